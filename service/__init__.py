@@ -1,0 +1,1 @@
+"""The image service: domain modules, and its HTTP face in `service.api`."""

@@ -1,0 +1,53 @@
+"""Every error of the API, once: stable code, status and the sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """An error that the client is told. Two errors are the same kind if their codes are equal."""
+
+    def __init__(self, code: str, message: str | None = None, *, retry_after_s: int | None = None) -> None:
+        self.code = code
+        self.status, default = CATALOGUE[code]
+        self.message = message or default
+        self.retry_after_s = 1 if retry_after_s is None and self.status == 503 else retry_after_s
+        super().__init__(f"{code}: {self.message}")
+
+
+CATALOGUE: dict[str, tuple[int, str]] = {
+    # the request
+    "bad-request": (400, "The request is not valid HTTP; check its method, path and headers."),
+    "invalid-parameter": (400, "A parameter has a value that is not allowed."),
+    "invalid-body": (400, "The body cannot be read; send the bytes of one image."),
+    "empty-body": (400, "The body is empty; send the bytes of one image."),
+    "invalid-id": (400, "An image id has 7 to 16 letters and digits; check the id."),
+    "unauthorized": (
+        401,
+        "A valid API key is needed; send it as ?key=, as X-Api-Key or as Authorization: Bearer.",
+    ),
+    "not-found": (404, "There is nothing at this address; the API lives under /v1."),
+    "image-not-found": (404, "There is no image with this id in your account."),
+    "image-deleted": (404, "The image was deleted while this request waited for it."),
+    "method-not-allowed": (405, "This address does not take this method; see the Allow header."),
+    "upload-timeout": (408, "The body stopped arriving; send it again without long pauses."),
+    "upload-too-large": (413, "The body is larger than this server accepts."),
+    "unsupported-content-type": (
+        415,
+        "Send the image with the header Content-Type: application/octet-stream (or image/*, or one file "
+        "as multipart/form-data).",
+    ),
+    "expectation-failed": (417, "Only Expect: 100-continue is understood."),
+    # the picture
+    "unsupported-image": (415, "This is not a picture in JPEG, PNG, WebP, GIF, AVIF, TIFF, HEIC or SVG."),
+    "damaged-image": (415, "The picture is truncated or damaged; send the whole file."),
+    "too-many-pixels": (422, "Width times height times pages is over this server's limit; send a smaller picture."),
+    "probe-failed": (422, "The picture could not be decoded within this server's limits of time and memory."),
+    # the account
+    "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
+    # the server
+    "busy": (503, "Too many uploads are under way; try again shortly."),
+    "database-unavailable": (503, "The database cannot be reached; try again shortly."),
+    "queue-unavailable": (503, "The job queue cannot be reached; try again shortly."),
+    "storage-unavailable": (503, "The image storage cannot be written; try again shortly."),
+    "internal": (500, "Something went wrong on this server; its log has the details under the request id."),
+}

@@ -1,0 +1,43 @@
+"""What a probe finds in an image, and how it refuses one: the words that the queue, the worker and the rows share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIME_TYPES: dict[str, str] = {
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "avif": "image/avif",
+    "tiff": "image/tiff",
+    "heic": "image/heic",
+    "svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Findings about one picture.
+
+    `width` and `height` are as displayed, with the EXIF orientation applied, and of one page. `orientation` is
+    the EXIF value 1 to 8, 1 where there is none. `exif` has standard tag names and JSON types. `mini_preview`
+    is a baseline JPEG.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+    pages: int
+    has_alpha: bool
+    exif: dict[str, object]
+    mini_preview: bytes
+
+
+class Rejected(Exception):
+    """The picture is refused for good. `code` is an error code of the API (`service.errors`)."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code

@@ -1,0 +1,80 @@
+"""Every setting, read from `DAGUERRE_*` environment variables here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `50MB`, `2GB`, `1.5g` or a plain number; units are powers of 1024, as in the API's answers."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size: write bytes, or a number with KB, MB, GB or TB")
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Frozen: one is made at start-up and handed down."""
+
+    model_config = SettingsConfigDict(env_prefix="DAGUERRE_", frozen=True, extra="ignore")
+
+    data: Path = Field(Path("/var/lib/daguerre"), description="Folder for everything that is kept.")
+    storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
+    database_url: str = Field("postgresql://localhost/daguerre", description="PostgreSQL, as a URL.")
+    redis_url: str = Field("redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket.")
+    public_url: str = Field("http://localhost:8080", description="Where clients reach this service.")
+
+    host: str = Field("127.0.0.1", description="Address the service listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port the service listens on; 0 picks a free one.")
+
+    max_upload: Size = Field(50 << 20, description="Largest accepted body, in bytes or like `50MB`.")
+    max_pixels: int = Field(100_000_000, gt=0, description="Largest accepted width × height × pages.")
+    uploads_in_flight: int = Field(
+        256, gt=0, description="Uploads that one API process works on at once; more are answered 503."
+    )
+    upload_idle_timeout_s: float = Field(
+        30, gt=0, description="Longest pause of a client inside a body, in seconds; then 408."
+    )
+    wait_s: float = Field(
+        10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202."
+    )
+    drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
+
+    database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")
+    probe_processes: int = Field(1, gt=0, description="Child processes of one worker that run libvips.")
+    probe_timeout_s: float = Field(10, gt=0, le=20, description="Seconds a picture may take; then it is refused.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto` is console on a terminal and JSON elsewhere."
+    )
+
+    @property
+    def storage_folder(self) -> Path:
+        return self.storage or self.data / "storage"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message names the variable and is meant for the operator."""
+
+
+def load(**overrides: object) -> Settings:
+    """Read the environment; `overrides` (command-line options) win where they are not None."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate({**Settings().model_dump(exclude_unset=True), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"DAGUERRE_{name}: {first['msg']}") from None
