@@ -33,15 +33,18 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "upload-too-large": (413, "The body is larger than this server accepts."),
     "unsupported-content-type": (
         415,
-        "Send the image with the header Content-Type: application/octet-stream (or image/*, or one file "
-        "as multipart/form-data).",
+        "Send the header Content-Type: application/octet-stream (or image/*, or one file as multipart/form-data).",
     ),
     "expectation-failed": (417, "Only Expect: 100-continue is understood."),
     # the picture
     "unsupported-image": (415, "This is not a picture in JPEG, PNG, WebP, GIF, AVIF, TIFF, HEIC or SVG."),
     "damaged-image": (415, "The picture is truncated or damaged; send the whole file."),
-    "too-many-pixels": (422, "Width times height times pages is over this server's limit; send a smaller picture."),
+    "too-many-pixels": (
+        422,
+        "Width times height times pages is over this server's limit; send a smaller picture.",
+    ),
     "probe-failed": (422, "The picture could not be decoded within this server's limits of time and memory."),
+    "image-lost": (410, "The image's file is missing from the storage; upload it again."),
     # the account
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
     # the server

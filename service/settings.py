@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.embedded import folder
+
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -29,7 +31,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DAGUERRE_", frozen=True, extra="ignore")
 
-    data: Path = Field(Path("/var/lib/daguerre"), description="Folder for everything that is kept.")
+    data: Path = Field(default_factory=folder.default, description="Folder for everything that is kept.")
     storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
     database_url: str = Field("postgresql://localhost/daguerre", description="PostgreSQL, as a URL.")
     redis_url: str = Field("redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket.")
@@ -39,16 +41,17 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port the service listens on; 0 picks a free one.")
 
     max_upload: Size = Field(50 << 20, description="Largest accepted body, in bytes or like `50MB`.")
-    max_pixels: int = Field(100_000_000, gt=0, description="Largest accepted width × height × pages.")
+    max_pixels: int = Field(100_000_000, gt=0, description="Largest accepted width x height x pages.")
     uploads_in_flight: int = Field(
         256, gt=0, description="Uploads that one API process works on at once; more are answered 503."
     )
     upload_idle_timeout_s: float = Field(
         30, gt=0, description="Longest pause of a client inside a body, in seconds; then 408."
     )
-    wait_s: float = Field(
-        10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202."
+    upload_timeout_s: float = Field(
+        600, gt=0, le=1800, description="Longest time a whole body may take, in seconds; then 408."
     )
+    wait_s: float = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
     drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
 
     database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")

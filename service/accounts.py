@@ -1,0 +1,110 @@
+"""Accounts: who owns images, and how much they may store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import asyncpg
+
+from service.database import Connection
+from service.ids import AccountId
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """`used_bytes` and `num_images` count pending and ready images."""
+
+    id: AccountId
+    name: str
+    max_bytes: int
+    used_bytes: int
+    num_images: int
+
+    @property
+    def remaining_bytes(self) -> int:
+        return max(0, self.max_bytes - self.used_bytes)
+
+
+class AccountExists(Exception):
+    """There is an account of this name already."""
+
+
+class AccountUnknown(Exception):
+    """There is no account of this name."""
+
+
+_CREATE = "insert into accounts (name, max_bytes) values ($1, $2) returning id"
+
+
+async def create_account(connection: Connection, name: str, max_bytes: int) -> AccountId:
+    try:
+        return AccountId(await connection.fetchval(_CREATE, name, max_bytes))
+    except asyncpg.UniqueViolationError:
+        raise AccountExists(name) from None
+
+
+_SELECT = "select id, name, max_bytes, used_bytes, num_images from accounts"
+
+
+async def load_account(connection: Connection, account_id: AccountId) -> Account:
+    row = await connection.fetchrow(f"{_SELECT} where id = $1", account_id)
+    if row is None:
+        raise AccountUnknown(account_id)
+    return Account(*row)
+
+
+async def find_account(connection: Connection, name: str) -> Account:
+    row = await connection.fetchrow(f"{_SELECT} where name = $1", name)
+    if row is None:
+        raise AccountUnknown(name)
+    return Account(*row)
+
+
+async def list_accounts(connection: Connection) -> list[Account]:
+    return [Account(*row) for row in await connection.fetch(f"{_SELECT} order by name")]
+
+
+# Oldest first, so that a budget that runs out starts where it ended.
+_STALE = "select id from accounts where changed_at >= refreshed_at order by refreshed_at, id limit $1"
+
+# One snapshot reads the sum and the row; images and counters move in one commit, so the two differ only by an
+# error. `seen_at` is that snapshot's time.
+_DRIFT = """
+select stored.bytes - accounts.used_bytes, stored.images - accounts.num_images, statement_timestamp()
+from accounts, lateral (
+    select coalesce(sum(bytes), 0)::bigint as bytes, count(*) as images
+    from images where account_id = accounts.id and state <> 'failed'
+) as stored
+where accounts.id = $1
+"""
+
+_REFRESH = """
+update accounts set used_bytes = used_bytes + $2, num_images = num_images + $3, refreshed_at = $4 where id = $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What an account's counters were off by; zero unless something went wrong."""
+
+    account_id: AccountId
+    bytes: int
+    images: int
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes or self.images)
+
+
+async def list_stale(connection: Connection, limit: int) -> list[AccountId]:
+    """Accounts that changed since their counters were last refreshed."""
+    return [AccountId(row[0]) for row in await connection.fetch(_STALE, limit)]
+
+
+async def refresh_counters(connection: Connection, account_id: AccountId) -> Drift:
+    """Count the account's images and apply the difference, as a difference: uploads go on meanwhile."""
+    row = await connection.fetchrow(_DRIFT, account_id)
+    if row is None:
+        raise AccountUnknown(account_id)
+    bytes_off, images_off, seen_at = row
+    await connection.execute(_REFRESH, account_id, bytes_off, images_off, seen_at)
+    return Drift(account_id, bytes_off, images_off)

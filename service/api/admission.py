@@ -1,0 +1,50 @@
+"""Which uploads are let in: decided from the headers, before a byte of the body is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.accounts import Account, load_account
+from service.database import Database
+from service.errors import ServiceError
+from service.replies import Replies
+from service.settings import Settings
+from service.uploads import too_large
+
+
+class Admission:
+    def __init__(self, settings: Settings, database: Database, replies: Replies) -> None:
+        self._settings = settings
+        self._database = database
+        self._replies = replies
+        self._in_flight = 0
+
+    @contextmanager
+    def upload(self) -> Iterator[None]:
+        """Hold one of this process's places. Raises `busy`, or `queue-unavailable` while no job can be enqueued."""
+        if self._in_flight >= self._settings.uploads_in_flight:
+            raise ServiceError("busy")
+        if not self._replies.connected:
+            raise ServiceError("queue-unavailable")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def check_length(self, account: Account, length: int | None) -> None:
+        """A first look at a body's declared length; the bytes that arrive are counted all the same.
+
+        Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
+        """
+        if length is not None and length > self._settings.max_upload:
+            raise too_large(self._settings.max_upload)
+        if length == 0:
+            raise ServiceError("empty-body")
+        if account.remaining_bytes < (length or 1):
+            # What the key ring remembers may be older than a delete.
+            async with self._database.connection() as connection:
+                account = await load_account(connection, account.id)
+            if account.remaining_bytes < (length or 1):
+                raise ServiceError("quota-exceeded")

@@ -1,0 +1,33 @@
+"""The application: its resources, its middleware and every route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from service.api import account, health, images
+from service.api.bodies import expect_later
+from service.api.middleware import answer
+from service.api.resources import RESOURCES, open_resources
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> web.Application:
+    app = web.Application(middlewares=[answer])
+
+    async def hold_resources(app: web.Application) -> AsyncIterator[None]:
+        async with open_resources(settings) as opened:
+            app[RESOURCES] = opened
+            yield
+
+    app.cleanup_ctx.append(hold_resources)
+
+    route = app.router
+    route.add_post("/v1/images", images.create, expect_handler=expect_later)
+    route.add_get("/v1/images/{id}", images.show)
+    route.add_get("/v1/account", account.show)
+
+    route.add_get("/healthz", health.alive)
+    route.add_get("/readyz", health.ready)
+    return app

@@ -1,0 +1,69 @@
+"""The bytes of one image in a request's body: raw, or as one file of multipart/form-data."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import BodyPartReader, ClientError, HttpVersion11, web
+
+from service.errors import ServiceError
+
+_CHUNK_BYTES = 64 * 1024
+
+
+def check_content_type(request: web.Request) -> None:
+    """Raises `unsupported-content-type`, which names the header to send."""
+    kind = request.content_type
+    if kind not in ("application/octet-stream", "multipart/form-data") and not kind.startswith("image/"):
+        raise ServiceError("unsupported-content-type")
+
+
+def declared_length(request: web.Request) -> int | None:
+    """The length of the image as far as the headers tell: None if chunked; of a form, the whole form's."""
+    if not request.body_exists:
+        return 0
+    return request.content_length
+
+
+async def expect_later(_: web.Request) -> None:
+    """aiohttp's `expect_handler` of upload routes: `chunks` sends the 100 Continue, once the upload is let in."""
+
+
+async def chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """The image's bytes as they arrive. Raises `invalid-body` for a form that is not exactly one file."""
+    if request.version == HttpVersion11 and "Expect" in request.headers:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+    source = _form_file(request) if request.content_type == "multipart/form-data" else _raw(request)
+    try:
+        async for chunk in source:
+            yield chunk
+    except (ClientError, ValueError) as error:  # how aiohttp tells of a body that is cut off or malformed
+        raise ServiceError("invalid-body") from error
+
+
+async def _raw(request: web.Request) -> AsyncIterator[bytes]:
+    while chunk := await request.content.readany():
+        yield chunk
+
+
+async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
+    found = False
+    async for part in await request.multipart():
+        if not isinstance(part, BodyPartReader) or (part.filename is None and not _is_binary(part)):
+            raise ServiceError(
+                "invalid-body",
+                "A form may hold one file and nothing else; send parameters in the query string.",
+            )
+        if found:
+            raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
+        found = True
+        while chunk := await part.read_chunk(_CHUNK_BYTES):
+            yield part.decode(chunk)
+    if not found:
+        raise ServiceError("empty-body")
+
+
+def _is_binary(part: BodyPartReader) -> bool:
+    kind = part.headers.get("Content-Type", "")
+    return kind == "application/octet-stream" or kind.startswith("image/")

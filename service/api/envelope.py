@@ -1,0 +1,30 @@
+"""The shape of every answer: `{"success": true, "response": …}` or `{"success": false, "error": …}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from service.errors import ServiceError
+
+_encode = msgspec.json.Encoder().encode
+
+
+def ok(response: Mapping[str, Any] | list[Any], *, status: int = 200) -> web.Response:
+    return web.Response(
+        body=_encode({"success": True, "response": response}), status=status, content_type="application/json"
+    )
+
+
+def error(problem: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = {"success": False, "error": {"code": problem.code, "message": problem.message}}
+    answer = web.Response(body=_encode(body), status=problem.status, content_type="application/json", headers=headers)
+    answer.headers["Cache-Control"] = "no-store"
+    if problem.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(problem.retry_after_s)
+    if problem.status == 401:
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="daguerre"'
+    return answer

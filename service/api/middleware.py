@@ -1,0 +1,72 @@
+"""What surrounds every handler: a request id, errors as answers, one log line."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from service.api import envelope
+from service.errors import ServiceError
+
+log = structlog.get_logger("service.api")
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_REQUEST_ID = web.RequestKey("request_id", str)
+_ACCEPTED_ID = re.compile(r"[0-9A-Za-z._-]{1,64}")
+_QUIET = frozenset({"/healthz", "/readyz"})
+
+
+def request_id(request: web.Request) -> str:
+    """The client's X-Request-Id, or one of ours; it goes with the job too."""
+    return request[_REQUEST_ID]
+
+
+@web.middleware
+async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    started = time.perf_counter()
+    given = request.headers.get("X-Request-Id", "")
+    request[_REQUEST_ID] = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
+    code = None
+    try:
+        response = await handler(request)
+    except ServiceError as problem:
+        code = problem.code
+        response = envelope.error(problem)
+    except web.HTTPException as refusal:
+        translated, headers = _of_router(refusal)
+        code = translated.code
+        response = envelope.error(translated, headers)
+    except ConnectionError:
+        raise  # the client is gone: there is nobody to answer
+    except Exception:
+        code = "internal"
+        log.exception("request.failed", request_id=request_id(request), path=request.path)
+        response = envelope.error(ServiceError(code))
+    response.headers["X-Request-Id"] = request_id(request)
+    if request.path not in _QUIET:
+        # The path alone: the query string holds the key.
+        log.info(
+            "request",
+            request_id=request_id(request),
+            method=request.method,
+            path=request.path,
+            status=response.status,
+            ms=round((time.perf_counter() - started) * 1000, 1),
+            **({} if code is None else {"code": code}),
+        )
+    return response
+
+
+def _of_router(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]]:
+    match refusal:
+        case web.HTTPNotFound():
+            return ServiceError("not-found"), {}
+        case web.HTTPMethodNotAllowed():
+            return ServiceError("method-not-allowed"), {"Allow": ", ".join(sorted(refusal.allowed_methods))}
+        case _:
+            return ServiceError("bad-request"), {}

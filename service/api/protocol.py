@@ -1,0 +1,117 @@
+"""aiohttp's connection handler, with the envelope for what its parser refuses.
+
+The parser refuses lower-case methods, bad characters and long lines before any middleware runs, with a plain-text 400
+that quotes the request line, key included, and a log line that does so too. Everything here leans on names that are
+private to aiohttp 3.14; tests/test_protocol.py holds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server
+
+from service.api import envelope
+from service.errors import ServiceError
+
+log = structlog.get_logger("service.api")
+
+_LOOK_S = 0.05
+
+_LOWER_METHOD = re.compile(rb"(?:[A-Za-z]*[a-z][A-Za-z]*)(?= )")
+
+
+class Connection(RequestHandler):
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Upper-case the method of a request (the API's samples have `curl -X get`), never a byte of a body."""
+        if self._is_idle() and (method := _LOWER_METHOD.match(data)) is not None:
+            data = method[0].upper() + data[method.end() :]
+        super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self.is_busy()
+
+    def is_busy(self) -> bool:
+        return self._current_request is not None or bool(self._messages)
+
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            request_handler = _refuse_expectation  # else aiohttp answers it before any middleware, as plain text
+        return await super()._handle_request(request, start_time, request_handler)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(self._manager, DrainingServer) and self._manager.draining:
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """The envelope, closing the connection; neither answer nor log line quotes the request."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun")
+        code = "bad-request" if status < 500 else "internal"
+        if code == "internal":
+            log.error("request.failed", exc_info=exc)
+        else:
+            log.info("request.refused", error=type(exc).__name__)
+        answer = envelope.error(ServiceError(code))
+        answer.force_close()
+        return answer
+
+
+async def _refuse_expectation(_: web.BaseRequest) -> web.StreamResponse:
+    return envelope.error(ServiceError("expectation-failed"))
+
+
+class DrainingServer(Server):
+    """Makes the connections, and lets their requests finish before they are closed."""
+
+    draining = False
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def count_under_way(self) -> int:
+        return sum(connection.is_busy() for connection in self.connections if isinstance(connection, Connection))
+
+    async def drain(self, *, linger_s: float, timeout_s: float) -> None:
+        """Wait for the requests under way, up to `timeout_s`. aiohttp's own shutdown comes too early for them: it
+        drops the rest of a body that is still arriving.
+
+        Idle connections stay for `linger_s`, since a request may be on its way; each answer closes its connection.
+        """
+        self.draining = True
+        deadline = time.monotonic() + timeout_s
+        await asyncio.sleep(linger_s)
+        while self.count_under_way() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of an end
+            await asyncio.sleep(_LOOK_S)
+
+
+class Runner(web.AppRunner):
+    """Serves an application through `Connection`."""
+
+    async def _make_server(self) -> Server:
+        server = await super()._make_server()
+        return DrainingServer(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+
+    @property
+    def draining_server(self) -> DrainingServer:
+        assert isinstance(self.server, DrainingServer)  # noqa: S101 - what _make_server made
+        return self.server

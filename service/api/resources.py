@@ -1,0 +1,73 @@
+"""What handlers work with: made at start-up, one for the whole application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import web
+
+from service import jobs
+from service.api.admission import Admission
+from service.batches import Batcher, running
+from service.database import Database
+from service.images import insert_pending
+from service.ingest import Ingest
+from service.jobs import JobQueue
+from service.keys import KeyRing
+from service.replies import Replies
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from service.uploads import UploadLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    settings: Settings
+    database: Database
+    storage: DiskStorage
+    keys: KeyRing
+    jobs: JobQueue
+    replies: Replies
+    admission: Admission
+    ingest: Ingest
+    upload_limits: UploadLimits
+
+
+RESOURCES = web.AppKey("resources", Resources)
+
+
+def resources(request: web.Request) -> Resources:
+    return request.app[RESOURCES]
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Connect to everything; tasks and connections end with the block."""
+    storage = DiskStorage(settings.storage_folder)
+    await asyncio.to_thread(storage.prepare)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database.open(settings.database_url, connections=settings.database_connections)
+        )
+        redis = jobs.open_redis(settings.redis_url)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        inserts = Batcher(partial(insert_pending, database))
+        replies = Replies(redis, database)
+        queue = jobs.JobQueue(redis)
+        await stack.enter_async_context(running(inserts.run()))
+        await stack.enter_async_context(running(replies.listen()))
+        yield Resources(
+            settings=settings,
+            database=database,
+            storage=storage,
+            keys=KeyRing(database),
+            jobs=queue,
+            replies=replies,
+            admission=Admission(settings, database, replies),
+            ingest=Ingest(database, storage, inserts, queue, replies, settings.wait_s),
+            upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
+        )

@@ -1,0 +1,60 @@
+"""One API process: listen, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from service import logs
+from service.api.app import create_app
+from service.api.protocol import Runner
+from service.settings import Settings
+
+log = structlog.get_logger("service.api")
+
+# Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
+_DISK_THREADS = 32
+# How long an idle connection stays open for a request that may be on its way when the drain begins.
+_LINGER_S = 0.5
+_KEEPALIVE_S = 75
+_BACKLOG = 1024
+
+
+def serve(settings: Settings, *, fd: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, on an inherited listening socket or on the settings' host and port."""
+    logs.configure(settings, part="api", pid=os.getpid())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, fd))
+
+
+async def _serve(settings: Settings, fd: int | None) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk"))
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    runner = Runner(create_app(settings), access_log=None, keepalive_timeout=_KEEPALIVE_S, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        site: web.BaseSite
+        if fd is None:
+            site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
+        else:
+            site = web.SockSite(runner, socket.socket(fileno=fd), backlog=_BACKLOG)
+        await site.start()
+        log.info("api.listening", address=runner.addresses[0])
+        await stopping.wait()
+        log.info("api.draining", requests=runner.draining_server.count_under_way())
+        await site.stop()
+        await runner.draining_server.drain(linger_s=_LINGER_S, timeout_s=settings.drain_s)
+    finally:
+        await runner.cleanup()
+    log.info("api.stopped")

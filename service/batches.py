@@ -1,0 +1,81 @@
+"""Group commit: all that wait are written by one statement and one commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+class Batcher(Generic[Item, Outcome]):
+    """Collects items while the batch before is being written.
+
+    `write` gets up to `limit` items and answers an outcome for each, in order; an outcome that is an exception is
+    raised to its submitter alone, an exception that `write` raises to all of the batch. What waits is bounded by
+    the callers, each of which waits for its own item.
+    """
+
+    def __init__(
+        self, write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]], *, limit: int = 256
+    ) -> None:
+        self._write = write
+        self._limit = limit
+        self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
+        self._arrived = asyncio.Event()
+
+    async def submit(self, item: Item) -> Outcome:
+        """Once a batch holds the item, cancelling this call does not take it back: the outcome is unknown then."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Write batches until cancelled; the owner of the batcher keeps this as its one task."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                await self._write_next()
+
+    async def _write_next(self) -> None:
+        count = min(len(self._waiting), self._limit)
+        batch = [entry for entry in (self._waiting.popleft() for _ in range(count)) if not entry[1].done()]
+        if not batch:
+            return
+        try:
+            outcomes = await self._write([item for item, _ in batch])
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    if isinstance(error, Exception):
+                        future.set_exception(error)
+                    else:
+                        future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+@asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Own a task for the length of a block."""
+    task = asyncio.create_task(loop)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

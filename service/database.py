@@ -1,0 +1,88 @@
+"""The connection pool, and the schema."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from service.errors import ServiceError
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+_ACQUIRE_TIMEOUT_S = 2
+_COMMAND_TIMEOUT_S = 10
+_SCHEMA_LOCK = 0xDA60E88E
+
+# What asyncpg raises where the server is away, starting, stopping or full.
+_UNAVAILABLE = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+
+
+async def _keep_session(_: Connection) -> None:
+    """Nothing here changes a session, so asyncpg's reset, a round trip at every release, has nothing to do."""
+
+
+class Database:
+    """A pool that answers the API's `database-unavailable` instead of a dozen exceptions."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, *, connections: int) -> AsyncIterator[Database]:
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=connections,
+            command_timeout=_COMMAND_TIMEOUT_S,
+            timeout=_ACQUIRE_TIMEOUT_S,
+            reset=_keep_session,
+            server_settings={"application_name": "daguerre"},
+        )
+        try:
+            yield cls(pool)
+        finally:
+            try:
+                await asyncio.wait_for(pool.close(), timeout=5)
+            except TimeoutError:
+                pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Hold one only around queries, never while waiting for a client or a job."""
+        try:
+            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+        except _UNAVAILABLE as error:
+            raise ServiceError("database-unavailable") from error
+
+
+def _schema() -> str:
+    package = Path(__file__).parent
+    installed, checkout = package / "schema.sql", package.parent / "schema.sql"
+    return (installed if installed.exists() else checkout).read_text(encoding="utf-8")
+
+
+async def apply_schema(url: str) -> None:
+    """Create or update the tables; safe to run from several processes at once, and again."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
+            await connection.execute(_schema())
+    finally:
+        await connection.close()

@@ -1,0 +1,56 @@
+"""The first account and its key, which every start can show again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import asyncpg
+
+_ACCOUNT = "default"
+_MAX_BYTES = 10 << 30
+
+
+async def prepare(database_url: str, folder: Path) -> str | None:
+    """Apply the schema and give the first account's key; None if it was revoked, or if it was never ours.
+
+    The key lies in `first-key`, and in `first-key.new` from before the commit until it counts: a key that was
+    revoked is told from one that a crash kept out of the database.
+    """
+    from service import accounts, database, keys  # noqa: PLC0415  not needed to find or stop a server
+
+    await database.apply_schema(database_url)
+    kept, fresh = folder / "first-key", folder / "first-key.new"
+    connection = await asyncpg.connect(database_url)
+    try:
+        if (key := _read(fresh)) and await keys.key_is_active(connection, key):
+            fresh.replace(kept)
+        if key := _read(kept):
+            return key if await keys.key_is_active(connection, key) else None
+        async with connection.transaction():
+            try:
+                async with connection.transaction():
+                    await accounts.create_account(connection, _ACCOUNT, _MAX_BYTES)
+            except accounts.AccountExists:
+                return None
+            key = await keys.create_key(connection, _ACCOUNT)
+            _write(fresh, key)
+        fresh.replace(kept)
+        return key
+    finally:
+        await connection.close()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, key: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{key}\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,180 @@
+"""One child process: what to run and how to end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from service.embedded import EmbeddedError
+
+_LEASH = Path(__file__).with_name("leash.py")
+_LOG_LIMIT_BYTES = 10 << 20
+
+
+class User(NamedTuple):
+    uid: int
+    gid: int
+    name: str
+
+
+def server_user() -> User | None:
+    """The account that PostgreSQL runs as, where this process is root: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise EmbeddedError(
+            "PostgreSQL does not run as root and this machine has no user `nobody` to run it:"
+            " start Daguerre as an ordinary user"
+        ) from None
+    return User(entry.pw_uid, entry.pw_gid, entry.pw_name)
+
+
+def name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in a container that is run with a number
+        return f"user {uid}"
+
+
+def run_as(user: User | None, argv: Sequence[str | Path], text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a short command to its end as that user. In a session of its own: Ctrl-C would cut it short alone."""
+    return subprocess.run(
+        argv,
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=[] if user else None,
+        cwd="/",
+        input=text,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        start_new_session=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command to keep running.
+
+    `stop_signal` asks it to end, also when this process dies; `hard_signal` ends it after `grace_s`. Without a
+    `log` it writes to this process's own output. `prepare` runs before every start, `ready` tells that it works.
+    """
+
+    name: str
+    argv: Sequence[str | Path]
+    env: Mapping[str, str] | None = None
+    user: User | None = None
+    pass_fds: tuple[int, ...] = ()
+    log: Path | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    hard_signal: signal.Signals = signal.SIGKILL
+    grace_s: float = 30
+    prepare: Callable[[], None] | None = None
+    ready: Callable[[int], bool] | None = None
+
+
+def start(program: Program) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own, so that Ctrl-C reaches only this process, tied to this process's life.
+
+    Call it from the main thread: Linux ends the program with the thread that started it.
+    """
+    if program.prepare is not None:
+        program.prepare()
+    user = f"{program.user.uid}:{program.user.gid}" if program.user else "-"
+    leash: list[str | Path] = [
+        sys.executable,
+        "-I",
+        "-S",
+        _LEASH,
+        str(os.getpid()),
+        str(int(program.stop_signal)),
+        user,
+    ]
+    with contextlib.ExitStack() as stack:
+        log = None
+        if program.log is not None:
+            trim_log(program.log)
+            log = stack.enter_context(_append_to(program.log))
+        return subprocess.Popen(
+            [*leash, *program.argv],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(program.env) if program.env is not None else None,
+            # another user may not be able to enter this one's folder
+            cwd="/" if program.user else None,
+            pass_fds=program.pass_fds,
+            start_new_session=True,
+        )
+
+
+def stop(program: Program, process: subprocess.Popen[bytes], grace_s: float | None = None) -> None:
+    """End it and wait until it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(program.stop_signal)
+    try:
+        process.wait(program.grace_s if grace_s is None else grace_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(program.hard_signal)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    end_orphans(process)
+
+
+def end_orphans(process: subprocess.Popen[bytes]) -> None:
+    """End what a program that has ended left behind in its process group, like a killed worker's children."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_ready(program: Program, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    """Wait until it is ready, or raise with the reason why it is not."""
+    deadline = time.monotonic() + timeout_s
+    while program.ready is not None and not program.ready(process.pid):
+        if process.poll() is not None:
+            raise EmbeddedError(f"{program.name} did not start: {last_words(program)}")
+        if time.monotonic() > deadline:
+            raise EmbeddedError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program)}")
+        time.sleep(0.005)
+
+
+def last_words(program: Program) -> str:
+    """The last error in its log, and where to read on."""
+    if program.log is None:
+        return "its output above says why"
+    lines = [line for line in program.log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines[-20:] if "FATAL" in line or "rror" in line]
+    told = (errors or lines or ["it said nothing"])[-1].rpartition("FATAL:")[2].strip()
+    return f"{told} (more in {program.log})"
+
+
+def trim_log(log: Path) -> None:
+    """Keep a log within two files of 10 MB: its old part goes to `NAME.1`. Also while a program appends to it."""
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT_BYTES:
+            old = log.with_name(f"{log.name}.1")
+            old.unlink(missing_ok=True)
+            with log.open("rb") as source, _append_to(old) as target:
+                source.seek(-_LOG_LIMIT_BYTES, os.SEEK_END)
+                while piece := source.read(1 << 20):
+                    target.write(piece)
+            os.truncate(log, 0)
+
+
+def _append_to(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")

@@ -1,0 +1,73 @@
+"""What `daguerre up` tells the person who watches it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+_BOLD, _DIM, _GREEN, _YELLOW, _RED = "1", "2", "32", "33", "31"
+
+
+class Screen:
+    """Plain lines; on a terminal a step's line is there from its start, and there are a few colours."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._colours = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._signs = {"done": "✓", "failed": "✗", "begun": "·", "note": "!"}
+        try:
+            "✓✗·".encode(stream.encoding or "ascii")
+        except UnicodeEncodeError:
+            self._signs = {"done": "+", "failed": "x", "begun": "-", "note": "!"}
+        self._started = time.monotonic()
+
+    def title(self, text: str) -> None:
+        self._write(f"{self._paint(text, _BOLD)}\n")
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """One line a step, with the seconds it took."""
+        begun = time.monotonic()
+        if self._terminal:
+            self._write(f"  {self._paint(self._signs['begun'], _DIM)} {text} ")
+        try:
+            yield
+        except BaseException:
+            self._finish(self._paint(self._signs["failed"], _RED), text, begun)
+            raise
+        self._finish(self._paint(self._signs["done"], _GREEN), text, begun)
+
+    def note(self, text: str) -> None:
+        """A thing that happened while everything runs, with its time of day."""
+        self._write(f"{time.strftime('%H:%M:%S')} {self._paint(self._signs['note'], _YELLOW)} {text}\n")
+
+    def ready(self, rows: list[tuple[str, str]], command: str, closing: str) -> None:
+        """The banner. The command has a line to itself, so that it can be pasted."""
+        elapsed = f"{time.monotonic() - self._started:.1f} s"
+        self._write(f"\n{self._paint('Daguerre is ready', _BOLD)} {self._paint(f'after {elapsed}', _DIM)}\n\n")
+        for name, value in rows:
+            self._write(f"  {self._paint(f'{name:<10}', _DIM)}{value}\n")
+        if command:
+            self._write(f"\n  Try it, from any folder:\n\n{self._paint(command, _GREEN)}\n")
+        self._write(f"\n{self._paint(closing, _DIM)}\n")
+
+    def line(self, text: str) -> None:
+        self._write(f"{text}\n")
+
+    def _finish(self, sign: str, text: str, begun: float) -> None:
+        start = "\r" if self._terminal else ""
+        elapsed = self._paint(f"{time.monotonic() - begun:5.1f} s", _DIM)
+        self._write(f"{start}  {sign} {text:<44}{elapsed}\n")
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+    def _write(self, text: str) -> None:
+        """A reader that went away (`| head`, a closed terminal) is no reason to stop serving images."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()

@@ -1,0 +1,40 @@
+"""Identifiers: image ids, account ids and the keys that clients hold."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from typing import NewType
+
+from service.errors import ServiceError
+
+ImageId = NewType("ImageId", str)
+AccountId = NewType("AccountId", int)
+
+_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_IMAGE_ID = re.compile(r"[0-9A-Za-z]{7,16}")
+_IMAGE_ID_LENGTH = 7
+_KEY_LENGTH = 40
+KEY_PATTERN = re.compile(rf"[0-9A-Za-z]{{{_KEY_LENGTH}}}")
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def new_image_id() -> ImageId:
+    """7 characters of base62, as in the API's example; unique by the table's constraint."""
+    return ImageId(_random(_IMAGE_ID_LENGTH))
+
+
+def parse_image_id(text: str) -> ImageId:
+    """Accepts up to 16 characters, so that ids can grow."""
+    if _IMAGE_ID.fullmatch(text) is None:
+        raise ServiceError("invalid-id")
+    return ImageId(text)
+
+
+def new_key() -> str:
+    """An API key: 40 characters of base62, 238 bits."""
+    return _random(_KEY_LENGTH)

@@ -1,0 +1,66 @@
+"""A received file becomes an image: its row, its place, its job, and the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from service.batches import Batcher
+from service.database import Database
+from service.errors import ServiceError
+from service.ids import AccountId, new_image_id
+from service.images import IdTaken, Image, NewImage, forget_failed
+from service.jobs import JobQueue
+from service.replies import Replies
+from service.storage.disk import DiskStorage
+from service.uploads import Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    database: Database
+    storage: DiskStorage
+    inserts: Batcher[NewImage, None]
+    jobs: JobQueue
+    replies: Replies
+    wait_s: float
+
+    async def store(
+        self, upload: Upload, account_id: AccountId, tags: Sequence[str], *, request_id: str
+    ) -> tuple[NewImage, Image | None]:
+        """The stored row, and the image once a worker has looked at it: None if that takes longer than `wait_s`.
+
+        From the moment the row is committed the image is durable, whatever happens here. Raises `quota-exceeded`,
+        `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
+        """
+        new = await self._insert(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
+        await self.storage.keep(new.id)
+        with self.replies.expect(new.id, account_id) as waiter:
+            with suppress(ServiceError):  # the sweep enqueues what is left pending
+                await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
+            image = await waiter.wait(self.wait_s)
+        if image is not None and image.error is not None:
+            await self._forget(image)
+            raise ServiceError(image.error)
+        return new, image
+
+    async def _insert(self, new: NewImage) -> NewImage:
+        while True:
+            try:
+                await self.inserts.submit(new)
+            except IdTaken:
+                taken, new = new.id, replace(new, id=new_image_id())
+                await self.storage.rename_incoming(taken, new.id)
+            except ServiceError as refusal:
+                # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
+                if refusal.code == "quota-exceeded":
+                    await self.storage.discard(new.id)
+                raise
+            else:
+                return new
+
+    async def _forget(self, image: Image) -> None:
+        with suppress(ServiceError):  # the row goes by itself a day later
+            async with self.database.connection() as connection:
+                await forget_failed(connection, image.id)

@@ -1,0 +1,85 @@
+"""The job contract: the queue's names, the codec, and how a job is enqueued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from arq.connections import ArqRedis
+from arq.constants import job_key_prefix
+from arq.jobs import serialize_job
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+from service.errors import ServiceError
+from service.ids import ImageId
+
+PROBE_QUEUE = "daguerre:probe"
+PROBE_IMAGE = "probe_image"
+
+# A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
+# since tokens that nobody takes would keep the workers turning after a rush.
+BELL = "daguerre:probe:bell"
+MOST_TOKENS = 8
+
+# Workers that are alive, by the time of their last sign of life.
+WORKERS = "daguerre:workers"
+WORKER_ALIVE_S = 10
+
+_EXPIRES_MS = 24 * 60 * 60 * 1000
+
+# arq hands its exceptions to the codec too.
+encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
+decode = msgspec.msgpack.Decoder().decode
+
+UNAVAILABLE = (RedisError, OSError)
+
+
+def open_redis(url: str) -> ArqRedis:
+    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too."""
+    pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+    return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
+
+
+class JobQueue:
+    """Enqueues in one round trip: arq's own `enqueue_job`, with the same keys, takes three."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+
+    async def enqueue_probe(self, image_id: ImageId, *, reply_to: str, request_id: str) -> None:
+        """Raises `queue-unavailable`. The sweep enqueues again whatever was lost here."""
+        try:
+            await self._enqueue([image_id], {"reply_to": reply_to, "request_id": request_id})
+        except UNAVAILABLE as error:
+            raise ServiceError("queue-unavailable") from error
+
+    async def enqueue_again(self, image_ids: Sequence[ImageId]) -> None:
+        """Put images that wait for too long back; those that are in the queue stay where they are."""
+        await self._enqueue(image_ids, {"reply_to": "", "request_id": "sweep"})
+
+    async def _enqueue(self, image_ids: Sequence[ImageId], context: dict[str, Any]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for image_id in image_ids:
+                payload = serialize_job(PROBE_IMAGE, (image_id,), context, None, now_ms, serializer=encode)
+                # NX: a job that waits or runs under this id is left alone.
+                pipe.set(job_key_prefix + image_id, payload, px=_EXPIRES_MS, nx=True)
+                pipe.zadd(PROBE_QUEUE, {image_id: now_ms}, nx=True)
+            ring(pipe, len(image_ids))
+            await pipe.execute()
+
+    async def count_workers(self) -> int:
+        """How many workers have shown a sign of life lately. Raises `queue-unavailable`."""
+        try:
+            return int(await self._redis.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf"))
+        except UNAVAILABLE as error:
+            raise ServiceError("queue-unavailable") from error
+
+
+def ring(pipe: Any, times: int) -> None:
+    """Queue up the commands that wake as many workers."""
+    pipe.rpush(BELL, *([b""] * min(times, MOST_TOKENS)))
+    pipe.ltrim(BELL, -MOST_TOKENS, -1)

@@ -1,0 +1,137 @@
+"""Wait for the reply to a job: one pub/sub channel a process, and the row itself where a reply is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from service.database import Database
+from service.errors import ServiceError
+from service.ids import AccountId, ImageId
+from service.images import Image, find_image
+from service.jobs import UNAVAILABLE
+
+log = structlog.get_logger(__name__)
+
+# A reply is a hint: whoever waits looks at the row this often, and whenever the channel comes back.
+_LOOK_S = 1.0
+_RECONNECT_S = 0.5
+# A silent channel is asked for a sign of life, so that a Redis host that vanished is noticed.
+_SILENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of a job's image; `image` is None if its row is gone."""
+
+    image_id: ImageId
+    image: Image | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+async def send(redis: Any, channel: str, reply: Reply) -> None:
+    """Wake the request that waits on `channel`; nobody may be there any more."""
+    with suppress(*UNAVAILABLE):
+        await redis.publish(channel, _encoder.encode(reply))
+
+
+class Waiter:
+    """One request's wait for one image."""
+
+    def __init__(self, image_id: ImageId, account_id: AccountId, database: Database) -> None:
+        self.reply: Reply | None = None
+        self.look = asyncio.Event()
+        self._image_id = image_id
+        self._account_id = account_id
+        self._database = database
+
+    async def wait(self, timeout_s: float) -> Image | None:
+        """The image once it is ready or failed, or None if it is still pending when the time is up.
+
+        Raises `image-deleted` if the row is gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (remaining := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(remaining, _LOOK_S)):
+                    await self.look.wait()
+            self.look.clear()
+            with suppress(ServiceError):  # the database is away: a reply may still come
+                image = self.reply.image if self.reply else await self._read_row()
+                if image is None:
+                    break
+                if image.state != "pending":
+                    return image
+        else:
+            return None
+        raise ServiceError("image-deleted")
+
+    async def _read_row(self) -> Image | None:
+        async with self._database.connection() as connection:
+            return await find_image(connection, self._image_id, self._account_id)
+
+
+class Replies:
+    """The replies to this process's jobs."""
+
+    def __init__(self, redis: Any, database: Database) -> None:
+        self.channel = f"daguerre:replies:{secrets.token_hex(8)}"
+        self.connected = False
+        self._redis = redis
+        self._database = database
+        self._waiters: dict[ImageId, Waiter] = {}
+
+    @contextmanager
+    def expect(self, image_id: ImageId, account_id: AccountId) -> Iterator[Waiter]:
+        """Listen for a reply from now on: enter before the job is enqueued."""
+        waiter = self._waiters[image_id] = Waiter(image_id, account_id, self._database)
+        try:
+            yield waiter
+        finally:
+            del self._waiters[image_id]
+
+    async def listen(self) -> None:
+        """Deliver replies until cancelled; reconnects by itself."""
+        while True:
+            try:
+                await self._subscribe_and_deliver()
+            except UNAVAILABLE as error:
+                log.warning("replies.disconnected", error=repr(error))
+            finally:
+                self.connected = False
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _subscribe_and_deliver(self) -> None:
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(self.channel)
+            asked = False
+            while True:
+                message = await pubsub.get_message(timeout=_SILENCE_S)
+                if message is None:
+                    if asked:
+                        raise ConnectionError("the channel is silent")
+                    await pubsub.ping()
+                asked = message is None
+                if message is not None and message["type"] == "message":
+                    self._deliver(_decoder.decode(message["data"]))
+                elif message is not None and message["type"] == "subscribe":
+                    self.connected = True
+                    for waiter in self._waiters.values():
+                        waiter.look.set()
+
+    def _deliver(self, reply: Reply) -> None:
+        waiter = self._waiters.get(reply.image_id)
+        if waiter is not None:
+            waiter.reply = reply
+            waiter.look.set()

@@ -1,0 +1,140 @@
+"""Images as files.
+
+A body streams into `incoming/ID`, is synced there, and moves to its own path only after its row is committed. So
+`incoming` is the journal of uploads that may have died half-way, and no sweep ever has to read the folders of what is
+stored; a reader looks at both places. The 256 folders exist from the start: a new image makes no directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiofiles
+import aiofiles.os
+from aiofiles.threadpool.binary import AsyncBufferedIOBase
+
+from service.errors import ServiceError
+from service.ids import ImageId
+
+
+class IncomingFile:
+    """A body on its way to disk."""
+
+    def __init__(self, file: AsyncBufferedIOBase, path: Path) -> None:
+        self._file = file
+        self._path = path
+
+    async def write(self, piece: bytes | bytearray) -> None:
+        """A call costs a thread's turn, so give it pieces of some hundred kilobytes."""
+        await self._file.write(piece)
+
+    async def seal(self) -> None:
+        """Make the file durable under its name."""
+        await self._file.flush()
+        await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        _sync_directory(self._path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class DiskStorage:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises OSError where they cannot be made or written."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for shard in range(256):
+            (self._root / f"{shard:02x}").mkdir(exist_ok=True)
+        _sync_directory(self._root)
+
+    def path(self, image_id: ImageId) -> Path:
+        """Where a stored image lies."""
+        return self._root / f"{zlib.crc32(image_id.encode()) & 0xFF:02x}" / image_id
+
+    def incoming_path(self, image_id: ImageId) -> Path:
+        return self._incoming / image_id
+
+    @asynccontextmanager
+    async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
+        """A new file for a body. It is removed if the block fails, and durable once `seal` has returned."""
+        path = self.incoming_path(image_id)
+        try:
+            async with aiofiles.open(path, "xb") as raw:
+                try:
+                    yield IncomingFile(raw, path)
+                except BaseException:
+                    # Not awaited: a cancelled request cleans up as well.
+                    path.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise ServiceError("storage-unavailable") from error
+
+    async def keep(self, image_id: ImageId) -> None:
+        """Move a received file, whose row is committed now, to its own path."""
+        try:
+            await aiofiles.os.rename(self.incoming_path(image_id), self.path(image_id))
+        except FileNotFoundError:
+            if not await aiofiles.os.path.exists(self.path(image_id)):  # else another process kept it
+                raise
+
+    async def rename_incoming(self, image_id: ImageId, to: ImageId) -> None:
+        await aiofiles.os.link(self.incoming_path(image_id), self.incoming_path(to))
+        await self.discard(image_id)
+
+    async def discard(self, image_id: ImageId) -> None:
+        """Remove a received file that gets no row."""
+        with suppress(FileNotFoundError):
+            await aiofiles.os.remove(self.incoming_path(image_id))
+
+    async def remove(self, image_id: ImageId) -> None:
+        """Remove a stored image, wherever it lies; it is no error if it is gone."""
+        for path in (self.incoming_path(image_id), self.path(image_id)):
+            with suppress(FileNotFoundError):
+                await aiofiles.os.remove(path)
+
+    async def locate(self, image_id: ImageId) -> Path | None:
+        """The file of an image whose row is committed, or None if there is none."""
+        # The third look is for a move that went on between the first two.
+        for path in (self.path(image_id), self.incoming_path(image_id), self.path(image_id)):
+            if await aiofiles.os.path.exists(path):
+                return path
+        return None
+
+    async def list_abandoned(self, age_s: float, limit: int) -> list[ImageId]:
+        """Received files that nobody has written to for `age_s`."""
+        return await asyncio.to_thread(lambda: list(self._abandoned(age_s, limit)))
+
+    def _abandoned(self, age_s: float, limit: int) -> Iterator[ImageId]:
+        before = time.time() - age_s
+        with os.scandir(self._incoming) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < before:
+                        yield ImageId(entry.name)
+                        limit -= 1
+                        if limit == 0:
+                            return
+
+    async def check(self) -> None:
+        """Raises OSError where nothing can be written."""
+        probe = self._incoming / f".check-{os.getpid()}"
+        async with aiofiles.open(probe, "wb") as file:
+            await file.write(b"x")
+        await aiofiles.os.remove(probe)

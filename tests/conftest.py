@@ -1,0 +1,182 @@
+"""Real PostgreSQL and Valkey, one of each a test process; a database of its own for every test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import redis as sync_redis
+from aiohttp.test_utils import TestClient
+
+from service import jobs
+from service.accounts import create_account
+from service.api.app import create_app
+from service.database import apply_schema
+from service.embedded.folder import scratch
+from service.embedded.postgres import Postgres
+from service.embedded.valkey import Valkey
+from service.ids import AccountId
+from service.keys import create_key
+from service.settings import Settings
+from worker.main import make_worker
+from worker.resources import open_resources
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Servers:
+    postgres: Postgres
+    valkey: Valkey
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with (
+        scratch() as folder,
+        Postgres(folder / "pg", settings={"fsync": "off", "io_method": "sync"}) as postgres,
+        Valkey(folder / "valkey") as valkey,
+    ):
+        asyncio.run(_make_template(postgres))
+        yield Servers(postgres, valkey)
+
+
+async def _make_template(postgres: Postgres) -> None:
+    connection = await asyncpg.connect(postgres.dsn)
+    await connection.execute("create database template_daguerre")
+    await connection.close()
+    await apply_schema(postgres.dsn_of("template_daguerre"))
+
+
+@pytest.fixture
+async def database_url(servers: Servers) -> str:
+    name = f"test_{next(_numbers)}"
+    connection = await asyncpg.connect(servers.postgres.dsn)
+    await connection.execute(f"create database {name} template template_daguerre")
+    await connection.close()
+    return servers.postgres.dsn_of(name)
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> str:
+    with sync_redis.Redis.from_url(servers.valkey.url) as client:
+        client.flushall()
+    return servers.valkey.url
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    return Settings(
+        data=tmp_path,
+        database_url=database_url,
+        redis_url=redis_url,
+        public_url="https://img.example.com",
+        wait_s=5,
+        database_connections=4,
+    )
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """An account with a key."""
+
+    id: AccountId
+    name: str
+    key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Api-Key": self.key}
+
+
+NewTenant = Callable[..., Awaitable[Tenant]]
+
+
+@pytest.fixture
+def new_tenant(connection: Any) -> NewTenant:
+    async def create(name: str | None = None, max_bytes: int = 2 << 30) -> Tenant:
+        name = name or f"tenant-{next(_numbers)}"
+        account_id = await create_account(connection, name, max_bytes)
+        return Tenant(account_id, name, await create_key(connection, name))
+
+    return create
+
+
+@pytest.fixture
+async def tenant(new_tenant: NewTenant) -> Tenant:
+    return await new_tenant()
+
+
+Client = TestClient[Any, Any]
+
+
+@pytest.fixture
+async def api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
+    """The application in this process; jobs wait until a test runs a worker."""
+    return await aiohttp_client(create_app(settings))
+
+
+@asynccontextmanager
+async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None]:
+    """A worker in this process, with child processes as in production."""
+    changed = settings.model_copy(update=overrides)
+    redis = jobs.open_redis(changed.redis_url)
+    async with open_resources(changed, redis) as resources:
+        worker = make_worker(changed, redis, resources)
+        worker._handle_signals = False
+        running = asyncio.create_task(worker.async_run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await worker.close()
+
+
+@pytest.fixture
+async def worker(settings: Settings) -> AsyncIterator[None]:
+    async with run_worker(settings):
+        yield
+
+
+@dataclass(frozen=True)
+class Burst:
+    """How many jobs a burst completed, failed and put off."""
+
+    complete: int
+    failed: int
+    retried: int
+
+
+RunBurst = Callable[[], Awaitable[Burst]]
+
+
+@pytest.fixture
+def burst(settings: Settings) -> RunBurst:
+    async def run() -> Burst:
+        redis = jobs.open_redis(settings.redis_url)
+        async with open_resources(settings, redis) as resources:
+            worker = make_worker(settings, redis, resources, burst=True)
+            worker.cron_jobs = []
+            await worker.async_run()
+            counts = Burst(worker.jobs_complete, worker.jobs_failed, worker.jobs_retried)
+            await worker.close()
+            return counts
+
+    return run
+
+

@@ -1,0 +1,69 @@
+"""The program of a child process: decodes pictures one at a time, until its worker is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from typing import BinaryIO
+
+from service.probes import Probe, Rejected
+from worker.protocol import LENGTH, ProbeRequest, Refusal, decode_request, encode_answer, frame
+
+_PR_SET_PDEATHSIG = 1
+_MEMORY_BYTES = 4 << 30
+
+
+def main() -> None:
+    _die_with(int(sys.argv[1]))
+    answers = _claim_stdout()
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
+
+    imaging.prepare()
+    answers.write(frame(b"ready"))
+    answers.flush()
+    while (request := _next_request(sys.stdin.buffer)) is not None:
+        answers.write(encode_answer(_probe(request)))
+        answers.flush()
+
+
+def _probe(request: ProbeRequest) -> Probe | Refusal:
+    from worker import imaging  # noqa: PLC0415
+
+    try:
+        return imaging.probe(request.path, max_pixels=request.max_pixels)
+    except Rejected as refusal:
+        return Refusal(refusal.code)
+    except FileNotFoundError:
+        return Refusal("image-lost")
+
+
+def _next_request(source: BinaryIO) -> ProbeRequest | None:
+    header = source.read(LENGTH.size)
+    if len(header) < LENGTH.size:
+        return None
+    return decode_request(source.read(LENGTH.unpack(header)[0]))
+
+
+def _claim_stdout() -> BinaryIO:
+    """Keep the pipe to the worker to ourselves: what a library prints goes to stderr."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe
+
+
+def _die_with(worker: int) -> None:
+    """On Linux a worker that is killed takes its children along; elsewhere they end after the picture at hand."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != worker:
+            sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

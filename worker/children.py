@@ -1,0 +1,126 @@
+"""Child processes that decode pictures: each probe has a time limit, and none can take the worker along.
+
+Why not a library: pebble, the one that ends a task past its time, keeps its children on one shared pipe, looks for
+news ten times a second, and offers no way to give the children an environment of their own. Here a child is a process
+with its own pair of pipes on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+
+import structlog
+
+from service.probes import Probe, Rejected
+from worker.protocol import LENGTH, ProbeRequest, Refusal, decode_answer, encode_request
+
+log = structlog.get_logger("worker")
+
+_START_TIMEOUT_S = 30
+
+
+class ChildLost(Exception):
+    """The child died, or took too long and was ended, while it worked on a picture."""
+
+
+class ChildUnavailable(Exception):
+    """No child can be started; nothing is known about the picture."""
+
+
+class Child:
+    """One process, started when needed and again after it died."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            return
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "worker.child",
+            str(os.getpid()),
+            stdin=PIPE,
+            stdout=PIPE,
+            env=_environment(),
+        )
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._receive(self._process)
+        except (TimeoutError, asyncio.IncompleteReadError) as error:
+            await self.end()
+            raise ChildUnavailable from error
+
+    async def probe(self, request: ProbeRequest, timeout_s: float) -> Probe | Refusal:
+        """Raises ChildLost, and ends the process if it is cancelled or takes longer than `timeout_s`."""
+        await self.start()
+        process = self._process
+        assert process is not None and process.stdin is not None  # noqa: S101, PT018 - what start made
+        try:
+            async with asyncio.timeout(timeout_s):
+                process.stdin.write(encode_request(request))
+                return decode_answer(await self._receive(process))
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+            await self.end()
+            log.warning("child.lost", cause=type(error).__name__, exit_code=process.returncode)
+            raise ChildLost from error
+        except BaseException:
+            process.kill()  # it would answer the next one who asks
+            raise
+
+    async def _receive(self, process: Process) -> bytes:
+        assert process.stdout is not None  # noqa: S101 - opened as a pipe
+        (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+        return await process.stdout.readexactly(length)
+
+    async def end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Children:
+    """A fixed number of children; a probe waits for a free one."""
+
+    def __init__(self, count: int, *, max_pixels: int, timeout_s: float) -> None:
+        self._all = [Child() for _ in range(count)]
+        self._free: asyncio.LifoQueue[Child] = asyncio.LifoQueue()
+        for child in self._all:
+            self._free.put_nowait(child)
+        self._max_pixels = max_pixels
+        self._timeout_s = timeout_s
+
+    async def start(self) -> None:
+        """Start them all, so that the first picture does not wait for it."""
+        await asyncio.gather(*(child.start() for child in self._all))
+
+    async def probe(self, path: str) -> Probe:
+        """Raises Rejected, ChildLost or ChildUnavailable."""
+        child = await self._free.get()
+        try:
+            answer = await child.probe(ProbeRequest(path, self._max_pixels), self._timeout_s)
+        finally:
+            self._free.put_nowait(child)
+        if isinstance(answer, Refusal):
+            raise Rejected(answer.code)
+        return answer
+
+    async def end(self) -> None:
+        await asyncio.gather(*(child.end() for child in self._all))
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the worker's own, above all no address or password of a database."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD") if name in os.environ}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "VIPS_CONCURRENCY": "1",
+        "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
+    }

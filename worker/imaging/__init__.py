@@ -1,0 +1,10 @@
+"""Everything that touches the bytes of a picture: synchronous, and imported only inside child processes.
+
+libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, only ever sees
+our own small pixels: it encodes the preview.
+"""
+
+from worker.imaging.loaders import prepare
+from worker.imaging.probe import probe
+
+__all__ = ["prepare", "probe"]

@@ -1,0 +1,43 @@
+"""One probe of one file."""
+
+from __future__ import annotations
+
+import os
+
+import pyvips
+
+from service.probes import Probe, Rejected
+from worker.imaging import loaders
+from worker.imaging.exif import read_exif
+from worker.imaging.preview import encode_preview
+from worker.imaging.sniffing import HEAD_BYTES, sniff
+
+
+def probe(path: str, *, max_pixels: int) -> Probe:
+    """Decode the whole picture once and say what it is.
+
+    `max_pixels` bounds width x height x pages, by the header, before any pixel is decoded. Raises `Rejected` with
+    `unsupported-image`, `damaged-image` or `too-many-pixels`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        form = sniff(os.pread(fd, HEAD_BYTES, 0))
+        if form is None:
+            raise Rejected("unsupported-image")
+        picture = loaders.LOADERS[form](loaders.Source(path, fd, max_pixels))
+        exif = read_exif(fd if form == "tiff" else picture.exif)
+    except pyvips.Error as error:
+        raise Rejected("damaged-image") from error
+    finally:
+        os.close(fd)
+    turned = picture.orientation >= 5
+    return Probe(
+        format=form,
+        width=picture.height if turned else picture.width,
+        height=picture.width if turned else picture.height,
+        orientation=picture.orientation,
+        pages=picture.pages,
+        has_alpha=picture.has_alpha,
+        exif=exif,
+        mini_preview=encode_preview(picture),
+    )

@@ -1,0 +1,68 @@
+"""Which of the eight formats some bytes are, by their first bytes alone."""
+
+from __future__ import annotations
+
+import re
+
+HEAD_BYTES = 4096
+
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_ANY_CODEC_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
+
+
+def sniff(head: bytes) -> str | None:
+    """The format of a file that starts with `head` (its first HEAD_BYTES), or None: a key of `MIME_TYPES`."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if head[4:8] == b"ftyp":
+        return _sniff_heif(head)
+    if _starts_svg(head):
+        return "svg"
+    return None
+
+
+def _sniff_heif(head: bytes) -> str | None:
+    """AVIF or HEIC by brand. `mif1` and its like name no codec: then the item types in the header decide."""
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12]} | {head[i : i + 4] for i in range(16, size - 3, 4)}
+    avif, heic = bool(brands & _AVIF_BRANDS), bool(brands & _HEIC_BRANDS)
+    if avif != heic:
+        return "avif" if avif else "heic"
+    if not avif and not brands & _ANY_CODEC_BRANDS:
+        return None
+    av1, hevc = head.find(b"av01"), head.find(b"hvc1")
+    if av1 == hevc == -1:
+        return None
+    return "avif" if hevc == -1 or -1 < av1 < hevc else "heic"
+
+
+def _starts_svg(head: bytes) -> bool:
+    """Whether the root element is svg, behind any byte order mark, declarations and comments."""
+    i = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    while True:
+        while i < len(head) and head[i] in b" \t\r\n":
+            i += 1
+        if head.startswith(b"<!--", i):
+            i = _after(head, b"-->", i)
+        elif head.startswith(b"<?", i):
+            i = _after(head, b"?>", i)
+        elif head[i : i + 9].upper() == b"<!DOCTYPE":
+            subset, close = head.find(b"[", i), head.find(b">", i)
+            i = _after(head, b">", _after(head, b"]", subset)) if -1 < subset < close else _after(head, b">", i)
+        else:
+            return _SVG_ROOT.match(head, i) is not None
+
+
+def _after(head: bytes, mark: bytes, start: int) -> int:
+    found = head.find(mark, start)
+    return len(head) if found == -1 else found + len(mark)

@@ -1,0 +1,49 @@
+"""What jobs work with: made at start-up, one for the whole worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from service.batches import Batcher, running
+from service.database import Database
+from service.ids import ImageId
+from service.images import Image, mark_ready
+from service.jobs import JobQueue
+from service.probes import Probe
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from worker.children import Children
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    database: Database
+    storage: DiskStorage
+    redis: Any
+    jobs: JobQueue
+    children: Children
+    findings: Batcher[tuple[ImageId, Probe], Image | None]
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
+    """Connect to everything and start the child processes; all of it ends with the block."""
+    storage = DiskStorage(settings.storage_folder)
+    await asyncio.to_thread(storage.prepare)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database.open(settings.database_url, connections=settings.database_connections)
+        )
+        findings = Batcher(partial(mark_ready, database))
+        await stack.enter_async_context(running(findings.run()))
+        children = Children(
+            settings.probe_processes, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s
+        )
+        stack.push_async_callback(children.end)
+        await children.start()
+        yield Resources(database, storage, redis, JobQueue(redis), children, findings)
