@@ -72,15 +72,18 @@ def redis_url(servers: Servers) -> str:
 
 
 @pytest.fixture
-def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
-    return Settings(
-        data=tmp_path,
-        database_url=database_url,
-        redis_url=redis_url,
-        public_url="https://img.example.com",
-        wait_s=5,
-        database_connections=4,
-    )
+def settings(request: pytest.FixtureRequest, database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    """`@pytest.mark.settings(name=value)` changes some for one test."""
+    marker = request.node.get_closest_marker("settings")
+    chosen: dict[str, Any] = {
+        "data": tmp_path,
+        "database_url": database_url,
+        "redis_url": redis_url,
+        "public_url": "https://img.example.com",
+        "wait_s": 5,
+        "database_connections": 4,
+    }
+    return Settings(**(chosen | (marker.kwargs if marker else {})))
 
 
 @pytest.fixture
@@ -142,8 +145,9 @@ async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None
         try:
             yield
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            while not running.done():
+                running.cancel()
+                await asyncio.wait([running], timeout=0.2)
             await worker.close()
 
 

@@ -76,6 +76,8 @@ class DoorbellWorker(Worker):
             if self.allow_pick_jobs:
                 await self.heart_beat()
             await self._show_life()
+            if not self.allow_pick_jobs and not self.tasks:
+                raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
         except (RedisError, OSError) as error:
             log.warning("worker.queue_unavailable", error=repr(error))
             await asyncio.sleep(_RECONNECT_S)

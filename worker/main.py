@@ -63,7 +63,7 @@ def make_worker(settings: Settings, redis: ArqRedis, resources: Resources, *, bu
         ctx={"resources": resources},
         burst=burst,
         handle_signals=not burst,
-        job_completion_wait=int(settings.drain_s),
+        job_completion_wait=max(1, int(settings.drain_s)),
         max_jobs=settings.probe_processes + _JOBS_AHEAD,
         job_timeout=_JOB_TIMEOUT_S,
         max_tries=_MAX_TRIES,

@@ -63,8 +63,11 @@ def claim(path: Path, server_user: User | None) -> Iterator[Folder]:
                 (path / name).mkdir(mode=0o700, exist_ok=True)
             unclean = running.state_file(path).exists()
             running.state_file(path).unlink(missing_ok=True)
-            yield Folder(path, _run_folder(path, server_user), unclean)
+            run = _run_folder(path, server_user)
+            yield Folder(path, run, unclean)
             running.state_file(path).unlink(missing_ok=True)
+            if not run.is_relative_to(path):
+                shutil.rmtree(run, ignore_errors=True)
     except OSError as error:
         if error.filename is None or not Path(str(error.filename)).is_relative_to(path):
             raise
@@ -155,4 +158,4 @@ def _is_closed(path: Path) -> bool:
 def _reason(error: OSError) -> str:
     if error.errno in {errno.EACCES, errno.EPERM}:
         return f"{name_of(os.geteuid())} may not write to {error.filename}"
-    return f"{error.filename}: {(error.strerror or str(error)).lower()}"
+    return f"{(error.strerror or str(error)).lower()} ({error.filename})"

@@ -102,6 +102,7 @@ class Postgres:
             user=self.user,
             log=self.log,
             stop_signal=signal.SIGINT,  # "fast": open sessions are cut off, what is committed is written
+            death_signal=signal.SIGINT,
             hard_signal=signal.SIGQUIT,  # "immediate": the next start recovers; -9 would leave its children
             prepare=self._end_stale,
             ready=self._is_ready,

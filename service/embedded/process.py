@@ -68,8 +68,9 @@ def run_as(user: User | None, argv: Sequence[str | Path], text: str = "") -> sub
 class Program:
     """A command to keep running.
 
-    `stop_signal` asks it to end, also when this process dies; `hard_signal` ends it after `grace_s`. Without a
-    `log` it writes to this process's own output. `prepare` runs before every start, `ready` tells that it works.
+    `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, and `death_signal` is what it is sent if
+    this process dies. Without a `log` it writes to this process's own output. `prepare` runs before every start,
+    `ready` tells that it works.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Program:
     log: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     hard_signal: signal.Signals = signal.SIGKILL
+    death_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 30
     prepare: Callable[[], None] | None = None
     ready: Callable[[int], bool] | None = None
@@ -99,7 +101,7 @@ def start(program: Program) -> subprocess.Popen[bytes]:
         "-S",
         _LEASH,
         str(os.getpid()),
-        str(int(program.stop_signal)),
+        str(int(program.death_signal)),
         user,
     ]
     with contextlib.ExitStack() as stack:

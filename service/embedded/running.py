@@ -52,7 +52,8 @@ def lock(data: Path) -> Iterator[None]:
             except BlockingIOError:
                 if attempt == 19:
                     raise EmbeddedError(
-                        f"Daguerre is running on {data} already: stop it, or name another folder with --data"
+                        f"Daguerre is running on {data} already{_where(data)}: stop it,"
+                        " or name another folder with --data"
                     ) from None
                 time.sleep(0.02)
         yield
@@ -72,6 +73,14 @@ def announce(data: Path, running: Running) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(asdict(running), file)
     partial.replace(state_file(data))
+
+
+def _where(data: Path) -> str:
+    try:
+        found = Running(**json.loads(state_file(data).read_text()))
+    except OSError:  # still starting
+        return ""
+    return f" ({found.local_url}, process {found.pid})"
 
 
 def _is_locked(data: Path) -> bool:

@@ -29,11 +29,11 @@ class Screen:
         self._write(f"{self._paint(text, _BOLD)}\n")
 
     @contextlib.contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """One line a step, with the seconds it took."""
+    def step(self, text: str, *, talkative: bool = False) -> Iterator[None]:
+        """One line a step, with the seconds it took. Of a talkative one, other lines come in between."""
         begun = time.monotonic()
         if self._terminal:
-            self._write(f"  {self._paint(self._signs['begun'], _DIM)} {text} ")
+            self._write(f"  {self._paint(self._signs['begun'], _DIM)} {text} " + ("\n" if talkative else ""))
         try:
             yield
         except BaseException:

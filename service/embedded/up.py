@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,9 +15,9 @@ import asyncpg
 import click
 
 from service import settings as configuration
-from service.embedded import EmbeddedError, binaries, first_key, folder, listening, running
+from service.embedded import EmbeddedError, first_key, folder, listening, running, services
 from service.embedded.postgres import Postgres
-from service.embedded.process import Program, server_user
+from service.embedded.process import server_user
 from service.embedded.screen import Screen
 from service.embedded.supervisor import Stopped, Supervisor
 from service.embedded.valkey import Valkey
@@ -26,15 +25,15 @@ from service.settings import Settings
 
 Result = TypeVar("Result")
 
-API_PROCESSES = 2
-_READY_TIMEOUT_S = 60
 _SAMPLE = Path(__file__).with_name("sample.jpg")
 
 
 @click.command()
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (8080); 0 picks a free one.")
 @click.option("--host", help="Address to listen on (127.0.0.1); 0.0.0.0 for all.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder that keeps everything (also DAGUERRE_DATA).")
+@click.option(
+    "--data", type=click.Path(path_type=Path, readable=False), help="Folder that keeps everything (also DAGUERRE_DATA)."
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
 def up(port: int | None, host: str | None, data: Path | None, workers: int) -> None:
     """Start everything: PostgreSQL, Valkey, the API and the workers. Ctrl-C stops it."""
@@ -48,40 +47,20 @@ def up(port: int | None, host: str | None, data: Path | None, workers: int) -> N
 
 def run(settings: Settings, *, workers: int, screen: Screen) -> int:
     """Returns the exit code once everything has ended. Raises EmbeddedError if it cannot start."""
-    given = settings.model_fields_set
-    own_postgres, own_valkey = "database_url" not in given, "redis_url" not in given
+    own_postgres = "database_url" not in settings.model_fields_set
+    was_ready = False
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder.claim(settings.data, server_user() if own_postgres else None))
         screen.title(f"Daguerre, data in {place.path}")
-        listener = stack.enter_context(
-            listening.bind(settings.host, settings.port, patience_s=10 if place.unclean else 0)
-        )
-        local_url = listening.local_url(listener)
+        patience_s = 10 if place.unclean else 0
+        listener = stack.enter_context(listening.bind(settings.host, settings.port, patience_s=patience_s))
         supervisor = stack.enter_context(Supervisor(report=screen.note))
-        was_ready = False
         try:
-            database_url, redis_url = settings.database_url, settings.redis_url
-            if own_postgres:
-                postgres = Postgres(
-                    place.postgres, socket_folder=place.run / "postgres", log=place.logs / "postgres.log"
-                )
-                with screen.step(f"PostgreSQL {binaries.postgres_version()}"):
-                    supervisor.start([postgres.program()])
-                database_url = postgres.dsn
-            if own_valkey:
-                valkey = Valkey(place.valkey, socket_path=place.run / "valkey.sock", log=place.logs / "valkey.log")
-                with screen.step("Valkey"):
-                    supervisor.start([valkey.program()])
-                redis_url = valkey.url
-            with screen.step("Schema and first account"):
-                key = _finish(supervisor, first_key.prepare(database_url, place.path))
-            public_url = settings.public_url if "public_url" in given else local_url
-            found = running.Running(os.getpid(), database_url, redis_url, local_url, public_url)
-            worker_programs, api_programs = _services(settings, place.path, listener, found, workers)
-            with screen.step(f"{len(worker_programs)} worker processes, {len(api_programs)} API processes"):
-                supervisor.start(worker_programs)
-                supervisor.start(api_programs)
-                _wait_ready(supervisor, listener)
+            found, key = _start_servers(settings, place, listening.local_url(listener), supervisor, screen)
+            with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
+                supervisor.start(services.worker_programs(workers, settings, place.path, found))
+                supervisor.start(services.api_programs(listener, settings, place.path, found))
+                services.wait_ready(supervisor, listener)
             running.announce(place.path, found)
             was_ready = True
             _show_banner(screen, found, key, place.path)
@@ -91,55 +70,32 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
         screen.line("\nStopping: requests and jobs under way are finished first (Ctrl-C again to hurry)")
         listener.close()
         supervisor.stop()
-        screen.line("Stopped.")
+        screen.line("Stopped")
     return 0 if was_ready else 130
 
 
-def _services(
-    settings: Settings, data: Path, listener: socket.socket, found: running.Running, workers: int
-) -> tuple[list[Program], list[Program]]:
-    """The workers and the API processes."""
-    host, port = listener.getsockname()[:2]
-    env = {
-        **os.environ,
-        "DAGUERRE_DATA": str(data),
-        "DAGUERRE_DATABASE_URL": found.database_url,
-        "DAGUERRE_REDIS_URL": found.redis_url,
-        "DAGUERRE_PUBLIC_URL": found.public_url,
-        "DAGUERRE_HOST": str(host),
-        "DAGUERRE_PORT": str(port),
-    }
-    # -P: what lies in the folder where the user happens to stand is not imported
-    command = [sys.executable, "-P", "-m", "service.cli"]
-    grace_s = settings.drain_s + 5
-    descriptor = listener.fileno()
-    return [
-        Program(name=f"Worker {number}", argv=[*command, "worker"], env=env, grace_s=grace_s)
-        for number in range(1, workers + 1)
-    ], [
-        Program(
-            name=f"API {number}",
-            argv=[*command, "serve", "--fd", str(descriptor)],
-            env=env,
-            pass_fds=(descriptor,),
-            grace_s=grace_s,
-        )
-        for number in range(1, API_PROCESSES + 1)
-    ]
-
-
-def _wait_ready(supervisor: Supervisor, listener: socket.socket) -> None:
-    """Until the API says that all of it works."""
-    answer = listening.Answer(0, "")
-
-    def is_ready() -> bool:
-        nonlocal answer
-        answer = listening.get(listener, "/readyz")
-        return answer.status == 200
-
-    if not supervisor.wait_until(is_ready, _READY_TIMEOUT_S, every_s=0.05):
-        said = f"it answers {answer.status} {answer.body}" if answer.status else "it does not answer"
-        raise EmbeddedError(f"/readyz is not well after {_READY_TIMEOUT_S} s: {said}")
+def _start_servers(
+    settings: Settings, place: folder.Folder, local_url: str, supervisor: Supervisor, screen: Screen
+) -> tuple[running.Running, str | None]:
+    """PostgreSQL and Valkey, unless others are given; the schema and the first account's key."""
+    given = settings.model_fields_set
+    database_url, redis_url = settings.database_url, settings.redis_url
+    if "database_url" not in given:
+        with screen.step("PostgreSQL"):
+            log = place.logs / "postgres.log"
+            postgres = Postgres(place.postgres, socket_folder=place.run / "postgres", log=log)
+            supervisor.start([postgres.program()])
+        database_url = postgres.dsn
+    if "redis_url" not in given:
+        with screen.step("Valkey"):
+            log = place.logs / "valkey.log"
+            valkey = Valkey(place.valkey, socket_path=place.run / "valkey.sock", log=log)
+            supervisor.start([valkey.program()])
+        redis_url = valkey.url
+    with screen.step("Schema and first account"):
+        key = _finish(supervisor, first_key.prepare(database_url, place.path))
+    public_url = settings.public_url if "public_url" in given else local_url
+    return running.Running(os.getpid(), database_url, redis_url, local_url, public_url), key
 
 
 def _show_banner(screen: Screen, found: running.Running, key: str | None, data: Path) -> None:

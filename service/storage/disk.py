@@ -12,7 +12,7 @@ import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import aiofiles
@@ -32,16 +32,26 @@ class IncomingFile:
 
     async def write(self, piece: bytes | bytearray) -> None:
         """A call costs a thread's turn, so give it pieces of some hundred kilobytes."""
-        await self._file.write(piece)
+        with _unavailable():
+            await self._file.write(piece)
 
     async def seal(self) -> None:
         """Make the file durable under its name."""
-        await self._file.flush()
-        await asyncio.to_thread(self._sync)
+        with _unavailable():
+            await self._file.flush()
+            await asyncio.to_thread(self._sync)
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         _sync_directory(self._path.parent)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError("storage-unavailable") from error
 
 
 def _sync_directory(path: Path) -> None:
@@ -75,16 +85,16 @@ class DiskStorage:
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
         """A new file for a body. It is removed if the block fails, and durable once `seal` has returned."""
         path = self.incoming_path(image_id)
+        with _unavailable():
+            raw = await aiofiles.open(path, "xb")
         try:
-            async with aiofiles.open(path, "xb") as raw:
-                try:
-                    yield IncomingFile(raw, path)
-                except BaseException:
-                    # Not awaited: a cancelled request cleans up as well.
-                    path.unlink(missing_ok=True)
-                    raise
-        except OSError as error:
-            raise ServiceError("storage-unavailable") from error
+            yield IncomingFile(raw, path)
+        except BaseException:
+            # Not awaited: a cancelled request cleans up as well.
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            await raw.close()
 
     async def keep(self, image_id: ImageId) -> None:
         """Move a received file, whose row is committed now, to its own path."""

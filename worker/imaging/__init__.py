@@ -5,6 +5,6 @@ our own small pixels: it encodes the preview.
 """
 
 from worker.imaging.loaders import prepare
-from worker.imaging.probe import probe
+from worker.imaging.probing import probe
 
 __all__ = ["prepare", "probe"]

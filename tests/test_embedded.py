@@ -1,0 +1,458 @@
+"""The servers from wheels, the supervisor, and `daguerre up` as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import redis
+
+from service.embedded import EmbeddedError, first_key, folder, running
+from service.embedded.postgres import Postgres
+from service.embedded.process import Program, server_user, trim_log
+from service.embedded.supervisor import Supervisor
+from service.embedded.valkey import Valkey
+from service.keys import list_keys, revoke_key
+
+ROOT = Path(__file__).parents[1]
+LEASH = ROOT / "service/embedded/leash.py"
+AS_ROOT = os.geteuid() == 0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with folder.scratch() as path:
+        yield path
+
+
+def is_alive(pid: int) -> bool:
+    """A process that has ended and that nobody waited for does not count."""
+    return processes().get(pid, (0, "Z", ""))[1] != "Z"
+
+
+def processes() -> dict[int, tuple[int, str, str]]:
+    """Parent, state and command line of every process."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found[int(entry.name)] = (int(parent), state, args)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def query(dsn: str, statement: str) -> Any:
+    async def ask() -> Any:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+class TestServers:
+    def test_data_survive_a_restart_and_a_kill(self, place: Path) -> None:
+        with Postgres(place / "pg", settings={"io_method": "sync"}) as postgres, Valkey(place / "valkey") as valkey:
+            assert query(postgres.dsn, "show fsync") == "on"
+            assert query(postgres.dsn, "show synchronous_commit") == "on"
+            query(postgres.dsn, "create table kept (n int)")
+            query(postgres.dsn, "insert into kept values (1)")
+            with redis.Redis.from_url(valkey.url) as client:
+                client.set("kept", "1")
+                assert client.config_get("appendonly") == {"appendonly": "yes"}
+                assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            postgres.stop()
+            valkey.stop()
+            postgres.start()
+            valkey.start()
+            for process in (postgres.process, valkey.process):
+                assert process is not None
+                process.kill()
+            postgres.stop()
+            valkey.stop()
+            postgres.start()
+            valkey.start()
+            assert query(postgres.dsn, "select n from kept") == 1
+            with redis.Redis.from_url(valkey.url) as client:
+                assert client.get("kept") == b"1"
+
+    def test_die_with_a_killed_parent(self, place: Path) -> None:
+        program = (
+            "import sys, time; from pathlib import Path\n"
+            "from service.embedded.postgres import Postgres; from service.embedded.valkey import Valkey\n"
+            "place = Path(sys.argv[1]); servers = Postgres(place / 'pg', settings={'fsync': 'off'}), Valkey(place / 'v')\n"
+            "[server.start() for server in servers]\n"
+            "print(*(server.process.pid for server in servers), flush=True); time.sleep(60)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(place)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as parent:
+            assert parent.stdout is not None
+            pids = [int(word) for word in parent.stdout.readline().split()]
+            assert len(pids) == 2
+            assert all(is_alive(pid) for pid in pids)
+            parent.kill()
+        wait_for(lambda: not any(is_alive(pid) for pid in pids), 5)
+
+    def test_a_server_that_outlived_its_parent_is_replaced(self, place: Path) -> None:
+        """What a hard kill leaves where the kernel sends no death signal."""
+        postgres = Postgres(place / "pg", settings={"fsync": "off"})
+        user = server_user()
+        program = postgres.program()
+        left = subprocess.Popen(
+            program.argv,
+            user=user.uid if user else None,
+            group=user.gid if user else None,
+            cwd="/",
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert program.ready is not None
+            ready = program.ready
+            wait_for(lambda: ready(left.pid))
+            with postgres:
+                assert left.wait(5) == 0
+                assert query(postgres.dsn, "select 1") == 1
+        finally:
+            left.kill()
+
+    def test_a_process_number_used_again_is_no_server(self, place: Path) -> None:
+        with Postgres(place / "pg", settings={"fsync": "off"}) as postgres:
+            postgres.stop()
+            (postgres.cluster / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.cluster}\n0\n5432\n\n\n0 0\n")
+            postgres.start()
+            assert query(postgres.dsn, "select 1") == 1
+
+    def test_another_major_version_is_refused(self, place: Path) -> None:
+        cluster = place / "pg" / "cluster"
+        cluster.mkdir(parents=True)
+        (cluster / "PG_VERSION").write_text("17\n")
+        with pytest.raises(EmbeddedError, match="is of PostgreSQL 17 and this Daguerre brings 18"):
+            Postgres(place / "pg").start()
+
+    def test_a_start_that_fails_says_why(self, place: Path) -> None:
+        with pytest.raises(EmbeddedError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
+            Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
+
+    def test_logs_are_bounded(self, tmp_path: Path) -> None:
+        log = tmp_path / "server.log"
+        log.write_bytes(b"x" * (11 << 20))
+        trim_log(log)
+        assert log.stat().st_size == 0
+        assert (tmp_path / "server.log.1").stat().st_size == 10 << 20
+
+
+class TestLeash:
+    def test_without_a_death_signal_a_watcher_ends_the_program(self) -> None:
+        program = (
+            "import os, runpy, subprocess, sys, time\n"
+            "code = 'import runpy, sys; sys.platform = \"other\"; sys.argv = sys.argv[1:]; '"
+            "'runpy.run_path(sys.argv[0], run_name=\"__main__\")'\n"
+            "child = subprocess.Popen([sys.executable, '-c', code, sys.argv[1], str(os.getpid()), '15', '-',"
+            " '/bin/sleep', '60'])\n"
+            "print(child.pid, flush=True); time.sleep(60)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program, str(LEASH)], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            wait_for(lambda: "sleep" in Path(f"/proc/{pid}/cmdline").read_text(), 5)
+            parent.kill()
+        wait_for(lambda: not is_alive(pid), 5)
+
+    def test_nothing_starts_for_a_parent_that_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        leash = runpy.run_path(str(LEASH))
+        monkeypatch.setattr(sys, "platform", "linux")
+        with pytest.raises(SystemExit):
+            leash["tie_to"](os.getpid(), 0)
+
+
+class TestSupervisor:
+    def test_what_dies_again_and_again_is_started_ever_later(self, tmp_path: Path) -> None:
+        starts, lines = tmp_path / "starts", list[str]()
+        with Supervisor(report=lines.append) as supervisor:
+            supervisor.start([Program("Quick", ["/bin/sh", "-c", f"echo >> {starts}; sleep 0.1; exit 3"])])
+            threading.Timer(1.6, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            supervisor.run()
+        assert starts.read_text().count("\n") == 3
+        assert [line.split(")", 1)[1] for line in lines] == [
+            " ended with exit code 3: starting it again",
+            " ended with exit code 3: starting it again in 1 s",
+            " ended with exit code 3: starting it again in 2 s",
+        ]
+
+    def test_the_last_group_is_stopped_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
+        order = tmp_path / "order"
+        stubborn = Program("Stubborn", ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"], grace_s=60)
+        polite = Program(
+            "Polite", ["/bin/sh", "-c", f"trap 'date +%s > {order}; exit' TERM; while :; do sleep 0.1; done"]
+        )
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([polite])
+            supervisor.start([stubborn])
+            for delay_s in (0.3, 0.6):
+                threading.Timer(delay_s, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            begun = time.time()
+            supervisor.run()
+            supervisor.stop()
+        assert 2 < time.time() - begun < 10
+        assert int(order.read_text()) >= int(begun) + 2
+
+    def test_children_of_a_killed_program_end_too(self, tmp_path: Path) -> None:
+        pids = tmp_path / "pids"
+        program = Program("Parent", ["/bin/sh", "-c", f"sleep 60 & echo $$ $! >> {pids}; wait"])
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([program])
+            wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 1)
+            parent, child = map(int, pids.read_text().split())
+            os.kill(parent, signal.SIGKILL)
+            assert supervisor.wait_until(lambda: pids.read_text().count("\n") == 2, 5)
+            wait_for(lambda: not is_alive(child), 5)
+
+    def test_a_program_that_cannot_start_is_given_up(self) -> None:
+        with pytest.raises(EmbeddedError, match="Broken did not start: it ended with exit code 1"):  # noqa: SIM117
+            with Supervisor(report=lambda _: None) as supervisor:
+                supervisor.start([Program("Broken", ["/nowhere/program"])])
+                supervisor.wait_until(lambda: False, 10)
+
+
+class TestFolder:
+    def test_is_made_private_and_locked(self, place: Path) -> None:
+        with folder.claim(place / "a" / "data", server_user()) as claimed:
+            assert claimed.path.stat().st_mode & 0o777 == (0o711 if AS_ROOT else 0o700)
+            assert claimed.run == claimed.path / "run"
+            with pytest.raises(EmbeddedError, match="Daguerre is running on .* already"):  # noqa: SIM117
+                with folder.claim(claimed.path, None):
+                    pass
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("file", "is not a folder"),
+            ("file/below/it", r"cannot be made, since .*/file is not a folder"),
+            ("full", r"holds other things \(a, b, c, …\)"),
+        ],
+    )
+    def test_refuses(self, place: Path, name: str, reason: str) -> None:
+        (place / "file").touch()
+        (place / "full").mkdir()
+        for other in "abcd":
+            (place / "full" / other).touch()
+        with pytest.raises(EmbeddedError, match=reason), folder.claim(place / name, server_user()):
+            pass
+
+    @pytest.mark.skipif(not AS_ROOT, reason="only root's PostgreSQL runs as another user")
+    def test_refuses_what_nobody_cannot_enter(self, place: Path) -> None:
+        closed = place / "closed"
+        closed.mkdir(mode=0o700)
+        with pytest.raises(EmbeddedError, match=r"who cannot enter .*/closed \(mode 700\)"):  # noqa: SIM117
+            with folder.claim(closed / "data", server_user()):
+                pass
+        assert list(closed.iterdir()) == []
+        with folder.claim(closed / "data", None):  # with a PostgreSQL elsewhere it will do
+            pass
+        assert closed.stat().st_mode & 0o777 == 0o700
+
+    @pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
+    def test_refuses_what_is_not_writable(self, place: Path) -> None:
+        (place / "closed").mkdir(mode=0o500)
+        for path in (place / "closed", place / "closed" / "data"):
+            with pytest.raises(EmbeddedError, match="not writable|may not write"), folder.claim(path, None):
+                pass
+
+    @pytest.mark.parametrize("name", ["long" * 30, "with space"])
+    def test_a_path_that_no_socket_can_have_gets_a_folder_for_sockets(self, place: Path, name: str) -> None:
+        with folder.claim(place / name, server_user()) as claimed:
+            assert re.fullmatch(r"/tmp/daguerre-\d+-[0-9a-f]{12}", str(claimed.run))
+            assert claimed.run.stat().st_mode & 0o077 == (0o011 if AS_ROOT else 0)
+        assert not claimed.run.exists()
+        claimed.run.symlink_to(place)  # as another user might, beforehand
+        try:
+            with pytest.raises(EmbeddedError, match="is another user's"), folder.claim(place / name, server_user()):
+                pass
+        finally:
+            claimed.run.unlink()
+
+    def test_running_is_told_by_the_lock_alone(self, place: Path) -> None:
+        found = running.Running(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
+        assert running.find(place / "missing") is None
+        running.announce(place, found)
+        assert running.state_file(place).stat().st_mode & 0o777 == 0o600
+        assert running.find(place) is None
+        with running.lock(place):
+            assert running.find(place) == found
+            running.state_file(place).unlink()
+            with pytest.raises(EmbeddedError, match="still starting"):
+                running.find(place, wait_s=0)
+        assert running.find(place) is None
+
+
+class TestFirstKey:
+    async def test_is_made_once_and_shown_again(self, database_url: str, connection: Any, tmp_path: Path) -> None:
+        key = await first_key.prepare(database_url, tmp_path)
+        assert key is not None
+        assert await first_key.prepare(database_url, tmp_path) == key
+        assert (tmp_path / "first-key").stat().st_mode & 0o777 == 0o600
+        (listed,) = await list_keys(connection, "default")
+        await revoke_key(connection, listed.id)
+        assert await first_key.prepare(database_url, tmp_path) is None
+        assert len(await list_keys(connection, "default")) == 1
+
+    async def test_a_crash_on_either_side_of_the_commit_is_mended(
+        self, database_url: str, connection: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "first-key.new").write_text("x" * 40)  # written, then not committed
+        key = await first_key.prepare(database_url, tmp_path)
+        assert key not in {None, "x" * 40}
+        (tmp_path / "first-key").rename(tmp_path / "first-key.new")  # committed, then not renamed
+        assert await first_key.prepare(database_url, tmp_path) == key
+
+    async def test_an_account_of_that_name_is_left_alone(self, database_url: str, tmp_path: Path) -> None:
+        assert await first_key.prepare(database_url, tmp_path / "..")
+        (tmp_path / ".." / "first-key").unlink()
+        assert await first_key.prepare(database_url, tmp_path) is None
+
+
+@dataclass
+class Up:
+    """A `daguerre up` on a free port."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def told(self, pattern: str) -> str:
+        found = re.search(pattern, self.text)
+        assert found, self.text
+        return found[1]
+
+    def parts(self) -> dict[int, str]:
+        """Every process below it."""
+        everything = processes()
+        below = {self.process.pid}
+        for _ in range(4):
+            below |= {pid for pid, (parent, _, _) in everything.items() if parent in below}
+        return {pid: args for pid, (_, _, args) in everything.items() if pid in below - {self.process.pid}}
+
+    def get(self, path: str, body: bytes | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", int(self.told(r"http://127.0.0.1:(\d+)")), timeout=10)
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "image/jpeg"} if body else {}
+            connection.request("POST" if body else "GET", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+
+@contextlib.contextmanager
+def up(data: Path, *options: str, ready: bool = True, **given: str) -> Iterator[Up]:
+    """Stopped with SIGTERM at the end, if it has not ended by then. `given` are variables of its environment."""
+    log = data.with_suffix(".log")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options],
+            cwd=ROOT,
+            env={**env, "PYTHONPATH": str(ROOT), **given},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    started = Up(process, log)
+    try:
+        if ready:
+            wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
+            assert process.poll() is None, started.text
+        yield started
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+
+
+class TestUp:
+    def test_serves_keeps_and_ends(self, place: Path) -> None:
+        data = place / "data"
+        with up(data, "--workers", "1") as first:
+            key, sample = first.told(r"Key +(\w{40})"), Path(first.told(r"--data-binary @(\S+)"))
+            status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
+            assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
+            image = re.search(r'"id":"(\w+)"', answer)
+            assert image
+            found = running.find(data)
+            assert found is not None
+            assert found.pid == first.process.pid
+            with up(data, ready=False) as second:
+                assert second.process.wait(20) == 1
+            assert (
+                f"Error: Daguerre is running on {data} already ({found.local_url}, process {found.pid})" in second.text
+            )
+            taken = found.local_url.rpartition(":")[2]
+            with up(place / "other", "--port", taken, ready=False) as third:
+                assert third.process.wait(20) == 1
+            assert f"Port {taken} on 127.0.0.1 is in use" in third.text
+            parts = first.parts()
+            first.process.terminate()
+            assert first.process.wait(20) == 0, first.text
+        assert not any(is_alive(pid) for pid in parts)
+        assert "Traceback" not in first.text
+        assert running.find(data) is None
+        with up(data, "--workers", "1") as again:
+            assert again.told(r"Key +(\w{40})") == key
+            assert again.get(f"/v1/images/{image[1]}?key={key}")[0] == 200
+            parts = again.parts()
+            assert len(parts) >= 5
+            again.process.kill()
+            wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
+        assert running.find(data) is None
+
+    def test_replaces_what_dies(self, place: Path) -> None:
+        with up(place / "data", "--workers", "1") as started:
+            killed = []
+            for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
+                pid = min(pid for pid, args in started.parts().items() if pattern in args)
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            for pid in killed:
+                wait_for(lambda: f"(process {pid}) was killed by signal 9: starting it again" in started.text)  # noqa: B023
+            key, sample = started.told(r"Key +(\w{40})"), started.told(r"--data-binary @(\S+)")
+            wait_for(lambda: started.get("/readyz")[0] == 200)
+            wait_for(lambda: started.get(f"/v1/images?key={key}", Path(sample).read_bytes())[0] == 200)
+            assert not any(is_alive(pid) for pid in killed)
+
+    def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
+        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(place / "data", "--workers", "1", **given) as started:
+            assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
+            found = running.find(place / "data")
+            assert found is not None
+            assert (found.database_url, found.redis_url) == (database_url, redis_url)
+            assert started.get("/readyz")[0] == 200

@@ -1,0 +1,146 @@
+"""What aiohttp's parser does before any middleware runs; over raw sockets, through the runner that serves for real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from service.api.app import create_app
+from service.api.protocol import Runner
+from service.settings import Settings
+from tests.conftest import Tenant
+from tests.samples import jpeg
+
+
+@pytest.fixture
+async def port(settings: Settings) -> AsyncIterator[int]:
+    runner = Runner(create_app(settings), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+async def exchange(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    async with asyncio.timeout(5):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        status_line, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        body = await reader.readexactly(int(headers["content-length"]))
+    writer.close()
+    return int(status_line.split()[1]), headers, body
+
+
+@pytest.mark.parametrize("method", ["get", "Get", "gEt"])
+async def test_a_method_in_lower_case_works(port: int, tenant: Tenant, method: str) -> None:
+    status, _, body = await exchange(
+        port, f"{method} /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    )
+    assert status == 200
+    assert json.loads(body)["response"]["num_images"] == 0
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_body_that_looks_like_a_lower_case_method_is_not_touched(port: int, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = jpeg() + b"get me here"
+    head = (
+        f"post /v1/images?key={tenant.key}&verbose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    import hashlib  # noqa: PLC0415
+
+    writer.write(head + body[:-11])
+    await asyncio.sleep(0.05)
+    writer.write(body[-11:])
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"}}")
+    writer.close()
+    assert hashlib.sha256(body).hexdigest().encode() in answer
+
+
+BAD = {
+    "an unknown method": b"BREW /v1/account?key=%s HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a bad character": b"GET /v1/account?key=%s\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a long line": b"GET /v1/account?key=%s&x=" + b"y" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a bad header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
+    "a bad length": b"POST /v1/images?key=%s HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a long header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_what_the_parser_refuses_has_the_envelope_and_never_the_key(
+    port: int, tenant: Tenant, case: str, capfd: Any, caplog: Any
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    request = BAD[case].replace(b"%s", tenant.key.encode())
+    status, headers, body = await exchange(port, request)
+    assert status in (400, 405)
+    assert headers["content-type"].startswith("application/json")
+    answer = json.loads(body)
+    assert answer["success"] is False
+    assert answer["error"]["code"] in ("bad-request", "method-not-allowed")
+    out, err = capfd.readouterr()
+    for text in (body.decode(), out, err, caplog.text):
+        assert tenant.key not in text
+
+
+async def test_an_unknown_expectation_has_the_envelope(port: int, tenant: Tenant) -> None:
+    for path in ("/v1/images", "/nowhere"):
+        status, _, body = await exchange(
+            port, f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: a-miracle\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        assert status == 417
+        assert json.loads(body)["error"]["code"] == "expectation-failed"
+
+
+async def test_an_ordinary_request_never_logs_its_key(port: int, tenant: Tenant, capfd: Any, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG)
+    await exchange(port, f"GET /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await exchange(port, f"GET /v1/images/AAAAAAA?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    out, err = capfd.readouterr()
+    assert "/v1/account" in out
+    for text in (out, err, caplog.text):
+        assert tenant.key not in text
+
+
+async def test_a_drain_lets_a_request_under_way_finish_and_closes_its_connection(
+    settings: Settings, tenant: Tenant
+) -> None:
+    runner = Runner(create_app(settings), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    body = b"not a picture" * 1000
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+        + f"Content-Length: {len(body)}\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode()
+        + body[:100]
+    )
+    await asyncio.sleep(0.1)
+    assert runner.draining_server.count_under_way() == 1
+
+    async def stop() -> None:
+        await site.stop()
+        await runner.draining_server.drain(linger_s=0.1, timeout_s=20)
+        await runner.cleanup()
+
+    stopping = asyncio.create_task(stop())
+    await asyncio.sleep(0.3)
+    writer.write(body[100:])
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith("HTTP/1.1 202")
+    assert "Connection: close" in head
+    await stopping
+    writer.close()
