@@ -29,7 +29,7 @@ create table if not exists images (
     id           text collate "C" primary key,
     account_id   bigint not null references accounts on delete restrict,
     state        text not null default 'pending' check (state in ('pending', 'ready', 'failed')),
-    bytes        bigint not null check (bytes > 0),
+    size         bigint not null check (size > 0),  -- bytes
     sha256       bytea not null,
     tags         text[] not null default '{}',
     created_at   timestamptz not null default now(),
@@ -52,7 +52,7 @@ create table if not exists images (
 -- The sweep's: stays as small as what is unfinished.
 create index if not exists images_unfinished on images (created_at) where state <> 'ready';
 -- The counters' refresh: an index-only sum.
-create index if not exists images_of_account on images (account_id) include (bytes) where state <> 'failed';
+create index if not exists images_of_account on images (account_id) include (size) where state <> 'failed';
 
 -- Files to remove: written by the statement that deletes the row, cleared once the file is gone. So a process
 -- that dies between the two leaves nothing behind, and no sweep has to read the storage folders.

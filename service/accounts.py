@@ -72,7 +72,7 @@ _STALE = "select id from accounts where changed_at >= refreshed_at order by refr
 _DRIFT = """
 select stored.bytes - accounts.used_bytes, stored.images - accounts.num_images, statement_timestamp()
 from accounts, lateral (
-    select coalesce(sum(bytes), 0)::bigint as bytes, count(*) as images
+    select coalesce(sum(size), 0)::bigint as bytes, count(*) as images
     from images where account_id = accounts.id and state <> 'failed'
 ) as stored
 where accounts.id = $1

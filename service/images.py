@@ -41,7 +41,7 @@ class Image:
 
 
 _COLUMNS = """
-images.id, images.account_id, images.state, images.bytes, images.sha256, images.tags, images.created_at,
+images.id, images.account_id, images.state, images.size, images.sha256, images.tags, images.created_at,
 images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error
 """
 
@@ -67,9 +67,9 @@ class IdTaken(Exception):
 _INSERT = """
 with new as (
     select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[])
-    as new (id, account_id, bytes, sha256, tags)
+    as new (id, account_id, size, sha256, tags)
 ), shares as (
-    select account_id, sum(bytes)::bigint as bytes, count(*) as images from new group by account_id
+    select account_id, sum(size)::bigint as bytes, count(*) as images from new group by account_id
 ), locked as materialized (
     select id from accounts where id in (select account_id from shares) order by id for no key update
 ), charged as (
@@ -81,8 +81,8 @@ with new as (
     where accounts.id = locked.id and accounts.used_bytes + shares.bytes <= accounts.max_bytes
     returning accounts.id
 )
-insert into images (id, account_id, bytes, sha256, tags)
-select new.id, new.account_id, new.bytes, new.sha256, string_to_array(new.tags, ',')
+insert into images (id, account_id, size, sha256, tags)
+select new.id, new.account_id, new.size, new.sha256, string_to_array(new.tags, ',')
 from new join charged on charged.id = new.account_id
 returning id
 """
@@ -211,7 +211,7 @@ with failed as (
     where id = $1 and state = 'pending' returning {_COLUMNS}
 ), uncharged as (
     update accounts set
-        used_bytes = accounts.used_bytes - failed.bytes, num_images = accounts.num_images - 1, changed_at = now()
+        used_bytes = accounts.used_bytes - failed.size, num_images = accounts.num_images - 1, changed_at = now()
     from failed where accounts.id = failed.account_id
 ), noted as (
     insert into removals (image_id) select id from failed on conflict do nothing

@@ -1,21 +1,17 @@
-"""The servers from wheels, the supervisor, and `daguerre up` as a process of its own."""
+"""The servers from wheels, the supervisor and the data folder."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import os
 import re
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from service.embedded.process import Program, server_user, trim_log
 from service.embedded.supervisor import Supervisor
 from service.embedded.valkey import Valkey
 from service.keys import list_keys, revoke_key
+from tests.processes import is_alive, wait_for
 
 ROOT = Path(__file__).parents[1]
 LEASH = ROOT / "service/embedded/leash.py"
@@ -41,29 +38,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 def place() -> Iterator[Path]:
     with folder.scratch() as path:
         yield path
-
-
-def is_alive(pid: int) -> bool:
-    """A process that has ended and that nobody waited for does not count."""
-    return processes().get(pid, (0, "Z", ""))[1] != "Z"
-
-
-def processes() -> dict[int, tuple[int, str, str]]:
-    """Parent, state and command line of every process."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            found[int(entry.name)] = (int(parent), state, args)
-    return found
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def query(dsn: str, statement: str) -> Any:
@@ -107,7 +81,8 @@ class TestServers:
         program = (
             "import sys, time; from pathlib import Path\n"
             "from service.embedded.postgres import Postgres; from service.embedded.valkey import Valkey\n"
-            "place = Path(sys.argv[1]); servers = Postgres(place / 'pg', settings={'fsync': 'off'}), Valkey(place / 'v')\n"
+            "place = Path(sys.argv[1])\n"
+            "servers = Postgres(place / 'pg', settings={'fsync': 'off'}), Valkey(place / 'valkey')\n"
             "[server.start() for server in servers]\n"
             "print(*(server.process.pid for server in servers), flush=True); time.sleep(60)\n"
         )
@@ -236,9 +211,9 @@ class TestSupervisor:
             wait_for(lambda: not is_alive(child), 5)
 
     def test_a_program_that_cannot_start_is_given_up(self) -> None:
-        with pytest.raises(EmbeddedError, match="Broken did not start: it ended with exit code 1"):  # noqa: SIM117
-            with Supervisor(report=lambda _: None) as supervisor:
-                supervisor.start([Program("Broken", ["/nowhere/program"])])
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([Program("Broken", ["/nowhere/program"])])
+            with pytest.raises(EmbeddedError, match="Broken did not start: it ended with exit code 1"):
                 supervisor.wait_until(lambda: False, 10)
 
 
@@ -247,7 +222,7 @@ class TestFolder:
         with folder.claim(place / "a" / "data", server_user()) as claimed:
             assert claimed.path.stat().st_mode & 0o777 == (0o711 if AS_ROOT else 0o700)
             assert claimed.run == claimed.path / "run"
-            with pytest.raises(EmbeddedError, match="Daguerre is running on .* already"):  # noqa: SIM117
+            with pytest.raises(EmbeddedError, match=r"Daguerre is running on .* already"):  # noqa: SIM117
                 with folder.claim(claimed.path, None):
                     pass
 
@@ -283,7 +258,7 @@ class TestFolder:
     def test_refuses_what_is_not_writable(self, place: Path) -> None:
         (place / "closed").mkdir(mode=0o500)
         for path in (place / "closed", place / "closed" / "data"):
-            with pytest.raises(EmbeddedError, match="not writable|may not write"), folder.claim(path, None):
+            with pytest.raises(EmbeddedError, match=r"not writable|may not write"), folder.claim(path, None):
                 pass
 
     @pytest.mark.parametrize("name", ["long" * 30, "with space"])
@@ -324,9 +299,7 @@ class TestFirstKey:
         assert await first_key.prepare(database_url, tmp_path) is None
         assert len(await list_keys(connection, "default")) == 1
 
-    async def test_a_crash_on_either_side_of_the_commit_is_mended(
-        self, database_url: str, connection: Any, tmp_path: Path
-    ) -> None:
+    async def test_a_crash_on_either_side_of_the_commit_is_mended(self, database_url: str, tmp_path: Path) -> None:
         (tmp_path / "first-key.new").write_text("x" * 40)  # written, then not committed
         key = await first_key.prepare(database_url, tmp_path)
         assert key not in {None, "x" * 40}
@@ -334,125 +307,6 @@ class TestFirstKey:
         assert await first_key.prepare(database_url, tmp_path) == key
 
     async def test_an_account_of_that_name_is_left_alone(self, database_url: str, tmp_path: Path) -> None:
-        assert await first_key.prepare(database_url, tmp_path / "..")
-        (tmp_path / ".." / "first-key").unlink()
+        assert await first_key.prepare(database_url, tmp_path)
+        (tmp_path / "first-key").unlink()
         assert await first_key.prepare(database_url, tmp_path) is None
-
-
-@dataclass
-class Up:
-    """A `daguerre up` on a free port."""
-
-    process: subprocess.Popen[str]
-    log: Path
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def told(self, pattern: str) -> str:
-        found = re.search(pattern, self.text)
-        assert found, self.text
-        return found[1]
-
-    def parts(self) -> dict[int, str]:
-        """Every process below it."""
-        everything = processes()
-        below = {self.process.pid}
-        for _ in range(4):
-            below |= {pid for pid, (parent, _, _) in everything.items() if parent in below}
-        return {pid: args for pid, (_, _, args) in everything.items() if pid in below - {self.process.pid}}
-
-    def get(self, path: str, body: bytes | None = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", int(self.told(r"http://127.0.0.1:(\d+)")), timeout=10)
-        with contextlib.closing(connection):
-            headers = {"Content-Type": "image/jpeg"} if body else {}
-            connection.request("POST" if body else "GET", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-
-
-@contextlib.contextmanager
-def up(data: Path, *options: str, ready: bool = True, **given: str) -> Iterator[Up]:
-    """Stopped with SIGTERM at the end, if it has not ended by then. `given` are variables of its environment."""
-    log = data.with_suffix(".log")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options],
-            cwd=ROOT,
-            env={**env, "PYTHONPATH": str(ROOT), **given},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    started = Up(process, log)
-    try:
-        if ready:
-            wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
-            assert process.poll() is None, started.text
-        yield started
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(20)
-
-
-class TestUp:
-    def test_serves_keeps_and_ends(self, place: Path) -> None:
-        data = place / "data"
-        with up(data, "--workers", "1") as first:
-            key, sample = first.told(r"Key +(\w{40})"), Path(first.told(r"--data-binary @(\S+)"))
-            status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
-            assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
-            image = re.search(r'"id":"(\w+)"', answer)
-            assert image
-            found = running.find(data)
-            assert found is not None
-            assert found.pid == first.process.pid
-            with up(data, ready=False) as second:
-                assert second.process.wait(20) == 1
-            assert (
-                f"Error: Daguerre is running on {data} already ({found.local_url}, process {found.pid})" in second.text
-            )
-            taken = found.local_url.rpartition(":")[2]
-            with up(place / "other", "--port", taken, ready=False) as third:
-                assert third.process.wait(20) == 1
-            assert f"Port {taken} on 127.0.0.1 is in use" in third.text
-            parts = first.parts()
-            first.process.terminate()
-            assert first.process.wait(20) == 0, first.text
-        assert not any(is_alive(pid) for pid in parts)
-        assert "Traceback" not in first.text
-        assert running.find(data) is None
-        with up(data, "--workers", "1") as again:
-            assert again.told(r"Key +(\w{40})") == key
-            assert again.get(f"/v1/images/{image[1]}?key={key}")[0] == 200
-            parts = again.parts()
-            assert len(parts) >= 5
-            again.process.kill()
-            wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
-        assert running.find(data) is None
-
-    def test_replaces_what_dies(self, place: Path) -> None:
-        with up(place / "data", "--workers", "1") as started:
-            killed = []
-            for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
-                pid = min(pid for pid, args in started.parts().items() if pattern in args)
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            for pid in killed:
-                wait_for(lambda: f"(process {pid}) was killed by signal 9: starting it again" in started.text)  # noqa: B023
-            key, sample = started.told(r"Key +(\w{40})"), started.told(r"--data-binary @(\S+)")
-            wait_for(lambda: started.get("/readyz")[0] == 200)
-            wait_for(lambda: started.get(f"/v1/images?key={key}", Path(sample).read_bytes())[0] == 200)
-            assert not any(is_alive(pid) for pid in killed)
-
-    def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
-        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "data", "--workers", "1", **given) as started:
-            assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            found = running.find(place / "data")
-            assert found is not None
-            assert (found.database_url, found.redis_url) == (database_url, redis_url)
-            assert started.get("/readyz")[0] == 200

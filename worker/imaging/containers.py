@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 
@@ -36,11 +37,11 @@ def jpeg_size(fd: int) -> tuple[int, int]:
 
 
 def png_frames(fd: int) -> int:
-    """Frames of an APNG, 1 of any other PNG. Refuses a file that ends before IEND does.
+    """Pictures in an APNG, its default image among them; 1 in any other PNG. Refuses a file that ends before IEND does.
 
     A decoder stops after the last line of pixels, so nobody else notices a missing end.
     """
-    at, declared, controls = 8, 0, 0
+    at, declared, controls, first = 8, 0, 0, b""
     while True:
         head = os.pread(fd, 12, at)
         if len(head) < 12:
@@ -48,9 +49,43 @@ def png_frames(fd: int) -> int:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if kind == b"IEND":
             # An animation that contradicts itself is shown as its default image.
-            return declared if declared and declared == controls else 1
+            return controls + (first == b"IDAT") if declared and declared == controls else 1
+        if kind in {b"IDAT", b"fcTL"}:
+            first = first or kind
         if kind == b"acTL":
             declared = int.from_bytes(head[8:12], "big")
         elif kind == b"fcTL":
             controls += 1
         at += 12 + length
+
+
+def refuse_cut_gif(fd: int) -> None:
+    """Refuse a GIF that ends inside a block. libvips shows an animation cut short as one with fewer frames.
+
+    Only the end mark may be missing: no pixel is, and such files are about.
+    """
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
+        try:
+            at = 13 + _colour_table_bytes(data[10])
+            while at < len(data):
+                if data[at] == 0x2C:  # an image
+                    at += 11 + _colour_table_bytes(data[at + 9])
+                elif data[at] == 0x21:  # an extension
+                    at += 2
+                else:
+                    return
+                while size := data[at]:
+                    at += size + 1
+                at += 1
+        except IndexError:
+            raise Rejected("damaged-image") from None
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def webp_has_alpha(fd: int) -> bool:
+    """The flag of an extended WebP. libvips gives every animation an alpha band."""
+    head = os.pread(fd, 21, 0)
+    return head[12:16] == b"VP8X" and bool(head[20] & 0x10)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.containers import jpeg_size, png_frames
+from worker.imaging.containers import jpeg_size, png_frames, refuse_cut_gif, webp_has_alpha
 
 # The long side that the small copy has at least, where the picture has it. JPEG can do with less: scaling by its own
 # transform costs nothing, and 128 would raise the previews' SSIM by 0.0004 only.
@@ -107,11 +107,16 @@ def load_png(source: Source) -> Picture:
 
 
 def load_gif(source: Source) -> Picture:
-    return _animation(source, pyvips.Image.gifload(source.path, n=-1, fail_on="truncated", access="sequential"))
+    image = pyvips.Image.gifload(source.path, n=-1, fail_on="truncated", access="sequential")
+    picture = _animation(source, image)
+    refuse_cut_gif(source.fd)
+    return picture
 
 
 def load_webp(source: Source) -> Picture:
-    return _animation(source, pyvips.Image.webpload(source.path, n=-1, fail_on="truncated", access="sequential"))
+    image = pyvips.Image.webpload(source.path, n=-1, fail_on="truncated", access="sequential")
+    picture = _animation(source, image)
+    return picture if picture.pages == 1 else replace(picture, has_alpha=webp_has_alpha(source.fd))
 
 
 def _animation(source: Source, image: pyvips.Image) -> Picture:
@@ -122,9 +127,7 @@ def _animation(source: Source, image: pyvips.Image) -> Picture:
     if pages == 1:
         return _picture(image, image.width, height)
     region = pyvips.Region.new(image)
-    first = pyvips.Image.new_from_memory(
-        region.fetch(0, 0, image.width, height), image.width, height, image.bands, image.format
-    ).copy(interpretation=image.interpretation)
+    first = _fetch(region, image, height)
     for page in range(1, pages):
         region.fetch(0, page * height, image.width, height)
     return Picture(
@@ -139,13 +142,14 @@ def _animation(source: Source, image: pyvips.Image) -> Picture:
 
 
 def load_tiff(source: Source) -> Picture:
-    image = pyvips.Image.tiffload(source.path, fail_on="truncated", access="sequential")
+    """libtiff reports a strip that ends too early as an error, not as a truncation."""
+    image = pyvips.Image.tiffload(source.path, fail_on="error", access="sequential")
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     source.admit(image.width, image.height, pages)
     picture = _picture(image, image.width, image.height, pages=pages)
     seen = image.width * image.height
     for page in range(1, pages):
-        other = pyvips.Image.tiffload(source.path, page=page, fail_on="truncated", access="sequential")
+        other = pyvips.Image.tiffload(source.path, page=page, fail_on="error", access="sequential")
         seen += other.width * other.height
         source.admit(seen, 1)
         _picture(other, other.width, other.height)
@@ -187,13 +191,19 @@ def load_heic(source: Source) -> Picture:
 def load_svg(source: Source) -> Picture:
     """From memory: without a base address librsvg fetches nothing that the picture refers to."""
     data = Path(source.path).read_bytes()
-    image = pyvips.Image.svgload_buffer(data, dpi=96)  # CSS: an inch has 96 pixels
+    image = _svg(data, 1)
     width, height = image.width, image.height
+    # A side that libvips cannot count comes back as 1.
+    if 1 in {width, height} and max(_svg(data, 1e-6).width, _svg(data, 1e-6).height) > 1:
+        raise Rejected("too-many-pixels")
     source.admit(width, height)
-    scale = min(1.0, 2 * SMALL_PX / max(width, height))
-    if scale < 1:
-        image = pyvips.Image.svgload_buffer(data, dpi=96, scale=scale)
-    return _picture(image, width, height)
+    scale = 2 * SMALL_PX / max(width, height)
+    return _picture(_svg(data, scale) if scale < 1 else image, width, height)
+
+
+def _svg(data: bytes, scale: float) -> pyvips.Image:
+    """At 96 dots an inch, as CSS has it; libvips counts them as a scale of 96/72 for all lengths."""
+    return pyvips.Image.svgload_buffer(data, dpi=96, scale=0.75 * scale)
 
 
 LOADERS: dict[str, Callable[[Source], Picture]] = {
@@ -221,37 +231,43 @@ def _picture(image: pyvips.Image, width: int, height: int, *, pages: int = 1) ->
 
 
 def _reduce(image: pyvips.Image, profile: bytes | None) -> Small:
-    """Decode everything, averaged down by whole numbers (half the cost of a fractional resize), flattened on white
-    and in sRGB.
+    """Decode everything, averaged down by whole numbers (half the cost of a fractional resize), flattened on white,
+    in sRGB or grey.
     """
     if image.hasalpha():
-        white = 65535 if image.format == "ushort" else 255
-        image = image.flatten(background=white)
+        image = image.flatten(background=65535 if image.format == "ushort" else 255)
     shrink = max(image.width, image.height) // SMALL_PX
     if shrink > 1:
         image = image.shrink(min(shrink, image.width), min(shrink, image.height))
-    image = _srgb(image, profile)
+    foreign = profile is not None and image.bands >= 3 and not _is_srgb(profile)
+    if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or image.bands not in {1, 3}:
+        # Decoded before it is converted, so that an error of the decoder is told from an odd colour space.
+        image = _to_srgb(_fetch(pyvips.Region.new(image), image, image.height), profile if foreign else None)
     pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
     return Small(image.width, image.height, image.bands, pixels)
 
 
-def _srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    grey = image.bands < 3
-    if profile and not grey and not _is_srgb(profile):
-        image = image.copy()
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+def _fetch(region: pyvips.Region, image: pyvips.Image, height: int) -> pyvips.Image:
+    """The first lines as an image in memory."""
+    pixels = region.fetch(0, 0, image.width, height)
+    fetched = pyvips.Image.new_from_memory(pixels, image.width, height, image.bands, image.format)
+    return fetched.copy(interpretation=image.interpretation)
+
+
+def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    if profile is not None:
+        tagged = image.copy()
+        tagged.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
         try:
-            transformed = image.icc_transform("srgb", embedded=True)
-            transformed.getpoint(0, 0)
+            return tagged.icc_transform("srgb", embedded=True).copy_memory()
         except pyvips.Error:
-            pass  # a broken profile is ignored, as browsers do
-        else:
-            image = transformed
-    if image.interpretation not in {"srgb", "b-w"} or image.format != "uchar":
-        image = image.colourspace("b-w" if grey else "srgb").cast("uchar")
-    if image.bands not in {1, 3}:
-        image = image.extract_band(0, n=3 if image.bands > 3 else 1)
-    return image
+            pass  # a broken profile, or one of another colour space: as browsers do, go without
+    grey = image.bands < 3
+    try:
+        image = image.colourspace("b-w" if grey else "srgb")
+    except pyvips.Error:
+        grey = True  # bands without a meaning: show the first
+    return image.extract_band(0, n=1 if grey else 3).cast("uchar")
 
 
 def _is_srgb(profile: bytes) -> bool:

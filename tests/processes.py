@@ -1,0 +1,31 @@
+"""Looking at processes, as tests that kill some need to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def is_alive(pid: int) -> bool:
+    """A process that has ended and that nobody waited for does not count."""
+    return processes().get(pid, (0, "Z", ""))[1] != "Z"
+
+
+def processes() -> dict[int, tuple[int, str, str]]:
+    """Parent, state and command line of every process."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found[int(entry.name)] = (int(parent), state, args)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

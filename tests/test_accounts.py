@@ -1,0 +1,111 @@
+"""GET /v1/account and the counters behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.accounts import AccountExists, create_account, list_stale, load_account, refresh_counters
+from service.settings import Settings
+from worker.resources import open_resources
+from service.sizes import readable
+from tests.conftest import Client, NewTenant, Tenant
+from tests.samples import jpeg
+from worker import counters
+
+
+async def test_the_account_has_the_shape_of_the_contract(
+    api: Client, connection: Any, new_tenant: NewTenant
+) -> None:
+    tenant = await new_tenant(max_bytes=2147483648)
+    await connection.execute("update accounts set used_bytes = 112332108, num_images = 42")
+    response = await api.get("/v1/account", params={"key": tenant.key})
+    assert response.status == 200
+    assert await response.json() == {
+        "success": True,
+        "response": {
+            "num_images": 42,
+            "storage": {
+                "max": 2147483648,
+                "max_readable": "2 GB",
+                "used": 112332108,
+                "used_readable": "107 MB",
+                "remaining": 2035151540,
+                "remaining_readable": "1.9 GB",
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KB"),
+        (1536, "1.5 KB"),
+        (10188, "9.9 KB"),
+        (10230, "10 KB"),
+        (1048575, "1 MB"),
+        (107 << 20, "107 MB"),
+        (5 << 50, "5 PB"),
+        (5000 << 50, "5000 PB"),
+    ],
+)
+def test_sizes_are_readable(size: int, text: str) -> None:
+    assert readable(size) == text
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_upload_counts_at_once(api: Client, tenant: Tenant) -> None:
+    body = jpeg()
+    await api.post("/v1/images", data=body, headers=tenant.headers | {"Content-Type": "image/jpeg"})
+    answer = await (await api.get("/v1/account", headers=tenant.headers)).json()
+    assert answer["response"]["num_images"] == 1
+    assert answer["response"]["storage"]["used"] == len(body)
+
+
+async def test_what_remains_is_never_negative(api: Client, connection: Any, tenant: Tenant) -> None:
+    await connection.execute("update accounts set used_bytes = max_bytes + 5")
+    answer = await (await api.get("/v1/account", headers=tenant.headers)).json()
+    assert answer["response"]["storage"]["remaining"] == 0
+
+
+async def test_a_drifted_counter_is_healed_by_the_difference(connection: Any, tenant: Tenant) -> None:
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256) values ('AAAAAAA', $1, 70, ''), ('BBBBBBB', $1, 30, '')",
+        tenant.id,
+    )
+    await connection.execute("update accounts set used_bytes = 999, num_images = 7")
+    drift = await refresh_counters(connection, tenant.id)
+    assert (drift.bytes, drift.images) == (100 - 999, 2 - 7)
+    after = await load_account(connection, tenant.id)
+    assert (after.used_bytes, after.num_images) == (100, 2)
+    assert not await refresh_counters(connection, tenant.id)
+
+
+async def test_only_accounts_that_changed_are_refreshed_oldest_first(
+    connection: Any, new_tenant: NewTenant
+) -> None:
+    first, second, third = [await new_tenant() for _ in range(3)]
+    for tenant in (first, second, third):
+        await refresh_counters(connection, tenant.id)
+    await connection.execute("update accounts set changed_at = now() where id = any($1)", [second.id, third.id])
+    await connection.execute("update accounts set refreshed_at = '2020-01-01' where id = $1", third.id)
+    assert await list_stale(connection, 10) == [third.id, second.id]
+    assert await list_stale(connection, 1) == [third.id]
+
+
+async def test_the_periodic_job_refreshes_accounts(
+    connection: Any, tenant: Tenant, settings: Settings
+) -> None:
+    await connection.execute("update accounts set used_bytes = 5, num_images = 1")
+    async with open_resources(settings, None) as resources:
+        await counters.refresh_accounts({"resources": resources})
+    assert (await load_account(connection, tenant.id)).used_bytes == 0
+
+
+async def test_two_accounts_of_one_name_are_refused(connection: Any, tenant: Tenant) -> None:
+    with pytest.raises(AccountExists):
+        await create_account(connection, tenant.name, 1)

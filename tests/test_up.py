@@ -1,0 +1,149 @@
+"""`daguerre up` as a process of its own, with all that it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from service.embedded import folder, running
+from tests.processes import is_alive, processes, wait_for
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with folder.scratch() as path:
+        yield path
+
+
+@dataclass
+class Up:
+    """A `daguerre up` on a free port."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def told(self, pattern: str) -> str:
+        found = re.search(pattern, self.text)
+        assert found, self.text
+        return found[1]
+
+    def parts(self) -> dict[int, str]:
+        """Every process below it."""
+        everything = processes()
+        below = {self.process.pid}
+        for _ in range(4):
+            below |= {pid for pid, (parent, _, _) in everything.items() if parent in below}
+        return {pid: args for pid, (_, _, args) in everything.items() if pid in below - {self.process.pid}}
+
+    def get(self, path: str, body: bytes | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", int(self.told(r"http://127.0.0.1:(\d+)")), timeout=10)
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "image/jpeg"} if body else {}
+            connection.request("POST" if body else "GET", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+
+@contextlib.contextmanager
+def up(data: Path, *options: str, given: Mapping[str, str] = MappingProxyType({}), ready: bool = True) -> Iterator[Up]:
+    """Stopped with SIGTERM at the end, if it has not ended by then. `given` are variables of its environment."""
+    log = data.with_suffix(".log")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options],
+            cwd=ROOT,
+            env={**env, "PYTHONPATH": str(ROOT), **given},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    started = Up(process, log)
+    try:
+        if ready:
+            wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
+            assert process.poll() is None, started.text
+        yield started
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+
+
+class TestUp:
+    def test_serves_keeps_and_ends(self, place: Path) -> None:
+        data = place / "data"
+        with up(data, "--workers", "1") as first:
+            key, sample = first.told(r"Key +(\w{40})"), Path(first.told(r"--data-binary @(\S+)"))
+            status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
+            assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
+            image = re.search(r'"id":"(\w+)"', answer)
+            assert image
+            found = running.find(data)
+            assert found is not None
+            assert found.pid == first.process.pid
+            with up(data, ready=False) as second:
+                assert second.process.wait(20) == 1
+            assert (
+                f"Error: Daguerre is running on {data} already ({found.local_url}, process {found.pid})" in second.text
+            )
+            taken = found.local_url.rpartition(":")[2]
+            with up(place / "other", "--port", taken, ready=False) as third:
+                assert third.process.wait(20) == 1
+            assert f"Port {taken} on 127.0.0.1 is in use" in third.text
+            parts = first.parts()
+            first.process.terminate()
+            assert first.process.wait(20) == 0, first.text
+        assert not any(is_alive(pid) for pid in parts)
+        assert "Traceback" not in first.text
+        assert running.find(data) is None
+        with up(data, "--workers", "1") as again:
+            assert again.told(r"Key +(\w{40})") == key
+            assert again.get(f"/v1/images/{image[1]}?key={key}")[0] == 200
+            parts = again.parts()
+            assert len(parts) >= 5
+            again.process.kill()
+            wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
+        assert running.find(data) is None
+
+    def test_replaces_what_dies(self, place: Path) -> None:
+        with up(place / "data", "--workers", "1") as started:
+            killed = []
+            for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
+                pid = min(pid for pid, args in started.parts().items() if pattern in args)
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            for pid in killed:
+                wait_for(lambda: f"(process {pid}) was killed by signal 9: starting it again" in started.text)  # noqa: B023
+            key, sample = started.told(r"Key +(\w{40})"), started.told(r"--data-binary @(\S+)")
+            wait_for(lambda: started.get("/readyz")[0] == 200)
+            wait_for(lambda: started.get(f"/v1/images?key={key}", Path(sample).read_bytes())[0] == 200)
+            assert not any(is_alive(pid) for pid in killed)
+
+    def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
+        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(place / "data", "--workers", "1", given=given) as started:
+            assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
+            found = running.find(place / "data")
+            assert found is not None
+            assert (found.database_url, found.redis_url) == (database_url, redis_url)
+            assert started.get("/readyz")[0] == 200
