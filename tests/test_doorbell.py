@@ -1,0 +1,281 @@
+"""The worker that a bell wakes: several workers, a backlog, retries, cron, a dead worker, a Redis that restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from arq import Retry, cron, func
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.worker import Worker
+
+from service import jobs
+from service.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
+from tests.conftest import Servers
+from worker.doorbell import DoorbellWorker
+
+Job = Callable[..., Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[DoorbellWorker]:
+    worker = DoorbellWorker(
+        functions=[func(job, name=PROBE_IMAGE)],
+        queue_name=PROBE_QUEUE,
+        redis_pool=jobs.open_redis(url),
+        max_jobs=max_jobs,
+        keep_result=0,
+        max_tries=100,
+        job_timeout=10,
+        handle_signals=False,
+        job_serializer=jobs.encode,
+        job_deserializer=jobs.decode,
+        **options,
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield worker
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.2)
+        await worker.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+    client = jobs.open_redis(redis_url)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+async def enqueue(redis: ArqRedis, *ids: str) -> None:
+    queue = JobQueue(redis)
+    for image_id in ids:
+        await queue.enqueue_probe(image_id, reply_to="r", request_id="q")  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_the_private_names_of_arq_are_there() -> None:
+    source = inspect.getsource(Worker)
+    for name in ("_poll_iteration", "run_job", "job_counter", "sem", "in_progress_timeout_s", "heart_beat"):
+        assert name in source
+    assert "self.in_progress_timeout_s * 1000" in inspect.getsource(Worker.start_jobs)
+    assert hasattr(Worker, "_release_sem_dec_counter_on_complete")
+    assert 'for f in map(func, functions)' in inspect.getsource(Worker.__init__)
+
+
+async def test_a_waiting_worker_takes_a_job_at_once(redis: ArqRedis, redis_url: str) -> None:
+    started: list[float] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        started.append(time.perf_counter())
+
+    async with working(redis_url, job):
+        await asyncio.sleep(0.3)
+        hops = []
+        for number in range(30):
+            rung = time.perf_counter()
+            await enqueue(redis, f"job{number}")
+            await until(lambda expected=number + 1: len(started) == expected)  # type: ignore[misc]
+            hops.append(started[-1] - rung)
+    # Polling twice a second would make this 250 ms.
+    assert sorted(hops)[15] < 0.05
+
+
+async def test_several_workers_drain_a_backlog_on_one_token_and_run_each_job_once(
+    redis: ArqRedis, redis_url: str
+) -> None:
+    runs: Counter[str] = Counter()
+    by_worker: Counter[int] = Counter()
+
+    def job_of(number: int) -> Job:
+        async def job(ctx: Any, image_id: str, **_: Any) -> None:
+            runs[image_id] += 1
+            by_worker[number] += 1
+            await asyncio.sleep(0.002)
+
+        return job
+
+    ids = [f"image{number:03}" for number in range(500)]
+    await enqueue(redis, *ids)
+    await redis.delete(BELL)
+    await redis.rpush(BELL, b"")
+    async with AsyncExitStack() as stack:
+        for number in range(3):
+            await stack.enter_async_context(working(redis_url, job_of(number)))
+        await until(lambda: len(runs) == 500)
+        await asyncio.sleep(0.2)
+    assert set(runs.values()) == {1}
+    assert len(by_worker) == 3
+    assert await redis.zcard(PROBE_QUEUE) == 0
+    assert await redis.keys("arq:*") == []
+
+
+async def test_one_worker_never_runs_more_jobs_than_it_has_places(redis: ArqRedis, redis_url: str) -> None:
+    now, most, done = 0, 0, 0
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal now, most, done
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        done += 1
+
+    await enqueue(redis, *(f"image{number:03}" for number in range(40)))
+    async with working(redis_url, job, max_jobs=3):
+        await until(lambda: done == 40)
+    assert most == 3
+
+
+async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis) -> None:
+    await enqueue(redis, *(f"image{number:03}" for number in range(50)))
+    assert await redis.llen(BELL) == MOST_TOKENS
+
+
+async def test_a_job_is_enqueued_once_however_often_it_is_asked_for(redis: ArqRedis, redis_url: str) -> None:
+    runs = 0
+    release = asyncio.Event()
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        await release.wait()
+
+    await enqueue(redis, "image01", "image01")
+    async with working(redis_url, job):
+        await until(lambda: runs == 1)
+        await enqueue(redis, "image01")
+        await JobQueue(redis).enqueue_again(["image01"])  # type: ignore[list-item]
+        await asyncio.sleep(0.2)
+        release.set()
+        await asyncio.sleep(0.2)
+    assert runs == 1
+
+
+async def test_a_job_that_is_put_off_comes_back(redis: ArqRedis, redis_url: str) -> None:
+    tries: list[float] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise Retry(defer=0.3)
+
+    await enqueue(redis, "image01")
+    async with working(redis_url, job):
+        await until(lambda: len(tries) == 3)
+    assert tries[1] - tries[0] > 0.25
+
+
+async def test_cron_jobs_run_without_a_bell_and_in_one_worker_only(redis_url: str) -> None:
+    runs: list[float] = []
+
+    async def tick(ctx: Any) -> None:
+        runs.append(time.time())
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            every_second = cron(tick, second=set(range(60)), timeout=5)
+            await stack.enter_async_context(working(redis_url, job, cron_jobs=[every_second]))
+        await until(lambda: len(runs) >= 3, timeout_s=8)
+    assert len(runs) == len({int(at + 0.5) for at in runs}), runs
+
+
+async def test_the_job_of_a_dead_worker_runs_elsewhere_within_seconds(redis: ArqRedis, redis_url: str) -> None:
+    runs = 0
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    await enqueue(redis, "image01")
+    # What a worker leaves that was killed right after it had claimed the job.
+    await redis.psetex(in_progress_key_prefix + "image01", 1500, b"1")
+    async with working(redis_url, job):
+        await asyncio.sleep(1)
+        assert runs == 0
+        await until(lambda: runs == 1, timeout_s=3)
+
+
+async def test_the_lease_of_a_long_job_is_renewed(
+    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.doorbell._LEASE_S", 2)
+    runs = 0
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(4)
+
+    await enqueue(redis, "image01")
+    async with working(redis_url, job), working(redis_url, job):
+        await asyncio.sleep(4.5)
+    assert runs == 1
+
+
+async def test_a_worker_outlives_a_restart_of_redis_and_finds_its_work(servers: Servers, redis_url: str) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    client = jobs.open_redis(redis_url)
+    async with working(redis_url, job):
+        await enqueue(client, "before1")
+        await until(lambda: done == ["before1"])
+        servers.valkey.stop()
+        shutil.rmtree(servers.valkey.folder)
+        await asyncio.sleep(1)
+        servers.valkey.start()
+        await client.connection_pool.disconnect()
+        await enqueue(client, "after01")
+        await until(lambda: done == ["before1", "after01"])
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_an_idle_worker_costs_next_to_nothing(redis_url: str) -> None:
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    async with working(redis_url, job):
+        await asyncio.sleep(1)
+        before = time.process_time()
+        await asyncio.sleep(3)
+        assert (time.process_time() - before) / 3 < 0.02
+
+
+async def test_a_worker_shows_that_it_lives_and_leaves_when_it_ends(redis: ArqRedis, redis_url: str) -> None:
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    queue = JobQueue(redis)
+    assert await queue.count_workers() == 0
+    async with working(redis_url, job), working(redis_url, job):
+        async with asyncio.timeout(3):
+            while await queue.count_workers() != 2:
+                await asyncio.sleep(0.05)
+    assert await queue.count_workers() == 0
+    await redis.zadd(WORKERS, {"dead": time.time() - 20})
+    assert await queue.count_workers() == 0
+
+
+async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
+    await enqueue(redis, "image01")
+    payload = await redis.get(job_key_prefix + "image01")
+    assert jobs.decode(payload)["a"] == ["image01"]
+

@@ -1,0 +1,127 @@
+"""The sweep: what a process left half done is finished, and nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import jobs
+from service.ids import ImageId
+from service.jobs import PROBE_QUEUE
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from tests.conftest import Client, RunBurst, Tenant
+from tests.samples import jpeg, stored_files
+from worker.resources import Resources, open_resources
+from worker.sweep import sweep
+
+ID = ImageId("AAAAAAA")
+
+
+@pytest.fixture
+async def resources(settings: Settings) -> AsyncIterator[Resources]:
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as opened:
+        yield opened
+    await redis.aclose(close_connection_pool=True)
+
+
+async def insert(connection: Any, tenant: Tenant, state: str, *, age_s: float, image_id: str = ID) -> None:
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state, error, created_at, failed_at)"
+        " values ($1, $2, 10, '', $3, 'unsupported-image', now() - $4::float8 * interval '1 s',"
+        " now() - $4::float8 * interval '1 s')",
+        image_id,
+        tenant.id,
+        state,
+        age_s,
+    )
+
+
+def put(path: Path, *, age_s: float = 0) -> Path:
+    path.write_bytes(jpeg())
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+async def test_a_row_left_pending_is_enqueued_again(resources: Resources, connection: Any, tenant: Tenant) -> None:
+    await insert(connection, tenant, "pending", age_s=11)
+    await insert(connection, tenant, "pending", age_s=1, image_id="JustNow")
+    await sweep({"resources": resources})
+    await sweep({"resources": resources})
+    assert await resources.redis.zrange(PROBE_QUEUE, 0, -1) == [ID.encode()]
+
+
+async def test_an_image_whose_job_was_lost_becomes_ready(
+    resources: Resources, connection: Any, tenant: Tenant, burst: RunBurst, api: Client
+) -> None:
+    await insert(connection, tenant, "pending", age_s=11)
+    put(resources.storage.path(ID))
+    await sweep({"resources": resources})
+    assert (await burst()).complete == 1
+    shown = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
+    assert shown["response"]["width"] == 64
+
+
+async def test_a_received_file_without_a_row_goes_after_an_hour(resources: Resources, settings: Settings) -> None:
+    old = put(resources.storage.incoming_path(ID), age_s=3601)
+    young = put(resources.storage.incoming_path(ImageId("BBBBBBB")), age_s=3500)
+    await sweep({"resources": resources})
+    assert not old.exists()
+    assert young.exists()
+
+
+@pytest.mark.parametrize("state", ["pending", "ready"])
+async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
+    resources: Resources, connection: Any, tenant: Tenant, state: str
+) -> None:
+    await insert(connection, tenant, state, age_s=4000)
+    put(resources.storage.incoming_path(ID), age_s=3601)
+    assert await resources.storage.locate(ID) == resources.storage.incoming_path(ID)
+    await sweep({"resources": resources})
+    assert await resources.storage.locate(ID) == resources.storage.path(ID)
+    assert not resources.storage.incoming_path(ID).exists()
+
+
+async def test_the_file_of_a_removed_row_goes(
+    resources: Resources, connection: Any, settings: Settings
+) -> None:
+    put(resources.storage.path(ID))
+    put(resources.storage.incoming_path(ImageId("BBBBBBB")))
+    await connection.execute(
+        "insert into removals values ('AAAAAAA', now() - interval '31 s'), ('BBBBBBB', now() - interval '31 s'),"
+        " ('Missing', now() - interval '31 s')"
+    )
+    await sweep({"resources": resources})
+    assert stored_files(settings) == []
+    assert await connection.fetchval("select count(*) from removals") == 0
+
+
+async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: Any, tenant: Tenant) -> None:
+    await insert(connection, tenant, "failed", age_s=24 * 3600 + 1)
+    await insert(connection, tenant, "failed", age_s=24 * 3600 - 60, image_id="Recent1")
+    await sweep({"resources": resources})
+    assert [row["id"] for row in await connection.fetch("select id from images")] == ["Recent1"]
+
+
+async def test_what_is_stored_and_ready_is_left_alone(
+    resources: Resources, connection: Any, tenant: Tenant
+) -> None:
+    await insert(connection, tenant, "ready", age_s=1_000_000)
+    file = put(resources.storage.path(ID), age_s=1_000_000)
+    await sweep({"resources": resources})
+    assert file.exists()
+    assert await connection.fetchval("select count(*) from images") == 1
+    assert await resources.redis.zcard(PROBE_QUEUE) == 0
+
+
+async def test_the_folders_exist_from_the_start(settings: Settings) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    assert len([path for path in settings.storage_folder.iterdir() if len(path.name) == 2]) == 256
+    storage.prepare()
