@@ -201,11 +201,10 @@ def _database_url(data: Path | None) -> str:
     settings = _settings(data=data)
     if "database_url" in settings.model_fields_set:
         return settings.database_url
-    from service.embedded import EmbeddedError  # noqa: PLC0415
-    from service.embedded.folder import running  # noqa: PLC0415
+    from service.embedded import EmbeddedError, running  # noqa: PLC0415
 
     try:
-        found = running(settings.data)
+        found = running.find(settings.data)
     except EmbeddedError as error:
         raise click.ClickException(str(error)) from None
     if found is None:

@@ -57,7 +57,8 @@ def test_no_python_is_told(checkout: Path) -> None:
 
 
 def test_a_missing_venv_module_is_told(checkout: Path) -> None:
-    lame = fake_python(checkout / "lame", f'case $2 in *ensurepip*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac')
+    script = f"case $2 in *ensurepip*) exit 1 ;; *) exec '{sys.executable}' \"$@\" ;; esac"
+    lame = fake_python(checkout / "lame", script)
     done = run(checkout, "up", python=lame)
     assert done.returncode == 1
     assert "apt install python3-venv" in done.stderr
@@ -70,14 +71,12 @@ def test_what_is_installed_starts_at_once_and_needs_no_other_python(checkout: Pa
     python.parent.mkdir(parents=True)
     version = "{}.{}".format(*sys.version_info[:2])
     fake_python(python, f'case $1 in -c) echo {version} ;; *) echo "$DAGUERRE_COMMAND $*" ;; esac')
-    summed = subprocess.run(
-        ["cksum"], stdin=(checkout / "pyproject.toml").open(), capture_output=True, text=True, check=True
-    ).stdout.strip()
+    project = checkout / "pyproject.toml"
+    summed = subprocess.run(["cksum"], input=project.read_bytes(), capture_output=True, check=True).stdout.decode()
     stamp = checkout / ".venv" / "installed"
-    stamp.write_text(f"{checkout} | {summed} | Python {version}\nembedded,dev\n")
+    stamp.write_text(f"{checkout} | {summed.strip()} | Python {version}\nembedded,dev\n")
     done = run(checkout, "keys", "list", "a b", python="no-such-python")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "./run -P -m service.cli keys list a b\n"
-    with (checkout / "pyproject.toml").open("a") as project:
-        project.write("# changed\n")
+    project.write_text("# changed\n")
     assert "there is no no-such-python here" in run(checkout, "up", python="no-such-python").stderr

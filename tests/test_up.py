@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,6 +46,10 @@ class Up:
         found = re.search(pattern, self.text)
         assert found, self.text
         return found[1]
+
+    @property
+    def sample(self) -> Path:
+        return Path(shlex.split(self.told(r"--data-binary (.+)"))[0].removeprefix("@"))
 
     def parts(self) -> dict[int, str]:
         """Every process below it."""
@@ -93,7 +98,7 @@ class TestUp:
     def test_serves_keeps_and_ends(self, place: Path) -> None:
         data = place / "data"
         with up(data, "--workers", "1") as first:
-            key, sample = first.told(r"Key +(\w{40})"), Path(first.told(r"--data-binary @(\S+)"))
+            key, sample = first.told(r"Key +(\w{40})"), first.sample
             status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
             assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
             image = re.search(r'"id":"(\w+)"', answer)
@@ -134,9 +139,9 @@ class TestUp:
                 killed.append(pid)
             for pid in killed:
                 wait_for(lambda: f"(process {pid}) was killed by signal 9: starting it again" in started.text)  # noqa: B023
-            key, sample = started.told(r"Key +(\w{40})"), started.told(r"--data-binary @(\S+)")
+            key, sample = started.told(r"Key +(\w{40})"), started.sample
             wait_for(lambda: started.get("/readyz")[0] == 200)
-            wait_for(lambda: started.get(f"/v1/images?key={key}", Path(sample).read_bytes())[0] == 200)
+            wait_for(lambda: started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200)
             assert not any(is_alive(pid) for pid in killed)
 
     def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:

@@ -68,6 +68,10 @@ class Screen:
 
     def _write(self, text: str) -> None:
         """A reader that went away (`| head`, a closed terminal) is no reason to stop serving images."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             self._stream.write(text)
             self._stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)

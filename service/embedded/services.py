@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from service.embedded import EmbeddedError, listening
@@ -16,6 +17,7 @@ from service.settings import Settings
 
 _API_PROCESSES = 2
 _READY_TIMEOUT_S = 60
+_TELL_EVERY_S = 5
 
 
 def worker_programs(count: int, settings: Settings, data: Path, found: Running) -> list[Program]:
@@ -32,18 +34,27 @@ def api_programs(listener: socket.socket, settings: Settings, data: Path, found:
     ]
 
 
-def wait_ready(supervisor: Supervisor, listener: socket.socket) -> None:
+def wait_ready(supervisor: Supervisor, listener: socket.socket, tell: Callable[[str], None]) -> None:
     """Until the API says that all of it works: database, queue, storage and a live worker."""
-    answer = listening.Answer(0, "")
+    said = ""
 
     def is_ready() -> bool:
-        nonlocal answer
+        nonlocal said
         answer = listening.get(listener, "/readyz")
+        said = f"/readyz answers {answer.status} {answer.body}" if answer.status else "/readyz does not answer"
         return answer.status == 200
 
-    if not supervisor.wait_until(is_ready, _READY_TIMEOUT_S, every_s=0.05):
-        said = f"it answers {answer.status} {answer.body}" if answer.status else "it does not answer"
-        raise EmbeddedError(f"/readyz is not well after {_READY_TIMEOUT_S} s: {said}")
+    for waited_s in range(0, _READY_TIMEOUT_S, _TELL_EVERY_S):
+        if waited_s:
+            tell(f"Not ready yet: {said}")
+        if supervisor.wait_until(is_ready, _TELL_EVERY_S, every_s=0.05):
+            return
+    raise EmbeddedError(f"Daguerre is not ready after {_READY_TIMEOUT_S} s: {said}")
+
+
+def database_connections(workers: int, settings: Settings) -> int:
+    """What all pools may take together, and a few for the operator."""
+    return (_API_PROCESSES + workers) * settings.database_connections + 20
 
 
 def _environment(data: Path, found: Running) -> dict[str, str]:

@@ -60,6 +60,8 @@ class Supervisor:
         before = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         self._restore.callback(signal.set_wakeup_fd, before)
         for number in _STOP_SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # under nohup a terminal that closes is no reason to stop
             self._restore.callback(signal.signal, number, signal.signal(number, self._ask_to_stop))
         # with no handler at all there would be no wake-up when a child ends
         self._restore.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))

@@ -54,13 +54,14 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
         screen.title(f"Daguerre, data in {place.path}")
         patience_s = 10 if place.unclean else 0
         listener = stack.enter_context(listening.bind(settings.host, settings.port, patience_s=patience_s))
+        local_url = listening.local_url(listener)
         supervisor = stack.enter_context(Supervisor(report=screen.note))
         try:
-            found, key = _start_servers(settings, place, listening.local_url(listener), supervisor, screen)
+            found, key = _start_servers(settings, workers, place, local_url, supervisor, screen)
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
                 supervisor.start(services.worker_programs(workers, settings, place.path, found))
                 supervisor.start(services.api_programs(listener, settings, place.path, found))
-                services.wait_ready(supervisor, listener)
+                services.wait_ready(supervisor, listener, screen.note)
             running.announce(place.path, found)
             was_ready = True
             _show_banner(screen, found, key, place.path)
@@ -75,7 +76,7 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
 
 
 def _start_servers(
-    settings: Settings, place: folder.Folder, local_url: str, supervisor: Supervisor, screen: Screen
+    settings: Settings, workers: int, place: folder.Folder, local_url: str, supervisor: Supervisor, screen: Screen
 ) -> tuple[running.Running, str | None]:
     """PostgreSQL and Valkey, unless others are given; the schema and the first account's key."""
     given = settings.model_fields_set
@@ -83,7 +84,13 @@ def _start_servers(
     if "database_url" not in given:
         with screen.step("PostgreSQL"):
             log = place.logs / "postgres.log"
-            postgres = Postgres(place.postgres, socket_folder=place.run / "postgres", log=log)
+            connections = max(100, services.database_connections(workers, settings))
+            postgres = Postgres(
+                place.postgres,
+                socket_folder=place.run / "postgres",
+                log=log,
+                settings={"max_connections": str(connections)},
+            )
             supervisor.start([postgres.program()])
         database_url = postgres.dsn
     if "redis_url" not in given:

@@ -1,7 +1,7 @@
 """EXIF as a JSON object.
 
-Our own reader and not Pillow's, which pi_heif brings along: on damaged EXIF that one gives up a directory at its first
-bad tag, reports through `warnings`, and takes 0.2 ms where this takes 0.05.
+Our own reader and not Pillow's, which pi_heif brings along: that one gives up a directory at its first bad tag, reports
+through `warnings`, and takes 0.2 ms for a camera's 40 tags where this takes 0.08.
 """
 
 from __future__ import annotations
@@ -152,9 +152,11 @@ def _short(number: float) -> Number:
 
 def _text(data: bytes) -> str:
     try:
-        return _clean(data.decode())
-    except UnicodeDecodeError:
-        return _clean(data.decode("cp1252", "replace"))  # the standard says ASCII, cameras of the time wrote Latin-1
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        # A cut in the middle of a character; or Latin-1, where the standard says ASCII.
+        text = data.decode(*(("utf-8", "ignore") if "end of data" in error.reason else ("cp1252", "replace")))
+    return _clean(text)
 
 
 def _coded_text(data: bytes, order: str) -> str | None:
@@ -210,7 +212,7 @@ def _within_budget(found: dict[str, Value]) -> dict[str, object]:
     left = MAX_JSON_BYTES - 2
     kept: dict[str, object] = {}
     for name, value in found.items():
-        left -= len(name) + 6 + len(json.dumps(value))
+        left -= len(name) + 6 + (len(json.dumps(value)) if isinstance(value, str) else len(str(value)))
         if left < 0:
             break
         kept[name] = value

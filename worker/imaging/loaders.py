@@ -86,7 +86,8 @@ def prepare() -> None:
 def load_jpeg(source: Source) -> Picture:
     width, height = jpeg_size(source.fd)
     source.admit(width, height)
-    shrink = next(s for s in (8, 4, 2, 1) if s == 1 or max(width, height) >= s * JPEG_SMALL_PX)
+    short, long = sorted((width, height))
+    shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= s))
     try:
         return _jpeg(source, width, height, shrink, "warning")
     except pyvips.Error as error:
@@ -115,8 +116,14 @@ def load_gif(source: Source) -> Picture:
 
 def load_webp(source: Source) -> Picture:
     image = pyvips.Image.webpload(source.path, n=-1, fail_on="truncated", access="sequential")
-    picture = _animation(source, image)
-    return picture if picture.pages == 1 else replace(picture, has_alpha=webp_has_alpha(source.fd))
+    if image.height != image.get_page_height():
+        return replace(_animation(source, image), has_alpha=webp_has_alpha(source.fd))
+    width, height = image.width, image.height
+    source.admit(width, height)
+    scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
+    if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
+        image = pyvips.Image.webpload(source.path, scale=scale, fail_on="truncated", access="sequential")
+    return _picture(image, width, height)
 
 
 def _animation(source: Source, image: pyvips.Image) -> Picture:
@@ -193,9 +200,6 @@ def load_svg(source: Source) -> Picture:
     data = Path(source.path).read_bytes()
     image = _svg(data, 1)
     width, height = image.width, image.height
-    # A side that libvips cannot count comes back as 1.
-    if 1 in {width, height} and max(_svg(data, 1e-6).width, _svg(data, 1e-6).height) > 1:
-        raise Rejected("too-many-pixels")
     source.admit(width, height)
     scale = 2 * SMALL_PX / max(width, height)
     return _picture(_svg(data, scale) if scale < 1 else image, width, height)

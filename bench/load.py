@@ -1,0 +1,152 @@
+"""A first look at speed: upload photographs to a running `./run up` and print what they cost.
+
+    python -m bench.load [--data DIR] [--seconds 5] [--connections 16] [s m l]
+
+For each size: requests a second, p50 and p99 in milliseconds, and the CPU milliseconds a request of every process that
+`up` started. The load comes from this process, whose own CPU is printed too: where it nears a core, it is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvloop
+
+from bench.photographs import SIZES, photograph
+from service.embedded import running
+from service.settings import load
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", default=list(SIZES), metavar="s m l")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
+    data = load(data=options.data).data
+    found = running.find(data)
+    if found is None:
+        parser.error(f"no Daguerre is running on {data}: start it with ./run up")
+    key = (data / "first-key").read_text().strip()
+    address = urlsplit(found.local_url)
+    target = Target(address.hostname or "127.0.0.1", address.port or 80, key)
+    for size in options.sizes:
+        body = photograph(size)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(attack(target, body, options.connections, 1.0))
+            before = cpu_by_part(found.pid)
+            started = time.perf_counter()
+            latencies = runner.run(attack(target, body, options.connections, options.seconds))
+            elapsed = time.perf_counter() - started
+        report(size, body, latencies, elapsed, before, cpu_by_part(found.pid))
+
+
+class Target:
+    """Where to send photographs to, over connections that are kept."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        self.host, self.port, self.key = host, port, key
+
+    def request(self, body: bytes) -> bytes:
+        head = (
+            f"POST /v1/images?key={self.key}&with_exif=1&with_mini_preview=1 HTTP/1.1\r\nHost: {self.host}\r\n"
+            f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def attack(target: Target, body: bytes, connections: int, seconds: float) -> list[float]:
+    """Latencies in seconds; every answer is checked."""
+    deadline = time.perf_counter() + seconds
+    request = target.request(body)
+    latencies: list[float] = []
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        while (sent := time.perf_counter()) < deadline:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            answer = json.loads(await reader.readexactly(length))
+            if not head.startswith(b"HTTP/1.1 200") or not answer["response"]["mini_preview"]:
+                raise SystemExit(f"a wrong answer: {head.splitlines()[0].decode()} {answer}")
+            latencies.append(time.perf_counter() - sent)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    return latencies
+
+
+def cpu_by_part(up: int) -> dict[str, float]:
+    """CPU seconds of the processes below `up`, ended ones included where their parent counts them, by part."""
+    parents, seconds, names = {}, {}, {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        pid = int(entry.name)
+        parents[pid], names[pid] = int(fields[1]), command
+        seconds[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+    total: defaultdict[str, float] = defaultdict(float)
+    for pid in parents:
+        if up in _ancestors(pid, parents):
+            total[_part(names[pid])] += seconds[pid]
+    total["load"] = time.process_time()
+    return dict(total)
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while pid in parents and len(found) < 10:
+        pid = parents[pid]
+        found.append(pid)
+    return found
+
+
+def _part(command: str) -> str:
+    for mark, part in (
+        ("worker.child", "libvips"),
+        ("cli serve", "api"),
+        ("cli worker", "worker"),
+        ("postgres", "postgres"),
+        ("valkey", "valkey"),
+    ):
+        if mark in command:
+            return part
+    return "other"
+
+
+def report(
+    size: str,
+    body: bytes,
+    latencies: list[float],
+    elapsed: float,
+    before: dict[str, float],
+    after: dict[str, float],
+) -> None:
+    latencies.sort()
+    count = len(latencies)
+    costs = {part: (after[part] - before.get(part, 0)) * 1000 / count for part in sorted(after)}
+    print(
+        f"{size} {len(body) // 1000:>5} KB  {count / elapsed:7.1f} /s"
+        f"  p50 {latencies[count // 2] * 1000:7.1f} ms  p99 {latencies[int(count * 0.99)] * 1000:7.1f} ms"
+        f"  CPU ms a request: {'  '.join(f'{part} {cost:.2f}' for part, cost in costs.items() if cost >= 0.005)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Photographs to upload, in the sizes that the benchmarks name: made from the sample landscape, with its EXIF."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SAMPLE = Path(__file__).parents[1] / "service" / "embedded" / "sample.jpg"
+
+# Width, height and the size that a camera's JPEG of it has.
+SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 4_000_000)}
+
+
+def photograph(size: str) -> bytes:
+    """The landscape in one of SIZES, with as much grain as brings it within a tenth of the size in bytes."""
+    width, height, wanted = SIZES[size]
+    with Image.open(SAMPLE) as sample:
+        exif = sample.getexif()
+        pixels = np.asarray(sample.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    grain = np.random.default_rng(1839).normal(size=(height, width, 1)).astype(np.float32)
+    low, high = 0.0, 40.0
+    for _ in range(12):
+        strength = (low + high) / 2
+        body = _encode(pixels + grain * strength, exif)
+        if abs(len(body) - wanted) < wanted / 10:
+            break
+        low, high = (strength, high) if len(body) < wanted else (low, strength)
+    return body
+
+
+def _encode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.float32]], exif: Image.Exif) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=82, exif=exif)
+    return out.getvalue()
