@@ -38,8 +38,10 @@ class Child:
         self._process: Process | None = None
 
     async def start(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            return
+        if self._process is not None:
+            if self._is_alive(self._process):
+                return
+            await self.end()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -70,8 +72,13 @@ class Child:
             log.warning("child.lost", cause=type(error).__name__, exit_code=process.returncode)
             raise ChildLost from error
         except BaseException:
-            process.kill()  # it would answer the next one who asks
+            self._process = None  # it would answer the next one who asks
+            process.kill()
             raise
+
+    @staticmethod
+    def _is_alive(process: Process) -> bool:
+        return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
 
     async def _receive(self, process: Process) -> bytes:
         assert process.stdout is not None  # noqa: S101 - opened as a pipe

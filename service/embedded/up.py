@@ -54,10 +54,13 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
         screen.title(f"Daguerre, data in {place.path}")
         patience_s = 10 if place.unclean else 0
         listener = stack.enter_context(listening.bind(settings.host, settings.port, patience_s=patience_s))
-        local_url = listening.local_url(listener)
         supervisor = stack.enter_context(Supervisor(report=screen.note))
         try:
-            found, key = _start_servers(settings, workers, place, local_url, supervisor, screen)
+            found = _start_servers(
+                settings, workers, place, supervisor, screen, local_url=listening.local_url(listener)
+            )
+            with screen.step("Schema and first account"):
+                key = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
                 supervisor.start(services.worker_programs(workers, settings, place.path, found))
                 supervisor.start(services.api_programs(listener, settings, place.path, found))
@@ -76,33 +79,29 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
 
 
 def _start_servers(
-    settings: Settings, workers: int, place: folder.Folder, local_url: str, supervisor: Supervisor, screen: Screen
-) -> tuple[running.Running, str | None]:
-    """PostgreSQL and Valkey, unless others are given; the schema and the first account's key."""
+    settings: Settings, workers: int, place: folder.Folder, supervisor: Supervisor, screen: Screen, *, local_url: str
+) -> running.Running:
+    """PostgreSQL and Valkey, each unless another one is given."""
     given = settings.model_fields_set
     database_url, redis_url = settings.database_url, settings.redis_url
     if "database_url" not in given:
         with screen.step("PostgreSQL"):
-            log = place.logs / "postgres.log"
             connections = max(100, services.database_connections(workers, settings))
             postgres = Postgres(
                 place.postgres,
                 socket_folder=place.run / "postgres",
-                log=log,
+                log=place.logs / "postgres.log",
                 settings={"max_connections": str(connections)},
             )
             supervisor.start([postgres.program()])
         database_url = postgres.dsn
     if "redis_url" not in given:
         with screen.step("Valkey"):
-            log = place.logs / "valkey.log"
-            valkey = Valkey(place.valkey, socket_path=place.run / "valkey.sock", log=log)
+            valkey = Valkey(place.valkey, socket_path=place.run / "valkey.sock", log=place.logs / "valkey.log")
             supervisor.start([valkey.program()])
         redis_url = valkey.url
-    with screen.step("Schema and first account"):
-        key = _finish(supervisor, first_key.prepare(database_url, place.path))
     public_url = settings.public_url if "public_url" in given else local_url
-    return running.Running(os.getpid(), database_url, redis_url, local_url, public_url), key
+    return running.Running(os.getpid(), database_url, redis_url, local_url, public_url)
 
 
 def _show_banner(screen: Screen, found: running.Running, key: str | None, data: Path) -> None:

@@ -21,6 +21,7 @@ from worker.imaging.exif_tags import (
     IMAGE_TAGS,
     INTEROP_IFD,
     INTEROP_TAGS,
+    NOT_NUMBERS,
     NUMBERS_IN_BYTES,
     PHOTO_TAGS,
     UTF16_IN_BYTES,
@@ -59,11 +60,11 @@ _TEXT_CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16", b"JIS\0\0\0\0\0"
 def read_exif(source: bytes | int | None) -> dict[str, object]:
     """The tags of an EXIF block, or of the first page of a TIFF file given by its descriptor.
 
-    Names are those of the standard, in file order. Numbers are int or float (rationals are divided, to 10 digits), enumerations
-    are the standard's integers, texts are trimmed, several values are a list. GPS coordinates are signed decimal
-    degrees and the altitude is signed metres, as `exiftool -n` prints them; `GPSTimeStamp` is "HH:MM:SS". Empty
-    texts, blobs and values that are no numbers (a denominator of 0) are left out. Fit for JSON and jsonb whatever the
-    file says: no NUL, no lone surrogates, nothing infinite, at most MAX_JSON_BYTES.
+    Names are those of the standard, in file order. Numbers are int or float (rationals are divided, to 10 digits),
+    enumerations are the standard's integers, texts are trimmed, several values are a list. GPS coordinates are signed
+    decimal degrees and the altitude is signed metres, as `exiftool -n` prints them; `GPSTimeStamp` is "HH:MM:SS".
+    Empty texts, blobs and values that are no numbers (a denominator of 0) are left out. Fit for JSON and jsonb
+    whatever the file says: no NUL, no lone surrogates, nothing infinite, at most MAX_JSON_BYTES.
     """
     if source is None:
         return {}
@@ -80,7 +81,7 @@ def _read(read: Read) -> dict[str, object]:
         return {}
     found: dict[str, Value] = {}
     # Each directory is read once and by name, so a file cannot make a loop of them.
-    pointers = _read_directory(read, order, int(struct.unpack(order + "I", head[4:])[0]), IMAGE_TAGS, found)
+    pointers = _read_directory(read, order, _pointer(order, head[4:]), IMAGE_TAGS, found)
     if EXIF_IFD in pointers:
         inner = _read_directory(read, order, pointers[EXIF_IFD], PHOTO_TAGS, found)
         if INTEROP_IFD in inner:
@@ -98,17 +99,15 @@ def _read_directory(
     pointers: dict[int, int] = {}
     for tag, kind, count, field in _entries(read, order, offset):
         if tag in {EXIF_IFD, GPS_IFD, INTEROP_IFD}:
-            pointers.setdefault(tag, int(struct.unpack(order + "I", field)[0]))
+            pointers.setdefault(tag, _pointer(order, field))
         name = names.get(tag)
         if name is None or name in found or kind not in _TYPES or count == 0:
             continue
         size = count * _TYPES[kind][0]
-        if size > 4:
-            # Long texts are cut, long lists are tables: 4 bytes a character and 8 a number are the most that is kept.
-            size = min(size, 8 + 4 * MAX_TEXT_CHARS)
-            field = read(struct.unpack(order + "I", field)[0], size)
-        value = _value(name, kind, count, field[:size], order)
-        if value is not None and value not in ("", []):
+        # Long texts are cut and long lists dropped, so more than this need not be read.
+        data = field[:size] if size <= 4 else read(_pointer(order, field), min(size, 8 + 4 * MAX_TEXT_CHARS))
+        value = _text(name, kind, data, order) or _numbers(name, kind, count, data, order)
+        if value is not None:
             found[name] = value
     return pointers
 
@@ -121,17 +120,46 @@ def _entries(read: Read, order: str, offset: int) -> Iterator[tuple[int, int, in
     yield from struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])
 
 
-def _value(name: str, kind: int, count: int, data: bytes, order: str) -> Value | None:
-    if name in ASCII_IN_BYTES or kind in {_ASCII, _UTF8}:
-        return _text(data.partition(b"\0")[0])
-    if name in UTF16_IN_BYTES:
-        return _clean(data[: len(data) // 2 * 2].decode("utf-16-le", "ignore"))
-    if name in CODED_TEXT:
-        return _coded_text(data, order)
-    if (kind == _UNDEFINED and name not in NUMBERS_IN_BYTES) or count > MAX_LIST_ITEMS:
+def _pointer(order: str, field: bytes) -> int:
+    return int(struct.unpack(order + "I", field)[0])
+
+
+def _text(name: str, kind: int, data: bytes, order: str) -> str | None:
+    """The value, if it is one of the standard's texts; None for an empty one too."""
+    if kind in {_ASCII, _UTF8} or name in ASCII_IN_BYTES:
+        text = _decode(data.partition(b"\0")[0])
+    elif name in UTF16_IN_BYTES:
+        text = data[: len(data) // 2 * 2].decode("utf-16-le", "ignore")
+    elif name in CODED_TEXT:
+        text = _decode_coded(data, order)
+    else:
         return None
+    return text.partition("\0")[0].strip()[:MAX_TEXT_CHARS] or None
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if "end of data" in error.reason:  # we cut it in the middle of a character
+            return data.decode("utf-8", "ignore")
+        return data.decode("cp1252", "replace")  # the standard says ASCII, cameras wrote Latin-1
+
+
+def _decode_coded(data: bytes, order: str) -> str:
+    """A text that names its character code in its first 8 bytes. UNICODE is UTF-16 in the order of the file."""
+    encoding = _TEXT_CODES.get(data[:8])
+    if encoding is None:
+        return ""
+    if encoding == "utf-16" and data[8:10] not in {b"\xff\xfe", b"\xfe\xff"}:
+        encoding = "utf-16-le" if order == "<" else "utf-16-be"
+    return data[8:].decode(encoding, "ignore")
+
+
+def _numbers(name: str, kind: int, count: int, data: bytes, order: str) -> Value | None:
     unit, code = _TYPES[kind]
-    if len(data) < count * unit:
+    blob = kind == _UNDEFINED and name not in NUMBERS_IN_BYTES
+    if code == "s" or blob or name in NOT_NUMBERS or count > MAX_LIST_ITEMS or len(data) < count * unit:
         return None
     numbers: tuple[Number, ...] = struct.unpack(order + code * count, data)
     if kind in {_RATIONAL, _SRATIONAL}:
@@ -148,30 +176,6 @@ def _value(name: str, kind: int, count: int, data: bytes, order: str) -> Value |
 def _short(number: float) -> Number:
     """10 significant digits, which is what 32-bit rationals carry: 0.004 and not 0.0040000000000000001."""
     return int(number) if number.is_integer() else float(f"{number:.10g}")
-
-
-def _text(data: bytes) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        # A cut in the middle of a character; or Latin-1, where the standard says ASCII.
-        text = data.decode(*(("utf-8", "ignore") if "end of data" in error.reason else ("cp1252", "replace")))
-    return _clean(text)
-
-
-def _coded_text(data: bytes, order: str) -> str | None:
-    """A text that names its character code in its first 8 bytes. UNICODE is UTF-16 in the order of the file."""
-    encoding = _TEXT_CODES.get(data[:8])
-    if encoding is None:
-        return None
-    if encoding == "utf-16":
-        bom = data[8:10] in {b"\xff\xfe", b"\xfe\xff"}
-        encoding = encoding if bom else ("utf-16-le" if order == "<" else "utf-16-be")
-    return _clean(data[8:].decode(encoding, "ignore"))
-
-
-def _clean(text: str) -> str:
-    return text.partition("\0")[0].strip()[:MAX_TEXT_CHARS]
 
 
 def _time(parts: tuple[Number, ...]) -> str | None:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pi_heif
 import pyvips
@@ -87,7 +86,7 @@ def load_jpeg(source: Source) -> Picture:
     width, height = jpeg_size(source.fd)
     source.admit(width, height)
     short, long = sorted((width, height))
-    shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= s))
+    shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
     try:
         return _jpeg(source, width, height, shrink, "warning")
     except pyvips.Error as error:
@@ -242,7 +241,7 @@ def _reduce(image: pyvips.Image, profile: bytes | None) -> Small:
         image = image.flatten(background=65535 if image.format == "ushort" else 255)
     shrink = max(image.width, image.height) // SMALL_PX
     if shrink > 1:
-        image = image.shrink(min(shrink, image.width), min(shrink, image.height))
+        image = image.shrink(min(shrink, image.width), min(shrink, image.height), ceil=True)
     foreign = profile is not None and image.bands >= 3 and not _is_srgb(profile)
     if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or image.bands not in {1, 3}:
         # Decoded before it is converted, so that an error of the decoder is told from an odd colour space.
@@ -279,10 +278,9 @@ def _is_srgb(profile: bytes) -> bool:
 
 
 def _orientation(image: pyvips.Image) -> int:
-    value = image.get("orientation") if image.get_typeof("orientation") else 1
+    value = int(image.get("orientation")) if image.get_typeof("orientation") else 1
     return value if 1 <= value <= 8 else 1
 
 
 def _blob(image: pyvips.Image, name: str) -> bytes | None:
-    value: Any = image.get(name) if image.get_typeof(name) else None
-    return value
+    return bytes(image.get(name)) if image.get_typeof(name) else None

@@ -22,9 +22,7 @@ PREVIEW_PX = (48, 32, 16)
 
 # Quantization steps of the lowest frequency, 3 % apart. Higher frequencies get up to 2.4 times as much.
 _STEPS = tuple(4 * 1.03**i for i in range(142))
-_TABLES = tuple(
-    [min(255, round(step * (1 + 0.1 * (u + v)))) for v in range(8) for u in range(8)] for step in _STEPS
-)
+_TABLES = tuple([min(255, round(step * (1 + 0.1 * (u + v)))) for v in range(8) for u in range(8)] for step in _STEPS)
 _MEDIAN_STEP = 62  # 25, of 24 photographs
 
 # Of those photographs: all but some 190 bytes shrink by 2.15 % with each step. Then two or three tries are enough.
@@ -96,6 +94,4 @@ def _without_spare_headers(data: bytes) -> bytes:
             segments.append(data[at:end])
         at = end
     huffman = b"".join(tables)
-    return b"".join(
-        [data[:2], *segments, b"\xff\xc4", (len(huffman) + 2).to_bytes(2, "big"), huffman, data[at:]]
-    )
+    return b"".join([data[:2], *segments, b"\xff\xc4", (len(huffman) + 2).to_bytes(2, "big"), huffman, data[at:]])

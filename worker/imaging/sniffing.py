@@ -6,6 +6,16 @@ import re
 
 HEAD_BYTES = 4096
 
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),  # BigTIFF
+    (b"MM\0+", "tiff"),
+)
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _ANY_CODEC_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
@@ -14,21 +24,14 @@ _SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
 
 def sniff(head: bytes) -> str | None:
     """The format of a file that starts with `head` (its first HEAD_BYTES), or None: a key of `MIME_TYPES`."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
+    for magic, form in _MAGIC:
+        if head.startswith(magic):
+            return form
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "tiff"
     if head[4:8] == b"ftyp":
         return _sniff_heif(head)
-    if _starts_svg(head):
-        return "svg"
-    return None
+    return "svg" if _starts_svg(head) else None
 
 
 def _sniff_heif(head: bytes) -> str | None:

@@ -1,0 +1,147 @@
+"""The child processes that decode: each picture has its limits, and no picture takes more than its child along."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.probes import Rejected
+from tests.processes import is_alive
+from tests.samples import jpeg
+from worker import children as children_module
+from worker.children import ChildLost, Children, ChildUnavailable
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    await children.start()
+    yield children
+    await children.end()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture"
+    path.write_bytes(jpeg(120, 80))
+    return str(path)
+
+
+def pid_of(children: Children) -> int:
+    process = children._all[0]._process
+    assert process is not None
+    return process.pid
+
+
+async def test_one_child_looks_at_many_pictures(children: Children, picture: str, tmp_path: Path) -> None:
+    pid = pid_of(children)
+    noise = tmp_path / "noise"
+    noise.write_bytes(b"no picture")
+    for _ in range(5):
+        assert (await children.probe(picture)).width == 120
+        with pytest.raises(Rejected) as refusal:
+            await children.probe(str(noise))
+        assert refusal.value.code == "unsupported-image"
+    assert pid_of(children) == pid
+
+
+async def test_a_missing_file_is_told_apart(children: Children, tmp_path: Path) -> None:
+    with pytest.raises(Rejected) as refusal:
+        await children.probe(str(tmp_path / "nowhere"))
+    assert refusal.value.code == "image-lost"
+
+
+async def test_a_child_that_dies_costs_one_probe_and_is_replaced(children: Children, picture: str) -> None:
+    pid = pid_of(children)
+    os.kill(pid, signal.SIGSTOP)
+    probing = asyncio.create_task(children.probe(picture))
+    await asyncio.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ChildLost):
+        await probing
+    assert (await children.probe(picture)).width == 120
+    assert pid_of(children) != pid
+
+
+async def test_a_child_that_died_while_idle_costs_nothing(children: Children, picture: str) -> None:
+    pid = pid_of(children)
+    os.kill(pid, signal.SIGKILL)
+    while is_alive(pid):
+        await asyncio.sleep(0.01)
+    assert (await children.probe(picture)).width == 120
+
+
+async def test_a_child_that_takes_too_long_is_ended(picture: str) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+    await children.start()
+    pid = pid_of(children)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ChildLost):
+        await children.probe(picture)
+    assert not is_alive(pid)
+    assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
+async def test_a_cancelled_probe_leaves_no_answer_for_the_next_one(
+    children: Children, picture: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(jpeg(50, 40))
+    os.kill(pid_of(children), signal.SIGSTOP)
+    probing = asyncio.create_task(children.probe(picture))
+    await asyncio.sleep(0.1)
+    probing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probing
+    assert (await children.probe(str(other))).width == 50
+
+
+async def test_children_know_no_secret_of_the_worker(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGUERRE_DATABASE_URL", "postgresql://secret")
+    await children.end()
+    await children.start()
+    environment = Path(f"/proc/{pid_of(children)}/environ").read_bytes()
+    assert b"DAGUERRE" not in environment
+    assert b"VIPS_CONCURRENCY=1" in environment
+
+
+async def test_the_service_never_loads_libvips_and_a_worker_only_in_its_children(children: Children) -> None:
+    script = "import service.api.server, worker.main, sys; sys.exit('pyvips' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+    assert await process.wait() == 0
+    assert "libvips" in Path(f"/proc/{pid_of(children)}/maps").read_text()
+
+
+async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children_module.sys, "executable", "/bin/false")
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    with pytest.raises(ChildUnavailable):
+        await children.probe(picture)
+
+
+async def test_children_end_with_their_worker(tmp_path: Path) -> None:
+    script = (
+        "import asyncio\nfrom worker.children import Children\n"
+        "async def main():\n    children = Children(1, max_pixels=1, timeout_s=1)\n    await children.start()\n"
+        "    print(children._all[0]._process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
+    )
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    assert worker.stdout is not None
+    child = int(await worker.stdout.readline())
+    assert is_alive(child)
+    worker.kill()
+    await worker.wait()
+    async with asyncio.timeout(5):
+        while is_alive(child):
+            await asyncio.sleep(0.01)
