@@ -76,6 +76,7 @@ async def test_a_child_that_died_while_idle_costs_nothing(children: Children, pi
     os.kill(pid, signal.SIGKILL)
     while is_alive(pid):
         await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # the loop hears of it
     assert (await children.probe(picture)).width == 120
 
 

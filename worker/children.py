@@ -44,6 +44,7 @@ class Child:
             await self.end()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # whatever lies in the folder where the worker was started is not imported
             "-m",
             "worker.child",
             str(os.getpid()),
@@ -127,7 +128,6 @@ def _environment() -> dict[str, str]:
     """Nothing of the worker's own, above all no address or password of a database."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD") if name in os.environ}
     return kept | {
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "VIPS_CONCURRENCY": "1",
         "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
     }
