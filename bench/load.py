@@ -110,7 +110,7 @@ def cpu_by_part(up: int) -> dict[str, float]:
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
-    found = []
+    found: list[int] = []
     while pid in parents and len(found) < 10:
         pid = parents[pid]
         found.append(pid)

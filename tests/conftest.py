@@ -182,5 +182,3 @@ def burst(settings: Settings) -> RunBurst:
             return counts
 
     return run
-
-

@@ -8,16 +8,14 @@ import pytest
 
 from service.accounts import AccountExists, create_account, list_stale, load_account, refresh_counters
 from service.settings import Settings
-from worker.resources import open_resources
 from service.sizes import readable
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import jpeg
 from worker import counters
+from worker.resources import open_resources
 
 
-async def test_the_account_has_the_shape_of_the_contract(
-    api: Client, connection: Any, new_tenant: NewTenant
-) -> None:
+async def test_the_account_has_the_shape_of_the_contract(api: Client, connection: Any, new_tenant: NewTenant) -> None:
     tenant = await new_tenant(max_bytes=2147483648)
     await connection.execute("update accounts set used_bytes = 112332108, num_images = 42")
     response = await api.get("/v1/account", params={"key": tenant.key})
@@ -85,9 +83,7 @@ async def test_a_drifted_counter_is_healed_by_the_difference(connection: Any, te
     assert not await refresh_counters(connection, tenant.id)
 
 
-async def test_only_accounts_that_changed_are_refreshed_oldest_first(
-    connection: Any, new_tenant: NewTenant
-) -> None:
+async def test_only_accounts_that_changed_are_refreshed_oldest_first(connection: Any, new_tenant: NewTenant) -> None:
     first, second, third = [await new_tenant() for _ in range(3)]
     for tenant in (first, second, third):
         await refresh_counters(connection, tenant.id)
@@ -97,9 +93,7 @@ async def test_only_accounts_that_changed_are_refreshed_oldest_first(
     assert await list_stale(connection, 1) == [third.id]
 
 
-async def test_the_periodic_job_refreshes_accounts(
-    connection: Any, tenant: Tenant, settings: Settings
-) -> None:
+async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
     async with open_resources(settings, None) as resources:
         await counters.refresh_accounts({"resources": resources})

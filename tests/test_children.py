@@ -14,7 +14,6 @@ import pytest
 from service.probes import Rejected
 from tests.processes import is_alive
 from tests.samples import jpeg
-from worker import children as children_module
 from worker.children import ChildLost, Children, ChildUnavailable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -125,7 +124,7 @@ async def test_the_service_never_loads_libvips_and_a_worker_only_in_its_children
 async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
     picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     children = Children(1, max_pixels=1_000_000, timeout_s=5)
     with pytest.raises(ChildUnavailable):
         await children.probe(picture)

@@ -75,7 +75,7 @@ def test_the_private_names_of_arq_are_there() -> None:
         assert name in source
     assert "self.in_progress_timeout_s * 1000" in inspect.getsource(Worker.start_jobs)
     assert hasattr(Worker, "_release_sem_dec_counter_on_complete")
-    assert 'for f in map(func, functions)' in inspect.getsource(Worker.__init__)
+    assert "for f in map(func, functions)" in inspect.getsource(Worker.__init__)
 
 
 async def test_a_waiting_worker_takes_a_job_at_once(redis: ArqRedis, redis_url: str) -> None:
@@ -113,7 +113,7 @@ async def test_several_workers_drain_a_backlog_on_one_token_and_run_each_job_onc
     ids = [f"image{number:03}" for number in range(500)]
     await enqueue(redis, *ids)
     await redis.delete(BELL)
-    await redis.rpush(BELL, b"")
+    await redis.rpush(BELL, b"")  # type: ignore[misc]
     async with AsyncExitStack() as stack:
         for number in range(3):
             await stack.enter_async_context(working(redis_url, job_of(number)))
@@ -144,7 +144,7 @@ async def test_one_worker_never_runs_more_jobs_than_it_has_places(redis: ArqRedi
 
 async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(50)))
-    assert await redis.llen(BELL) == MOST_TOKENS
+    assert await redis.llen(BELL) == MOST_TOKENS  # type: ignore[misc]
 
 
 async def test_a_job_is_enqueued_once_however_often_it_is_asked_for(redis: ArqRedis, redis_url: str) -> None:
@@ -278,4 +278,3 @@ async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
     await enqueue(redis, "image01")
     payload = await redis.get(job_key_prefix + "image01")
     assert jobs.decode(payload)["a"] == ["image01"]
-

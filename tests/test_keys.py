@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from service import keys
 from service.accounts import AccountUnknown
 from service.database import Database
 from service.errors import ServiceError
@@ -45,7 +44,7 @@ async def test_a_revoked_key_stops_within_five_seconds(
     connection: Any, tenant: Tenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(keys.time, "monotonic", lambda: now)
+    monkeypatch.setattr("service.keys.time.monotonic", lambda: now)
     await ring.owner(tenant.key)
     [key] = await list_keys(connection, tenant.name)
     await revoke_key(connection, key.id)

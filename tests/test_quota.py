@@ -73,9 +73,7 @@ async def test_an_id_that_is_taken_is_told_apart_and_charges_nothing(
     account = await new_tenant()
     first = new_image(account.id, 10)
     await insert_pending(database, [first])
-    outcomes = await insert_pending(
-        database, [new_image(account.id, 20, first.id), new_image(account.id, 30)]
-    )
+    outcomes = await insert_pending(database, [new_image(account.id, 20, first.id), new_image(account.id, 30)])
     assert isinstance(outcomes[0], IdTaken)
     assert outcomes[1] is None
     assert await stored(connection, account.id) == (40, 2)
@@ -92,9 +90,7 @@ async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(
         batcher = Batcher(partial(insert_pending, database), limit=7)
         async with running(batcher.run()):
             images = [new_image(accounts[number % 3].id, 100) for number in range(150)]
-            outcomes = await asyncio.gather(
-                *(batcher.submit(image) for image in images), return_exceptions=True
-            )
+            outcomes = await asyncio.gather(*(batcher.submit(image) for image in images), return_exceptions=True)
         for outcome in outcomes:
             assert outcome is None or (isinstance(outcome, ServiceError) and outcome.code == "quota-exceeded")
             accepted += outcome is None
@@ -107,9 +103,7 @@ async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(
         assert (await load_account(connection, account.id)).used_bytes == 10_000
 
 
-async def test_a_failed_image_is_uncounted_once(
-    database: Database, connection: Any, new_tenant: NewTenant
-) -> None:
+async def test_a_failed_image_is_uncounted_once(database: Database, connection: Any, new_tenant: NewTenant) -> None:
     account = await new_tenant()
     image = new_image(account.id, 500)
     await insert_pending(database, [image])

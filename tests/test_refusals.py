@@ -36,9 +36,7 @@ async def error_of(response: Any) -> tuple[int, str, str]:
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.parametrize("name", ["with_exif", "verbose", "with_mini_preview", "with_account"])
 @pytest.mark.parametrize("value", ["maybe", "2", "truefalse", " "])
-async def test_a_flag_that_is_no_boolean_is_refused_by_name(
-    api: Client, tenant: Tenant, name: str, value: str
-) -> None:
+async def test_a_flag_that_is_no_boolean_is_refused_by_name(api: Client, tenant: Tenant, name: str, value: str) -> None:
     for response in (
         await api.post("/v1/images", params={name: value}, data=jpeg(), headers=tenant.headers | IMAGE),
         await api.get("/v1/images/AAAAAAA", params={name: value}, headers=tenant.headers),
@@ -51,8 +49,10 @@ async def test_a_flag_that_is_no_boolean_is_refused_by_name(
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("true", True), ("1", True), ("YES", True), ("on", True), ("", True), (None, True)]
-    + [("false", False), ("0", False), ("no", False), ("OFF", False)],
+    [
+        *[(word, True) for word in ("true", "1", "YES", "on", "", None)],
+        *[(word, False) for word in ("false", "0", "no", "OFF")],
+    ],
 )
 async def test_a_flag_takes_these_words(api: Client, tenant: Tenant, value: str | None, shown: bool) -> None:
     query = "verbose" if value is None else f"verbose={value}"
@@ -73,9 +73,7 @@ async def test_tags_beyond_their_limits_are_refused(api: Client, tenant: Tenant,
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/json"])
-async def test_another_content_type_is_told_which_header_to_send(
-    api: Client, tenant: Tenant, kind: str
-) -> None:
+async def test_another_content_type_is_told_which_header_to_send(api: Client, tenant: Tenant, kind: str) -> None:
     response = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | {"Content-Type": kind})
     status, code, message = await error_of(response)
     assert (status, code) == (415, "unsupported-content-type")
@@ -83,7 +81,9 @@ async def test_another_content_type_is_told_which_header_to_send(
 
 
 @pytest.mark.parametrize(
-    "key", [None, "", "short", "x" * 40, "\u00e9" * 40, "x" * 4000], ids=["none", "empty", "short", "unknown", "odd", "long"]
+    "key",
+    [None, "", "short", "x" * 40, "\u00e9" * 40, "x" * 4000],
+    ids=["none", "empty", "short", "unknown", "odd", "long"],
 )
 async def test_without_a_valid_key_nothing_works(api: Client, key: str | None) -> None:
     for method, path in (("POST", "/v1/images"), ("GET", "/v1/images/AAAAAAA"), ("GET", "/v1/account")):
@@ -132,17 +132,13 @@ async def test_an_empty_body_is_refused(api: Client, tenant: Tenant) -> None:
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.settings(max_upload=100_000)
-async def test_a_body_over_the_limit_is_refused_whether_it_tells_its_length_or_not(
-    api: Client, tenant: Tenant
-) -> None:
+async def test_a_body_over_the_limit_is_refused_whether_it_tells_its_length_or_not(api: Client, tenant: Tenant) -> None:
     async def chunked() -> AsyncIterator[bytes]:
         for _ in range(11):
             yield b"x" * 10_000
 
     for body in (b"x" * 100_001, chunked()):
-        status, code, message = await error_of(
-            await api.post("/v1/images", data=body, headers=tenant.headers | IMAGE)
-        )
+        status, code, message = await error_of(await api.post("/v1/images", data=body, headers=tenant.headers | IMAGE))
         assert (status, code) == (413, "upload-too-large")
         assert "100000" in message
 
@@ -156,9 +152,7 @@ async def test_a_body_of_exactly_the_limit_is_stored(api: Client, tenant: Tenant
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.settings(max_upload=100_000)
-async def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_sent(
-    api: Client, tenant: Tenant
-) -> None:
+async def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_sent(api: Client, tenant: Tenant) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(
         b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100001\r\n"
@@ -207,17 +201,13 @@ async def test_a_body_that_stops_arriving_is_a_408(api: Client, tenant: Tenant) 
         await asyncio.sleep(1)
         yield b"x"
 
-    status, code, _ = await error_of(
-        await api.post("/v1/images", data=stalling(), headers=tenant.headers | IMAGE)
-    )
+    status, code, _ = await error_of(await api.post("/v1/images", data=stalling(), headers=tenant.headers | IMAGE))
     assert (status, code) == (408, "upload-timeout")
 
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.settings(uploads_in_flight=1)
-async def test_uploads_beyond_the_bound_are_told_to_come_back(
-    api: Client, tenant: Tenant, settings: Settings
-) -> None:
+async def test_uploads_beyond_the_bound_are_told_to_come_back(api: Client, tenant: Tenant, settings: Settings) -> None:
     hold = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -246,9 +236,7 @@ async def test_more_than_the_quota_is_refused(api: Client, new_tenant: NewTenant
 
     assert len(jpeg()) > 1000
     for body in (jpeg(), chunked()):
-        status, code, _ = await error_of(
-            await api.post("/v1/images", data=body, headers=full.headers | IMAGE)
-        )
+        status, code, _ = await error_of(await api.post("/v1/images", data=body, headers=full.headers | IMAGE))
         assert (status, code) == (403, "quota-exceeded")
 
 
@@ -257,8 +245,6 @@ async def test_more_than_the_quota_is_refused(api: Client, new_tenant: NewTenant
 async def test_more_pixels_than_the_limit_are_refused(api: Client, tenant: Tenant, connection: Any) -> None:
     out = io.BytesIO()
     Image.new("1", (2000, 1000)).save(out, "PNG")
-    status, code, _ = await error_of(
-        await api.post("/v1/images", data=out.getvalue(), headers=tenant.headers | IMAGE)
-    )
+    status, code, _ = await error_of(await api.post("/v1/images", data=out.getvalue(), headers=tenant.headers | IMAGE))
     assert (status, code) == (422, "too-many-pixels")
     assert await connection.fetchval("select count(*) from images") == 0

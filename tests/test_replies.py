@@ -46,9 +46,7 @@ async def until_connected(listener: Replies) -> None:
 
 @pytest.fixture
 async def pending(connection: Any, tenant: Tenant) -> None:
-    await connection.execute(
-        "insert into images (id, account_id, size, sha256) values ($1, $2, 10, '')", ID, tenant.id
-    )
+    await connection.execute("insert into images (id, account_id, size, sha256) values ($1, $2, 10, '')", ID, tenant.id)
 
 
 async def mark_ready(connection: Any) -> None:

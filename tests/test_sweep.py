@@ -88,9 +88,7 @@ async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
     assert not resources.storage.incoming_path(ID).exists()
 
 
-async def test_the_file_of_a_removed_row_goes(
-    resources: Resources, connection: Any, settings: Settings
-) -> None:
+async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: Any, settings: Settings) -> None:
     put(resources.storage.path(ID))
     put(resources.storage.incoming_path(ImageId("BBBBBBB")))
     await connection.execute(
@@ -109,9 +107,7 @@ async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: An
     assert [row["id"] for row in await connection.fetch("select id from images")] == ["Recent1"]
 
 
-async def test_what_is_stored_and_ready_is_left_alone(
-    resources: Resources, connection: Any, tenant: Tenant
-) -> None:
+async def test_what_is_stored_and_ready_is_left_alone(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "ready", age_s=1_000_000)
     file = put(resources.storage.path(ID), age_s=1_000_000)
     await sweep({"resources": resources})

@@ -129,9 +129,7 @@ async def test_the_key_may_come_in_three_places(api: Client, tenant: Tenant, pla
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("field", ["file", "image", "whatever"])
-async def test_a_form_with_one_file_is_an_upload(
-    api: Client, tenant: Tenant, settings: Settings, field: str
-) -> None:
+async def test_a_form_with_one_file_is_an_upload(api: Client, tenant: Tenant, settings: Settings, field: str) -> None:
     body = jpeg(100, 50)
     form = aiohttp.FormData()
     form.add_field(field, body, filename="holiday.jpg", content_type="image/jpeg")
@@ -159,9 +157,7 @@ async def test_a_form_holds_one_file_and_nothing_else(api: Client, tenant: Tenan
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_chunked_body_of_many_pieces_is_stored_whole(
-    api: Client, tenant: Tenant, settings: Settings
-) -> None:
+async def test_a_chunked_body_of_many_pieces_is_stored_whole(api: Client, tenant: Tenant, settings: Settings) -> None:
     body = jpeg(2400, 1600, quality=95)
     assert len(body) > 2 << 20
 
@@ -244,9 +240,7 @@ async def test_equal_bytes_are_two_images(api: Client, tenant: Tenant, settings:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_image_of_another_account_is_unknown(
-    api: Client, tenant: Tenant, new_tenant: NewTenant
-) -> None:
+async def test_an_image_of_another_account_is_unknown(api: Client, tenant: Tenant, new_tenant: NewTenant) -> None:
     _, answer = await upload(api, tenant, jpeg())
     stranger = await new_tenant()
     theirs = await api.get(f"/v1/images/{answer['response']['id']}", headers=stranger.headers)

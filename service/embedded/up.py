@@ -108,7 +108,8 @@ def _show_banner(screen: Screen, found: running.Running, key: str | None, data: 
     rows = [("Address", found.local_url)]
     if found.public_url != found.local_url:
         rows.append(("Public", found.public_url))
-    rows.append(("Key", key or "the first one was revoked; make another: ./run keys create default"))
+    another = f"{os.environ.get('DAGUERRE_COMMAND', 'daguerre')} keys create default --data {shlex.quote(str(data))}"
+    rows.append(("Key", key or f"the first one was revoked; make another: {another}"))
     closing = f"Ctrl-C stops it; everything is kept in {data}."
     url = f"{found.local_url}/v1/images?key={key}&with_exif=true&verbose=true"
     sample = shlex.quote(f"@{_SAMPLE}")

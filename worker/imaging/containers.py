@@ -10,6 +10,9 @@ from service.probes import Rejected
 
 # Start of frame: 0xC0 to 0xCF without DHT, JPG and DAC.
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Of chunks or segments before it is no picture but an attempt to keep us busy: 0.1 s.
+_MOST_READS = 100_000
+
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -19,7 +22,7 @@ def jpeg_size(fd: int) -> tuple[int, int]:
     libvips only gives the size after shrink-on-load, and a second open costs 0.1 ms and a second reading of the EXIF.
     """
     at = 2
-    while True:
+    for _ in range(_MOST_READS):
         marker = os.pread(fd, 9, at)
         if len(marker) < 9 or marker[0] != 0xFF:
             raise Rejected("damaged-image")
@@ -34,6 +37,7 @@ def jpeg_size(fd: int) -> tuple[int, int]:
             return width, height
         else:
             at += 2 + int.from_bytes(marker[2:4], "big")
+    raise Rejected("damaged-image")
 
 
 def png_frames(fd: int) -> int:
@@ -42,7 +46,7 @@ def png_frames(fd: int) -> int:
     A decoder stops after the last line of pixels, so nobody else notices a missing end.
     """
     at, declared, controls, first = 8, 0, 0, b""
-    while True:
+    for _ in range(_MOST_READS):
         head = os.pread(fd, 12, at)
         if len(head) < 12:
             raise Rejected("damaged-image")
@@ -57,6 +61,7 @@ def png_frames(fd: int) -> int:
         elif kind == b"fcTL":
             controls += 1
         at += 12 + length
+    raise Rejected("damaged-image")
 
 
 def refuse_cut_gif(fd: int) -> None:

@@ -1,8 +1,4 @@
-"""One loader a format: check the header, decode the whole picture once, keep its metadata and a small copy.
-
-The small copy is fetched through a `Region`, in the calling thread: libvips's usual sinks start worker threads, which
-costs 0.25 ms a pipeline, a quarter of the probe of a 640 x 480 JPEG.
-"""
+"""One loader a format: check the header, decode the whole picture once, keep its metadata and a small copy."""
 
 from __future__ import annotations
 
@@ -16,14 +12,18 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging.containers import jpeg_size, png_frames, refuse_cut_gif, webp_has_alpha
+from worker.imaging.pixels import SMALL_PX, Small, fetch, reduce
 
-# The long side that the small copy has at least, where the picture has it. JPEG can do with less: scaling by its own
-# transform costs nothing, and 128 would raise the previews' SSIM by 0.0004 only.
-SMALL_PX = 192
+# The long side that a JPEG is scaled to at least, by its own transform, which costs nothing; see SMALL_PX for others.
+# 128 would raise the previews' SSIM by 0.0004 only.
 JPEG_SMALL_PX = 64
 
 # Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
 MAX_PAGES = 10_000
+
+# Pages of a TIFF that are not all of one size have to be opened one by one, each by walking there from the first:
+# 100 take 0.16 s, 1,000 take 14.
+MAX_UNEQUAL_PAGES = 100
 
 # Pixels of an animation that are decoded beyond its first frame: 0.1 s of a GIF, 0.4 s of a WebP. That it is complete
 # is known without, from its blocks.
@@ -45,16 +45,6 @@ class Source:
     def admit(self, width: int, height: int, pages: int = 1) -> None:
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")
-
-
-@dataclass(frozen=True, slots=True)
-class Small:
-    """8-bit sRGB (3 bands) or grey (1 band) pixels, without padding."""
-
-    width: int
-    height: int
-    bands: int
-    pixels: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +91,16 @@ def load_jpeg(source: Source) -> Picture:
 
 def _jpeg(source: Source, width: int, height: int, shrink: int, fail_on: str) -> Picture:
     image = pyvips.Image.jpegload(source.path, shrink=shrink, fail_on=fail_on, access="sequential")
+    if abs(image.width * shrink - width) >= shrink or abs(image.height * shrink - height) >= shrink:
+        raise Rejected("damaged-image")  # not the frame that was admitted
     return _picture(image, width, height)
 
 
 def load_png(source: Source) -> Picture:
     image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
-    source.admit(image.width, image.height)
-    return _picture(image, image.width, image.height, pages=png_frames(source.fd))
+    pages = png_frames(source.fd)
+    source.admit(image.width, image.height, pages)
+    return _picture(image, image.width, image.height, pages=pages)
 
 
 def load_gif(source: Source) -> Picture:
@@ -129,16 +122,18 @@ def load_webp(source: Source) -> Picture:
     return _picture(image, width, height)
 
 
-def _animation(source: Source, image: pyvips.Image) -> Picture:
-    """All frames come as one tall image. The first is kept; others are decoded to see that they can be."""
+def _animation(source: Source, image: pyvips.Image, *, checked_pixels: int = FRAMES_PIXELS) -> Picture:
+    """All frames come as one tall image. The first is kept; others are decoded to see that they can be, as long as they
+    are within `checked_pixels`.
+    """
     height = image.get_page_height()
     pages = image.height // height
     source.admit(image.width, height, pages)
     if pages == 1:
         return _picture(image, image.width, height)
     region = pyvips.Region.new(image)
-    first = _fetch(region, image, height)
-    for page in range(1, min(pages, 1 + FRAMES_PIXELS // (image.width * height))):
+    first = fetch(region, image, height)
+    for page in range(1, min(pages, 1 + checked_pixels // (image.width * height))):
         region.fetch(0, page * height, image.width, height)
     return Picture(
         width=image.width,
@@ -147,22 +142,37 @@ def _animation(source: Source, image: pyvips.Image) -> Picture:
         pages=pages,
         has_alpha=bool(image.hasalpha()),
         exif=_blob(image, "exif-data"),
-        small=_reduce(first, _blob(image, "icc-profile-data")),
+        small=reduce(first, _blob(image, "icc-profile-data")),
     )
 
 
 def load_tiff(source: Source) -> Picture:
-    """libtiff reports a strip that ends too early as an error, not as a truncation."""
+    """Every page is decoded: one cut off leaves no trace in the others.
+
+    libtiff reports a strip that ends too early as an error, not as a truncation.
+    """
     image = pyvips.Image.tiffload(source.path, fail_on="error", access="sequential")
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     source.admit(image.width, image.height, pages)
-    picture = _picture(image, image.width, image.height, pages=pages)
-    seen = image.width * image.height
+    if pages == 1:
+        return _picture(image, image.width, image.height)
+    try:
+        tall = pyvips.Image.tiffload(source.path, n=-1, fail_on="error", access="sequential")
+    except pyvips.Error:
+        return _unequal_pages(source, image, pages)
+    return _animation(source, tall, checked_pixels=source.max_pixels)
+
+
+def _unequal_pages(source: Source, first: pyvips.Image, pages: int) -> Picture:
+    if pages > MAX_UNEQUAL_PAGES:
+        raise Rejected("too-many-pixels")
+    picture = _picture(first, first.width, first.height, pages=pages)
+    seen = first.width * first.height
     for page in range(1, pages):
-        other = pyvips.Image.tiffload(source.path, page=page, fail_on="error", access="sequential")
-        seen += other.width * other.height
+        image = pyvips.Image.tiffload(source.path, page=page, fail_on="error", access="sequential")
+        seen += image.width * image.height
         source.admit(seen, 1)
-        _picture(other, other.width, other.height)
+        reduce(image, None)
     return picture
 
 
@@ -194,7 +204,7 @@ def load_heic(source: Source) -> Picture:
         pages=1,
         has_alpha=heif.has_alpha,
         exif=info["exif"],
-        small=_reduce(image, info.get("icc_profile")),
+        small=reduce(image, info.get("icc_profile")),
     )
 
 
@@ -233,52 +243,8 @@ def _picture(image: pyvips.Image, width: int, height: int, *, pages: int = 1) ->
         pages=pages,
         has_alpha=bool(image.hasalpha()),
         exif=_blob(image, "exif-data"),
-        small=_reduce(image, _blob(image, "icc-profile-data")),
+        small=reduce(image, _blob(image, "icc-profile-data")),
     )
-
-
-def _reduce(image: pyvips.Image, profile: bytes | None) -> Small:
-    """Decode everything, averaged down by whole numbers (half the cost of a fractional resize), flattened on white,
-    in sRGB or grey.
-    """
-    if image.hasalpha():
-        image = image.flatten(background=65535 if image.format == "ushort" else 255)
-    shrink = max(image.width, image.height) // SMALL_PX
-    if shrink > 1:
-        image = image.shrink(min(shrink, image.width), min(shrink, image.height), ceil=True)
-    foreign = profile is not None and image.bands >= 3 and not _is_srgb(profile)
-    if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or image.bands not in {1, 3}:
-        # Decoded before it is converted, so that an error of the decoder is told from an odd colour space.
-        image = _to_srgb(_fetch(pyvips.Region.new(image), image, image.height), profile if foreign else None)
-    pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
-    return Small(image.width, image.height, image.bands, pixels)
-
-
-def _fetch(region: pyvips.Region, image: pyvips.Image, height: int) -> pyvips.Image:
-    """The first lines as an image in memory."""
-    pixels = region.fetch(0, 0, image.width, height)
-    fetched = pyvips.Image.new_from_memory(pixels, image.width, height, image.bands, image.format)
-    return fetched.copy(interpretation=image.interpretation)
-
-
-def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    if profile is not None:
-        tagged = image.copy()
-        tagged.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-        try:
-            return tagged.icc_transform("srgb", embedded=True).copy_memory()
-        except pyvips.Error:
-            pass  # a broken profile, or one of another colour space: as browsers do, go without
-    grey = image.bands < 3
-    try:
-        image = image.colourspace("b-w" if grey else "srgb")
-    except pyvips.Error:
-        grey = True  # bands without a meaning: show the first
-    return image.extract_band(0, n=1 if grey else 3).cast("uchar")
-
-
-def _is_srgb(profile: bytes) -> bool:
-    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
 
 
 def _orientation(image: pyvips.Image) -> int:

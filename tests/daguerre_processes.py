@@ -1,0 +1,235 @@
+"""Daguerre as it is run: API processes on one listening socket and workers, each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import aiohttp
+
+from service.embedded.process import Program, end_orphans, start
+from service.settings import Settings
+from tests.processes import processes
+
+Found = TypeVar("Found")
+
+_ROOT = Path(__file__).parents[1]
+
+
+async def until(look: Callable[[], Found | Awaitable[Found]], timeout_s: float = 20) -> Found:
+    """Look again and again until there is something; that is returned."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = look()
+            seen: Found = await found if inspect.isawaitable(found) else found
+            if seen:
+                return seen
+            await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process; all that it and its children print goes to `log`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    async def exit_code(self) -> int:
+        return (await until(lambda: None if (code := self.process.poll()) is None else (code,)))[0]
+
+    async def told(self, event: str) -> None:
+        """Returns once the event is in its log."""
+        await until(lambda: f'"{event}"' in self.log.read_text() or not self.is_alive())
+        assert self.is_alive(), self.log.read_text()
+
+    def count_requests(self, **fields: object) -> int:
+        """How many lines about requests have these fields."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if '"event":"request"' in line]
+        return sum(line.items() >= fields.items() for line in lines)
+
+    def children(self) -> list[int]:
+        found = processes()
+        return [pid for pid, (parent, _, args) in found.items() if parent == self.pid and "worker.child" in args]
+
+    def has_open(self, path: Path) -> bool:
+        return _has_open(self.pid, path)
+
+
+def stop_process(pid: int) -> None:
+    """Returns once it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    while processes()[pid][1] != "T":
+        time.sleep(0.001)
+
+
+async def catch_child(worker: Part, picture: Path) -> int:
+    """Stop the child of `worker` that decodes `picture`, which must take a while, and return its pid."""
+
+    def caught() -> int | None:
+        for pid in worker.children():
+            if _has_open(pid, picture):
+                stop_process(pid)
+                assert _has_open(pid, picture), "the picture was decoded too soon"
+                return pid
+        return None
+
+    found = await until(caught)
+    assert found is not None
+    return found
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if descriptor.readlink() == path:
+                    return True
+    return False
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+    seconds: float
+
+    @property
+    def image(self) -> dict[str, Any]:
+        shown: dict[str, Any] = self.body["response"]
+        return shown
+
+    @property
+    def code(self) -> str | None:
+        error: dict[str, str] = self.body.get("error", {})
+        return error.get("code")
+
+
+@dataclass
+class Daguerre:
+    """Starts processes with these settings and asks them as a client that sends its key in the query."""
+
+    settings: Settings
+    key: str
+    logs: Path
+    session: aiohttp.ClientSession
+    listener: socket.socket
+    parts: list[Part] = field(default_factory=list)
+
+    def start_api(self) -> Part:
+        return self._start("serve", "--fd", str(self.listener.fileno()))
+
+    def start_worker(self) -> Part:
+        return self._start("worker")
+
+    async def start(self) -> tuple[Part, Part]:
+        """One API process and one worker; returns once /readyz says that they work together."""
+        api, worker = self.start_api(), self.start_worker()
+        await worker.told("worker.started")
+        await self.wait_ready()
+        return api, worker
+
+    async def wait_ready(self) -> None:
+        async def is_ready() -> bool:
+            return (await self.get("/readyz")).status == 200
+
+        await until(is_ready)
+
+    def _start(self, *words: str) -> Part:
+        log = self.logs / f"{len(self.parts)}-{words[0]}.log"
+        given = self.settings.model_dump(exclude_unset=True)
+        env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
+        program = Program(
+            name=words[0],
+            argv=[sys.executable, "-P", "-m", "service.cli", *words],
+            env=env | {"PYTHONPATH": str(_ROOT)} | {f"DAGUERRE_{name.upper()}": str(given[name]) for name in given},
+            pass_fds=(self.listener.fileno(),),
+            log=log,
+            death_signal=signal.SIGKILL,
+        )
+        part = Part(start(program), log)
+        self.parts.append(part)
+        return part
+
+    async def upload(
+        self, body: bytes, *, session: aiohttp.ClientSession | None = None, kind: str = "image/jpeg", **parameters: str
+    ) -> Answer:
+        query = {"key": self.key, **parameters}
+        request = (session or self.session).post("/v1/images", params=query, data=body, headers={"Content-Type": kind})
+        return await _answer(request)
+
+    async def get(self, path: str, **parameters: str) -> Answer:
+        return await _answer(self.session.get(path, params={"key": self.key, **parameters}))
+
+    async def show(self, image_id: str, **parameters: str) -> Answer:
+        return await self.get(f"/v1/images/{image_id}", **parameters)
+
+    async def wait_shown(self, image_id: str, timeout_s: float = 20) -> dict[str, Any]:
+        """What GET shows of an image once it is pending no more."""
+
+        async def shown() -> dict[str, Any] | None:
+            answer = await self.show(image_id)
+            assert answer.status == 200, answer
+            return None if "status" in answer.image else answer.image
+
+        found = await until(shown, timeout_s)
+        assert found is not None
+        return found
+
+    def connect(self, *, keep_alive: bool) -> aiohttp.ClientSession:
+        """For one client, who has one connection at a time."""
+        return _session(self.listener, aiohttp.TCPConnector(limit=1, force_close=not keep_alive))
+
+
+async def _answer(request: contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Answer:
+    began = time.monotonic()
+    async with request as response:
+        body = await response.json()
+        return Answer(response.status, dict(response.headers), body, time.monotonic() - began)
+
+
+def _session(listener: socket.socket, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    host, port = listener.getsockname()
+    return aiohttp.ClientSession(f"http://{host}:{port}", connector=connector, timeout=aiohttp.ClientTimeout(total=30))
+
+
+@contextlib.asynccontextmanager
+async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterator[Daguerre]:
+    """Whatever was started is ended with the block; then the logs are looked through for the key."""
+    logs.mkdir()
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        async with _session(listener, aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+            daguerre = Daguerre(settings, key, logs, session, listener)
+            try:
+                yield daguerre
+            finally:
+                for part in daguerre.parts:
+                    part.process.kill()
+                    part.process.wait()
+                    end_orphans(part.process)
+    for part in daguerre.parts:
+        text = part.log.read_text()
+        assert re.search(r"api\.listening|worker\.started", text), f"{part.log} is not the log of a process: {text}"
+        assert key[:10] not in text, f"{part.log} tells the key"
