@@ -1,0 +1,92 @@
+"""The operator's commands, as processes; their output is read by scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Client
+
+
+def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env={"PATH": os.environ["PATH"], **given, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+async def test_a_new_account_prints_its_key_alone_on_the_last_line(database_url: str, api: Client) -> None:
+    done = daguerre("accounts", "create", "demo", "--max-storage", "2GB", database_url=database_url)
+    assert done.returncode == 0, done.stderr
+    key = done.stdout.splitlines()[-1]
+    answer = await (await api.get("/v1/account", params={"key": key})).json()
+    assert answer["response"]["storage"]["max"] == 2 << 30
+
+
+async def test_keys_are_created_listed_and_revoked(database_url: str, api: Client) -> None:
+    first = daguerre("accounts", "create", "demo", database_url=database_url).stdout.strip()
+    second = daguerre("keys", "create", "demo", database_url=database_url).stdout.splitlines()[-1]
+    listed = daguerre("keys", "list", "demo", database_url=database_url).stdout
+    assert first[:6] in listed
+    assert second[:6] in listed
+    assert first not in listed
+    [number] = [line.split()[0] for line in listed.splitlines() if first[:6] in line]
+    assert daguerre("keys", "revoke", number, database_url=database_url).returncode == 0
+    assert "revoked" in daguerre("keys", "list", "demo", database_url=database_url).stdout
+    assert (await api.get("/v1/account", params={"key": first})).status == 401
+    assert (await api.get("/v1/account", params={"key": second})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("keys", "list", "nobody"), "There is no account 'nobody'"),
+        (("keys", "create", "nobody"), "There is no account 'nobody'"),
+        (("keys", "revoke", "999"), "There is no active key 999"),
+        (("accounts", "create", "x", "--max-storage", "much"), "'much' is not a size"),
+    ],
+)
+async def test_what_cannot_be_done_is_one_sentence(
+    database_url: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = daguerre(*arguments, database_url=database_url)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+async def test_a_second_account_of_a_name_is_refused_and_makes_no_key(database_url: str) -> None:
+    daguerre("accounts", "create", "demo", database_url=database_url)
+    again = daguerre("accounts", "create", "demo", database_url=database_url)
+    assert again.returncode != 0
+    assert "There is an account 'demo' already" in again.stderr
+    assert len(daguerre("keys", "list", "demo", database_url=database_url).stdout.splitlines()) == 2
+
+
+def test_without_a_running_daguerre_the_way_to_start_one_is_told(tmp_path: Path) -> None:
+    done = daguerre("accounts", "list", "--data", str(tmp_path))
+    assert done.returncode != 0
+    assert f"No Daguerre is running on {tmp_path}" in done.stderr
+    assert "./run up" in done.stderr
+
+
+def test_a_database_that_is_away_is_one_sentence() -> None:
+    done = daguerre("accounts", "list", database_url="postgresql://127.0.0.1:1/x")
+    assert "The database cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_setting_is_one_sentence() -> None:
+    done = daguerre("serve", database_url="postgresql://127.0.0.1:1/x", DAGUERRE_MAX_UPLOAD="plenty")
+    assert "DAGUERRE_MAX_UPLOAD" in done.stderr
+    assert "Traceback" not in done.stderr
