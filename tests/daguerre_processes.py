@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import io
 import json
 import os
 import re
@@ -13,10 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -24,19 +25,18 @@ from service.embedded.process import Program, end_orphans, start
 from service.settings import Settings
 from tests.processes import processes
 
-Found = TypeVar("Found")
-
 _ROOT = Path(__file__).parents[1]
 
 
-async def until(look: Callable[[], Found | Awaitable[Found]], timeout_s: float = 20) -> Found:
-    """Look again and again until there is something; that is returned."""
+async def until(look: Callable[[], Any], timeout_s: float = 20) -> Any:
+    """Look again and again until there is something; that is returned. `look` may be a coroutine function."""
     async with asyncio.timeout(timeout_s):
         while True:
             found = look()
-            seen: Found = await found if inspect.isawaitable(found) else found
-            if seen:
-                return seen
+            if inspect.isawaitable(found):
+                found = await found
+            if found:
+                return found
             await asyncio.sleep(0.005)
 
 
@@ -58,7 +58,8 @@ class Part:
         return self.process.poll() is None
 
     async def exit_code(self) -> int:
-        return (await until(lambda: None if (code := self.process.poll()) is None else (code,)))[0]
+        await until(lambda: not self.is_alive())
+        return self.process.wait()
 
     async def told(self, event: str) -> None:
         """Returns once the event is in its log."""
@@ -96,9 +97,7 @@ async def catch_child(worker: Part, picture: Path) -> int:
                 return pid
         return None
 
-    found = await until(caught)
-    assert found is not None
-    return found
+    return int(await until(caught))
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -117,24 +116,49 @@ class Answer(NamedTuple):
     seconds: float
 
     @property
-    def image(self) -> dict[str, Any]:
-        shown: dict[str, Any] = self.body["response"]
-        return shown
+    def shown(self) -> Any:
+        return self.body["response"]
 
     @property
-    def code(self) -> str | None:
-        error: dict[str, str] = self.body.get("error", {})
-        return error.get("code")
+    def code(self) -> Any:
+        return self.body.get("error", {}).get("code")
 
 
 @dataclass
-class Daguerre:
-    """Starts processes with these settings and asks them as a client that sends its key in the query."""
+class Client:
+    """Sends its key in the query, where a careless log line would show it."""
+
+    key: str
+    session: aiohttp.ClientSession
+
+    async def upload(self, body: bytes, **parameters: str) -> Answer:
+        headers = {"Content-Type": "application/octet-stream"}
+        query = {"key": self.key, **parameters}
+        return await _answer(self.session.post("/v1/images", params=query, data=io.BytesIO(body), headers=headers))
+
+    async def get(self, path: str, **parameters: str) -> Answer:
+        return await _answer(self.session.get(path, params={"key": self.key, **parameters}))
+
+    async def show(self, image_id: str, **parameters: str) -> Answer:
+        return await self.get(f"/v1/images/{image_id}", **parameters)
+
+    async def wait_shown(self, image_id: str, timeout_s: float = 20) -> Any:
+        """What GET shows of an image once it is pending no more."""
+
+        async def shown() -> Any:
+            answer = await self.show(image_id)
+            assert answer.status == 200, answer
+            return None if "status" in answer.shown else answer.shown
+
+        return await until(shown, timeout_s)
+
+
+@dataclass
+class Daguerre(Client):
+    """Starts processes with these settings."""
 
     settings: Settings
-    key: str
     logs: Path
-    session: aiohttp.ClientSession
     listener: socket.socket
     parts: list[Part] = field(default_factory=list)
 
@@ -148,16 +172,27 @@ class Daguerre:
         """One API process and one worker; returns once /readyz says that they work together."""
         api, worker = self.start_api(), self.start_worker()
         await worker.told("worker.started")
-        await self.wait_ready()
+        await self.wait_away()
         return api, worker
 
-    async def wait_ready(self) -> None:
-        async def is_ready() -> bool:
-            return (await self.get("/readyz")).status == 200
+    async def find_away(self) -> set[str]:
+        """What /readyz names as not working. /healthz is always well."""
+        assert (await self.get("/healthz")).status == 200
+        answer = await self.get("/readyz")
+        names = {name for name, state in answer.body["checks"].items() if state != "ok"}
+        assert answer.status == (503 if names else 200)
+        return names
 
-        await until(is_ready)
+    async def wait_away(self, *names: str) -> None:
+        """Returns once these and no others do not work."""
+
+        async def is_so() -> bool:
+            return await self.find_away() == set(names)
+
+        await until(is_so)
 
     def _start(self, *words: str) -> Part:
+        self.logs.mkdir(exist_ok=True)
         log = self.logs / f"{len(self.parts)}-{words[0]}.log"
         given = self.settings.model_dump(exclude_unset=True)
         env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
@@ -173,34 +208,11 @@ class Daguerre:
         self.parts.append(part)
         return part
 
-    async def upload(
-        self, body: bytes, *, session: aiohttp.ClientSession | None = None, kind: str = "image/jpeg", **parameters: str
-    ) -> Answer:
-        query = {"key": self.key, **parameters}
-        request = (session or self.session).post("/v1/images", params=query, data=body, headers={"Content-Type": kind})
-        return await _answer(request)
-
-    async def get(self, path: str, **parameters: str) -> Answer:
-        return await _answer(self.session.get(path, params={"key": self.key, **parameters}))
-
-    async def show(self, image_id: str, **parameters: str) -> Answer:
-        return await self.get(f"/v1/images/{image_id}", **parameters)
-
-    async def wait_shown(self, image_id: str, timeout_s: float = 20) -> dict[str, Any]:
-        """What GET shows of an image once it is pending no more."""
-
-        async def shown() -> dict[str, Any] | None:
-            answer = await self.show(image_id)
-            assert answer.status == 200, answer
-            return None if "status" in answer.image else answer.image
-
-        found = await until(shown, timeout_s)
-        assert found is not None
-        return found
-
-    def connect(self, *, keep_alive: bool) -> aiohttp.ClientSession:
-        """For one client, who has one connection at a time."""
-        return _session(self.listener, aiohttp.TCPConnector(limit=1, force_close=not keep_alive))
+    @contextlib.asynccontextmanager
+    async def connect(self, *, keep_alive: bool) -> AsyncIterator[Client]:
+        """A client who has one connection at a time."""
+        async with _session(self.listener, aiohttp.TCPConnector(limit=1, force_close=not keep_alive)) as session:
+            yield Client(self.key, session)
 
 
 async def _answer(request: contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Answer:
@@ -218,10 +230,9 @@ def _session(listener: socket.socket, connector: aiohttp.BaseConnector) -> aioht
 @contextlib.asynccontextmanager
 async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterator[Daguerre]:
     """Whatever was started is ended with the block; then the logs are looked through for the key."""
-    logs.mkdir()
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         async with _session(listener, aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-            daguerre = Daguerre(settings, key, logs, session, listener)
+            daguerre = Daguerre(key, session, settings, logs, listener)
             try:
                 yield daguerre
             finally:

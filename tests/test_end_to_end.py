@@ -30,7 +30,7 @@ from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
 from service.embedded.valkey import Valkey
 from service.ids import ImageId
-from service.jobs import PROBE_QUEUE
+from service.jobs import PROBE_QUEUE, WORKERS
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
@@ -132,15 +132,15 @@ async def test_an_upload_is_answered_with_what_the_worker_found(daguerre: Daguer
     asked = {"with_exif": "1", "verbose": "1", "with_mini_preview": "1", "with_account": "1"}
     answer = await daguerre.upload(body, tags="dog,pet", **asked)
     assert answer.status == 200
-    image_id = answer.image["id"]
-    assert (answer.image["width"], answer.image["height"]) == (200, 300)
-    assert answer.image["exif"] == {"Make": "Daguerre", "Orientation": 6}
-    assert answer.image["tags"] == ["dog", "pet"]
-    preview = Image.open(io.BytesIO(base64.b64decode(answer.image["mini_preview"])))
+    image_id = answer.shown["id"]
+    assert (answer.shown["width"], answer.shown["height"]) == (200, 300)
+    assert answer.shown["exif"] == {"Make": "Daguerre", "Orientation": 6}
+    assert answer.shown["tags"] == ["dog", "pet"]
+    preview = Image.open(io.BytesIO(base64.b64decode(answer.shown["mini_preview"])))
     assert preview.format == "JPEG"
     assert preview.height > preview.width
-    assert answer.image["account"]["num_images"] == 1
-    assert answer.image["account"]["storage"]["used"] == len(body)
+    assert answer.shown["account"]["num_images"] == 1
+    assert answer.shown["account"]["storage"]["used"] == len(body)
 
     assert (await daguerre.show(image_id, **asked)).body == answer.body
     await kept.assert_holds({image_id: body})
@@ -150,7 +150,7 @@ async def test_an_upload_is_answered_with_what_the_worker_found(daguerre: Daguer
 @pytest.mark.settings(wait_s=15)
 async def test_the_job_of_a_killed_worker_is_finished_by_another_one_that_runs(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
     await daguerre.start_worker().told("worker.started")
 
@@ -160,8 +160,8 @@ async def test_the_job_of_a_killed_worker_is_finished_by_another_one_that_runs(d
     answer = await uploading
     assert time.monotonic() - killed_at < 10
     assert answer.status == 200
-    assert (answer.image["width"], answer.image["height"]) == (380, 290)
-    await kept.assert_holds({answer.image["id"]: SLOW})
+    assert (answer.shown["width"], answer.shown["height"]) == (380, 290)
+    await kept.assert_holds({answer.shown["id"]: SLOW})
     assert await kept.connection.fetchval("select crashes from images") == 0
 
 
@@ -170,7 +170,7 @@ async def test_the_job_of_a_killed_worker_is_finished_by_one_that_is_started_aft
     daguerre: Daguerre, kept: Kept
 ) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
 
     worker.send(signal.SIGKILL)
@@ -178,26 +178,26 @@ async def test_the_job_of_a_killed_worker_is_finished_by_one_that_is_started_aft
     daguerre.start_worker()
     answer = await uploading
     assert answer.status == 202
-    assert answer.image["status"] == "processing"
-    shown = await daguerre.wait_shown(answer.image["id"], timeout_s=10)
+    assert answer.shown["status"] == "processing"
+    shown = await daguerre.wait_shown(answer.shown["id"], timeout_s=10)
     assert (shown["width"], shown["height"]) == (380, 290)
-    await kept.assert_holds({answer.image["id"]: SLOW})
+    await kept.assert_holds({answer.shown["id"]: SLOW})
 
 
 async def test_a_picture_whose_child_is_killed_is_looked_at_again(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     os.kill(await catch_child(worker, await kept.wait_stored()), signal.SIGKILL)
     answer = await uploading
     assert answer.status == 200
-    assert answer.image["width"] == 380
-    await kept.assert_holds({answer.image["id"]: SLOW})
+    assert answer.shown["width"] == 380
+    await kept.assert_holds({answer.shown["id"]: SLOW})
     assert await kept.connection.fetchval("select crashes from images") == 1
 
 
 async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     picture = await kept.wait_stored()
     for _ in range(2):
         os.kill(await catch_child(worker, picture), signal.SIGKILL)
@@ -211,16 +211,16 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(daguerre: Dag
     stop_process(child)
     answer = await daguerre.upload(jpeg())
     assert answer.status == 200
-    assert answer.image["width"] == 64
+    assert answer.shown["width"] == 64
     assert not is_alive(child)
-    await kept.assert_holds({answer.image["id"]: jpeg()})
+    await kept.assert_holds({answer.shown["id"]: jpeg()})
     assert await kept.connection.fetchval("select crashes from images") == 1
 
 
 @pytest.mark.settings(probe_timeout_s=1)
 async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     picture = await kept.wait_stored()
     hanging = [await catch_child(worker, picture)]
     await until(lambda: not is_alive(hanging[0]))
@@ -236,7 +236,7 @@ async def assert_refused(answer: Answer, daguerre: Daguerre, kept: Kept) -> None
     await kept.assert_holds({})
     next_one = await daguerre.upload(jpeg())
     assert next_one.status == 200
-    await kept.assert_holds({next_one.image["id"]: jpeg()})
+    await kept.assert_holds({next_one.shown["id"]: jpeg()})
 
 
 async def test_a_service_killed_inside_a_body_leaves_a_file_for_the_sweep_and_nothing_else(
@@ -262,10 +262,10 @@ async def test_a_service_killed_inside_a_body_leaves_a_file_for_the_sweep_and_no
     await kept.assert_holds({})
 
     daguerre.start_api()
-    await daguerre.wait_ready()
+    await daguerre.wait_away()
     again = await daguerre.upload(jpeg())
     assert again.status == 200
-    await kept.assert_holds({again.image["id"]: jpeg()})
+    await kept.assert_holds({again.shown["id"]: jpeg()})
 
 
 @pytest.mark.parametrize("job", ["is queued", "is lost"])
@@ -274,7 +274,7 @@ async def test_a_service_killed_after_the_commit_loses_no_image(
 ) -> None:
     api = daguerre.start_api()
     await api.told("api.listening")
-    await until(lambda: is_accepting(daguerre))
+    await daguerre.wait_away("worker")
     uploading = asyncio.create_task(daguerre.upload(jpeg()))
     image_id = await kept.wait_row()
     if job == "is queued":
@@ -289,12 +289,6 @@ async def test_a_service_killed_after_the_commit_loses_no_image(
     await daguerre.start()
     assert (await daguerre.wait_shown(image_id))["width"] == 64
     await kept.assert_holds({image_id: jpeg()})
-
-
-async def is_accepting(daguerre: Daguerre) -> bool:
-    """All works but for the missing worker."""
-    checks = (await daguerre.get("/readyz")).body["checks"]
-    return {name for name, state in checks.items() if state != "ok"} <= {"worker"}
 
 
 @pytest.mark.settings(wait_s=20)
@@ -314,8 +308,8 @@ async def test_a_job_that_an_empty_valkey_forgot_is_enqueued_again_while_its_cli
     worker.send(signal.SIGCONT)
     answer = await uploading  # by the worker's own sweep, at the next full ten seconds
     assert answer.status == 200
-    assert answer.image["id"] == image_id
-    assert answer.image["width"] == 64
+    assert answer.shown["id"] == image_id
+    assert answer.shown["width"] == 64
     await kept.assert_holds({image_id: jpeg()})
 
 
@@ -329,16 +323,16 @@ async def test_without_valkey_uploads_are_refused_at_once_and_come_back_by_thems
     daguerre: Daguerre, kept: Kept, valkey: Valkey
 ) -> None:
     await daguerre.start()
-    first = (await daguerre.upload(jpeg())).image["id"]
+    first = (await daguerre.upload(jpeg())).shown["id"]
     valkey.stop()
-    await until(lambda: is_down(daguerre, "queue"), timeout_s=2)
+    await daguerre.wait_away("queue", "worker")
     large = jpeg(2400, 1600, quality=95)
     for refused in await asyncio.gather(*(daguerre.upload(body) for body in [jpeg(), large] * 4)):
         assert (refused.status, refused.code) == (503, "queue-unavailable")
         assert int(refused.headers["Retry-After"]) >= 1
         assert refused.seconds < 1
-    assert (await daguerre.show(first, verbose="1")).image["width"] == 64
-    assert (await daguerre.get("/v1/account")).image["num_images"] == 1
+    assert (await daguerre.show(first, verbose="1")).shown["width"] == 64
+    assert (await daguerre.get("/v1/account")).shown["num_images"] == 1
     await kept.assert_holds({first: jpeg()})
 
     valkey.start()
@@ -347,22 +341,15 @@ async def test_without_valkey_uploads_are_refused_at_once_and_come_back_by_thems
     assert all(part.is_alive() for part in daguerre.parts)
 
 
-async def is_down(daguerre: Daguerre, name: str) -> bool:
-    answer = await daguerre.get("/readyz")
-    return answer.status == 503 and answer.body["checks"][name] != "ok"
-
-
 async def wait_accepted(daguerre: Daguerre, *, within_s: float) -> str:
     """The id of the first upload that is answered 200; until then they are 503."""
 
     async def accepted() -> str | None:
         answer = await daguerre.upload(jpeg())
         assert answer.status in (200, 503), answer
-        return str(answer.image["id"]) if answer.status == 200 else None
+        return str(answer.shown["id"]) if answer.status == 200 else None
 
-    found = await until(accepted, within_s)
-    assert found is not None
-    return found
+    return str(await until(accepted, within_s))
 
 
 @dataclass
@@ -378,13 +365,13 @@ class Load:
         return sum(answer.status in statuses for answer in self.answers)
 
     def ids(self) -> set[str]:
-        return {answer.image["id"] for answer in self.answers if answer.status in (200, 202)}
+        return {answer.shown["id"] for answer in self.answers if answer.status in (200, 202)}
 
     async def run_client(self, daguerre: Daguerre, *, keep_alive: bool) -> None:
-        async with daguerre.connect(keep_alive=keep_alive) as session:
+        async with daguerre.connect(keep_alive=keep_alive) as client:
             while not self.stopping:
                 try:
-                    answer = await daguerre.upload(self.body, session=session)
+                    answer = await client.upload(self.body)
                 except (aiohttp.ClientError, TimeoutError) as error:
                     self.failures.append(error)
                     return
@@ -487,7 +474,7 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
 
 async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre, kept: Kept, redis: ArqRedis) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW, kind="image/svg+xml"))
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
     worker.send(signal.SIGTERM)
     told_at = time.time()
@@ -498,38 +485,25 @@ async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre,
     assert await worker.exit_code() == 0
     assert not is_alive(child)
     assert await redis.zcard(WORKERS) == 0
-    await kept.assert_holds({answer.image["id"]: SLOW})
+    await kept.assert_holds({answer.shown["id"]: SLOW})
 
 
 async def test_readyz_names_what_is_away_and_healthz_stays_well(
     daguerre: Daguerre, servers: Servers, valkey: Valkey
 ) -> None:
-    async def away() -> set[str]:
-        assert (await daguerre.get("/healthz")).status == 200
-        answer = await daguerre.get("/readyz")
-        names = {name for name, state in answer.body["checks"].items() if state != "ok"}
-        assert answer.status == (503 if names else 200)
-        return names
-
-    async def wait_away(*names: str) -> None:
-        async def is_so() -> bool:
-            return await away() == set(names)
-
-        await until(is_so, timeout_s=5)
-
     await daguerre.start_api().told("api.listening")
-    await wait_away("worker")
+    await daguerre.wait_away("worker")
     worker = daguerre.start_worker()
-    await wait_away()
+    await daguerre.wait_away()
     worker.send(signal.SIGTERM)
     assert await worker.exit_code() == 0
-    await wait_away("worker")
+    await daguerre.wait_away("worker")
     daguerre.start_worker()
-    await wait_away()
+    await daguerre.wait_away()
     valkey.stop()
-    await wait_away("queue", "worker")
+    await daguerre.wait_away("queue", "worker")
     valkey.start()
-    await wait_away()
+    await daguerre.wait_away()
     async with cut_off(servers.postgres, signal.SIGINT):
-        await wait_away("database")
-    await wait_away()
+        await daguerre.wait_away("database")
+    await daguerre.wait_away()

@@ -10,7 +10,7 @@ from service.probes import Rejected
 
 # Start of frame: 0xC0 to 0xCF without DHT, JPG and DAC.
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Of chunks or segments before it is no picture but an attempt to keep us busy: 0.1 s.
+# A file with more chunks or segments than this is no picture but an attempt to keep us busy: 0.1 s.
 _MOST_READS = 100_000
 
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -38,6 +38,15 @@ def jpeg_size(fd: int) -> tuple[int, int]:
         else:
             at += 2 + int.from_bytes(marker[2:4], "big")
     raise Rejected("damaged-image")
+
+
+def png_size(fd: int) -> tuple[int, int]:
+    """Width and height; libpng refuses to tell those over a million."""
+    ihdr = os.pread(fd, 8, 16)
+    if len(ihdr) < 8:
+        raise Rejected("damaged-image")
+    width, height = struct.unpack(">II", ihdr)
+    return width, height
 
 
 def png_frames(fd: int) -> int:

@@ -30,6 +30,7 @@ from worker.imaging.exif_tags import (
 MAX_JSON_BYTES = 16_384
 MAX_TEXT_CHARS = 1_000
 MAX_LIST_ITEMS = 64
+MAX_VALUE_BYTES = 8 + 4 * MAX_TEXT_CHARS  # a character code, and characters of 4 bytes
 MAX_ENTRIES = 512  # of one directory; a camera writes about 40
 
 Number = int | float
@@ -105,7 +106,7 @@ def _read_directory(
             continue
         size = count * _TYPES[kind][0]
         # Long texts are cut and long lists dropped, so more than this need not be read.
-        data = field[:size] if size <= 4 else read(_pointer(order, field), min(size, 8 + 4 * MAX_TEXT_CHARS))
+        data = field[:size] if size <= 4 else read(_pointer(order, field), min(size, MAX_VALUE_BYTES))
         value = _text(name, kind, data, order) or _numbers(name, kind, count, data, order)
         if value is not None:
             found[name] = value
@@ -141,7 +142,7 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        if "end of data" in error.reason:  # we cut it in the middle of a character
+        if len(data) == MAX_VALUE_BYTES and "end of data" in error.reason:  # we cut it within a character
             return data.decode("utf-8", "ignore")
         return data.decode("cp1252", "replace")  # the standard says ASCII, cameras wrote Latin-1
 

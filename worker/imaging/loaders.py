@@ -11,7 +11,7 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.containers import jpeg_size, png_frames, refuse_cut_gif, webp_has_alpha
+from worker.imaging.containers import jpeg_size, png_frames, png_size, refuse_cut_gif, webp_has_alpha
 from worker.imaging.pixels import SMALL_PX, Small, fetch, reduce
 
 # The long side that a JPEG is scaled to at least, by its own transform, which costs nothing; see SMALL_PX for others.
@@ -97,8 +97,9 @@ def _jpeg(source: Source, width: int, height: int, shrink: int, fail_on: str) ->
 
 
 def load_png(source: Source) -> Picture:
-    image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
+    source.admit(*png_size(source.fd))
     pages = png_frames(source.fd)
+    image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height, pages)
     return _picture(image, image.width, image.height, pages=pages)
 
