@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from service.embedded import folder
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -23,6 +22,12 @@ def parse_size(text: str | int) -> int:
     return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
+def default_data_folder() -> Path:
+    """Root's is outside root's home, which the `nobody` that runs PostgreSQL cannot enter."""
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
+    return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
@@ -31,7 +36,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DAGUERRE_", frozen=True, extra="ignore")
 
-    data: Path = Field(default_factory=folder.default, description="Folder for everything that is kept.")
+    data: Path = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
     storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
     database_url: str = Field("postgresql://localhost/daguerre", description="PostgreSQL, as a URL.")
     redis_url: str = Field("redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket.")

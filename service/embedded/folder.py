@@ -16,6 +16,7 @@ from pathlib import Path
 
 from service.embedded import EmbeddedError, running
 from service.embedded.process import User, name_of, run_as
+from service.settings import default_data_folder
 
 _HARMLESS = {"lost+found", "storage"}  # what may lie in a folder that is not yet Daguerre's
 _SOCKET_LIMIT_BYTES = 100  # the kernel's is 107 on Linux, 103 on macOS
@@ -40,12 +41,6 @@ class Folder:
     @property
     def logs(self) -> Path:
         return self.path / "log"
-
-
-def default() -> Path:
-    """Root's is outside root's home, which the `nobody` that runs PostgreSQL cannot enter."""
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
-    return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
 
 
 @contextlib.contextmanager
@@ -96,7 +91,7 @@ def _check(path: Path, server_user: User | None) -> None:
         raise EmbeddedError(
             f"{path} cannot hold the database: as root, PostgreSQL runs as `{server_user.name}`, who cannot enter"
             f" {closed} (mode {stat.S_IMODE(closed.stat().st_mode):o}): name a folder elsewhere with --data,"
-            f" such as {default()}"
+            f" such as {default_data_folder()}"
         )
     if path.exists():
         _check_contents(path)
