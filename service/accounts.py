@@ -70,7 +70,8 @@ _STALE = "select id from accounts where changed_at >= refreshed_at order by refr
 # One snapshot reads the sum and the row; images and counters move in one commit, so the two differ only by an
 # error. `seen_at` is that snapshot's time.
 _DRIFT = """
-select stored.bytes - accounts.used_bytes, stored.images - accounts.num_images, statement_timestamp()
+select stored.bytes - accounts.used_bytes, stored.images - accounts.num_images,
+    statement_timestamp(), accounts.refreshed_at
 from accounts, lateral (
     select coalesce(sum(size), 0)::bigint as bytes, count(*) as images
     from images where account_id = accounts.id and state <> 'failed'
@@ -78,8 +79,10 @@ from accounts, lateral (
 where accounts.id = $1
 """
 
+# Only if no other refresh came between: the difference must not be applied twice.
 _REFRESH = """
-update accounts set used_bytes = used_bytes + $2, num_images = num_images + $3, refreshed_at = $4 where id = $1
+update accounts set used_bytes = used_bytes + $2, num_images = num_images + $3, refreshed_at = $4
+where id = $1 and refreshed_at = $5
 """
 
 
@@ -105,6 +108,6 @@ async def refresh_counters(connection: Connection, account_id: AccountId) -> Dri
     row = await connection.fetchrow(_DRIFT, account_id)
     if row is None:
         raise AccountUnknown(account_id)
-    bytes_off, images_off, seen_at = row
-    await connection.execute(_REFRESH, account_id, bytes_off, images_off, seen_at)
+    bytes_off, images_off, seen_at, refreshed_at = row
+    await connection.execute(_REFRESH, account_id, bytes_off, images_off, seen_at, refreshed_at)
     return Drift(account_id, bytes_off, images_off)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import structlog
+
+from service.errors import ServiceError
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
+
+_Entry: TypeAlias = tuple[Item, asyncio.Future[Outcome]]
+
+log = structlog.get_logger("service")
 
 _CANCEL_AGAIN_S = 0.2
 
@@ -19,8 +28,9 @@ class Batcher(Generic[Item, Outcome]):
     """Collects items while the batch before is being written.
 
     `write` gets up to `limit` items and answers an outcome for each, in order; an outcome that is an exception is
-    raised to its submitter alone, an exception that `write` raises to all of the batch. What waits is bounded by
-    the callers, each of which waits for its own item.
+    raised to its submitter alone. Where `write` raises a ServiceError, all of the batch get it; after any other
+    exception the items are written one by one. What waits is bounded by the callers, each of which waits for its own
+    item.
     """
 
     def __init__(
@@ -49,20 +59,26 @@ class Batcher(Generic[Item, Outcome]):
     async def _write_next(self) -> None:
         count = min(len(self._waiting), self._limit)
         batch = [entry for entry in (self._waiting.popleft() for _ in range(count)) if not entry[1].done()]
+        try:
+            await self._write_and_tell(batch)
+        finally:
+            for _, future in batch:  # where this task was cancelled
+                future.cancel()
+
+    async def _write_and_tell(self, batch: Sequence[_Entry[Item, Outcome]]) -> None:
         if not batch:
             return
+        outcomes: Sequence[Outcome | Exception]
         try:
             outcomes = await self._write([item for item, _ in batch])
-        except BaseException as error:
-            for _, future in batch:
-                if not future.done():
-                    if isinstance(error, Exception):
-                        future.set_exception(error)
-                    else:
-                        future.cancel()
-            if not isinstance(error, Exception):
-                raise
-            return
+        except ServiceError as error:  # a dependency is away: for each of them
+            outcomes = [error] * len(batch)
+        except Exception as error:
+            if len(batch) > 1:  # one of them may have spoilt it for the others
+                for entry in batch:
+                    await self._write_and_tell([entry])
+                return
+            outcomes = [error]
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if future.done():
                 continue
@@ -76,6 +92,7 @@ class Batcher(Generic[Item, Outcome]):
 async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Own a task for the length of a block."""
     task = asyncio.create_task(loop)
+    task.add_done_callback(_expect_cancelled)
     try:
         yield
     finally:
@@ -83,3 +100,10 @@ async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+
+
+def _expect_cancelled(task: asyncio.Task[None]) -> None:
+    """A process without one of its tasks would hang its clients: it ends, and whoever watches it starts another."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("task.died", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)

@@ -19,15 +19,18 @@ _ACQUIRE_TIMEOUT_S = 2
 _COMMAND_TIMEOUT_S = 10
 _SCHEMA_LOCK = 0xDA60E88E
 
-# What asyncpg raises where the server is away, starting, stopping or full.
+# What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
+# the same statement may work a moment later.
 _UNAVAILABLE = (
     OSError,  # TimeoutError is one
-    asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
 )
 
 
@@ -82,6 +85,7 @@ async def apply_schema(url: str) -> None:
     connection = await asyncpg.connect(url, timeout=10)
     try:
         async with connection.transaction():
+            await connection.execute("set local lock_timeout = '30s'")
             await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
             await connection.execute(_schema())
     finally:

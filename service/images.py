@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -62,8 +62,8 @@ class IdTaken(Exception):
 
 
 # All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts'
-# rows are locked in the order of their ids, so that two batches cannot deadlock; the quota is decided on the locked
-# rows. Tags have no commas, so that they travel as one text a row.
+# rows are locked in the order of their ids, so that two batches cannot deadlock; the quota is decided on the rows as
+# they are then. Tags have no commas, so that they travel as one text a row.
 _INSERT = """
 with new as (
     select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[])
@@ -106,31 +106,21 @@ async def insert_pending(database: Database, images: Sequence[NewImage]) -> list
     Answers, for each image in order, None, or `quota-exceeded`, or IdTaken. An account whose share of the batch
     does not fit has its images tried one by one, in order.
     """
-    async with database.connection() as connection:
-        try:
+    inserted: set[str] = set()
+    with suppress(asyncpg.UniqueViolationError):  # one of the ids is taken
+        async with database.connection() as connection:
             inserted = await _insert(connection, images)
-        except asyncpg.UniqueViolationError:
-            return [await _insert_alone(connection, image) for image in images]
-        outcomes: list[Exception | None] = []
-        refused_shares: dict[AccountId, int] = defaultdict(int)
-        for image in images:
-            if image.id not in inserted:
-                refused_shares[image.account_id] += 1
-        for image in images:
-            if image.id in inserted:
-                outcomes.append(None)
-            elif refused_shares[image.account_id] == 1:
-                outcomes.append(ServiceError("quota-exceeded"))
-            else:
-                outcomes.append(await _insert_alone(connection, image))
-        return outcomes
+    return [None if image.id in inserted else await _insert_alone(database, image) for image in images]
 
 
-async def _insert_alone(connection: Connection, image: NewImage) -> Exception | None:
+async def _insert_alone(database: Database, image: NewImage) -> Exception | None:
     try:
-        inserted = await _insert(connection, [image])
+        async with database.connection() as connection:
+            inserted = await _insert(connection, [image])
     except asyncpg.UniqueViolationError:
         return IdTaken(image.id)
+    except ServiceError as error:  # it must not speak for those that are inserted
+        return error
     return None if inserted else ServiceError("quota-exceeded")
 
 
@@ -204,7 +194,8 @@ async def mark_ready(database: Database, found: Sequence[tuple[ImageId, Probe]])
     return [ready.get(image_id) for image_id, _ in found]
 
 
-# The image's row is locked before the account's, as everywhere; the file's removal is noted in the same commit.
+# The image's row is locked before the account's, as everywhere; the file's removal is noted in the same commit. A file
+# that could not be found is not to be removed if it comes back.
 _MARK_FAILED = f"""
 with failed as (
     update images set state = 'failed', error = $2, failed_at = now()
@@ -214,7 +205,7 @@ with failed as (
         used_bytes = accounts.used_bytes - failed.size, num_images = accounts.num_images - 1, changed_at = now()
     from failed where accounts.id = failed.account_id
 ), noted as (
-    insert into removals (image_id) select id from failed on conflict do nothing
+    insert into removals (image_id) select id from failed where error <> 'image-lost' on conflict do nothing
 )
 select * from failed
 """

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import structlog
+
 from service.batches import Batcher
 from service.database import Database
 from service.errors import ServiceError
@@ -15,6 +17,8 @@ from service.jobs import JobQueue
 from service.replies import Replies
 from service.storage.disk import DiskStorage
 from service.uploads import Upload
+
+log = structlog.get_logger("service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Ingest:
         `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
         new = await self._insert(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
-        await self.storage.keep(new.id)
+        await self._keep(new)
         with self.replies.expect(new.id, account_id) as waiter:
             with suppress(ServiceError):  # the sweep enqueues what is left pending
                 await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
@@ -59,6 +63,12 @@ class Ingest:
                 raise
             else:
                 return new
+
+    async def _keep(self, new: NewImage) -> None:
+        try:
+            await self.storage.keep(new.id)
+        except OSError as error:  # readers look in both places, and the sweep moves it later
+            log.warning("ingest.not_kept", image_id=new.id, error=repr(error))
 
     async def _forget(self, image: Image) -> None:
         with suppress(ServiceError):  # the row goes by itself a day later

@@ -18,6 +18,7 @@ from service.ids import ImageId
 
 PROBE_QUEUE = "daguerre:probe"
 PROBE_IMAGE = "probe_image"
+CRON_QUEUE = "daguerre:cron"
 
 # A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
 # since tokens that nobody takes would keep the workers turning after a rush.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from service.accounts import Account, AccountUnknown
 from service.database import Connection, Database
@@ -91,6 +93,7 @@ class KeyRing:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._seen: OrderedDict[str, tuple[float, Account]] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[Account]] = {}
 
     async def owner(self, key: str) -> Account:
         """The account as it was at most 4 s ago. Raises `unauthorized`."""
@@ -100,6 +103,17 @@ class KeyRing:
         self._seen.pop(key, None)
         if KEY_PATTERN.fullmatch(key) is None:
             raise ServiceError("unauthorized")
+        if key not in self._lookups:  # all that ask at once share one
+            self._lookups[key] = asyncio.create_task(self._look_up(key))
+            self._lookups[key].add_done_callback(partial(self._forget_lookup, key))
+        return await asyncio.shield(self._lookups[key])
+
+    def _forget_lookup(self, key: str, task: asyncio.Task[Account]) -> None:
+        del self._lookups[key]
+        if not task.cancelled():
+            task.exception()  # heard of, even if all that asked were cancelled
+
+    async def _look_up(self, key: str) -> Account:
         looked_at = time.monotonic()
         async with self._database.connection() as connection:
             row = await connection.fetchrow(_OWNER, hash_key(key))

@@ -124,13 +124,18 @@ class Replies:
                     await pubsub.ping()
                 asked = message is None
                 if message is not None and message["type"] == "message":
-                    self._deliver(_decoder.decode(message["data"]))
+                    self._deliver(message["data"])
                 elif message is not None and message["type"] == "subscribe":
                     self.connected = True
                     for waiter in self._waiters.values():
                         waiter.look.set()
 
-    def _deliver(self, reply: Reply) -> None:
+    def _deliver(self, message: bytes) -> None:
+        try:
+            reply = _decoder.decode(message)
+        except msgspec.MsgspecError as error:  # of another version's worker: the row tells the same
+            log.warning("replies.undecodable", error=repr(error))
+            return
         waiter = self._waiters.get(reply.image_id)
         if waiter is not None:
             waiter.reply = reply

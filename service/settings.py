@@ -61,7 +61,7 @@ class Settings(BaseSettings):
 
     database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")
     probe_processes: int = Field(1, gt=0, description="Child processes of one worker that run libvips.")
-    probe_timeout_s: float = Field(10, gt=0, le=20, description="Seconds a picture may take; then it is refused.")
+    probe_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(

@@ -25,7 +25,7 @@ from service.embedded.valkey import Valkey
 from service.ids import AccountId
 from service.keys import create_key
 from service.settings import Settings
-from worker.main import make_worker
+from worker.main import make_prober
 from worker.resources import open_resources
 
 _numbers = itertools.count()
@@ -139,8 +139,7 @@ async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None
     changed = settings.model_copy(update=overrides)
     redis = jobs.open_redis(changed.redis_url)
     async with open_resources(changed, redis) as resources:
-        worker = make_worker(changed, redis, resources)
-        worker._handle_signals = False
+        worker = make_prober(changed, resources, redis)
         running = asyncio.create_task(worker.async_run())
         try:
             yield
@@ -174,8 +173,7 @@ def burst(settings: Settings) -> RunBurst:
     async def run() -> Burst:
         redis = jobs.open_redis(settings.redis_url)
         async with open_resources(settings, redis) as resources:
-            worker = make_worker(settings, redis, resources, burst=True)
-            worker.cron_jobs = []
+            worker = make_prober(settings, resources, redis, burst=True)
             await worker.async_run()
             counts = Burst(worker.jobs_complete, worker.jobs_failed, worker.jobs_retried)
             await worker.close()

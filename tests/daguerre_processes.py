@@ -183,13 +183,13 @@ class Daguerre(Client):
         assert answer.status == (503 if names else 200)
         return names
 
-    async def wait_away(self, *names: str) -> None:
+    async def wait_away(self, *names: str, timeout_s: float = 20) -> None:
         """Returns once these and no others do not work."""
 
         async def is_so() -> bool:
             return await self.find_away() == set(names)
 
-        await until(is_so)
+        await until(is_so, timeout_s)
 
     def _start(self, *words: str) -> Part:
         self.logs.mkdir(exist_ok=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
 
 from service.accounts import AccountExists, create_account, list_stale, load_account, refresh_counters
+from service.errors import ServiceError
 from service.settings import Settings
 from service.sizes import readable
 from tests.conftest import Client, NewTenant, Tenant
@@ -103,3 +106,33 @@ async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tena
 async def test_two_accounts_of_one_name_are_refused(connection: Any, tenant: Tenant) -> None:
     with pytest.raises(AccountExists):
         await create_account(connection, tenant.name, 1)
+
+
+async def test_two_refreshes_at_once_apply_a_difference_once(
+    connection: Any, tenant: Tenant, database_url: str
+) -> None:
+    await connection.execute("update accounts set used_bytes = 100, num_images = 1")
+    other = await asyncpg.connect(database_url)
+    async with connection.transaction():
+        await refresh_counters(connection, tenant.id)
+        second = asyncio.create_task(refresh_counters(other, tenant.id))  # has read, waits for the row
+        await asyncio.sleep(0.2)
+    await second
+    await other.close()
+    after = await load_account(connection, tenant.id)
+    assert (after.used_bytes, after.num_images) == (0, 0)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_upload_whose_account_cannot_be_read_afterwards_is_answered_all_the_same(
+    api: Client, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> None:
+        raise ServiceError("database-unavailable")
+
+    monkeypatch.setattr("service.api.images.load_account", away)
+    response = await api.post(
+        "/v1/images?with_account", data=jpeg(), headers=tenant.headers | {"Content-Type": "image/jpeg"}
+    )
+    assert response.status == 200
+    assert "storage" in (await response.json())["response"]["account"]

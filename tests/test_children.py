@@ -52,12 +52,6 @@ async def test_one_child_looks_at_many_pictures(children: Children, picture: str
     assert pid_of(children) == pid
 
 
-async def test_a_missing_file_is_told_apart(children: Children, tmp_path: Path) -> None:
-    with pytest.raises(Rejected) as refusal:
-        await children.probe(str(tmp_path / "nowhere"))
-    assert refusal.value.code == "image-lost"
-
-
 async def test_a_child_that_dies_costs_one_probe_and_is_replaced(children: Children, picture: str) -> None:
     pid = pid_of(children)
     os.kill(pid, signal.SIGSTOP)
@@ -145,3 +139,27 @@ async def test_children_end_with_their_worker(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         while is_alive(child):
             await asyncio.sleep(0.01)
+
+
+async def test_a_file_that_cannot_be_read_says_nothing_about_the_picture(children: Children, tmp_path: Path) -> None:
+    pid = pid_of(children)
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ChildUnavailable):
+            await children.probe(str(path))
+    assert pid_of(children) == pid
+
+
+async def test_a_signal_to_the_whole_group_lets_the_picture_at_hand_finish(children: Children, picture: str) -> None:
+    os.kill(pid_of(children), signal.SIGTERM)
+    os.kill(pid_of(children), signal.SIGINT)
+    assert (await children.probe(picture)).width == 120
+
+
+async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(picture: str) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    starting = asyncio.create_task(children.probe(picture))
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert (await children.probe(picture)).width == 120
+    await children.end()

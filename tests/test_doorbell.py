@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -30,6 +32,8 @@ async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> A
     worker = DoorbellWorker(
         functions=[func(job, name=PROBE_IMAGE)],
         queue_name=PROBE_QUEUE,
+        bell=BELL,
+        alive_key=WORKERS,
         redis_pool=jobs.open_redis(url),
         max_jobs=max_jobs,
         keep_result=0,
@@ -278,3 +282,44 @@ async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
     await enqueue(redis, "image01")
     payload = await redis.get(job_key_prefix + "image01")
     assert jobs.decode(payload)["a"] == ["image01"]
+
+
+async def test_a_worker_ends_quietly_while_redis_is_away(servers: Servers, redis_url: str) -> None:
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    async with working(redis_url, job):
+        servers.valkey.stop()
+    servers.valkey.start()
+
+
+async def test_cron_runs_missed_in_an_outage_are_skipped(redis_url: str) -> None:
+    async def tick(ctx: Any) -> None: ...
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    every_ten = cron(tick, second=set(range(0, 60, 10)))
+    async with working(redis_url, job, cron_jobs=[every_ten]):
+        await until(lambda: every_ten.next_run is not None)
+        every_ten.next_run = datetime.now().astimezone() - timedelta(hours=1)
+        await until(lambda: every_ten.next_run is not None and every_ten.next_run > datetime.now().astimezone())
+
+
+async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_takes_no_more(
+    redis: ArqRedis, redis_url: str
+) -> None:
+    started, finished = [], []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        started.append(image_id)
+        await asyncio.sleep(0.3)
+        finished.append(image_id)
+
+    await enqueue(redis, *(f"image{number:03}" for number in range(10)))
+    async with working(redis_url, job, max_jobs=2, job_completion_wait=5) as worker:
+        await until(lambda: len(started) == 2)
+        worker.handle_sig_wait_for_completion(signal.SIGTERM)
+        assert worker.main_task is not None
+        await until(worker.main_task.done)
+    assert started == finished
+    assert len(finished) == 2
+    assert await redis.zcard(PROBE_QUEUE) == 8

@@ -147,6 +147,14 @@ async def test_an_upload_is_answered_with_what_the_worker_found(daguerre: Daguer
     assert kept.path(image_id).read_bytes() == body
 
 
+async def test_the_reply_of_a_job_wakes_the_request_at_once(daguerre: Daguerre) -> None:
+    await daguerre.start()
+    answers = [await daguerre.upload(jpeg()) for _ in range(5)]
+    assert {answer.status for answer in answers} == {200}
+    # The queue and the row are looked at once a second where a bell or a reply was lost.
+    assert min(answer.seconds for answer in answers) < 0.25
+
+
 @pytest.mark.settings(wait_s=15)
 async def test_the_job_of_a_killed_worker_is_finished_by_another_one_that_runs(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
@@ -229,6 +237,14 @@ async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, 
     assert not any(is_alive(child) for child in hanging)
 
 
+def upload_head(daguerre: Daguerre, body: bytes) -> bytes:
+    """An upload as it goes over the wire, up to its body."""
+    return (
+        f"POST /v1/images?key={daguerre.key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+
+
 async def assert_refused(answer: Answer, daguerre: Daguerre, kept: Kept) -> None:
     """Refused for good, with nothing left once the file's removal is due; and the worker still works."""
     assert (answer.status, answer.code) == (422, "probe-failed")
@@ -244,11 +260,8 @@ async def test_a_service_killed_inside_a_body_leaves_a_file_for_the_sweep_and_no
 ) -> None:
     api, _ = await daguerre.start()
     reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
-    writer.write(
-        f"POST /v1/images?key={daguerre.key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n".encode()
-        + b"Content-Length: 900000\r\n\r\n"
-        + b"x" * 600_000
-    )
+    body = jpeg(2400, 1600, quality=95)
+    writer.write(upload_head(daguerre, body) + body[:600_000])
     incoming = kept.settings.storage_folder / "incoming"
     await until(lambda: any(path.stat().st_size for path in incoming.iterdir()))
 
@@ -443,11 +456,7 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
     async with load(daguerre, body, keep_alive=12, one_shot=4) as first:
         await until(lambda: all(part.count_requests(method="POST", status=200) for part in apis))
     reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
-    writer.write(
-        f"POST /v1/images?key={daguerre.key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n".encode()
-        + f"Content-Length: {len(body)}\r\n\r\n".encode()
-        + body[:1000]
-    )
+    writer.write(upload_head(daguerre, body) + body[:1000])
     incoming = kept.settings.storage_folder / "incoming"
     [arriving] = await until(lambda: list(incoming.iterdir()))
     [ending] = [part for part in apis if part.has_open(arriving)]
@@ -470,6 +479,23 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
     ids = first.ids() | clients.ids() | {arriving.name}
     assert await kept.connection.fetchval("select count(*) from images") == len(ids)
     await kept.assert_holds(dict.fromkeys(ids, body))
+
+
+async def test_a_request_on_its_way_when_the_service_is_told_to_end_is_answered(daguerre: Daguerre, kept: Kept) -> None:
+    api, _ = await daguerre.start()
+    reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    api.send(signal.SIGTERM)
+    await api.told("api.draining")
+    writer.write(upload_head(daguerre, jpeg()) + jpeg())
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert b"\r\nConnection: close\r\n" in answer
+    assert await api.exit_code() == 0
+    [image] = await kept.connection.fetch("select id from images")
+    await kept.assert_holds({image["id"]: jpeg()})
 
 
 async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre, kept: Kept, redis: ArqRedis) -> None:
@@ -497,13 +523,14 @@ async def test_readyz_names_what_is_away_and_healthz_stays_well(
     await daguerre.wait_away()
     worker.send(signal.SIGTERM)
     assert await worker.exit_code() == 0
-    await daguerre.wait_away("worker")
+    assert await daguerre.find_away() == {"worker"}
     daguerre.start_worker()
     await daguerre.wait_away()
+
     valkey.stop()
-    await daguerre.wait_away("queue", "worker")
+    await daguerre.wait_away("queue", "worker", timeout_s=3)
     valkey.start()
-    await daguerre.wait_away()
+    await daguerre.wait_away(timeout_s=3)
     async with cut_off(servers.postgres, signal.SIGINT):
-        await daguerre.wait_away("database")
-    await daguerre.wait_away()
+        await daguerre.wait_away("database", timeout_s=3)
+    await daguerre.wait_away(timeout_s=3)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from service.accounts import AccountUnknown
+from service.accounts import Account, AccountUnknown
 from service.database import Database
 from service.errors import ServiceError
 from service.keys import KeyRing, create_key, key_is_active, list_keys, revoke_key
@@ -77,3 +78,23 @@ async def test_a_use_within_the_hour_writes_nothing(
 async def test_a_key_for_an_unknown_account_is_refused(connection: Any, new_tenant: NewTenant) -> None:
     with pytest.raises(AccountUnknown):
         await create_key(connection, "nobody-of-this-name")
+
+
+async def test_requests_that_ask_at_once_share_one_look(
+    tenant: Tenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look_up = ring._look_up
+
+    async def counted(key: str) -> Account:
+        nonlocal looks
+        looks += 1
+        return await look_up(key)
+
+    monkeypatch.setattr(ring, "_look_up", counted)
+    cancelled = asyncio.create_task(ring.owner(tenant.key))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    owners = await asyncio.gather(*(ring.owner(tenant.key) for _ in range(20)))
+    assert {owner.id for owner in owners} == {tenant.id}
+    assert looks == 1

@@ -27,9 +27,11 @@ async def port(settings: Settings) -> AsyncIterator[int]:
     await runner.cleanup()
 
 
-async def exchange(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
+async def exchange(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request)
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0.02)
     async with asyncio.timeout(5):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         status_line, *lines = head.strip().split("\r\n")
@@ -144,3 +146,63 @@ async def test_a_drain_lets_a_request_under_way_finish_and_closes_its_connection
     assert "Connection: close" in head
     await stopping
     writer.close()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_head_that_arrives_in_pieces_is_not_touched(port: int, tenant: Tenant) -> None:
+    body = jpeg()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in (
+        b"POST /v1/images?tags=abc,",
+        b"holiday HTTP/1.1\r\nHost: x\r\nX-Note: a",
+        b"get /x\r\nContent-Type: image/jpeg\r\n",
+        f"X-Api-Key: {tenant.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body,
+    ):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        assert b'"tags":["abc","holiday"]' in await reader.readuntil(b"}}")
+    writer.close()
+
+
+async def test_a_chunk_that_breaks_its_framing_is_refused_at_once(port: int, tenant: Tenant) -> None:
+    status, _, body = await exchange(
+        port,
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n"
+        + f"X-Api-Key: {tenant.key}\r\n\r\n5\r\nabcde\r\n".encode(),
+        b"zz\r\n",
+    )
+    assert status == 400
+    assert json.loads(body)["error"]["code"] == "invalid-body"
+
+
+async def test_a_client_that_leaves_is_no_error(port: int, tenant: Tenant, capfd: Any) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 10000\r\n"
+        + f"X-Api-Key: {tenant.key}\r\n\r\nabc".encode()
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    await asyncio.sleep(0.2)
+    out, _ = capfd.readouterr()
+    assert "request.cut_off" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("path", ["/v1/images/{key}", "/v1/account&key={key}"])
+async def test_a_key_that_slipped_into_the_path_is_not_logged(port: int, tenant: Tenant, path: str, capfd: Any) -> None:
+    status, _, body = await exchange(port, f"GET {path.format(key=tenant.key)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert status in (401, 404)
+    out, err = capfd.readouterr()
+    assert "[key]" in out
+    assert tenant.key not in out + err + body.decode()
+
+
+async def test_a_body_that_was_not_asked_for_is_not_taken_for_a_request(port: int) -> None:
+    _, headers, _ = await exchange(
+        port, b"POST /v1/images HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    )
+    assert headers["connection"] == "close"

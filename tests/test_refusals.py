@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import resource
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import jpeg, stored_files
 
@@ -248,3 +250,48 @@ async def test_more_pixels_than_the_limit_are_refused(api: Client, tenant: Tenan
     status, code, _ = await error_of(await api.post("/v1/images", data=out.getvalue(), headers=tenant.headers | IMAGE))
     assert (status, code) == (422, "too-many-pixels")
     assert await connection.fetchval("select count(*) from images") == 0
+
+
+MALFORMED = {
+    "bad gzip": ({"Content-Encoding": "gzip", "Content-Type": "image/jpeg"}, b"no gzip at all"),
+    "no boundary": ({"Content-Type": "multipart/form-data"}, b"--x\r\n"),
+    "bad part header": (
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        b"--x\r\nBad Header\r\n\r\nabc\r\n--x--\r\n",
+    ),
+    "unknown transfer encoding": (
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\nContent-Transfer-Encoding: rot13\r\n\r\nabc\r\n--x--',
+    ),
+    "cut form": (
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nabc',
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("case", MALFORMED)
+async def test_a_body_that_is_not_what_its_headers_say_is_a_400(api: Client, tenant: Tenant, case: str) -> None:
+    headers, body = MALFORMED[case]
+    status, code, _ = await error_of(await api.post("/v1/images", data=body, headers=tenant.headers | headers))
+    assert (status, code) == (400, "invalid-body")
+
+
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("size", [5_000, 100_000, 2_000_000])
+async def test_a_disk_that_is_full_is_a_503(api: Client, tenant: Tenant, size: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # what a write meets then is an OSError, too
+    try:
+        response = await api.post("/v1/images", data=io.BytesIO(b"x" * size), headers=tenant.headers | IMAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    status, code, _ = await error_of(response)
+    assert (status, code) == (503, "storage-unavailable")
+
+
+async def test_many_looks_at_readiness_do_not_disturb_each_other(settings: Settings) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    await asyncio.gather(*(storage.check() for _ in range(20)))

@@ -153,3 +153,15 @@ async def test_nobody_is_left_registered(listening: Replies, tenant: Tenant) -> 
     with listening.expect(ID, tenant.id):
         pass
     assert listening._waiters == {}
+
+
+@pytest.mark.usefixtures("pending")
+async def test_a_message_of_another_version_is_dropped(listening: Replies, connection: Any, tenant: Tenant) -> None:
+    with listening.expect(ID, tenant.id) as waiter:
+        await listening._redis.publish(listening.channel, b"\xc1 garbage")
+        await mark_ready(connection)
+        await replies.send(listening._redis, listening.channel, Reply(ID, await load_image(connection, ID)))
+        image = await waiter.wait(5)
+    assert image is not None
+    assert image.state == "ready"
+    assert listening.connected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ ID = ImageId("AAAAAAA")
 
 @pytest.fixture
 async def resources(settings: Settings) -> AsyncIterator[Resources]:
+    DiskStorage(settings.storage_folder).prepare()
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as opened:
         yield opened
@@ -121,3 +123,54 @@ async def test_the_folders_exist_from_the_start(settings: Settings) -> None:
     storage.prepare()
     assert len([path for path in settings.storage_folder.iterdir() if len(path.name) == 2]) == 256
     storage.prepare()
+
+
+async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
+    resources: Resources, connection: Any, settings: Settings
+) -> None:
+    stuck = resources.storage.incoming_path(ImageId("STUCK01"))
+    stuck.mkdir()
+    os.utime(stuck, (0, 0))
+    resources.storage.path(ImageId("STUCK02")).mkdir()
+    put(resources.storage.incoming_path(ID), age_s=4000)
+    put(resources.storage.path(ImageId("BBBBBBB")))
+    await connection.execute(
+        "insert into removals values ('STUCK02', now() - interval '60 s'), ('BBBBBBB', now() - interval '31 s')"
+    )
+    await sweep({"resources": resources})
+    assert stored_files(settings) == []
+    assert [row["image_id"] for row in await connection.fetch("select image_id from removals")] == ["STUCK02"]
+
+
+@pytest.mark.parametrize("how", ["folder away", "folder empty"])
+async def test_a_storage_that_is_away_for_a_while_loses_no_image(
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings, burst: RunBurst, how: str
+) -> None:
+    await insert(connection, tenant, "pending", age_s=11)
+    put(resources.storage.path(ID))
+    away = settings.storage_folder.with_name("away")
+    settings.storage_folder.rename(away)
+    if how == "folder empty":
+        settings.storage_folder.mkdir()
+    await sweep({"resources": resources})
+    finished = asyncio.ensure_future(burst())
+    await asyncio.sleep(1)
+    assert await connection.fetchval("select state from images") == "pending"
+    if how == "folder empty":
+        settings.storage_folder.rmdir()
+    away.rename(settings.storage_folder)
+    done = await finished
+    assert (done.complete, done.failed) == (1, 0)
+    assert await connection.fetchval("select state from images") == "ready"
+
+
+async def test_a_file_that_stays_missing_is_told_and_never_removed_if_it_comes_back(
+    resources: Resources, connection: Any, tenant: Tenant, api: Client, burst: RunBurst
+) -> None:
+    await insert(connection, tenant, "pending", age_s=3700)
+    await sweep({"resources": resources})
+    assert (await burst()).complete == 1
+    shown = await api.get(f"/v1/images/{ID}", headers=tenant.headers)
+    assert shown.status == 410
+    assert (await shown.json())["error"]["code"] == "image-lost"
+    assert await connection.fetchval("select count(*) from removals") == 0

@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import BinaryIO
 
-from service.probes import Probe, Rejected
-from worker.protocol import LENGTH, ProbeRequest, Refusal, decode_request, encode_answer, frame
+from service.probes import Rejected
+from worker.messages import LENGTH, Answer, ProbeRequest, Refusal, Unreadable, decode_request, encode_answer, frame
 
 _PR_SET_PDEATHSIG = 1
 _MEMORY_BYTES = 4 << 30
@@ -31,15 +31,15 @@ def main() -> None:
         answers.flush()
 
 
-def _probe(request: ProbeRequest) -> Probe | Refusal:
+def _probe(request: ProbeRequest) -> Answer:
     from worker import imaging  # noqa: PLC0415
 
     try:
         return imaging.probe(request.path, max_pixels=request.max_pixels)
     except Rejected as refusal:
         return Refusal(refusal.code)
-    except FileNotFoundError:
-        return Refusal("image-lost")
+    except OSError as error:
+        return Unreadable(repr(error))
 
 
 def _next_request(source: BinaryIO) -> ProbeRequest | None:
@@ -62,7 +62,9 @@ def _die_with(worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:
             sys.exit(1)
+    # The worker's to handle: it lets the picture at hand finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ from contextlib import suppress
 import structlog
 
 from service.probes import Probe, Rejected
-from worker.protocol import LENGTH, ProbeRequest, Refusal, decode_answer, encode_request
+from worker.messages import (
+    LENGTH,
+    MAX_MESSAGE_BYTES,
+    Answer,
+    ProbeRequest,
+    Refusal,
+    Unreadable,
+    decode_answer,
+    encode_request,
+)
 
 log = structlog.get_logger("worker")
 
@@ -28,7 +37,7 @@ class ChildLost(Exception):
 
 
 class ChildUnavailable(Exception):
-    """No child can be started; nothing is known about the picture."""
+    """No child can be started, or it cannot read the file; nothing is known about the picture."""
 
 
 class Child:
@@ -57,9 +66,12 @@ class Child:
                 await self._receive(self._process)
         except (TimeoutError, asyncio.IncompleteReadError) as error:
             await self.end()
-            raise ChildUnavailable from error
+            raise ChildUnavailable("it does not start") from error
+        except BaseException:
+            self._abandon(self._process)  # its greeting would pass for an answer
+            raise
 
-    async def probe(self, request: ProbeRequest, timeout_s: float) -> Probe | Refusal:
+    async def probe(self, request: ProbeRequest, timeout_s: float) -> Answer:
         """Raises ChildLost, and ends the process if it is cancelled or takes longer than `timeout_s`."""
         await self.start()
         process = self._process
@@ -73,17 +85,23 @@ class Child:
             log.warning("child.lost", cause=type(error).__name__, exit_code=process.returncode)
             raise ChildLost from error
         except BaseException:
-            self._process = None  # it would answer the next one who asks
-            process.kill()
+            self._abandon(process)  # it would answer the next one who asks
             raise
 
     @staticmethod
     def _is_alive(process: Process) -> bool:
         return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
 
+    def _abandon(self, process: Process) -> None:
+        self._process = None
+        with suppress(ProcessLookupError):
+            process.kill()
+
     async def _receive(self, process: Process) -> bytes:
         assert process.stdout is not None  # noqa: S101 - opened as a pipe
         (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+        if length > MAX_MESSAGE_BYTES:
+            raise ConnectionError(f"a message of {length} bytes")
         return await process.stdout.readexactly(length)
 
     async def end(self) -> None:
@@ -116,6 +134,8 @@ class Children:
             answer = await child.probe(ProbeRequest(path, self._max_pixels), self._timeout_s)
         finally:
             self._free.put_nowait(child)
+        if isinstance(answer, Unreadable):
+            raise ChildUnavailable(answer.cause)
         if isinstance(answer, Refusal):
             raise Rejected(answer.code)
         return answer

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from arq.constants import in_progress_key_prefix
 from arq.worker import Worker
 from redis.exceptions import RedisError
 
-from service.jobs import BELL, MOST_TOKENS, WORKERS
+from service.jobs import MOST_TOKENS
 
 log = structlog.get_logger("worker")
 
@@ -28,6 +29,7 @@ _RECONNECT_S = 0.5
 # after some seconds, not after the longest time limit of all functions as arq has it.
 _LEASE_S = 6
 _FORGET_WORKER_S = 60
+_MISSED = timedelta(seconds=5)
 
 # Take up to `free` jobs that are due and that nobody runs. In one step, where arq makes four round trips a job; and it
 # knows whether it leaves any behind, for which it wakes the next worker.
@@ -55,10 +57,16 @@ return {left, claimed}
 
 
 class DoorbellWorker(Worker):
-    """Waits on the bell while it has a free place, and on its own jobs while it has none."""
+    """Waits on the bell while it has a free place, and on its own jobs while it has none.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
+    of life.
+    """
+
+    def __init__(self, *args: Any, bell: str, alive_key: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, poll_delay=0, **kwargs)
+        self._bell = bell
+        self._alive_key = alive_key
         self.in_progress_timeout_s = _LEASE_S
         self._name = secrets.token_hex(4)
         self._claim: Any = None
@@ -74,10 +82,11 @@ class DoorbellWorker(Worker):
                 await self._take_jobs()
             self._reap()
             if self.allow_pick_jobs:
+                self._skip_missed_crons()
                 await self.heart_beat()
-            await self._show_life()
-            if not self.allow_pick_jobs and not self.tasks:
+            elif not self.tasks:
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
+            await self._show_life()
         except (RedisError, OSError) as error:
             log.warning("worker.queue_unavailable", error=repr(error))
             await asyncio.sleep(_RECONNECT_S)
@@ -92,16 +101,16 @@ class DoorbellWorker(Worker):
                 async with asyncio.timeout(_LOOK_S):
                     await self._job_ended.wait()
         elif not self._left_behind:
-            token: Any = await self.pool.blpop([BELL], timeout=_LOOK_S)  # type: ignore[misc, arg-type]
+            token: Any = await self.pool.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[misc, arg-type]
             if token is not None and not self.allow_pick_jobs:
-                await self.pool.rpush(BELL, b"")  # told to stop meanwhile: the token is another's
+                await self.pool.rpush(self._bell, b"")  # told to stop meanwhile: the token is another's
 
     async def _take_jobs(self) -> None:
         if self._claim is None:
             self._claim = self.pool.register_script(_CLAIM)
         now_ms = time.time_ns() // 1_000_000
         left, claimed = await self._claim(
-            keys=[self.queue_name, BELL],
+            keys=[self.queue_name, self._bell],
             args=[now_ms, self._free_places(), _LEASE_S * 1000, in_progress_key_prefix, MOST_TOKENS],
         )
         self._left_behind = bool(left)
@@ -124,20 +133,29 @@ class DoorbellWorker(Worker):
                 if not task.cancelled() and (error := task.exception()) is not None:
                     log.warning("worker.job_not_recorded", job_id=job_id, error=repr(error))
 
+    def _skip_missed_crons(self) -> None:
+        """After an outage of Redis arq would catch up run by run, one each look."""
+        now = datetime.now(tz=self.timezone)
+        for job in self.cron_jobs:
+            if job.next_run is not None and now - job.next_run > _MISSED:
+                job.calculate_next(now)
+
     async def _show_life(self) -> None:
         if time.monotonic() < self._next_sign_of_life:
             return
         self._next_sign_of_life = time.monotonic() + _LOOK_S
         now = time.time()
         async with self.pool.pipeline(transaction=False) as pipe:
-            pipe.zadd(WORKERS, {self._name: now})
-            pipe.zremrangebyscore(WORKERS, "-inf", now - _FORGET_WORKER_S)
+            if self._alive_key is not None:
+                pipe.zadd(self._alive_key, {self._name: now})
+                pipe.zremrangebyscore(self._alive_key, "-inf", now - _FORGET_WORKER_S)
             for job_id, task in self.tasks.items():
                 if not task.done():
                     pipe.pexpire(in_progress_key_prefix + job_id, _LEASE_S * 1000)
             await pipe.execute()
 
     async def close(self) -> None:
-        with suppress(RedisError, OSError):
-            await self.pool.zrem(WORKERS, self._name)
-        await super().close()
+        with suppress(RedisError, OSError):  # it is away: the lease and the sign of life end by themselves
+            if self._alive_key is not None:
+                await self.pool.zrem(self._alive_key, self._name)
+            await super().close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+import signal
 
 import structlog
 import uvloop
@@ -21,11 +21,11 @@ from worker.sweep import sweep
 
 log = structlog.get_logger("worker")
 
-# A dead worker's cron job waits for its time limit at most, and so does a drain.
-_JOB_TIMEOUT_S = 30
-_CRON_TIMEOUT_S = 20
 # Jobs that are claimed while the children are busy, so that no child waits for the queue or the database.
 _JOBS_AHEAD = 2
+# A job may wait for as many others, each within settings.probe_timeout_s, before its own turn.
+_PROBE_JOB_TIMEOUT_S = 30
+_CRON_TIMEOUT_S = 20
 # A dependency that is away never makes a job give up.
 _MAX_TRIES = 1_000_000
 
@@ -38,35 +38,68 @@ def run(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    redis = jobs.open_redis(settings.redis_url)
-    async with open_resources(settings, redis) as resources:
-        worker = make_worker(settings, redis, resources)
+    async with open_resources(settings, jobs.open_redis(settings.redis_url)) as resources:
+        workers = [
+            make_prober(settings, resources, resources.redis),
+            make_housekeeper(settings, resources, jobs.open_redis(settings.redis_url)),
+        ]
+        _stop_on_signals(workers)
         log.info("worker.started", probe_processes=settings.probe_processes)
         try:
-            with suppress(asyncio.CancelledError):  # how arq ends on a signal
-                await worker.async_run()
+            async with asyncio.TaskGroup() as group:
+                for worker in workers:
+                    group.create_task(worker.async_run())
         finally:
-            await worker.close()
+            for worker in workers:
+                await worker.close()
     log.info("worker.stopped")
 
 
-def make_worker(settings: Settings, redis: ArqRedis, resources: Resources, *, burst: bool = False) -> DoorbellWorker:
-    """Call it inside the running loop."""
+def _stop_on_signals(workers: list[DoorbellWorker]) -> None:
+    def stop(number: signal.Signals) -> None:
+        for worker in workers:
+            worker.handle_sig_wait_for_completion(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+
+
+def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> DoorbellWorker:
+    """Takes the images' jobs. Call it inside the running loop."""
     return DoorbellWorker(
         functions=[func(probe_image, name=jobs.PROBE_IMAGE)],
+        queue_name=jobs.PROBE_QUEUE,
+        bell=jobs.BELL,
+        alive_key=jobs.WORKERS,
+        redis_pool=redis,
+        ctx={"resources": resources},
+        burst=burst,
+        handle_signals=False,
+        job_completion_wait=max(1, int(settings.drain_s)),
+        max_jobs=settings.probe_processes + _JOBS_AHEAD,
+        job_timeout=_PROBE_JOB_TIMEOUT_S,
+        max_tries=_MAX_TRIES,
+        keep_result=0,
+        log_results=False,
+        job_serializer=jobs.encode,
+        job_deserializer=jobs.decode,
+    )
+
+
+def make_housekeeper(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
+    """Runs the periodic jobs, on a queue of their own: they must not stand behind a rush of images."""
+    return DoorbellWorker(
         cron_jobs=[
             cron(sweep, second=set(range(0, 60, 10)), timeout=_CRON_TIMEOUT_S),
             cron(refresh_accounts, second={5, 35}, timeout=_CRON_TIMEOUT_S),
         ],
-        queue_name=jobs.PROBE_QUEUE,
+        queue_name=jobs.CRON_QUEUE,
+        bell=f"{jobs.CRON_QUEUE}:bell",
         redis_pool=redis,
         ctx={"resources": resources},
-        burst=burst,
-        handle_signals=not burst,
+        handle_signals=False,
         job_completion_wait=max(1, int(settings.drain_s)),
-        max_jobs=settings.probe_processes + _JOBS_AHEAD,
-        job_timeout=_JOB_TIMEOUT_S,
-        max_tries=_MAX_TRIES,
+        max_jobs=1,
         keep_result=0,
         log_results=False,
         job_serializer=jobs.encode,

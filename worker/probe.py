@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from arq import Retry
 
 from service import replies
-from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images import Image, count_crash, load_image, mark_failed
-from service.probes import Probe, Rejected
+from service.probes import Rejected
 from service.replies import Reply
-from worker.children import ChildLost, ChildUnavailable
+from worker.children import ChildUnavailable
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
@@ -22,6 +22,9 @@ log = structlog.get_logger("worker")
 # A picture that took its child along once may have met a machine short of memory; twice is the picture.
 _CRASHES_ALLOWED = 1
 _RETRY_S = 2
+# A file that is missing may be on a disk that comes back.
+_RETRY_MISSING_S = 30
+_MISSING_S = 3600
 
 
 async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, request_id: str) -> None:
@@ -42,32 +45,48 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, 
 
 async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
     """The finished row; None if it was deleted."""
+    path = await worker.storage.locate(image_id)
+    if path is None:
+        return await _miss(worker, image_id)
     try:
-        found = await _look(worker, image_id)
+        found = await worker.children.probe(str(path))
+        image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
         log.info("probe.refused", code=refusal.code)
-        image = await _fail(worker.database, image_id, refusal.code)
-    except ChildLost as loss:
-        async with worker.database.connection() as connection:
-            crashes = await count_crash(connection, image_id)
-        if 0 < crashes <= _CRASHES_ALLOWED:
-            raise Retry(defer=0) from loss
-        image = await _fail(worker.database, image_id, "probe-failed")
-    else:
-        image = await worker.findings.submit((image_id, found))
-    if image is not None:
+        image = await _fail(worker, image_id, refusal.code)
+    except (ServiceError, ChildUnavailable, OSError):
+        raise
+    except Exception as error:
+        # The child was lost, or what it found cannot be kept.
+        log.warning("probe.failed", error=repr(error))
+        image = await _count_crash(worker, image_id)
+    return image or await _load(worker, image_id)
+
+
+async def _miss(worker: Resources, image_id: ImageId) -> Image | None:
+    image = await _load(worker, image_id)
+    if image is None or image.state != "pending":
         return image
+    age_s = (datetime.now(UTC) - image.created_at).total_seconds()
+    log.error("probe.file_missing", age_s=round(age_s))
+    if age_s < _MISSING_S:
+        raise Retry(defer=_RETRY_MISSING_S)
+    return await _fail(worker, image_id, "image-lost")
+
+
+async def _count_crash(worker: Resources, image_id: ImageId) -> Image | None:
+    async with worker.database.connection() as connection:
+        crashes = await count_crash(connection, image_id)
+    if 0 < crashes <= _CRASHES_ALLOWED:
+        raise Retry(defer=_RETRY_S)
+    return await _fail(worker, image_id, "probe-failed")
+
+
+async def _load(worker: Resources, image_id: ImageId) -> Image | None:
     async with worker.database.connection() as connection:
         return await load_image(connection, image_id)
 
 
-async def _look(worker: Resources, image_id: ImageId) -> Probe:
-    path = await worker.storage.locate(image_id)
-    if path is None:
-        raise Rejected("image-lost")
-    return await worker.children.probe(str(path))
-
-
-async def _fail(database: Database, image_id: ImageId, code: str) -> Image | None:
-    async with database.connection() as connection:
+async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None:
+    async with worker.database.connection() as connection:
         return await mark_failed(connection, image_id, code)

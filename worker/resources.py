@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -33,8 +32,7 @@ class Resources:
 @asynccontextmanager
 async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
     """Connect to everything and start the child processes; all of it ends with the block."""
-    storage = DiskStorage(settings.storage_folder)
-    await asyncio.to_thread(storage.prepare)
+    storage = DiskStorage(settings.storage_folder)  # the API makes its folders: an unmounted one must not look new
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)

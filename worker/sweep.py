@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
+from service.ids import ImageId
 from service.images import clear_removals, list_existing, list_overdue, list_removals, purge_failed
 from worker.resources import Resources
 
@@ -21,21 +24,21 @@ _AT_ONCE = 500
 
 
 async def sweep(ctx: dict[str, Any]) -> None:
-    """Each step is bounded, and costs what is unfinished, not what is stored."""
+    """Each step is bounded, and costs what is unfinished, not what is stored; one that fails stops no other."""
     worker: Resources = ctx["resources"]
-    await _enqueue_overdue(worker)
-    await _settle_abandoned(worker)
-    await _remove_files(worker)
-    async with worker.database.connection() as connection:
-        await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+    for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures):
+        try:
+            await step(worker)
+        except Exception:
+            log.exception("sweep.failed", step=step.__name__)
 
 
 async def _enqueue_overdue(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         overdue = await list_overdue(connection, _OVERDUE_S, _AT_ONCE)
     if overdue:
-        log.info("sweep.enqueued_again", images=len(overdue))
         await worker.jobs.enqueue_again(overdue)
+        log.info("sweep.overdue", images=len(overdue))
 
 
 async def _settle_abandoned(worker: Resources) -> None:
@@ -46,19 +49,36 @@ async def _settle_abandoned(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         existing = await list_existing(connection, abandoned)
     for image_id in abandoned:
-        if image_id in existing:
-            await worker.storage.keep(image_id)
-        else:
-            await worker.storage.discard(image_id)
+        with _logged(image_id):
+            if image_id in existing:
+                await worker.storage.keep(image_id)
+            else:
+                await worker.storage.discard(image_id)
     log.info("sweep.settled", kept=len(existing), removed=len(abandoned) - len(existing))
 
 
 async def _remove_files(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE)
-    if not removals:
-        return
+    removed = []
     for image_id in removals:
-        await worker.storage.remove(image_id)
+        with _logged(image_id):
+            await worker.storage.remove(image_id)
+            removed.append(image_id)
+    if removed:
+        async with worker.database.connection() as connection:
+            await clear_removals(connection, removed)
+
+
+async def _forget_failures(worker: Resources) -> None:
     async with worker.database.connection() as connection:
-        await clear_removals(connection, removals)
+        await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+
+
+@contextmanager
+def _logged(image_id: ImageId) -> Iterator[None]:
+    """One file that cannot be moved or removed keeps no other from it."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("sweep.file_failed", image_id=image_id, error=repr(error))

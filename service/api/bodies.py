@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from aiohttp import BodyPartReader, ClientError, HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from service.errors import ServiceError
 
 _CHUNK_BYTES = 64 * 1024
+# What surrounds the file in a form: boundaries and the part's headers.
+_FORM_OVERHEAD_BYTES = 16 * 1024
+# How aiohttp tells of a body that is not what its headers say.
+_MALFORMED = (ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
 
 def check_content_type(request: web.Request) -> None:
@@ -19,9 +25,11 @@ def check_content_type(request: web.Request) -> None:
 
 
 def declared_length(request: web.Request) -> int | None:
-    """The length of the image as far as the headers tell: None if chunked; of a form, the whole form's."""
+    """The length of the image as far as the headers tell: None if chunked; of a form, a lower bound."""
     if not request.body_exists:
         return 0
+    if request.content_length is not None and request.content_type == "multipart/form-data":
+        return max(1, request.content_length - _FORM_OVERHEAD_BYTES)
     return request.content_length
 
 
@@ -38,7 +46,7 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
     try:
         async for chunk in source:
             yield chunk
-    except (ClientError, ValueError) as error:  # how aiohttp tells of a body that is cut off or malformed
+    except _MALFORMED as error:
         raise ServiceError("invalid-body") from error
 
 

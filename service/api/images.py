@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -56,8 +57,13 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _complete(shown: dict[str, Any], service: Resources, account: Account, detail: Detail) -> dict[str, Any]:
-    """Add the account, as it is now, where it was asked for."""
+    """Add the account, as it is now, where it was asked for.
+
+    If it cannot be read any more it is as the key's look-up found it: an image that is stored is never answered 503.
+    """
     if detail.with_account:
-        async with service.database.connection() as connection:
-            shown["account"] = describe_account(await load_account(connection, account.id))
+        with suppress(ServiceError):
+            async with service.database.connection() as connection:
+                account = await load_account(connection, account.id)
+        shown["account"] = describe_account(account)
     return shown

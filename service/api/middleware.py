@@ -12,6 +12,7 @@ from aiohttp import web
 
 from service.api import envelope
 from service.errors import ServiceError
+from service.ids import KEY_PATTERN
 
 log = structlog.get_logger("service.api")
 
@@ -31,11 +32,11 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     started = time.perf_counter()
     given = request.headers.get("X-Request-Id", "")
     request[_REQUEST_ID] = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
-    code = None
+    code = cause = None
     try:
         response = await handler(request)
     except ServiceError as problem:
-        code = problem.code
+        code, cause = problem.code, problem.__cause__
         response = envelope.error(problem)
     except web.HTTPException as refusal:
         translated, headers = _of_router(refusal)
@@ -45,21 +46,27 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
         raise  # the client is gone: there is nobody to answer
     except Exception:
         code = "internal"
-        log.exception("request.failed", request_id=request_id(request), path=request.path)
+        log.exception("request.failed", request_id=request_id(request), path=_without_keys(request.path))
         response = envelope.error(ServiceError(code))
     response.headers["X-Request-Id"] = request_id(request)
     if request.path not in _QUIET:
-        # The path alone: the query string holds the key.
-        log.info(
+        write = log.warning if response.status >= 500 else log.info
+        write(
             "request",
             request_id=request_id(request),
             method=request.method,
-            path=request.path,
+            path=_without_keys(request.path),
             status=response.status,
             ms=round((time.perf_counter() - started) * 1000, 1),
             **({} if code is None else {"code": code}),
+            **({} if cause is None else {"cause": repr(cause)}),
         )
     return response
+
+
+def _without_keys(path: str) -> str:
+    """The path alone is logged, since the query string holds the key; and a key that slipped into it is not."""
+    return KEY_PATTERN.sub("[key]", path)
 
 
 def _of_router(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
 from service.api import envelope
@@ -24,17 +24,27 @@ log = structlog.get_logger("service.api")
 
 _LOOK_S = 0.05
 
-_LOWER_METHOD = re.compile(rb"(?:[A-Za-z]*[a-z][A-Za-z]*)(?= )")
+_LOWER_METHOD = re.compile(rb"[A-Za-z]*[a-z][A-Za-z]*(?= (?:/|https?://))")
 
 
-class Connection(RequestHandler):
-    __slots__ = ()
+class HttpConnection(RequestHandler):
+    __slots__ = ("_head_begun",)
+
+    def __init__(self, manager: Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._head_begun = False
 
     def data_received(self, data: bytes) -> None:
         """Upper-case the method of a request (the API's samples have `curl -X get`), never a byte of a body."""
-        if self._is_idle() and (method := _LOWER_METHOD.match(data)) is not None:
+        idle = self._is_idle()
+        if idle and not self._head_begun and (method := _LOWER_METHOD.match(data)) is not None:
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
+        if idle:
+            self._head_begun = not self._messages
+        elif self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self._current_request is not None:
+            # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
+            self._current_request.content.set_exception(RequestPayloadError("malformed body"))
 
     def _is_idle(self) -> bool:
         return self._waiter is not None and not self.is_busy()
@@ -52,7 +62,8 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(self._manager, DrainingServer) and self._manager.draining:
+        unread = not request.content.is_eof()  # the rest of a body must not be taken for a request
+        if unread or (isinstance(self._manager, DrainingServer) and self._manager.draining):
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
@@ -66,6 +77,9 @@ class Connection(RequestHandler):
         """The envelope, closing the connection; neither answer nor log line quotes the request."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
+        if isinstance(exc, ConnectionError):
+            log.info("request.cut_off", error=type(exc).__name__)
+            raise exc
         code = "bad-request" if status < 500 else "internal"
         if code == "internal":
             log.error("request.failed", exc_info=exc)
@@ -86,10 +100,10 @@ class DrainingServer(Server):
     draining = False
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return HttpConnection(self, loop=self._loop, **self._kwargs)
 
     def count_under_way(self) -> int:
-        return sum(connection.is_busy() for connection in self.connections if isinstance(connection, Connection))
+        return sum(connection.is_busy() for connection in self.connections if isinstance(connection, HttpConnection))
 
     async def drain(self, *, linger_s: float, timeout_s: float) -> None:
         """Wait for the requests under way, up to `timeout_s`. aiohttp's own shutdown comes too early for them: it
@@ -105,7 +119,7 @@ class DrainingServer(Server):
 
 
 class Runner(web.AppRunner):
-    """Serves an application through `Connection`."""
+    """Serves an application through `HttpConnection`."""
 
     async def _make_server(self) -> Server:
         server = await super()._make_server()

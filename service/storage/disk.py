@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -89,12 +90,14 @@ class DiskStorage:
             raw = await aiofiles.open(path, "xb")
         try:
             yield IncomingFile(raw, path)
+            with _unavailable():
+                await raw.close()
         except BaseException:
             # Not awaited: a cancelled request cleans up as well.
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # a full disk fails the close, too
+                await raw.close()
             raise
-        finally:
-            await raw.close()
 
     async def keep(self, image_id: ImageId) -> None:
         """Move a received file, whose row is committed now, to its own path."""
@@ -105,8 +108,9 @@ class DiskStorage:
                 raise
 
     async def rename_incoming(self, image_id: ImageId, to: ImageId) -> None:
-        await aiofiles.os.link(self.incoming_path(image_id), self.incoming_path(to))
-        await self.discard(image_id)
+        with _unavailable():
+            await aiofiles.os.rename(self.incoming_path(image_id), self.incoming_path(to))
+            await asyncio.to_thread(_sync_directory, self._incoming)
 
     async def discard(self, image_id: ImageId) -> None:
         """Remove a received file that gets no row."""
@@ -120,11 +124,16 @@ class DiskStorage:
                 await aiofiles.os.remove(path)
 
     async def locate(self, image_id: ImageId) -> Path | None:
-        """The file of an image whose row is committed, or None if there is none."""
+        """The file of an image whose row is committed, or None if it is missing from a storage that is there.
+
+        Raises OSError where the storage is not: an unmounted folder is empty, and must not pass for lost images.
+        """
         # The third look is for a move that went on between the first two.
         for path in (self.path(image_id), self.incoming_path(image_id), self.path(image_id)):
-            if await aiofiles.os.path.exists(path):
+            with suppress(FileNotFoundError):
+                await aiofiles.os.stat(path)
                 return path
+        await aiofiles.os.stat(self._incoming)
         return None
 
     async def list_abandoned(self, age_s: float, limit: int) -> list[ImageId]:
@@ -144,7 +153,9 @@ class DiskStorage:
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
-        probe = self._incoming / f".check-{os.getpid()}"
-        async with aiofiles.open(probe, "wb") as file:
-            await file.write(b"x")
-        await aiofiles.os.remove(probe)
+        await asyncio.to_thread(self._write_and_remove)
+
+    def _write_and_remove(self) -> None:
+        with tempfile.TemporaryFile(dir=self._incoming) as file:
+            file.write(b"x")
+            file.flush()
