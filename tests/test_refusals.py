@@ -261,7 +261,10 @@ MALFORMED = {
     ),
     "unknown transfer encoding": (
         {"Content-Type": "multipart/form-data; boundary=x"},
-        b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\nContent-Transfer-Encoding: rot13\r\n\r\nabc\r\n--x--',
+        (
+            b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n'
+            b"Content-Transfer-Encoding: rot13\r\n\r\nabc\r\n--x--\r\n"
+        ),
     ),
     "cut form": (
         {"Content-Type": "multipart/form-data; boundary=x"},
