@@ -24,6 +24,7 @@ _SCHEMA_LOCK = 0xDA60E88E
 _UNAVAILABLE = (
     OSError,  # TimeoutError is one
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -49,7 +50,7 @@ class Database:
     async def open(cls, url: str, *, connections: int) -> AsyncIterator[Database]:
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,  # a database that is away at the start is no reason to end: /readyz tells
             max_size=connections,
             command_timeout=_COMMAND_TIMEOUT_S,
             timeout=_ACQUIRE_TIMEOUT_S,
@@ -69,7 +70,11 @@ class Database:
         """Hold one only around queries, never while waiting for a client or a job."""
         try:
             async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
-                yield connection
+                try:
+                    yield connection
+                except asyncpg.InternalClientError:
+                    connection.terminate()  # confused by a server that ended it: not for the next one
+                    raise
         except _UNAVAILABLE as error:
             raise ServiceError("database-unavailable") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +21,8 @@ from service.storage.disk import DiskStorage
 from service.uploads import Upload
 
 log = structlog.get_logger("service")
+
+_ENQUEUE_TIMEOUT_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,11 @@ class Ingest:
         new = await self._insert(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
         await self._keep(new)
         with self.replies.expect(new.id, account_id) as waiter:
-            with suppress(ServiceError):  # the sweep enqueues what is left pending
-                await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
-            image = await waiter.wait(self.wait_s)
+            deadline = time.monotonic() + self.wait_s
+            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
+                async with asyncio.timeout(min(self.wait_s, _ENQUEUE_TIMEOUT_S)):
+                    await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
+            image = await waiter.wait(deadline - time.monotonic())
         if image is not None and image.error is not None:
             await self._forget(image)
             raise ServiceError(image.error)

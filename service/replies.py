@@ -88,9 +88,16 @@ class Replies:
     def __init__(self, redis: Any, database: Database) -> None:
         self.channel = f"daguerre:replies:{secrets.token_hex(8)}"
         self.connected = False
+        self._first_connected = asyncio.Event()
         self._redis = redis
         self._database = database
         self._waiters: dict[ImageId, Waiter] = {}
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Until the channel is heard, or the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._first_connected.wait()
 
     @contextmanager
     def expect(self, image_id: ImageId, account_id: AccountId) -> Iterator[Waiter]:
@@ -127,6 +134,7 @@ class Replies:
                     self._deliver(message["data"])
                 elif message is not None and message["type"] == "subscribe":
                     self.connected = True
+                    self._first_connected.set()
                     for waiter in self._waiters.values():
                         waiter.look.set()
 

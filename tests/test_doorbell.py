@@ -323,3 +323,35 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_takes_no_more
     assert started == finished
     assert len(finished) == 2
     assert await redis.zcard(PROBE_QUEUE) == 8
+
+
+async def test_a_worker_that_starts_without_redis_waits_for_it(servers: Servers, redis_url: str) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    servers.valkey.stop()
+    async with working(redis_url, job):
+        await asyncio.sleep(0.3)
+        servers.valkey.start()
+        client = jobs.open_redis(redis_url)
+        await enqueue(client, "image01")
+        await until(lambda: done == ["image01"])
+        await client.aclose(close_connection_pool=True)
+
+
+async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, redis_url: str) -> None:
+    async def endless(ctx: Any, image_id: str, **_: Any) -> None:
+        await asyncio.sleep(60)
+
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    await enqueue(redis, "image01")
+    async with working(redis_url, endless) as worker:
+        await until(lambda: bool(worker.job_tasks))
+    async with working(redis_url, job):
+        await until(lambda: done == ["image01"])

@@ -12,6 +12,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -148,6 +149,7 @@ def _environment() -> dict[str, str]:
     """Nothing of the worker's own, above all no address or password of a database."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD") if name in os.environ}
     return kept | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # the same code as the worker's own
         "VIPS_CONCURRENCY": "1",
         "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
     }

@@ -21,6 +21,8 @@ from service.jobs import MOST_TOKENS
 
 log = structlog.get_logger("worker")
 
+_UNAVAILABLE = (RedisError, OSError)
+
 # Without a bell the queue is looked at this often: for cron jobs, for the jobs of workers that died, and for tokens
 # that were lost.
 _LOOK_S = 1.0
@@ -74,6 +76,17 @@ class DoorbellWorker(Worker):
         self._next_sign_of_life = 0.0
         self._job_ended = asyncio.Event()
 
+    async def main(self) -> None:
+        """Wait for Redis first: arq ends where it is away at the start."""
+        while True:
+            try:
+                await self.pool.ping()
+                break
+            except _UNAVAILABLE as error:
+                log.warning("worker.queue_unavailable", error=repr(error))
+                await asyncio.sleep(_RECONNECT_S)
+        await super().main()
+
     async def _poll_iteration(self) -> None:
         try:
             if not self.burst:
@@ -87,7 +100,7 @@ class DoorbellWorker(Worker):
             elif not self.tasks:
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
             await self._show_life()
-        except (RedisError, OSError) as error:
+        except _UNAVAILABLE as error:
             log.warning("worker.queue_unavailable", error=repr(error))
             await asyncio.sleep(_RECONNECT_S)
 
@@ -155,7 +168,13 @@ class DoorbellWorker(Worker):
             await pipe.execute()
 
     async def close(self) -> None:
-        with suppress(RedisError, OSError):  # it is away: the lease and the sign of life end by themselves
+        if unfinished := [task for task in self.tasks.values() if not task.done()]:
+            log.warning("worker.jobs_handed_over", jobs=len(unfinished))
+            for task in unfinished:
+                task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+        with suppress(*_UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
             if self._alive_key is not None:
                 await self.pool.zrem(self._alive_key, self._name)
             await super().close()

@@ -37,6 +37,9 @@ class Resources:
     upload_limits: UploadLimits
 
 
+# A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
+_CONNECT_S = 1.0
+
 RESOURCES = web.AppKey("resources", Resources)
 
 
@@ -60,6 +63,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         queue = jobs.JobQueue(redis)
         await stack.enter_async_context(running(inserts.run()))
         await stack.enter_async_context(running(replies.listen()))
+        await replies.wait_connected(_CONNECT_S)
         yield Resources(
             settings=settings,
             database=database,
