@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +31,16 @@ from worker.main import make_prober
 from worker.resources import open_resources
 
 _numbers = itertools.count()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`@pytest.mark.needs("exiftool")` skips where the command is missing; CI installs it and requires it."""
+    for marker in item.iter_markers("needs"):
+        [command] = marker.args
+        if shutil.which(command) is None:
+            if os.environ.get("DAGUERRE_TEST_REQUIRE"):
+                pytest.fail(f"{command} is required here and not installed")
+            pytest.skip(f"{command} is not installed")
 
 
 @dataclass(frozen=True)

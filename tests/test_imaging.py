@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -555,7 +554,7 @@ def test_no_exif_is_an_empty_object(probe: ProbeBytes, name: str) -> None:
     assert set(found) <= ({"XResolution", "YResolution", "ResolutionUnit"} if name.startswith("tiff") else set())
 
 
-@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.needs("exiftool")
 def test_exif_agrees_with_exiftool(probe: ProbeBytes, tmp_path: Path) -> None:
     data = pictures.encode("JPEG", exif=_typical_block())
     (tmp_path / "picture.jpg").write_bytes(data)
