@@ -54,8 +54,8 @@ create index if not exists images_unfinished on images (created_at) where state 
 -- The counters' refresh: an index-only sum.
 create index if not exists images_of_account on images (account_id) include (size) where state <> 'failed';
 
--- Files to remove: written by the statement that deletes the row, cleared once the file is gone. So a process
--- that dies between the two leaves nothing behind, and no sweep has to read the storage folders.
+-- Files to remove: noted by the statement that ends the row, cleared once the file is gone. So a process that
+-- dies between the two leaves nothing behind, and no sweep has to read the storage folders.
 create table if not exists removals (
     image_id   text collate "C" primary key,
     removed_at timestamptz not null default now()

@@ -2,8 +2,9 @@
 
     python -m bench.load [--data DIR] [--seconds 5] [--connections 16] [s m l]
 
-For each size: requests a second, p50 and p99 in milliseconds, and the CPU milliseconds a request of every process that
-`up` started. The load comes from this process, whose own CPU is printed too: where it nears a core, it is the limit.
+For each size: requests a second, p50 and p99 in milliseconds, the CPU milliseconds a request of every part that `up`
+started, and the most memory that one process of a part has taken since its start. The load comes from this process,
+whose own CPU is printed too: where it nears a core, it is the limit.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,11 +47,11 @@ def main() -> None:
         body = photograph(size)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(attack(target, body, options.connections, 1.0))
-            before = cpu_by_part(found.pid)
+            before = usage_by_part(found.pid)
             started = time.perf_counter()
             latencies = runner.run(attack(target, body, options.connections, options.seconds))
             elapsed = time.perf_counter() - started
-        report(size, body, latencies, elapsed, before, cpu_by_part(found.pid))
+        report(size, body, latencies, elapsed, before, usage_by_part(found.pid))
 
 
 class Target:
@@ -87,25 +90,38 @@ async def attack(target: Target, body: bytes, connections: int, seconds: float) 
     return latencies
 
 
-def cpu_by_part(up: int) -> dict[str, float]:
-    """CPU seconds of the processes below `up`, ended ones included where their parent counts them, by part."""
-    parents, seconds, names = {}, {}, {}
+@dataclass(frozen=True)
+class Usage:
+    """Of one part: the CPU seconds of its processes together, and the peak memory of the largest."""
+
+    cpu_s: float = 0
+    peak_mb: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb))
+
+
+def usage_by_part(up: int) -> dict[str, Usage]:
+    """Of every process below `up`, and of this one, the load."""
+    parents: dict[int, int] = {}
+    found: dict[int, tuple[str, Usage]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            peak = re.search(r"VmHWM:\s+(\d+) kB", (entry / "status").read_text())
         except OSError:
             continue
-        pid = int(entry.name)
-        parents[pid], names[pid] = int(fields[1]), command
-        seconds[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
-    total: defaultdict[str, float] = defaultdict(float)
-    for pid in parents:
+        parents[int(entry.name)] = int(fields[1])
+        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
+        found[int(entry.name)] = _part(command), Usage(cpu_s, int(peak[1]) // 1024 if peak else 0)
+    total: defaultdict[str, Usage] = defaultdict(Usage)
+    for pid, (part, usage) in found.items():
         if up in _ancestors(pid, parents):
-            total[_part(names[pid])] += seconds[pid]
-    total["load"] = time.process_time()
+            total[part] += usage
+    total["load"] = Usage(time.process_time())
     return dict(total)
 
 
@@ -135,16 +151,17 @@ def report(
     body: bytes,
     latencies: list[float],
     elapsed: float,
-    before: dict[str, float],
-    after: dict[str, float],
+    before: dict[str, Usage],
+    after: dict[str, Usage],
 ) -> None:
     latencies.sort()
     count = len(latencies)
-    costs = {part: (after[part] - before.get(part, 0)) * 1000 / count for part in sorted(after)}
+    costs = {part: (after[part].cpu_s - before.get(part, Usage()).cpu_s) * 1000 / count for part in sorted(after)}
     print(
         f"{size} {len(body) // 1000:>5} KB  {count / elapsed:7.1f} /s"
         f"  p50 {latencies[count // 2] * 1000:7.1f} ms  p99 {latencies[int(count * 0.99)] * 1000:7.1f} ms"
-        f"  CPU ms a request: {'  '.join(f'{part} {cost:.2f}' for part, cost in costs.items() if cost >= 0.005)}"
+        f"\n    CPU ms a request: {'  '.join(f'{part} {cost:.2f}' for part, cost in costs.items() if cost >= 0.005)}"
+        f"\n    peak MB: {'  '.join(f'{part} {after[part].peak_mb}' for part in sorted(after) if part != 'load')}"
     )
 
 

@@ -196,6 +196,7 @@ async def mark_ready(database: Database, found: Sequence[tuple[ImageId, Probe]])
 
 # The image's row is locked before the account's, as everywhere; the file's removal is noted in the same commit. A file
 # that could not be found is not to be removed if it comes back.
+FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
     update images set state = 'failed', error = $2, failed_at = now()
@@ -205,7 +206,7 @@ with failed as (
         used_bytes = accounts.used_bytes - failed.size, num_images = accounts.num_images - 1, changed_at = now()
     from failed where accounts.id = failed.account_id
 ), noted as (
-    insert into removals (image_id) select id from failed where error <> 'image-lost' on conflict do nothing
+    insert into removals (image_id) select id from failed where error <> '{FILE_MISSING}' on conflict do nothing
 )
 select * from failed
 """
@@ -262,19 +263,3 @@ delete from images where id in (
 async def purge_failed(connection: Connection, age_s: float, limit: int) -> None:
     """Drop rows that have told of their failure for longer than `age_s`."""
     await connection.execute(_PURGE_FAILED, age_s, limit)
-
-
-_LIST_REMOVALS = """
-select image_id from removals where removed_at < now() - $1::float8 * interval '1 second'
-order by removed_at limit $2
-"""
-
-
-async def list_removals(connection: Connection, age_s: float, limit: int) -> list[ImageId]:
-    """Images that are gone but whose files may still be there."""
-    return [ImageId(row[0]) for row in await connection.fetch(_LIST_REMOVALS, age_s, limit)]
-
-
-async def clear_removals(connection: Connection, image_ids: Sequence[ImageId]) -> None:
-    """The files of these are gone."""
-    await connection.execute("delete from removals where image_id = any($1)", image_ids)

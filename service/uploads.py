@@ -11,8 +11,8 @@ from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
 from service.storage.disk import DiskStorage
 
-# A write costs a thread's turn whatever its size: 64 KB pieces took 1.39 ms of CPU for a 263 KB body, whole ones
-# 0.57. Times the uploads in flight, this is the memory that bodies take.
+# A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
+# in flight, this is a good part of the memory that bodies take (`bench/load.py --connections 64 l` prints the peak).
 _PIECE_BYTES = 256 * 1024
 
 

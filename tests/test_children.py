@@ -14,7 +14,9 @@ import pytest
 from service.probes import Rejected
 from tests.processes import is_alive
 from tests.samples import jpeg
+from worker import child
 from worker.children import ChildLost, Children, ChildUnavailable
+from worker.messages import ProbeRequest, Unreadable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -163,3 +165,15 @@ async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(p
     await asyncio.gather(starting, return_exceptions=True)
     assert (await children.probe(picture)).width == 120
     await children.end()
+
+
+def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ProbeRequest("/nowhere", 1)
+    assert isinstance(child._probe(request), Unreadable)
+
+    def encode(*_: object, **__: object) -> None:
+        raise OSError("encoder error -2")
+
+    monkeypatch.setattr("worker.imaging.probe", encode)
+    with pytest.raises(OSError, match="encoder error"):
+        child._probe(request)

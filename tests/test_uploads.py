@@ -219,7 +219,9 @@ async def test_what_cannot_be_decoded_is_refused_and_leaves_nothing(
     assert status == code
     assert answer["success"] is False
     assert answer["error"]["code"] in ("unsupported-image", "damaged-image")
-    assert await connection.fetchval("select count(*) from images") == 0
+    assert stored_files(settings) == []
+    for table in ("images", "removals"):
+        assert await connection.fetchval(f"select count(*) from {table}") == 0
     assert await connection.fetchval("select used_bytes from accounts where id = $1", tenant.id) == 0
 
 

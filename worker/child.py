@@ -39,6 +39,8 @@ def _probe(request: ProbeRequest) -> Answer:
     except Rejected as refusal:
         return Refusal(refusal.code)
     except OSError as error:
+        if error.errno is None:
+            raise  # a decoder's or encoder's own, which is about the picture
         return Unreadable(repr(error))
 
 

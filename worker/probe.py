@@ -11,8 +11,9 @@ from arq import Retry
 from service import replies
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images import Image, count_crash, load_image, mark_failed
+from service.images import FILE_MISSING, Image, count_crash, load_image, mark_failed
 from service.probes import Rejected
+from service.removals import remove_files
 from service.replies import Reply
 from worker.children import ChildUnavailable
 from worker.resources import Resources
@@ -71,7 +72,7 @@ async def _miss(worker: Resources, image_id: ImageId) -> Image | None:
     log.error("probe.file_missing", age_s=round(age_s))
     if age_s < _MISSING_S:
         raise Retry(defer=_RETRY_MISSING_S)
-    return await _fail(worker, image_id, "image-lost")
+    return await _fail(worker, image_id, FILE_MISSING)
 
 
 async def _count_crash(worker: Resources, image_id: ImageId) -> Image | None:
@@ -88,5 +89,9 @@ async def _load(worker: Resources, image_id: ImageId) -> Image | None:
 
 
 async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None:
+    """Refuse the picture: the row tells why, and the file goes."""
     async with worker.database.connection() as connection:
-        return await mark_failed(connection, image_id, code)
+        image = await mark_failed(connection, image_id, code)
+    if image is not None and code != FILE_MISSING:
+        await remove_files(worker.database, worker.storage, [image_id])
+    return image

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
-from service.ids import ImageId
-from service.images import clear_removals, list_existing, list_overdue, list_removals, purge_failed
+from service.images import list_existing, list_overdue, purge_failed
+from service.removals import list_removals, remove_files
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
@@ -18,6 +16,7 @@ log = structlog.get_logger("worker")
 _OVERDUE_S = 10
 # Longer than any upload may take (settings.upload_timeout_s), and than a row's insert after it.
 _ABANDONED_S = 3600
+# Whoever ended the row removes the file at once; what is left after this was left by one that died.
 _REMOVAL_S = 30
 _TELL_FAILURE_S = 24 * 3600
 _AT_ONCE = 500
@@ -49,36 +48,22 @@ async def _settle_abandoned(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         existing = await list_existing(connection, abandoned)
     for image_id in abandoned:
-        with _logged(image_id):
+        try:
             if image_id in existing:
                 await worker.storage.keep(image_id)
             else:
                 await worker.storage.discard(image_id)
+        except OSError as error:  # one that cannot be moved keeps no other from it
+            log.warning("sweep.not_settled", image_id=image_id, error=repr(error))
     log.info("sweep.settled", kept=len(existing), removed=len(abandoned) - len(existing))
 
 
 async def _remove_files(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE)
-    removed = []
-    for image_id in removals:
-        with _logged(image_id):
-            await worker.storage.remove(image_id)
-            removed.append(image_id)
-    if removed:
-        async with worker.database.connection() as connection:
-            await clear_removals(connection, removed)
+    await remove_files(worker.database, worker.storage, removals)
 
 
 async def _forget_failures(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
-
-
-@contextmanager
-def _logged(image_id: ImageId) -> Iterator[None]:
-    """One file that cannot be moved or removed keeps no other from it."""
-    try:
-        yield
-    except OSError as error:
-        log.warning("sweep.file_failed", image_id=image_id, error=repr(error))

@@ -6,14 +6,12 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from service.embedded import EmbeddedError, binaries, stale
-from service.embedded.process import Program, run_as, server_user, start, stop, wait_ready
+from service.embedded.process import Program, run_as, server_user
+from service.embedded.server import Server
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -29,7 +27,7 @@ _SETTINGS = {
 }
 
 
-class Postgres:
+class Postgres(Server):
     """One cluster with a database and a superuser named `daguerre`.
 
     `folder` is the server's alone: it holds the cluster, and the socket and the log unless they are given their
@@ -51,7 +49,6 @@ class Postgres:
         self.log = log or folder / "postgres.log"
         self.settings = {**_SETTINGS, **(settings or {})}
         self.user = server_user()
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def dsn(self) -> str:
@@ -59,28 +56,6 @@ class Postgres:
 
     def dsn_of(self, database: str) -> str:
         return f"postgresql://daguerre@/{database}?host={self.socket_folder}"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Returns when connections are accepted. Durations: 0.7 s where the cluster is made, else 0.1 s."""
-        program = self.program()
-        self.process = start(program)
-        try:
-            wait_ready(program, self.process)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        if self.process is not None:
-            stop(self.program(), self.process)
-            self.process = None
 
     def program(self) -> Program:
         """The server as a program to supervise; makes the cluster where there is none."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from service.embedded import binaries, stale
-from service.embedded.process import Program, start, stop, wait_ready
+from service.embedded.process import Program
+from service.embedded.server import Server
 
 _SETTINGS = {
     "port": "0",
@@ -24,7 +22,7 @@ _SETTINGS = {
 }
 
 
-class Valkey:
+class Valkey(Server):
     """One server. `folder` is its own: it holds the data, and the socket and the log unless they are given places."""
 
     def __init__(
@@ -39,33 +37,10 @@ class Valkey:
         self.socket_path = socket_path or folder / "valkey.sock"
         self.log = log or folder / "valkey.log"
         self.settings = {**_SETTINGS, **(settings or {})}
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket_path}?db=0"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Returns when commands are accepted, after some 30 ms."""
-        program = self.program()
-        self.process = start(program)
-        try:
-            wait_ready(program, self.process)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        if self.process is not None:
-            stop(self.program(), self.process)
-            self.process = None
 
     def program(self) -> Program:
         """The server as a program to supervise."""
