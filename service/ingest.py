@@ -14,7 +14,9 @@ from service.batches import Batcher
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, new_image_id
-from service.images import IdTaken, Image, NewImage, forget_failed
+from service.images.inserts import IdTaken
+from service.images.outcomes import forget_failed
+from service.images.records import Image, NewImage
 from service.jobs import JobQueue
 from service.replies import Replies
 from service.storage.disk import DiskStorage

@@ -16,7 +16,8 @@ import structlog
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images import Image, find_image
+from service.images.lookups import find_image
+from service.images.records import Image
 from service.jobs import UNAVAILABLE
 
 log = structlog.get_logger(__name__)

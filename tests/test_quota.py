@@ -14,7 +14,9 @@ from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
-from service.images import IdTaken, NewImage, insert_pending, mark_failed
+from service.images.inserts import IdTaken, insert_pending
+from service.images.outcomes import mark_failed
+from service.images.records import NewImage
 from service.settings import Settings
 from tests.conftest import NewTenant
 

@@ -14,7 +14,7 @@ from service.batches import running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images import load_image
+from service.images.lookups import load_image
 from service.replies import Replies, Reply
 from service.settings import Settings
 from tests.conftest import Servers, Tenant

@@ -11,7 +11,9 @@ from arq import Retry
 from service import replies
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images import FILE_MISSING, Image, count_crash, load_image, mark_failed
+from service.images.lookups import load_image
+from service.images.outcomes import FILE_MISSING, count_crash, mark_failed
+from service.images.records import Image
 from service.probes import Rejected
 from service.removals import remove_files
 from service.replies import Reply

@@ -11,7 +11,8 @@ from typing import Any
 from service.batches import Batcher, running
 from service.database import Database
 from service.ids import ImageId
-from service.images import Image, mark_ready
+from service.images.outcomes import mark_ready
+from service.images.records import Image
 from service.jobs import JobQueue
 from service.probes import Probe
 from service.settings import Settings

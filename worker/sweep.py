@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from service.images import list_existing, list_overdue, purge_failed
+from service.images.leftovers import list_existing, list_overdue, purge_failed
 from service.removals import list_removals, remove_files
 from worker.resources import Resources
 

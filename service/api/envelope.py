@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from aiohttp import web
@@ -13,7 +12,7 @@ from service.errors import ServiceError
 _encode = msgspec.json.Encoder().encode
 
 
-def ok(response: Mapping[str, Any] | list[Any], *, status: int = 200) -> web.Response:
+def ok(response: msgspec.Struct | Sequence[msgspec.Struct], *, status: int = 200) -> web.Response:
     return web.Response(
         body=_encode({"success": True, "response": response}), status=status, content_type="application/json"
     )

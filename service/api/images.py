@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from aiohttp import web
 
@@ -13,11 +12,11 @@ from service.api import bodies, envelope, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
 from service.api.parameters import Detail
-from service.api.representations import describe_account, describe_image, describe_new
+from service.api.representations import ShownImage, describe_account, describe_image, describe_new
 from service.api.resources import Resources, resources
 from service.errors import ServiceError
 from service.ids import parse_image_id
-from service.images import find_image
+from service.images.lookups import find_image
 
 
 async def create(request: web.Request) -> web.Response:
@@ -56,7 +55,7 @@ async def show(request: web.Request) -> web.Response:
     return envelope.ok(await _complete(shown, service, account, detail))
 
 
-async def _complete(shown: dict[str, Any], service: Resources, account: Account, detail: Detail) -> dict[str, Any]:
+async def _complete(shown: ShownImage, service: Resources, account: Account, detail: Detail) -> ShownImage:
     """Add the account, as it is now, where it was asked for.
 
     If it cannot be read any more it is as the key's look-up found it: an image that is stored is never answered 503.
@@ -65,5 +64,5 @@ async def _complete(shown: dict[str, Any], service: Resources, account: Account,
         with suppress(ServiceError):
             async with service.database.connection() as connection:
                 account = await load_account(connection, account.id)
-        shown["account"] = describe_account(account)
+        shown.account = describe_account(account)
     return shown

@@ -14,7 +14,7 @@ from service import jobs
 from service.api.admission import Admission
 from service.batches import Batcher, running
 from service.database import Database
-from service.images import insert_pending
+from service.images.inserts import insert_pending
 from service.ingest import Ingest
 from service.jobs import JobQueue
 from service.keys import KeyRing

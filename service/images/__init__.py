@@ -1,0 +1,1 @@
+"""Images: the row of each, and every statement that touches them."""

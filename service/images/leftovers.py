@@ -1,0 +1,38 @@
+"""What the sweep looks for: rows that stay unfinished, and those that have told of their failure for long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.database import Connection
+from service.ids import ImageId
+
+_EXISTING = "select id from images where id = any($1) and state <> 'failed'"
+
+
+async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) -> set[ImageId]:
+    """Those of the ids whose images are stored, ready or pending."""
+    return {ImageId(row[0]) for row in await connection.fetch(_EXISTING, image_ids)}
+
+
+_OVERDUE = """
+select id from images where state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
+order by created_at limit $2
+"""
+
+
+async def list_overdue(connection: Connection, age_s: float, limit: int) -> list[ImageId]:
+    """The oldest images that have been pending for longer than `age_s`."""
+    return [ImageId(row[0]) for row in await connection.fetch(_OVERDUE, age_s, limit)]
+
+
+_PURGE_FAILED = """
+delete from images where id in (
+    select id from images where state = 'failed' and failed_at < now() - $1::float8 * interval '1 second' limit $2
+)
+"""
+
+
+async def purge_failed(connection: Connection, age_s: float, limit: int) -> None:
+    """Drop rows that have told of their failure for longer than `age_s`."""
+    await connection.execute(_PURGE_FAILED, age_s, limit)

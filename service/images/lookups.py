@@ -1,0 +1,34 @@
+"""One image by its id."""
+
+from __future__ import annotations
+
+from service.database import Connection
+from service.ids import AccountId, ImageId
+from service.images.records import COLUMNS, Image
+
+_FIND = f"""
+select {COLUMNS}, case when $3 then images.exif::text end, case when $4 then images.mini_preview end
+from images where id = $1 and account_id = $2
+"""
+
+
+async def find_image(
+    connection: Connection,
+    image_id: ImageId,
+    account_id: AccountId,
+    *,
+    with_exif: bool = True,
+    with_mini_preview: bool = True,
+) -> Image | None:
+    """None for an unknown id and for one of another account alike."""
+    row = await connection.fetchrow(_FIND, image_id, account_id, with_exif, with_mini_preview)
+    return None if row is None else Image(*row)
+
+
+_LOAD = f"select {COLUMNS}, images.exif::text, images.mini_preview from images where id = $1"
+
+
+async def load_image(connection: Connection, image_id: ImageId) -> Image | None:
+    """Any account's image, whole: for the worker, never for a client."""
+    row = await connection.fetchrow(_LOAD, image_id)
+    return None if row is None else Image(*row)

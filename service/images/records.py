@@ -1,0 +1,51 @@
+"""An image's row, before and after it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from service.ids import AccountId, ImageId
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One row. What the probe finds is None until `state` is `ready`; `exif` is JSON text, and it and
+    `mini_preview` are None too where a query did not ask for them."""
+
+    id: ImageId
+    account_id: AccountId
+    state: Literal["pending", "ready", "failed"]
+    size: int
+    sha256: bytes
+    tags: list[str]
+    created_at: datetime
+    format: str | None
+    width: int | None
+    height: int | None
+    orientation: int | None
+    pages: int | None
+    has_alpha: bool | None
+    error: str | None
+    exif: str | None = None
+    mini_preview: bytes | None = None
+
+
+# What a statement selects or returns to make an Image, without what is large.
+COLUMNS = """
+images.id, images.account_id, images.state, images.size, images.sha256, images.tags, images.created_at,
+images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """An upload whose file is durable, before its row is."""
+
+    id: ImageId
+    account_id: AccountId
+    size: int
+    sha256: bytes
+    tags: Sequence[str]
