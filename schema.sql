@@ -51,8 +51,58 @@ create table if not exists images (
 );
 -- The sweep's: stays as small as what is unfinished.
 create index if not exists images_unfinished on images (created_at) where state <> 'ready';
--- The counters' refresh: an index-only sum.
-create index if not exists images_of_account on images (account_id) include (size) where state <> 'failed';
+-- An account's images in the order of the search; with their sizes, so that the counters' refresh is an index-only sum.
+create index if not exists images_in_order on images (account_id, created_at, id) include (size)
+    where state <> 'failed';
+drop index if exists images_of_account;  -- its first form
+-- The search by format and by content, each in its order. Only what is ready is found.
+create index if not exists images_by_format on images (account_id, format, created_at, id) where state = 'ready';
+create index if not exists images_by_sha256 on images (account_id, sha256, created_at, id) where state = 'ready';
+
+-- The tags of ready images in the order of the search: an index over images.tags could find them, not order them.
+-- Kept by a trigger, so whatever changes an image keeps it right; an image without tags never calls it.
+create table if not exists image_tags (
+    account_id bigint not null,
+    tag        text collate "C" not null,
+    created_at timestamptz not null,
+    image_id   text collate "C" not null,
+    primary key (account_id, tag, created_at, image_id)
+);
+
+create or replace function keep_image_tags() returns trigger language plpgsql as $$
+begin
+    if tg_op <> 'INSERT' and old.state = 'ready' then
+        delete from image_tags
+        where account_id = old.account_id and tag = any(old.tags) and created_at = old.created_at and image_id = old.id
+            and (tg_op = 'DELETE' or new.state <> 'ready' or tag <> all(new.tags));
+    end if;
+    if tg_op <> 'DELETE' and new.state = 'ready' then
+        insert into image_tags
+        select new.account_id, tag, new.created_at, new.id from unnest(new.tags) as tag
+        on conflict do nothing;
+    end if;
+    return null;
+end
+$$;
+
+-- Once: making a trigger keeps writers out until the commit, so no tag slips between the trigger and the first copy.
+do $$
+begin
+    if exists (select from pg_trigger where tgname = 'images_tags_deleted' and tgrelid = 'images'::regclass) then
+        return;
+    end if;
+    create trigger images_tags_inserted after insert on images for each row
+        when (new.state = 'ready' and new.tags <> '{}') execute function keep_image_tags();
+    create trigger images_tags_updated after update of state, tags on images for each row
+        when ((old.tags, new.tags) <> ('{}', '{}') and (old.state, old.tags) <> (new.state, new.tags))
+        execute function keep_image_tags();
+    create trigger images_tags_deleted after delete on images for each row
+        when (old.state = 'ready' and old.tags <> '{}') execute function keep_image_tags();
+    insert into image_tags
+    select account_id, tag, created_at, id from images, unnest(tags) as tag where state = 'ready'
+    on conflict do nothing;
+end
+$$;
 
 -- Files to remove: noted by the statement that ends the row, cleared once the file is gone. So a process that
 -- dies between the two leaves nothing behind, and no sweep has to read the storage folders.

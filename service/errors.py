@@ -21,6 +21,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-body": (400, "The body cannot be read; send the bytes of one image."),
     "empty-body": (400, "The body is empty; send the bytes of one image."),
     "invalid-id": (400, "An image id has 7 to 16 letters and digits; check the id."),
+    "too-many-tags": (400, "An image has at most 20 tags; remove some first."),
     "unauthorized": (
         401,
         "A valid API key is needed; send it as ?key=, as X-Api-Key or as Authorization: Bearer.",

@@ -15,6 +15,7 @@ AccountId = NewType("AccountId", int)
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _IMAGE_ID = re.compile(r"[0-9A-Za-z]{7,16}")
 _IMAGE_ID_LENGTH = 7
+MAX_IDS = 20
 _KEY_LENGTH = 40
 KEY_PATTERN = re.compile(rf"[0-9A-Za-z]{{{_KEY_LENGTH}}}")
 
@@ -33,6 +34,20 @@ def parse_image_id(text: str) -> ImageId:
     if _IMAGE_ID.fullmatch(text) is None:
         raise ServiceError("invalid-id")
     return ImageId(text)
+
+
+def parse_image_ids(text: str) -> list[ImageId]:
+    """One id or several with commas between them, each once, in the order given. At most 20."""
+    image_ids: dict[ImageId, None] = {}
+    for place, part in enumerate(text.split(","), 1):
+        if _IMAGE_ID.fullmatch(part.strip()) is None:
+            if text == part:
+                raise ServiceError("invalid-id")
+            raise ServiceError("invalid-id", f"Id number {place} is malformed; an id has 7 to 16 letters and digits.")
+        image_ids[ImageId(part.strip())] = None
+    if len(image_ids) > MAX_IDS:
+        raise ServiceError("invalid-id", f"Send at most {MAX_IDS} ids at once.")
+    return list(image_ids)
 
 
 def new_key() -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Tenant
 
 
 def jpeg(width: int = 64, height: int = 48, *, quality: int = 80, exif: dict[int, object] | None = None) -> bytes:
@@ -29,3 +35,38 @@ def _jpeg(width: int, height: int, quality: int, tags: tuple[tuple[int, object],
 def stored_files(settings: Settings) -> list[Path]:
     """Every file of the storage, wherever it lies."""
     return sorted(path for path in settings.storage_folder.rglob("*") if path.is_file())
+
+
+async def insert_image(
+    connection: Any,
+    tenant: Tenant,
+    image_id: str,
+    *,
+    tags: Sequence[str] = (),
+    state: str = "ready",
+    size: int = 10,
+    format: str = "jpeg",  # noqa: A002
+    sha256: bytes = bytes(32),
+    created_at: datetime | None = None,
+) -> None:
+    """A row as an upload leaves it, charged to its account; there is no file."""
+    await connection.execute(
+        """
+        with charged as (
+            update accounts set used_bytes = used_bytes + $4, num_images = num_images + 1
+            where id = $2 and $3 <> 'failed'
+        )
+        insert into images (id, account_id, state, size, tags, format, sha256, created_at, error, failed_at,
+            width, height, orientation, pages, has_alpha, exif, mini_preview)
+        values ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()),
+            case when $3 = 'failed' then 'damaged-image' end, now(), 40, 30, 1, 1, false, '{"Make": "Daguerre"}', 'x')
+        """,
+        image_id,
+        tenant.id,
+        state,
+        size,
+        list(tags),
+        format,
+        sha256,
+        created_at,
+    )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service.api import account, health, images
+from service.api import account, health, images, search, tags
 from service.api.bodies import expect_later
 from service.api.middleware import answer
 from service.api.resources import RESOURCES, open_resources
@@ -25,7 +25,14 @@ def create_app(settings: Settings) -> web.Application:
 
     route = app.router
     route.add_post("/v1/images", images.create, expect_handler=expect_later)
+    route.add_get("/v1/images/search", search.find)
     route.add_get("/v1/images/{id}", images.show)
+    route.add_delete("/v1/images/{id}", images.delete)
+    route.add_get("/v1/images/{id}/delete", images.delete, allow_head=False)
+    route.add_put("/v1/images/{id}/tags", tags.add)
+    route.add_get("/v1/images/{id}/add_tags", tags.add, allow_head=False)
+    route.add_delete("/v1/images/{id}/tags", tags.remove)
+    route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
 
     route.add_get("/healthz", health.alive)

@@ -1,16 +1,22 @@
-"""The bytes of one image in a request's body: raw, or as one file of multipart/form-data."""
+"""What a request's body holds: the bytes of one image, raw or as one file of multipart/form-data; or a little JSON."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
+import msgspec
 from aiohttp import BodyPartReader, ClientError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from service.errors import ServiceError
 
+Value = TypeVar("Value")
+
 _CHUNK_BYTES = 64 * 1024
+_MAX_JSON_BYTES = 64 * 1024
 # What surrounds the file in a form: boundaries and the part's headers.
 _FORM_OVERHEAD_BYTES = 16 * 1024
 # How aiohttp tells of a body that is not what its headers say.
@@ -75,3 +81,24 @@ async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
 def _is_binary(part: BodyPartReader) -> bool:
     kind = part.headers.get("Content-Type", "")
     return kind == "application/octet-stream" or kind.startswith("image/")
+
+
+async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -> Value:
+    """A body of at most 64 KiB as a value of this type.
+
+    Raises `invalid-body` with what is wrong, `upload-too-large`, `upload-timeout`.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in _raw(request):
+                body += chunk
+                if len(body) > _MAX_JSON_BYTES:
+                    raise ServiceError("upload-too-large", f"The JSON has more than {_MAX_JSON_BYTES} bytes.")
+        return msgspec.json.decode(body, type=kind)
+    except TimeoutError:
+        raise ServiceError("upload-timeout") from None
+    except msgspec.ValidationError as error:
+        raise ServiceError("invalid-body", f"The JSON in the body is not what is expected: {error}") from error
+    except (msgspec.MsgspecError, *_MALFORMED) as error:
+        raise ServiceError("invalid-body", "The body is not JSON.") from error

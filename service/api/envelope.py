@@ -12,10 +12,16 @@ from service.errors import ServiceError
 _encode = msgspec.json.Encoder().encode
 
 
-def ok(response: msgspec.Struct | Sequence[msgspec.Struct], *, status: int = 200) -> web.Response:
-    return web.Response(
+def ok(
+    response: msgspec.Struct | Sequence[msgspec.Struct], *, status: int = 200, no_store: bool = False
+) -> web.Response:
+    """`no_store` is for a GET that changes something: answered from a cache, it would not."""
+    answer = web.Response(
         body=_encode({"success": True, "response": response}), status=status, content_type="application/json"
     )
+    if no_store:
+        answer.headers["Cache-Control"] = "no-store"
+    return answer
 
 
 def error(problem: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -1,4 +1,4 @@
-"""`/v1/images`: store an image, show one."""
+"""`/v1/images`: store an image, show one, delete some."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import suppress
 from aiohttp import web
 
 from service import uploads
-from service.accounts import Account, load_account
-from service.api import bodies, envelope, parameters
+from service.api import answers, bodies, envelope, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
-from service.api.parameters import Detail
-from service.api.representations import ShownImage, describe_account, describe_image, describe_new
-from service.api.resources import Resources, resources
+from service.api.representations import describe_image, describe_new
+from service.api.resources import resources
 from service.errors import ServiceError
-from service.ids import parse_image_id
+from service.ids import parse_image_id, parse_image_ids
+from service.images.deletions import delete_images
 from service.images.lookups import find_image
+from service.removals import remove_files
 
 
 async def create(request: web.Request) -> web.Response:
@@ -30,9 +30,9 @@ async def create(request: web.Request) -> web.Response:
         upload = await uploads.receive(bodies.chunks(request), service.storage, service.upload_limits)
         new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
     if image is None:
-        return envelope.ok(await _complete(describe_new(new), service, account, detail), status=202)
+        return envelope.ok(await answers.complete(describe_new(new), service, account, detail), status=202)
     shown = describe_image(image, detail, service.settings.public_url)
-    return envelope.ok(await _complete(shown, service, account, detail))
+    return envelope.ok(await answers.complete(shown, service, account, detail))
 
 
 async def show(request: web.Request) -> web.Response:
@@ -52,17 +52,24 @@ async def show(request: web.Request) -> web.Response:
     if image is None:
         raise ServiceError("image-not-found")
     shown = describe_image(image, detail, service.settings.public_url)
-    return envelope.ok(await _complete(shown, service, account, detail))
+    return envelope.ok(await answers.complete(shown, service, account, detail))
 
 
-async def _complete(shown: ShownImage, service: Resources, account: Account, detail: Detail) -> ShownImage:
-    """Add the account, as it is now, where it was asked for.
-
-    If it cannot be read any more it is as the key's look-up found it: an image that is stored is never answered 503.
-    """
-    if detail.with_account:
-        with suppress(ServiceError):
-            async with service.database.connection() as connection:
-                account = await load_account(connection, account.id)
-        shown.account = describe_account(account)
-    return shown
+async def delete(request: web.Request) -> web.Response:
+    """GET /v1/images/{id}/delete and DELETE /v1/images/{id}: all of the images, or none."""
+    service = resources(request)
+    account = await authenticate(request)
+    detail = parameters.detail(request)
+    named = request.match_info["id"]
+    image_ids = parse_image_ids(named)
+    async with service.database.connection() as connection:
+        images = await delete_images(
+            connection,
+            image_ids,
+            account.id,
+            with_exif=detail.with_exif,
+            with_mini_preview=detail.with_mini_preview,
+        )
+    with suppress(ServiceError):  # they are deleted: a file that is left is the sweep's
+        await remove_files(service.database, service.storage, image_ids)
+    return await answers.changed(images, service, account, detail, as_list="," in named)

@@ -8,9 +8,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from service.errors import ServiceError
-
-MAX_TAGS = 20
-MAX_TAG_LENGTH = 64
+from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
@@ -55,13 +53,4 @@ def detail(request: web.Request) -> Detail:
 
 def tags(request: web.Request) -> list[str]:
     """The comma-separated `tags`, trimmed and each once, in the order given; none if the parameter is absent."""
-    given = [tag.strip() for tag in query(request).get("tags", "").split(",")]
-    unique = list(dict.fromkeys(tag for tag in given if tag))
-    if len(unique) > MAX_TAGS:
-        raise ServiceError("invalid-parameter", f"tags takes at most {MAX_TAGS} tags.")
-    for tag in unique:
-        if len(tag) > MAX_TAG_LENGTH:
-            raise ServiceError("invalid-parameter", f"tags takes tags of at most {MAX_TAG_LENGTH} characters.")
-        if not tag.isprintable():
-            raise ServiceError("invalid-parameter", "tags takes printable characters only.")
-    return unique
+    return clean_tags(tag for text in query(request).getall("tags", []) for tag in text.split(","))

@@ -64,6 +64,15 @@ class ReadyImage(msgspec.Struct):
 
 ShownImage = ReadyImage | ProcessingImage
 
+
+class FoundImages(msgspec.Struct):
+    """One page of a search; `next_cursor` is null on the last."""
+
+    images: list[ReadyImage]
+    next_cursor: str | None
+    account: ShownAccount | UnsetType = UNSET
+
+
 Value = TypeVar("Value")
 
 
@@ -77,6 +86,10 @@ def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
         raise ServiceError(image.error or "unsupported-image")
     if image.state == "pending":
         return describe_new(image)
+    return describe_ready(image, detail, public_url)
+
+
+def describe_ready(image: Image, detail: Detail, public_url: str) -> ReadyImage:
     shown = ReadyImage(
         id=image.id,
         width=_found(image.width),

@@ -1,8 +1,11 @@
-"""One image by its id."""
+"""Images by their ids."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+
 from service.database import Connection
+from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.records import COLUMNS, Image
 
@@ -32,3 +35,10 @@ async def load_image(connection: Connection, image_id: ImageId) -> Image | None:
     """Any account's image, whole: for the worker, never for a client."""
     row = await connection.fetchrow(_LOAD, image_id)
     return None if row is None else Image(*row)
+
+
+def require_all(asked: Sequence[ImageId], found: Container[ImageId], code: str) -> None:
+    """Raises `code`, naming the first image that is missing; one of another account is missing like any other."""
+    for image_id in asked:
+        if image_id not in found:
+            raise ServiceError(code, f"There is no image {image_id} in your account; nothing was changed.")

@@ -1,0 +1,136 @@
+"""An account's ready images, newest first, a page at a time.
+
+Everything that is searched for lies in an index in the order of the answer, so a page is a walk along one of them
+from where the last page ended, and costs the same wherever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from service.database import Connection
+from service.ids import AccountId, ImageId
+from service.images.records import COLUMNS, Image
+
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What is searched for: all of it must be so. `created_after` is the first moment, `created_before` the first one
+    too late."""
+
+    tags: Sequence[str] = ()
+    format: str | None = None
+    sha256: bytes | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the order of the answers, behind this image; it need not be there any more."""
+
+    created_at: datetime
+    id: ImageId
+
+
+# A page is a walk along one index, in which every entry is asked for its other tags by a look into the same index, and
+# for its format where that is neither; only what passes is fetched. `offset 0` keeps it this walk: without statistics,
+# or with a plan made for other values, the planner might sort all that matches instead.
+_PAGE = f"""
+select {COLUMNS}, case when $6 then images.exif::text end, case when $7 then images.mini_preview end
+from {{walk}} as walk cross join lateral (
+    select * from images where images.id = walk.id and images.state = 'ready' {{also}} offset 0
+) as images
+where walk.account_id = $1 and (walk.created_at, walk.id) < ($2, $3) and walk.created_at >= $4 and (
+    select count(*) from image_tags where image_tags.account_id = $1 and image_tags.tag = any($5)
+        and image_tags.created_at = walk.created_at and image_tags.image_id = walk.id
+) >= cardinality($5)
+order by walk.created_at desc, walk.id desc limit $8
+"""
+_WALKS = {
+    "all": "(select account_id, created_at, id from images where state <> 'failed')",
+    "format": "(select account_id, created_at, id from images where state = 'ready' and format = $9)",
+    "sha256": "(select account_id, created_at, id from images where state = 'ready' and sha256 = $9)",
+    "tag": "(select account_id, created_at, image_id as id from image_tags where tag = $9)",
+}
+
+
+async def search_images(
+    connection: Connection,
+    account_id: AccountId,
+    filters: Filters,
+    after: Position | None,
+    limit: int,
+    *,
+    with_exif: bool = False,
+    with_mini_preview: bool = False,
+) -> list[Image]:
+    """Up to `limit` images that come after the position."""
+    start = after or Position(filters.created_before or _LAST, ImageId(""))
+    walk = await _choose_walk(connection, account_id, filters, start)
+    filtered = filters.format is not None and walk.name != "format"
+    rows = await connection.fetch(
+        _PAGE.format(walk=_WALKS[walk.name], also="and images.format = $10" if filtered else ""),
+        account_id,
+        start.created_at,
+        start.id,
+        walk.oldest,
+        [tag for tag in filters.tags if (walk.name, walk.value) != ("tag", tag)],
+        with_exif,
+        with_mini_preview,
+        limit,
+        *([] if walk.value is None else [walk.value]),
+        *([filters.format] if filtered else []),
+    )
+    return [Image(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    name: str
+    value: str | bytes | None
+    oldest: datetime
+
+
+# Of several terms the walk follows the one that is rarest around here, which is told by how far back in time so many
+# of its entries reach; and no further than to where the first of the terms ends.
+_ENTRIES = 256
+_SCOUT = f"""
+select 'tag', tag,
+    (select created_at from image_tags where account_id = $1 and image_tags.tag = terms.tag
+        order by created_at, image_id limit 1),
+    (select created_at from image_tags where account_id = $1 and image_tags.tag = terms.tag
+        and (created_at, image_id) < ($2, $3) and created_at >= $4
+        order by created_at desc, image_id desc offset {_ENTRIES} limit 1) as reach
+from unnest($5::text[]) as terms (tag)
+union all
+select 'format', format,
+    (select created_at from images where account_id = $1 and state = 'ready' and images.format = terms.format
+        order by created_at, id limit 1),
+    (select created_at from images where account_id = $1 and state = 'ready' and images.format = terms.format
+        and (created_at, id) < ($2, $3) and created_at >= $4
+        order by created_at desc, id desc offset {_ENTRIES} limit 1)
+from unnest($6::text[]) as terms (format)
+order by reach nulls first
+"""
+
+
+async def _choose_walk(connection: Connection, account_id: AccountId, filters: Filters, start: Position) -> _Walk:
+    oldest = filters.created_after or _FIRST
+    if filters.sha256 is not None:
+        return _Walk("sha256", filters.sha256, oldest)
+    if filters.format is not None and not filters.tags:
+        return _Walk("format", filters.format, oldest)
+    if not filters.tags:
+        return _Walk("all", None, oldest)
+    if filters.format is None and len(filters.tags) == 1:
+        return _Walk("tag", filters.tags[0], oldest)
+    formats = [] if filters.format is None else [filters.format]
+    terms = await connection.fetch(_SCOUT, account_id, start.created_at, start.id, oldest, filters.tags, formats)
+    name, value, _, _ = terms[0]
+    return _Walk(name, value, max(oldest, *(first or _LAST for _, _, first, _ in terms)))
