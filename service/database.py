@@ -35,8 +35,14 @@ _UNAVAILABLE = (
 )
 
 
+async def _prefer_order(connection: Connection) -> None:
+    """Every statement here finds its rows along an index, and searches need them in its order. Before the first ANALYZE
+    the planner would rather sort a bitmap of all that match: 60 ms instead of 0.3 for a page among 30,000 images."""
+    await connection.execute("set enable_bitmapscan = off")
+
+
 async def _keep_session(_: Connection) -> None:
-    """Nothing here changes a session, so asyncpg's reset, a round trip at every release, has nothing to do."""
+    """A session stays as it starts, so asyncpg's reset, a round trip at every release, has nothing to do."""
 
 
 class Database:
@@ -54,6 +60,7 @@ class Database:
             max_size=connections,
             command_timeout=_COMMAND_TIMEOUT_S,
             timeout=_ACQUIRE_TIMEOUT_S,
+            init=_prefer_order,
             reset=_keep_session,
             server_settings={"application_name": "daguerre"},
         )

@@ -49,7 +49,7 @@ from {{walk}} as walk cross join lateral (
 where walk.account_id = $1 and (walk.created_at, walk.id) < ($2, $3) and walk.created_at >= $4 and (
     select count(*) from image_tags where image_tags.account_id = $1 and image_tags.tag = any($5)
         and image_tags.created_at = walk.created_at and image_tags.image_id = walk.id
-) >= cardinality($5)
+) = cardinality($5)
 order by walk.created_at desc, walk.id desc limit $8
 """
 _WALKS = {
