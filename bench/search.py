@@ -1,0 +1,169 @@
+"""What a page of a search costs, and what the search's indexes cost an upload.
+
+    python -m bench.search [10000 300000]    how many images the account has, a table each
+
+Starts a PostgreSQL of its own. For each search: milliseconds (median) of the first page of 20 and of one from halfway
+through the account, on a connection that has done it before, without statistics and after ANALYZE. Below each table:
+microseconds an image for the insert and for writing what its probe found, one at a time and in groups of 16, with the
+search's indexes and triggers and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from service.accounts import create_account
+from service.database import Connection, Database, apply_schema
+from service.embedded.folder import scratch
+from service.embedded.postgres import Postgres
+from service.ids import AccountId, ImageId, new_image_id
+from service.images.inserts import insert_pending
+from service.images.outcomes import mark_ready
+from service.images.records import NewImage
+from service.images.search import Filters, Position, search_images
+from service.probes import Probe
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PER_MINUTE = 3
+PAGE = 20
+PROBE = Probe("jpeg", 2000, 1500, 1, 1, False, {"Make": "x" * 300}, bytes(480))
+
+# 20 of the images are rare and 20 others are GIFs; every second one is even and every other odd; the first half is
+# early and the second late.
+_FILL = """
+insert into images (id, account_id, state, size, sha256, tags, created_at, format, width, height, orientation, pages,
+    has_alpha, exif, mini_preview)
+select $1::bigint || lpad(n::text, 9, '0'), $1, 'ready', 1000, sha256(n::text::bytea),
+    array['common', case when n % 2 = 0 then 'even' else 'odd' end, case when n < $2 / 2 then 'early' else 'late' end]
+        || case when n % ($2 / 20) = 7 then array['rare'] else '{}' end,
+    $3::timestamptz + n / $4::int * interval '1 minute', case when n % ($2 / 20) = 9 then 'gif' else 'jpeg' end,
+    2000, 1500, 1, 1, false, '{}', sha256(n::text::bytea)
+from generate_series(1, $2::int) as n
+"""
+
+SEARCHES = {
+    "everything": Filters(),
+    "common tag": Filters(tags=["common"]),
+    "rare tag": Filters(tags=["rare"]),
+    "common and rare tag": Filters(tags=["common", "rare"]),
+    "two common tags": Filters(tags=["common", "even"]),
+    "two that never meet": Filters(tags=["even", "odd"]),
+    "two of other times": Filters(tags=["early", "late"]),
+    "common format": Filters(format="jpeg"),
+    "rare format": Filters(format="gif"),
+    "common tag, rare format": Filters(tags=["common"], format="gif"),
+    "rare tag, common format": Filters(tags=["rare"], format="jpeg"),
+    "unknown sha256": Filters(sha256=bytes(32)),
+    "one hour": Filters(created_after=START, created_before=START + timedelta(hours=1)),
+    "rare tag in one hour": Filters(tags=["rare"], created_after=START, created_before=START + timedelta(hours=1)),
+}
+
+# The schema before there was a search.
+_WITHOUT = """
+drop trigger images_tags_inserted on images;
+drop trigger images_tags_updated on images;
+drop trigger images_tags_deleted on images;
+drop index images_in_order, images_by_format, images_by_sha256;
+create index images_of_account on images (account_id) include (size) where state <> 'failed';
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", type=int, default=[10_000, 300_000])
+    options = parser.parse_args()
+    for images in options.images:
+        with scratch() as folder, Postgres(folder / "pg", settings={"autovacuum": "off"}) as postgres:
+            asyncio.run(measure(postgres, images))
+
+
+async def measure(postgres: Postgres, images: int) -> None:
+    await apply_schema(postgres.dsn)
+    async with Database.open(postgres.dsn, connections=1) as database, database.connection() as connection:
+        account_id = await create_account(connection, "bench", 1 << 60)
+        for owner in (account_id, await create_account(connection, "neighbour", 1 << 60)):
+            await connection.execute(_FILL, owner, images, START, PER_MINUTE, timeout=600)
+        print(
+            f"{images} images              without statistics        after ANALYZE\n{'':26} first  halfway     first  halfway"
+        )
+        before = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
+        await connection.execute("vacuum analyze", timeout=600)
+        after = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
+    for name, (first, deep), (first_analyzed, deep_analyzed) in zip(SEARCHES, before, after, strict=True):
+        print(f"{name:24} {first:7.2f} {deep:7.2f}   {first_analyzed:7.2f} {deep_analyzed:7.2f}")
+    await compare_writes(postgres)
+
+
+async def time_pages(
+    connection: Connection, account_id: AccountId, filters: Filters, images: int
+) -> tuple[float, float]:
+    halfway = Position(START + timedelta(minutes=images // PER_MINUTE // 2), ImageId(""))
+    if filters.created_before is not None:
+        halfway = Position(START + timedelta(minutes=30), ImageId(""))
+    return (
+        await median_ms(lambda: search_images(connection, account_id, filters, None, PAGE + 1)),
+        await median_ms(lambda: search_images(connection, account_id, filters, halfway, PAGE + 1)),
+    )
+
+
+async def median_ms(call: Callable[[], Awaitable[Any]]) -> float:
+    taken = []
+    for _ in range(15):
+        started = time.perf_counter()
+        await call()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken) * 1000
+
+
+async def compare_writes(postgres: Postgres) -> None:
+    """Two copies of the filled database, in turns, so that what else the machine does falls on both."""
+    admin = await asyncpg.connect(postgres.dsn_of("postgres"))
+    for name in ("with_search", "without_search"):
+        await admin.execute(f"create database {name} template daguerre", timeout=600)
+    await admin.close()
+    connection = await asyncpg.connect(postgres.dsn_of("without_search"))
+    await connection.execute(_WITHOUT, timeout=600)
+    await connection.close()
+    print("\nmicroseconds an image           with    without")
+    for tags in ((), ("a", "b", "c")):
+        for group in (1, 16):
+            taken: dict[str, list[float]] = {"with_search": [], "without_search": []}
+            for _ in range(10):
+                for name, times in taken.items():
+                    times.append(await time_writes(postgres.dsn_of(name), group, tags))
+            medians = [statistics.median(times) * 1e6 for times in taken.values()]
+            what = f"{len(tags)} tags, {group} at a time"
+            print(f"{what:24} {medians[0]:11.1f} {medians[1]:10.1f}   {medians[0] / medians[1] - 1:+.1%}")
+    print()
+
+
+async def time_writes(dsn: str, group: int, tags: tuple[str, ...]) -> float:
+    """Seconds an image from no row to a ready one."""
+    rounds = 300 if group == 1 else 60
+    async with Database.open(dsn, connections=1) as database:
+        account_id = AccountId(1)
+        await write(database, account_id, group, tags)
+        started = time.perf_counter()
+        for _ in range(rounds):
+            await write(database, account_id, group, tags)
+        return (time.perf_counter() - started) / rounds / group
+
+
+async def write(database: Database, account_id: AccountId, group: int, tags: tuple[str, ...]) -> None:
+    new = [NewImage(new_image_id(), account_id, 1000, secrets.token_bytes(32), tags) for _ in range(group)]
+    await insert_pending(database, new)
+    if None in await mark_ready(database, [(image.id, PROBE) for image in new]):
+        raise SystemExit("an image was lost")
+
+
+if __name__ == "__main__":
+    main()
