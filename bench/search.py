@@ -92,9 +92,7 @@ async def measure(postgres: Postgres, images: int) -> None:
         account_id = await create_account(connection, "bench", 1 << 60)
         for owner in (account_id, await create_account(connection, "neighbour", 1 << 60)):
             await connection.execute(_FILL, owner, images, START, PER_MINUTE, timeout=600)
-        print(
-            f"{images} images              without statistics        after ANALYZE\n{'':26} first  halfway     first  halfway"
-        )
+        print(f"{images:<26} without statistics     after ANALYZE\n{'images':24}   first halfway     first halfway")
         before = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
         await connection.execute("vacuum analyze", timeout=600)
         after = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
