@@ -99,8 +99,6 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
     except msgspec.ValidationError as error:
-        raise ServiceError(
-            "invalid-body", f"The JSON in the body is not what is expected: {str(error)[:200]}"
-        ) from error
+        raise ServiceError("invalid-body", f"The JSON does not fit what is expected: {str(error)[:200]}") from error
     except (msgspec.MsgspecError, *_MALFORMED) as error:
         raise ServiceError("invalid-body", "The body is not JSON.") from error
