@@ -130,7 +130,7 @@ async def test_an_upload_whose_account_cannot_be_read_afterwards_is_answered_all
     async def away(*_: Any) -> None:
         raise ServiceError("database-unavailable")
 
-    monkeypatch.setattr("service.api.images.load_account", away)
+    monkeypatch.setattr("service.api.answers.load_account", away)
     response = await api.post(
         "/v1/images?with_account", data=jpeg(), headers=tenant.headers | {"Content-Type": "image/jpeg"}
     )

@@ -48,13 +48,10 @@ async def find(request: web.Request) -> web.Response:
             with_exif=detail.with_exif,
             with_mini_preview=detail.with_mini_preview,
         )
-    images, more = found[:limit], len(found) > limit
-    page = FoundImages(
-        images=[describe_ready(image, detail, service.settings.public_url) for image in images],
-        next_cursor=encode_cursor(Position(images[-1].created_at, images[-1].id), account.id, filters)
-        if more
-        else None,
-    )
+    page = FoundImages([describe_ready(image, detail, service.settings.public_url) for image in found[:limit]], None)
+    if len(found) > limit:
+        last = found[limit - 1]
+        page.next_cursor = encode_cursor(Position(last.created_at, last.id), account.id, filters)
     if detail.with_account:
         page.account = await current_account(service, account)
     return envelope.ok(page)
