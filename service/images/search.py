@@ -38,9 +38,9 @@ class Position:
     id: ImageId
 
 
-# A page is a walk along one index, in which every entry is asked for its other tags by a look into the same index, and
-# for its format where that is neither; only what passes is fetched. `offset 0` keeps it this walk: without statistics,
-# or with a plan made for other values, the planner might sort all that matches instead.
+# A page is a walk along one index. Each entry's other tags are looked up in image_tags before the image itself is; its
+# format, where the walk does not follow it, in the image. `offset 0` keeps the planner from turning the walk into a
+# join that it would have to sort, as it might without statistics or with a plan made for other values.
 _PAGE = f"""
 select {COLUMNS}, case when $6 then images.exif::text end, case when $7 then images.mini_preview end
 from {{walk}} as walk cross join lateral (
