@@ -22,6 +22,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "empty-body": (400, "The body is empty; send the bytes of one image."),
     "invalid-id": (400, "An image id has 7 to 16 letters and digits; check the id."),
     "too-many-tags": (400, "An image has at most 20 tags; remove some first."),
+    "invalid-url": (400, "The URL cannot be used; send an absolute http or https URL."),
+    "url-not-allowed": (400, "The URL leads to an address that this server does not fetch from; use a public one."),
     "unauthorized": (
         401,
         "A valid API key is needed; send it as ?key=, as X-Api-Key or as Authorization: Bearer.",
@@ -31,12 +33,17 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "image-deleted": (404, "The image was deleted while this request waited for it."),
     "method-not-allowed": (405, "This address does not take this method; see the Allow header."),
     "upload-timeout": (408, "The body stopped arriving; send it again without long pauses."),
-    "upload-too-large": (413, "The body is larger than this server accepts."),
+    "upload-too-large": (413, "The picture is larger than this server accepts."),
     "unsupported-content-type": (
         415,
-        "Send the header Content-Type: application/octet-stream (or image/*, or one file as multipart/form-data).",
+        "Send the header Content-Type: application/octet-stream (or image/*, multipart/form-data, application/json).",
     ),
     "expectation-failed": (417, "Only Expect: 100-continue is understood."),
+    # a picture's URL
+    "origin-not-found": (422, "There is nothing at the URL, or its host name is unknown; check the URL."),
+    "origin-refused": (422, "The URL's server could not be read; check the URL, or send the picture itself."),
+    "origin-too-slow": (422, "The URL's server took too long; try again, or send the picture itself."),
+    "not-an-image": (415, "What the URL answers is not a picture in JPEG, PNG, WebP, GIF, AVIF, TIFF, HEIC or SVG."),
     # the picture
     "unsupported-image": (415, "This is not a picture in JPEG, PNG, WebP, GIF, AVIF, TIFF, HEIC or SVG."),
     "damaged-image": (415, "The picture is truncated or damaged; send the whole file."),

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.addresses import AllowedAddresses
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -26,6 +28,11 @@ def default_data_folder() -> Path:
     """Root's is outside root's home, which the `nobody` that runs PostgreSQL cannot enter."""
     home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
     return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
+
+
+def _check_allowed(text: str) -> str:
+    AllowedAddresses.parse(text)
+    return text
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
@@ -55,6 +62,12 @@ class Settings(BaseSettings):
     )
     upload_timeout_s: float = Field(
         600, gt=0, le=1800, description="Longest time a whole body may take, in seconds; then 408."
+    )
+    downloads_in_flight: int = Field(
+        32, gt=0, description="Pictures that one API process fetches from URLs at once; more are answered 503."
+    )
+    fetch_allow: Annotated[str, AfterValidator(_check_allowed)] = Field(
+        "", description="Addresses that URLs may lead to though they are not public, like `10.0.0.0/8,127.0.0.1:9000`."
     )
     wait_s: float = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
     drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")

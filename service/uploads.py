@@ -18,7 +18,7 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """`idle_timeout_s` bounds a pause of the client, `timeout_s` the whole body."""
+    """`idle_timeout_s` bounds a pause of the sender, `timeout_s` the whole body."""
 
     max_bytes: int
     idle_timeout_s: float
@@ -37,8 +37,8 @@ class Upload:
 async def receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits) -> Upload:
     """Stream a body to disk, hashing and counting on the way.
 
-    Raises `empty-body`, `upload-too-large` at the first byte over the limit, `upload-timeout` when the client pauses
-    or takes for too long; nothing is left behind then.
+    Raises `empty-body`, `upload-too-large` at the first byte over the limit, `upload-timeout` when the sender pauses
+    or takes for too long, and what `chunks` raises; nothing is left behind then.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
@@ -79,4 +79,4 @@ async def _next(chunks: AsyncIterator[bytes], idle_timeout_s: float) -> bytes | 
 
 
 def too_large(max_bytes: int) -> ServiceError:
-    return ServiceError("upload-too-large", f"The body is larger than this server accepts: {max_bytes} bytes.")
+    return ServiceError("upload-too-large", f"The picture is larger than this server accepts: {max_bytes} bytes.")

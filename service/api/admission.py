@@ -1,9 +1,10 @@
-"""Which uploads are let in: decided from the headers, before a byte of the body is asked for."""
+"""Which uploads and downloads are let in: decided before a byte of the picture is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 from service.accounts import Account, load_account
 from service.database import Database
@@ -13,28 +14,42 @@ from service.settings import Settings
 from service.uploads import too_large
 
 
+@dataclass(slots=True)
+class _Places:
+    all: int
+    taken: int = 0
+
+
 class Admission:
     def __init__(self, settings: Settings, database: Database, replies: Replies) -> None:
         self._settings = settings
         self._database = database
         self._replies = replies
-        self._in_flight = 0
+        self._uploads = _Places(settings.uploads_in_flight)
+        self._downloads = _Places(settings.downloads_in_flight)
+
+    def upload(self) -> AbstractContextManager[None]:
+        """Hold one of this process's places. Raises `busy`, or `queue-unavailable` while no job can be enqueued."""
+        return self._admit(self._uploads)
+
+    def download(self) -> AbstractContextManager[None]:
+        """The same for a picture from a URL: slow origins must not take the places of uploads."""
+        return self._admit(self._downloads)
 
     @contextmanager
-    def upload(self) -> Iterator[None]:
-        """Hold one of this process's places. Raises `busy`, or `queue-unavailable` while no job can be enqueued."""
-        if self._in_flight >= self._settings.uploads_in_flight:
+    def _admit(self, places: _Places) -> Iterator[None]:
+        if places.taken >= places.all:
             raise ServiceError("busy")
         if not self._replies.connected:
             raise ServiceError("queue-unavailable")
-        self._in_flight += 1
+        places.taken += 1
         try:
             yield
         finally:
-            self._in_flight -= 1
+            places.taken -= 1
 
     async def check_length(self, account: Account, length: int | None) -> None:
-        """A first look at a body's declared length; the bytes that arrive are counted all the same.
+        """A first look at a picture's declared length; the bytes that arrive are counted all the same.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
         """

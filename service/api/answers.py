@@ -10,10 +10,20 @@ from aiohttp import web
 from service.accounts import Account, load_account
 from service.api import envelope
 from service.api.parameters import Detail
-from service.api.representations import ShownAccount, ShownImage, describe_account, describe_image
+from service.api.representations import ShownAccount, ShownImage, describe_account, describe_image, describe_new
 from service.api.resources import Resources
 from service.errors import ServiceError
-from service.images.records import Image
+from service.images.records import Image, NewImage
+
+
+async def created(
+    new: NewImage, image: Image | None, service: Resources, account: Account, detail: Detail
+) -> web.Response:
+    """200 with the image; 202 while no worker has looked at it."""
+    if image is None:
+        return envelope.ok(await complete(describe_new(new), service, account, detail), status=202, no_store=True)
+    shown = describe_image(image, detail, service.settings.public_url)
+    return envelope.ok(await complete(shown, service, account, detail), no_store=True)
 
 
 async def complete(shown: ShownImage, service: Resources, account: Account, detail: Detail) -> ShownImage:

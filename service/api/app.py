@@ -24,6 +24,7 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(hold_resources)
 
     route = app.router
+    route.add_get("/v1/images", images.create_from_url, allow_head=False)
     route.add_post("/v1/images", images.create, expect_handler=expect_later)
     route.add_get("/v1/images/search", search.find)
     route.add_get("/v1/images/{id}", images.show)

@@ -40,14 +40,19 @@ def declared_length(request: web.Request) -> int | None:
 
 
 async def expect_later(_: web.Request) -> None:
-    """aiohttp's `expect_handler` of upload routes: `chunks` sends the 100 Continue, once the upload is let in."""
+    """aiohttp's `expect_handler` of upload routes: they send the 100 Continue themselves, once the body is let in."""
+
+
+async def let_continue(request: web.Request) -> None:
+    """Ask for the body, where the client waits to be asked."""
+    if request.version == HttpVersion11 and "Expect" in request.headers:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
 
 async def chunks(request: web.Request) -> AsyncIterator[bytes]:
     """The image's bytes as they arrive. Raises `invalid-body` for a form that is not exactly one file."""
-    if request.version == HttpVersion11 and "Expect" in request.headers:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
+    await let_continue(request)
     source = _form_file(request) if request.content_type == "multipart/form-data" else _raw(request)
     try:
         async for chunk in source:
@@ -81,6 +86,14 @@ async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
 def _is_binary(part: BodyPartReader) -> bool:
     kind = part.headers.get("Content-Type", "")
     return kind == "application/octet-stream" or kind.startswith("image/")
+
+
+async def while_connected(request: web.Request, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes from elsewhere while somebody waits for it. Raises ConnectionResetError once the client is gone."""
+    async for chunk in source:
+        if request.transport is None:
+            raise ConnectionResetError("the client is gone")
+        yield chunk
 
 
 async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -> Value:

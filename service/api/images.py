@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
 from aiohttp import web
 
 from service import uploads
+from service.accounts import Account
 from service.api import answers, bodies, envelope, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
-from service.api.representations import describe_image, describe_new
+from service.api.representations import describe_image
 from service.api.resources import resources
+from service.downloads.origins import parse_url
 from service.errors import ServiceError
 from service.ids import parse_image_id, parse_image_ids
 from service.images.deletions import delete_images
 from service.images.lookups import find_image
 from service.removals import remove_files
+from service.tags import clean_tags
 
 
 async def create(request: web.Request) -> web.Response:
-    """POST /v1/images: the body becomes an image."""
+    """POST /v1/images: the body, or what the URL in a JSON body leads to, becomes an image."""
+    if request.content_type == "application/json":
+        return await _create_from_json(request)
     service = resources(request)
     account = await authenticate(request)
     detail, tags = parameters.detail(request), parameters.tags(request)
@@ -29,10 +36,45 @@ async def create(request: web.Request) -> web.Response:
     with service.admission.upload():
         upload = await uploads.receive(bodies.chunks(request), service.storage, service.upload_limits)
         new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
-    if image is None:
-        return envelope.ok(await answers.complete(describe_new(new), service, account, detail), status=202)
-    shown = describe_image(image, detail, service.settings.public_url)
-    return envelope.ok(await answers.complete(shown, service, account, detail))
+    return await answers.created(new, image, service, account, detail)
+
+
+async def create_from_url(request: web.Request) -> web.Response:
+    """GET /v1/images?url=: what the URL leads to becomes an image."""
+    account = await authenticate(request)
+    return await _copy(request, account, parameters.url(request), parameters.tags(request))
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON body of POST /v1/images."""
+
+    url: str
+    tags: list[str] = []
+
+
+async def _create_from_json(request: web.Request) -> web.Response:
+    account = await authenticate(request)
+    await bodies.let_continue(request)
+    source = await bodies.read_json(request, Source, resources(request).upload_limits.idle_timeout_s)
+    if source.tags and parameters.tags(request):
+        raise ServiceError("invalid-parameter", "Send tags in the query string or in the body, not in both.")
+    return await _copy(request, account, source.url, clean_tags(source.tags) or parameters.tags(request))
+
+
+async def _copy(request: web.Request, account: Account, url: str, tags: Sequence[str]) -> web.Response:
+    service = resources(request)
+    detail, source = parameters.detail(request), parse_url(url)
+    await service.admission.check_length(account, None)
+    with service.admission.download():
+        async with service.origins.get(source) as origin:
+            await service.admission.check_length(account, origin.length)
+            chunks = bodies.while_connected(request, origin.chunks())
+            upload = await uploads.receive(chunks, service.storage, service.download_limits)
+        try:
+            new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
+        except ServiceError as error:
+            raise (ServiceError("not-an-image") if error.code == "unsupported-image" else error) from error
+    return await answers.created(new, image, service, account, detail)
 
 
 async def show(request: web.Request) -> web.Response:

@@ -54,3 +54,13 @@ def detail(request: web.Request) -> Detail:
 def tags(request: web.Request) -> list[str]:
     """The comma-separated `tags`, trimmed and each once, in the order given; none if the parameter is absent."""
     return clean_tags(tag for text in query(request).getall("tags", []) for tag in text.split(","))
+
+
+def url(request: web.Request) -> str:
+    """The required `url`; whether it can be used is for `service.downloads.origins` to say."""
+    given = query(request).get("url", "")
+    if not given:
+        raise ServiceError(
+            "invalid-parameter", "url is required: the address of a picture. To send the picture itself, POST it."
+        )
+    return given

@@ -11,9 +11,11 @@ from functools import partial
 from aiohttp import web
 
 from service import jobs
+from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.batches import Batcher, running
 from service.database import Database
+from service.downloads.origins import Origins, OriginTimeouts
 from service.images.inserts import insert_pending
 from service.ingest import Ingest
 from service.jobs import JobQueue
@@ -35,6 +37,8 @@ class Resources:
     admission: Admission
     ingest: Ingest
     upload_limits: UploadLimits
+    origins: Origins
+    download_limits: UploadLimits
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
@@ -50,6 +54,7 @@ def resources(request: web.Request) -> Resources:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Connect to everything; tasks and connections end with the block."""
+    timeouts = OriginTimeouts()
     storage = DiskStorage(settings.storage_folder)
     await asyncio.to_thread(storage.prepare)
     async with AsyncExitStack() as stack:
@@ -63,6 +68,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         queue = jobs.JobQueue(redis)
         await stack.enter_async_context(running(inserts.run()))
         await stack.enter_async_context(running(replies.listen()))
+        origins = await stack.enter_async_context(
+            Origins.connect(
+                AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
+            )
+        )
         await replies.wait_connected(_CONNECT_S)
         yield Resources(
             settings=settings,
@@ -74,4 +84,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             admission=Admission(settings, database, replies),
             ingest=Ingest(database, storage, inserts, queue, replies, settings.wait_s),
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
+            origins=origins,
+            # An origin's own time-outs come first.
+            download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
         )

@@ -1,0 +1,103 @@
+"""Which addresses a URL of a client may lead to.
+
+Public ones alone. Of IPv4 everything is refused that the IANA registry of special-purpose addresses does not call
+global, with multicast and the reserved rest; of IPv6 everything outside global unicast (2000::/3), which leaves out
+all forms that carry an IPv4 address but 6to4, Teredo and ISATAP, and those are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+_REFUSED_IPV4 = [
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # shared by carriers
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, and the metadata services of clouds
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # multicast tunnels
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+    )
+]
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_REFUSED_IPV6 = [
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation
+    )
+]
+# The middle of an ISATAP interface identifier, before the IPv4 address: locally and universally administered.
+_ISATAP = (0x00005EFE, 0x02005EFE)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _REFUSED_IPV4)
+    if address.scope_id is not None or address not in _GLOBAL_UNICAST:
+        return False
+    if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        return False
+    return not any(address in network for network in _REFUSED_IPV6)
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedAddresses:
+    """What an operator allows beside public addresses: whole networks, or one port of one address."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    endpoints: frozenset[tuple[IPv4Address | IPv6Address, int]]
+
+    @classmethod
+    def parse(cls, text: str) -> AllowedAddresses:
+        """`10.0.0.0/8, 127.0.0.1:9000, [::1]:9000`. Raises ValueError that names the entry."""
+        networks: list[IPv4Network | IPv6Network] = []
+        endpoints: set[tuple[IPv4Address | IPv6Address, int]] = set()
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            try:
+                if entry.startswith("[") or (entry.count(":") == 1 and "/" not in entry):
+                    host, _, port = entry.rpartition(":")
+                    endpoints.add((ip_address(host.strip("[]")), _port(port)))
+                else:
+                    networks.append(ip_network(entry))
+            except ValueError:
+                raise ValueError(
+                    f"{entry!r} is neither a network like 10.0.0.0/8 nor an address with a port like 127.0.0.1:9000"
+                ) from None
+        return cls(tuple(networks), frozenset(endpoints))
+
+    def permits(self, host: str, port: int) -> bool:
+        """Whether a connection may be made to this address, as the resolver or the URL spelled it."""
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        return (
+            is_public(address)
+            or (address, port) in self.endpoints
+            or any(address in network for network in self.networks)
+        )
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdigit() else 0
+    if not 0 < port < 65536:
+        raise ValueError(text)
+    return port

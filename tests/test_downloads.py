@@ -1,0 +1,640 @@
+"""Pictures from URLs: what is stored, what an origin may do wrong, and where no request may go."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from service import uploads
+from service.addresses import AllowedAddresses
+from service.downloads.connections import GuardedResolver
+from service.downloads.origins import Origins, OriginTimeouts, parse_url
+from service.errors import ServiceError
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from service.uploads import UploadLimits
+from tests.conftest import Client, NewTenant, Tenant
+from tests.samples import jpeg, stored_files
+from tests.test_refusals import error_of
+
+LOCAL = pytest.mark.settings(fetch_allow="127.0.0.1")
+QUICK = OriginTimeouts(connect_s=0.3, read_s=0.3, total_s=1)
+
+Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[URL]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start an origin with one handler for every path; answers its address."""
+    servers = []
+
+    async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> URL:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        server = TestServer(app)
+        await server.start_server()
+        servers.append(server)
+        return server.make_url("/")
+
+    yield start
+    for server in servers:
+        await server.close()
+
+
+@asynccontextmanager
+async def raw_origin(answer: bytes, *, then_close: bool = True) -> AsyncIterator[str]:
+    """An origin that says just this, and then hangs up or says nothing more."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        if not then_close:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/picture.jpg"
+
+
+async def picture(_: web.Request) -> web.Response:
+    return web.Response(body=jpeg(), content_type="image/jpeg")
+
+
+async def get(api: Client, tenant: Tenant, url: object, **parameters: str) -> Any:
+    return await api.get("/v1/images", params={"url": str(url)} | parameters, headers=tenant.headers)
+
+
+async def refusal(api: Client, tenant: Tenant, url: object) -> tuple[int, str]:
+    status, code, _ = await error_of(await get(api, tenant, url))
+    return status, code
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_the_picture_at_a_url_is_stored_like_an_upload(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings
+) -> None:
+    origin = await serve(picture)
+    response = await get(api, tenant, origin / "a.png", tags="lake, evening", verbose="true", with_exif="true")
+    assert response.status == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    shown = (await response.json())["response"]
+    assert list(shown)[:5] == ["id", "width", "height", "filesize", "tags"]
+    assert (shown["width"], shown["height"], shown["filesize"]) == (64, 48, len(jpeg()))
+    assert (shown["tags"], shown["format"], shown["exif"]) == (["lake", "evening"], "jpeg", {})
+    [file] = stored_files(settings)
+    assert file.read_bytes() == jpeg()
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_a_url_may_be_posted_as_json(api: Client, tenant: Tenant, serve: Serve) -> None:
+    origin = await serve(picture)
+    body = {"url": str(origin), "tags": ["lake", " evening "]}
+    response = await api.post("/v1/images?verbose", json=body, headers=tenant.headers)
+    shown = (await response.json())["response"]
+    assert (response.status, shown["tags"], shown["format"]) == (200, ["lake", "evening"], "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "named"),
+    [
+        ("{", "invalid-body", "JSON"),
+        ("[]", "invalid-body", "object"),
+        ("{}", "invalid-body", "url"),
+        ('{"url": 5}', "invalid-body", "url"),
+        ('{"url": "http://e.example/", "tag": []}', "invalid-body", "tag"),
+        ('{"url": "http://e.example/", "tags": "a"}', "invalid-body", "tags"),
+        ('{"url": "http://e.example/", "tags": ["a,b"]}', "invalid-parameter", "comma"),
+        ('{"url": ""}', "invalid-url", "URL"),
+    ],
+)
+async def test_json_that_is_not_a_url_with_tags_is_refused(
+    api: Client, tenant: Tenant, body: str, code: str, named: str
+) -> None:
+    headers = tenant.headers | {"Content-Type": "application/json"}
+    status, given, message = await error_of(await api.post("/v1/images", data=body, headers=headers))
+    assert (status, given) == (400, code)
+    assert named in message
+
+
+async def test_tags_are_not_taken_from_two_places(api: Client, tenant: Tenant) -> None:
+    body = {"url": "http://e.example/", "tags": ["a"]}
+    response = await api.post("/v1/images?tags=b", json=body, headers=tenant.headers)
+    assert (await error_of(response))[:2] == (400, "invalid-parameter")
+
+
+@pytest.mark.parametrize("query", ["", "?url=", "?tags=a", "?url"])
+async def test_a_get_without_url_is_refused_by_name(api: Client, tenant: Tenant, query: str) -> None:
+    status, code, message = await error_of(await api.get(f"/v1/images{query}", headers=tenant.headers))
+    assert (status, code) == (400, "invalid-parameter")
+    assert message.startswith("url is required")
+
+
+async def test_a_url_needs_a_key(api: Client) -> None:
+    assert (await error_of(await api.get("/v1/images?url=http://e.example/")))[:2] == (401, "unauthorized")
+
+
+@LOCAL
+async def test_head_is_no_get(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
+    asked = []
+
+    async def note(request: web.Request) -> web.Response:
+        asked.append(request)
+        return await picture(request)
+
+    url = str(await serve(note))
+    response = await api.head("/v1/images", params={"url": url}, headers=tenant.headers)
+    assert response.status == 405
+    assert (asked, stored_files(settings)) == ([], [])
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_nothing_of_the_client_reaches_the_origin(api: Client, tenant: Tenant, serve: Serve) -> None:
+    heard: list[web.Request] = []
+
+    async def listen(request: web.Request) -> web.Response:
+        heard.append(request)
+        response = (
+            web.Response(status=302, headers={"Location": "/again"}) if len(heard) == 1 else await picture(request)
+        )
+        response.set_cookie("tracker", "1")
+        return response
+
+    origin = await serve(listen)
+    secrets = {
+        "Authorization": f"Bearer {tenant.key}",
+        "X-Api-Key": tenant.key,
+        "Cookie": "a=b",
+        "Referer": "http://me/",
+    }
+    response = await api.get("/v1/images", params={"url": str(origin), "key": tenant.key}, headers=secrets)
+    assert response.status == 200
+    assert [request.path_qs for request in heard] == ["/", "/again"]
+    for request in heard:
+        assert set(request.headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+        assert request.headers["User-Agent"].startswith("Daguerre/")
+        assert tenant.key not in str(request.headers)
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(("redirects", "status"), [(5, 200), (6, 422)])
+async def test_at_most_five_redirects_are_followed(
+    api: Client, tenant: Tenant, serve: Serve, redirects: int, status: int
+) -> None:
+    async def pass_on(request: web.Request) -> web.Response:
+        left = int(request.query["left"])
+        if left == 0:
+            return await picture(request)
+        return web.Response(status=301 if left % 2 else 307, headers={"Location": f"/?left={left - 1}"})
+
+    origin = await serve(pass_on)
+    assert (await get(api, tenant, origin % {"left": redirects})).status == status
+
+
+@LOCAL
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://example.com/", "javascript:1", "http://", "http:///x"])
+async def test_a_redirect_to_what_is_no_http_is_refused(api: Client, tenant: Tenant, serve: Serve, target: str) -> None:
+    async def pass_on(_: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": target})
+
+    assert await refusal(api, tenant, await serve(pass_on)) == (422, "origin-refused")
+
+
+@LOCAL
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        *[(404, "origin-not-found"), (410, "origin-not-found"), (401, "origin-refused"), (403, "origin-refused")],
+        *[(500, "origin-refused"), (204, "origin-refused"), (206, "origin-refused"), (304, "origin-refused")],
+    ],
+)
+async def test_the_status_of_the_origin_is_told(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings, status: int, code: str
+) -> None:
+    async def fail(_: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    answer, given, message = await error_of(await get(api, tenant, await serve(fail)))
+    assert (answer, given) == (422, code)
+    assert code == "origin-not-found" or str(status) in message
+    assert stored_files(settings) == []
+
+
+@LOCAL
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbut not so many", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 422, "origin-refused"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 422, "origin-refused"),
+        (b"", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 415, "not-an-image"),
+    ],
+)
+async def test_an_origin_that_breaks_off_is_refused(
+    api: Client, tenant: Tenant, settings: Settings, answer: bytes, status: int, code: str
+) -> None:
+    async with raw_origin(answer) as url:
+        assert await refusal(api, tenant, url) == (status, code)
+    assert stored_files(settings) == []
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_what_is_no_picture_is_refused_and_not_kept(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings, connection: Any
+) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<!doctype html><p>No picture here", content_type="text/html")
+
+    assert await refusal(api, tenant, await serve(page)) == (415, "not-an-image")
+    assert stored_files(settings) == []
+    assert await connection.fetchval("select count(*) from images") == 0
+
+
+@pytest.mark.settings(fetch_allow="127.0.0.1", max_upload=10_000)
+async def test_a_declared_length_over_the_limit_is_refused_before_the_body(api: Client, tenant: Tenant) -> None:
+    async with raw_origin(b"HTTP/1.1 200 OK\r\nContent-Length: 10001\r\n\r\n", then_close=False) as url:
+        assert await refusal(api, tenant, url) == (413, "upload-too-large")
+
+
+@pytest.mark.settings(fetch_allow="127.0.0.1", max_upload=200_000)
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_a_body_over_the_limit_is_cut_off(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings, compressed: bool
+) -> None:
+    async def flood(request: web.Request) -> web.StreamResponse:
+        if compressed:
+            return web.Response(body=gzip.compress(bytes(50_000_000)), headers={"Content-Encoding": "gzip"})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(10_000):
+            await response.write(bytes(10_000))
+        return response
+
+    assert await refusal(api, tenant, await serve(flood)) == (413, "upload-too-large")
+    assert stored_files(settings) == []
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_what_an_origin_compresses_is_stored_as_the_picture(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings
+) -> None:
+    async def compress(_: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(jpeg()), headers={"Content-Encoding": "gzip"})
+
+    assert (await get(api, tenant, await serve(compress))).status == 200
+    [file] = stored_files(settings)
+    assert file.read_bytes() == jpeg()
+
+
+@LOCAL
+async def test_a_picture_from_a_url_is_held_to_the_quota(api: Client, new_tenant: NewTenant, serve: Serve) -> None:
+    tenant = await new_tenant(max_bytes=len(jpeg()) - 1)
+    assert await refusal(api, tenant, await serve(picture)) == (403, "quota-exceeded")
+
+
+@pytest.mark.settings(fetch_allow="127.0.0.1", wait_s=0)
+async def test_a_picture_whose_worker_is_slow_is_answered_202(api: Client, tenant: Tenant, serve: Serve) -> None:
+    response = await get(api, tenant, await serve(picture), tags="a")
+    assert (response.status, response.headers["Cache-Control"]) == (202, "no-store")
+    assert (await response.json())["response"]["status"] == "processing"
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.settings(fetch_allow="127.0.0.1", downloads_in_flight=2, uploads_in_flight=1)
+async def test_slow_origins_take_no_place_of_an_upload(api: Client, tenant: Tenant, serve: Serve) -> None:
+    go_on, waiting = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def dawdle(request: web.Request) -> web.Response:
+        waiting.release()
+        await go_on.wait()
+        return await picture(request)
+
+    origin = await serve(dawdle)
+    under_way = [asyncio.create_task(get(api, tenant, origin)) for _ in range(2)]
+    for _ in under_way:
+        await waiting.acquire()
+    response = await get(api, tenant, origin)
+    assert (await error_of(response))[:2] == (503, "busy")
+    assert response.headers["Retry-After"] == "1"
+    upload = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | {"Content-Type": "image/jpeg"})
+    assert upload.status == 200
+    go_on.set()
+    assert [(await task).status for task in under_way] == [200, 200]
+
+
+@LOCAL
+async def test_a_client_that_goes_away_ends_its_download(
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings, connection: Any
+) -> None:
+    began, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(jpeg()[:500])
+        began.set()
+        await go_on.wait()
+        try:
+            for _ in range(100):
+                await response.write(jpeg())
+                await asyncio.sleep(0.02)
+        finally:
+            ended.set()
+        return response
+
+    asking = asyncio.create_task(get(api, tenant, await serve(drip)))
+    await began.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    go_on.set()
+    await asyncio.wait_for(ended.wait(), 1.5)
+    for _ in range(50):
+        if not stored_files(settings):
+            break
+        await asyncio.sleep(0.02)
+    assert stored_files(settings) == []
+    assert await connection.fetchval("select count(*) from images") == 0
+
+
+# Where no request may go
+
+
+@pytest.fixture
+async def trap() -> AsyncIterator[tuple[int, list[object]]]:
+    """A listener on every loopback address, and who has come."""
+    came: list[object] = []
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer.get_extra_info("peername"))
+        writer.close()
+
+    server = await asyncio.start_server(note, None, 0, family=socket.AF_INET)
+    async with server:
+        yield server.sockets[0].getsockname()[1], came
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "LOCALHOST", "localhost.", "127.1", "127.0.1", "0", "0.0.0.0", "2130706433"),
+        *(
+            "0x7f000001",
+            "0x7f.1",
+            "0177.0.0.1",
+            "017700000001",
+            "127.0.0.1.",
+            "①②⑦.0.0.1",
+            "127。0。0。1",
+            "127.127.127.127",
+        ),
+        *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[0:0:0:0:0:ffff:7f00:1]", "[::ffff:0:127.0.0.1]"),
+        *(
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "[::1%25lo]",
+            "[fe80::1%25lo]",
+            "%31%32%37.0.0.1",
+            "127.0.0.1%2eexample",
+        ),
+    ],
+)
+async def test_no_spelling_of_a_refused_address_is_connected_to(
+    api: Client, tenant: Tenant, trap: tuple[int, list[object]], host: str
+) -> None:
+    port, came = trap
+    status, code = await refusal(api, tenant, f"http://{host}:{port}/a.jpg")
+    assert (status, code) in {(400, "url-not-allowed"), (400, "invalid-url"), (422, "origin-not-found")}
+    assert came == []
+
+
+async def test_the_answer_tells_nothing_of_the_refused_address(api: Client, tenant: Tenant) -> None:
+    status, code, message = await error_of(await get(api, tenant, "http://localhost:1/secret?token=1"))
+    assert (status, code) == (400, "url-not-allowed")
+    assert not any(word in message for word in ("127", "::1", "localhost", "secret", "token"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "ftp://e.example/",
+            "file:///etc/passwd",
+            "data:image/png;base64,AAAA",
+            "e.example/a.jpg",
+            "//e.example/a",
+            "http:",
+        ),
+        *(
+            "http:///a.jpg",
+            "http://e.example:0/",
+            "http://e.example:99999/",
+            "http://user@e.example/",
+            "http://:pw@e.example/",
+        ),
+        *(
+            "http://e.example/\x00",
+            "http://e.ex\nample/",
+            "gopher://e.example/",
+            "http://[::1/",
+            "http://e.example/" + "a" * 8000,
+        ),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(ServiceError, match="invalid-url"):
+        parse_url(url)
+
+
+async def test_a_redirect_is_checked_like_the_first_url(
+    api: Client, tenant: Tenant, serve: Serve, trap: tuple[int, list[object]], settings: Settings
+) -> None:
+    port, came = trap
+
+    async def pass_on(_: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": f"http://127.0.0.1:{port}/"})
+
+    origin = await serve(pass_on)
+    async with Origins.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins:
+        with pytest.raises(ServiceError, match="url-not-allowed"):
+            async with origins.get(origin):
+                pass
+    assert came == []
+
+
+async def test_a_name_with_one_refused_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: object) -> list[Any]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("93.184.215.14", "192.168.0.1")
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with Origins.connect(AllowedAddresses.parse(""), lookups=1) as origins:
+        with pytest.raises(ServiceError, match="url-not-allowed"):
+            async with origins.get(URL("http://mixed.example/")):
+                pass
+
+
+class Liar(AbstractResolver):
+    """Says what it likes, unchecked, and how often it was asked."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.asked = 0
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked += 1
+        return [
+            ResolveResult(
+                hostname=host, host=self.address, port=port, family=family or socket.AF_INET, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_the_address_is_checked_again_in_the_moment_of_connecting(trap: tuple[int, list[object]]) -> None:
+    port, came = trap
+    async with Origins.connect(AllowedAddresses.parse(""), lookups=1, resolver=Liar("127.0.0.1")) as origins:
+        with pytest.raises(ServiceError, match="url-not-allowed"):
+            async with origins.get(URL(f"http://rebound.example:{port}/")):
+                pass
+    assert came == []
+
+
+async def test_a_name_is_resolved_once_for_a_connection(serve: Serve) -> None:
+    origin = await serve(picture)
+    resolver = Liar("127.0.0.1")
+    async with (
+        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
+        origins.get(URL(f"http://once.example:{origin.port}/")),
+    ):
+        assert resolver.asked == 1
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example", "a..example"])
+async def test_a_name_that_is_unknown_is_no_origin(api: Client, tenant: Tenant, host: str) -> None:
+    assert await refusal(api, tenant, f"http://{host}/") in {(422, "origin-not-found"), (400, "invalid-url")}
+
+
+async def test_a_proxy_in_the_environment_is_ignored(
+    serve: Serve, trap: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, came = trap
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+    origin = await serve(picture)
+    async with (
+        Origins.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins,
+        origins.get(origin) as answer,
+    ):
+        assert answer.length == len(jpeg())
+    assert came == []
+
+
+# Slow origins, with short time-outs
+
+
+async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> uploads.Upload:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    limits = UploadLimits(1 << 20, 10, 10)
+    async with (
+        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, timeouts=timeouts) as origins,
+        origins.get(URL(url)) as origin,
+    ):
+        return await uploads.receive(origin.chunks(), storage, limits)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nabc"],
+)
+async def test_an_origin_that_falls_silent_is_too_slow(settings: Settings, said: bytes) -> None:
+    async with raw_origin(said, then_close=False) as url:
+        with pytest.raises(ServiceError, match="origin-too-slow"):
+            await asyncio.wait_for(fetch(url, settings), 5)
+    assert stored_files(settings) == []
+
+
+async def test_an_origin_that_drips_for_too_long_is_too_slow(serve: Serve, settings: Settings) -> None:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(200):
+            await response.write(b"x")
+            await asyncio.sleep(0.05)
+        return response
+
+    with pytest.raises(ServiceError, match="origin-too-slow"):
+        await asyncio.wait_for(fetch(str(await serve(drip)), settings), 5)
+    assert stored_files(settings) == []
+
+
+async def test_a_connection_that_is_not_taken_is_too_slow(settings: Settings) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        host, port = listener.getsockname()
+        fill = []
+        for _ in range(4):  # until the backlog is full and connections hang
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+            fill.append(filler)
+        with pytest.raises(ServiceError, match="origin-too-slow"):
+            await asyncio.wait_for(fetch(f"http://{host}:{port}/", settings), 5)
+        for filler in fill:
+            filler.close()
+
+
+async def test_a_refused_connection_is_the_origins_failure(settings: Settings) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ServiceError, match="origin-refused"):
+            await fetch(f"http://127.0.0.1:{unused.getsockname()[1]}/", settings)
+
+
+async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+
+    async def resolve(*_: object, **__: object) -> list[ResolveResult]:
+        await go_on.wait()
+        return []
+
+    monkeypatch.setattr(GuardedResolver, "resolve", resolve)
+    async with Origins.connect(AllowedAddresses.parse(""), lookups=1, timeouts=QUICK) as origins:
+        with pytest.raises(ServiceError, match="origin-too-slow"):
+            async with origins.get(URL("http://slow.example/")):
+                pass
+
+
+async def test_the_log_holds_nothing_of_the_url(
+    api: Client, tenant: Tenant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url in ("http://user-secret.invalid/path-secret?token=query-secret", "http://a..b/path-secret?query-secret"):
+        await refusal(api, tenant, url)
+    printed = capsys.readouterr()
+    assert "OriginFailure" in printed.out + printed.err
+    assert "secret" not in printed.out + printed.err
