@@ -184,7 +184,7 @@ async def test_nothing_of_the_client_reaches_the_origin(api: Client, tenant: Ten
     assert response.status == 200
     assert [request.path_qs for request in heard] == ["/", "/again"]
     for request in heard:
-        assert set(request.headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+        assert set(request.headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding", "Connection"}
         assert request.headers["User-Agent"].startswith("Daguerre/")
         assert tenant.key not in str(request.headers)
 
@@ -463,6 +463,29 @@ async def test_the_answer_tells_nothing_of_the_refused_address(api: Client, tena
 def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(ServiceError, match="invalid-url"):
         parse_url(url)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20", "/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20"),
+        ("/a b/é?q=ü|", "/a%20b/%C3%A9?q=%C3%BC%7C"),
+        ("", "/"),
+    ],
+)
+async def test_a_url_is_asked_for_as_it_is_spelled(serve: Serve, given: str, sent: str) -> None:
+    heard = []
+
+    async def listen(request: web.Request) -> web.Response:
+        heard.append(request.raw_path)
+        return await picture(request)
+
+    origin = await serve(listen)
+    async with (
+        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
+        origins.get(parse_url(f"{origin.origin()}{given}#part")),
+    ):
+        assert heard == [sent]
 
 
 async def test_a_redirect_is_checked_like_the_first_url(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import certifi
 from aiohttp import TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -61,7 +63,7 @@ class GuardedResolver(AbstractResolver):
 
 
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:
-    """Without a bound and without a DNS cache of its own: the downloads are bounded, and each connection is checked."""
+    """Keeps no connection and no look-up, so that each is checked; the downloads have a bound of their own."""
 
     def open_socket(
         address_info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]],
@@ -71,4 +73,18 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
             raise AddressRefused
         return socket.socket(family, kind, proto)
 
-    return TCPConnector(resolver=resolver, socket_factory=open_socket, use_dns_cache=False, limit=0)
+    return TCPConnector(
+        resolver=resolver,
+        socket_factory=open_socket,
+        ssl=_trust(),
+        use_dns_cache=False,
+        force_close=True,
+        limit=0,
+    )
+
+
+def _trust() -> ssl.SSLContext:
+    """Mozilla's certificates, so that https works on a machine that has none, and those of the machine."""
+    context = ssl.create_default_context(cafile=certifi.where())
+    context.load_default_certs()
+    return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from service.downloads.connections import AddressRefused, GuardedResolver, guard
 from service.errors import ServiceError
 
 _MAX_URL_LENGTH = 8000
+_QUOTED = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 _MAX_REDIRECTS = 5
 _READ_BYTES = 64 * 1024
 
@@ -35,7 +37,8 @@ def parse_url(text: str) -> URL:
     if len(text) > _MAX_URL_LENGTH:
         raise ServiceError("invalid-url", f"The URL has more than {_MAX_URL_LENGTH} characters.")
     try:
-        url = URL(text)
+        # Quoted anew only if it must be: a URL that is signed as a string would not be the same any more.
+        url = URL(text, encoded=_QUOTED.fullmatch(text) is not None)
         if not text.isprintable() or url.scheme not in ("http", "https") or not url.host or not url.port:
             raise ServiceError("invalid-url")
         if url.user is not None or url.password is not None:
