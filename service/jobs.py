@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
 PROBE_IMAGE = "probe_image"
@@ -57,11 +58,14 @@ class JobQueue:
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
 
-    async def enqueue_again(self, image_ids: Sequence[ImageId]) -> None:
-        """Put images that wait for too long back; those that are in the queue stay where they are."""
-        await self._enqueue(image_ids, {"reply_to": "", "request_id": "sweep"})
+    async def enqueue_again(self, image_ids: Sequence[ImageId]) -> int:
+        """Put images that wait for too long back; those that are in the queue stay where they are.
 
-    async def _enqueue(self, image_ids: Sequence[ImageId], context: dict[str, Any]) -> None:
+        Returns how many were not in the queue.
+        """
+        return await self._enqueue(image_ids, {"reply_to": "", "request_id": "sweep"})
+
+    async def _enqueue(self, image_ids: Sequence[ImageId], context: dict[str, Any]) -> int:
         now_ms = time.time_ns() // 1_000_000
         async with self._redis.pipeline(transaction=True) as pipe:
             for image_id in image_ids:
@@ -70,7 +74,8 @@ class JobQueue:
                 pipe.set(job_key_prefix + image_id, payload, px=_EXPIRES_MS, nx=True)
                 pipe.zadd(PROBE_QUEUE, {image_id: now_ms}, nx=True)
             ring(pipe, len(image_ids))
-            await pipe.execute()
+            done = await pipe.execute()
+        return sum(done[1 : 2 * len(image_ids) : 2])
 
     async def count_workers(self) -> int:
         """How many workers have shown a sign of life lately. Raises `queue-unavailable`."""
@@ -78,6 +83,19 @@ class JobQueue:
             return int(await self._redis.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf"))
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
+
+    async def measure(self) -> QueueState:
+        """Raises `queue-unavailable`."""
+        now = time.time()
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zcard(PROBE_QUEUE)
+                pipe.zrange(PROBE_QUEUE, 0, 0, withscores=True)
+                pipe.zcount(WORKERS, now - WORKER_ALIVE_S, "+inf")
+                depth, oldest, workers = await pipe.execute()
+        except UNAVAILABLE as error:
+            raise ServiceError("queue-unavailable") from error
+        return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)
 
 
 def ring(pipe: Any, times: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,9 @@ def default_data_folder() -> Path:
     """Root's is outside root's home, which the `nobody` that runs PostgreSQL cannot enter."""
     home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
     return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
+
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the user's own
 
 
 def _check_allowed(text: str) -> str:
@@ -76,6 +80,13 @@ class Settings(BaseSettings):
     probe_processes: int = Field(1, gt=0, description="Child processes of one worker that run libvips.")
     probe_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
 
+    metrics: Path | None = Field(
+        None, description="Folder where the processes of one host put their metrics together; by default in memory."
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port where a worker serves `/metrics` of its own; 0 puts them with the API's."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto` is console on a terminal and JSON elsewhere."
@@ -84,6 +95,14 @@ class Settings(BaseSettings):
     @property
     def storage_folder(self) -> Path:
         return self.storage or self.data / "storage"
+
+    @property
+    def metrics_folder(self) -> Path:
+        """On a disk, writing back a mapped page can hold up the process that counts in it."""
+        if self.metrics is not None or not os.access(_MEMORY, os.W_OK):
+            return self.metrics or self.data / "metrics"
+        digest = hashlib.sha256(os.fsencode(self.data.expanduser().absolute())).hexdigest()[:12]
+        return _MEMORY / f"daguerre-{os.geteuid()}-{digest}"
 
 
 class SettingsError(Exception):

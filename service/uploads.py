@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
+from service.metrics import metrics
 from service.storage.disk import DiskStorage
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
@@ -75,7 +76,10 @@ async def _receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: U
 
 async def _next(chunks: AsyncIterator[bytes], idle_timeout_s: float) -> bytes | None:
     async with asyncio.timeout(idle_timeout_s):
-        return await anext(chunks, None)
+        chunk = await anext(chunks, None)
+    if chunk is not None:
+        metrics.upload_bytes.inc(len(chunk))
+    return chunk
 
 
 def too_large(max_bytes: int) -> ServiceError:

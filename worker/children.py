@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
+from service.metrics import metrics
 from service.probes import Probe, Rejected
 from worker.messages import (
     LENGTH,
@@ -78,10 +80,12 @@ class Child:
         process = self._process
         assert process is not None and process.stdin is not None  # noqa: S101, PT018 - what start made
         try:
-            async with asyncio.timeout(timeout_s):
-                process.stdin.write(encode_request(request))
-                return decode_answer(await self._receive(process))
+            with metrics.probe_seconds.time():
+                async with asyncio.timeout(timeout_s):
+                    process.stdin.write(encode_request(request))
+                    return decode_answer(await self._receive(process))
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+            metrics.child_crashes.inc()
             await self.end()
             log.warning("child.lost", cause=type(error).__name__, exit_code=process.returncode)
             raise ChildLost from error

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from service.accounts import list_stale, refresh_counters
+from service.metrics import metrics
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
@@ -24,6 +25,7 @@ async def refresh_accounts(ctx: dict[str, Any]) -> None:
         for account_id in await list_stale(connection, _AT_ONCE):
             drift = await refresh_counters(connection, account_id)
             if drift:
+                metrics.counter_corrections.inc()
                 log.warning("counters.drift", account_id=account_id, bytes=drift.bytes, images=drift.images)
             if time.monotonic() > deadline:
                 break

@@ -12,6 +12,7 @@ from arq import cron, func
 from arq.connections import ArqRedis
 
 from service import jobs, logs
+from service.metrics import metrics
 from service.settings import Settings
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
@@ -33,6 +34,10 @@ _MAX_TRIES = 1_000_000
 def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish the jobs at hand."""
     logs.configure(settings, part="worker", pid=os.getpid())
+    if settings.metrics_port:
+        metrics.serve(settings.host, settings.metrics_port)
+    else:
+        metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from service.ids import ImageId
 from service.images.lookups import load_image
 from service.images.outcomes import FILE_MISSING, count_crash, mark_failed
 from service.images.records import Image
+from service.metrics import metrics
 from service.probes import Rejected
 from service.removals import remove_files
 from service.replies import Reply
@@ -36,6 +38,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, 
     A dependency that is away puts the job off; it never counts against the picture.
     """
     worker: Resources = ctx["resources"]
+    metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
             image = await _finish(worker, image_id)
@@ -94,6 +97,8 @@ async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None
     """Refuse the picture: the row tells why, and the file goes."""
     async with worker.database.connection() as connection:
         image = await mark_failed(connection, image_id, code)
+    if image is not None:
+        metrics.count_probe_failure(code)
     if image is not None and code != FILE_MISSING:
         await remove_files(worker.database, worker.storage, [image_id])
     return image

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from service.images.leftovers import list_existing, list_overdue, purge_failed
+from service.metrics import metrics
 from service.removals import list_removals, remove_files
 from worker.resources import Resources
 
@@ -36,8 +37,9 @@ async def _enqueue_overdue(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         overdue = await list_overdue(connection, _OVERDUE_S, _AT_ONCE)
     if overdue:
-        await worker.jobs.enqueue_again(overdue)
-        log.info("sweep.overdue", images=len(overdue))
+        enqueued = await worker.jobs.enqueue_again(overdue)
+        metrics.sweep_enqueued.inc(enqueued)
+        log.info("sweep.overdue", images=len(overdue), enqueued=enqueued)
 
 
 async def _settle_abandoned(worker: Resources) -> None:

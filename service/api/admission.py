@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from service.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
+from service.metrics import InFlight, metrics
 from service.replies import Replies
 from service.settings import Settings
 from service.uploads import too_large
@@ -17,6 +18,7 @@ from service.uploads import too_large
 @dataclass(slots=True)
 class _Places:
     all: int
+    gauge: InFlight
     taken: int = 0
 
 
@@ -25,8 +27,8 @@ class Admission:
         self._settings = settings
         self._database = database
         self._replies = replies
-        self._uploads = _Places(settings.uploads_in_flight)
-        self._downloads = _Places(settings.downloads_in_flight)
+        self._uploads = _Places(settings.uploads_in_flight, metrics.uploads_in_flight)
+        self._downloads = _Places(settings.downloads_in_flight, metrics.downloads_in_flight)
 
     def upload(self) -> AbstractContextManager[None]:
         """Hold one of this process's places. Raises `busy`, or `queue-unavailable` while no job can be enqueued."""
@@ -43,10 +45,12 @@ class Admission:
         if not self._replies.connected:
             raise ServiceError("queue-unavailable")
         places.taken += 1
+        places.gauge.inc()
         try:
             yield
         finally:
             places.taken -= 1
+            places.gauge.dec()
 
     async def check_length(self, account: Account, length: int | None) -> None:
         """A first look at a picture's declared length; the bytes that arrive are counted all the same.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service.api import account, health, images, search, tags
+from service.api import account, health, images, metrics, search, tags
 from service.api.bodies import expect_later
 from service.api.middleware import answer
 from service.api.resources import RESOURCES, open_resources
@@ -38,4 +38,5 @@ def create_app(settings: Settings) -> web.Application:
 
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)
+    route.add_get("/metrics", metrics.show)
     return app

@@ -1,4 +1,4 @@
-"""What surrounds every handler: a request id, errors as answers, one log line."""
+"""What surrounds every handler: a request id, errors as answers, one log line, and the count of it all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from aiohttp import web
 from service.api import envelope
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
+from service.metrics import UNMATCHED, metrics
 
 log = structlog.get_logger("service.api")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID = web.RequestKey("request_id", str)
 _ACCEPTED_ID = re.compile(r"[0-9A-Za-z._-]{1,64}")
-_QUIET = frozenset({"/healthz", "/readyz"})
+_QUIET = frozenset({"/healthz", "/metrics", "/readyz"})
 
 
 def request_id(request: web.Request) -> str:
@@ -43,12 +44,15 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
         code = translated.code
         response = envelope.error(translated, headers)
     except ConnectionError:
+        metrics.count_cut_off(request.method, _route(request))
         raise  # the client is gone: there is nobody to answer
     except Exception:
         code = "internal"
         log.exception("request.failed", request_id=request_id(request), path=_without_keys(request.path))
         response = envelope.error(ServiceError(code))
     response.headers["X-Request-Id"] = request_id(request)
+    seconds = time.perf_counter() - started
+    metrics.count_answer(request.method, _route(request), response.status, code, seconds)
     if request.path not in _QUIET:
         write = log.warning if response.status >= 500 else log.info
         write(
@@ -57,11 +61,17 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
             method=request.method,
             path=_without_keys(request.path),
             status=response.status,
-            ms=round((time.perf_counter() - started) * 1000, 1),
+            ms=round(seconds * 1000, 1),
             **({} if code is None else {"code": code}),
             **({} if cause is None else {"cause": repr(cause)}),
         )
     return response
+
+
+def _route(request: web.Request) -> str:
+    """The template, so that there are as many values as routes."""
+    resource = request.match_info.route.resource
+    return UNMATCHED if resource is None else resource.canonical
 
 
 def _without_keys(path: str) -> str:

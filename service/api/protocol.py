@@ -19,6 +19,7 @@ from aiohttp.web_server import Server
 
 from service.api import envelope
 from service.errors import ServiceError
+from service.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
@@ -85,12 +86,14 @@ class HttpConnection(RequestHandler):
             log.error("request.failed", exc_info=exc)
         else:
             log.info("request.refused", error=type(exc).__name__)
+        metrics.count_refusal(request.method, code)
         answer = envelope.error(ServiceError(code))
         answer.force_close()
         return answer
 
 
-async def _refuse_expectation(_: web.BaseRequest) -> web.StreamResponse:
+async def _refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
+    metrics.count_refusal(request.method, "expectation-failed")
     return envelope.error(ServiceError("expectation-failed"))
 
 

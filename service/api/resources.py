@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from aiohttp import web
@@ -39,6 +39,7 @@ class Resources:
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
+    scraping: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: anybody may ask
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.

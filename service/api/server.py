@@ -15,6 +15,7 @@ from aiohttp import web
 from service import logs
 from service.api.app import create_app
 from service.api.protocol import Runner
+from service.metrics import metrics
 from service.settings import Settings
 
 log = structlog.get_logger("service.api")
@@ -32,6 +33,7 @@ _READ_BYTES = 64 * 1024
 def serve(settings: Settings, *, fd: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, on an inherited listening socket or on the settings' host and port."""
     logs.configure(settings, part="api", pid=os.getpid())
+    metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, fd))
 

@@ -18,7 +18,7 @@ from service.embedded import EmbeddedError, running
 from service.embedded.process import User, name_of, run_as
 from service.settings import default_data_folder
 
-_HARMLESS = {"lost+found", "storage"}  # what may lie in a folder that is not yet Daguerre's
+_HARMLESS = {"lost+found", "metrics", "storage"}  # what may lie in a folder that is not yet Daguerre's
 _SOCKET_LIMIT_BYTES = 100  # the kernel's is 107 on Linux, 103 on macOS
 
 

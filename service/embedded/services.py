@@ -65,6 +65,7 @@ def _environment(data: Path, found: Running) -> dict[str, str]:
         "DAGUERRE_DATABASE_URL": found.database_url,
         "DAGUERRE_REDIS_URL": found.redis_url,
         "DAGUERRE_PUBLIC_URL": found.public_url,
+        "DAGUERRE_METRICS_PORT": "0",  # workers on one machine cannot share a port, and the API shows theirs
     }
 
 

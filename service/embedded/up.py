@@ -14,6 +14,7 @@ from typing import TypeVar
 import asyncpg
 import click
 
+from service import metric_files
 from service import settings as configuration
 from service.embedded import EmbeddedError, first_key, folder, listening, running, services
 from service.embedded.postgres import Postgres
@@ -51,6 +52,7 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
     was_ready = False
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder.claim(settings.data, server_user() if own_postgres else None))
+        stack.callback(metric_files.remove, settings.metrics_folder)
         screen.title(f"Daguerre, data in {place.path}")
         patience_s = 10 if place.unclean else 0
         listener = stack.enter_context(listening.bind(settings.host, settings.port, patience_s=patience_s))
