@@ -40,10 +40,11 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _OTHER = "other"
 _CUT_OFF = 499  # nginx's number for a client who left before the answer
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SCRAPE_TIMEOUT_S = 10
 _VERSION = importlib.metadata.version("daguerre")
 
 # They only tell when a process began, and the merged ones have none.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,8 @@ class Metrics:
         self.counter_corrections = self._counter(
             "daguerre_counter_corrections", "Accounts whose counters differed from their images."
         )
-        self.sweep_enqueued = self._counter(
-            "daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again."
-        )
+        self.sweep_enqueued = self._counter("daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again.")
+        self.registry.register(_BuildInfo())
         self._by_answer: dict[tuple[str, str, int], Any] = {}
         self._by_route: dict[str, Any] = {}
 
@@ -111,13 +111,14 @@ class Metrics:
             log.warning("metrics.not_shared", error=repr(error))
             return
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # the library takes it from nowhere else
-        values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[assignment, misc]
+        values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
         self._folder = folder
         self._define()
 
     def serve(self, host: str, port: int) -> None:
         """Show what this process counts at a port of its own, from a thread. Raises OSError if it is taken."""
-        start_http_server(port, host, self.registry)
+        server, _ = start_http_server(port, host, self.registry)
+        server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT_S  # type: ignore[attr-defined]
         log.info("metrics.listening", port=port)
 
     def count_answer(self, method: str, route: str, status: int, code: str | None, seconds: float) -> None:
@@ -155,17 +156,17 @@ class Metrics:
 
     def render(self, queue: QueueState | None) -> bytes:
         """The text for Prometheus. `queue` is None while Redis is away. Reads files: call it in a thread."""
-        return generate_latest(_Shown([*self._collect(), *_of_now(queue)]))
+        return generate_latest(_Shown([*self._collect(), *_of_queue(queue)]))
 
     def describe(self) -> Iterable[Metric]:
         """Every metric with its help, whether or not there is anything to show of it."""
-        return [*self.registry.collect(), *_of_now(QueueState(0, 0, 0))]
+        return [*self.registry.collect(), *_of_queue(QueueState(0, 0, 0))]
 
     def _collect(self) -> Iterable[Metric]:
         if self._folder is None:
             return self.registry.collect()
-        merged: Iterable[Metric] = MultiProcessCollector.merge(metric_files.list_files(self._folder))
-        return merged
+        files = metric_files.list_files(self._folder)
+        return [*MultiProcessCollector.merge(files), *_BuildInfo().collect()]  # type: ignore[no-untyped-call]
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -193,13 +194,19 @@ class _Shown:
         return self.families
 
 
-def _of_now(queue: QueueState | None) -> list[Metric]:
-    build = GaugeMetricFamily("daguerre_build_info", "Always 1; the label tells the version.", labels=["version"])
-    build.add_metric([_VERSION], 1)
+class _BuildInfo:
+    """A collector: the library's own Info cannot be merged."""
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("daguerre_build_info", "Always 1; the label tells the version.", labels=["version"])
+        family.add_metric([_VERSION], 1)
+        return [family]
+
+
+def _of_queue(queue: QueueState | None) -> list[Metric]:
     if queue is None:
-        return [build]
+        return []
     return [
-        build,
         GaugeMetricFamily("daguerre_queue_depth", "Images that wait for a worker or are with one.", queue.depth),
         GaugeMetricFamily(
             "daguerre_queue_oldest_seconds", "How long the oldest job of the queue has been due.", queue.oldest_s

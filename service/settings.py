@@ -98,7 +98,8 @@ class Settings(BaseSettings):
 
     @property
     def metrics_folder(self) -> Path:
-        """On a disk, writing back a mapped page can hold up the process that counts in it."""
+        """In memory where the system has a folder for that: a full disk must not end who counts, and each container
+        has its own even where the data are shared."""
         if self.metrics is not None or not os.access(_MEMORY, os.W_OK):
             return self.metrics or self.data / "metrics"
         digest = hashlib.sha256(os.fsencode(self.data.expanduser().absolute())).hexdigest()[:12]

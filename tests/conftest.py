@@ -89,6 +89,7 @@ def settings(request: pytest.FixtureRequest, database_url: str, redis_url: str, 
     marker = request.node.get_closest_marker("settings")
     chosen: dict[str, Any] = {
         "data": tmp_path,
+        "metrics": tmp_path / "metrics",
         "database_url": database_url,
         "redis_url": redis_url,
         "public_url": "https://img.example.com",

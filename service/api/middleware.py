@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -43,16 +44,15 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
         translated, headers = _of_router(refusal)
         code = translated.code
         response = envelope.error(translated, headers)
-    except ConnectionError:
-        metrics.count_cut_off(request.method, _route(request))
+    except (ConnectionError, asyncio.CancelledError):
+        _count(request, started, None, None)
         raise  # the client is gone: there is nobody to answer
     except Exception:
         code = "internal"
         log.exception("request.failed", request_id=request_id(request), path=_without_keys(request.path))
         response = envelope.error(ServiceError(code))
     response.headers["X-Request-Id"] = request_id(request)
-    seconds = time.perf_counter() - started
-    metrics.count_answer(request.method, _route(request), response.status, code, seconds)
+    seconds = _count(request, started, response.status, code)
     if request.path not in _QUIET:
         write = log.warning if response.status >= 500 else log.info
         write(
@@ -68,10 +68,16 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     return response
 
 
-def _route(request: web.Request) -> str:
-    """The template, so that there are as many values as routes."""
+def _count(request: web.Request, started: float, status: int | None, code: str | None) -> float:
+    """Returns how long the request took, in seconds."""
+    seconds = time.perf_counter() - started
     resource = request.match_info.route.resource
-    return UNMATCHED if resource is None else resource.canonical
+    route = UNMATCHED if resource is None else resource.canonical
+    if status is None or request.transport is None:
+        metrics.count_cut_off(request.method, route)
+    else:
+        metrics.count_answer(request.method, route, status, code, seconds)
+    return seconds
 
 
 def _without_keys(path: str) -> str:

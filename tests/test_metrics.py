@@ -1,0 +1,187 @@
+"""`/metrics` of an application in the test's own process: what is counted, and within which bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import string
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as sync_redis
+
+from service import jobs
+from service.api.app import create_app
+from service.errors import CATALOGUE
+from service.metrics import metrics
+from service.settings import Settings
+from tests.conftest import Client, RunBurst, Tenant
+from tests.samples import jpeg
+from tests.scrapes import Scrape
+from worker.children import ChildLost, Children
+from worker.counters import refresh_accounts
+from worker.resources import open_resources
+from worker.sweep import sweep
+
+RAW = {"Content-Type": "application/octet-stream"}
+OF_QUEUE = {"daguerre_queue_depth", "daguerre_queue_oldest_seconds", "daguerre_workers"}
+
+
+async def scrape(api: Client) -> Scrape:
+    answer = await api.get("/metrics")
+    assert answer.status == 200
+    return Scrape(await answer.text())
+
+
+async def upload(api: Client, tenant: Tenant, body: bytes) -> int:
+    answer = await api.post("/v1/images", data=body, headers={**tenant.headers, **RAW})
+    return answer.status
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_upload_is_counted_all_the_way(api: Client, tenant: Tenant) -> None:
+    before = await scrape(api)
+    body = jpeg()
+    assert await upload(api, tenant, body) == 200
+    after = await scrape(api)
+    route = "/v1/images"
+    assert after.rise(before, "daguerre_http_requests_total", method="POST", route=route, status="200") == 1
+    assert after.rise(before, "daguerre_http_request_duration_seconds_count", route=route) == 1
+    assert 0 < after.rise(before, "daguerre_http_request_duration_seconds_sum", route=route) < 5
+    assert after.rise(before, "daguerre_upload_bytes_total") == len(body)
+    assert after.rise(before, "daguerre_queue_wait_seconds_count") == 1
+    assert after.rise(before, "daguerre_probe_duration_seconds_count") == 1
+    assert after.value("daguerre_uploads_in_flight") == 0
+    assert after.value("daguerre_workers") == 1
+    assert after.value("daguerre_build_info") == 1
+
+
+async def test_the_answer_is_what_prometheus_reads_and_needs_no_key(api: Client) -> None:
+    answer = await api.get("/metrics")
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_refused_picture_is_counted_by_its_code(api: Client, tenant: Tenant) -> None:
+    before = await scrape(api)
+    assert await upload(api, tenant, b"no picture") == 415
+    after = await scrape(api)
+    assert after.rise(before, "daguerre_probe_failures_total", code="unsupported-image") == 1
+    assert after.rise(before, "daguerre_probe_failures_total") == 1
+    assert after.rise(before, "daguerre_errors_total", code="unsupported-image") == 1
+    assert after.rise(before, "daguerre_upload_bytes_total") == len(b"no picture")
+
+
+@pytest.mark.settings(wait_s=0.2)
+async def test_a_queue_that_nobody_works_on_is_seen_from_outside(api: Client, tenant: Tenant, burst: RunBurst) -> None:
+    before = await scrape(api)
+    assert await upload(api, tenant, jpeg()) == 202
+    waiting = await scrape(api)
+    assert waiting.value("daguerre_queue_depth") == 1
+    assert waiting.value("daguerre_queue_oldest_seconds") >= 0.2
+    assert waiting.value("daguerre_workers") == 0
+    assert waiting.names() >= OF_QUEUE
+    await burst()
+    after = await scrape(api)
+    assert after.value("daguerre_queue_depth") == after.value("daguerre_queue_oldest_seconds") == 0
+    assert after.rise(before, "daguerre_queue_wait_seconds_count") == 1
+    assert after.rise(before, "daguerre_queue_wait_seconds_sum") >= 0.2
+
+
+async def test_labels_stay_within_bounds_whatever_is_asked(api: Client, tenant: Tenant) -> None:
+    names = random.Random(7)
+
+    def word() -> str:
+        return "".join(names.choices(string.ascii_letters, k=8))
+
+    for _ in range(200):
+        path = names.choice([f"/{word()}", f"/v1/images/{word()}", f"/v1/images/{word()}/{word()}", "/v1/account"])
+        method = names.choice(["GET", "POST", "DELETE", "PROPFIND", word().upper()])
+        await api.request(method, path, headers=tenant.headers if names.random() < 0.5 else {})
+        metrics.count_probe_failure(word())
+    shown = await scrape(api)
+    templates = {route.resource.canonical for route in create_app(Settings()).router.routes() if route.resource}
+    assert shown.values_of("route") <= templates | {"unmatched"}
+    assert {"unmatched", "/v1/images/{id}"} <= shown.values_of("route")
+    assert shown.values_of("method") <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
+    assert "other" in shown.values_of("method")
+    assert shown.values_of("code") == set(CATALOGUE)
+    assert shown.values_of("status") <= {str(status) for status, _ in CATALOGUE.values()} | {"200", "202", "499"}
+
+
+@pytest.mark.settings(redis_url="redis://127.0.0.1:1/0")
+async def test_while_redis_is_away_the_queue_is_left_out(api: Client) -> None:
+    began = time.monotonic()
+    shown = await scrape(api)
+    assert time.monotonic() - began < 1
+    assert not OF_QUEUE & shown.names()
+    assert "daguerre_build_info" in shown.names()
+
+
+async def test_a_redis_that_hangs_holds_a_scrape_up_for_a_second_at_most(api: Client, redis_url: str) -> None:
+    assert (await scrape(api)).names() >= OF_QUEUE
+    with sync_redis.Redis.from_url(redis_url) as client:
+        client.client_pause(2500)  # ends by itself: nothing else could end it
+    began = time.monotonic()
+    shown = await scrape(api)
+    assert time.monotonic() - began < 2
+    assert not OF_QUEUE & shown.names()
+
+
+async def test_a_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
+    before = await scrape(api)
+    picture = tmp_path / "picture"
+    picture.write_bytes(jpeg())
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.2)
+    await children.start()
+    process = children._all[0]._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(ChildLost):
+        await children.probe(str(picture))
+    await children.end()
+    after = await scrape(api)
+    assert after.rise(before, "daguerre_child_crashes_total") == 1
+    assert after.rise(before, "daguerre_probe_duration_seconds_sum") >= 0.2
+
+
+@pytest.mark.settings(wait_s=0.1)
+async def test_what_the_periodic_jobs_mend_is_counted(
+    api: Client, tenant: Tenant, connection: Any, settings: Settings, redis_url: str
+) -> None:
+    await upload(api, tenant, jpeg())
+    await upload(api, tenant, jpeg())
+    await connection.execute("update images set created_at = now() - interval '1 minute'")
+    await connection.execute("update accounts set num_images = 7")
+    with sync_redis.Redis.from_url(redis_url) as client:
+        lost, _ = client.zrange(jobs.PROBE_QUEUE, 0, -1)
+        client.zrem(jobs.PROBE_QUEUE, lost)
+    before = await scrape(api)
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        await sweep({"resources": resources})
+        await refresh_accounts({"resources": resources})
+    await redis.aclose(close_connection_pool=True)
+    after = await scrape(api)
+    assert after.rise(before, "daguerre_sweep_enqueued_total") == 1
+    assert after.rise(before, "daguerre_counter_corrections_total") == 1
+
+
+async def test_a_client_who_leaves_is_counted_as_499(api: Client, tenant: Tenant) -> None:
+    before = await scrape(api)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = f"POST /v1/images?key={tenant.key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n"
+    writer.write(head.encode() + b"\r\nsome")
+    async with asyncio.timeout(5):
+        while (await scrape(api)).value("daguerre_uploads_in_flight") != 1:
+            await asyncio.sleep(0.01)
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        while (await scrape(api)).rise(before, "daguerre_http_requests_total", status="499") != 1:
+            await asyncio.sleep(0.01)
+    assert (await scrape(api)).value("daguerre_uploads_in_flight") == 0
