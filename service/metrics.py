@@ -61,6 +61,7 @@ InFlight = Gauge
 
 class Metrics:
     def __init__(self) -> None:
+        values.ValueClass = values.MutexValue  # until `share`, whatever the environment says to the library
         self._folder: Path | None = None
         self._define()
 
@@ -83,7 +84,7 @@ class Metrics:
             "daguerre_downloads_in_flight", "Pictures from URLs that hold a place now."
         )
         self.queue_wait = self._histogram(
-            "daguerre_queue_wait_seconds", "Time from when a job was due until a worker took it."
+            "daguerre_queue_wait_seconds", "Time that an image waited until a worker first took it."
         )
         self.probe_seconds = self._histogram(
             "daguerre_probe_duration_seconds", "Time that a child process worked on a picture."

@@ -10,11 +10,12 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
+from service.metrics import metrics
 from service.settings import Settings, SettingsError, load, parse_size
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-WRITTEN_OUT = {"data", "storage", "max_upload", "fetch_allow"}
+WRITTEN_OUT = {"data", "storage", "max_upload", "fetch_allow", "metrics"}
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -39,6 +40,16 @@ def test_every_route_stands_in_the_table() -> None:
     }
     listed = set(re.findall(r"^\| `([A-Z]+) (/\S+)` \|", README, re.MULTILINE))
     assert listed == routes
+
+
+def test_every_metric_stands_in_the_table_with_its_meaning() -> None:
+    listed = re.findall(r"^\| `(daguerre_\w+)` \| (.*?)\| (.+) \|$", README, re.MULTILINE)
+    shown = {
+        (family.name + ("_total" if family.type == "counter" else ""), family.documentation)
+        for family in metrics.describe()
+    }
+    assert {(name, meaning) for name, _, meaning in listed} == shown
+    assert len(listed) == len(shown)
 
 
 def test_every_file_that_is_linked_exists() -> None:

@@ -17,7 +17,9 @@ from types import MappingProxyType
 
 import pytest
 
+from service import metric_files
 from service.embedded import folder, running
+from service.settings import Settings
 from tests.processes import is_alive, processes, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,7 @@ class TestUp:
             again.process.kill()
             wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
         assert running.find(data) is None
+        metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
 
     def test_replaces_what_dies(self, place: Path) -> None:
         with up(place / "data", "--workers", "1") as started:

@@ -38,7 +38,8 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, 
     A dependency that is away puts the job off; it never counts against the picture.
     """
     worker: Resources = ctx["resources"]
-    metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
+    if ctx["job_try"] == 1:
+        metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
             image = await _finish(worker, image_id)
