@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ from pathlib import Path
 _GAUGES = "gauge_livesum"
 # What all metrics take, and more; on a full disk a file that grows would end the process with SIGBUS.
 _RESERVED_BYTES = {"counter": 128 << 10, "histogram": 128 << 10, _GAUGES: 4 << 10}
+
+# The operator names the folder: nothing else that lies there is touched.
+_COUNTS = re.compile(r"(counter|histogram|gauge_livesum)_\d+\.db")
+_LOCKS = re.compile(r"\d+\.lock")
+_ANY = re.compile(rf"{_COUNTS.pattern}|{_LOCKS.pattern}|\w+_\d+\.new|starting")
 
 
 def take_slot(folder: Path) -> str:
@@ -30,11 +36,11 @@ def take_slot(folder: Path) -> str:
     with _starting(folder):
         held = _held_slots(folder)
         if not held:
-            for path in folder.glob("*.db"):
+            for path in _find(folder, _COUNTS):
                 path.unlink()
         slot = next(name for name in map(str, itertools.count(1)) if name not in held)
         handle = _open(_lock_of(folder, slot))  # never closed
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a scrape may be looking at it at this moment
         _file_of(folder, _GAUGES, slot).unlink(missing_ok=True)
         for kind, size in _RESERVED_BYTES.items():
             _reserve(_file_of(folder, kind, slot), size)
@@ -46,17 +52,16 @@ def list_files(folder: Path) -> list[str]:
     held = _held_slots(folder)
     return [
         str(path)
-        for path in sorted(folder.glob("*.db"))
+        for path in _find(folder, _COUNTS)
         if not path.name.startswith(_GAUGES) or path.stem.rpartition("_")[2] in held
     ]
 
 
 def remove(folder: Path) -> None:
     """Once nobody writes there any more."""
-    for pattern in ("*.db", "*.lock", "starting"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-    with suppress(OSError):  # something of the operator's is there too
+    with suppress(OSError):  # there is no such folder, or something else lies there too
+        for path in _find(folder, _ANY):
+            path.unlink()
         folder.rmdir()
 
 
@@ -70,8 +75,12 @@ def _starting(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _find(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if names.fullmatch(path.name))
+
+
 def _held_slots(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.lock") if _is_held(path)}
+    return {path.stem for path in _find(folder, _LOCKS) if _is_held(path)}
 
 
 def _is_held(lock: Path) -> bool:
@@ -106,4 +115,4 @@ def _file_of(folder: Path, kind: str, slot: str) -> Path:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

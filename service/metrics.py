@@ -56,9 +56,6 @@ class QueueState:
     workers: int
 
 
-InFlight = Gauge
-
-
 class Metrics:
     def __init__(self) -> None:
         values.ValueClass = values.MutexValue  # until `share`, whatever the environment says to the library
@@ -66,7 +63,7 @@ class Metrics:
         self._define()
 
     def _define(self) -> None:
-        self.registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
         self._requests = self._counter(
             "daguerre_http_requests",
             "Requests by method, route and status; 499 is a client who left.",
@@ -79,9 +76,11 @@ class Metrics:
         )
         self._errors = self._by_code("daguerre_errors", "Errors that clients were told, by code.")
         self.upload_bytes = self._counter("daguerre_upload_bytes", "Bytes of images received, kept or not.")
-        self.uploads_in_flight = self._in_flight("daguerre_uploads_in_flight", "Uploads that hold a place now.")
-        self.downloads_in_flight = self._in_flight(
-            "daguerre_downloads_in_flight", "Pictures from URLs that hold a place now."
+        self.uploads_in_flight = Gauge(
+            "daguerre_uploads_in_flight",
+            "Uploads that hold a place now.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
         )
         self.queue_wait = self._histogram(
             "daguerre_queue_wait_seconds", "Time that an image waited until a worker first took it."
@@ -97,7 +96,7 @@ class Metrics:
             "daguerre_counter_corrections", "Accounts whose counters differed from their images."
         )
         self.sweep_enqueued = self._counter("daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again.")
-        self.registry.register(_BuildInfo())
+        self._registry.register(_BuildInfo())
         self._by_answer: dict[tuple[str, str, int], Any] = {}
         self._by_route: dict[str, Any] = {}
 
@@ -118,7 +117,7 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> None:
         """Show what this process counts at a port of its own, from a thread. Raises OSError if it is taken."""
-        server, _ = start_http_server(port, host, self.registry)
+        server, _ = start_http_server(port, host, self._registry)
         server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT_S  # type: ignore[attr-defined]
         log.info("metrics.listening", port=port)
 
@@ -161,23 +160,19 @@ class Metrics:
 
     def describe(self) -> Iterable[Metric]:
         """Every metric with its help, whether or not there is anything to show of it."""
-        return [*self.registry.collect(), *_of_queue(QueueState(0, 0, 0))]
+        return [*self._registry.collect(), *_of_queue(QueueState(0, 0, 0))]
 
     def _collect(self) -> Iterable[Metric]:
         if self._folder is None:
-            return self.registry.collect()
+            return self._registry.collect()
         files = metric_files.list_files(self._folder)
         return [*MultiProcessCollector.merge(files), *_BuildInfo().collect()]  # type: ignore[no-untyped-call]
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        return Counter(name, text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)
-
-    def _in_flight(self, name: str, meaning: str) -> InFlight:
-        """Of the processes that live: what a dead one had under way is under way no more."""
-        return Gauge(name, meaning, registry=self.registry, multiprocess_mode="livesum")
+        return Histogram(name, text, labels, registry=self._registry, buckets=_SECONDS)
 
     def _by_code(self, name: str, text: str) -> dict[str, Counter]:
         """From the start, so that the first failure shows as a rise from 0."""

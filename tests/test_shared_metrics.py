@@ -195,6 +195,18 @@ def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> Non
         assert not files.exists()
 
 
+def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
+    others = {tmp_path / name for name in ("library.db", "counter_a.db", "yarn.lock", "notes")}
+    for other in others:
+        other.touch()
+    (tmp_path / "counter_7.db").touch()
+    assert metric_files.take_slot(tmp_path) == "1"
+    assert {tmp_path / "counter_1.db", *others} <= set(tmp_path.iterdir())
+    assert tmp_path / "counter_7.db" not in set(tmp_path.iterdir())
+    metric_files.remove(tmp_path)
+    assert set(tmp_path.iterdir()) == others
+
+
 def test_all_that_can_be_counted_fits_into_the_room_that_is_reserved(tmp_path: Path) -> None:
     """A file that grows on a full disk ends its process."""
     script = f"""
