@@ -56,6 +56,9 @@ class QueueState:
     workers: int
 
 
+InFlight = Gauge
+
+
 class Metrics:
     def __init__(self) -> None:
         values.ValueClass = values.MutexValue  # until `share`, whatever the environment says to the library
@@ -76,11 +79,9 @@ class Metrics:
         )
         self._errors = self._by_code("daguerre_errors", "Errors that clients were told, by code.")
         self.upload_bytes = self._counter("daguerre_upload_bytes", "Bytes of images received, kept or not.")
-        self.uploads_in_flight = Gauge(
-            "daguerre_uploads_in_flight",
-            "Uploads that hold a place now.",
-            registry=self._registry,
-            multiprocess_mode="livesum",
+        self.uploads_in_flight = self._in_flight("daguerre_uploads_in_flight", "Uploads that hold a place now.")
+        self.downloads_in_flight = self._in_flight(
+            "daguerre_downloads_in_flight", "Pictures from URLs that hold a place now."
         )
         self.queue_wait = self._histogram(
             "daguerre_queue_wait_seconds", "Time that an image waited until a worker first took it."
@@ -173,6 +174,10 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(name, text, labels, registry=self._registry, buckets=_SECONDS)
+
+    def _in_flight(self, name: str, meaning: str) -> InFlight:
+        """Of the processes that live: what a dead one had under way is under way no more."""
+        return Gauge(name, meaning, registry=self._registry, multiprocess_mode="livesum")
 
     def _by_code(self, name: str, text: str) -> dict[str, Counter]:
         """From the start, so that the first failure shows as a rise from 0."""
