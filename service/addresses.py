@@ -1,8 +1,9 @@
 """Which addresses a URL of a client may lead to.
 
 Public ones alone. Of IPv4 everything is refused that the IANA registry of special-purpose addresses does not call
-global, with multicast and the reserved rest; of IPv6 everything outside global unicast (2000::/3), which leaves out
-all forms that carry an IPv4 address but 6to4, Teredo and ISATAP, and those are refused by name.
+global, with multicast, the reserved rest and what a cloud keeps to itself; of IPv6 everything outside global unicast
+(2000::/3), which leaves out all forms that carry an IPv4 address but 6to4, Teredo and ISATAP, and those are refused by
+name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _REFUSED_IPV4 = [
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # shared by carriers
         "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's own, reachable from every machine there
         "169.254.0.0/16",  # link-local, and the metadata services of clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments

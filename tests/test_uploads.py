@@ -13,7 +13,9 @@ import aiohttp
 import pytest
 from PIL import Image
 
+from service.ids import ImageId
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
 from tests.samples import jpeg, stored_files
 
@@ -281,3 +283,20 @@ async def test_the_temporary_file_of_an_upload_that_is_cut_off_goes(
         writer.close()
         while list(incoming.iterdir()):
             await asyncio.sleep(0.01)
+
+
+async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(settings: Settings) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+
+    async def receive(number: int) -> None:
+        async with storage.receive(ImageId(f"AAAAA{number:02}")):
+            await asyncio.sleep(30)
+
+    tasks = [asyncio.create_task(receive(number)) for number in range(20)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    assert stored_files(settings) == []

@@ -63,6 +63,18 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+async def _create(path: Path) -> AsyncBufferedIOBase:
+    opening = asyncio.ensure_future(aiofiles.open(path, "xb"))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])  # a thread is at it, and makes the file all the same
+        if opening.exception() is None:
+            await aiofiles.os.remove(path)
+            await opening.result().close()
+        raise
+
+
 class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -87,7 +99,7 @@ class DiskStorage:
         """A new file for a body. It is removed if the block fails, and durable once `seal` has returned."""
         path = self.incoming_path(image_id)
         with _unavailable():
-            raw = await aiofiles.open(path, "xb")
+            raw = await _create(path)
         try:
             yield IncomingFile(raw, path)
             with _unavailable():
