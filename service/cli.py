@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from service.processes import StartError, listening
 from service.settings import Settings, SettingsError, load, parse_size
 
 Result = TypeVar("Result")
@@ -43,14 +45,29 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--fd", type=int, help="Serve on this inherited listening socket.")
+@click.option("--fd", type=int, help="Serve on this inherited listening socket, as one process.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
-def serve(fd: int | None, host: str | None, port: int | None) -> None:
-    """Run one API process."""
-    from service.api.server import serve as run  # noqa: PLC0415
+@click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
+def serve(fd: int | None, host: str | None, port: int | None, processes: int | None) -> None:
+    """Run the API, as several processes behind one port."""
+    settings = _settings(host=host, port=port, api_processes=processes)
+    try:
+        with _listen(settings, fd) as listener:
+            if fd is None and settings.api_processes > 1:
+                from service.processes import serving  # noqa: PLC0415
 
-    run(_settings(host=host, port=port), fd=fd)
+                serving.serve(settings, listener)
+            else:
+                from service.api import server  # noqa: PLC0415
+
+                server.serve(settings, listener)
+    except (SettingsError, StartError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _listen(settings: Settings, fd: int | None) -> socket.socket:
+    return listening.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
 
 
 @cli.command()
@@ -58,16 +75,38 @@ def worker() -> None:
     """Run one worker process."""
     from worker.main import run  # noqa: PLC0415
 
-    run(_settings())
+    try:
+        run(_settings())
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @cli.command()
-def schema() -> None:
-    """Create or update the tables in DAGUERRE_DATABASE_URL."""
+@click.option("--wait", "patience_s", default=30.0, show_default=True, help="Seconds to wait for a server.")
+def schema(patience_s: float) -> None:
+    """Create or update the tables in DAGUERRE_DATABASE_URL, once a server is there."""
+    import asyncpg  # noqa: PLC0415
+
     from service.database import apply_schema  # noqa: PLC0415
 
-    asyncio.run(apply_schema(_settings().database_url))
+    settings = _settings()
+    try:
+        asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        reason = str(error) or "it does not answer"
+        raise click.ClickException(f"DAGUERRE_DATABASE_URL: the database cannot be used: {reason}") from None
     click.echo("The schema is up to date.", err=True)
+
+
+@cli.command()
+@click.argument("part", type=click.Choice(["api", "worker"]))
+def health(part: str) -> None:
+    """Tell whether the API, or a worker, of this machine lives; exit code 1 if not."""
+    from service import liveness  # noqa: PLC0415
+
+    find_problem = liveness.find_api_problem if part == "api" else liveness.find_worker_problem
+    if problem := asyncio.run(find_problem(_settings())):
+        raise click.ClickException(problem)
 
 
 @cli.group()
@@ -201,11 +240,11 @@ def _database_url(data: Path | None) -> str:
     settings = _settings(data=data)
     if "database_url" in settings.model_fields_set:
         return settings.database_url
-    from service.embedded import EmbeddedError, running  # noqa: PLC0415
+    from service.embedded import running  # noqa: PLC0415
 
     try:
         found = running.find(settings.data)
-    except EmbeddedError as error:
+    except StartError as error:
         raise click.ClickException(str(error)) from None
     if found is None:
         raise click.ClickException(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 
 _ACQUIRE_TIMEOUT_S = 2
 _COMMAND_TIMEOUT_S = 10
+_SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
 _SCHEMA_LOCK = 0xDA60E88E
 
 # What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
@@ -86,19 +88,28 @@ class Database:
             raise ServiceError("database-unavailable") from error
 
 
-def _schema() -> str:
-    package = Path(__file__).parent
-    installed, checkout = package / "schema.sql", package.parent / "schema.sql"
-    return (installed if installed.exists() else checkout).read_text(encoding="utf-8")
+async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Record]:
+    """Try again while no server is there yet, or one that is still starting."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return await asyncpg.connect(url, timeout=10)
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
+            if time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(0.5)
 
 
-async def apply_schema(url: str) -> None:
-    """Create or update the tables; safe to run from several processes at once, and again."""
-    connection = await asyncpg.connect(url, timeout=10)
+async def apply_schema(url: str, *, patience_s: float = 0) -> None:
+    """Create or update the tables; safe to run from several processes at once, and again.
+
+    `patience_s` is how long a server that is not there yet is waited for.
+    """
+    connection = await _connect(url, patience_s)
     try:
         async with connection.transaction():
             await connection.execute("set local lock_timeout = '30s'")
             await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-            await connection.execute(_schema())
+            await connection.execute(_SCHEMA.read_text(encoding="utf-8"))
     finally:
         await connection.close()

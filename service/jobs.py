@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -77,12 +79,18 @@ class JobQueue:
             done = await pipe.execute()
         return sum(done[1 : 2 * len(image_ids) : 2])
 
-    async def count_workers(self) -> int:
-        """How many workers have shown a sign of life lately. Raises `queue-unavailable`."""
+    async def count_workers(self, *, host: str | None = None) -> int:
+        """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
         try:
-            return int(await self._redis.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf"))
+            names: list[bytes] = await self._redis.zrangebyscore(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
+        return sum(host is None or name.decode().rpartition(":")[0] == host for name in names)
+
+
+def name_worker() -> str:
+    """A name to show signs of life under: its own, and it tells the host."""
+    return f"{socket.gethostname()}:{secrets.token_hex(4)}"
 
     async def measure(self) -> QueueState:
         """Raises `queue-unavailable`."""

@@ -49,12 +49,18 @@ class Settings(BaseSettings):
 
     data: Path = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
     storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
-    database_url: str = Field("postgresql://localhost/daguerre", description="PostgreSQL, as a URL.")
-    redis_url: str = Field("redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket.")
+    database_url: str = Field(
+        "postgresql://localhost/daguerre", pattern="^postgres(ql)?://", description="PostgreSQL, as a URL."
+    )
+    redis_url: str = Field(
+        "redis://localhost:6379/0", pattern="^(rediss?|unix)://", description="Redis or Valkey; `unix://` for a socket."
+    )
     public_url: str = Field("http://localhost:8080", description="Where clients reach this service.")
 
     host: str = Field("127.0.0.1", description="Address the service listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the service listens on; 0 picks a free one.")
+
+    api_processes: int = Field(2, gt=0, description="API processes behind the one port.")
 
     max_upload: Size = Field(50 << 20, description="Largest accepted body, in bytes or like `50MB`.")
     max_pixels: int = Field(100_000_000, gt=0, description="Largest accepted width x height x pages.")

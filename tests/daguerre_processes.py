@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from service.embedded.process import Program, end_orphans, start
+from service.processes.process import Program, end_orphans, start
 from service.settings import Settings
 from tests.processes import processes
 
@@ -71,9 +71,9 @@ class Part:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if '"event":"request"' in line]
         return sum(line.items() >= fields.items() for line in lines)
 
-    def children(self) -> list[int]:
+    def children(self, words: str = "worker.child") -> list[int]:
         found = processes()
-        return [pid for pid, (parent, _, args) in found.items() if parent == self.pid and "worker.child" in args]
+        return [pid for pid, (parent, _, args) in found.items() if parent == self.pid and words in args]
 
     def has_open(self, path: Path) -> bool:
         return _has_open(self.pid, path)
@@ -165,6 +165,12 @@ class Daguerre(Client):
     def start_api(self) -> Part:
         return self._start("serve", "--fd", str(self.listener.fileno()))
 
+    def start_serve(self, processes: int) -> Part:
+        """As many API processes and their supervisor. The port is theirs, and the listener is closed."""
+        port = self.listener.getsockname()[1]
+        self.listener.close()
+        return self._start("serve", "--port", str(port), "--processes", str(processes))
+
     def start_worker(self) -> Part:
         return self._start("worker")
 
@@ -200,7 +206,7 @@ class Daguerre(Client):
             name=words[0],
             argv=[sys.executable, "-P", "-m", "service.cli", *words],
             env=env | {"PYTHONPATH": str(_ROOT)} | {f"DAGUERRE_{name.upper()}": str(given[name]) for name in given},
-            pass_fds=(self.listener.fileno(),),
+            pass_fds=() if self.listener.fileno() < 0 else (self.listener.fileno(),),
             log=log,
             death_signal=signal.SIGKILL,
         )

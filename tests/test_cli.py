@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from service.database import apply_schema
+from service.embedded import folder
+from service.embedded.postgres import Postgres
 from tests.conftest import Client
 
 
@@ -86,7 +91,61 @@ def test_a_database_that_is_away_is_one_sentence() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_setting_is_one_sentence() -> None:
-    done = daguerre("serve", database_url="postgresql://127.0.0.1:1/x", DAGUERRE_MAX_UPLOAD="plenty")
-    assert "DAGUERRE_MAX_UPLOAD" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DAGUERRE_MAX_UPLOAD", "plenty"),
+        ("DAGUERRE_DATABASE_URL", "mysql://localhost/x"),
+        ("DAGUERRE_REDIS_URL", "localhost:6379"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
+    done = daguerre("serve", **{name: value})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {name}: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("serve", "--port", "0"), ("serve", "--port", "0", "--processes", "1"), ("worker",)]
+)
+def test_a_storage_that_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "storage"
+    done = daguerre(*arguments, DAGUERRE_STORAGE=str(folder))
+    assert done.returncode == 1
+    assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {folder} cannot be used: not a directory\n"
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = daguerre("serve", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: Port {port} on 127.0.0.1 is in use")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://127.0.0.1:1/x", "Connect call failed"),
+        ("postgresql://nowhere.invalid/x", ""),
+    ],
+)
+def test_a_schema_that_cannot_be_applied_is_one_sentence(url: str, reason: str) -> None:
+    done = daguerre("schema", "--wait", "0", database_url=url)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: DAGUERRE_DATABASE_URL: the database cannot be used: ")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
+    with folder.scratch() as place:
+        postgres = Postgres(place / "pg", settings={"fsync": "off"})
+        applying = asyncio.create_task(apply_schema(postgres.dsn, patience_s=20))
+        await asyncio.sleep(0.2)
+        assert not applying.done()
+        with postgres:
+            await applying

@@ -1,16 +1,12 @@
-"""The servers from wheels, the supervisor and the data folder."""
+"""The servers from wheels and the data folder."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
-import runpy
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +16,13 @@ import pytest
 import redis
 
 from service.embedded import EmbeddedError, first_key, folder, running
-from service.embedded.postgres import Postgres
-from service.embedded.process import Program, server_user, trim_log
-from service.embedded.supervisor import Supervisor
+from service.embedded.postgres import Postgres, server_user
 from service.embedded.valkey import Valkey
 from service.keys import list_keys, revoke_key
+from service.processes import StartError
 from tests.processes import is_alive, wait_for
 
 ROOT = Path(__file__).parents[1]
-LEASH = ROOT / "service/embedded/leash.py"
 AS_ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -133,88 +127,8 @@ class TestServers:
             Postgres(place / "pg").start()
 
     def test_a_start_that_fails_says_why(self, place: Path) -> None:
-        with pytest.raises(EmbeddedError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
+        with pytest.raises(StartError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
             Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
-
-    def test_logs_are_bounded(self, tmp_path: Path) -> None:
-        log = tmp_path / "server.log"
-        log.write_bytes(b"x" * (11 << 20))
-        trim_log(log)
-        assert log.stat().st_size == 0
-        assert (tmp_path / "server.log.1").stat().st_size == 10 << 20
-
-
-class TestLeash:
-    def test_without_a_death_signal_a_watcher_ends_the_program(self) -> None:
-        program = (
-            "import os, runpy, subprocess, sys, time\n"
-            "code = 'import runpy, sys; sys.platform = \"other\"; sys.argv = sys.argv[1:]; '"
-            "'runpy.run_path(sys.argv[0], run_name=\"__main__\")'\n"
-            "child = subprocess.Popen([sys.executable, '-c', code, sys.argv[1], str(os.getpid()), '15', '-',"
-            " '/bin/sleep', '60'])\n"
-            "print(child.pid, flush=True); time.sleep(60)\n"
-        )
-        with subprocess.Popen([sys.executable, "-c", program, str(LEASH)], stdout=subprocess.PIPE, text=True) as parent:
-            assert parent.stdout is not None
-            pid = int(parent.stdout.readline())
-            wait_for(lambda: "sleep" in Path(f"/proc/{pid}/cmdline").read_text(), 5)
-            parent.kill()
-        wait_for(lambda: not is_alive(pid), 5)
-
-    def test_nothing_starts_for_a_parent_that_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        leash = runpy.run_path(str(LEASH))
-        monkeypatch.setattr(sys, "platform", "linux")
-        with pytest.raises(SystemExit):
-            leash["tie_to"](os.getpid(), 0)
-
-
-class TestSupervisor:
-    def test_what_dies_again_and_again_is_started_ever_later(self, tmp_path: Path) -> None:
-        starts, lines = tmp_path / "starts", list[str]()
-        with Supervisor(report=lines.append) as supervisor:
-            supervisor.start([Program("Quick", ["/bin/sh", "-c", f"echo >> {starts}; sleep 0.1; exit 3"])])
-            threading.Timer(1.6, os.kill, [os.getpid(), signal.SIGTERM]).start()
-            supervisor.run()
-        assert starts.read_text().count("\n") == 3
-        assert [line.split(")", 1)[1] for line in lines] == [
-            " ended with exit code 3: starting it again",
-            " ended with exit code 3: starting it again in 1 s",
-            " ended with exit code 3: starting it again in 2 s",
-        ]
-
-    def test_the_last_group_is_stopped_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
-        order = tmp_path / "order"
-        stubborn = Program("Stubborn", ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"], grace_s=60)
-        polite = Program(
-            "Polite", ["/bin/sh", "-c", f"trap 'date +%s > {order}; exit' TERM; while :; do sleep 0.1; done"]
-        )
-        with Supervisor(report=lambda _: None) as supervisor:
-            supervisor.start([polite])
-            supervisor.start([stubborn])
-            for delay_s in (0.3, 0.6):
-                threading.Timer(delay_s, os.kill, [os.getpid(), signal.SIGTERM]).start()
-            begun = time.time()
-            supervisor.run()
-            supervisor.stop()
-        assert 2 < time.time() - begun < 10
-        assert int(order.read_text()) >= int(begun) + 2
-
-    def test_children_of_a_killed_program_end_too(self, tmp_path: Path) -> None:
-        pids = tmp_path / "pids"
-        program = Program("Parent", ["/bin/sh", "-c", f"sleep 60 & echo $$ $! >> {pids}; wait"])
-        with Supervisor(report=lambda _: None) as supervisor:
-            supervisor.start([program])
-            wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 1)
-            parent, child = map(int, pids.read_text().split())
-            os.kill(parent, signal.SIGKILL)
-            assert supervisor.wait_until(lambda: pids.read_text().count("\n") == 2, 5)
-            wait_for(lambda: not is_alive(child), 5)
-
-    def test_a_program_that_cannot_start_is_given_up(self) -> None:
-        with Supervisor(report=lambda _: None) as supervisor:
-            supervisor.start([Program("Broken", ["/nowhere/program"])])
-            with pytest.raises(EmbeddedError, match="Broken did not start: it ended with exit code 1"):
-                supervisor.wait_until(lambda: False, 10)
 
 
 class TestFolder:

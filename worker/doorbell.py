@@ -6,7 +6,6 @@ arq has no hook for this: what is overridden here is private, arq is pinned, and
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -17,7 +16,7 @@ from arq.constants import in_progress_key_prefix
 from arq.worker import Worker
 from redis.exceptions import RedisError
 
-from service.jobs import MOST_TOKENS
+from service.jobs import MOST_TOKENS, name_worker
 
 log = structlog.get_logger("worker")
 
@@ -70,7 +69,7 @@ class DoorbellWorker(Worker):
         self._bell = bell
         self._alive_key = alive_key
         self.in_progress_timeout_s = _LEASE_S
-        self._name = secrets.token_hex(4)
+        self._name = name_worker()
         self._claim: Any = None
         self._left_behind = False
         self._next_sign_of_life = 0.0

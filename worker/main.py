@@ -14,6 +14,7 @@ from arq.connections import ArqRedis
 from service import jobs, logs
 from service.metrics import metrics
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
 from worker.probe import probe_image
@@ -27,13 +28,16 @@ _JOBS_AHEAD = 2
 # A job may wait for as many others, each within settings.probe_timeout_s, before its own turn.
 _PROBE_JOB_TIMEOUT_S = 30
 _CRON_TIMEOUT_S = 20
+# Both sides may be started at once.
+_STORAGE_WAIT_S = 10
 # A dependency that is away never makes a job give up.
 _MAX_TRIES = 1_000_000
 
 
 def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then finish the jobs at hand."""
+    """Work until SIGTERM or SIGINT, then finish the jobs at hand. Raises SettingsError without a usable storage."""
     logs.configure(settings, part="worker", pid=os.getpid())
+    DiskStorage(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
     if settings.metrics_port:
         metrics.serve(settings.host, settings.metrics_port)
     else:

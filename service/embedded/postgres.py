@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.embedded import EmbeddedError, binaries, stale
-from service.embedded.process import Program, run_as, server_user
 from service.embedded.server import Server
+from service.processes.process import Program, User, run_as
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -25,6 +26,20 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "log_checkpoints": "off",
 }
+
+
+def server_user() -> User | None:
+    """The account that the server runs as, where this process is root: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise EmbeddedError(
+            "PostgreSQL does not run as root and this machine has no user `nobody` to run it:"
+            " start Daguerre as an ordinary user"
+        ) from None
+    return User(entry.pw_uid, entry.pw_gid, entry.pw_name)
 
 
 class Postgres(Server):

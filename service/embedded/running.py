@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.embedded import EmbeddedError
-from service.embedded.process import name_of
+from service.processes.process import name_of
 
 LOCK = "lock"
 

@@ -7,7 +7,7 @@ import subprocess
 from types import TracebackType
 from typing import Self
 
-from service.embedded.process import Program, start, stop, wait_ready
+from service.processes.process import Program, start, stop, wait_ready
 
 
 class Server(abc.ABC):

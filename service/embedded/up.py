@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,12 +17,12 @@ import click
 
 from service import metric_files
 from service import settings as configuration
-from service.embedded import EmbeddedError, first_key, folder, listening, running, services
-from service.embedded.postgres import Postgres
-from service.embedded.process import server_user
+from service.embedded import EmbeddedError, first_key, folder, running, services
+from service.embedded.postgres import Postgres, server_user
 from service.embedded.screen import Screen
-from service.embedded.supervisor import Stopped, Supervisor
 from service.embedded.valkey import Valkey
+from service.processes import StartError, listening, programs
+from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
 
 Result = TypeVar("Result")
@@ -42,12 +43,12 @@ def up(port: int | None, host: str | None, data: Path | None, workers: int) -> N
     try:
         settings = configuration.load(port=port, host=host, data=data)
         sys.exit(run(settings, workers=workers, screen=screen))
-    except (EmbeddedError, configuration.SettingsError) as error:
+    except (StartError, configuration.SettingsError) as error:
         raise click.ClickException(str(error)) from None
 
 
 def run(settings: Settings, *, workers: int, screen: Screen) -> int:
-    """Returns the exit code once everything has ended. Raises EmbeddedError if it cannot start."""
+    """Returns the exit code once everything has ended. Raises StartError if it cannot start."""
     own_postgres = "database_url" not in settings.model_fields_set
     was_ready = False
     with contextlib.ExitStack() as stack:
@@ -64,8 +65,10 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
             with screen.step("Schema and first account"):
                 key = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
-                supervisor.start(services.worker_programs(workers, settings, place.path, found))
-                supervisor.start(services.api_programs(listener, settings, place.path, found))
+                env = services.environment(place.path, found)
+                # The database and the queue go in the same moment, so there is nothing left that it could finish.
+                supervisor.start(programs.worker_programs(workers, settings, env, death_signal=signal.SIGKILL))
+                supervisor.start(programs.api_programs(listener, settings, env, death_signal=signal.SIGKILL))
                 services.wait_ready(supervisor, listener, screen.note)
             running.announce(place.path, found)
             was_ready = True

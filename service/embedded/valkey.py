@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.embedded import binaries, stale
-from service.embedded.process import Program
 from service.embedded.server import Server
+from service.processes.process import Program
 
 _SETTINGS = {
     "port": "0",

@@ -22,6 +22,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.settings import SettingsError
 
 
 class IncomingFile:
@@ -81,11 +82,37 @@ class DiskStorage:
         self._incoming = root / "incoming"
 
     def prepare(self) -> None:
-        """Make the folders. Raises OSError where they cannot be made or written."""
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        for shard in range(256):
-            (self._root / f"{shard:02x}").mkdir(exist_ok=True)
-        _sync_directory(self._root)
+        """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            for shard in range(256):
+                (self._root / f"{shard:02x}").mkdir(exist_ok=True)
+            _sync_directory(self._root)
+        except OSError as error:
+            raise self._unusable((error.strerror or str(error)).lower()) from error
+        self.require()
+
+    def require(self, *, wait_s: float = 0) -> None:
+        """Raises SettingsError where the folders cannot be written, or where no API process makes them in time.
+
+        A worker never makes them: a disk that is not mounted must not look like a new one.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                self._incoming.stat()
+                break
+            except FileNotFoundError:
+                if time.monotonic() >= deadline:
+                    raise self._unusable("Daguerre's folders are not there; `daguerre serve` makes them") from None
+            except OSError as error:
+                raise self._unusable((error.strerror or str(error)).lower()) from error
+            time.sleep(0.1)
+        if not os.access(self._incoming, os.W_OK | os.X_OK):
+            raise self._unusable(f"user {os.geteuid()} may not write to it")
+
+    def _unusable(self, reason: str) -> SettingsError:
+        return SettingsError(f"DAGUERRE_STORAGE (or DAGUERRE_DATA): {self._root} cannot be used: {reason}")
 
     def path(self, image_id: ImageId) -> Path:
         """Where a stored image lies."""

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from service.embedded import EmbeddedError
+from service.processes import StartError
 
 _BACKLOG = 1024
 
@@ -26,13 +26,13 @@ class Answer(NamedTuple):
     body: str
 
 
-def bind(host: str, port: int, *, patience_s: float) -> socket.socket:
+def bind(host: str, port: int, *, patience_s: float = 0) -> socket.socket:
     """`patience_s` is how long a port may be in use by what the last `up` left."""
     deadline = time.monotonic() + patience_s
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror:
-        raise EmbeddedError(f"{host} is no address to listen on: name another one with --host") from None
+        raise StartError(f"{host} is no address to listen on: name another one with --host") from None
     family, _, _, _, address = found[0]
     while True:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -45,19 +45,25 @@ def bind(host: str, port: int, *, patience_s: float) -> socket.socket:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
-            raise EmbeddedError(_refusal(host, port, error)) from None
+            raise StartError(_refusal(host, port, error)) from None
         return listener
 
 
 def local_url(listener: socket.socket) -> str:
     """Where a client on this machine reaches it."""
-    host, port = _reachable(listener)
+    host, port = listener.getsockname()[:2]
+    host = _reachable(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def get(listener: socket.socket, path: str) -> Answer:
-    host, port = _reachable(listener)
-    connection = http.client.HTTPConnection(host, port, timeout=2)
+    host, port = listener.getsockname()[:2]
+    return get_from(host, port, path)
+
+
+def get_from(host: str, port: int, path: str) -> Answer:
+    """Ask what listens on that address of this machine."""
+    connection = http.client.HTTPConnection(_reachable(host), port, timeout=2)
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -65,9 +71,8 @@ def get(listener: socket.socket, path: str) -> Answer:
     return Answer(0, "")
 
 
-def _reachable(listener: socket.socket) -> tuple[str, int]:
-    host, port = listener.getsockname()[:2]
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104  compared, not bound
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not bound
 
 
 def _refusal(host: str, port: int, error: OSError) -> str:

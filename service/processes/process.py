@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from service.embedded import EmbeddedError
+from service.processes import StartError
 
 _LEASH = Path(__file__).with_name("leash.py")
 _LOG_LIMIT_BYTES = 10 << 20
@@ -24,20 +24,6 @@ class User(NamedTuple):
     uid: int
     gid: int
     name: str
-
-
-def server_user() -> User | None:
-    """The account that PostgreSQL runs as, where this process is root: PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        raise EmbeddedError(
-            "PostgreSQL does not run as root and this machine has no user `nobody` to run it:"
-            " start Daguerre as an ordinary user"
-        ) from None
-    return User(entry.pw_uid, entry.pw_gid, entry.pw_name)
 
 
 def name_of(uid: int) -> str:
@@ -149,9 +135,9 @@ def wait_ready(program: Program, process: subprocess.Popen[bytes], timeout_s: fl
     deadline = time.monotonic() + timeout_s
     while program.ready is not None and not program.ready(process.pid):
         if process.poll() is not None:
-            raise EmbeddedError(f"{program.name} did not start: {last_words(program)}")
+            raise StartError(f"{program.name} did not start: {last_words(program)}")
         if time.monotonic() > deadline:
-            raise EmbeddedError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program)}")
+            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program)}")
         time.sleep(0.005)
 
 

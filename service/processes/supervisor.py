@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Self
 
-from service.embedded import EmbeddedError
-from service.embedded.process import Program, end_orphans, last_words, start, trim_log
+from service.processes import StartError
+from service.processes.process import Program, end_orphans, last_words, start, trim_log
 
 _STEADY_S = 30  # who lived this long is replaced at once
 _LONGEST_DELAY_S = 30
@@ -87,7 +87,7 @@ class Supervisor:
 
         if not self.wait_until(all_ready, timeout_s):
             late = next(part.program for part in group if part.program.ready)
-            raise EmbeddedError(f"{late.name} is not ready after {timeout_s:.0f} s: {last_words(late)}")
+            raise StartError(f"{late.name} is not ready after {timeout_s:.0f} s: {last_words(late)}")
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, every_s: float = 0.01) -> bool:
         """Look again and again, and after the programs meanwhile. False if it was in vain; may raise Stopped."""
@@ -152,7 +152,7 @@ class Supervisor:
         part.started = time.monotonic()
         try:
             part.process = start(part.program)
-        except (EmbeddedError, OSError) as error:
+        except (StartError, OSError) as error:
             if not self._steady:
                 raise
             self._delay(part, f"{part.program.name} cannot be started ({error})")
@@ -166,7 +166,7 @@ class Supervisor:
         code = process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if not self._steady and (part.program.log is not None or part.deaths >= 2):
-            raise EmbeddedError(f"{part.program.name} did not start: it {how}: {last_words(part.program)}")
+            raise StartError(f"{part.program.name} did not start: it {how}: {last_words(part.program)}")
         self._delay(part, f"{part.program.name} (process {process.pid}) {how}")
 
     def _delay(self, part: _Part, what: str) -> None:

@@ -1,0 +1,49 @@
+"""The programs of Daguerre itself: API processes behind one socket, and workers."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+
+from service.processes.process import Program
+from service.settings import Settings
+
+
+def api_programs(
+    listener: socket.socket, settings: Settings, env: Mapping[str, str], *, death_signal: signal.Signals
+) -> list[Program]:
+    """As many as the settings say. `death_signal` is what they are sent if this process dies."""
+    host, port = listener.getsockname()[:2]
+    env = {**env, "DAGUERRE_HOST": str(host), "DAGUERRE_PORT": str(port)}
+    words = ["serve", "--fd", str(listener.fileno())]
+    return [
+        _program(f"API {number}", words, env, settings, death_signal, listener.fileno())
+        for number in range(1, settings.api_processes + 1)
+    ]
+
+
+def worker_programs(
+    count: int, settings: Settings, env: Mapping[str, str], *, death_signal: signal.Signals
+) -> list[Program]:
+    return [_program(f"Worker {number}", ["worker"], env, settings, death_signal) for number in range(1, count + 1)]
+
+
+def _program(
+    name: str,
+    words: list[str],
+    env: Mapping[str, str],
+    settings: Settings,
+    death_signal: signal.Signals,
+    *descriptors: int,
+) -> Program:
+    return Program(
+        name=name,
+        # -P: what lies in the folder where the user happens to stand is not imported
+        argv=[sys.executable, "-P", "-m", "service.cli", *words],
+        env=env,
+        pass_fds=descriptors,
+        grace_s=settings.drain_s + 5,
+        death_signal=death_signal,
+    )

@@ -1,0 +1,39 @@
+"""`daguerre serve`: the API processes of one machine, supervised."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import structlog
+
+from service import logs
+from service.processes import StartError, listening
+from service.processes.programs import api_programs
+from service.processes.supervisor import Stopped, Supervisor
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+
+log = structlog.get_logger("service.serve")
+
+_START_TIMEOUT_S = 60
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Keep them running until SIGTERM, SIGINT or SIGHUP; then requests under way are finished.
+
+    Raises StartError or SettingsError if they cannot start.
+    """
+    logs.configure(settings, part="serve", pid=os.getpid())
+    DiskStorage(settings.storage_folder).prepare()  # here first: what is wrong with it is said once
+    with Supervisor(report=lambda what: log.warning("serve.replaced", what=what)) as supervisor:
+        try:
+            # An API process whose parent was killed still finishes its requests.
+            supervisor.start(api_programs(listener, settings, os.environ, death_signal=signal.SIGTERM))
+            if not supervisor.wait_until(lambda: listening.get(listener, "/healthz").status == 200, _START_TIMEOUT_S):
+                raise StartError(f"The API does not answer after {_START_TIMEOUT_S} s")
+            supervisor.run()
+        except Stopped:
+            pass
+        listener.close()  # else clients would go on to connect to a socket that nobody accepts on

@@ -1,0 +1,150 @@
+"""`daguerre serve` as an operator runs it: API processes behind one port, and the health checks beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from service import jobs
+from service.settings import Settings
+from tests.conftest import Tenant
+from tests.daguerre_processes import Daguerre, Part, processes_of, stop_process, until
+from tests.processes import is_alive
+from tests.samples import jpeg
+from tests.test_cli import daguerre as run_command
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
+    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
+        yield started
+
+
+@pytest.fixture
+async def serve(daguerre: Daguerre) -> Part:
+    """Two API processes, both of them listening."""
+    return await start_two(daguerre)
+
+
+async def start_two(daguerre: Daguerre) -> Part:
+    serve = daguerre.start_serve(2)
+    await until(lambda: serve.log.read_text().count('"api.listening"') == 2 or not serve.is_alive())
+    return serve
+
+
+def api_processes(serve: Part) -> list[int]:
+    return serve.children("serve --fd")
+
+
+async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre, serve: Part) -> None:
+    one, other = api_processes(serve)
+    for stopped, answering in ((one, other), (other, one)):
+        stop_process(stopped)
+        assert (await daguerre.get("/v1/account")).status == 200
+        await until(partial(serve.count_requests, pid=answering, path="/v1/account"))
+        os.kill(stopped, signal.SIGCONT)
+
+
+async def test_a_process_that_is_killed_is_replaced_while_the_other_one_answers(
+    daguerre: Daguerre, serve: Part
+) -> None:
+    killed, other = api_processes(serve)
+    os.kill(killed, signal.SIGKILL)
+    assert (await daguerre.get("/v1/account")).status == 200
+    await until(lambda: serve.log.read_text().count('"api.listening"') == 3)
+    found = api_processes(serve)
+    assert len(found) == 2
+    assert other in found
+    assert killed not in found
+    assert f"(process {killed}) was killed by signal 9: starting it again" in serve.log.read_text()
+
+
+async def test_sigterm_lets_a_running_upload_finish_and_takes_no_other(
+    daguerre: Daguerre, serve: Part, settings: Settings
+) -> None:
+    await daguerre.start_worker().told("worker.started")
+    picture, told = jpeg(300, 200), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield picture[:100]
+        await told.wait()
+        yield picture[100:]
+
+    uploading = asyncio.create_task(send(daguerre, body()))
+    incoming = settings.storage_folder / "incoming"
+    await until(lambda: list(incoming.iterdir()))
+    serve.send(signal.SIGTERM)
+    await until(lambda: serve.log.read_text().count('"api.draining"') == 2)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await daguerre.get("/healthz")
+    assert serve.is_alive()
+    told.set()
+    assert await uploading == 200
+    assert await serve.exit_code() == 0
+
+
+async def send(daguerre: Daguerre, body: AsyncIterator[bytes]) -> int:
+    headers = {"Content-Type": "application/octet-stream", "X-Api-Key": daguerre.key}
+    async with daguerre.session.post("/v1/images", data=body, headers=headers) as response:
+        return response.status
+
+
+async def test_the_processes_end_with_a_parent_that_is_killed(serve: Part) -> None:
+    found = api_processes(serve)
+    serve.send(signal.SIGKILL)
+    await serve.exit_code()
+    await until(lambda: not any(is_alive(pid) for pid in found))
+    assert serve.log.read_text().count('"api.stopped"') == 2
+
+
+async def test_a_single_process_serves_without_a_supervisor(daguerre: Daguerre) -> None:
+    serve = daguerre.start_serve(1)
+    await serve.told("api.listening")
+    assert (await daguerre.get("/v1/account")).status == 200
+    assert api_processes(serve) == []
+    assert serve.count_requests(pid=serve.pid, path="/v1/account") == 1
+
+
+async def test_health_tells_whether_this_machine_has_an_api_that_answers(daguerre: Daguerre) -> None:
+    port = str(daguerre.listener.getsockname()[1])
+    serve = await start_two(daguerre)
+    everywhere = {"DAGUERRE_HOST": "0.0.0.0", "DAGUERRE_PORT": port}
+    assert (await asyncio.to_thread(run_command, "health", "api", **everywhere)).returncode == 0
+    serve.send(signal.SIGTERM)
+    await serve.exit_code()
+    done = await asyncio.to_thread(run_command, "health", "api", **everywhere)
+    assert (done.returncode, done.stderr) == (1, f"Error: The API on 0.0.0.0, port {port}, does not answer\n")
+
+
+async def test_health_tells_whether_this_machine_has_a_worker_on_the_queue(
+    daguerre: Daguerre, serve: Part, settings: Settings
+) -> None:
+    queue = {"DAGUERRE_REDIS_URL": settings.redis_url}
+    done = await asyncio.to_thread(run_command, "health", "worker", **queue)
+    assert done.returncode == 1
+    assert "has shown a sign of life" in done.stderr
+    worker = daguerre.start_worker()
+    await daguerre.wait_away()
+    assert (await asyncio.to_thread(run_command, "health", "worker", **queue)).returncode == 0
+    worker.send(signal.SIGTERM)
+    await worker.exit_code()
+    assert (await asyncio.to_thread(run_command, "health", "worker", **queue)).returncode == 1
+
+
+async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    queue = jobs.JobQueue(redis)
+    await redis.zadd(jobs.WORKERS, {"a:1": 1e12, "b:1": 1e12, "b:2": 1e12})
+    assert await queue.count_workers() == 3
+    assert [await queue.count_workers(host=host) for host in ("a", "b", "")] == [1, 2, 0]
+    await redis.aclose(close_connection_pool=True)
