@@ -87,11 +87,6 @@ class JobQueue:
             raise ServiceError("queue-unavailable") from error
         return sum(host is None or name.decode().rpartition(":")[0] == host for name in names)
 
-
-def name_worker() -> str:
-    """A name to show signs of life under: its own, and it tells the host."""
-    return f"{socket.gethostname()}:{secrets.token_hex(4)}"
-
     async def measure(self) -> QueueState:
         """Raises `queue-unavailable`."""
         now = time.time()
@@ -104,6 +99,11 @@ def name_worker() -> str:
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
         return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)
+
+
+def name_worker() -> str:
+    """A name to show signs of life under: its own, and it tells the host."""
+    return f"{socket.gethostname()}:{secrets.token_hex(4)}"
 
 
 def ring(pipe: Any, times: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from service.database import apply_schema
 from service.embedded import folder
 from service.embedded.postgres import Postgres
+from service.storage.disk import DiskStorage
 from tests.conftest import Client
 
 
@@ -149,3 +150,13 @@ async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
         assert not applying.done()
         with postgres:
             await applying
+
+
+def test_a_port_for_metrics_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    DiskStorage(tmp_path / "storage").prepare()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = daguerre("worker", DAGUERRE_DATA=str(tmp_path), DAGUERRE_METRICS_PORT=str(port))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: DAGUERRE_METRICS_PORT: 127.0.0.1:{port} cannot be listened on")
+    assert done.stderr.count("\n") == 1

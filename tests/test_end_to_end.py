@@ -192,6 +192,7 @@ async def test_the_job_of_a_killed_worker_is_finished_by_one_that_is_started_aft
     await kept.assert_holds({answer.shown["id"]: SLOW})
 
 
+@pytest.mark.settings(wait_s=15)
 async def test_a_picture_whose_child_is_killed_is_looked_at_again(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
@@ -203,6 +204,7 @@ async def test_a_picture_whose_child_is_killed_is_looked_at_again(daguerre: Dagu
     assert await kept.connection.fetchval("select crashes from images") == 1
 
 
+@pytest.mark.settings(wait_s=15)
 async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))

@@ -13,7 +13,7 @@ from arq.connections import ArqRedis
 
 from service import jobs, logs
 from service.metrics import metrics
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
@@ -35,15 +35,25 @@ _MAX_TRIES = 1_000_000
 
 
 def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then finish the jobs at hand. Raises SettingsError without a usable storage."""
+    """Work until SIGTERM or SIGINT, then finish the jobs at hand.
+
+    Raises SettingsError for a storage or a port that cannot be used.
+    """
     logs.configure(settings, part="worker", pid=os.getpid())
     DiskStorage(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
     if settings.metrics_port:
-        metrics.serve(settings.host, settings.metrics_port)
+        _serve_metrics(settings.host, settings.metrics_port)
     else:
         metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings))
+
+
+def _serve_metrics(host: str, port: int) -> None:
+    try:
+        metrics.serve(host, port)
+    except OSError as error:
+        raise SettingsError(f"DAGUERRE_METRICS_PORT: {host}:{port} cannot be listened on: {error.strerror}") from None
 
 
 async def _run(settings: Settings) -> None:
