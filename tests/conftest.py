@@ -15,11 +15,13 @@ from typing import Any
 import asyncpg
 import pytest
 import redis as sync_redis
+from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from service import jobs
 from service.accounts import create_account
 from service.api.app import create_app
+from service.api.protocol import Runner
 from service.database import apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
@@ -144,6 +146,16 @@ Client = TestClient[Any, Any]
 async def api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
     """The application in this process; jobs wait until a test runs a worker."""
     return await aiohttp_client(create_app(settings))
+
+
+@pytest.fixture
+async def port(settings: Settings) -> AsyncIterator[int]:
+    """The application behind aiohttp's parser, through the runner that serves for real."""
+    runner = Runner(create_app(settings), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from service.api.protocol import Runner
 from service.settings import Settings
 from tests.conftest import Tenant
 from tests.samples import jpeg
-
-
-@pytest.fixture
-async def port(settings: Settings) -> AsyncIterator[int]:
-    runner = Runner(create_app(settings), access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield runner.addresses[0][1]
-    await runner.cleanup()
 
 
 async def exchange(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:

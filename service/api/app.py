@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service.api import account, health, images, metrics, search, tags
+from service.api import account, cors, health, images, metrics, search, tags
 from service.api.bodies import expect_later
 from service.api.middleware import answer
 from service.api.resources import RESOURCES, open_resources
@@ -14,7 +14,8 @@ from service.settings import Settings
 
 
 def create_app(settings: Settings) -> web.Application:
-    app = web.Application(middlewares=[answer])
+    app = web.Application(middlewares=[answer, cors.answer_options])
+    app.on_response_prepare.append(cors.allow_answer)
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings) as opened:

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
-from service.api import envelope
+from service.api import cors, envelope
 from service.errors import ServiceError
 from service.metrics import metrics
 
@@ -86,15 +86,21 @@ class HttpConnection(RequestHandler):
             log.error("request.failed", exc_info=exc)
         else:
             log.info("request.refused", error=type(exc).__name__)
-        metrics.count_refusal(request.method, code)
-        answer = envelope.error(ServiceError(code))
+        answer = _refuse(request, code)
         answer.force_close()
         return answer
 
 
 async def _refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
-    metrics.count_refusal(request.method, "expectation-failed")
-    return envelope.error(ServiceError("expectation-failed"))
+    return _refuse(request, "expectation-failed")
+
+
+def _refuse(request: web.BaseRequest, code: str) -> web.Response:
+    """What the application's middleware and signals never see."""
+    metrics.count_refusal(request.method, code)
+    answer = envelope.error(ServiceError(code))
+    cors.allow(answer.headers)
+    return answer
 
 
 class DrainingServer(Server):
