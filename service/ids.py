@@ -13,7 +13,7 @@ ImageId = NewType("ImageId", str)
 AccountId = NewType("AccountId", int)
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_IMAGE_ID = re.compile(r"[0-9A-Za-z]{7,16}")
+IMAGE_ID_PATTERN = re.compile(r"[0-9A-Za-z]{7,16}")
 _IMAGE_ID_LENGTH = 7
 MAX_IDS = 20
 _KEY_LENGTH = 40
@@ -31,7 +31,7 @@ def new_image_id() -> ImageId:
 
 def parse_image_id(text: str) -> ImageId:
     """Accepts up to 16 characters, so that ids can grow."""
-    if _IMAGE_ID.fullmatch(text) is None:
+    if IMAGE_ID_PATTERN.fullmatch(text) is None:
         raise ServiceError("invalid-id")
     return ImageId(text)
 

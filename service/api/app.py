@@ -8,6 +8,7 @@ from aiohttp import web
 
 from service.api import account, cors, health, images, metrics, search, tags
 from service.api.bodies import expect_later
+from service.api.docs import Document
 from service.api.middleware import answer
 from service.api.resources import RESOURCES, open_resources
 from service.settings import Settings
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> web.Application:
     route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
 
+    route.add_get("/openapi.json", Document(settings).show)
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)
     route.add_get("/metrics", metrics.show)

@@ -4,61 +4,76 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from service.accounts import Account
 from service.api.parameters import Detail
 from service.errors import ServiceError
+from service.ids import IMAGE_ID_PATTERN
 from service.images.records import Image, NewImage
 from service.probes import MIME_TYPES
 from service.sizes import readable
 
+# What the fields hold, for the OpenAPI document.
+Id = Annotated[str, Meta(pattern=f"^{IMAGE_ID_PATTERN.pattern}$")]
+Bytes = Annotated[int, Meta(ge=0, description="Bytes.")]
+Readable = Annotated[str, Meta(description="In powers of 1024.", examples=["2 GB", "107 MB", "1.9 GB"])]
+Pixels = Annotated[int, Meta(ge=1, description="As displayed, with the EXIF orientation applied.")]
+Format = Annotated[str, Meta(extra_json_schema={"enum": list(MIME_TYPES)})]
+Mime = Annotated[str, Meta(extra_json_schema={"enum": list(MIME_TYPES.values())})]
+Time = Annotated[str, Meta(description="UTC.", extra_json_schema={"format": "date-time"})]
+Orientation = Annotated[int, Meta(ge=1, le=8, description="Of EXIF; 1 where there is none.")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Url = Annotated[str, Meta(description="Where the picture is served.", extra_json_schema={"format": "uri"})]
+Exif = Annotated[msgspec.Raw, Meta(description="By standard tag names.", extra_json_schema={"type": "object"})]
+Jpeg = Annotated[str, Meta(description="A JPEG of at most 500 bytes.", extra_json_schema={"contentEncoding": "base64"})]
+
 
 class ShownStorage(msgspec.Struct, frozen=True):
-    max: int
-    max_readable: str
-    used: int
-    used_readable: str
-    remaining: int
-    remaining_readable: str
+    max: Bytes
+    max_readable: Readable
+    used: Bytes
+    used_readable: Readable
+    remaining: Bytes
+    remaining_readable: Readable
 
 
 class ShownAccount(msgspec.Struct, frozen=True):
-    num_images: int
+    num_images: Annotated[int, Meta(ge=0)]
     storage: ShownStorage
 
 
 class ProcessingImage(msgspec.Struct):
     """An image that no worker has looked at yet."""
 
-    id: str
+    id: Id
     status: Literal["processing"]
-    filesize: int
+    filesize: Bytes
     tags: list[str]
     account: ShownAccount | UnsetType = UNSET
 
 
 class ReadyImage(msgspec.Struct):
-    """What is UNSET was not asked for and does not appear."""
+    """What was not asked for does not appear."""
 
-    id: str
-    width: int
-    height: int
-    filesize: int
+    id: Id
+    width: Pixels
+    height: Pixels
+    filesize: Bytes
     tags: list[str]
-    format: str | UnsetType = UNSET
-    mime: str | UnsetType = UNSET
-    created: str | UnsetType = UNSET
-    orientation: int | UnsetType = UNSET
-    pages: int | UnsetType = UNSET
+    format: Format | UnsetType = UNSET
+    mime: Mime | UnsetType = UNSET
+    created: Time | UnsetType = UNSET
+    orientation: Orientation | UnsetType = UNSET
+    pages: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     has_alpha: bool | UnsetType = UNSET
-    sha256: str | UnsetType = UNSET
-    url: str | UnsetType = UNSET
-    exif: msgspec.Raw | UnsetType = UNSET
-    mini_preview: str | UnsetType = UNSET
+    sha256: Sha256 | UnsetType = UNSET
+    url: Url | UnsetType = UNSET
+    exif: Exif | UnsetType = UNSET
+    mini_preview: Jpeg | UnsetType = UNSET
     account: ShownAccount | UnsetType = UNSET
 
 

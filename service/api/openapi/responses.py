@@ -1,0 +1,54 @@
+"""The errors of an operation, by status, and the headers of answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from service.api.openapi import schemas
+from service.api.openapi.parts import Json, Operation
+from service.errors import CATALOGUE
+
+# What may meet any request, and any that needs a key.
+_ANY = ("bad-request", "expectation-failed", "internal")
+_WITH_KEY = ("unauthorized", "database-unavailable")
+
+HEADERS: Json = {
+    "X-Request-Id": {
+        "description": "The request's own X-Request-Id, or one of ours; the server's log has it.",
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
+    "Cache-Control": {"schema": {"type": "string"}},
+    "ETag": {"schema": {"type": "string"}},
+}
+_OF_STATUS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+
+
+def headers(*names: str) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def describe_errors(operation: Operation) -> Json:
+    """By status, with the codes that it may have there and an example of each."""
+    codes: dict[int, list[str]] = defaultdict(list)
+    for code in (*operation.errors, *(_WITH_KEY if operation.needs_key else ()), *_ANY):
+        codes[CATALOGUE[code][0]].append(code)
+    return {str(status): _describe_error(status, codes[status]) for status in sorted(codes)}
+
+
+def _describe_error(status: int, codes: list[str]) -> Json:
+    messages = {code: CATALOGUE[code][1] for code in codes}
+    return {
+        "description": "\n".join(f"- `{code}`: {message}" for code, message in messages.items()),
+        "headers": headers("X-Request-Id", "Cache-Control", *_OF_STATUS.get(status, ())),
+        "content": {
+            "application/json": {
+                "schema": schemas.failure(codes),
+                "examples": {
+                    code: {"value": {"success": False, "error": {"code": code, "message": message}}}
+                    for code, message in messages.items()
+                },
+            }
+        },
+    }

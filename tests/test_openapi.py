@@ -1,0 +1,159 @@
+"""The OpenAPI document is valid, names every route and error, and tells the truth about real answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+
+from service.api.app import create_app
+from service.api.openapi.document import make_document
+from service.api.openapi.operations import OPERATIONS
+from service.errors import CATALOGUE
+from service.probes import MIME_TYPES
+from service.settings import Settings
+from tests.conftest import Client, Tenant
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = make_document(Settings(public_url="https://img.example.com/"))
+
+
+def test_the_document_is_valid_openapi_3_1() -> None:
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.validate()
+    assert DOCUMENT["openapi"].startswith("3.1.")
+
+
+def test_a_document_that_is_not_valid_is_noticed() -> None:
+    broken = json.loads(json.dumps(DOCUMENT))
+    del broken["paths"]["/v1/account"]["get"]["responses"]["200"]["description"]
+    with pytest.raises(jsonschema_rs.ValidationError):
+        schemathesis.openapi.from_dict(broken).validate()
+
+
+def test_it_has_an_operation_for_every_route_and_no_other() -> None:
+    routes = {
+        (route.method, re.sub(r"\{\w+\}", "{id}", route.resource.canonical))
+        for route in create_app(Settings()).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    described = [(operation.method, operation.path) for operation in OPERATIONS]
+    assert set(described) == routes
+    assert len(described) == len(routes)
+
+
+def test_every_error_belongs_to_an_operation_or_to_no_route_at_all() -> None:
+    written = json.dumps(DOCUMENT)
+    outside = {"not-found", "method-not-allowed"}
+    assert {code for code in CATALOGUE if f'"{code}"' not in written} == outside
+
+
+def examples_of(node: Any) -> Any:
+    """Every schema with an example of it."""
+    if isinstance(node, dict):
+        if "schema" in node:
+            if "example" in node:
+                yield node["schema"], node["example"]
+            for example in node.get("examples", {}).values():
+                yield node["schema"], example["value"]
+        for value in node.values():
+            yield from examples_of(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from examples_of(value)
+
+
+def test_every_example_is_what_its_schema_says() -> None:
+    found = list(examples_of(DOCUMENT["paths"]))
+    assert len(found) > len(OPERATIONS)
+    for schema, example in found:
+        whole = {**schema, "components": DOCUMENT["components"]}
+        jsonschema_rs.Draft202012Validator(whole).validate(example)
+
+
+def test_it_names_the_version_the_server_and_the_three_ways_to_send_a_key() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", DOCUMENT["info"]["version"])
+    assert DOCUMENT["servers"] == [{"url": "https://img.example.com"}]
+    assert set(DOCUMENT["components"]["securitySchemes"]) == {"query", "header", "bearer"}
+    without_key = {operation.path for operation in OPERATIONS if not operation.needs_key}
+    assert not any(path.startswith("/v1") for path in without_key)
+
+
+async def test_it_is_served_to_all_and_a_client_that_has_it_is_told_so(api: Client) -> None:
+    response = await api.get("/openapi.json")
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert (await response.json())["info"]["title"] == "Daguerre"
+    etag = response.headers["ETag"]
+    again = await api.get("/openapi.json", headers={"If-None-Match": etag})
+    assert (again.status, await again.read(), again.headers["ETag"]) == (304, b"", etag)
+    other = await api.get("/openapi.json", headers={"If-None-Match": '"another"'})
+    assert other.status == 200
+
+
+async def run_schemathesis(
+    folder: Path, port: int, tenant: Tenant, document: Any, *, phases: str = "examples,coverage,fuzzing,stateful"
+) -> tuple[int, str]:
+    """Send what the document allows, and what it does not, to the service; the exit code and what was printed."""
+    (folder / "openapi.json").write_text(json.dumps(document))
+    (folder / "schemathesis.toml").write_text(
+        f"""
+        base-url = "http://127.0.0.1:{port}"
+        hooks = "tests.schemathesis_hooks"
+        continue-on-failure = true
+        suppress-health-check = ["all"]  # they measure this machine
+        cache.enabled = false
+        auth.openapi.header.api_key = "{tenant.key}"
+
+        [generation]
+        deterministic = true
+        database = "none"
+        max-examples = 20
+        """
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        "schemathesis.toml",
+        "run",
+        "openapi.json",
+        "--no-color",
+        "--phases",
+        phases,
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PICTURE_TYPES": " ".join(MIME_TYPES.values()), "PICTURE_URL": "http://x"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, printed.decode()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_real_answers_are_as_the_document_says(port: int, tenant: Tenant, tmp_path: Path) -> None:
+    code, printed = await run_schemathesis(tmp_path, port, tenant, DOCUMENT)
+    assert code == 0, printed
+
+
+async def test_an_answer_that_the_document_does_not_know_is_noticed(port: int, tenant: Tenant, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["paths"] = {"/v1/account": document["paths"]["/v1/account"]}
+    document["components"]["schemas"]["ShownAccount"]["required"].append("owner")
+    code, printed = await run_schemathesis(tmp_path, port, tenant, document, phases="coverage")
+    assert code == 1, printed
+    assert '"owner" is a required property' in printed
