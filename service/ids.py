@@ -40,7 +40,7 @@ def parse_image_ids(text: str) -> list[ImageId]:
     """One id or several with commas between them, each once, in the order given. At most 20."""
     image_ids: dict[ImageId, None] = {}
     for place, part in enumerate(text.split(","), 1):
-        if _IMAGE_ID.fullmatch(part.strip()) is None:
+        if IMAGE_ID_PATTERN.fullmatch(part.strip()) is None:
             if text == part:
                 raise ServiceError("invalid-id")
             raise ServiceError("invalid-id", f"Id number {place} is malformed; an id has 7 to 16 letters and digits.")

@@ -16,8 +16,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def clean_tags(given: Iterable[str]) -> list[str]:
     """Trimmed, each once, in the order given; empty ones are dropped.
 
-    Raises `invalid-parameter` for more than 20, one of more than 64 characters, one with control characters, and one with
-    a comma, which no query string could name.
+    Raises `invalid-parameter` for more than 20, one of more than 64 characters, one with control characters,
+    and one with a comma, which no query string could name.
     """
     tags = list(dict.fromkeys(tag for tag in (text.strip() for text in given) if tag))
     if len(tags) > MAX_TAGS:

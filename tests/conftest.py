@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import redis as sync_redis
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
 
 from service import jobs
 from service.accounts import create_account
@@ -29,6 +29,7 @@ from service.embedded.valkey import Valkey
 from service.ids import AccountId
 from service.keys import create_key
 from service.settings import Settings
+from tests.samples import jpeg
 from worker.main import make_prober
 from worker.resources import open_resources
 
@@ -179,6 +180,19 @@ async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None
 async def worker(settings: Settings) -> AsyncIterator[None]:
     async with run_worker(settings):
         yield
+
+
+@pytest.fixture
+async def picture_url() -> AsyncIterator[str]:
+    """The address of a picture, for a service with `fetch_allow="127.0.0.0/8"`."""
+
+    async def picture(_: web.Request) -> web.Response:
+        return web.Response(body=jpeg(), content_type="image/jpeg")
+
+    app = web.Application()
+    app.router.add_get("/picture.jpg", picture)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/picture.jpg"))
 
 
 @dataclass(frozen=True)

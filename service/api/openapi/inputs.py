@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from service.api.openapi import examples
 from service.api.openapi.parts import Body, Json, Parameter
 from service.api.openapi.schemas import FLAG, ID, TAGS
+from service.api.search import DEFAULT_LIMIT, MAX_LIMIT
+from service.ids import MAX_IDS
 from service.probes import MIME_TYPES
 
 ID_IN_PATH = Parameter("id", "path", "The image's id.", ID, required=True, example="NKrigl4")
@@ -14,22 +14,14 @@ IDS_IN_PATH = Parameter(
     "id",
     "path",
     "One id, or several with commas between them. One is answered by its object, several by a list in the order asked.",
-    {"type": "array", "items": ID, "minItems": 1, "maxItems": 20},
+    {"type": "array", "items": ID, "minItems": 1, "maxItems": MAX_IDS},
     required=True,
     example=["NKrigl4"],
 )
 
 NEW_TAGS = Parameter("tags", "query", "Comma-separated tags of the new image.", TAGS)
-TAGS_TO_ADD = Parameter(
-    "tags",
-    "query",
-    "Comma-separated tags. An image has at most 20; one too many changes nothing.",
-    TAGS | {"minItems": 1},
-    required=True,
-    example=examples.TAGS,
-)
-TAGS_TO_REMOVE = replace(
-    TAGS_TO_ADD, description="Comma-separated tags. Removing a tag that an image does not have is no error."
+SOME_TAGS = Parameter(
+    "tags", "query", "Comma-separated tags.", TAGS | {"minItems": 1}, required=True, example=examples.TAGS
 )
 
 DETAIL = (
@@ -79,10 +71,33 @@ PICTURE_OR_URL = Body(
     },
 )
 
-_TAGS_ALONE: Json = {
-    "schema": {"type": "object", "required": ["tags"], "properties": {"tags": TAGS | {"minItems": 1}}},
-    "example": {"tags": examples.TAGS},
-}
 TAGS_IN_BODY = Body(
-    "The tags, where they are not in the query string.", {"application/json": _TAGS_ALONE}, required=False
+    "The tags. Without a body they may stand in the query string, as `tags`.",
+    {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["tags"],
+                "properties": {"tags": TAGS | {"minItems": 1}},
+                "additionalProperties": False,
+            },
+            "example": {"tags": examples.TAGS},
+        }
+    },
+)
+
+_MOMENT: Json = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+FILTERS = (
+    Parameter("tags", "query", "Images that have all of these comma-separated tags.", TAGS),
+    Parameter("format", "query", "Images of this format.", {"type": "string", "enum": list(MIME_TYPES)}),
+    Parameter("sha256", "query", "Images of exactly these bytes.", {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}),
+    Parameter("created_after", "query", "Images created at this moment or later; in UTC without a zone.", _MOMENT),
+    Parameter("created_before", "query", "Images created before this moment.", _MOMENT),
+    Parameter(
+        "limit",
+        "query",
+        "How many a page.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+    ),
+    Parameter("cursor", "query", "The `next_cursor` of the page before, with the same filters.", {"type": "string"}),
 )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from service.api.openapi import examples, schemas
-from service.api.openapi.inputs import DETAIL, ID_IN_PATH, NEW_TAGS, PICTURE_OR_URL
-from service.api.openapi.parts import Answer, Json, Operation
-from service.api.representations import ProcessingImage, ReadyImage, ShownAccount
+from dataclasses import replace
 
-_READY = schemas.success(schemas.name_of(ReadyImage))
-_IMAGE_EXAMPLES = {"image": examples.answer(examples.image())}
+from service.api.openapi import examples, schemas
+from service.api.openapi.inputs import (
+    DETAIL,
+    FILTERS,
+    ID_IN_PATH,
+    IDS_IN_PATH,
+    NEW_TAGS,
+    PICTURE_OR_URL,
+    SOME_TAGS,
+    SOURCE_URL,
+    TAGS_IN_BODY,
+)
+from service.api.openapi.parts import Answer, Json, Operation
+from service.api.representations import FoundImages, ProcessingImage, ReadyImage, ShownAccount
 
 # Errors that come together.
 _PICTURE = ("unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "image-lost")
-_STORING = (
+_STORE = (
     "invalid-parameter",
     "upload-too-large",
     "quota-exceeded",
@@ -22,32 +31,54 @@ _STORING = (
     "storage-unavailable",
     *_PICTURE,
 )
+_DOWNLOAD = ()
+_BODY = ("invalid-body", "upload-too-large", "upload-timeout")
 
-# What may be done with an image once it is there.
-_LEADS_TO = ("showImage",)
-
+_PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
+_LEADS_TO = ("showImage", "addTags", "removeTags", "deleteImages")
 _STORED = (
-    Answer("The image is stored.", _READY, _IMAGE_EXAMPLES, leads_to=_LEADS_TO),
+    Answer(
+        "The image is stored.",
+        schemas.success(schemas.name_of(ReadyImage)),
+        {"image": examples.answer(examples.image())},
+        leads_to=_LEADS_TO,
+    ),
     Answer(
         "The image is stored, and no worker has looked at it yet; ask for it again.",
         schemas.success(schemas.name_of(ProcessingImage)),
-        {"processing": examples.answer(examples.PROCESSING)},
+        _PROCESSING,
         status=202,
         leads_to=_LEADS_TO,
     ),
 )
 
-_STATE: Json = {"enum": ["ok", "unavailable"]}
-_READINESS: Json = {
-    "type": "object",
-    "required": ["status", "checks"],
-    "properties": {
-        "status": _STATE,
-        "checks": {"type": "object", "additionalProperties": _STATE},
-    },
-}
 
-OPERATIONS: tuple[Operation, ...] = (
+def _changed(description: str, tags: list[str]) -> Answer:
+    """One image, or a list where several were named."""
+    image = schemas.reference("Image")
+    return Answer(
+        description,
+        schemas.success({"oneOf": [image, {"type": "array", "items": image}]}),
+        {
+            "one": examples.answer(examples.image(tags)),
+            "several": examples.answer([examples.image(tags), examples.image(tags) | {"id": "1Zb0Qx4"}]),
+        },
+        headers=("Cache-Control",),
+    )
+
+
+_CREATE = (
+    Operation(
+        method="GET",
+        path="/v1/images",
+        name="createImageFromUrl",
+        tag="images",
+        summary="Create an image from a URL",
+        description="Fetches the picture and stores it. The caller's key and headers never reach its origin.",
+        parameters=(SOURCE_URL, NEW_TAGS, *DETAIL),
+        answers=_STORED,
+        errors=(*_DOWNLOAD, *_STORE),
+    ),
     Operation(
         method="POST",
         path="/v1/images",
@@ -57,38 +88,120 @@ OPERATIONS: tuple[Operation, ...] = (
         parameters=(NEW_TAGS, *DETAIL),
         body=PICTURE_OR_URL,
         answers=_STORED,
-        errors=("invalid-body", "empty-body", "upload-timeout", "unsupported-content-type", *_STORING),
+        errors=(*_BODY, "empty-body", "unsupported-content-type", *_DOWNLOAD, *_STORE),
     ),
-    Operation(
-        method="GET",
-        path="/v1/images/{id}",
-        name="showImage",
-        tag="images",
-        summary="The metadata of one image",
-        parameters=(ID_IN_PATH, *DETAIL),
-        answers=(
-            Answer(
-                "The image.",
-                schemas.success(schemas.reference("Image")),
-                _IMAGE_EXAMPLES | {"processing": examples.answer(examples.PROCESSING)},
-            ),
-        ),
-        errors=("invalid-id", "invalid-parameter", "image-not-found", *_PICTURE),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/account",
-        name="showAccount",
-        tag="account",
-        summary="How many images are stored, and how much space is left",
-        answers=(
-            Answer(
-                "The account.",
-                schemas.success(schemas.name_of(ShownAccount)),
-                {"account": examples.answer(examples.ACCOUNT)},
-            ),
+)
+
+_SHOW = Operation(
+    method="GET",
+    path="/v1/images/{id}",
+    name="showImage",
+    tag="images",
+    summary="The metadata of one image",
+    parameters=(ID_IN_PATH, *DETAIL),
+    answers=(
+        Answer(
+            "The image.",
+            schemas.success(schemas.reference("Image")),
+            {"image": examples.answer(examples.image()), **_PROCESSING},
         ),
     ),
+    errors=("invalid-id", "invalid-parameter", "image-not-found", *_PICTURE),
+)
+
+_SEARCH = Operation(
+    method="GET",
+    path="/v1/images/search",
+    name="searchImages",
+    tag="images",
+    summary="The account's ready images, newest first",
+    description="The filters can be combined. No page repeats an image or leaves one out that was there all along.",
+    parameters=(*FILTERS, *DETAIL),
+    answers=(
+        Answer(
+            "One page.",
+            schemas.success(schemas.name_of(FoundImages)),
+            {"page": examples.answer({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
+        ),
+    ),
+    errors=("invalid-parameter",),
+)
+
+_DELETE = Operation(
+    method="DELETE",
+    path="/v1/images/{id}",
+    name="deleteImages",
+    tag="images",
+    summary="Delete one image or several",
+    description="All of them, or none: an unknown id fails the call.",
+    parameters=(IDS_IN_PATH, *DETAIL),
+    answers=(_changed("What was deleted.", []),),
+    errors=("invalid-id", "invalid-parameter"),
+)
+
+_ADD_TAGS = Operation(
+    method="PUT",
+    path="/v1/images/{id}/tags",
+    name="addTags",
+    tag="tags",
+    summary="Add tags to one image or several",
+    description="Behind those that an image has; at most 20. One too many, or an unknown id, changes nothing.",
+    parameters=(IDS_IN_PATH, *DETAIL),
+    body=TAGS_IN_BODY,
+    answers=(_changed("The images with their tags.", examples.TAGS),),
+    errors=("invalid-id", "invalid-parameter", "image-not-found", "too-many-tags", *_BODY),
+)
+
+_REMOVE_TAGS = Operation(
+    method="DELETE",
+    path="/v1/images/{id}/tags",
+    name="removeTags",
+    tag="tags",
+    summary="Remove tags from one image or several",
+    description="A tag that an image does not have is no error; an unknown id changes nothing. The tags may also stand "
+    "in a JSON body, as for PUT.",
+    parameters=(IDS_IN_PATH, SOME_TAGS, *DETAIL),
+    answers=(_changed("The images with the tags that are left.", []),),
+    errors=("invalid-id", "invalid-parameter", "image-not-found"),
+)
+
+
+def _as_get(operation: Operation, path: str) -> Operation:
+    """The same by GET, as the original API has it."""
+    return replace(
+        operation,
+        method="GET",
+        path=path,
+        name=f"{operation.name}ByGet",
+        parameters=(IDS_IN_PATH, *(() if operation.tag == "images" else (SOME_TAGS,)), *DETAIL),
+        body=None,
+        errors=tuple(code for code in operation.errors if code not in _BODY),
+        description=f"{operation.description} The answer is never cached, and HEAD is a 405.",
+    )
+
+
+_ACCOUNT = Operation(
+    method="GET",
+    path="/v1/account",
+    name="showAccount",
+    tag="account",
+    summary="How many images are stored, and how much space is left",
+    answers=(
+        Answer(
+            "The account.",
+            schemas.success(schemas.name_of(ShownAccount)),
+            {"account": examples.answer(examples.ACCOUNT)},
+        ),
+    ),
+)
+
+_STATE: Json = {"enum": ["ok", "unavailable"]}
+_READINESS: Json = {
+    "type": "object",
+    "required": ["status", "checks"],
+    "properties": {"status": _STATE, "checks": {"type": "object", "additionalProperties": _STATE}},
+}
+_SERVICE = (
     Operation(
         method="GET",
         path="/healthz",
@@ -112,7 +225,12 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Whether database, queue, storage and at least one worker work",
         answers=(
             Answer("They do.", _READINESS, headers=("Cache-Control",)),
-            Answer("What is `unavailable` does not.", _READINESS, status=503, headers=("Cache-Control", "Retry-After")),
+            Answer(
+                "What is `unavailable` does not.",
+                _READINESS,
+                status=503,
+                headers=("Cache-Control", "Retry-After"),
+            ),
         ),
         needs_key=False,
     ),
@@ -131,4 +249,18 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         needs_key=False,
     ),
+)
+
+OPERATIONS: tuple[Operation, ...] = (
+    _CREATE[1],
+    _SEARCH,
+    _SHOW,
+    _DELETE,
+    _as_get(_DELETE, "/v1/images/{id}/delete"),
+    _ADD_TAGS,
+    _as_get(_ADD_TAGS, "/v1/images/{id}/add_tags"),
+    _REMOVE_TAGS,
+    _as_get(_REMOVE_TAGS, "/v1/images/{id}/remove_tags"),
+    _ACCOUNT,
+    *_SERVICE,
 )

@@ -8,11 +8,16 @@ import msgspec
 
 from service.api import representations
 from service.api.openapi.parts import Json
-from service.api.parameters import MAX_TAG_LENGTH, MAX_TAGS
 from service.ids import IMAGE_ID_PATTERN
+from service.tags import MAX_TAG_LENGTH, MAX_TAGS
 
 _REFERENCE = "#/components/schemas/{name}"
-_SHOWN = [representations.ReadyImage, representations.ProcessingImage, representations.ShownAccount]
+_SHOWN = [
+    representations.ReadyImage,
+    representations.ProcessingImage,
+    representations.ShownAccount,
+    representations.FoundImages,
+]
 
 ID: Json = {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}$"}
 _NOT_IN_TAGS = r",\x00-\x1f\x7f-\x9f\u2028\u2029"
