@@ -19,6 +19,8 @@ from service.api.openapi import examples
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import jpeg
 
+pytestmark = pytest.mark.settings(fetch_allow="127.0.0.0/8")
+
 OCTETS = {"Content-Type": "application/octet-stream"}
 PLAIN = ["id", "width", "height", "filesize", "tags"]
 

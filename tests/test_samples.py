@@ -35,7 +35,7 @@ from tests.seed_samples import (
 )
 from tests.test_protocol import exchange
 
-pytestmark = pytest.mark.usefixtures("worker")
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.settings(fetch_allow="127.0.0.0/8")]
 
 LANGUAGES = [
     pytest.param("curl", marks=pytest.mark.needs("curl")),

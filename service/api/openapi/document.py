@@ -91,6 +91,8 @@ def _describe_parameter(parameter: Parameter) -> Json:
     }
     if parameter.schema.get("type") == "array":
         described |= {"style": "simple" if parameter.place == "path" else "form", "explode": False}
+    if parameter.schema == schemas.FLAG:
+        described["allowEmptyValue"] = True
     if parameter.example is not None:
         described["example"] = parameter.example
     return described

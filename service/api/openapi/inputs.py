@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api.openapi import examples
+from service.api.openapi import examples, schemas
 from service.api.openapi.parts import Body, Json, Parameter
 from service.api.openapi.schemas import FLAG, ID, TAGS
 from service.api.search import DEFAULT_LIMIT, MAX_LIMIT
@@ -20,9 +20,7 @@ IDS_IN_PATH = Parameter(
 )
 
 NEW_TAGS = Parameter("tags", "query", "Comma-separated tags of the new image.", TAGS)
-SOME_TAGS = Parameter(
-    "tags", "query", "Comma-separated tags.", TAGS | {"minItems": 1}, required=True, example=examples.TAGS
-)
+SOME_TAGS = Parameter("tags", "query", "Comma-separated tags.", schemas.SOME_TAGS, required=True, example=examples.TAGS)
 
 DETAIL = (
     Parameter("with_exif", "query", "Adds `exif`.", FLAG),
@@ -59,11 +57,13 @@ _URL_AND_TAGS: Json = {
         "type": "object",
         "required": ["url"],
         "properties": {"url": SOURCE_URL.schema, "tags": TAGS},
+        "additionalProperties": False,
     },
     "example": {"url": examples.SOURCE_URL, "tags": ["car"]},
 }
 PICTURE_OR_URL = Body(
-    "The bytes of one picture, or one file in a form (whatever the field is called), or in JSON where the picture is.",
+    "The bytes of one picture, or one file in a form (whatever the field is called), or in JSON where the picture is. "
+    "Tags may stand in the JSON or in the query string, not in both.",
     {
         "application/octet-stream": {},
         **{kind: {} for kind in sorted(MIME_TYPES.values())},
@@ -78,7 +78,7 @@ TAGS_IN_BODY = Body(
             "schema": {
                 "type": "object",
                 "required": ["tags"],
-                "properties": {"tags": TAGS | {"minItems": 1}},
+                "properties": {"tags": schemas.SOME_TAGS},
                 "additionalProperties": False,
             },
             "example": {"tags": examples.TAGS},

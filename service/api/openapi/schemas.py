@@ -20,13 +20,10 @@ _SHOWN = [
 ]
 
 ID: Json = {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}$"}
-_NOT_IN_TAGS = r",\x00-\x1f\x7f-\x9f\u2028\u2029"
-TAG: Json = {
-    "type": "string",
-    "maxLength": MAX_TAG_LENGTH,
-    "pattern": rf"^[^\s{_NOT_IN_TAGS}][^{_NOT_IN_TAGS}]*$",
-}
+# A blank one is left out.
+TAG: Json = {"type": "string", "maxLength": MAX_TAG_LENGTH, "pattern": r"^[^,\x00-\x1f\x7f-\x9f\u2028\u2029]*$"}
 TAGS: Json = {"type": "array", "items": TAG, "maxItems": MAX_TAGS}
+SOME_TAGS: Json = TAGS | {"minItems": 1, "contains": {"type": "string", "pattern": r"\S"}}
 FLAG: Json = {"type": "boolean", "default": False}
 
 
