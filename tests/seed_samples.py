@@ -41,6 +41,12 @@ class Call:
 
 _TAGS = {"tags": ",".join(examples.TAGS)}
 
+CREATE_FROM_URL = Call(
+    "Create image from URL",
+    "/images",
+    examples.answer(examples.image()),
+    query={"key": "YOUR_API_KEY", "url": SOURCE_URL},
+)
 CREATE = Call("Create image from file/data", "/images", examples.answer(examples.image()), method="post")
 SHOW = Call("Get existing image metadata", "/images/{IMAGE_ID}", examples.answer(examples.image()))
 DELETE = Call("Delete an image", "/images/{IMAGE_ID}/delete", examples.answer(examples.image()))
@@ -55,7 +61,7 @@ REMOVE_TAGS = Call(
 )
 ACCOUNT = Call("Get account details", "/account", examples.answer(examples.ACCOUNT))
 
-CALLS = (CREATE, SHOW, DELETE, ADD_TAGS, REMOVE_TAGS, ACCOUNT)
+CALLS = (CREATE_FROM_URL, CREATE, SHOW, DELETE, ADD_TAGS, REMOVE_TAGS, ACCOUNT)
 
 
 def _curl(call: Call) -> str:

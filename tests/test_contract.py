@@ -63,8 +63,8 @@ def caller(api: Client, tenant: Tenant, picture_url: str) -> Caller:
     return Caller(api, tenant.key, picture_url)
 
 
-in_every_answer = pytest.mark.parametrize("about", ["file", "show"])
-in_both_ways = pytest.mark.parametrize("way", ["file"])
+in_every_answer = pytest.mark.parametrize("about", ["url", "file", "show"])
+in_both_ways = pytest.mark.parametrize("way", ["url", "file"])
 with_worker = pytest.mark.usefixtures("worker")
 
 
@@ -118,6 +118,7 @@ async def test_authentication_any_of_the_methods_will_do(api: Client, tenant: Te
 @pytest.mark.parametrize(
     "path",
     [
+        "/images?url=http://example.com/a.jpg",
         "/images/NKrigl4",
         "/images/NKrigl4/delete",
         "/images/NKrigl4/add_tags?tags=dog",
@@ -165,6 +166,26 @@ async def test_create_saves_the_image_in_hosted_storage(caller: Caller, way: str
     _, account = await caller.get("/account")
     assert account["response"]["num_images"] == 1
     assert account["response"]["storage"]["used"] == len(jpeg())
+
+
+async def test_create_from_url_requires_the_url(caller: Caller) -> None:
+    """`url` is required."""
+    status, answer = await caller.get("/images")
+    assert (status, answer["error"]["code"]) == (400, "invalid-parameter")
+
+
+async def test_create_from_url_takes_http_and_https_alone(caller: Caller) -> None:
+    """The source is accessible via an HTTP or HTTPS URL."""
+    for url in ("ftp://example.com/a.jpg", "file:///etc/passwd", "a.jpg"):
+        status, answer = await caller.get("/images", url=url)
+        assert (status, answer["error"]["code"]) == (400, "invalid-url"), url
+
+
+@pytest.mark.settings(fetch_allow="")
+async def test_create_from_url_takes_publicly_accessible_sources_alone(caller: Caller) -> None:
+    """The source is publicly accessible."""
+    status, answer = await caller.get("/images", url=caller.picture_url)
+    assert (status, answer["error"]["code"]) == (400, "url-not-allowed")
 
 
 @with_worker

@@ -22,6 +22,7 @@ from tests.seed_samples import (
     BASE_URL,
     CALLS,
     CREATE,
+    CREATE_FROM_URL,
     DELETE,
     IMAGE_FILE,
     REMOVE_TAGS,
@@ -136,6 +137,7 @@ async def test_every_sample_answers_the_shape_that_is_shown(reader: Reader, lang
 async def test_curl_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
     image_id = await reader.create()
     for call, code in (
+        (CREATE_FROM_URL, "invalid-parameter"),  # the shell sent what stands before the &
         (CREATE, "empty-body"),
         (ADD_TAGS, "unauthorized"),
         (REMOVE_TAGS, "unauthorized"),
@@ -165,7 +167,7 @@ PAGE = "Origin: https://page.example\r\nAccept: */*\r\n"
 
 async def test_jquery_puts_two_question_marks_before_its_query(reader: Reader) -> None:
     image_id = await reader.create()
-    for call in (SHOW, ACCOUNT, ADD_TAGS, REMOVE_TAGS, DELETE):
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, ADD_TAGS, REMOVE_TAGS, DELETE):
         repaired = {"key": "YOUR_API_KEY", **call.query}
         target = f"/v1{call.path}??{urlencode(repaired)}"
         status, answer = await reader.send(call, target, PAGE, image_id=image_id)
@@ -192,7 +194,7 @@ RUBY = "Accept: */*\r\nAccept-Encoding: gzip;q=1.0,deflate;q=0.6,identity;q=0.3\
 @pytest.mark.parametrize("headers", [JAVA, RUBY], ids=["java", "ruby"])
 async def test_java_and_ruby_send_what_curl_sends(reader: Reader, headers: str) -> None:
     image_id = await reader.create()
-    for call in (SHOW, ACCOUNT, DELETE):
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, headers, image_id=image_id)
         assert (status, shape(answer)) == (200, shape(call.answer)), call.name
     for call in (ADD_TAGS, REMOVE_TAGS):  # without a key
@@ -212,6 +214,6 @@ async def test_java_and_ruby_are_told_that_they_upload_no_picture(reader: Reader
 
 async def test_the_requests_that_are_shown_as_http_name_the_whole_url(reader: Reader) -> None:
     image_id = await reader.create()
-    for call in (SHOW, ACCOUNT, DELETE):
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, "Accept: application/json\r\n", image_id=image_id)
         assert (status, shape(answer)) == (200, shape(call.answer)), call.name

@@ -68,6 +68,7 @@ PICTURE_OR_URL = Body(
         "application/octet-stream": {},
         **{kind: {} for kind in sorted(MIME_TYPES.values())},
         "multipart/form-data": _FORM,
+        "application/json": _URL_AND_TAGS,
     },
 )
 

@@ -31,7 +31,14 @@ _STORE = (
     "storage-unavailable",
     *_PICTURE,
 )
-_DOWNLOAD = ()
+_DOWNLOAD = (
+    "invalid-url",
+    "url-not-allowed",
+    "origin-not-found",
+    "origin-refused",
+    "origin-too-slow",
+    "not-an-image",
+)
 _BODY = ("invalid-body", "upload-too-large", "upload-timeout")
 
 _PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
@@ -252,7 +259,7 @@ _SERVICE = (
 )
 
 OPERATIONS: tuple[Operation, ...] = (
-    _CREATE[1],
+    *_CREATE,
     _SEARCH,
     _SHOW,
     _DELETE,
