@@ -243,6 +243,22 @@ _SERVICE = (
     ),
     Operation(
         method="GET",
+        path="/metrics",
+        name="showMetrics",
+        tag="service",
+        summary="What Prometheus scrapes",
+        answers=(
+            Answer(
+                "Counters and gauges in Prometheus's text format.",
+                {"type": "string"},
+                media_type="text/plain",
+                headers=("Cache-Control",),
+            ),
+        ),
+        needs_key=False,
+    ),
+    Operation(
+        method="GET",
         path="/openapi.json",
         name="showOpenapi",
         tag="service",
