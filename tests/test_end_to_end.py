@@ -227,7 +227,7 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(daguerre: Dag
     assert await kept.connection.fetchval("select crashes from images") == 1
 
 
-@pytest.mark.settings(probe_timeout_s=1)
+@pytest.mark.settings(probe_timeout_s=1, wait_s=15)
 async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
