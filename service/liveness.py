@@ -5,6 +5,7 @@ Neither answer depends on the other side: with /readyz, which needs a worker, a 
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 from service import jobs
@@ -15,7 +16,7 @@ from service.settings import Settings
 
 async def find_api_problem(settings: Settings) -> str | None:
     """One sentence, or None while an API process answers."""
-    answer = listening.get_from(settings.host, settings.port, "/healthz")
+    answer = await asyncio.to_thread(listening.get_from, settings.host, settings.port, "/healthz")
     if answer.status == 200:
         return None
     return f"The API on {settings.host}, port {settings.port}, does not answer"

@@ -48,6 +48,7 @@ _STORED = (
         "The image is stored.",
         schemas.success(schemas.name_of(ReadyImage)),
         {"image": examples.answer(examples.image())},
+        headers=("Cache-Control",),
         leads_to=_LEADS_TO,
     ),
     Answer(
@@ -55,6 +56,7 @@ _STORED = (
         schemas.success(schemas.name_of(ProcessingImage)),
         _PROCESSING,
         status=202,
+        headers=("Cache-Control",),
         leads_to=_LEADS_TO,
     ),
 )
