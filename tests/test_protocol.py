@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from service.api.app import create_app
-from service.api.protocol import Runner
+from service.api.protocol import HttpConnection, Runner
 from service.settings import Settings
 from tests.conftest import Tenant
 from tests.samples import jpeg
@@ -38,6 +38,26 @@ async def test_a_method_in_lower_case_works(port: int, tenant: Tenant, method: s
     )
     assert status == 200
     assert json.loads(body)["response"]["num_images"] == 0
+
+
+async def test_a_method_in_lower_case_works_however_early_it_arrives(
+    port: int, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = f"get /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    connection_made = HttpConnection.connection_made
+
+    def receive_at_once(self: HttpConnection, transport: asyncio.BaseTransport) -> None:
+        connection_made(self, transport)
+        self.data_received(request)  # before the connection's task has begun
+        self.data_received(request)  # before the first one is answered
+
+    monkeypatch.setattr(HttpConnection, "connection_made", receive_at_once)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"}}}")
+    writer.close()
 
 
 @pytest.mark.usefixtures("worker")

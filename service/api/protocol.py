@@ -13,7 +13,8 @@ import time
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
@@ -29,26 +30,28 @@ _LOWER_METHOD = re.compile(rb"[A-Za-z]*[a-z][A-Za-z]*(?= (?:/|https?://))")
 
 
 class HttpConnection(RequestHandler):
-    __slots__ = ("_head_begun",)
+    __slots__ = ("_body", "_head_begun")
 
     def __init__(self, manager: Server, **options: Any) -> None:
         super().__init__(manager, **options)
+        self._body: StreamReader = EMPTY_PAYLOAD
         self._head_begun = False
 
     def data_received(self, data: bytes) -> None:
         """Upper-case the method of a request (the API's samples have `curl -X get`), never a byte of a body."""
-        idle = self._is_idle()
-        if idle and not self._head_begun and (method := _LOWER_METHOD.match(data)) is not None:
+        body, requests = self._body, self._request_count
+        # Told by what has arrived and not by what is done about it, which lags behind: the first bytes may be here
+        # before the task that handles the connection has begun.
+        in_body = not body.is_eof()
+        if not in_body and not self._head_begun and (method := _LOWER_METHOD.match(data)) is not None:
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
-        if idle:
-            self._head_begun = not self._messages
-        elif self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self._current_request is not None:
-            # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
-            self._current_request.content.set_exception(RequestPayloadError("malformed body"))
-
-    def _is_idle(self) -> bool:
-        return self._waiter is not None and not self.is_busy()
+        self._head_begun = not in_body and self._request_count == requests
+        if self._request_count > requests:
+            message, self._body = self._messages[-1]
+            if in_body and isinstance(message, _ErrInfo):
+                # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
+                body.set_exception(RequestPayloadError("malformed body"))
 
     def is_busy(self) -> bool:
         return self._current_request is not None or bool(self._messages)
