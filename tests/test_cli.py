@@ -113,7 +113,7 @@ def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
 def test_a_storage_that_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "storage"
-    done = daguerre(*arguments, DAGUERRE_STORAGE=str(folder))
+    done = daguerre(*arguments, DAGUERRE_STORAGE=str(folder), DAGUERRE_METRICS=str(tmp_path / "metrics"))
     assert done.returncode == 1
     assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {folder} cannot be used: not a directory\n"
 
