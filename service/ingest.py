@@ -49,7 +49,7 @@ class Ingest:
         with self.replies.expect(new.id, account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
             with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
-                async with asyncio.timeout(min(self.wait_s, _ENQUEUE_TIMEOUT_S)):
+                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
                     await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
             image = await waiter.wait(deadline - time.monotonic())
         if image is not None and image.error is not None:

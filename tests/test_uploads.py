@@ -45,6 +45,15 @@ async def test_an_upload_answers_the_shape_of_the_contract(api: Client, tenant: 
     }
 
 
+@pytest.mark.settings(wait_s=0)
+async def test_an_upload_that_waits_for_nothing_is_enqueued_all_the_same(
+    api: Client, tenant: Tenant, burst: RunBurst
+) -> None:
+    status, answer = await upload(api, tenant, jpeg(64, 48))
+    assert (status, answer["response"]["status"]) == (202, "processing")
+    assert (await burst()).complete == 1
+
+
 @pytest.mark.usefixtures("worker")
 async def test_the_stored_file_has_the_bytes_that_were_sent(api: Client, tenant: Tenant, settings: Settings) -> None:
     body = jpeg(640, 480)
