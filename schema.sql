@@ -1,5 +1,11 @@
--- Daguerre's tables. Applied at every start under an advisory lock, so every statement can run again;
--- a later version changes a table with `alter table … add column if not exists`.
+-- Daguerre's tables. Applied under an advisory lock at the first start of each version of this file, so every
+-- statement can run again; a later version changes a table with `alter table … add column if not exists`.
+
+-- The SHA-256 of this file as it was applied last: a start that finds it applied locks nothing.
+create table if not exists applied_schema (
+    digest     bytea not null,
+    applied_at timestamptz not null default now()
+);
 
 create table if not exists accounts (
     id           bigint generated always as identity primary key,

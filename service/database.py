@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,9 +18,13 @@ from service.errors import ServiceError
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 _ACQUIRE_TIMEOUT_S = 2
-_COMMAND_TIMEOUT_S = 10
+# Of a statement for a client. A server that vanished without a word is noticed by it.
+_COMMAND_TIMEOUT_S = 5
 _SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
 _SCHEMA_LOCK = 0xDA60E88E
+_SCHEMA_LOCK_TIMEOUT_S = 2
+_SCHEMA_TRIES = 20
+_SCHEMA_PAUSE_S = 3
 
 # What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
 # the same statement may work a moment later.
@@ -55,12 +60,14 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, connections: int) -> AsyncIterator[Database]:
+    async def open(
+        cls, url: str, *, connections: int, command_timeout_s: float = _COMMAND_TIMEOUT_S
+    ) -> AsyncIterator[Database]:
         pool = await asyncpg.create_pool(
             url,
             min_size=0,  # a database that is away at the start is no reason to end: /readyz tells
             max_size=connections,
-            command_timeout=_COMMAND_TIMEOUT_S,
+            command_timeout=command_timeout_s,
             timeout=_ACQUIRE_TIMEOUT_S,
             init=_prefer_order,
             reset=_keep_session,
@@ -101,15 +108,34 @@ async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Re
 
 
 async def apply_schema(url: str, *, patience_s: float = 0) -> None:
-    """Create or update the tables; safe to run from several processes at once, and again.
+    """Create or update the tables, unless that is done; safe to run from several processes at once, and again.
 
     `patience_s` is how long a server that is not there yet is waited for.
     """
+    schema = _SCHEMA.read_bytes()
+    digest = hashlib.sha256(schema).digest()
     connection = await _connect(url, patience_s)
     try:
-        async with connection.transaction():
-            await connection.execute("set local lock_timeout = '30s'")
-            await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-            await connection.execute(_SCHEMA.read_text(encoding="utf-8"))
+        for tries_left in reversed(range(_SCHEMA_TRIES)):
+            try:
+                return await _apply_once(connection, schema.decode(), digest)
+            except asyncpg.LockNotAvailableError:
+                if not tries_left:
+                    raise
+            await asyncio.sleep(_SCHEMA_PAUSE_S)
     finally:
         await connection.close()
+
+
+async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: str, digest: bytes) -> None:
+    async with connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
+        if await connection.fetchval("select to_regclass('applied_schema')") is not None and await connection.fetchval(
+            "select exists (select from applied_schema where digest = $1)", digest
+        ):
+            return
+        # What waits for a table, behind a vacuum perhaps, makes all others wait behind it: only for a moment.
+        await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
+        await connection.execute(schema)
+        await connection.execute("delete from applied_schema")
+        await connection.execute("insert into applied_schema (digest) values ($1)", digest)

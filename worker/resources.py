@@ -19,6 +19,9 @@ from service.settings import Settings
 from service.storage.disk import DiskStorage
 from worker.children import Children
 
+# The sum over a large account may take a while, and nobody waits for it.
+_COMMAND_TIMEOUT_S = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -36,7 +39,11 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
     storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database.open(settings.database_url, connections=settings.database_connections)
+            Database.open(
+                settings.database_url,
+                connections=settings.database_connections,
+                command_timeout_s=_COMMAND_TIMEOUT_S,
+            )
         )
         findings = Batcher(partial(mark_ready, database))
         await stack.enter_async_context(running(findings.run()))
