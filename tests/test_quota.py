@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 
 from service.accounts import load_account
@@ -14,6 +15,7 @@ from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
+from service.images import inserts
 from service.images.inserts import IdTaken, insert_pending
 from service.images.outcomes import mark_failed
 from service.images.records import NewImage
@@ -80,6 +82,27 @@ async def test_an_id_that_is_taken_is_told_apart_and_charges_nothing(
     assert outcomes[1] is None
     assert await stored(connection, account.id) == (40, 2)
     assert (await load_account(connection, account.id)).used_bytes == 40
+
+
+async def test_an_error_of_one_image_does_not_speak_for_those_that_are_inserted(
+    database: Database, connection: Any, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await new_tenant(max_bytes=100)
+    first, second = new_image(account.id, 100), new_image(account.id, 50)
+    insert = inserts._insert
+
+    async def fail_once(connection: Any, images: Sequence[NewImage]) -> set[str]:
+        if list(images) == [second]:
+            raise asyncpg.InternalServerError("a corrupt page")
+        return await insert(connection, images)
+
+    monkeypatch.setattr(inserts, "_insert", fail_once)
+    batcher = Batcher(partial(insert_pending, database))
+    async with running(batcher.run()):
+        outcomes = await asyncio.gather(batcher.submit(first), batcher.submit(second), return_exceptions=True)
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], asyncpg.InternalServerError)
+    assert await stored(connection, account.id) == (100, 1)
 
 
 async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(

@@ -174,3 +174,15 @@ async def test_a_file_that_stays_missing_is_told_and_never_removed_if_it_comes_b
     assert shown.status == 410
     assert (await shown.json())["error"]["code"] == "image-lost"
     assert await connection.fetchval("select count(*) from removals") == 0
+
+
+async def test_a_whole_backlog_that_was_lost_is_enqueued_again_at_once(
+    resources: Resources, connection: Any, tenant: Tenant
+) -> None:
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, created_at) select 'AAAA' || n, $1, 10, '',"
+        " date_trunc('second', now()) - interval '1 minute' from generate_series(100, 1299) as n",
+        tenant.id,
+    )
+    await sweep({"resources": resources})
+    assert await resources.redis.zcard(PROBE_QUEUE) == 1200

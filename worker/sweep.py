@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from service.images.leftovers import list_existing, list_overdue, purge_failed
+from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
 from service.metrics import metrics
 from service.removals import list_removals, remove_files
 from worker.resources import Resources
@@ -21,6 +21,7 @@ _ABANDONED_S = 3600
 _REMOVAL_S = 30
 _TELL_FAILURE_S = 24 * 3600
 _AT_ONCE = 500
+_MOST_PAGES = 40
 
 
 async def sweep(ctx: dict[str, Any]) -> None:
@@ -34,12 +35,21 @@ async def sweep(ctx: dict[str, Any]) -> None:
 
 
 async def _enqueue_overdue(worker: Resources) -> None:
-    async with worker.database.connection() as connection:
-        overdue = await list_overdue(connection, _OVERDUE_S, _AT_ONCE)
-    if overdue:
-        enqueued = await worker.jobs.enqueue_again(overdue)
-        metrics.sweep_enqueued.inc(enqueued)
-        log.info("sweep.overdue", images=len(overdue), enqueued=enqueued)
+    """All of them, also behind those that stand in the queue still: after a lost queue that is the whole backlog."""
+    last: Overdue | None = None
+    seen = enqueued = 0
+    for _ in range(_MOST_PAGES):
+        async with worker.database.connection() as connection:
+            overdue = await list_overdue(connection, _OVERDUE_S, _AT_ONCE, last)
+        if overdue:
+            last = overdue[-1]
+            seen += len(overdue)
+            enqueued += await worker.jobs.enqueue_again([image.id for image in overdue])
+        if len(overdue) < _AT_ONCE:
+            break
+    metrics.sweep_enqueued.inc(enqueued)
+    if seen:
+        log.info("sweep.overdue", images=seen, enqueued=enqueued)
 
 
 async def _settle_abandoned(worker: Resources) -> None:

@@ -74,6 +74,6 @@ async def _insert_alone(database: Database, image: NewImage) -> Exception | None
             inserted = await _insert(connection, [image])
     except asyncpg.UniqueViolationError:
         return IdTaken(image.id)
-    except ServiceError as error:  # it must not speak for those that are inserted
+    except Exception as error:  # it must not speak for those that are inserted
         return error
     return None if inserted else ServiceError("quota-exceeded")

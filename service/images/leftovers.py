@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
 
 from service.database import Connection
 from service.ids import ImageId
+
+
+class Overdue(NamedTuple):
+    created_at: datetime
+    id: ImageId
+
 
 _EXISTING = "select id from images where id = any($1) and state <> 'failed'"
 
@@ -16,14 +24,17 @@ async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) ->
 
 
 _OVERDUE = """
-select id from images where state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
-order by created_at limit $2
+select created_at, id from images
+where state <> 'ready' and state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
+    and ($3::timestamptz is null or (created_at, id) > ($3, $4))
+order by created_at, id limit $2
 """
 
 
-async def list_overdue(connection: Connection, age_s: float, limit: int) -> list[ImageId]:
-    """The oldest images that have been pending for longer than `age_s`."""
-    return [ImageId(row[0]) for row in await connection.fetch(_OVERDUE, age_s, limit)]
+async def list_overdue(connection: Connection, age_s: float, limit: int, after: Overdue | None = None) -> list[Overdue]:
+    """The oldest images that have been pending for longer than `age_s`, in order; those behind `after`."""
+    rows = await connection.fetch(_OVERDUE, age_s, limit, *(after or (None, None)))
+    return [Overdue(row[0], ImageId(row[1])) for row in rows]
 
 
 _PURGE_FAILED = """
