@@ -216,3 +216,58 @@ async def test_a_body_that_was_not_asked_for_is_not_taken_for_a_request(port: in
         port, b"POST /v1/images HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
     )
     assert headers["connection"] == "close"
+
+
+async def test_letters_without_end_hold_nobody_up(port: int) -> None:
+    writers = []
+    for piece in (b"x" * 32_000, b"GET /" + b"x" * 7_000, b"x" * 256_000, b"GET / HTTP/1.1\r\nX: "):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+        writer.write(b"x" * 256_000)
+        writers.append(writer)
+    async with asyncio.timeout(2):
+        assert (await exchange(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+    for writer in writers:
+        writer.close()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_method_in_lower_case_works_after_a_body_too(port: int, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = jpeg()
+    post = (
+        f"post /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-Api-Key: {tenant.key}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    get = f"get /v1/account HTTP/1.1\r\nHost: x\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode()
+    for request in (post, post, get, post):
+        writer.write(request)
+        async with asyncio.timeout(5):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert head.startswith("HTTP/1.1 200"), head
+            await reader.readexactly(int(head.lower().split("content-length: ")[1].split()[0]))
+    writer.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/nowhere"])
+async def test_a_body_that_breaks_its_framing_or_encoding_is_no_error_of_the_server(
+    port: int, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n".encode()
+    for pieces in (
+        (head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", b"zz\r\n"),
+        (head + b"Content-Encoding: gzip\r\nContent-Length: 50\r\n\r\n" + b"x" * 10, b"\1" * 40),
+    ):
+        status, _, _ = await exchange(port, *pieces)
+        assert status in (401, 404)
+        await asyncio.sleep(0.1)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_key_in_the_place_of_the_request_id_is_not_taken_up(port: int, tenant: Tenant, capfd: Any) -> None:
+    _, headers, _ = await exchange(
+        port, f"GET /v1/account HTTP/1.1\r\nHost: x\r\nX-Request-Id: {tenant.key}\r\n\r\n".encode()
+    )
+    out, err = capfd.readouterr()
+    assert tenant.key not in headers["x-request-id"] + out + err

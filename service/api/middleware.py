@@ -20,7 +20,7 @@ log = structlog.get_logger("service.api")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID = web.RequestKey("request_id", str)
-_ACCEPTED_ID = re.compile(r"[0-9A-Za-z._-]{1,64}")
+_ACCEPTED_ID = re.compile(rf"(?!{KEY_PATTERN.pattern}$)[0-9A-Za-z._-]{{1,64}}")  # a key in this place is not logged
 _QUIET = frozenset({"/healthz", "/metrics", "/readyz"})
 
 

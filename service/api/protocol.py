@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
@@ -26,7 +27,8 @@ log = structlog.get_logger("service.api")
 
 _LOOK_S = 0.05
 
-_LOWER_METHOD = re.compile(rb"[A-Za-z]*[a-z][A-Za-z]*(?= (?:/|https?://))")
+# Bounded, so that it costs nothing on a stream of letters.
+_METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
 
 
 class HttpConnection(RequestHandler):
@@ -43,10 +45,11 @@ class HttpConnection(RequestHandler):
         # Told by what has arrived and not by what is done about it, which lags behind: the first bytes may be here
         # before the task that handles the connection has begun.
         in_body = not body.is_eof()
-        if not in_body and not self._head_begun and (method := _LOWER_METHOD.match(data)) is not None:
+        if not in_body and not self._head_begun and (method := _METHOD.match(data)) and not method[0].isupper():
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
-        self._head_begun = not in_body and self._request_count == requests
+        if data:  # aiohttp calls this with nothing to go on after a pause
+            self._head_begun = not in_body and self._request_count == requests
         if self._request_count > requests:
             message, self._body = self._messages[-1]
             if in_body and isinstance(message, _ErrInfo):
@@ -70,6 +73,14 @@ class HttpConnection(RequestHandler):
         if unread or (isinstance(self._manager, DrainingServer) and self._manager.draining):
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """A body that breaks its own framing or encoding is the client's, also where aiohttp only reads past it."""
+        error = options.get("exc_info")
+        if isinstance(error, (HttpProcessingError, RequestPayloadError)):
+            log.info("request.refused", error=type(error).__name__)
+        else:
+            super().log_exception(*args, **options)
 
     def handle_error(
         self,
