@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from yarl import URL
@@ -20,6 +20,7 @@ from service.addresses import AllowedAddresses
 from service.downloads.connections import GuardedResolver
 from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
+from service.ingest import Ingest
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads import UploadLimits
@@ -376,6 +377,41 @@ async def test_a_client_that_goes_away_ends_its_download(
     assert await connection.fetchval("select count(*) from images") == 0
 
 
+@pytest.mark.settings(fetch_allow="127.0.0.1", downloads_in_flight=1, wait_s=0)
+async def test_a_client_that_goes_away_gives_its_place_back_though_the_origin_is_silent(
+    port: int, tenant: Tenant, serve: Serve
+) -> None:
+    asked = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.sleep(5)
+        return web.Response()
+
+    silent, origin = await serve(hang), await serve(picture)
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET /v1/images?key={tenant.key}&url={silent} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await asked.wait()
+    writer.close()
+    address = f"http://127.0.0.1:{port}/v1/images"
+    async with asyncio.timeout(2), ClientSession() as session:
+        while (await session.get(address, params={"key": tenant.key, "url": str(origin)})).status != 202:
+            await asyncio.sleep(0.1)
+
+
+@LOCAL
+async def test_why_a_picture_from_a_url_was_not_stored_is_logged(
+    api: Client, tenant: Tenant, serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise ServiceError("database-unavailable") from OSError("the cable is out")
+
+    monkeypatch.setattr(Ingest, "store", fail)
+    assert await refusal(api, tenant, await serve(picture)) == (503, "database-unavailable")
+    out, err = capfd.readouterr()
+    assert "the cable is out" in out + err
+
+
 # Where no request may go
 
 
@@ -656,7 +692,11 @@ async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -
 async def test_the_log_holds_nothing_of_the_url(
     api: Client, tenant: Tenant, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for url in ("http://user-secret.invalid/path-secret?token=query-secret", "http://a..b/path-secret?query-secret"):
+    for url in (
+        "http://user-secret.invalid/path-secret?token=query-secret",
+        "http://a..b/path-secret?query-secret",
+        "http://user:p\u2105secret@example.com/",
+    ):
         await refusal(api, tenant, url)
     printed = capsys.readouterr()
     assert "OriginFailure" in printed.out + printed.err

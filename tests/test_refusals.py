@@ -195,6 +195,53 @@ async def test_a_wrong_key_is_refused_before_100_continue(api: Client) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "length", "key", "status"),
+    [
+        ("PUT", "/v1/images/AAAAAAA/tags", 20, "nonsense", 401),
+        ("DELETE", "/v1/images/AAAAAAA/tags", 20, "nonsense", 401),
+        ("PUT", "/v1/images/AAAAAAA/tags", 65_537, None, 413),
+        ("POST", "/v1/images", 65_537, None, 413),
+    ],
+)
+async def test_json_is_not_asked_for_that_would_not_be_read(
+    api: Client, tenant: Tenant, method: str, path: str, length: int, key: str | None, status: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+        f"X-Api-Key: {key or tenant.key}\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(2):
+        assert (await reader.readline()).startswith(f"HTTP/1.1 {status} ".encode())
+    writer.close()
+
+
+async def test_json_is_asked_for_where_the_client_waits_to_be_asked(api: Client, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    body = b'{"tags": ["a"]}'
+    writer.write(
+        b"PUT /v1/images/AAAAAAA/tags HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        + f"Content-Length: {len(body)}\r\nX-Api-Key: {tenant.key}\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(2):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    writer.close()
+
+
+async def test_a_key_that_was_sent_as_a_field_of_json_is_not_repeated(
+    api: Client, tenant: Tenant, capfd: pytest.CaptureFixture[str]
+) -> None:
+    response = await api.post("/v1/images", json={"url": "x", tenant.key: 1}, headers=tenant.headers)
+    status, code, message = await error_of(response)
+    assert (status, code) == (400, "invalid-body")
+    assert "[key]" in message
+    out, err = capfd.readouterr()
+    assert tenant.key not in message + out + err
+
+
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.settings(upload_idle_timeout_s=0.2)
 async def test_a_body_that_stops_arriving_is_a_408(api: Client, tenant: Tenant) -> None:

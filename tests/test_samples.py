@@ -175,6 +175,13 @@ async def test_jquery_puts_two_question_marks_before_its_query(reader: Reader) -
         assert shape(answer) == shape(call.answer), call.name
 
 
+async def test_a_value_behind_two_question_marks_is_decoded_once(reader: Reader) -> None:
+    image_id = await reader.create()
+    target = f"/v1/images/{image_id}/add_tags??{urlencode({'key': reader.key, 'tags': 'a%2Cb,100%25,a+b'})}"
+    status, answer = await reader.send(ADD_TAGS, target, PAGE)
+    assert (status, answer["response"]["tags"]) == (200, ["a%2Cb", "100%25", "a+b"])
+
+
 async def test_jquery_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
     for call in (ADD_TAGS, REMOVE_TAGS):
         status, answer = await reader.send(call, f"/v1{call.path}??{urlencode(call.query)}", PAGE, image_id="NKrigl4")

@@ -32,9 +32,9 @@ def create_app(settings: Settings) -> web.Application:
     route.add_get("/v1/images/{id}", images.show)
     route.add_delete("/v1/images/{id}", images.delete)
     route.add_get("/v1/images/{id}/delete", images.delete, allow_head=False)
-    route.add_put("/v1/images/{id}/tags", tags.add)
+    route.add_put("/v1/images/{id}/tags", tags.add, expect_handler=expect_later)
     route.add_get("/v1/images/{id}/add_tags", tags.add, allow_head=False)
-    route.add_delete("/v1/images/{id}/tags", tags.remove)
+    route.add_delete("/v1/images/{id}/tags", tags.remove, expect_handler=expect_later)
     route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
 

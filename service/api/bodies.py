@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
@@ -12,10 +13,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from service.errors import ServiceError
+from service.ids import KEY_PATTERN
 
 Value = TypeVar("Value")
 
 _CHUNK_BYTES = 64 * 1024
+_LOOK_S = 0.5
 _MAX_JSON_BYTES = 64 * 1024
 # What surrounds the file in a form: boundaries and the part's headers.
 _FORM_OVERHEAD_BYTES = 16 * 1024
@@ -40,7 +43,7 @@ def declared_length(request: web.Request) -> int | None:
 
 
 async def expect_later(_: web.Request) -> None:
-    """aiohttp's `expect_handler` of upload routes: they send the 100 Continue themselves, once the body is let in."""
+    """aiohttp's `expect_handler` of routes with a body: it is let in only after a look at the key and the length."""
 
 
 async def let_continue(request: web.Request) -> None:
@@ -88,12 +91,26 @@ def _is_binary(part: BodyPartReader) -> bool:
     return kind == "application/octet-stream" or kind.startswith("image/")
 
 
-async def while_connected(request: web.Request, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What comes from elsewhere while somebody waits for it. Raises ConnectionResetError once the client is gone."""
-    async for chunk in source:
-        if request.transport is None:
-            raise ConnectionResetError("the client is gone")
-        yield chunk
+@asynccontextmanager
+async def while_connected(request: web.Request) -> AsyncIterator[None]:
+    """For work that nobody needs once the client is gone: it is cancelled then, and ConnectionResetError raised."""
+    scope = asyncio.timeout(None)
+
+    async def watch() -> None:
+        while request.transport is not None:  # noqa: ASYNC110 - aiohttp tells nobody
+            await asyncio.sleep(_LOOK_S)
+        scope.reschedule(0)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async with scope:
+            yield
+    except TimeoutError:
+        if scope.expired():
+            raise ConnectionResetError("the client is gone") from None
+        raise
+    finally:
+        watcher.cancel()
 
 
 async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -> Value:
@@ -102,16 +119,21 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     Raises `invalid-body` with what is wrong, `upload-too-large`, `upload-timeout`.
     """
     body = bytearray()
+    too_large = ServiceError("upload-too-large", f"The JSON has more than {_MAX_JSON_BYTES} bytes.")
+    if (request.content_length or 0) > _MAX_JSON_BYTES:
+        raise too_large
+    await let_continue(request)
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in _raw(request):
                 body += chunk
                 if len(body) > _MAX_JSON_BYTES:
-                    raise ServiceError("upload-too-large", f"The JSON has more than {_MAX_JSON_BYTES} bytes.")
+                    raise too_large
         return msgspec.json.decode(body, type=kind)
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
     except msgspec.ValidationError as error:
-        raise ServiceError("invalid-body", f"The JSON does not fit what is expected: {str(error)[:200]}") from error
+        reason = KEY_PATTERN.sub("[key]", str(error))[:200]  # it names fields, and one may have been meant as the key
+        raise ServiceError("invalid-body", f"The JSON does not fit what is expected: {reason}") from None
     except (msgspec.MsgspecError, *_MALFORMED) as error:
         raise ServiceError("invalid-body", "The body is not JSON.") from error

@@ -54,7 +54,6 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def _create_from_json(request: web.Request) -> web.Response:
     account = await authenticate(request)
-    await bodies.let_continue(request)
     source = await bodies.read_json(request, Source, resources(request).upload_limits.idle_timeout_s)
     if source.tags and parameters.tags(request):
         raise ServiceError("invalid-parameter", "Send tags in the query string or in the body, not in both.")
@@ -66,14 +65,15 @@ async def _copy(request: web.Request, account: Account, url: str, tags: Sequence
     detail, source = parameters.detail(request), parse_url(url)
     await service.admission.check_length(account, None)
     with service.admission.download():
-        async with service.origins.get(source) as origin:
+        async with bodies.while_connected(request), service.origins.get(source) as origin:
             await service.admission.check_length(account, origin.length)
-            chunks = bodies.while_connected(request, origin.chunks())
-            upload = await uploads.receive(chunks, service.storage, service.download_limits)
+            upload = await uploads.receive(origin.chunks(), service.storage, service.download_limits)
         try:
             new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
         except ServiceError as error:
-            raise (ServiceError("not-an-image") if error.code == "unsupported-image" else error) from error
+            if error.code == "unsupported-image":
+                raise ServiceError("not-an-image") from error
+            raise
     return await answers.created(new, image, service, account, detail)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 from multidict import MultiMapping
+from yarl import URL
 
 from service.errors import ServiceError
 from service.tags import clean_tags
@@ -18,7 +19,7 @@ def query(request: web.Request) -> MultiMapping[str]:
     """The query string's parameters. A leading `?` is dropped: the API's jQuery sample sends `??key=…`."""
     url = request.rel_url
     if url.raw_query_string.startswith("?"):
-        return url.with_query(None).update_query(url.query_string.lstrip("?")).query
+        return URL.build(query_string=url.raw_query_string.lstrip("?"), encoded=True).query
     return request.query
 
 

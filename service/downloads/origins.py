@@ -31,6 +31,10 @@ class OriginTimeouts:
     total_s: float = 30
 
 
+class OriginFailure(Exception):
+    """What went wrong, by the name of its kind alone: libraries' own errors quote the URL, which may hold secrets."""
+
+
 def parse_url(text: str) -> URL:
     """An absolute http or https URL without credentials. Raises `invalid-url`."""
     text = text.strip()
@@ -44,7 +48,7 @@ def parse_url(text: str) -> URL:
         if url.user is not None or url.password is not None:
             raise ServiceError("invalid-url", "The URL holds a user name or a password; send one without.")
     except ValueError as error:
-        raise ServiceError("invalid-url") from error
+        raise ServiceError("invalid-url") from OriginFailure(type(error).__name__)
     return url
 
 
@@ -123,10 +127,6 @@ class Origins:
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
             yield Origin(response)
-
-
-class OriginFailure(Exception):
-    """What went wrong, by the name of its kind alone: aiohttp's own errors quote the URL, which may hold secrets."""
 
 
 @contextmanager
