@@ -38,7 +38,7 @@ class Batcher(Generic[Item, Outcome]):
     ) -> None:
         self._write = write
         self._limit = limit
-        self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
+        self._waiting: deque[_Entry[Item, Outcome]] = deque()
         self._arrived = asyncio.Event()
 
     async def submit(self, item: Item) -> Outcome:

@@ -182,7 +182,7 @@ async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commi
     await insert_image(connection, tenant, "AAAAAAA")
     storage = DiskStorage(settings.storage_folder)
     storage.path(ImageId("AAAAAAA")).write_bytes(b"x")
-    await delete_images(connection, [ImageId("AAAAAAA")], tenant.id, with_exif=False, with_mini_preview=False)
+    await delete_images(connection, [ImageId("AAAAAAA")], tenant.id)
     assert len(stored_files(settings)) == 1
     await connection.execute("update removals set removed_at = now() - interval '31 s'")
     redis = jobs.open_redis(settings.redis_url)
@@ -222,7 +222,7 @@ async def try_delete(database: Database, account_id: AccountId, ids: list[ImageI
     """How many images this call deleted."""
     with missing_is("invalid-id"):
         async with database.connection() as connection:
-            return len(await delete_images(connection, ids, account_id, with_exif=False, with_mini_preview=False))
+            return len(await delete_images(connection, ids, account_id))
     return 0
 
 

@@ -14,13 +14,10 @@ from typing import Any
 import structlog
 from arq.constants import in_progress_key_prefix
 from arq.worker import Worker
-from redis.exceptions import RedisError
 
-from service.jobs import MOST_TOKENS, name_worker
+from service.jobs import MOST_TOKENS, UNAVAILABLE, name_worker
 
 log = structlog.get_logger("worker")
-
-_UNAVAILABLE = (RedisError, OSError)
 
 # Without a bell the queue is looked at this often: for cron jobs, for the jobs of workers that died, and for tokens
 # that were lost.
@@ -81,7 +78,7 @@ class DoorbellWorker(Worker):
             try:
                 await self.pool.ping()
                 break
-            except _UNAVAILABLE as error:
+            except UNAVAILABLE as error:
                 log.warning("worker.queue_unavailable", error=repr(error))
                 await asyncio.sleep(_RECONNECT_S)
         await super().main()
@@ -99,7 +96,7 @@ class DoorbellWorker(Worker):
             elif not self.tasks:
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
             await self._show_life()
-        except _UNAVAILABLE as error:
+        except UNAVAILABLE as error:
             log.warning("worker.queue_unavailable", error=repr(error))
             await asyncio.sleep(_RECONNECT_S)
 
@@ -173,7 +170,7 @@ class DoorbellWorker(Worker):
                 task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
-        with suppress(*_UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
+        with suppress(*UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
             if self._alive_key is not None:
                 await self.pool.zrem(self._alive_key, self._name)
             await super().close()

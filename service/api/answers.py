@@ -10,7 +10,7 @@ from aiohttp import web
 from service.accounts import Account, load_account
 from service.api import envelope
 from service.api.parameters import Detail
-from service.api.representations import ShownAccount, ShownImage, describe_account, describe_image, describe_new
+from service.api.representations import FoundImages, ShownImage, describe_account, describe_image, describe_new
 from service.api.resources import Resources
 from service.errors import ServiceError
 from service.images.records import Image, NewImage
@@ -20,17 +20,9 @@ async def created(
     new: NewImage, image: Image | None, service: Resources, account: Account, detail: Detail
 ) -> web.Response:
     """200 with the image; 202 while no worker has looked at it."""
-    if image is None:
-        return envelope.ok(await complete(describe_new(new), service, account, detail), status=202, no_store=True)
-    shown = describe_image(image, detail, service.settings.public_url)
-    return envelope.ok(await complete(shown, service, account, detail), no_store=True)
-
-
-async def complete(shown: ShownImage, service: Resources, account: Account, detail: Detail) -> ShownImage:
-    """Add the account, as it is now, where it was asked for."""
-    if detail.with_account:
-        shown.account = await current_account(service, account)
-    return shown
+    shown = describe_new(new) if image is None else describe_image(image, detail, service.settings.public_url)
+    await add_account([shown], service, account, detail)
+    return envelope.ok(shown, status=202 if image is None else 200, no_store=True)
 
 
 async def changed(
@@ -38,19 +30,22 @@ async def changed(
 ) -> web.Response:
     """What a change of one image, or of several, is answered: what GET shows of each."""
     shown = [describe_image(image, detail, service.settings.public_url) for image in images]
-    if detail.with_account:
-        shown_account = await current_account(service, account)
-        for image in shown:
-            image.account = shown_account
+    await add_account(shown, service, account, detail)
     return envelope.ok(shown if as_list else shown[0], no_store=True)
 
 
-async def current_account(service: Resources, account: Account) -> ShownAccount:
-    """The account as it is now.
+async def add_account(
+    answers: Sequence[ShownImage | FoundImages], service: Resources, account: Account, detail: Detail
+) -> None:
+    """The account as it is now, where it was asked for.
 
     If it cannot be read any more it is as the key's look-up found it: what is done is never answered 503.
     """
+    if not detail.with_account:
+        return
     with suppress(ServiceError):
         async with service.database.connection() as connection:
             account = await load_account(connection, account.id)
-    return describe_account(account)
+    shown = describe_account(account)
+    for answer in answers:
+        answer.account = shown

@@ -84,17 +84,12 @@ async def show(request: web.Request) -> web.Response:
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
     async with service.database.connection() as connection:
-        image = await find_image(
-            connection,
-            image_id,
-            account.id,
-            with_exif=detail.with_exif,
-            with_mini_preview=detail.with_mini_preview,
-        )
+        image = await find_image(connection, image_id, account.id, detail.large)
     if image is None:
         raise ServiceError("image-not-found")
     shown = describe_image(image, detail, service.settings.public_url)
-    return envelope.ok(await answers.complete(shown, service, account, detail))
+    await answers.add_account([shown], service, account, detail)
+    return envelope.ok(shown)
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -105,13 +100,7 @@ async def delete(request: web.Request) -> web.Response:
     named = request.match_info["id"]
     image_ids = parse_image_ids(named)
     async with service.database.connection() as connection:
-        images = await delete_images(
-            connection,
-            image_ids,
-            account.id,
-            with_exif=detail.with_exif,
-            with_mini_preview=detail.with_mini_preview,
-        )
+        images = await delete_images(connection, image_ids, account.id, detail.large)
     with suppress(ServiceError):  # they are deleted: a file that is left is the sweep's
         await remove_files(service.database, service.storage, image_ids)
     return await answers.changed(images, service, account, detail, as_list="," in named)

@@ -9,6 +9,7 @@ from multidict import MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
+from service.images.records import Large
 from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
@@ -40,6 +41,10 @@ class Detail:
     verbose: bool
     with_mini_preview: bool
     with_account: bool
+
+    @property
+    def large(self) -> Large:
+        return Large(self.with_exif, self.with_mini_preview)
 
 
 def detail(request: web.Request) -> Detail:

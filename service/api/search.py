@@ -10,7 +10,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from service.api import envelope, parameters
-from service.api.answers import current_account
+from service.api.answers import add_account
 from service.api.authentication import authenticate
 from service.api.cursors import decode_cursor, encode_cursor
 from service.api.representations import FoundImages, describe_ready
@@ -45,15 +45,13 @@ async def find(request: web.Request) -> web.Response:
             filters,
             after,
             limit + 1,  # one more tells whether there is a next page
-            with_exif=detail.with_exif,
-            with_mini_preview=detail.with_mini_preview,
+            large=detail.large,
         )
     page = FoundImages([describe_ready(image, detail, service.settings.public_url) for image in found[:limit]], None)
     if len(found) > limit:
         last = found[limit - 1]
         page.next_cursor = encode_cursor(Position(last.created_at, last.id), account.id, filters)
-    if detail.with_account:
-        page.account = await current_account(service, account)
+    await add_account([page], service, account, detail)
     return envelope.ok(page)
 
 

@@ -43,15 +43,7 @@ async def _change(
     named = request.match_info["id"]
     image_ids = parse_image_ids(named)
     async with service.database.connection() as connection:
-        images = await change_tags(
-            connection,
-            image_ids,
-            account.id,
-            add=add,
-            remove=remove,
-            with_exif=detail.with_exif,
-            with_mini_preview=detail.with_mini_preview,
-        )
+        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, large=detail.large)
     return await answers.changed(images, service, account, detail, as_list="," in named)
 
 

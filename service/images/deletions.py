@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.database import Connection
 from service.ids import AccountId, ImageId
 from service.images.lookups import require_all
-from service.images.records import COLUMNS, Image
+from service.images.records import COLUMNS, SLIM, Image, Large
 
 # All or nothing, decided on the locked rows: the images in the order of their ids, then the account, as everywhere.
 # The removal of the files is noted in the same commit.
@@ -35,19 +35,14 @@ select locked.id, deleted.* from locked left join deleted on deleted.id = locked
 
 
 async def delete_images(
-    connection: Connection,
-    image_ids: Sequence[ImageId],
-    account_id: AccountId,
-    *,
-    with_exif: bool,
-    with_mini_preview: bool,
+    connection: Connection, image_ids: Sequence[ImageId], account_id: AccountId, large: Large = SLIM
 ) -> list[Image]:
     """Delete all of these different images, or none; answers what they were, in this order.
 
     The files are the caller's to remove (`removals.remove_files`), and the sweep's if it dies. Raises `invalid-id` for
     one that is not stored in this account.
     """
-    rows = await connection.fetch(_DELETE, image_ids, account_id, with_exif, with_mini_preview)
+    rows = await connection.fetch(_DELETE, image_ids, account_id, *large)
     found = {ImageId(row[0]): row[1:] for row in rows}
     require_all(image_ids, found, "invalid-id")
     return [Image(*found[image_id]) for image_id in image_ids]

@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from service.database import Connection
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.records import COLUMNS, Image
+from service.images.records import COLUMNS, WHOLE, Image, Large
 
 _FIND = f"""
 select {COLUMNS}, case when $3 then images.exif::text end, case when $4 then images.mini_preview end
@@ -16,15 +16,10 @@ from images where id = $1 and account_id = $2
 
 
 async def find_image(
-    connection: Connection,
-    image_id: ImageId,
-    account_id: AccountId,
-    *,
-    with_exif: bool = True,
-    with_mini_preview: bool = True,
+    connection: Connection, image_id: ImageId, account_id: AccountId, large: Large = WHOLE
 ) -> Image | None:
     """None for an unknown id and for one of another account alike."""
-    row = await connection.fetchrow(_FIND, image_id, account_id, with_exif, with_mini_preview)
+    row = await connection.fetchrow(_FIND, image_id, account_id, *large)
     return None if row is None else Image(*row)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.ids import AccountId, ImageId
 
@@ -32,6 +32,16 @@ class Image:
     exif: str | None = None
     mini_preview: bytes | None = None
 
+
+class Large(NamedTuple):
+    """Which of the large columns a statement answers too, as its last parameters say."""
+
+    exif: bool = False
+    mini_preview: bool = False
+
+
+SLIM = Large()
+WHOLE = Large(exif=True, mini_preview=True)
 
 # What a statement selects or returns to make an Image, without what is large.
 COLUMNS = """

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from service.database import Connection
 from service.ids import AccountId, ImageId
-from service.images.records import COLUMNS, Image
+from service.images.records import COLUMNS, SLIM, Image, Large
 
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -67,8 +67,7 @@ async def search_images(
     after: Position | None,
     limit: int,
     *,
-    with_exif: bool = False,
-    with_mini_preview: bool = False,
+    large: Large = SLIM,
 ) -> list[Image]:
     """Up to `limit` images that come after the position."""
     start = after or Position(filters.created_before or _LAST, ImageId(""))
@@ -81,8 +80,7 @@ async def search_images(
         start.id,
         walk.oldest,
         [tag for tag in filters.tags if (walk.name, walk.value) != ("tag", tag)],
-        with_exif,
-        with_mini_preview,
+        *large,
         limit,
         *([] if walk.value is None else [walk.value]),
         *([filters.format] if filtered else []),

@@ -9,7 +9,7 @@ from service.database import Connection
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.lookups import require_all
-from service.images.records import COLUMNS, Image
+from service.images.records import COLUMNS, SLIM, Image, Large
 from service.tags import MAX_TAGS
 
 # All or nothing, decided on the rows as they are once locked, which may be newer than what the statement sees
@@ -41,14 +41,13 @@ async def change_tags(
     *,
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
-    with_exif: bool = False,
-    with_mini_preview: bool = False,
+    large: Large = SLIM,
 ) -> list[Image]:
     """Add tags behind those that are there, and remove some, for all of these different images or for none.
 
     Answers the images as they are then, in this order. Raises `image-not-found` and `too-many-tags`.
     """
-    rows = await connection.fetch(_CHANGE, image_ids, account_id, add, remove, with_exif, with_mini_preview)
+    rows = await connection.fetch(_CHANGE, image_ids, account_id, add, remove, *large)
     changed = {image.id: image for image in (replace(Image(*row[1:]), tags=row[0]) for row in rows)}
     require_all(image_ids, changed, "image-not-found")
     for image in changed.values():
