@@ -32,6 +32,15 @@ def _jpeg(width: int, height: int, quality: int, tags: tuple[tuple[int, object],
     return out.getvalue()
 
 
+def slow_svg(turns: int) -> bytes:
+    """A picture that a child computes on: for some twentieth of a second a turn."""
+    return (
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="380" height="290"><filter id="slow">'
+        + b'<feTurbulence baseFrequency="0.05" numOctaves="10"/>' * turns
+        + b'</filter><rect width="380" height="290" filter="url(#slow)"/></svg>'
+    )
+
+
 def stored_files(settings: Settings) -> list[Path]:
     """Every file of the storage, wherever it lies."""
     return sorted(path for path in settings.storage_folder.rglob("*") if path.is_file())

@@ -13,7 +13,7 @@ import pytest
 
 from service.probes import Rejected
 from tests.processes import is_alive
-from tests.samples import jpeg
+from tests.samples import jpeg, slow_svg
 from worker import child
 from worker.children import ChildLost, Children, ChildUnavailable
 from worker.messages import ProbeRequest, Unreadable
@@ -27,6 +27,14 @@ async def children() -> AsyncIterator[Children]:
     await children.start()
     yield children
     await children.end()
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> str:
+    """A picture that takes longer than any time limit here."""
+    path = tmp_path / "endless"
+    path.write_bytes(slow_svg(1000))
+    return str(path)
 
 
 @pytest.fixture
@@ -75,15 +83,66 @@ async def test_a_child_that_died_while_idle_costs_nothing(children: Children, pi
     assert (await children.probe(picture)).width == 120
 
 
-async def test_a_child_that_takes_too_long_is_ended(picture: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+async def test_a_child_that_computes_for_too_long_is_ended(picture: str, endless: str) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
-    os.kill(pid, signal.SIGSTOP)
     with pytest.raises(ChildLost):
-        await children.probe(picture)
+        await children.probe(endless)
     assert not is_alive(pid)
     assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
+async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(
+    picture: str, tmp_path: Path
+) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+    pid = pid_of(children)
+    os.mkfifo(tmp_path / "silent")
+    with pytest.raises(ChildUnavailable):
+        await children.probe(str(tmp_path / "silent"))
+    assert not is_alive(pid)
+    assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
+async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_too_long_is_lost(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.children._computed_s", lambda _: None)
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+    await children.start()
+    os.kill(pid_of(children), signal.SIGSTOP)
+    with pytest.raises(ChildLost):
+        await children.probe(picture)
+    await children.end()
+
+
+async def test_children_that_do_not_die_are_left_behind_but_not_without_end(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a disk hangs: a process that waits for it outlives its SIGKILL."""
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+    left: list[int] = []
+    with monkeypatch.context() as undying:
+        undying.setattr("asyncio.subprocess.Process.kill", lambda _: None)
+        for _ in range(2):
+            await children.start()
+            left.append(pid_of(children))
+            os.kill(left[-1], signal.SIGSTOP)
+            async with asyncio.timeout(5):
+                with pytest.raises(ChildUnavailable, match="waited"):
+                    await children.probe(picture)
+        async with asyncio.timeout(5):
+            with pytest.raises(ChildUnavailable, match="do not die"):
+                await children.probe(picture)
+    assert all(is_alive(pid) for pid in left)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (await children.probe(picture)).width == 120
+    assert not any(is_alive(pid) for pid in left)
     await children.end()
 
 

@@ -36,18 +36,16 @@ from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
 from tests.daguerre_processes import Answer, Daguerre, catch_child, processes_of, stop_process, until
 from tests.processes import is_alive
-from tests.samples import jpeg, stored_files
+from tests.samples import jpeg, slow_svg, stored_files
 from worker.resources import open_resources
 from worker.sweep import sweep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 # Half a second of work for a child, so that it can be caught at it.
-SLOW = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" width="380" height="290"><filter id="slow">'
-    + b'<feTurbulence baseFrequency="0.05" numOctaves="10"/>' * 10
-    + b'</filter><rect width="380" height="290" filter="url(#slow)"/></svg>'
-)
+SLOW = slow_svg(10)
+# More work than any time limit here.
+ENDLESS = slow_svg(1000)
 
 
 @pytest.fixture
@@ -214,15 +212,23 @@ async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Dagu
     await assert_refused(await uploading, daguerre, kept)
 
 
-@pytest.mark.settings(probe_timeout_s=1)
-async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(daguerre: Daguerre, kept: Kept) -> None:
+@pytest.mark.settings(probe_timeout_s=1, wait_s=15)
+async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
+    daguerre: Daguerre, kept: Kept, tmp_path: Path
+) -> None:
     _, worker = await daguerre.start()
     [child] = worker.children()
     stop_process(child)
-    answer = await daguerre.upload(jpeg())
+    uploading = asyncio.create_task(daguerre.upload(jpeg()))
+    picture = await kept.wait_stored()
+    good = picture.rename(tmp_path / "good")
+    picture.write_bytes(ENDLESS)
+    os.kill(child, signal.SIGCONT)
+    await until(lambda: not is_alive(child))
+    good.replace(picture)
+    answer = await uploading
     assert answer.status == 200
     assert answer.shown["width"] == 64
-    assert not is_alive(child)
     await kept.assert_holds({answer.shown["id"]: jpeg()})
     assert await kept.connection.fetchval("select crashes from images") == 1
 
@@ -230,13 +236,34 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(daguerre: Dag
 @pytest.mark.settings(probe_timeout_s=1, wait_s=15)
 async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    uploading = asyncio.create_task(daguerre.upload(SLOW))
+    hanging = worker.children()
+    uploading = asyncio.create_task(daguerre.upload(ENDLESS))
     picture = await kept.wait_stored()
-    hanging = [await catch_child(worker, picture)]
     await until(lambda: not is_alive(hanging[0]))
     hanging.append(await catch_child(worker, picture))
+    os.kill(hanging[1], signal.SIGCONT)
     await assert_refused(await uploading, daguerre, kept)
     assert not any(is_alive(child) for child in hanging)
+
+
+@pytest.mark.settings(probe_timeout_s=1, wait_s=20)
+async def test_a_storage_that_hangs_never_counts_against_the_picture(
+    daguerre: Daguerre, kept: Kept, tmp_path: Path
+) -> None:
+    _, worker = await daguerre.start()
+    stopped = worker.children()
+    stop_process(stopped[0])
+    uploading = asyncio.create_task(daguerre.upload(jpeg()))
+    picture = await kept.wait_stored()
+    good = picture.rename(tmp_path / "good")
+    os.mkfifo(picture)  # it is there, and to read it hangs
+    os.kill(stopped[0], signal.SIGCONT)
+    await until(lambda: worker.log.read_text().count('"child.waited"') >= 3)
+    good.replace(picture)
+    answer = await uploading
+    assert answer.status == 200
+    await kept.assert_holds({answer.shown["id"]: jpeg()})
+    assert await kept.connection.fetchval("select crashes from images") == 0
 
 
 def upload_head(daguerre: Daguerre, body: bytes) -> bytes:

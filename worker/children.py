@@ -32,10 +32,17 @@ from worker.messages import (
 log = structlog.get_logger("worker")
 
 _START_TIMEOUT_S = 30
+# A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
+# picture that takes too long counts as one even where several children share a core.
+_WAITING_SHARE = 0.1
+# A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
+_DEATH_S = 0.5
+# So many of them may be left behind by a child before it starts no more.
+_MOST_DYING = 2
 
 
 class ChildLost(Exception):
-    """The child died, or took too long and was ended, while it worked on a picture."""
+    """The child died, or computed for too long and was ended, while it worked on a picture."""
 
 
 class ChildUnavailable(Exception):
@@ -47,12 +54,14 @@ class Child:
 
     def __init__(self) -> None:
         self._process: Process | None = None
+        self._dying: list[Process] = []  # killed; the event loop reaps each, however late it dies
 
     async def start(self) -> None:
-        if self._process is not None:
-            if self._is_alive(self._process):
-                return
-            await self.end()
+        if self._process is not None and self._is_alive(self._process):
+            return
+        await self.end()
+        if len(self._dying) >= _MOST_DYING:
+            raise ChildUnavailable("those before it do not die")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # whatever lies in the folder where the worker was started is not imported
@@ -70,36 +79,40 @@ class Child:
             await self.end()
             raise ChildUnavailable("it does not start") from error
         except BaseException:
-            self._abandon(self._process)  # its greeting would pass for an answer
+            self._kill()  # its greeting would pass for an answer
             raise
 
     async def probe(self, request: ProbeRequest, timeout_s: float) -> Answer:
-        """Raises ChildLost, and ends the process if it is cancelled or takes longer than `timeout_s`."""
+        """Ends the process if it is cancelled or takes longer than `timeout_s`.
+
+        Raises ChildLost, or ChildUnavailable if it spent that time waiting.
+        """
         await self.start()
         process = self._process
         assert process is not None and process.stdin is not None  # noqa: S101, PT018 - what start made
+        before = _computed_s(process.pid)
         try:
             with metrics.probe_seconds.time():
                 async with asyncio.timeout(timeout_s):
                     process.stdin.write(encode_request(request))
                     return decode_answer(await self._receive(process))
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
-            metrics.child_crashes.inc()
+            after = _computed_s(process.pid)
             await self.end()
+            computed = before is None or after is None or after - before >= _WAITING_SHARE * timeout_s
+            if isinstance(error, TimeoutError) and not computed:
+                log.warning("child.waited", exit_code=process.returncode)
+                raise ChildUnavailable("it waited for the disk") from error
+            metrics.child_crashes.inc()
             log.warning("child.lost", cause=type(error).__name__, exit_code=process.returncode)
             raise ChildLost from error
         except BaseException:
-            self._abandon(process)  # it would answer the next one who asks
+            self._kill()  # it would answer the next one who asks
             raise
 
     @staticmethod
     def _is_alive(process: Process) -> bool:
         return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
-
-    def _abandon(self, process: Process) -> None:
-        self._process = None
-        with suppress(ProcessLookupError):
-            process.kill()
 
     async def _receive(self, process: Process) -> bytes:
         assert process.stdout is not None  # noqa: S101 - opened as a pipe
@@ -108,12 +121,21 @@ class Child:
             raise ConnectionError(f"a message of {length} bytes")
         return await process.stdout.readexactly(length)
 
-    async def end(self) -> None:
+    def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            self._dying.append(process)
+
+    async def end(self) -> None:
+        """Returns once it is dead, or leaves it behind if it does not die soon."""
+        self._kill()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DEATH_S):
+                for process in self._dying:
+                    await process.wait()
+        self._dying = [process for process in self._dying if process.returncode is None]
 
 
 class Children:
@@ -146,6 +168,15 @@ class Children:
 
     async def end(self) -> None:
         await asyncio.gather(*(child.end() for child in self._all))
+
+
+def _computed_s(pid: int) -> float | None:
+    """CPU time of a process and its threads so far; None where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _environment() -> dict[str, str]:
