@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import asyncpg
@@ -64,8 +65,11 @@ async def list_accounts(connection: Connection) -> list[Account]:
     return [Account(*row) for row in await connection.fetch(f"{_SELECT} order by name")]
 
 
-# Oldest first, so that a budget that runs out starts where it ended.
-_STALE = "select id from accounts where changed_at >= refreshed_at order by refreshed_at, id limit $1"
+# Oldest first, so that a budget that runs out starts where it ended; those of $2 in their order, behind all others.
+_STALE = """
+select id from accounts where changed_at >= refreshed_at
+order by array_position($2::bigint[], id) nulls first, refreshed_at, id limit $1
+"""
 
 # One snapshot reads the sum and the row; images and counters move in one commit, so the two differ only by an
 # error. `seen_at` is that snapshot's time.
@@ -98,9 +102,9 @@ class Drift:
         return bool(self.bytes or self.images)
 
 
-async def list_stale(connection: Connection, limit: int) -> list[AccountId]:
-    """Accounts that changed since their counters were last refreshed."""
-    return [AccountId(row[0]) for row in await connection.fetch(_STALE, limit)]
+async def list_stale(connection: Connection, limit: int, last: Iterable[AccountId] = ()) -> list[AccountId]:
+    """Accounts that changed since their counters were last refreshed; those of `last` come last."""
+    return [AccountId(row[0]) for row in await connection.fetch(_STALE, limit, list(last))]
 
 
 async def refresh_counters(connection: Connection, account_id: AccountId) -> Drift:

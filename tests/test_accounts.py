@@ -8,14 +8,15 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.accounts import AccountExists, create_account, list_stale, load_account, refresh_counters
+from service.accounts import AccountExists, Drift, create_account, list_stale, load_account, refresh_counters
 from service.errors import ServiceError
+from service.ids import AccountId
 from service.settings import Settings
 from service.sizes import readable
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import jpeg
 from worker import counters
-from worker.resources import open_resources
+from worker.resources import Resources, open_resources
 
 
 async def test_the_account_has_the_shape_of_the_contract(api: Client, connection: Any, new_tenant: NewTenant) -> None:
@@ -94,6 +95,8 @@ async def test_only_accounts_that_changed_are_refreshed_oldest_first(connection:
     await connection.execute("update accounts set refreshed_at = '2020-01-01' where id = $1", third.id)
     assert await list_stale(connection, 10) == [third.id, second.id]
     assert await list_stale(connection, 1) == [third.id]
+    assert await list_stale(connection, 10, [third.id]) == [second.id, third.id]
+    assert await list_stale(connection, 10, [third.id, second.id]) == [third.id, second.id]
 
 
 async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, settings: Settings) -> None:
@@ -101,6 +104,94 @@ async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tena
     async with open_resources(settings, None) as resources:
         await counters.refresh_accounts({"resources": resources})
     assert (await load_account(connection, tenant.id)).used_bytes == 0
+
+
+async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshed(
+    connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.5)
+    locked, other = [await new_tenant() for _ in range(2)]
+    await connection.execute("update accounts set used_bytes = 5, num_images = 1")
+    async with open_resources(settings, None) as resources:
+        async with connection.transaction():
+            await connection.execute("select from accounts where id = $1 for update", locked.id)
+            await counters.refresh_accounts({"resources": resources})
+            assert (await load_account(connection, other.id)).used_bytes == 0
+            assert (await load_account(connection, locked.id)).used_bytes == 5
+        await counters.refresh_accounts({"resources": resources})
+    assert (await load_account(connection, locked.id)).used_bytes == 0
+
+
+class Refreshes:
+    """In place of refresh_counters: which accounts were tried, while some of them take for ever."""
+
+    def __init__(self) -> None:
+        self.tried: list[AccountId] = []
+        self.endless: set[AccountId] = set()
+
+    async def __call__(self, connection: Any, account_id: AccountId) -> Drift:
+        self.tried.append(account_id)
+        if account_id in self.endless:
+            await asyncio.sleep(60)
+        return await refresh_counters(connection, account_id)
+
+    async def run(self, resources: Resources) -> list[AccountId]:
+        """The accounts of one run, in their order."""
+        self.tried.clear()
+        await counters.refresh_accounts({"resources": resources})
+        return list(self.tried)
+
+
+async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
+    connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refreshes = Refreshes()
+    monkeypatch.setattr(counters, "refresh_counters", refreshes)
+    monkeypatch.setattr(counters, "_BUDGET_S", 1.5)
+    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.3)
+    first, second, third, fourth = [(await new_tenant()).id for _ in range(4)]
+    await connection.execute("update accounts set changed_at = '2100-01-01'")  # always stale
+    refreshes.endless = {first, second, third}
+    async with open_resources(settings, None) as resources:
+        began = asyncio.get_running_loop().time()
+        assert await refreshes.run(resources) == [first, second, third, fourth]
+        assert asyncio.get_running_loop().time() - began < 2.5
+        # What is left of a run goes to the one that had it last.
+        assert await refreshes.run(resources) == [fourth, first]
+        assert await refreshes.run(resources) == [fourth, second]
+        refreshes.endless = {first, second}
+        assert await refreshes.run(resources) == [fourth, third, first]
+        assert list(resources.unrefreshed) == [second, first]
+
+
+async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_first(
+    connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refreshes = Refreshes()
+    monkeypatch.setattr(counters, "refresh_counters", refreshes)
+    monkeypatch.setattr(counters, "_BUDGET_S", 1)
+    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.6)
+    first, second, third = [(await new_tenant()).id for _ in range(3)]
+    refreshes.endless = {first, second}
+    async with open_resources(settings, None) as resources:
+        assert await refreshes.run(resources) == [first, second]
+        refreshes.endless = set()
+        assert await refreshes.run(resources) == [second, third, first]
+
+
+async def test_a_database_that_goes_away_ends_the_refresh(
+    new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose_connection(connection: Any, _: AccountId) -> Drift:
+        connection.terminate()
+        raise ConnectionResetError
+
+    monkeypatch.setattr(counters, "refresh_counters", lose_connection)
+    await new_tenant()
+    async with open_resources(settings, None) as resources:
+        with pytest.raises(ServiceError, match="database-unavailable"):
+            await counters.refresh_accounts({"resources": resources})
+        assert not resources.unrefreshed
 
 
 async def test_two_accounts_of_one_name_are_refused(connection: Any, tenant: Tenant) -> None:

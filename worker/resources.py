@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from service.batches import Batcher, running
 from service.database import Database
-from service.ids import ImageId
+from service.ids import AccountId, ImageId
 from service.images.outcomes import mark_ready
 from service.images.records import Image
 from service.jobs import JobQueue
@@ -31,6 +31,7 @@ class Resources:
     jobs: JobQueue
     children: Children
     findings: Batcher[tuple[ImageId, Probe], Image | None]
+    unrefreshed: dict[AccountId, None] = field(default_factory=dict)  # whose last refresh failed, the latest last
 
 
 @asynccontextmanager
