@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -687,6 +689,71 @@ async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ServiceError, match="origin-too-slow"):
             async with origins.get(URL("http://slow.example/")):
                 pass
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.settings(fetch_allow="127.0.0.0/8", downloads_in_flight=2)
+async def test_names_that_hang_make_the_next_one_busy_and_not_too_slow(
+    api: Client, tenant: Tenant, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, go_on = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any) -> Any:
+        if host.endswith(".slow.example"):
+            go_on.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "slow")
+        return look_up("127.0.0.1", *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    quick = f"http://quick.example:{(await serve(picture)).port}/"
+    try:
+        given_up = await asyncio.gather(*(refusal(api, tenant, f"http://{n}.slow.example/") for n in range(2)))
+        assert given_up == [(422, "origin-too-slow")] * 2
+        response = await get(api, tenant, quick)
+        assert (await error_of(response))[:2] == (503, "busy")
+        assert response.headers["Retry-After"] == "1"
+    finally:
+        go_on.set()
+    async with asyncio.timeout(5):
+        while (await get(api, tenant, quick)).status == 503:
+            await asyncio.sleep(0.01)
+    assert (await get(api, tenant, quick)).status == 200
+
+
+async def test_a_look_up_is_over_when_its_answer_is_there() -> None:
+    resolver = GuardedResolver(AllowedAddresses.parse("127.0.0.1"), lookups=1)
+    for _ in range(50):
+        await resolver.resolve("127.0.0.1", 80)
+        with pytest.raises(OSError, match="not a host name"):
+            await resolver.resolve("a..example", 80)
+
+
+async def test_a_system_that_gives_no_more_threads_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    resolver = GuardedResolver(AllowedAddresses.parse("127.0.0.1"), lookups=1)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ServiceError, match="busy"):
+            await resolver.resolve("127.0.0.1", 80)
+    assert await resolver.resolve("127.0.0.1", 80)
+
+
+async def test_a_process_ends_while_a_look_up_hangs() -> None:
+    script = (
+        "import asyncio, socket, time\n"
+        "from service.addresses import AllowedAddresses\n"
+        "from service.downloads.connections import GuardedResolver\n"
+        "socket.getaddrinfo = lambda *_: time.sleep(50)\n"
+        "resolver = GuardedResolver(AllowedAddresses.parse(''), 1)\n"
+        "try:\n    asyncio.run(asyncio.wait_for(resolver.resolve('slow.example', 80), 0.1))\n"
+        "except TimeoutError:\n    print('given up')"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(20):
+        assert (await process.communicate())[0] == b"given up\n"
+    assert process.returncode == 0
 
 
 async def test_the_log_holds_nothing_of_the_url(

@@ -9,36 +9,46 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import certifi
 from aiohttp import TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from service.addresses import AllowedAddresses
+from service.errors import ServiceError
 
 
 class AddressRefused(Exception):
     """A URL leads to an address that is not permitted; not an OSError, so that no other address is tried."""
 
 
-class GuardedResolver(AbstractResolver):
-    """Resolves in threads of its own, since a name server may take its time: those of the disk must not wait for it."""
+# What socket.getaddrinfo answers.
+_Found: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]]
 
-    def __init__(self, allowed: AllowedAddresses, threads: int) -> None:
+
+class GuardedResolver(AbstractResolver):
+    """Looks names up in threads, `lookups` at once.
+
+    A look-up cannot be ended, so one that nobody waits for any more keeps its place until the name server answers or
+    the system gives up. Each has a thread of its own, and not one of a pool: the interpreter, when it ends, waits for
+    a pool's threads.
+    """
+
+    def __init__(self, allowed: AllowedAddresses, lookups: int) -> None:
         self._allowed = allowed
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
+        self._free = threading.Semaphore(lookups)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Raises AddressRefused if any of the addresses is refused, and OSError for a name that has none."""
+        """Raises AddressRefused if any of the addresses is refused, OSError for a name that has none, and `busy`."""
         try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._threads, partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-            )
+            found = await self._look_up(host, port, family)
         except UnicodeError as error:  # a label that is empty or too long
             raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
         results = []
@@ -58,8 +68,29 @@ class GuardedResolver(AbstractResolver):
             )
         return results
 
+    def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> asyncio.Future[_Found]:
+        if not self._free.acquire(blocking=False):
+            raise ServiceError("busy")  # to wait for a place would be the origin's time, and pass for its slowness
+        looked_up: Future[_Found] = Future()
+        looked_up.set_running_or_notify_cancel()  # so that it takes its result even if nobody waits for it
+
+        def run() -> None:
+            try:
+                tell = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except Exception as error:  # whatever it is, it is whoever waits who is told
+                tell = partial(looked_up.set_exception, error)
+            self._free.release()
+            tell()
+
+        try:
+            threading.Thread(target=run, name="dns", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads
+            self._free.release()
+            raise ServiceError("busy") from error
+        return asyncio.wrap_future(looked_up)
+
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Look-ups under way end by themselves."""
 
 
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:

@@ -90,7 +90,7 @@ class Origins:
         timeouts: OriginTimeouts = OriginTimeouts(),
         resolver: AbstractResolver | None = None,
     ) -> AsyncIterator[Origins]:
-        """`lookups` names are resolved at once. Connections end with the block."""
+        """`lookups` names are resolved at once; more are `busy`. Connections end with the block."""
         resolver = resolver or GuardedResolver(allowed, lookups)
         session = aiohttp.ClientSession(
             connector=guarded_connector(allowed, resolver),
@@ -116,7 +116,7 @@ class Origins:
     async def get(self, url: URL) -> AsyncIterator[Origin]:
         """Follow up to 5 redirects, each to an address that is checked like the first.
 
-        Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`.
+        Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`, `busy`.
         """
         with _as_origin_errors():
             # aiohttp refuses the redirect whose number is `max_redirects`.
