@@ -8,31 +8,40 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import structlog
-
 from service.batches import Batcher
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, new_image_id
-from service.images.inserts import IdTaken
+from service.images.inserts import IdTaken, insert_pending
 from service.images.outcomes import forget_failed
 from service.images.records import Image, NewImage
-from service.jobs import JobQueue
+from service.jobs import ProbeJob
 from service.replies import Replies
 from service.storage.disk import DiskStorage
 from service.uploads import Upload
 
-log = structlog.get_logger("service")
-
 _ENQUEUE_TIMEOUT_S = 1
+
+
+async def accept(database: Database, storage: DiskStorage, images: Sequence[NewImage]) -> Sequence[Exception | None]:
+    """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
+
+    Answers an outcome for each, as `insert_pending` does. Raises `storage-unavailable`.
+    """
+    await storage.sync_names()
+    outcomes = await insert_pending(database, images)
+    await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
+    return outcomes
 
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
+    """`accepting` groups `accept`, `enqueuing` groups `JobQueue.enqueue`."""
+
     database: Database
     storage: DiskStorage
-    inserts: Batcher[NewImage, None]
-    jobs: JobQueue
+    accepting: Batcher[NewImage, None]
+    enqueuing: Batcher[ProbeJob, None]
     replies: Replies
     wait_s: float
 
@@ -44,39 +53,32 @@ class Ingest:
         From the moment the row is committed the image is durable, whatever happens here. Raises `quota-exceeded`,
         `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
-        new = await self._insert(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
-        await self._keep(new)
+        new = await self._accept(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
         with self.replies.expect(new.id, account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
             with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
                 async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                    await self.jobs.enqueue_probe(new.id, reply_to=self.replies.channel, request_id=request_id)
+                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
             image = await waiter.wait(deadline - time.monotonic())
         if image is not None and image.error is not None:
             await self._forget(image)
             raise ServiceError(image.error)
         return new, image
 
-    async def _insert(self, new: NewImage) -> NewImage:
+    async def _accept(self, new: NewImage) -> NewImage:
         while True:
             try:
-                await self.inserts.submit(new)
+                await self.accepting.submit(new)
             except IdTaken:
                 taken, new = new.id, replace(new, id=new_image_id())
                 await self.storage.rename_incoming(taken, new.id)
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
-                if refusal.code == "quota-exceeded":
+                if refusal.code in ("quota-exceeded", "storage-unavailable"):
                     await self.storage.discard(new.id)
                 raise
             else:
                 return new
-
-    async def _keep(self, new: NewImage) -> None:
-        try:
-            await self.storage.keep(new.id)
-        except OSError as error:  # readers look in both places, and the sweep moves it later
-            log.warning("ingest.not_kept", image_id=new.id, error=repr(error))
 
     async def _forget(self, image: Image) -> None:
         with suppress(ServiceError):  # the row goes by itself a day later

@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -47,37 +48,65 @@ def open_redis(url: str) -> ArqRedis:
     return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeJob:
+    """A look at one image. The reply goes to the channel `reply_to`, if there is one."""
+
+    image_id: ImageId
+    reply_to: str
+    request_id: str
+
+    def serialize(self, now_ms: int) -> bytes:
+        context = {"reply_to": self.reply_to, "request_id": self.request_id}
+        data: bytes = serialize_job(PROBE_IMAGE, (self.image_id,), context, None, now_ms, serializer=encode)
+        return data
+
+
+# A job that waits or runs under its id is left alone. Each token may wake a worker.
+_ENQUEUE = """
+local queue, bell = KEYS[1], KEYS[2]
+local prefix, now, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local added = 0
+for i = 5, #ARGV, 2 do
+    redis.call('SET', prefix .. ARGV[i], ARGV[i + 1], 'PX', expires_ms, 'NX')
+    added = added + redis.call('ZADD', queue, 'NX', now, ARGV[i])
+end
+for _ = 1, math.min(added, most_tokens) do
+    redis.call('RPUSH', bell, '')
+end
+redis.call('LTRIM', bell, -most_tokens, -1)
+return added
+"""
+
+
 class JobQueue:
-    """Enqueues in one round trip: arq's own `enqueue_job`, with the same keys, takes three."""
+    """Enqueues groups of jobs in one step: arq's own `enqueue_job`, with the same keys, takes three for each."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
+        self._enqueue = redis.register_script(_ENQUEUE)
 
-    async def enqueue_probe(self, image_id: ImageId, *, reply_to: str, request_id: str) -> None:
+    async def enqueue(self, jobs: Sequence[ProbeJob]) -> list[None]:
         """Raises `queue-unavailable`. The sweep enqueues again whatever was lost here."""
-        try:
-            await self._enqueue([image_id], {"reply_to": reply_to, "request_id": request_id})
-        except UNAVAILABLE as error:
-            raise ServiceError("queue-unavailable") from error
+        await self._add(jobs)
+        return [None] * len(jobs)
 
     async def enqueue_again(self, image_ids: Sequence[ImageId]) -> int:
         """Put images that wait for too long back; those that are in the queue stay where they are.
 
-        Returns how many were not in the queue.
+        Returns how many were not in the queue. Raises `queue-unavailable`.
         """
-        return await self._enqueue(image_ids, {"reply_to": "", "request_id": "sweep"})
+        return await self._add([ProbeJob(image_id, "", "sweep") for image_id in image_ids])
 
-    async def _enqueue(self, image_ids: Sequence[ImageId], context: dict[str, Any]) -> int:
+    async def _add(self, jobs: Sequence[ProbeJob]) -> int:
         now_ms = time.time_ns() // 1_000_000
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for image_id in image_ids:
-                payload = serialize_job(PROBE_IMAGE, (image_id,), context, None, now_ms, serializer=encode)
-                # NX: a job that waits or runs under this id is left alone.
-                pipe.set(job_key_prefix + image_id, payload, px=_EXPIRES_MS, nx=True)
-                pipe.zadd(PROBE_QUEUE, {image_id: now_ms}, nx=True)
-            ring(pipe, len(image_ids))
-            done = await pipe.execute()
-        return sum(done[1 : 2 * len(image_ids) : 2])
+        words: list[Any] = [job_key_prefix, now_ms, _EXPIRES_MS, MOST_TOKENS]
+        for job in jobs:
+            words += (job.image_id, job.serialize(now_ms))
+        try:
+            return int(await self._enqueue(keys=[PROBE_QUEUE, BELL], args=words))
+        except UNAVAILABLE as error:
+            raise ServiceError("queue-unavailable") from error
 
     async def count_workers(self, *, host: str | None = None) -> int:
         """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
@@ -104,9 +133,3 @@ class JobQueue:
 def name_worker() -> str:
     """A name to show signs of life under: its own, and it tells the host."""
     return f"{socket.gethostname()}:{secrets.token_hex(4)}"
-
-
-def ring(pipe: Any, times: int) -> None:
-    """Queue up the commands that wake as many workers."""
-    pipe.rpush(BELL, *([b""] * min(times, MOST_TOKENS)))
-    pipe.ltrim(BELL, -MOST_TOKENS, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,13 +38,12 @@ class Reply:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Reply)
+_decoder = msgspec.msgpack.Decoder(list[Reply])
 
 
-async def send(redis: Any, channel: str, reply: Reply) -> None:
-    """Wake the request that waits on `channel`; nobody may be there any more."""
-    with suppress(*UNAVAILABLE):
-        await redis.publish(channel, _encoder.encode(reply))
+def send(pipe: Any, channel: str, replies: Sequence[Reply]) -> None:
+    """Queue up the command that wakes the requests which wait on `channel`; none may be there any more."""
+    pipe.publish(channel, _encoder.encode(replies))
 
 
 class Waiter:
@@ -141,11 +140,12 @@ class Replies:
 
     def _deliver(self, message: bytes) -> None:
         try:
-            reply = _decoder.decode(message)
+            replies = _decoder.decode(message)
         except msgspec.MsgspecError as error:  # of another version's worker: the row tells the same
             log.warning("replies.undecodable", error=repr(error))
             return
-        waiter = self._waiters.get(reply.image_id)
-        if waiter is not None:
-            waiter.reply = reply
-            waiter.look.set()
+        for reply in replies:
+            waiter = self._waiters.get(reply.image_id)
+            if waiter is not None:
+                waiter.reply = reply
+                waiter.look.set()

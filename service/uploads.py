@@ -14,7 +14,7 @@ from service.storage.disk import DiskStorage
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`bench/load.py --connections 64 l` prints the peak).
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 384 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +51,31 @@ async def receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: Up
 async def _receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
-    size = 0
-    piece = bytearray()
-    first = await _next(chunks, limits.idle_timeout_s)
-    if first is None:
-        raise ServiceError("empty-body")
-    async with storage.receive(image_id) as file:
-        chunk: bytes | None = first
-        while chunk is not None:
-            size += len(chunk)
-            if size > limits.max_bytes:
-                raise too_large(limits.max_bytes)
-            hasher.update(chunk)
-            piece += chunk
-            if len(piece) >= _PIECE_BYTES:
-                await file.write(piece)
-                piece = bytearray()
-            chunk = await _next(chunks, limits.idle_timeout_s)
-        if piece:
-            await file.write(piece)
-        await file.seal()
+    size = gathered = 0
+    piece: list[bytes] = []
+    try:
+        async with storage.receive(image_id) as file:
+            while (chunk := await _next(chunks, limits.idle_timeout_s)) is not None:
+                size += len(chunk)
+                if size > limits.max_bytes:
+                    raise too_large(limits.max_bytes)
+                hasher.update(chunk)
+                piece.append(chunk)
+                gathered += len(chunk)
+                if gathered >= _PIECE_BYTES:
+                    await file.write(piece)
+                    piece, gathered = [], 0
+            if not size:
+                raise ServiceError("empty-body")
+            await file.seal(piece)
+    finally:
+        metrics.upload_bytes.inc(size)
     return Upload(image_id, size, hasher.digest())
 
 
 async def _next(chunks: AsyncIterator[bytes], idle_timeout_s: float) -> bytes | None:
     async with asyncio.timeout(idle_timeout_s):
-        chunk = await anext(chunks, None)
-    if chunk is not None:
-        metrics.upload_bytes.inc(len(chunk))
-    return chunk
+        return await anext(chunks, None)
 
 
 def too_large(max_bytes: int) -> ServiceError:

@@ -11,6 +11,7 @@ import pytest
 from service.accounts import AccountExists, Drift, create_account, list_stale, load_account, refresh_counters
 from service.errors import ServiceError
 from service.ids import AccountId
+from service.jobs import open_redis
 from service.settings import Settings
 from service.sizes import readable
 from tests.conftest import Client, NewTenant, Tenant
@@ -101,7 +102,7 @@ async def test_only_accounts_that_changed_are_refreshed_oldest_first(connection:
 
 async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
-    async with open_resources(settings, None) as resources:
+    async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         await counters.refresh_accounts({"resources": resources})
     assert (await load_account(connection, tenant.id)).used_bytes == 0
 
@@ -112,7 +113,7 @@ async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshe
     monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.5)
     locked, other = [await new_tenant() for _ in range(2)]
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
-    async with open_resources(settings, None) as resources:
+    async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         async with connection.transaction():
             await connection.execute("select from accounts where id = $1 for update", locked.id)
             await counters.refresh_accounts({"resources": resources})
@@ -152,7 +153,7 @@ async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
     first, second, third, fourth = [(await new_tenant()).id for _ in range(4)]
     await connection.execute("update accounts set changed_at = '2100-01-01'")  # always stale
     refreshes.endless = {first, second, third}
-    async with open_resources(settings, None) as resources:
+    async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         began = asyncio.get_running_loop().time()
         assert await refreshes.run(resources) == [first, second, third, fourth]
         assert asyncio.get_running_loop().time() - began < 2.5
@@ -173,7 +174,7 @@ async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_fi
     monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.6)
     first, second, third = [(await new_tenant()).id for _ in range(3)]
     refreshes.endless = {first, second}
-    async with open_resources(settings, None) as resources:
+    async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         assert await refreshes.run(resources) == [first, second]
         refreshes.endless = set()
         assert await refreshes.run(resources) == [second, third, first]
@@ -188,7 +189,7 @@ async def test_a_database_that_goes_away_ends_the_refresh(
 
     monkeypatch.setattr(counters, "refresh_counters", lose_connection)
     await new_tenant()
-    async with open_resources(settings, None) as resources:
+    async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         with pytest.raises(ServiceError, match="database-unavailable"):
             await counters.refresh_accounts({"resources": resources})
         assert not resources.unrefreshed

@@ -64,7 +64,7 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
 async def enqueue(redis: ArqRedis, *ids: str) -> None:
     queue = JobQueue(redis)
     for image_id in ids:
-        await queue.enqueue_probe(image_id, reply_to="r", request_id="q")  # type: ignore[arg-type]
+        await queue.enqueue([jobs.ProbeJob(image_id, "r", "q")])  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -352,6 +352,6 @@ async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, red
 
     await enqueue(redis, "image01")
     async with working(redis_url, endless) as worker:
-        await until(lambda: bool(worker.job_tasks))
+        await until(lambda: bool(worker.tasks))
     async with working(redis_url, job):
         await until(lambda: done == ["image01"])

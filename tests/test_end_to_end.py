@@ -486,7 +486,8 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
     async with load(daguerre, body, keep_alive=12, one_shot=4) as first:
         await until(lambda: all(part.count_requests(method="POST", status=200) for part in apis))
     reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
-    writer.write(upload_head(daguerre, body) + body[:1000])
+    slow = body + bytes(600_000)  # enough for its file to be opened before all of it is there
+    writer.write(upload_head(daguerre, slow) + slow[:500_000])
     incoming = kept.settings.storage_folder / "incoming"
     [arriving] = await until(lambda: list(incoming.iterdir()))
     [ending] = [part for part in apis if part.has_open(arriving)]
@@ -497,7 +498,7 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
         ending.send(signal.SIGTERM)
         await ending.told("api.draining")
         await asyncio.sleep(1)  # a slow client: longer than an idle connection would be kept open
-        writer.write(body[1000:])
+        writer.write(slow[500_000:])
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 200 "), answer
         assert await ending.exit_code() == 0
@@ -508,7 +509,7 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
     assert clients.count(200) == len(clients.answers)
     ids = first.ids() | clients.ids() | {arriving.name}
     assert await kept.connection.fetchval("select count(*) from images") == len(ids)
-    await kept.assert_holds(dict.fromkeys(ids, body))
+    await kept.assert_holds(dict.fromkeys(ids, body) | {arriving.name: slow})
 
 
 async def test_a_request_on_its_way_when_the_service_is_told_to_end_is_answered(daguerre: Daguerre, kept: Kept) -> None:

@@ -260,7 +260,7 @@ async def test_uploads_beyond_the_bound_are_told_to_come_back(api: Client, tenan
     hold = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
-        yield b"x" * 1000
+        yield b"x" * 600_000
         await hold.wait()
 
     first = asyncio.create_task(api.post("/v1/images", data=slow(), headers=tenant.headers | IMAGE))

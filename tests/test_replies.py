@@ -38,6 +38,12 @@ async def listening(settings: Settings, database: Database) -> AsyncIterator[Rep
     await redis.aclose(close_connection_pool=True)
 
 
+async def send(listening: Replies, reply: Reply) -> None:
+    async with listening._redis.pipeline(transaction=False) as pipe:
+        replies.send(pipe, listening.channel, [reply])
+        await pipe.execute()
+
+
 async def until_connected(listener: Replies) -> None:
     async with asyncio.timeout(5):
         while not listener.connected:
@@ -64,7 +70,7 @@ async def test_a_reply_wakes_the_request_at_once_and_carries_the_row(
         image = await load_image(connection, ID)
         await connection.execute("delete from images")  # so that only the reply can tell
         sent = time.perf_counter()
-        await replies.send(listening._redis, listening.channel, Reply(ID, image))
+        await send(listening, Reply(ID, image))
         assert await waiting == image
         assert time.perf_counter() - sent < 0.3
 
@@ -74,7 +80,7 @@ async def test_a_reply_before_the_wait_is_not_lost(listening: Replies, connectio
     with listening.expect(ID, tenant.id) as waiter:
         await mark_ready(connection)
         image = await load_image(connection, ID)
-        await replies.send(listening._redis, listening.channel, Reply(ID, image))
+        await send(listening, Reply(ID, image))
         await asyncio.sleep(0.1)
         started = time.perf_counter()
         assert await waiter.wait(5) == image
@@ -110,7 +116,7 @@ async def test_an_image_deleted_meanwhile_is_told(
     await connection.execute("delete from images")
     with listening.expect(ID, tenant.id) as waiter:
         if by_reply:
-            await replies.send(listening._redis, listening.channel, Reply(ID, None))
+            await send(listening, Reply(ID, None))
         with pytest.raises(ServiceError) as refusal:
             await waiter.wait(5)
     assert refusal.value.code == "image-deleted"
@@ -160,7 +166,7 @@ async def test_a_message_of_another_version_is_dropped(listening: Replies, conne
     with listening.expect(ID, tenant.id) as waiter:
         await listening._redis.publish(listening.channel, b"\xc1 garbage")
         await mark_ready(connection)
-        await replies.send(listening._redis, listening.channel, Reply(ID, await load_image(connection, ID)))
+        await send(listening, Reply(ID, await load_image(connection, ID)))
         image = await waiter.wait(5)
     assert image is not None
     assert image.state == "ready"

@@ -73,12 +73,12 @@ async def test_sigterm_lets_a_running_upload_finish_and_takes_no_other(
     daguerre: Daguerre, serve: Part, settings: Settings
 ) -> None:
     await daguerre.start_worker().told("worker.started")
-    picture, told = jpeg(300, 200), asyncio.Event()
+    picture, told = jpeg(300, 200) + bytes(600_000), asyncio.Event()  # enough to open its file early
 
     async def body() -> AsyncIterator[bytes]:
-        yield picture[:100]
+        yield picture[:500_000]
         await told.wait()
-        yield picture[100:]
+        yield picture[500_000:]
 
     uploading = asyncio.create_task(send(daguerre, body()))
     incoming = settings.storage_folder / "incoming"

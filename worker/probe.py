@@ -9,7 +9,6 @@ from typing import Any
 import structlog
 from arq import Retry
 
-from service import replies
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.lookups import load_image
@@ -32,7 +31,7 @@ _RETRY_MISSING_S = 30
 _MISSING_S = 3600
 
 
-async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, request_id: str) -> None:
+async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> Reply:
     """Runs at least once for each image, so it may find the image finished or deleted.
 
     A dependency that is away puts the job off; it never counts against the picture.
@@ -42,12 +41,10 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, reply_to: str, 
         metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
-            image = await _finish(worker, image_id)
+            return Reply(image_id, await _finish(worker, image_id))
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("probe.put_off", error=repr(error))
             raise Retry(defer=_RETRY_S) from error
-        if reply_to:
-            await replies.send(worker.redis, reply_to, Reply(image_id, image))
 
 
 async def _finish(worker: Resources, image_id: ImageId) -> Image | None:

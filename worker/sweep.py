@@ -62,7 +62,7 @@ async def _settle_abandoned(worker: Resources) -> None:
     for image_id in abandoned:
         try:
             if image_id in existing:
-                await worker.storage.keep(image_id)
+                await worker.storage.keep([image_id])
             else:
                 await worker.storage.discard(image_id)
         except OSError as error:  # one that cannot be moved keeps no other from it

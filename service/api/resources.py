@@ -16,8 +16,7 @@ from service.api.admission import Admission
 from service.batches import Batcher, running
 from service.database import Database
 from service.downloads.origins import Origins, OriginTimeouts
-from service.images.inserts import insert_pending
-from service.ingest import Ingest
+from service.ingest import Ingest, accept
 from service.jobs import JobQueue
 from service.keys import KeyRing
 from service.replies import Replies
@@ -64,10 +63,12 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         )
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        inserts = Batcher(partial(insert_pending, database))
+        accepting = Batcher(partial(accept, database, storage))
         replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)
-        await stack.enter_async_context(running(inserts.run()))
+        enqueuing = Batcher(queue.enqueue)
+        await stack.enter_async_context(running(accepting.run()))
+        await stack.enter_async_context(running(enqueuing.run()))
         await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
             Origins.connect(
@@ -83,7 +84,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             jobs=queue,
             replies=replies,
             admission=Admission(settings, database, replies),
-            ingest=Ingest(database, storage, inserts, queue, replies, settings.wait_s),
+            ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             origins=origins,
             # An origin's own time-outs come first.

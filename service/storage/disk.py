@@ -12,40 +12,72 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
-import aiofiles
 import aiofiles.os
-from aiofiles.threadpool.binary import AsyncBufferedIOBase
+import structlog
 
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
 
+Result = TypeVar("Result")
+
+log = structlog.get_logger("service")
+
 
 class IncomingFile:
-    """A body on its way to disk."""
+    """A body on its way to disk.
 
-    def __init__(self, file: AsyncBufferedIOBase, path: Path) -> None:
-        self._file = file
+    Each call takes a thread's turn, which costs more than what is done in it: so the file is opened with its first
+    chunks and closed with its last, and chunks are best gathered to some hundred kilobytes.
+    """
+
+    def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: BinaryIO | None = None
 
-    async def write(self, piece: bytes | bytearray) -> None:
-        """A call costs a thread's turn, so give it pieces of some hundred kilobytes."""
+    async def write(self, chunks: Sequence[bytes]) -> None:
         with _unavailable():
-            await self._file.write(piece)
+            await _in_thread(partial(self._write, chunks))
 
-    async def seal(self) -> None:
-        """Make the file durable under its name."""
+    async def seal(self, chunks: Sequence[bytes]) -> None:
+        """Write the last chunks. The bytes are durable then, and the name after `DiskStorage.sync_names`."""
         with _unavailable():
-            await self._file.flush()
-            await asyncio.to_thread(self._sync)
+            await _in_thread(partial(self._seal, chunks))
 
-    def _sync(self) -> None:
+    def abandon(self) -> None:
+        """Not a coroutine, so that a cancelled request cleans up as well."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # a full disk fails the close, too
+                self._file.close()
+
+    def _write(self, chunks: Sequence[bytes]) -> None:
+        if self._file is None:
+            self._file = self._path.open("xb")
+        self._file.writelines(chunks)
+
+    def _seal(self, chunks: Sequence[bytes]) -> None:
+        self._write(chunks)
+        assert self._file is not None  # noqa: S101 - what _write opened
+        self._file.flush()
         os.fsync(self._file.fileno())
-        _sync_directory(self._path.parent)
+        self._file.close()
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then."""
+    working = asyncio.get_running_loop().run_in_executor(None, call)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 @contextmanager
@@ -62,18 +94,6 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-async def _create(path: Path) -> AsyncBufferedIOBase:
-    opening = asyncio.ensure_future(aiofiles.open(path, "xb"))
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        await asyncio.wait([opening])  # a thread is at it, and makes the file all the same
-        if opening.exception() is None:
-            await aiofiles.os.remove(path)
-            await opening.result().close()
-        raise
 
 
 class DiskStorage:
@@ -123,33 +143,37 @@ class DiskStorage:
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
-        """A new file for a body. It is removed if the block fails, and durable once `seal` has returned."""
-        path = self.incoming_path(image_id)
-        with _unavailable():
-            raw = await _create(path)
+        """A new file for a body; it is removed if the block fails."""
+        file = IncomingFile(self.incoming_path(image_id))
         try:
-            yield IncomingFile(raw, path)
-            with _unavailable():
-                await raw.close()
+            yield file
         except BaseException:
-            # Not awaited: a cancelled request cleans up as well.
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # a full disk fails the close, too
-                await raw.close()
+            file.abandon()
             raise
 
-    async def keep(self, image_id: ImageId) -> None:
-        """Move a received file, whose row is committed now, to its own path."""
-        try:
-            await aiofiles.os.rename(self.incoming_path(image_id), self.path(image_id))
-        except FileNotFoundError:
-            if not await aiofiles.os.path.exists(self.path(image_id)):  # else another process kept it
-                raise
+    async def sync_names(self) -> None:
+        """Make the names of all sealed files durable, and with them the files."""
+        with _unavailable():
+            await _in_thread(partial(_sync_directory, self._incoming))
+
+    async def keep(self, image_ids: Sequence[ImageId]) -> None:
+        """Move received files, whose rows are committed now, to their own paths.
+
+        One that cannot be moved is left to the sweep: readers look in both places.
+        """
+        await _in_thread(partial(self._keep, image_ids))
+
+    def _keep(self, image_ids: Sequence[ImageId]) -> None:
+        for image_id in image_ids:
+            try:
+                self.incoming_path(image_id).rename(self.path(image_id))
+            except OSError as error:
+                if not self.path(image_id).exists():  # else another process kept it
+                    log.warning("storage.not_kept", image_id=image_id, error=repr(error))
 
     async def rename_incoming(self, image_id: ImageId, to: ImageId) -> None:
         with _unavailable():
             await aiofiles.os.rename(self.incoming_path(image_id), self.incoming_path(to))
-            await asyncio.to_thread(_sync_directory, self._incoming)
 
     async def discard(self, image_id: ImageId) -> None:
         """Remove a received file that gets no row."""
