@@ -205,13 +205,13 @@ class DoorbellWorker(Worker):
         return JobEnd(job.id, reply_to, reply)
 
     async def _record(self, ends: Sequence[JobEnd]) -> list[None]:
-        """Off the queue with what is done before anything else is forgotten of it; and the replies are sent."""
+        """In one step, so that no job is in the queue without its payload; the replies go along."""
         now_ms = time.time_ns() // 1_000_000
         done = [end.job_id for end in ends if end.again_after_ms is None]
         spent = [in_progress_key_prefix + end.job_id for end in ends]
         spent += [prefix + job_id for job_id in done for prefix in (job_key_prefix, retry_key_prefix)]
         waiting: defaultdict[str, list[Reply]] = defaultdict(list)
-        async with self.pool.pipeline(transaction=False) as pipe:
+        async with self.pool.pipeline(transaction=True) as pipe:
             if done:
                 pipe.zrem(self.queue_name, *done)
             for end in ends:
