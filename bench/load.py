@@ -12,21 +12,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import re
 import time
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvloop
 
 from bench.photographs import SIZES, photograph
+from bench.usage import Usage, by_part
 from service.embedded import running
 from service.settings import load
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -90,60 +85,9 @@ async def attack(target: Target, body: bytes, connections: int, seconds: float) 
     return latencies
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Of one part: the CPU seconds of its processes together, and the peak memory of the largest."""
-
-    cpu_s: float = 0
-    peak_mb: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb))
-
-
 def usage_by_part(up: int) -> dict[str, Usage]:
-    """Of every process below `up`, and of this one, the load."""
-    parents: dict[int, int] = {}
-    found: dict[int, tuple[str, Usage]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            peak = re.search(r"VmHWM:\s+(\d+) kB", (entry / "status").read_text())
-        except OSError:
-            continue
-        parents[int(entry.name)] = int(fields[1])
-        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-        found[int(entry.name)] = _part(command), Usage(cpu_s, int(peak[1]) // 1024 if peak else 0)
-    total: defaultdict[str, Usage] = defaultdict(Usage)
-    for pid, (part, usage) in found.items():
-        if up in _ancestors(pid, parents):
-            total[part] += usage
-    total["load"] = Usage(time.process_time())
-    return dict(total)
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
-    found: list[int] = []
-    while pid in parents and len(found) < 10:
-        pid = parents[pid]
-        found.append(pid)
-    return found
-
-
-def _part(command: str) -> str:
-    for mark, part in (
-        ("worker.child", "libvips"),
-        ("cli serve", "api"),
-        ("cli worker", "worker"),
-        ("postgres", "postgres"),
-        ("valkey", "valkey"),
-    ):
-        if mark in command:
-            return part
-    return "other"
+    """Of every process of `up`, and of this one, the load."""
+    return by_part([up]) | {"load": Usage(time.process_time())}
 
 
 def report(
@@ -161,7 +105,7 @@ def report(
         f"{size} {len(body) // 1000:>5} KB  {count / elapsed:7.1f} /s"
         f"  p50 {latencies[count // 2] * 1000:7.1f} ms  p99 {latencies[int(count * 0.99)] * 1000:7.1f} ms"
         f"\n    CPU ms a request: {'  '.join(f'{part} {cost:.2f}' for part, cost in costs.items() if cost >= 0.005)}"
-        f"\n    peak MB: {'  '.join(f'{part} {after[part].peak_mb}' for part in sorted(after) if part != 'load')}"
+        f"\n    peak MB: {'  '.join(f'{part} {after[part].peak_mb:.0f}' for part in sorted(after) if part != 'load')}"
     )
 
 

@@ -27,8 +27,8 @@ def command(name: str, node_folder: Path) -> list[str]:
     if name != "fastify_sharp":
         return [sys.executable, "-m", f"bench.comparators.{name}"]
     node = shutil.which("node")
-    if node is None:
-        raise UnavailableError("fastify_sharp needs Node")
+    if node is None or shutil.which("npm") is None:
+        raise UnavailableError("fastify_sharp needs Node with npm")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if tuple(map(int, version[1:].split(".")[:2])) < _OLDEST_NODE:
         raise UnavailableError(f"fastify_sharp needs Node 20.10 or newer, and this is {version}")

@@ -1,0 +1,40 @@
+"""`./run bench`: Daguerre against what its users would run instead, on this machine, in this run.
+
+    ./run bench [ROW…] [--sizes s,m,l] [--rounds 5] [--seconds 5]
+
+bench/README.md tells what each row means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+
+from bench import machine, wrk
+from bench.photographs import SIZES
+from bench.rows import uploads
+from service.embedded.folder import scratch
+
+ROWS = {"uploads": uploads.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="./run bench", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--sizes", default=",".join(SIZES), help="photographs to upload (s,m,l)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each service (5)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of a turn (5)")
+    options = parser.parse_args()
+    try:
+        wrk.require()
+        print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")
+        for row in options.rows:
+            with scratch() as folder:
+                ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=options.sizes.split(","))
+    except wrk.BenchError as error:
+        sys.exit(f"bench: {error}")
+
+
+if __name__ == "__main__":
+    main()

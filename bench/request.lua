@@ -1,0 +1,68 @@
+-- Sends one request again and again, or one of many in turn, and checks every answer. Configured by the environment:
+--   BENCH_METHOD, BENCH_TYPE, BENCH_BODY   the method, the content type, a file with the body
+--   BENCH_PATHS                            a file with a path a line; the connection takes them in turn
+--   BENCH_STATUS, BENCH_EXPECT             the status of a right answer, and texts that it has, a line each
+-- Prints one line of JSON.
+
+local function read(path)
+   local file = assert(io.open(path, "rb"))
+   local text = file:read("*a")
+   file:close()
+   return text
+end
+
+local threads = {}
+
+function setup(thread)
+   table.insert(threads, thread)
+end
+
+function init(_)
+   wrong, example = 0, ""
+   status, expected = tonumber(os.getenv("BENCH_STATUS")), {}
+   for text in os.getenv("BENCH_EXPECT"):gmatch("[^\n]+") do
+      table.insert(expected, text)
+   end
+   wrk.method = os.getenv("BENCH_METHOD")
+   local body = os.getenv("BENCH_BODY")
+   if body ~= "" then
+      wrk.body = read(body)
+      wrk.headers["Content-Type"] = os.getenv("BENCH_TYPE")
+   end
+   requests, next_one = {}, 0
+   for path in read(os.getenv("BENCH_PATHS")):gmatch("[^\n]+") do
+      table.insert(requests, wrk.format(nil, path))
+   end
+end
+
+function request()
+   next_one = next_one % #requests + 1
+   return requests[next_one]
+end
+
+function response(got, _, body)
+   local right = got == status
+   for _, text in ipairs(expected) do
+      right = right and body:find(text, 1, true) ~= nil
+   end
+   if not right then
+      wrong = wrong + 1
+      if wrong == 1 then
+         example = (got .. " " .. body:sub(1, 300)):gsub("[%c\"\\]", " ")
+      end
+   end
+end
+
+function done(summary, latency, _)
+   local all_wrong, first = 0, ""
+   for _, thread in ipairs(threads) do
+      all_wrong = all_wrong + thread:get("wrong")
+      first = first == "" and thread:get("example") or first
+   end
+   local errors = summary.errors
+   io.write(string.format(
+      '{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "wrong": %d, "broken": %d, "example": "%s"}\n',
+      summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+      all_wrong, errors.connect + errors.read + errors.write + errors.timeout, first
+   ))
+end

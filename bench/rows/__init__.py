@@ -1,0 +1,1 @@
+"""What `./run bench` measures, one module a row of the README's table."""

@@ -1,0 +1,70 @@
+"""Uploads with metadata and preview, over 16 connections, against what people would write instead."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import turns, wrk
+from bench.photographs import SIZES, photograph
+from bench.subjects import FASTAPI, FASTIFY, Subject, comparator, daguerre
+from service.embedded.postgres import Postgres
+
+CONNECTIONS = 16
+TARGETS = {FASTIFY: {"s": 1.5, "m": 1.5, "l": 1.2}, FASTAPI: {"m": 3.0}}
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:
+    with (
+        Postgres(folder / "pg") as postgres,
+        daguerre(folder) as ours,
+        comparator(FASTIFY, folder, postgres) as fastify,
+        comparator(FASTAPI, folder, postgres) as fastapi,
+        comparator(FASTIFY, folder, postgres, fsync=True) as fastify_synced,
+        comparator(FASTAPI, folder, postgres, fsync=True) as fastapi_synced,
+    ):
+        for size in sizes:
+            width, height, _ = SIZES[size]
+            body = folder / f"{size}.jpg"
+            body.write_bytes(photograph(size))
+            first, *others = turns.take(
+                [ours, fastify, fastapi, fastify_synced, fastapi_synced],
+                lambda subject, body=body, size=size: upload(subject, body, size),  # type: ignore[misc]
+                connections=CONNECTIONS,
+                seconds=seconds,
+                rounds=rounds,
+                between=empty,
+            )
+            kilobytes = body.stat().st_size // 1000
+            turns.show(
+                f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", [first, *others]
+            )
+            for other in others:
+                target = TARGETS.get(other.subject.name, {}).get(size)
+                if target is not None:
+                    turns.compare(first, other, target)
+
+
+def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
+    width, height, _ = SIZES[size]
+    return wrk.Requests(
+        paths=[f"/v1/images?key={subject.key}&with_exif=1&with_mini_preview=1"],
+        expected=[
+            '"success":true',
+            f'"width":{width}',
+            f'"height":{height}',
+            '"Make":"Daguerre"',
+            '"mini_preview":"/9j/',
+        ],
+        method="POST",
+        body=body,
+    )
+
+
+def empty(subject: Subject) -> None:
+    """Make room: the comparators' files go, which nothing asks for. Daguerre keeps what it promised to keep."""
+    if subject.folder.name == "daguerre":
+        return
+    for path in subject.folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""What is measured, running: Daguerre as `./run up` starts it, and what people would write or install instead."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.comparators import start as start_comparator
+from bench.wrk import BenchError
+from service.embedded.postgres import Postgres
+from service.processes.process import Program, start, stop
+
+_ROOT = Path(__file__).parents[1]
+_NODE_FOLDER = _ROOT / ".venv" / "bench-node"
+_START_TIMEOUT_S = 60
+_END_TIMEOUT_S = 30
+
+DAGUERRE = "Daguerre"
+FASTIFY = "fastify + sharp"
+FASTAPI = "FastAPI + Pillow"
+BARE = "bare aiohttp"
+_MODULES = {FASTIFY: "fastify_sharp", FASTAPI: "fastapi_pillow", BARE: "bare_aiohttp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A service that answers on a port of 127.0.0.1. `roots` are the processes that its costs are below."""
+
+    name: str
+    port: int
+    key: str
+    roots: tuple[int, ...]
+    folder: Path
+
+
+@contextlib.contextmanager
+def daguerre(folder: Path, *, workers: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Subject]:
+    """`./run up` on a folder of its own, with its defaults where `env` says nothing else."""
+    port, data = _free_port(), folder / "daguerre"
+    argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
+    with _running(DAGUERRE, [str(word) for word in argv], {**environment, **(env or {})}, folder) as process:
+        _wait(process, port, "/readyz", folder)
+        key = (data / "first-key").read_text().strip()
+        yield Subject(DAGUERRE, port, key, (process.pid,), data)
+
+
+@contextlib.contextmanager
+def comparator(
+    name: str, folder: Path, postgres: Postgres, *, processes: int = 2, fsync: bool = False
+) -> Iterator[Subject]:
+    """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own."""
+    port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
+    files.mkdir(parents=True)
+    assert postgres.process is not None
+    try:
+        argv = start_comparator.command(_MODULES[name], _NODE_FOLDER)
+    except start_comparator.UnavailableError as error:
+        raise BenchError(str(error)) from None
+    with start_comparator.running(
+        argv,
+        port=port,
+        dsn=postgres.dsn,
+        files=files,
+        key=key,
+        log=files.with_suffix(".log"),
+        processes=processes,
+        fsync=fsync,
+    ) as process:
+        shown = f"{name}, fsync" if fsync else name
+        yield Subject(shown, port, key, (process.pid, postgres.process.pid), files)
+
+
+@contextlib.contextmanager
+def _running(name: str, argv: list[str], env: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    program = Program(name=name, argv=argv, env={**env, "PYTHONPATH": str(_ROOT)}, log=folder / f"{name}.log")
+    process = start(program)
+    try:
+        yield process
+    finally:
+        stop(program, process)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, path: str, folder: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                return  # whatever it says, it is there
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise BenchError(f"A service did not start; its log is in {folder}.")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

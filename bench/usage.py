@@ -1,0 +1,67 @@
+"""What processes cost: CPU time and memory of everything below a process, by the part that it plays."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+_PARTS = (
+    ("worker.child", "libvips"),
+    ("cli serve", "api"),
+    ("cli worker", "worker"),
+    ("postgres", "postgres"),
+    ("valkey", "valkey"),
+    ("server.js", "service"),
+    ("bench.comparators", "service"),
+    ("multiprocessing", "service"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one part: the CPU seconds of its processes together, and the peak memory of the largest."""
+
+    cpu_s: float = 0
+    peak_mb: float = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb))
+
+
+def by_part(roots: Collection[int]) -> dict[str, Usage]:
+    """Of these processes and of all below them. One that ended in between has taken its share along."""
+    parents: dict[int, int] = {}
+    found: dict[int, tuple[str, Usage]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            peak = re.search(r"VmHWM:\s+(\d+) kB", (entry / "status").read_text())
+        except OSError:
+            continue
+        parents[int(entry.name)] = int(fields[1])
+        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
+        found[int(entry.name)] = _part(command), Usage(cpu_s, int(peak[1]) / 1024 if peak else 0)
+    total: defaultdict[str, Usage] = defaultdict(Usage)
+    for pid, (part, usage) in found.items():
+        if _is_below(pid, roots, parents):
+            total[part] += usage
+    return dict(total)
+
+
+def _is_below(pid: int, roots: Collection[int], parents: dict[int, int]) -> bool:
+    while pid and pid not in roots:
+        pid = parents.get(pid, 0)
+    return pid != 0
+
+
+def _part(command: str) -> str:
+    return next((part for mark, part in _PARTS if mark in command), "other")

@@ -1,0 +1,31 @@
+"""The benchmark runs to its end and prints its tables; how fast anything is, is not asked here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.comparators.start import UnavailableError, command
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_uploads_prints_a_table_with_ratios(tmp_path: Path) -> None:
+    try:
+        command("fastify_sharp", tmp_path)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    options = ["uploads", "--sizes", "s", "--rounds", "1", "--seconds", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *options],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
+        assert f"\n| {name} | " in done.stdout
+    assert "Daguerre / fastify + sharp: " in done.stdout
