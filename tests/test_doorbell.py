@@ -37,7 +37,6 @@ async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> A
         redis_pool=jobs.open_redis(url),
         max_jobs=max_jobs,
         keep_result=0,
-        max_tries=100,
         job_timeout=10,
         handle_signals=False,
         job_serializer=jobs.encode,

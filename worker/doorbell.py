@@ -170,7 +170,8 @@ class DoorbellWorker(Worker):
             self.tasks[job.id] = task
 
     async def run_claimed(self, job: ClaimedJob) -> None:
-        """What arq's `run_job` does, without its two round trips for each job."""
+        """What arq's `run_job` does, without its two round trips for each job, and without an end to the tries: a
+        dependency that is away never makes a job give up."""
         try:
             name, args, options, _, _ = deserialize_job_raw(job.payload or b"", deserializer=self.job_deserializer)
             function = self.functions[name]

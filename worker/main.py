@@ -30,8 +30,6 @@ _PROBE_JOB_TIMEOUT_S = 30
 _CRON_TIMEOUT_S = 20
 # Both sides may be started at once.
 _STORAGE_WAIT_S = 10
-# A dependency that is away never makes a job give up.
-_MAX_TRIES = 1_000_000
 
 
 def run(settings: Settings) -> None:
@@ -97,9 +95,6 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
         job_completion_wait=max(1, int(settings.drain_s)),
         max_jobs=settings.probe_processes + _JOBS_AHEAD,
         job_timeout=_PROBE_JOB_TIMEOUT_S,
-        max_tries=_MAX_TRIES,
-        keep_result=0,
-        log_results=False,
         job_serializer=jobs.encode,
         job_deserializer=jobs.decode,
     )

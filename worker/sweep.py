@@ -59,13 +59,13 @@ async def _settle_abandoned(worker: Resources) -> None:
         return
     async with worker.database.connection() as connection:
         existing = await list_existing(connection, abandoned)
+    await worker.storage.keep([image_id for image_id in abandoned if image_id in existing])
     for image_id in abandoned:
+        if image_id in existing:
+            continue
         try:
-            if image_id in existing:
-                await worker.storage.keep([image_id])
-            else:
-                await worker.storage.discard(image_id)
-        except OSError as error:  # one that cannot be moved keeps no other from it
+            await worker.storage.discard(image_id)
+        except OSError as error:  # one that cannot be removed keeps no other from it
             log.warning("sweep.not_settled", image_id=image_id, error=repr(error))
     log.info("sweep.settled", kept=len(existing), removed=len(abandoned) - len(existing))
 

@@ -25,7 +25,7 @@ async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) ->
 
 _OVERDUE = """
 select created_at, id from images
-where state <> 'ready' and state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
+where state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
     and ($3::timestamptz is null or (created_at, id) > ($3, $4))
 order by created_at, id limit $2
 """
