@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from service.embedded.postgres import Postgres
 from service.processes.process import Program, start, stop
 
 _ROOT = Path(__file__).parents[1]
-_NODE_FOLDER = _ROOT / ".venv" / "bench-node"
+NODE_FOLDER = _ROOT / ".venv" / "bench-node"
 _START_TIMEOUT_S = 60
-_END_TIMEOUT_S = 30
 
 DAGUERRE = "Daguerre"
 FASTIFY = "fastify + sharp"
@@ -50,7 +48,7 @@ def daguerre(folder: Path, *, workers: int = 2, env: Mapping[str, str] | None = 
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
     with _running(DAGUERRE, [str(word) for word in argv], {**environment, **(env or {})}, folder) as process:
-        _wait(process, port, "/readyz", folder)
+        _wait_ready(process, port, folder)
         key = (data / "first-key").read_text().strip()
         yield Subject(DAGUERRE, port, key, (process.pid,), data)
 
@@ -64,7 +62,7 @@ def comparator(
     files.mkdir(parents=True)
     assert postgres.process is not None
     try:
-        argv = start_comparator.command(_MODULES[name], _NODE_FOLDER)
+        argv = start_comparator.command(_MODULES[name], NODE_FOLDER)
     except start_comparator.UnavailableError as error:
         raise BenchError(str(error)) from None
     with start_comparator.running(
@@ -92,19 +90,13 @@ def _running(name: str, argv: list[str], env: Mapping[str, str], folder: Path) -
         stop(program, process)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, path: str, folder: Path) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            if error.code != 503:
-                return  # whatever it says, it is there
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            return
         time.sleep(0.1)
-    raise BenchError(f"A service did not start; its log is in {folder}.")
+    raise BenchError(f"Daguerre did not start: {(folder / f'{DAGUERRE}.log').read_text()[-500:]}")
 
 
 def _free_port() -> int:

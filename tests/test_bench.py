@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from bench.comparators.start import UnavailableError, command
+from bench.subjects import NODE_FOLDER
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_uploads_prints_a_table_with_ratios(tmp_path: Path) -> None:
+@pytest.mark.timeout(240)  # npm installs
+def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
     try:
-        command("fastify_sharp", tmp_path)
+        command("fastify_sharp", NODE_FOLDER)
     except UnavailableError as error:
         pytest.skip(str(error))
     options = ["uploads", "--sizes", "s", "--rounds", "1", "--seconds", "1"]

@@ -6,7 +6,7 @@ answer two requests of Daguerre's API, so that one load fits all:
     POST /v1/images?key=K&with_exif=1&with_mini_preview=1    a JPEG as the body, to a file, probed, and one row
     GET  /v1/images/{id}?key=K                               the row, by its primary key
 
-`fastify_sharp/` (Node; `npm install --no-package-lock` where it lies) and `fastapi_pillow.py` do all of it.
+`fastify_sharp/` (Node; `start.py` has npm install what it needs) and `fastapi_pillow.py` do all of it.
 `bare_aiohttp.py` is the ceiling: the body to a file and nothing else, the row and nothing else, and no key.
 
 The environment says the rest:

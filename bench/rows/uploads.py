@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
-from bench.subjects import FASTAPI, FASTIFY, Subject, comparator, daguerre
+from bench.subjects import DAGUERRE, FASTAPI, FASTIFY, Subject, comparator, daguerre
 from service.embedded.postgres import Postgres
 
 CONNECTIONS = 16
@@ -64,7 +64,7 @@ def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
 
 def empty(subject: Subject) -> None:
     """Make room: the comparators' files go, which nothing asks for. Daguerre keeps what it promised to keep."""
-    if subject.folder.name == "daguerre":
+    if subject.name == DAGUERRE:
         return
     for path in subject.folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
