@@ -554,6 +554,38 @@ def test_no_exif_is_an_empty_object(probe: ProbeBytes, name: str) -> None:
     assert set(found) <= ({"XResolution", "YResolution", "ResolutionUnit"} if name.startswith("tiff") else set())
 
 
+def _segment(marker: int, payload: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
+@pytest.mark.parametrize("padding", [0, 2 << 20], ids=["small", "larger than is read at once"])
+def test_the_first_exif_block_of_a_jpeg_counts_wherever_it_lies(probe: ProbeBytes, padding: int) -> None:
+    """Small files are decoded without it, so it must be found and cut out exactly."""
+    plain = pictures.encode("JPEG")
+    block = _typical_block()
+    with_exif, comment = _segment(0xE1, block), _segment(0xFE, b"a comment")
+    xmp = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
+    other = _segment(0xE1, block.replace(b"Canon", b"Nikon"))
+    frame = plain.index(b"\xff\xc0")
+    scan = plain.index(b"\xff\xda")
+    for data in (
+        plain[:2] + comment + b"\xff" + with_exif + xmp + other + plain[2:],
+        plain[:frame] + xmp + with_exif + other + plain[frame:],
+        plain[:scan] + with_exif + plain[scan:],
+    ):
+        found = probe(data + bytes(padding))
+        assert (found.exif["Make"], found.mini_preview) == ("Canon", probe(plain).mini_preview)
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 0xFFFF])
+def test_a_jpeg_whose_exif_segment_has_a_wrong_length_is_damaged(probe: ProbeBytes, length: int) -> None:
+    plain = pictures.encode("JPEG")
+    segment = _segment(0xE1, _typical_block())
+    with pytest.raises(Rejected) as refusal:
+        probe(plain[:2] + segment[:2] + length.to_bytes(2, "big") + segment[4:] + plain[2:])
+    assert refusal.value.code == "damaged-image"
+
+
 @pytest.mark.needs("exiftool")
 def test_exif_agrees_with_exiftool(probe: ProbeBytes, tmp_path: Path) -> None:
     data = pictures.encode("JPEG", exif=_typical_block())

@@ -30,11 +30,12 @@ def reduce(image: pyvips.Image, profile: bytes | None) -> Small:
     """
     if image.hasalpha():
         image = image.flatten(background=65535 if image.format == "ushort" else 255)
-    shrink = max(image.width, image.height) // SMALL_PX
+    width, height, bands = image.width, image.height, image.bands
+    shrink = max(width, height) // SMALL_PX
     if shrink > 1:
-        image = image.shrink(min(shrink, image.width), min(shrink, image.height), ceil=True)
-    foreign = profile is not None and image.bands >= 3 and not _is_srgb(profile)
-    if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or image.bands not in {1, 3}:
+        image = image.shrink(min(shrink, width), min(shrink, height), ceil=True)
+    foreign = profile is not None and bands >= 3 and not _is_srgb(profile)
+    if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or bands not in {1, 3}:
         # Decoded before it is converted, so that an error of the decoder is told from an odd colour space.
         image = _to_srgb(fetch(pyvips.Region.new(image), image, image.height), profile if foreign else None)
     pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)

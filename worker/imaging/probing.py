@@ -8,7 +8,6 @@ import pyvips
 
 from service.probes import Probe, Rejected
 from worker.imaging import loaders
-from worker.imaging.exif import read_exif
 from worker.imaging.preview import encode_preview
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
@@ -25,7 +24,6 @@ def probe(path: str, *, max_pixels: int) -> Probe:
         if form is None:
             raise Rejected("unsupported-image")
         picture = loaders.LOADERS[form](loaders.Source(path, fd, max_pixels))
-        exif = read_exif(fd if form == "tiff" else picture.exif)
     except pyvips.Error as error:
         raise Rejected("damaged-image") from error
     finally:
@@ -38,6 +36,6 @@ def probe(path: str, *, max_pixels: int) -> Probe:
         orientation=picture.orientation,
         pages=picture.pages,
         has_alpha=picture.has_alpha,
-        exif=exif,
+        exif=picture.exif,
         mini_preview=encode_preview(picture),
     )
