@@ -11,15 +11,17 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import growth, uploads
+from bench.rows import growth, uploads, workers
 from service.embedded.folder import scratch
 
 ROWS: dict[str, Callable[..., None]] = {
     "uploads": uploads.run,
     "growth": growth.run,
+    "workers": workers.run,
 }
 
 
@@ -30,8 +32,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each service (5)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a turn (5)")
     parser.add_argument("--images", default="10000,1000000", help="of growth: images in the database (10000,1000000)")
+    parser.add_argument(
+        "--work", default="", help="of growth: only work whose name begins with one of these (with ; between)"
+    )
+    parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
     options = parser.parse_args()
-    own = {"growth": {"images": [int(count) for count in options.images.split(",")]}}
+    own: dict[str, dict[str, Any]] = {
+        "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
+        "workers": {"count": options.jobs},
+    }
     try:
         wrk.require()
         print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")

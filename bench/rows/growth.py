@@ -43,11 +43,20 @@ _CHANGES_PER_S = 4000
 _CALLS = 15
 
 
-def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], images: Sequence[int] = IMAGES) -> None:
+def run(
+    folder: Path,
+    *,
+    rounds: int,
+    seconds: float,
+    sizes: Sequence[str],
+    images: Sequence[int] = IMAGES,
+    only: Sequence[str] = ("",),
+) -> None:
+    """`only`: the work whose name begins with one of these."""
     del sizes
     with contextlib.ExitStack() as stack:
         filled = [stack.enter_context(_filled(folder / str(count), count)) for count in images]
-        _measure(folder, filled, rounds, seconds)
+        _measure(folder, filled, rounds, seconds, tuple(only))
 
 
 @dataclass(slots=True)
@@ -111,13 +120,15 @@ async def _fill(filled: Filled) -> None:
         await connection.execute("checkpoint")
 
 
-def _measure(folder: Path, filled: Sequence[Filled], rounds: int, seconds: float) -> None:
+def _measure(folder: Path, filled: Sequence[Filled], rounds: int, seconds: float, only: tuple[str, ...]) -> None:
     body = folder / "s.jpg"
     body.write_bytes(photograph("s"))
     page = min(DEEP_PAGE, min(one.images for one in filled) // PAGE)
 
     def load(title: str, make: Callable[[Filled], wrk.Requests], *, target: bool = True, anew: bool = False) -> None:
         """`anew` makes other requests for each turn."""
+        if not title.startswith(only):
+            return
         by_name = {one.subject.name: one for one in filled}
         paths: dict[str, list[str]] = {}
 
