@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import uploads
+from bench.rows import growth, uploads, workers
 from service.embedded.folder import scratch
 
-ROWS = {"uploads": uploads.run}
+ROWS: dict[str, Callable[..., None]] = {
+    "uploads": uploads.run,
+    "growth": growth.run,
+    "workers": workers.run,
+}
 
 
 def main() -> None:
@@ -25,13 +31,23 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help="photographs to upload (s,m,l)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each service (5)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a turn (5)")
+    parser.add_argument("--images", default="10000,1000000", help="of growth: images in the database (10000,1000000)")
+    parser.add_argument(
+        "--work", default="", help="of growth: only work whose name begins with one of these (with ; between)"
+    )
+    parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
     options = parser.parse_args()
+    own: dict[str, dict[str, Any]] = {
+        "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
+        "workers": {"count": options.jobs},
+    }
     try:
         wrk.require()
         print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")
         for row in options.rows:
             with scratch() as folder:
-                ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=options.sizes.split(","))
+                sizes = options.sizes.split(",")
+                ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **own.get(row, {}))
     except wrk.BenchError as error:
         sys.exit(f"bench: {error}")
 

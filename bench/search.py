@@ -16,11 +16,12 @@ import secrets
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 
+from bench.generated import PER_MINUTE, START, fill, settle
 from service.accounts import create_account
 from service.database import Connection, Database, apply_schema
 from service.embedded.folder import scratch
@@ -32,23 +33,8 @@ from service.images.records import NewImage
 from service.images.search import Filters, Position, search_images
 from service.probes import Probe
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-PER_MINUTE = 3
 PAGE = 20
 PROBE = Probe("jpeg", 2000, 1500, 1, 1, False, {"Make": "x" * 300}, bytes(480))
-
-# 20 of the images are rare and 20 others are GIFs; every second one is even and every other odd; the first half is
-# early and the second late.
-_FILL = """
-insert into images (id, account_id, state, size, sha256, tags, created_at, format, width, height, orientation, pages,
-    has_alpha, exif, mini_preview)
-select $1::bigint || lpad(n::text, 9, '0'), $1, 'ready', 1000, sha256(n::text::bytea),
-    array['common', case when n % 2 = 0 then 'even' else 'odd' end, case when n < $2 / 2 then 'early' else 'late' end]
-        || case when n % ($2 / 20) = 7 then array['rare'] else '{}' end,
-    $3::timestamptz + n / $4::int * interval '1 minute', case when n % ($2 / 20) = 9 then 'gif' else 'jpeg' end,
-    2000, 1500, 1, 1, false, '{}', sha256(n::text::bytea)
-from generate_series(1, $2::int) as n
-"""
 
 SEARCHES = {
     "everything": Filters(),
@@ -91,10 +77,10 @@ async def measure(postgres: Postgres, images: int) -> None:
     async with Database.open(postgres.dsn, connections=1) as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
         for owner in (account_id, await create_account(connection, "neighbour", 1 << 60)):
-            await connection.execute(_FILL, owner, images, START, PER_MINUTE, timeout=600)
+            await fill(connection, owner, images)
         print(f"{images:<26} without statistics     after ANALYZE\n{'images':24}   first halfway     first halfway")
         before = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
-        await connection.execute("vacuum analyze", timeout=600)
+        await settle(connection)
         after = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
     for name, (first, deep), (first_analyzed, deep_analyzed) in zip(SEARCHES, before, after, strict=True):
         print(f"{name:24} {first:7.2f} {deep:7.2f}   {first_analyzed:7.2f} {deep_analyzed:7.2f}")

@@ -15,6 +15,7 @@ _PARTS = (
     ("worker.child", "libvips"),
     ("cli serve", "api"),
     ("cli worker", "worker"),
+    ("bench.stand_in_worker", "worker"),
     ("postgres", "postgres"),
     ("valkey", "valkey"),
     ("server.js", "service"),
