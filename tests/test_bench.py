@@ -31,3 +31,33 @@ def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
     for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
         assert f"\n| {name} | " in done.stdout
     assert "Daguerre / fastify + sharp: " in done.stdout
+
+
+def print_row(name: str) -> str:
+    """What one short turn of a row prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", name, "--rounds", "1", "--seconds", "1"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_accepting_prints_a_ratio_to_bare_aiohttp() -> None:
+    printed = print_row("accept")
+    for name in ("Daguerre", "bare aiohttp", "bare aiohttp, fsync"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
+    printed = print_row("reads")
+    for name in ("Daguerre", "bare aiohttp", "FastAPI + Pillow"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+    assert "\nDaguerre / FastAPI + Pillow: " in printed
