@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import accept, reads, uploads
+from bench.rows import accept, memory, queue, reads, uploads
 from service.embedded.folder import scratch
 
-ROWS = {"uploads": uploads.run, "accept": accept.run, "reads": reads.run}
+ROWS = {"uploads": uploads.run, "accept": accept.run, "reads": reads.run, "queue": queue.run, "memory": memory.run}
 
 
 def main() -> None:

@@ -61,3 +61,20 @@ def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
         assert f"\n| {name} | " in printed
     assert "\nDaguerre / bare aiohttp: " in printed
     assert "\nDaguerre / FastAPI + Pillow: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_the_queue_prints_what_it_adds() -> None:
+    printed = print_row("queue")
+    assert "\n| from the job enqueued to the reply | " in printed
+    assert "\n| the probe alone | " in printed
+    for name in ("Added by the queue, p50 ms: ", "Added by the queue, p99 ms: ", "CPU of an idle worker over 1 s, "):
+        assert f"\n{name}" in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_memory_prints_the_peak() -> None:
+    printed = print_row("memory")
+    assert "\n| start | 0 | " in printed
+    assert "\n| 1 | " in printed
+    assert "\nPeak of the API process, MB: " in printed
