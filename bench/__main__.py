@@ -13,10 +13,17 @@ from datetime import UTC, datetime
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import accept, memory, queue, reads, uploads
+from bench.rows import accept, memory, previews, queue, reads, uploads
 from service.embedded.folder import scratch
 
-ROWS = {"uploads": uploads.run, "accept": accept.run, "reads": reads.run, "queue": queue.run, "memory": memory.run}
+ROWS = {
+    "uploads": uploads.run,
+    "accept": accept.run,
+    "reads": reads.run,
+    "queue": queue.run,
+    "memory": memory.run,
+    "previews": previews.run,
+}
 
 
 def main() -> None:

@@ -78,3 +78,11 @@ def test_the_benchmark_of_memory_prints_the_peak() -> None:
     assert "\n| start | 0 | " in printed
     assert "\n| 1 | " in printed
     assert "\nPeak of the API process, MB: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_previews_prints_both_likenesses() -> None:
+    printed = print_row("previews")
+    assert "\n| Daguerre | " in printed
+    assert "\n| sharp at its best | " in printed
+    assert "\nAll of Daguerre's within 500 bytes: yes\n" in printed
