@@ -15,11 +15,15 @@ SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 
 
 
 def photograph(size: str) -> bytes:
-    """The landscape in one of SIZES, with as much grain as brings it within a tenth of the size in bytes.
+    """The landscape in one of SIZES."""
+    return render(*SIZES[size])
+
+
+def render(width: int, height: int, wanted: int) -> bytes:
+    """The landscape with as much grain as brings it within a tenth of the `wanted` bytes.
 
     In the best quality from 82 down that leaves room for some.
     """
-    width, height, wanted = SIZES[size]
     with Image.open(SAMPLE) as sample:
         exif = sample.getexif()
         pixels = np.asarray(sample.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)

@@ -131,11 +131,14 @@ def by_pillow(slope: float, subsampling: str, *, spare: bool = True) -> Encode:
     return encode
 
 
-CANDIDATES = [
+SHARP = [
     *(Candidate(px, "4:2:0", "standard", by_libvips(0, trellis=False)) for px in (24, 32, 40, 48)),
     *(Candidate(px, "4:2:0", "standard, trellis", by_libvips(0, trellis=True)) for px in (40, 48)),
     *(Candidate(px, "4:2:0", "ImageMagick's, trellis", by_libvips(3, trellis=True)) for px in (40, 48, 56)),
     *(Candidate(px, "4:2:0", "flat, trellis", by_libvips(1, trellis=True)) for px in (40, 48, 56)),
+]
+CANDIDATES = [
+    *SHARP,
     Candidate(48, "4:2:0", "one, rising, all headers", by_pillow(0.1, "4:2:0", spare=False)),
     Candidate(48, "4:2:0", "one, flat", by_pillow(0.0, "4:2:0")),
     Candidate(48, "4:2:0", "one, rising steeply", by_pillow(0.3, "4:2:0")),
@@ -144,11 +147,13 @@ CANDIDATES = [
 ]
 
 
-def best_that_fits(image: Image.Image, encode: Encode) -> tuple[int, bytes] | None:
+def best_that_fits(image: Image.Image, candidate: Candidate) -> tuple[int, bytes] | None:
+    small = image.copy()
+    small.thumbnail((candidate.px, candidate.px), Image.Resampling.HAMMING, reducing_gap=None)
     low, high, best = QUALITIES.start, QUALITIES.stop - 1, None
     while low <= high:
         quality = (low + high) // 2
-        data = encode(image, quality)
+        data = candidate.encode(small, quality)
         if len(data) <= MAX_PREVIEW_BYTES:
             best, low = (quality, data), quality + 1
         else:
@@ -163,9 +168,7 @@ def compare(photos: list[Photograph]) -> None:
     for candidate in CANDIDATES:
         found = []
         for photo in photos:
-            small = photo.shown.copy()
-            small.thumbnail((candidate.px, candidate.px), Image.Resampling.HAMMING, reducing_gap=None)
-            best = best_that_fits(small, candidate.encode)
+            best = best_that_fits(photo.shown, candidate)
             if best is not None:
                 found.append((best[0], len(best[1]), *score(photo, best[1])))
         show(f"{candidate.px:4}  {candidate.subsampling:6}  {candidate.table:26}", found, len(photos))

@@ -12,7 +12,7 @@ from bench import usage, wrk
 from bench.subjects import Subject
 
 # After a turn: what its clients left half done ends, and what it wrote reaches the disk, at nobody else's cost.
-_SETTLE_S = 0.5
+SETTLE_S = 0.5
 _WARM_UP_S = 1
 
 
@@ -62,7 +62,7 @@ def take(
 
 
 def _settle(subject: Subject, between: Callable[[Subject], None]) -> None:
-    time.sleep(_SETTLE_S)
+    time.sleep(SETTLE_S)
     between(subject)
     os.sync()
 
@@ -108,3 +108,9 @@ def compare(ours: Series, theirs: Series, target: float) -> None:
     median = statistics.median(found)
     verdict = "reached" if median >= target else f"missed by {1 - median / target:.0%}"
     print(f"\n{ours.subject.name} / {theirs.subject.name}: {spread(found)}, target {target}: {verdict}")
+
+
+def limit(name: str, value: float, most: float) -> None:
+    """Print a value that is to be small, and whether it is."""
+    verdict = "reached" if value <= most else f"missed by {value / most - 1:.0%}"
+    print(f"\n{name}: {value:.2f}, target at most {most:g}: {verdict}")

@@ -26,17 +26,29 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one part: the CPU seconds of its processes together, and the peak memory of the largest."""
+    """Of one part: the CPU seconds of its processes together, and of the largest the peak memory and that of now."""
 
     cpu_s: float = 0
     peak_mb: float = 0
+    now_mb: float = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb))
+        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb), max(self.now_mb, other.now_mb))
 
 
 def by_part(roots: Collection[int]) -> dict[str, Usage]:
     """Of these processes and of all below them. One that ended in between has taken its share along."""
+    total: defaultdict[str, Usage] = defaultdict(Usage)
+    for part, usage in _read(roots).values():
+        total[part] += usage
+    return dict(total)
+
+
+def pids_of(part: str, roots: Collection[int]) -> list[int]:
+    return [pid for pid, (found, _) in _read(roots).items() if found == part]
+
+
+def _read(roots: Collection[int]) -> dict[int, tuple[str, Usage]]:
     parents: dict[int, int] = {}
     found: dict[int, tuple[str, Usage]] = {}
     for entry in Path("/proc").iterdir():
@@ -45,17 +57,18 @@ def by_part(roots: Collection[int]) -> dict[str, Usage]:
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            peak = re.search(r"VmHWM:\s+(\d+) kB", (entry / "status").read_text())
+            status = (entry / "status").read_text()
         except OSError:
             continue
         parents[int(entry.name)] = int(fields[1])
         cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-        found[int(entry.name)] = _part(command), Usage(cpu_s, int(peak[1]) / 1024 if peak else 0)
-    total: defaultdict[str, Usage] = defaultdict(Usage)
-    for pid, (part, usage) in found.items():
-        if _is_below(pid, roots, parents):
-            total[part] += usage
-    return dict(total)
+        found[int(entry.name)] = _part(command), Usage(cpu_s, _megabytes("VmHWM", status), _megabytes("VmRSS", status))
+    return {pid: one for pid, one in found.items() if _is_below(pid, roots, parents)}
+
+
+def _megabytes(name: str, status: str) -> float:
+    match = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(match[1]) / 1024 if match else 0
 
 
 def _is_below(pid: int, roots: Collection[int], parents: dict[int, int]) -> bool:

@@ -13,7 +13,7 @@ from service.metrics import metrics
 from service.storage.disk import DiskStorage
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
-# in flight, this is a good part of the memory that bodies take (`bench/load.py --connections 64 l` prints the peak).
+# in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
 _PIECE_BYTES = 384 * 1024
 
 

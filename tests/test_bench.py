@@ -12,27 +12,6 @@ from bench.comparators.start import UnavailableError, command
 from bench.subjects import NODE_FOLDER
 
 
-@pytest.mark.needs("wrk")
-@pytest.mark.timeout(240)  # npm installs
-def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
-    try:
-        command("fastify_sharp", NODE_FOLDER)
-    except UnavailableError as error:
-        pytest.skip(str(error))
-    options = ["uploads", "--sizes", "s", "--rounds", "1", "--seconds", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *options],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
-        assert f"\n| {name} | " in done.stdout
-    assert "Daguerre / fastify + sharp: " in done.stdout
-
-
 def run_bench(*options: str) -> str:
     root = Path(__file__).parents[1]
     done = subprocess.run(
@@ -40,6 +19,23 @@ def run_bench(*options: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def run_row(name: str) -> str:
+    return run_bench(name, "--rounds", "1", "--seconds", "1")
+
+
+@pytest.mark.needs("wrk")
+@pytest.mark.timeout(240)  # npm installs
+def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
+    try:
+        command("fastify_sharp", NODE_FOLDER)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    printed = run_bench("uploads", "--sizes", "s", "--rounds", "1", "--seconds", "1")
+    for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
+        assert f"\n| {name} | " in printed
+    assert "Daguerre / fastify + sharp: " in printed
 
 
 @pytest.mark.needs("wrk")
@@ -69,3 +65,45 @@ def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates(
     for workers in (1, 2, 4):
         assert f"\n| {workers} | " in printed
     assert "\nIt saturates at " in printed or "\nIt does not saturate " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_accepting_prints_a_ratio_to_bare_aiohttp() -> None:
+    printed = run_row("accept")
+    for name in ("Daguerre", "bare aiohttp", "bare aiohttp, fsync"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
+    printed = run_row("reads")
+    for name in ("Daguerre", "bare aiohttp", "FastAPI + Pillow"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+    assert "\nDaguerre / FastAPI + Pillow: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_the_queue_prints_what_it_adds() -> None:
+    printed = run_row("queue")
+    assert "\n| from the job enqueued to the reply | " in printed
+    assert "\n| the probe alone | " in printed
+    for name in ("Added by the queue, p50 ms: ", "Added by the queue, p99 ms: ", "CPU of an idle worker over 1 s, "):
+        assert f"\n{name}" in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_memory_prints_the_peak() -> None:
+    printed = run_row("memory")
+    assert "\n| start | 0 | " in printed
+    assert "\n| 1 | " in printed
+    assert "\nPeak of the API process, MB: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_previews_prints_both_likenesses() -> None:
+    printed = run_row("previews")
+    assert "\n| Daguerre | " in printed
+    assert "\n| sharp at its best | " in printed
+    assert "\nAll of Daguerre's within 500 bytes: yes\n" in printed

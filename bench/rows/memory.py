@@ -1,0 +1,61 @@
+"""The memory of one API process under 64 uploads of 5 MB at once, turn after turn.
+
+All of them begin together in every turn, once every picture of the turn before was looked at.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import turns, usage, wrk
+from bench.photographs import render
+from bench.subjects import daguerre
+
+CONNECTIONS = 64
+WIDTH, HEIGHT, BYTES = 4000, 3000, 5_000_000
+MOST_MB = 150
+_PATIENCE_S = 60
+_LEAST_S = 5  # for 300 MB to arrive and the first to be answered, on a slow machine too
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
+    body = folder / "upload.jpg"
+    body.write_bytes(render(WIDTH, HEIGHT, BYTES))
+    # The longest wait, so that a slow machine answers as a fast one does.
+    with daguerre(folder, env={"DAGUERRE_API_PROCESSES": "1", "DAGUERRE_WAIT_S": "60"}) as subject:
+        requests = wrk.Requests(
+            paths=[f"/v1/images?key={subject.key}"],
+            expected=['"success":true', f'"width":{WIDTH}', f'"height":{HEIGHT}'],
+            method="POST",
+            body=body,
+        )
+        print(f"\nMemory under {CONNECTIONS} uploads at once: {body.stat().st_size / 1e6:.1f} MB each\n")
+        print(
+            "| turn | uploads | API: peak so far MB | API: after the turn MB | peak MB of the largest libvips, worker |"
+        )
+        print("|---|---|---|---|---|")
+        print(_row("start", 0, usage.by_part(subject.roots)))
+        for turn in range(1, rounds + 1):
+            load = wrk.send(requests, subject.port, connections=CONNECTIONS, seconds=max(seconds, _LEAST_S))
+            _wait_idle(subject.port)
+            used = usage.by_part(subject.roots)
+            print(_row(str(turn), load.requests, used))
+        turns.limit("Peak of the API process, MB", used["api"].peak_mb, MOST_MB)
+
+
+def _wait_idle(port: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        time.sleep(turns.SETTLE_S)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            if b"\ndaguerre_queue_depth 0.0\n" in answer.read():
+                return
+    raise wrk.BenchError("the queue does not get empty")
+
+
+def _row(turn: str, uploads: int, used: dict[str, usage.Usage]) -> str:
+    api, others = used["api"], f"{used['libvips'].peak_mb:.0f}, {used['worker'].peak_mb:.0f}"
+    return f"| {turn} | {uploads} | {api.peak_mb:.0f} | {api.now_mb:.0f} | {others} |"

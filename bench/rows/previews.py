@@ -1,0 +1,47 @@
+"""How good previews of at most 500 bytes are: what a probe answers, and the best that sharp's encoder can do.
+
+bench/preview_quality.py tells how likeness is measured, and compares more ways to make them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import preview_quality as quality
+from worker import imaging
+from worker.imaging.preview import MAX_PREVIEW_BYTES
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - nothing is timed
+    imaging.prepare()
+    quality.generate(folder)
+    photos = list(quality.read(sorted(folder.iterdir())))
+    ours = [imaging.probe(str(photo.path), max_pixels=1_000_000_000).mini_preview for photo in photos]
+    mean_ours = _mean(photos, ours)
+    mean_theirs, theirs = max(_sharp(photos), key=lambda found: found[0])
+    print(f"\nPreviews of {len(photos)} photographs\n")
+    print("| previews | bytes, most | SSIM, mean |")
+    print("|---|---|---|")
+    for name, previews, mean in (("Daguerre", ours, mean_ours), ("sharp at its best", theirs, mean_theirs)):
+        print(f"| {name} | {max(map(len, previews))} | {mean:.4f} |")
+    fits = "yes" if all(len(preview) <= MAX_PREVIEW_BYTES for preview in ours) else "no"
+    print(f"\nAll of Daguerre's within {MAX_PREVIEW_BYTES} bytes: {fits}")
+    verdict = "reached" if mean_ours >= mean_theirs else f"missed by {mean_theirs - mean_ours:.4f}"
+    print(f"\nDaguerre's SSIM at least sharp's: {verdict}")
+
+
+def _sharp(photos: Sequence[quality.Photograph]) -> list[tuple[float, list[bytes]]]:
+    """For each way that fits all photographs."""
+    found = []
+    for candidate in quality.SHARP:
+        bests = [quality.best_that_fits(photo.shown, candidate) for photo in photos]
+        previews = [best[1] for best in bests if best is not None]
+        if len(previews) == len(photos):
+            found.append((_mean(photos, previews), previews))
+    return found
+
+
+def _mean(photos: Sequence[quality.Photograph], previews: Sequence[bytes]) -> float:
+    return statistics.mean(quality.score(photo, preview)[0] for photo, preview in zip(photos, previews, strict=True))

@@ -1,0 +1,114 @@
+"""What the queue adds to an upload while there is one at a time, and what a worker costs that has nothing to do.
+
+The API's own code runs in this process, on the database and the queue of a Daguerre with one worker. Timed is what an
+upload waits for once its row is committed: the job enqueued, claimed and done, what was found written to the row, and
+the reply heard. After each, the same file is probed by a child process of this one, without a queue. What the
+queue adds is the first less the median of the second; so the row's second commit counts as the queue's, and so does
+every probe that takes longer than usual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import uvloop
+
+from bench import turns, usage, wrk
+from bench.photographs import photograph
+from bench.subjects import Subject, daguerre
+from service import settings as configuration
+from service import uploads
+from service.api.resources import Resources, open_resources
+from service.embedded import running
+from service.ids import AccountId
+from service.images.records import NewImage
+from service.jobs import ProbeJob
+from service.settings import Settings
+from worker.children import Children
+
+P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
+_WARM_UP = 20
+_PATIENCE_S = 30
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
+    body = photograph("s")
+    length_s = rounds * seconds
+    with daguerre(folder, workers=1) as subject:
+        time.sleep(turns.SETTLE_S)
+        idle = _measure_idle(subject, length_s)
+        found = running.find(subject.folder)
+        assert found is not None
+        settings = configuration.load(data=subject.folder, database_url=found.database_url, redis_url=found.redis_url)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            queued, direct = runner.run(_measure(settings, subject.key, body, length_s))
+    print(f"\nThe queue, one upload at a time: {len(body) // 1000} KB, {len(queued)} uploads\n")
+    print("| | p50 ms | p99 ms |")
+    print("|---|---|---|")
+    for name, times in (("from the job enqueued to the reply", queued), ("the probe alone", direct)):
+        print(f"| {name} | {statistics.median(times):.2f} | {_p99(times):.2f} |")
+    usual = statistics.median(direct)
+    turns.limit("Added by the queue, p50 ms", statistics.median(queued) - usual, P50_MS)
+    turns.limit("Added by the queue, p99 ms", _p99(queued) - usual, P99_MS)
+    turns.limit(f"CPU of an idle worker over {length_s:g} s, percent", idle, IDLE_PERCENT)
+
+
+def _measure_idle(subject: Subject, seconds: float) -> float:
+    """Of one core, the worker and its child together."""
+    before = usage.by_part(subject.roots)
+    time.sleep(seconds)
+    after = usage.by_part(subject.roots)
+    return sum(after[part].cpu_s - before[part].cpu_s for part in ("worker", "libvips")) / seconds * 100
+
+
+async def _measure(settings: Settings, key: str, body: bytes, seconds: float) -> tuple[list[float], list[float]]:
+    """Milliseconds through the queue and of the probe alone, in turn."""
+    children = Children(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
+    queued: list[float] = []
+    direct: list[float] = []
+    await children.start()
+    try:
+        async with open_resources(settings) as service:
+            account = await service.keys.owner(key)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP:
+                new = await _accept(service, account.id, body)
+                queued.append(await _time_job(service, new))
+                path = await service.storage.locate(new.id)
+                started = time.perf_counter()
+                await children.probe(str(path))
+                direct.append((time.perf_counter() - started) * 1000)
+    finally:
+        await children.end()
+    return queued[_WARM_UP:], direct[_WARM_UP:]
+
+
+async def _accept(service: Resources, account_id: AccountId, body: bytes) -> NewImage:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    upload = await uploads.receive(chunks(), service.storage, service.upload_limits)
+    new = NewImage(upload.id, account_id, upload.size, upload.sha256, [])
+    await service.ingest.accepting.submit(new)
+    return new
+
+
+async def _time_job(service: Resources, new: NewImage) -> float:
+    """As `Ingest.store` waits."""
+    ingest = service.ingest
+    started = time.perf_counter()
+    with ingest.replies.expect(new.id, new.account_id) as waiter:
+        await ingest.enqueuing.submit(ProbeJob(new.id, ingest.replies.channel, "bench"))
+        image = await waiter.wait(_PATIENCE_S)
+    took_ms = (time.perf_counter() - started) * 1000
+    if image is None or image.state != "ready":
+        raise wrk.BenchError(f"an image is {image.state if image else 'still pending'}")
+    return took_ms
+
+
+def _p99(times: Sequence[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]

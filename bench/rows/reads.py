@@ -1,0 +1,79 @@
+"""An image's metadata by its id, one process each: against a bare SELECT by key, and against the same in FastAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import asyncpg
+
+from bench import turns, wrk
+from bench.photographs import SIZES, photograph
+from bench.rows.uploads import CONNECTIONS
+from bench.subjects import BARE, DAGUERRE, FASTAPI, Subject, comparator, daguerre
+from service.embedded.postgres import Postgres
+
+IMAGES = 200
+TARGETS = {BARE: 0.85, FASTAPI: 1.6}
+_TABLES = {BARE: "bare_aiohttp", FASTAPI: "fastapi_pillow"}
+
+_INSERT = """insert into {table} (id, width, height, filesize, format, exif, preview)
+  select 'image-' || i, $1, $2, $3, 'jpeg', '{{}}', '' from generate_series(1, $4) i"""
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - no upload
+    body = photograph("s")
+    with (
+        Postgres(folder / "pg") as postgres,
+        daguerre(folder, env={"DAGUERRE_API_PROCESSES": "1"}) as ours,
+        comparator(BARE, folder, postgres, processes=1) as bare,
+        comparator(FASTAPI, folder, postgres, processes=1) as fastapi,
+    ):
+        ids = {DAGUERRE: _upload(ours, body)}
+        for name, table in _TABLES.items():
+            asyncio.run(_insert(postgres.dsn, table, len(body)))
+            ids[name] = [f"image-{i + 1}" for i in range(IMAGES)]
+        first, *others = turns.take(
+            [ours, bare, fastapi],
+            lambda subject: _read(subject, ids[subject.name]),
+            connections=CONNECTIONS,
+            seconds=seconds,
+            rounds=rounds,
+        )
+        turns.show(f"Metadata of one of {IMAGES} images, {CONNECTIONS} connections, one process", [first, *others])
+        for other in others:
+            turns.compare(first, other, TARGETS[other.subject.name])
+
+
+def _upload(subject: Subject, body: bytes) -> list[str]:
+    connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=60)
+    ids = []
+    for _ in range(IMAGES):
+        connection.request("POST", f"/v1/images?key={subject.key}", body, {"Content-Type": "image/jpeg"})
+        answer = connection.getresponse()
+        said = answer.read()
+        if answer.status != 200:
+            raise wrk.BenchError(f"an upload was answered {answer.status}: {said.decode()}")
+        ids.append(json.loads(said)["response"]["id"])
+    connection.close()
+    return ids
+
+
+async def _insert(dsn: str, table: str, filesize: int) -> None:
+    width, height, _ = SIZES["s"]
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(_INSERT.format(table=table), width, height, filesize, IMAGES)
+    await connection.execute(f"analyze {table}")
+    await connection.close()
+
+
+def _read(subject: Subject, ids: Sequence[str]) -> wrk.Requests:
+    width, height, _ = SIZES["s"]
+    gap = " " if subject.name == BARE else ""  # json.dumps, as the comparator is written
+    return wrk.Requests(
+        paths=[f"/v1/images/{image_id}?key={subject.key}" for image_id in ids],
+        expected=[f'"success":{gap}true', f'"width":{gap}{width}', f'"height":{gap}{height}', f'"tags":{gap}[]'],
+    )
