@@ -148,7 +148,7 @@ async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
 ) -> None:
     refreshes = Refreshes()
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "_BUDGET_S", 1.5)
+    monkeypatch.setattr(counters, "BUDGET_S", 1.5)
     monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.3)
     first, second, third, fourth = [(await new_tenant()).id for _ in range(4)]
     await connection.execute("update accounts set changed_at = '2100-01-01'")  # always stale
@@ -170,7 +170,7 @@ async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_fi
 ) -> None:
     refreshes = Refreshes()
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "_BUDGET_S", 1)
+    monkeypatch.setattr(counters, "BUDGET_S", 1)
     monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.6)
     first, second, third = [(await new_tenant()).id for _ in range(3)]
     refreshes.endless = {first, second}
