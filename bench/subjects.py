@@ -42,7 +42,7 @@ class Subject:
 
 
 @contextlib.contextmanager
-def daguerre(folder: Path, *, workers: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Subject]:
+def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Subject]:
     """`./run up` on a folder of its own, with its defaults where `env` says nothing else."""
     port, data = _free_port(), folder / "daguerre"
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]

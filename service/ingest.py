@@ -17,21 +17,31 @@ from service.images.outcomes import forget_failed
 from service.images.records import Image, NewImage
 from service.jobs import ProbeJob
 from service.replies import Replies
-from service.storage.disk import DiskStorage
+from service.storage.disk import DiskStorage, IncomingFile
 from service.uploads import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
 
 
-async def accept(database: Database, storage: DiskStorage, images: Sequence[NewImage]) -> Sequence[Exception | None]:
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A received file, and what its row is to be."""
+
+    file: IncomingFile
+    image: NewImage
+
+
+async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Arrival]) -> Sequence[Exception | None]:
     """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
 
-    Answers an outcome for each, as `insert_pending` does. Raises `storage-unavailable`.
+    Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do. Raises `storage-unavailable`.
     """
-    await storage.sync_names()
+    unsealed = await storage.seal([arrival.file for arrival in arrivals])
+    images = [arrival.image for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
     outcomes = await insert_pending(database, images)
     await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
-    return outcomes
+    inserted = iter(outcomes)
+    return [error or next(inserted) for error in unsealed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class Ingest:
 
     database: Database
     storage: DiskStorage
-    accepting: Batcher[NewImage, None]
+    accepting: Batcher[Arrival, None]
     enqueuing: Batcher[ProbeJob, None]
     replies: Replies
     wait_s: float
@@ -53,7 +63,7 @@ class Ingest:
         From the moment the row is committed the image is durable, whatever happens here. Raises `quota-exceeded`,
         `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
-        new = await self._accept(NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
+        new = await self._accept(upload.file, NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
         with self.replies.expect(new.id, account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
             with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
@@ -65,10 +75,10 @@ class Ingest:
             raise ServiceError(image.error)
         return new, image
 
-    async def _accept(self, new: NewImage) -> NewImage:
+    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage:
         while True:
             try:
-                await self.accepting.submit(new)
+                await self.accepting.submit(Arrival(file, new))
             except IdTaken:
                 taken, new = new.id, replace(new, id=new_image_id())
                 await self.storage.rename_incoming(taken, new.id)

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
 
     database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")
-    probe_processes: int = Field(1, gt=0, description="Child processes of one worker that run libvips.")
+    probe_processes: int = Field(2, gt=0, description="Child processes of one worker that run libvips.")
     probe_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
 
     metrics: Path | None = Field(

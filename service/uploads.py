@@ -1,4 +1,4 @@
-"""A body becomes a durable file."""
+"""A body becomes a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
 from service.metrics import metrics
-from service.storage.disk import DiskStorage
+from service.storage.disk import DiskStorage, IncomingFile
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
@@ -28,11 +28,12 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A received body: synced, in the storage's incoming folder, with no row yet."""
+    """A received body: its file is finished, and still to be sealed."""
 
     id: ImageId
     size: int
     sha256: bytes
+    file: IncomingFile
 
 
 async def receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits) -> Upload:
@@ -67,10 +68,10 @@ async def _receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: U
                     piece, gathered = [], 0
             if not size:
                 raise ServiceError("empty-body")
-            await file.seal(piece)
+            await file.finish(piece)
     finally:
         metrics.upload_bytes.inc(size)
-    return Upload(image_id, size, hasher.digest())
+    return Upload(image_id, size, hasher.digest(), file)
 
 
 async def _next(chunks: AsyncIterator[bytes], idle_timeout_s: float) -> bytes | None:

@@ -157,6 +157,7 @@ async def test_a_cancelled_probe_leaves_no_answer_for_the_next_one(
     probing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probing
+    os.kill(pid_of(children), signal.SIGCONT)
     assert (await children.probe(str(other))).width == 50
 
 
@@ -204,10 +205,50 @@ async def test_children_end_with_their_worker(tmp_path: Path) -> None:
 
 async def test_a_file_that_cannot_be_read_says_nothing_about_the_picture(children: Children, tmp_path: Path) -> None:
     pid = pid_of(children)
-    for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(ChildUnavailable):
-            await children.probe(str(path))
+    with pytest.raises(ChildUnavailable):
+        await children.probe(str(tmp_path))
     assert pid_of(children) == pid
+
+
+async def test_a_file_is_looked_for_at_all_of_its_places(children: Children, picture: str, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert (await children.probe(nowhere, picture)).width == 120
+    with pytest.raises(FileNotFoundError):
+        await children.probe(nowhere, nowhere)
+
+
+async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_blamed(
+    picture: str, endless: str, tmp_path: Path
+) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+    for _ in range(40):  # they are quick, so it is given many at a time
+        await children.probe(picture)
+    before = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
+    lost = asyncio.create_task(children.probe(endless))
+    after = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert children._all[0].unanswered == 7
+    with pytest.raises(ChildLost):
+        await lost
+    assert [found.width for found in await asyncio.gather(*before, *after)] == [120] * 6
+    await children.end()
+
+
+async def test_a_child_is_given_one_picture_at_a_time_where_they_take_long(children: Children, picture: str) -> None:
+    children._note(10)
+    assert children.ahead == 1
+    await asyncio.gather(*(children.probe(picture) for _ in range(100)))
+    assert children.ahead > 1
+
+
+async def test_who_waits_for_a_picture_is_told_when_the_children_end(children: Children, picture: str) -> None:
+    children._note(10)
+    probing = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await children.end()
+    outcomes = await asyncio.gather(*probing, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
 
 
 async def test_a_signal_to_the_whole_group_lets_the_picture_at_hand_finish(children: Children, picture: str) -> None:
@@ -227,7 +268,7 @@ async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(p
 
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = ProbeRequest("/nowhere", 1)
+    request = ProbeRequest(["/"], 1)
     assert isinstance(child._probe(request), Unreadable)
 
     def encode(*_: object, **__: object) -> None:

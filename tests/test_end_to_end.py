@@ -212,7 +212,7 @@ async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Dagu
     await assert_refused(await uploading, daguerre, kept)
 
 
-@pytest.mark.settings(probe_timeout_s=1, wait_s=15)
+@pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=15)
 async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
     daguerre: Daguerre, kept: Kept, tmp_path: Path
 ) -> None:
@@ -233,7 +233,7 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
     assert await kept.connection.fetchval("select crashes from images") == 1
 
 
-@pytest.mark.settings(probe_timeout_s=1, wait_s=15)
+@pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=15)
 async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     hanging = worker.children()
@@ -246,7 +246,7 @@ async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, 
     assert not any(is_alive(child) for child in hanging)
 
 
-@pytest.mark.settings(probe_timeout_s=1, wait_s=20)
+@pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=20)
 async def test_a_storage_that_hangs_never_counts_against_the_picture(
     daguerre: Daguerre, kept: Kept, tmp_path: Path
 ) -> None:

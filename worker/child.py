@@ -7,10 +7,21 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import BinaryIO
 
 from service.probes import Rejected
-from worker.messages import LENGTH, Answer, ProbeRequest, Refusal, Unreadable, decode_request, encode_answer, frame
+from worker.messages import (
+    LENGTH,
+    Answer,
+    Finding,
+    Missing,
+    ProbeRequest,
+    Refusal,
+    Unreadable,
+    decode_request,
+    encode_answer,
+)
 
 _PR_SET_PDEATHSIG = 1
 _MEMORY_BYTES = 4 << 30
@@ -24,24 +35,31 @@ def main() -> None:
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()
-    answers.write(frame(b"ready"))
+    answers.write(encode_answer(Answer.greeting(computed_s=time.process_time())))
     answers.flush()
     while (request := _next_request(sys.stdin.buffer)) is not None:
-        answers.write(encode_answer(_probe(request)))
+        began = time.monotonic()
+        finding = _probe(request)
+        answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
+        answers.write(encode_answer(answer))
         answers.flush()
 
 
-def _probe(request: ProbeRequest) -> Answer:
+def _probe(request: ProbeRequest) -> Finding:
     from worker import imaging  # noqa: PLC0415
 
-    try:
-        return imaging.probe(request.path, max_pixels=request.max_pixels)
-    except Rejected as refusal:
-        return Refusal(refusal.code)
-    except OSError as error:
-        if error.errno is None:
-            raise  # a decoder's or encoder's own, which is about the picture
-        return Unreadable(repr(error))
+    for path in request.paths:
+        try:
+            return imaging.probe(path, max_pixels=request.max_pixels)
+        except FileNotFoundError:
+            continue
+        except Rejected as refusal:
+            return Refusal(refusal.code)
+        except OSError as error:
+            if error.errno is None:
+                raise  # a decoder's or encoder's own, which is about the picture
+            return Unreadable(repr(error))
+    return Missing()
 
 
 def _next_request(source: BinaryIO) -> ProbeRequest | None:

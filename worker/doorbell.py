@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -90,13 +90,22 @@ class DoorbellWorker(Worker):
     """Waits on the bell while it has a free place, and on its own jobs while it has none.
 
     `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
-    of life. What a function returns, a Reply, goes to the channel that the job's keyword `reply_to` names.
+    of life; `places` tells how many jobs are worth having at this time, up to `max_jobs`. What a function returns, a
+    Reply, goes to the channel that the job's keyword `reply_to` names.
     """
 
-    def __init__(self, *args: Any, bell: str, alive_key: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        bell: str,
+        alive_key: str | None = None,
+        places: Callable[[], int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, poll_delay=0, **kwargs)
         self._bell = bell
         self._alive_key = alive_key
+        self._places = places or (lambda: self.max_jobs)
         self.in_progress_timeout_s = _LEASE_S
         self._name = name_worker()
         self._claim: Any = None
@@ -136,7 +145,9 @@ class DoorbellWorker(Worker):
             await asyncio.sleep(_RECONNECT_S)
 
     def _free_places(self) -> int:
-        return self.max_jobs - self.job_counter
+        """None until half of them are free: jobs are claimed in groups."""
+        places = self._places()
+        return places - self.job_counter if 2 * self.job_counter <= places else 0
 
     async def _wait_for_work(self) -> None:
         if not self.allow_pick_jobs or not self._free_places():

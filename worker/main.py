@@ -15,6 +15,7 @@ from service import jobs, logs
 from service.metrics import metrics
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
+from worker.children import MOST_AHEAD
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
 from worker.probe import probe_image
@@ -23,10 +24,8 @@ from worker.sweep import sweep
 
 log = structlog.get_logger("worker")
 
-# Jobs that are claimed while the children are busy, so that no child waits for the queue or the database.
+# Jobs that are claimed beyond what the children have, so that none waits for the queue or the database.
 _JOBS_AHEAD = 2
-# A job may wait for as many others, each within settings.probe_timeout_s, before its own turn.
-_PROBE_JOB_TIMEOUT_S = 30
 _CRON_TIMEOUT_S = 20
 # Both sides may be started at once.
 _STORAGE_WAIT_S = 10
@@ -93,8 +92,10 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
         burst=burst,
         handle_signals=False,
         job_completion_wait=max(1, int(settings.drain_s)),
-        max_jobs=settings.probe_processes + _JOBS_AHEAD,
-        job_timeout=_PROBE_JOB_TIMEOUT_S,
+        max_jobs=settings.probe_processes * MOST_AHEAD + _JOBS_AHEAD,
+        places=lambda: settings.probe_processes * resources.children.ahead + _JOBS_AHEAD,
+        # Its turn comes after all that its child was given, and after those that were claimed beyond.
+        job_timeout=(MOST_AHEAD + _JOBS_AHEAD + 1) * settings.probe_timeout_s,
         job_serializer=jobs.encode,
         job_deserializer=jobs.decode,
     )

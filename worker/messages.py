@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -15,7 +16,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 
 class ProbeRequest(msgspec.Struct, frozen=True):
-    path: str
+    """`paths` are where the file may lie: the first that is there is looked at."""
+
+    paths: Sequence[str]
     max_pixels: int
 
 
@@ -31,18 +34,53 @@ class Unreadable(msgspec.Struct, frozen=True):
     cause: str
 
 
-Answer: TypeAlias = Probe | Refusal | Unreadable
+class Missing(msgspec.Struct, frozen=True):
+    """The file lies at none of its paths."""
 
 
-class _Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
+Finding: TypeAlias = Probe | Refusal | Unreadable | Missing
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One finding. `seconds` is how long it took, `computed_s` the CPU time of the child in all its life so far. The
+    first of a child is a greeting, without a finding.
+    """
+
+    seconds: float
+    computed_s: float
     probe: Probe | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
+    missing: Missing | None = None
+
+    @classmethod
+    def greeting(cls, *, computed_s: float) -> Answer:
+        return cls(0, computed_s)
+
+    @classmethod
+    def of(cls, finding: Finding, *, seconds: float, computed_s: float) -> Answer:
+        match finding:
+            case Probe():
+                return cls(seconds, computed_s, probe=finding)
+            case Refusal():
+                return cls(seconds, computed_s, refusal=finding)
+            case Unreadable():
+                return cls(seconds, computed_s, unreadable=finding)
+            case Missing():
+                return cls(seconds, computed_s, missing=finding)
+
+    @property
+    def finding(self) -> Finding:
+        """Raises ConnectionError if there is none."""
+        finding = self.probe or self.refusal or self.unreadable or self.missing
+        if finding is None:
+            raise ConnectionError("an empty answer")
+        return finding
 
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(ProbeRequest)
-_envelopes = msgspec.msgpack.Decoder(_Envelope)
+_answers = msgspec.msgpack.Decoder(Answer)
 
 
 def frame(payload: bytes) -> bytes:
@@ -58,19 +96,12 @@ def decode_request(payload: bytes) -> ProbeRequest:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    match answer:
-        case Probe():
-            envelope = _Envelope(probe=answer)
-        case Refusal():
-            envelope = _Envelope(refusal=answer)
-        case Unreadable():
-            envelope = _Envelope(unreadable=answer)
-    return frame(_encoder.encode(envelope))
+    return frame(_encoder.encode(answer))
 
 
 def decode_answer(payload: bytes) -> Answer:
-    envelope = _envelopes.decode(payload)
-    answer = envelope.probe or envelope.refusal or envelope.unreadable
-    if answer is None:
-        raise ConnectionError("an empty answer")
-    return answer
+    """Raises ConnectionError for what is none."""
+    try:
+        return _answers.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise ConnectionError(f"no answer: {error}") from error

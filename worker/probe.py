@@ -49,15 +49,15 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
 
 async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
     """The finished row; None if it was deleted."""
-    path = await worker.storage.locate(image_id)
-    if path is None:
-        return await _miss(worker, image_id)
     try:
-        found = await worker.children.probe(str(path))
+        found = await worker.children.probe(*worker.storage.places(image_id))
         image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
         log.info("probe.refused", code=refusal.code)
         image = await _fail(worker, image_id, refusal.code)
+    except FileNotFoundError:
+        await worker.storage.require_mounted()
+        return await _miss(worker, image_id)
     except (ServiceError, ChildUnavailable, OSError):
         raise
     except Exception as error:

@@ -26,7 +26,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     body.write_bytes(photograph("m"))
     with (
         Postgres(folder / "pg") as postgres,
-        daguerre(folder, workers=1, env={"DAGUERRE_WAIT_S": "0"}) as ours,
+        daguerre(folder, env={"DAGUERRE_WAIT_S": "0"}) as ours,
         comparator(BARE, folder, postgres) as bare,
         comparator(BARE, folder, postgres, fsync=True) as bare_synced,
         _paused_workers(ours),

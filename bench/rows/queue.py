@@ -26,6 +26,7 @@ from service.api.resources import Resources, open_resources
 from service.embedded import running
 from service.ids import AccountId
 from service.images.records import NewImage
+from service.ingest import Arrival
 from service.jobs import ProbeJob
 from service.settings import Settings
 from worker.children import Children
@@ -38,7 +39,7 @@ _PATIENCE_S = 30
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
     body = photograph("s")
     length_s = rounds * seconds
-    with daguerre(folder, workers=1) as subject:
+    with daguerre(folder) as subject:
         time.sleep(turns.SETTLE_S)
         idle = _measure_idle(subject, length_s)
         found = running.find(subject.folder)
@@ -78,9 +79,9 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
             while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP:
                 new = await _accept(service, account.id, body)
                 queued.append(await _time_job(service, new))
-                path = await service.storage.locate(new.id)
+                places = service.storage.places(new.id)
                 started = time.perf_counter()
-                await children.probe(str(path))
+                await children.probe(*places)
                 direct.append((time.perf_counter() - started) * 1000)
     finally:
         await children.end()
@@ -93,7 +94,7 @@ async def _accept(service: Resources, account_id: AccountId, body: bytes) -> New
 
     upload = await uploads.receive(chunks(), service.storage, service.upload_limits)
     new = NewImage(upload.id, account_id, upload.size, upload.sha256, [])
-    await service.ingest.accepting.submit(new)
+    await service.ingest.accepting.submit(Arrival(upload.file, new))
     return new
 
 

@@ -36,9 +36,9 @@ _SAMPLE = Path(__file__).with_name("sample.jpg")
 @click.option(
     "--data", type=click.Path(path_type=Path, readable=False), help="Folder that keeps everything (also DAGUERRE_DATA)."
 )
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 def up(port: int | None, host: str | None, data: Path | None, workers: int) -> None:
-    """Start everything: PostgreSQL, Valkey, the API and the workers. Ctrl-C stops it."""
+    """Start everything: PostgreSQL, Valkey, the API and a worker. Ctrl-C stops it."""
     screen = Screen(sys.stdout)
     try:
         settings = configuration.load(port=port, host=host, data=data)

@@ -52,7 +52,7 @@ images.format, images.width, images.height, images.orientation, images.pages, im
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """An upload whose file is durable, before its row is."""
+    """An upload before it has its row."""
 
     id: ImageId
     account_id: AccountId

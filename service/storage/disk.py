@@ -33,22 +33,42 @@ log = structlog.get_logger("service")
 class IncomingFile:
     """A body on its way to disk.
 
-    Each call takes a thread's turn, which costs more than what is done in it: so the file is opened with its first
-    chunks and closed with its last, and chunks are best gathered to some hundred kilobytes.
+    Each call takes a thread's turn, which costs more than what is done in it: so chunks are best gathered to some
+    hundred kilobytes, and a body that is no larger than that is written together with others, by `DiskStorage.seal`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
+        self._rest: Sequence[bytes] = ()
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         with _unavailable():
             await _in_thread(partial(self._write, chunks))
 
-    async def seal(self, chunks: Sequence[bytes]) -> None:
-        """Write the last chunks. The bytes are durable then, and the name after `DiskStorage.sync_names`."""
-        with _unavailable():
-            await _in_thread(partial(self._seal, chunks))
+    async def finish(self, chunks: Sequence[bytes]) -> None:
+        """The last chunks."""
+        self._rest = chunks
+        if self._file is not None:  # large: others should not wait for it
+            with _unavailable():
+                await _in_thread(self.seal)
+
+    def seal(self) -> None:
+        """Write what is left. The bytes are durable then, and the name once its folder is synced. Blocks.
+
+        Raises OSError.
+        """
+        if self._file is None:
+            self._write(())
+        file = self._file
+        assert file is not None  # noqa: S101 - what _write opened
+        if file.closed:
+            return
+        self._write(self._rest)
+        self._rest = ()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
 
     def abandon(self) -> None:
         """Not a coroutine, so that a cancelled request cleans up as well."""
@@ -61,13 +81,6 @@ class IncomingFile:
         if self._file is None:
             self._file = self._path.open("xb")
         self._file.writelines(chunks)
-
-    def _seal(self, chunks: Sequence[bytes]) -> None:
-        self._write(chunks)
-        assert self._file is not None  # noqa: S101 - what _write opened
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
 
 
 async def _in_thread(call: Callable[[], Result]) -> Result:
@@ -86,6 +99,16 @@ def _unavailable() -> Iterator[None]:
         yield
     except OSError as error:
         raise ServiceError("storage-unavailable") from error
+
+
+def _seal_one(file: IncomingFile) -> ServiceError | None:
+    try:
+        with _unavailable():
+            file.seal()
+    except ServiceError as error:
+        file.abandon()
+        return error
+    return None
 
 
 def _sync_directory(path: Path) -> None:
@@ -143,7 +166,7 @@ class DiskStorage:
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
-        """A new file for a body; it is removed if the block fails."""
+        """A new file for a body, to be finished in the block; it is removed if the block fails."""
         file = IncomingFile(self.incoming_path(image_id))
         try:
             yield file
@@ -151,10 +174,18 @@ class DiskStorage:
             file.abandon()
             raise
 
-    async def sync_names(self) -> None:
-        """Make the names of all sealed files durable, and with them the files."""
+    async def seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
+        """Make finished files durable, and their names. Answers for each None, or `storage-unavailable`.
+
+        Raises `storage-unavailable` where that is so for all of them.
+        """
         with _unavailable():
-            await _in_thread(partial(_sync_directory, self._incoming))
+            return await _in_thread(partial(self._seal, files))
+
+    def _seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
+        outcomes = [_seal_one(file) for file in files]
+        _sync_directory(self._incoming)
+        return outcomes
 
     async def keep(self, image_ids: Sequence[ImageId]) -> None:
         """Move received files, whose rows are committed now, to their own paths.
@@ -186,18 +217,14 @@ class DiskStorage:
             with suppress(FileNotFoundError):
                 await aiofiles.os.remove(path)
 
-    async def locate(self, image_id: ImageId) -> Path | None:
-        """The file of an image whose row is committed, or None if it is missing from a storage that is there.
+    def places(self, image_id: ImageId) -> tuple[str, str, str]:
+        """Where the file of an image may lie whose row is committed, in the order to look."""
+        kept = str(self.path(image_id))
+        return kept, str(self.incoming_path(image_id)), kept  # it may be moved between the first two looks
 
-        Raises OSError where the storage is not: an unmounted folder is empty, and must not pass for lost images.
-        """
-        # The third look is for a move that went on between the first two.
-        for path in (self.path(image_id), self.incoming_path(image_id), self.path(image_id)):
-            with suppress(FileNotFoundError):
-                await aiofiles.os.stat(path)
-                return path
+    async def require_mounted(self) -> None:
+        """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
         await aiofiles.os.stat(self._incoming)
-        return None
 
     async def list_abandoned(self, age_s: float, limit: int) -> list[ImageId]:
         """Received files that nobody has written to for `age_s`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pyvips
 
@@ -16,16 +17,14 @@ def probe(path: str, *, max_pixels: int) -> Probe:
     """Decode the whole picture once and say what it is.
 
     `max_pixels` bounds width x height x pages, by the header, before any pixel is decoded. Raises `Rejected` with
-    `unsupported-image`, `damaged-image` or `too-many-pixels`.
+    `unsupported-image`, `damaged-image` or `too-many-pixels`, and OSError where the file cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        form = sniff(os.pread(fd, HEAD_BYTES, 0))
-        if form is None:
-            raise Rejected("unsupported-image")
-        picture = loaders.LOADERS[form](loaders.Source(path, fd, max_pixels))
-    except pyvips.Error as error:
-        raise Rejected("damaged-image") from error
+        form, picture = _load(loaders.Source(path, fd, max_pixels))
+    except Rejected:
+        Path(path).stat()  # FileNotFoundError if it was moved before a decoder opened it: not the picture's fault
+        raise
     finally:
         os.close(fd)
     turned = picture.orientation >= 5
@@ -39,3 +38,13 @@ def probe(path: str, *, max_pixels: int) -> Probe:
         exif=picture.exif,
         mini_preview=encode_preview(picture),
     )
+
+
+def _load(source: loaders.Source) -> tuple[str, loaders.Picture]:
+    form = sniff(os.pread(source.fd, HEAD_BYTES, 0))
+    if form is None:
+        raise Rejected("unsupported-image")
+    try:
+        return form, loaders.LOADERS[form](source)
+    except pyvips.Error as error:
+        raise Rejected("damaged-image") from error
