@@ -26,6 +26,24 @@ async def test_items_that_wait_are_written_together_up_to_the_limit() -> None:
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+@pytest.mark.parametrize(("crowded", "expected"), [(True, [[1, 2]]), (False, [[1], [2]])])
+async def test_a_batch_waits_a_little_for_items_that_are_about_to_come(
+    crowded: bool, expected: list[list[int]]
+) -> None:
+    batches: list[list[int]] = []
+
+    async def write(items: Sequence[int]) -> list[int | Exception]:
+        batches.append(list(items))
+        return list(items)
+
+    batcher: Batcher[int, int] = Batcher(write, crowded=lambda: crowded)
+    async with running(batcher.run()):
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.001)
+        await asyncio.gather(first, batcher.submit(2))
+    assert batches == expected
+
+
 async def test_an_item_that_spoils_its_batch_fails_alone() -> None:
     async def write(items: Sequence[int]) -> list[int | Exception]:
         if 13 in items:

@@ -230,6 +230,10 @@ class Children:
         """Pictures that one child may have at a time: as many as it has lately looked at in `_AHEAD_S`."""
         return min(MOST_AHEAD, max(1, round(_AHEAD_S / self._mean_s)))
 
+    @property
+    def unanswered(self) -> int:
+        return sum(child.unanswered for child in self._all)
+
     async def start(self) -> None:
         """Start them all, so that the first picture does not wait for it. Raises ChildUnavailable."""
         await asyncio.gather(*(child.start() for child in self._all))

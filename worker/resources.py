@@ -21,6 +21,8 @@ from worker.children import Children
 
 # The sum over a large account may take a while, and nobody waits for it.
 _COMMAND_TIMEOUT_S = 10
+# Pictures that the children have; with fewer, each image is answered as soon as can be.
+_CROWD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,11 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
                 command_timeout_s=_COMMAND_TIMEOUT_S,
             )
         )
-        findings = Batcher(partial(mark_ready, database))
-        await stack.enter_async_context(running(findings.run()))
         children = Children(
             settings.probe_processes, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s
         )
         stack.push_async_callback(children.end)
         await children.start()
+        findings = Batcher(partial(mark_ready, database), crowded=lambda: children.unanswered >= _CROWD)
+        await stack.enter_async_context(running(findings.run()))
         yield Resources(database, storage, redis, JobQueue(redis), children, findings)
