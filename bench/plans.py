@@ -21,7 +21,7 @@ from service.embedded.postgres import Postgres
 from service.ids import ImageId
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing, list_overdue, purge_failed
-from service.images.lookups import find_image
+from service.images.lookups import Wanted, find_images
 from service.images.search import Filters, Position, search_images
 from service.images.tags import change_tags
 from service.removals import list_removals
@@ -80,7 +80,7 @@ async def explain(postgres: Postgres, images: int) -> None:
         )
         explaining = cast("Connection", Explaining(connection))
         statements: dict[str, Callable[[], Awaitable[Any]]] = {
-            "metadata": lambda: find_image(explaining, image_id, account_id),
+            "metadata": lambda: find_images(explaining, [Wanted(image_id, account_id)]),
             "list by a tag, first page": lambda: search_images(
                 explaining, account_id, Filters(tags=["common"]), None, _PAGE + 1
             ),

@@ -49,6 +49,8 @@ def take(
     series = [Series(subject, []) for subject in subjects]
     sending = [make_requests(subject) for subject in subjects]
     for subject, requests in zip(subjects, sending, strict=True):
+        if seconds <= _WARM_UP_S:
+            break  # it is only tried whether this runs
         wrk.send(requests, subject.port, connections=connections, seconds=_WARM_UP_S)
         _settle(subject, between)
     for _ in range(rounds):

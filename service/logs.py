@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TextIO
 
 import msgspec
 import structlog
 
 from service.settings import Settings
 
+_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapping().items()}
+
 
 def configure(settings: Settings, **process: object) -> None:
     """Set up logging for this process; `process` (its part and pid) goes with every line."""
+    lines = _Lines(sys.stderr)
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(pad_event_to=20) if console else structlog.processors.JSONRenderer(_to_json)
@@ -26,11 +34,66 @@ def configure(settings: Settings, **process: object) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lines,
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**process)
+    requests.configure(lines=None if console else lines, level=level, process=process)
     _configure_libraries(shared, renderer)
+
+
+class _Lines:
+    """A logger whose lines go out together at the next turn of the event loop: a write costs as much as ten lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: list[str] = []
+        atexit.register(self._write)
+
+    def __call__(self, *_: object) -> _Lines:
+        return self
+
+    def msg(self, line: str) -> None:
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self._write)
+            except RuntimeError:  # in a thread, or before the loop runs
+                self._write()
+
+    debug = info = warning = error = critical = msg
+
+    def _write(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if lines:
+            self._stream.write("\n".join([*lines, ""]))
+            self._stream.flush()
+
+
+class Requests:
+    """The one line of each request. JSON is written past structlog, whose chain takes longer than all else that a
+    small request does outside of aiohttp: a fifth of the time of a GET.
+    """
+
+    def __init__(self) -> None:
+        self.configure(lines=None, level=logging.INFO, process={})
+
+    def configure(self, *, lines: _Lines | None, level: int, process: Mapping[str, object]) -> None:
+        self._lines = lines
+        self._level = level
+        self._process = process
+        self._structured = structlog.get_logger("service.api")
+
+    def write(self, level: int, fields: dict[str, object]) -> None:
+        if self._lines is None:
+            self._structured.log(level, "request", **fields)
+        elif level >= self._level:
+            now = datetime.now(UTC)
+            line = {**self._process, **fields, "event": "request", "level": _NAMES[level], "timestamp": now}
+            self._lines.msg(_to_json(line))
+
+
+requests = Requests()
 
 
 def _configure_libraries(shared: list[structlog.typing.Processor], renderer: structlog.typing.Processor) -> None:
@@ -50,5 +113,8 @@ def _configure_libraries(shared: list[structlog.typing.Processor], renderer: str
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # a traceback for each connection that was lost
 
 
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
 def _to_json(event: object, **_: object) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    return _encode(event).decode()

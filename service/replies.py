@@ -16,7 +16,7 @@ import structlog
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.lookups import find_image
+from service.images.lookups import Wanted, find_images
 from service.images.records import Image
 from service.jobs import UNAVAILABLE
 
@@ -79,7 +79,8 @@ class Waiter:
 
     async def _read_row(self) -> Image | None:
         async with self._database.connection() as connection:
-            return await find_image(connection, self._image_id, self._account_id)
+            [image] = await find_images(connection, [Wanted(self._image_id, self._account_id)])
+        return image
 
 
 class Replies:

@@ -17,7 +17,7 @@ from service.ids import ImageId
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
-from tests.samples import jpeg, stored_files
+from tests.samples import insert_image, jpeg, stored_files
 
 
 async def upload(api: Client, tenant: Tenant, body: bytes, **parameters: str) -> Any:
@@ -260,6 +260,29 @@ async def test_an_image_of_another_account_is_unknown(api: Client, tenant: Tenan
     unknown = await api.get("/v1/images/AAAAAAA", headers=stranger.headers)
     assert theirs.status == unknown.status == 404
     assert await theirs.json() == await unknown.json()
+
+
+async def test_images_that_are_asked_for_at_once_are_each_answered_as_alone(
+    api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
+) -> None:
+    stranger = await new_tenant()
+    for number in range(5):
+        await insert_image(connection, tenant, f"AAAAAA{number}", size=100 + number)
+    asked = [
+        (owner, image_id, detail)
+        for owner in (tenant, stranger)
+        for image_id in ("AAAAAA0", "AAAAAA1", "AAAAAA1", "AAAAAA4", "AAAAAA9")
+        for detail in ({}, {"with_exif": "1"}, {"with_mini_preview": "1", "verbose": "1"})
+    ]
+
+    async def show(owner: Tenant, image_id: str, detail: dict[str, str]) -> tuple[int, Any]:
+        response = await api.get(f"/v1/images/{image_id}", params=detail, headers=owner.headers)
+        return response.status, await response.json()
+
+    alone = [await show(*each) for each in asked]
+    assert await asyncio.gather(*(show(*each) for each in asked)) == alone
+    assert [status for status, _ in alone].count(200) == 12
+    assert len({str(answer) for _, answer in alone}) == 10
 
 
 @pytest.mark.usefixtures("worker")

@@ -19,7 +19,7 @@ from service.downloads.origins import parse_url
 from service.errors import ServiceError
 from service.ids import parse_image_id, parse_image_ids
 from service.images.deletions import delete_images
-from service.images.lookups import find_image
+from service.images.lookups import Wanted
 from service.removals import remove_files
 from service.tags import clean_tags
 
@@ -83,8 +83,7 @@ async def show(request: web.Request) -> web.Response:
     account = await authenticate(request)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
-    async with service.database.connection() as connection:
-        image = await find_image(connection, image_id, account.id, detail.large)
+    image = await service.finding.submit(Wanted(image_id, account.id, detail.large))
     if image is None:
         raise ServiceError("image-not-found")
     shown = describe_image(image, detail, service.settings.public_url)

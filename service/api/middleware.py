@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,6 +15,7 @@ from aiohttp import web
 from service.api import envelope
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
+from service.logs import requests
 from service.metrics import UNMATCHED, metrics
 
 log = structlog.get_logger("service.api")
@@ -33,7 +35,7 @@ def request_id(request: web.Request) -> str:
 async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     started = time.perf_counter()
     given = request.headers.get("X-Request-Id", "")
-    request[_REQUEST_ID] = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
+    request[_REQUEST_ID] = given if _ACCEPTED_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
     code = cause = None
     try:
         response = await handler(request)
@@ -54,17 +56,18 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     response.headers["X-Request-Id"] = request_id(request)
     seconds = _count(request, started, response.status, code)
     if request.path not in _QUIET:
-        write = log.warning if response.status >= 500 else log.info
-        write(
-            "request",
-            request_id=request_id(request),
-            method=request.method,
-            path=_without_keys(request.path),
-            status=response.status,
-            ms=round(seconds * 1000, 1),
-            **({} if code is None else {"code": code}),
-            **({} if cause is None else {"cause": repr(cause)}),
-        )
+        fields: dict[str, object] = {
+            "request_id": request_id(request),
+            "method": request.method,
+            "path": _without_keys(request.path),
+            "status": response.status,
+            "ms": round(seconds * 1000, 1),
+        }
+        if code is not None:
+            fields["code"] = code
+        if cause is not None:
+            fields["cause"] = repr(cause)
+        requests.write(logging.WARNING if response.status >= 500 else logging.INFO, fields)
     return response
 
 

@@ -16,6 +16,8 @@ from service.api.admission import Admission
 from service.batches import Batcher, running
 from service.database import Database
 from service.downloads.origins import Origins, OriginTimeouts
+from service.images.lookups import Wanted, find_together
+from service.images.records import Image
 from service.ingest import Ingest, accept
 from service.jobs import JobQueue
 from service.keys import KeyRing
@@ -35,6 +37,7 @@ class Resources:
     replies: Replies
     admission: Admission
     ingest: Ingest
+    finding: Batcher[Wanted, Image | None]
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
@@ -43,6 +46,8 @@ class Resources:
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
 _CONNECT_S = 1.0
+# Each may bring 16 KB of EXIF.
+_FOUND_TOGETHER = 64
 
 RESOURCES = web.AppKey("resources", Resources)
 
@@ -69,6 +74,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         enqueuing = Batcher(queue.enqueue)
         await stack.enter_async_context(running(accepting.run()))
         await stack.enter_async_context(running(enqueuing.run()))
+        finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)
+        await stack.enter_async_context(running(finding.run()))
         await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
             Origins.connect(
@@ -85,6 +92,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             replies=replies,
             admission=Admission(settings, database, replies),
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
+            finding=finding,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             origins=origins,
             # An origin's own time-outs come first.

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import NamedTuple
 
-from service.database import Connection
+from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.records import COLUMNS, WHOLE, Image, Large
 
+
+class Wanted(NamedTuple):
+    """An image that a client of this account asks for."""
+
+    image_id: ImageId
+    account_id: AccountId
+    large: Large = WHOLE
+
+
+# Each is found by the primary key, whatever the planner would make of a join.
 _FIND = f"""
-select {COLUMNS}, case when $3 then images.exif::text end, case when $4 then images.mini_preview end
-from images where id = $1 and account_id = $2
+select wanted.place, {COLUMNS}, case when wanted.exif then images.exif::text end,
+    case when wanted.mini_preview then images.mini_preview end
+from unnest($1::text[], $2::bigint[], $3::bool[], $4::bool[]) with ordinality
+    as wanted (id, account_id, exif, mini_preview, place)
+cross join lateral (
+    select * from images where id = wanted.id and account_id = wanted.account_id limit 1
+) images
 """
 
 
-async def find_image(
-    connection: Connection, image_id: ImageId, account_id: AccountId, large: Large = WHOLE
-) -> Image | None:
-    """None for an unknown id and for one of another account alike."""
-    row = await connection.fetchrow(_FIND, image_id, account_id, *large)
-    return None if row is None else Image(*row)
+async def find_images(connection: Connection, wanted: Sequence[Wanted]) -> list[Image | None]:
+    """In order; None for an unknown id and for one of another account alike."""
+    rows = await connection.fetch(
+        _FIND,
+        [each.image_id for each in wanted],
+        [each.account_id for each in wanted],
+        [each.large.exif for each in wanted],
+        [each.large.mini_preview for each in wanted],
+    )
+    found = {place: Image(*columns) for place, *columns in rows}
+    return [found.get(place) for place in range(1, len(wanted) + 1)]
+
+
+async def find_together(database: Database, wanted: Sequence[Wanted]) -> list[Image | None]:
+    """`find_images` for a Batcher: what is answered is the rows as they are after all of these were asked for."""
+    async with database.connection() as connection:
+        return await find_images(connection, wanted)
 
 
 _LOAD = f"select {COLUMNS}, images.exif::text, images.mini_preview from images where id = $1"
