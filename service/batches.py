@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -25,15 +26,18 @@ _CANCEL_AGAIN_S = 0.2
 # So long a batch waits for what is about to come. Each batch costs messages between processes whatever its size, and
 # those whom it answers come back together: at 16 connections this makes a quarter more uploads a second.
 _GATHER_S = 0.008
+# A dependency that hangs is not asked again by each batch of a queue, whose last would wait for all the time-outs.
+_LONG_S = 1.0
 
 
 class Batcher(Generic[Item, Outcome]):
     """Collects items while the batch before is being written.
 
     `write` gets up to `limit` items and answers an outcome for each, in order; an outcome that is an exception is
-    raised to its submitter alone. Where `write` raises a ServiceError, all of the batch get it; after any other
-    exception the items are written one by one. What waits is bounded by the callers, each of which waits for its own
-    item. A batch is written at once, unless `crowded` says that more items are about to come.
+    raised to its submitter alone. Where `write` raises a ServiceError, all of the batch get it, and so do those that
+    arrived meanwhile if it took long; after any other exception the items are written one by one. What waits is bounded
+    by the callers, each of which waits for its own item. A batch is written at once, unless `crowded` says that more
+    items are about to come.
     """
 
     def __init__(
@@ -48,10 +52,16 @@ class Batcher(Generic[Item, Outcome]):
         self._limit = limit
         self._waiting: deque[_Entry[Item, Outcome]] = deque()
         self._arrived = asyncio.Event()
+        self._ended = False
 
     async def submit(self, item: Item) -> Outcome:
-        """Once a batch holds the item, cancelling this call does not take it back: the outcome is unknown then."""
+        """Once a batch holds the item, cancelling this call does not take it back: the outcome is unknown then.
+
+        Raises CancelledError where `run` has ended.
+        """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._ended:
+            future.cancel()
         self._waiting.append((item, future))
         self._arrived.set()
         return await future
@@ -67,6 +77,7 @@ class Batcher(Generic[Item, Outcome]):
                 while self._waiting:
                     await self._write_next()
         finally:
+            self._ended = True
             for _, future in self._waiting:
                 future.cancel()
 
@@ -83,9 +94,13 @@ class Batcher(Generic[Item, Outcome]):
         if not batch:
             return
         outcomes: Sequence[Outcome | Exception]
+        began = time.monotonic()
         try:
             outcomes = await self._write([item for item, _ in batch])
         except ServiceError as error:  # a dependency is away: for each of them
+            if time.monotonic() - began > _LONG_S:
+                batch = [*batch, *self._waiting]
+                self._waiting.clear()
             outcomes = [error] * len(batch)
         except Exception as error:
             if len(batch) > 1:  # one of them may have spoilt it for the others

@@ -80,12 +80,12 @@ class Ingest:
             try:
                 await self.accepting.submit(Arrival(file, new))
             except IdTaken:
-                taken, new = new.id, replace(new, id=new_image_id())
-                await self.storage.rename_incoming(taken, new.id)
+                new = replace(new, id=new_image_id())
+                await self.storage.rename_incoming(file, new.id)
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
                 if refusal.code in ("quota-exceeded", "storage-unavailable"):
-                    await self.storage.discard(new.id)
+                    await self.storage.discard(file)
                 raise
             else:
                 return new

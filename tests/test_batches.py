@@ -105,3 +105,35 @@ async def test_a_task_that_dies_ends_the_process() -> None:
     async with asyncio.timeout(5), running(die()):
         await told.wait()
     asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+async def test_who_waits_behind_a_dependency_that_hangs_is_told_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batches._LONG_S", 0.05)
+    pause = 0.1
+    asked = 0
+
+    async def write(_: Sequence[int]) -> list[int | Exception]:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(pause)
+        raise ServiceError("database-unavailable")
+
+    batcher: Batcher[int, int] = Batcher(write, limit=2)
+    async with running(batcher.run()):
+        outcomes = await asyncio.gather(*(batcher.submit(item) for item in range(7)), return_exceptions=True)
+        assert {getattr(outcome, "code", None) for outcome in outcomes} == {"database-unavailable"}
+        assert asked == 1
+        pause = 0
+        await asyncio.gather(*(batcher.submit(item) for item in range(7)), return_exceptions=True)
+        assert asked == 5
+
+
+async def test_nobody_waits_for_a_batcher_that_has_ended() -> None:
+    async def write(items: Sequence[int]) -> list[int | Exception]:
+        return list(items)
+
+    batcher: Batcher[int, int] = Batcher(write)
+    async with running(batcher.run()):
+        assert await batcher.submit(1) == 1
+    with pytest.raises(asyncio.CancelledError):
+        await batcher.submit(2)

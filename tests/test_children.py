@@ -15,7 +15,7 @@ from service.probes import Rejected
 from tests.processes import is_alive
 from tests.samples import jpeg, slow_svg
 from worker import child
-from worker.children import ChildLost, Children, ChildUnavailable
+from worker.children import MOST_AHEAD, ChildLost, Children, ChildUnavailable
 from worker.messages import ProbeRequest, Unreadable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -186,6 +186,39 @@ async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
         await children.probe(picture)
 
 
+async def test_where_no_child_can_be_started_all_who_wait_are_told(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise BlockingIOError("no more processes")
+
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    with monkeypatch.context() as full:
+        full.setattr("worker.children._start_process", fail)
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(*(children.probe(picture) for _ in range(5)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ChildUnavailable] * 5
+    assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
+async def test_a_child_that_cannot_be_started_lets_the_others_work(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = Children(2, max_pixels=1_000_000, timeout_s=5)
+    await children._all[1].start()
+
+    async def fail() -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr("worker.children._start_process", fail)
+    with pytest.raises(ChildUnavailable):
+        await children.probe(picture)
+    for _ in range(20):
+        assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
 async def test_children_end_with_their_worker(tmp_path: Path) -> None:
     script = (
         "import asyncio\nfrom worker.children import Children\n"
@@ -224,14 +257,14 @@ async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_bla
     await children.start()
     for _ in range(40):  # they are quick, so it is given many at a time
         await children.probe(picture)
-    before = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
+    before = asyncio.create_task(children.probe(picture))
     lost = asyncio.create_task(children.probe(endless))
-    after = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
+    after = [asyncio.create_task(children.probe(picture)) for _ in range(4)]
     await asyncio.sleep(0)
-    assert children._all[0].unanswered == 7
+    assert children.unanswered == MOST_AHEAD
     with pytest.raises(ChildLost):
         await lost
-    assert [found.width for found in await asyncio.gather(*before, *after)] == [120] * 6
+    assert [found.width for found in await asyncio.gather(before, *after)] == [120] * 5
     await children.end()
 
 

@@ -354,3 +354,42 @@ async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, red
         await until(lambda: bool(worker.tasks))
     async with working(redis_url, job):
         await until(lambda: done == ["image01"])
+
+
+async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redis: ArqRedis, redis_url: str) -> None:
+    started: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        started.append(image_id)
+        await asyncio.sleep(30)
+
+    await enqueue(redis, "a")
+    async with working(redis_url, job) as worker:
+        await until(lambda: bool(started))
+        await redis.delete(in_progress_key_prefix + "a")  # as after an outage of Redis
+        await enqueue(redis, "b")
+        await until(lambda: len(started) == 2)
+        assert started == ["a", "b"]
+        assert await redis.exists(in_progress_key_prefix + "a")
+        assert worker.job_counter == len(worker.tasks) == 2
+
+
+async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, redis_url: str) -> None:
+    places = 4
+    started: list[str] = []
+    end = asyncio.Event()
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        started.append(image_id)
+        await end.wait()
+
+    await enqueue(redis, "a", "b")
+    async with working(redis_url, job, places=lambda: places):
+        await until(lambda: len(started) == 2)
+        await asyncio.sleep(0.2)  # it waits for the bell
+        places = 3
+        await enqueue(redis, "c")
+        await asyncio.sleep(0.2)
+        assert await redis.llen(BELL) == 1  # type: ignore[misc]
+        end.set()
+        await until(lambda: len(started) == 3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from service.ids import ImageId
 from service.settings import Settings
-from service.storage.disk import DiskStorage
+from service.storage.disk import DiskStorage, IncomingFile
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
 from tests.samples import insert_image, jpeg, stored_files
 
@@ -331,4 +333,46 @@ async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(se
         task.cancel()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    assert stored_files(settings) == []
+
+
+async def receive_small(storage: DiskStorage, image_id: str, body: bytes = b"body") -> IncomingFile:
+    async with storage.receive(ImageId(image_id)) as file:
+        await file.finish([body])
+    return file
+
+
+async def test_a_file_that_could_not_be_synced_is_never_taken_for_durable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    bad, good = await receive_small(storage, "AAAAAAA"), await receive_small(storage, "BBBBBBB")
+    sync = os.fsync
+    failing = [errno.EIO]
+
+    def fail_once(fd: int) -> None:
+        if failing:
+            raise OSError(failing.pop(), "the disk is ill")
+        sync(fd)
+
+    monkeypatch.setattr("os.fsync", fail_once)
+    for _ in range(2):  # again, as a group does whose rows could not be inserted together
+        error, none = await storage.seal([bad, good])
+        assert error is not None
+        assert (error.code, none) == ("storage-unavailable", None)
+    assert [path.name for path in stored_files(settings)] == ["BBBBBBB"]
+
+
+async def test_an_upload_that_fails_leaves_the_file_of_another_one_alone(settings: Settings) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    first = await receive_small(storage, "AAAAAAA", b"first")
+    assert await storage.seal([first]) == [None]
+    second = await receive_small(storage, "AAAAAAA", b"second")
+    [error] = await storage.seal([second])
+    assert error is not None
+    await storage.discard(second)
+    assert storage.incoming_path(ImageId("AAAAAAA")).read_bytes() == b"first"
+    await storage.discard(first)
     assert stored_files(settings) == []

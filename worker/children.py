@@ -41,6 +41,8 @@ _START_TIMEOUT_S = 30
 # A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
 # picture that takes too long counts as one even where several children share a core.
 _WAITING_SHARE = 0.1
+# After a start that did not succeed.
+_REST_S = 1.0
 # A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
 _DEATH_S = 0.5
 # So many of them may be left behind by a child before it starts no more.
@@ -48,7 +50,7 @@ _MOST_DYING = 2
 # A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
 # by another worker.
 _AHEAD_S = 0.02
-MOST_AHEAD = 16
+MOST_AHEAD = 4
 _MEAN_WEIGHT = 1 / 8
 
 
@@ -69,13 +71,15 @@ class _Question:
 class Child:
     """One process, started when needed and again after it died, and the questions that it was given.
 
-    It answers them in their order, so the first of them is the one that it works on. `answered` is told how many
-    seconds each took.
+    It answers them in their order, so the first of them is the one that it works on. `note` is told how many seconds
+    each took, and `free` that there is room for another one.
     """
 
-    def __init__(self, timeout_s: float, answered: Callable[[float], None]) -> None:
+    def __init__(self, timeout_s: float, *, note: Callable[[float], None], free: Callable[[], None]) -> None:
         self._timeout_s = timeout_s
-        self._answered = answered
+        self._note = note
+        self._free = free
+        self._resting_until = 0.0
         self._process: Process | None = None
         self._dying: list[Process] = []  # killed; the event loop reaps each, however late it dies
         self._computed_s = 0.0
@@ -86,6 +90,11 @@ class Child:
     @property
     def unanswered(self) -> int:
         return len(self._questions)
+
+    @property
+    def load(self) -> tuple[bool, int]:
+        """By which the next question goes to the least. A child that could not start lets others go first."""
+        return time.monotonic() < self._resting_until, self.unanswered
 
     async def start(self) -> None:
         """Raises ChildUnavailable."""
@@ -116,6 +125,7 @@ class Child:
         self._questions.append(question)
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
+            self._working.add_done_callback(lambda _: self._free())
         elif self._listening:
             self._send(question)
 
@@ -135,6 +145,7 @@ class Child:
                     self._send(question)
                 await self._listen()
         except Exception as error:
+            self._resting_until = time.monotonic() + _REST_S
             await self._end_process()
             while self._questions:
                 self._settle(error)
@@ -170,15 +181,15 @@ class Child:
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
         future = self._questions.popleft().finding
+        if not future.done():  # else nobody waits any more
+            if isinstance(finding, Exception):
+                future.set_exception(finding)
+            else:
+                future.set_result(finding)
         if seconds is not None:
             metrics.probe_seconds.observe(seconds)
-            self._answered(seconds)
-        if future.done():  # nobody waits any more
-            return
-        if isinstance(finding, Exception):
-            future.set_exception(finding)
-        else:
-            future.set_result(finding)
+            self._note(seconds)
+            self._free()
 
     def _send(self, question: _Question) -> None:
         process = self._process
@@ -220,7 +231,7 @@ class Children:
     """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between."""
 
     def __init__(self, count: int, *, max_pixels: int, timeout_s: float) -> None:
-        self._all = [Child(timeout_s, self._note) for _ in range(count)]
+        self._all = [Child(timeout_s, note=self._note, free=self._hand_out) for _ in range(count)]
         self._waiting: deque[_Question] = deque()
         self._max_pixels = max_pixels
         self._mean_s = _AHEAD_S
@@ -264,11 +275,10 @@ class Children:
 
     def _note(self, seconds: float) -> None:
         self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
-        self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting:
-            child = min(self._all, key=lambda child: child.unanswered)
+            child = min(self._all, key=lambda child: child.load)
             if child.unanswered >= self.ahead:
                 return
             question = self._waiting.popleft()

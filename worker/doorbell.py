@@ -131,7 +131,7 @@ class DoorbellWorker(Worker):
         try:
             if not self.burst:
                 await self._wait_for_work()
-            if self.allow_pick_jobs and self._free_places():
+            if self._free_places():
                 await self._take_jobs()
             self._reap()
             if self.allow_pick_jobs:
@@ -145,20 +145,21 @@ class DoorbellWorker(Worker):
             await asyncio.sleep(_RECONNECT_S)
 
     def _free_places(self) -> int:
-        """None until half of them are free: jobs are claimed in groups."""
-        places = self._places()
+        """None until half of them are free, since jobs are claimed in groups; and none once told to stop."""
+        places = self._places() if self.allow_pick_jobs else 0
         return places - self.job_counter if 2 * self.job_counter <= places else 0
 
     async def _wait_for_work(self) -> None:
-        if not self.allow_pick_jobs or not self._free_places():
+        if not self._free_places():
             self._job_ended.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._job_ended.wait()
         elif not self._left_behind:
             token: Any = await self.pool.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[misc, arg-type]
-            if token is not None and not self.allow_pick_jobs:
-                await self.pool.rpush(self._bell, b"")  # told to stop meanwhile: the token is another's
+            if token is not None and not self._free_places():
+                # Meanwhile told to stop, or the pictures became slow: the token is another's.
+                await self.pool.rpush(self._bell, b"")  # type: ignore[misc]
 
     async def _take_jobs(self) -> None:
         if self._claim is None:
@@ -174,6 +175,8 @@ class DoorbellWorker(Worker):
         self._left_behind = bool(left)
         for job_id, score, payload, tries in claimed:
             job = ClaimedJob(job_id.decode(), int(float(score)), payload, int(tries or 0))
+            if job.id in self.tasks and not self.tasks[job.id].done():
+                continue  # ours still, though its lease had ended: Redis was away
             await self.sem.acquire()
             self.job_counter += 1
             task = self.loop.create_task(self.run_claimed(job))

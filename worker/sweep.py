@@ -64,7 +64,7 @@ async def _settle_abandoned(worker: Resources) -> None:
         if image_id in existing:
             continue
         try:
-            await worker.storage.discard(image_id)
+            await worker.storage.remove_abandoned(image_id)
         except OSError as error:  # one that cannot be removed keeps no other from it
             log.warning("sweep.not_settled", image_id=image_id, error=repr(error))
     log.info("sweep.settled", kept=len(existing), removed=len(abandoned) - len(existing))

@@ -8,6 +8,7 @@ stored; a reader looks at both places. The 256 folders exist from the start: a n
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tempfile
 import time
@@ -41,6 +42,7 @@ class IncomingFile:
         self._path = path
         self._file: BinaryIO | None = None
         self._rest: Sequence[bytes] = ()
+        self._durable = self._abandoned = False
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         with _unavailable():
@@ -55,8 +57,10 @@ class IncomingFile:
 
     def flush(self) -> None:
         """Write what is left, and let the disk begin. Blocks; raises OSError."""
-        if self._file is not None and self._file.closed:
+        if self._durable:
             return
+        if self._abandoned:
+            raise OSError(errno.EIO, "it could not be written before")
         self._write(self._rest)
         self._rest = ()
         assert self._file is not None  # noqa: S101 - what _write opened
@@ -68,17 +72,24 @@ class IncomingFile:
 
     def sync(self) -> None:
         """The bytes are durable then, and the name once its folder is synced. Blocks; raises OSError."""
-        assert self._file is not None  # noqa: S101 - what _write opened
-        if not self._file.closed:
+        if not self._durable:
+            assert self._file is not None  # noqa: S101 - what _write opened
             os.fsync(self._file.fileno())
             self._file.close()
+            self._durable = True
 
     def _flush_and_sync(self) -> None:
         self.flush()
         self.sync()
 
+    def move(self, path: Path) -> None:
+        """Blocks; raises OSError."""
+        self._path.rename(path)
+        self._path = path
+
     def abandon(self) -> None:
-        """Not a coroutine, so that a cancelled request cleans up as well."""
+        """Remove it, if it was made here. Not a coroutine, so that a cancelled request cleans up as well."""
+        self._durable, self._abandoned = False, True
         if self._file is not None:
             self._path.unlink(missing_ok=True)
             with suppress(OSError):  # a full disk fails the close, too
@@ -106,6 +117,13 @@ def _unavailable() -> Iterator[None]:
         yield
     except OSError as error:
         raise ServiceError("storage-unavailable") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _sync_directory(path: Path) -> None:
@@ -205,15 +223,20 @@ class DiskStorage:
             try:
                 self.incoming_path(image_id).rename(self.path(image_id))
             except OSError as error:
-                if not self.path(image_id).exists():  # else another process kept it
+                if not _exists(self.path(image_id)):  # else another process kept it
                     log.warning("storage.not_kept", image_id=image_id, error=repr(error))
 
-    async def rename_incoming(self, image_id: ImageId, to: ImageId) -> None:
+    async def rename_incoming(self, file: IncomingFile, to: ImageId) -> None:
         with _unavailable():
-            await aiofiles.os.rename(self.incoming_path(image_id), self.incoming_path(to))
+            await _in_thread(partial(file.move, self.incoming_path(to)))
 
-    async def discard(self, image_id: ImageId) -> None:
+    async def discard(self, file: IncomingFile) -> None:
         """Remove a received file that gets no row."""
+        with suppress(OSError):
+            await _in_thread(file.abandon)
+
+    async def remove_abandoned(self, image_id: ImageId) -> None:
+        """Remove one of `list_abandoned`."""
         with suppress(FileNotFoundError):
             await aiofiles.os.remove(self.incoming_path(image_id))
 
