@@ -40,13 +40,15 @@ class Position:
 
 # A page is a walk along one index. Each entry's other tags are looked up in image_tags before the image itself is; its
 # format, where the walk does not follow it, in the image. `offset 0` keeps the planner from turning the walk into a
-# join that it would have to sort, as it might without statistics or with a plan made for other values.
+# join that it would have to sort, as it might without statistics or with a plan made for other values; and nothing but
+# the id stands within, so that no other index of ready images looks as good.
 _PAGE = f"""
 select {COLUMNS}, case when $6 then images.exif::text end, case when $7 then images.mini_preview end
 from {{walk}} as walk cross join lateral (
-    select * from images where images.id = walk.id and images.state = 'ready' {{also}} offset 0
+    select * from images where images.id = walk.id offset 0
 ) as images
-where walk.account_id = $1 and (walk.created_at, walk.id) < ($2, $3) and walk.created_at >= $4 and (
+where images.state = 'ready' {{also}}
+and walk.account_id = $1 and (walk.created_at, walk.id) < ($2, $3) and walk.created_at >= $4 and (
     select count(*) from image_tags where image_tags.account_id = $1 and image_tags.tag = any($5)
         and image_tags.created_at = walk.created_at and image_tags.image_id = walk.id
 ) = cardinality($5)
