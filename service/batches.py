@@ -24,7 +24,7 @@ log = structlog.get_logger("service")
 
 _CANCEL_AGAIN_S = 0.2
 # So long a batch waits for what is about to come. Each batch costs messages between processes whatever its size, and
-# those whom it answers come back together: at 16 connections this makes a quarter more uploads a second.
+# those whom it answers come back together, so that other batches grow too.
 _GATHER_S = 0.008
 # A dependency that hangs is not asked again by each batch of a queue, whose last would wait for all the time-outs.
 _LONG_S = 1.0

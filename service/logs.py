@@ -80,7 +80,7 @@ class _Lines:
 
 
 class Requests:
-    """The one line of each request. JSON is written past structlog, whose chain would be a fifth of a GET's time."""
+    """The one line of each request. JSON is written past structlog, whose chain would be a good part of a GET."""
 
     def __init__(self) -> None:
         self.configure(lines=None, level=logging.INFO, process={})

@@ -67,7 +67,7 @@ class IncomingFile:
         self._file.flush()
         if hasattr(os, "posix_fadvise"):
             # Linux starts to write at this advice. A file system like ext4 then commits the files of a group together,
-            # and not one by one at their syncs: 40 % less time.
+            # and not one by one at their syncs.
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
