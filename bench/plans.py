@@ -27,7 +27,7 @@ from service.images.tags import change_tags
 from service.removals import list_removals
 
 # The plan that a statement was run with, and not what EXPLAIN would make of it: that one plans for the values given.
-_EXPLAIN = """
+LOG_PLANS = """
 load 'auto_explain';
 set auto_explain.log_min_duration = 0;
 set auto_explain.log_analyze = on;
@@ -88,7 +88,7 @@ async def explain(postgres: Postgres, images: int) -> None:
             await tried.start()
             await run()
             await tried.rollback()
-        await connection.execute(_EXPLAIN)
+        await connection.execute(LOG_PLANS)
         connection.add_log_listener(_print)
         for name, run in statements.items():
             print(f"\n## {name}\n")

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import worker.resources
 from service.probes import Probe
 from service.settings import load
-from worker.children import Children
+from worker.children import MOST_AHEAD, Children
 from worker.main import run
 
 _FOUND = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
@@ -20,6 +20,10 @@ _FOUND = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
 
 class StandIns(Children):
     """No processes; an answer at once."""
+
+    @property
+    def ahead(self) -> int:
+        return MOST_AHEAD
 
     async def start(self) -> None:
         pass

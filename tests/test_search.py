@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.plans import LOG_PLANS
 from service.api.app import create_app
 from service.database import Database, apply_schema
 from service.errors import ServiceError
@@ -300,17 +301,6 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-# What PostgreSQL logs of each statement: the plan that it was run with.
-_LOG_PLANS = """
-load 'auto_explain';
-set auto_explain.log_min_duration = 0;
-set auto_explain.log_analyze = on;
-set auto_explain.log_buffers = on;
-set auto_explain.log_format = json;
-set client_min_messages = log
-"""
-
-
 @pytest.mark.parametrize("planned", ["while all was empty", "before the first analyze", "after it"])
 async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
     database: Database, connection: Any, tenant: Tenant, planned: str
@@ -358,7 +348,7 @@ async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
         def listen(_: object, message: Any) -> None:
             logged.append(message.message.partition("plan:")[2])
 
-        await pooled.execute(_LOG_PLANS)
+        await pooled.execute(f"{LOG_PLANS}; set auto_explain.log_format = json")
         pooled.add_log_listener(listen)
         await search(pooled)
         pooled.remove_log_listener(listen)
