@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import ROWS, read_options
 from bench.comparators.start import UnavailableError, command
 from bench.subjects import NODE_FOLDER
 
@@ -23,6 +24,17 @@ def run_bench(*options: str) -> str:
 
 def run_row(name: str) -> str:
     return run_bench(name, "--rounds", "1", "--seconds", "1")
+
+
+def test_every_row_runs_where_none_is_named() -> None:
+    assert read_options([]).rows == list(ROWS)
+    assert read_options(["queue", "--rounds", "1"]).rows == ["queue"]
+
+
+def test_a_row_that_does_not_exist_is_told_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options(["uplaods"])
+    assert "no row is called uplaods; there are uploads, accept, " in capsys.readouterr().err
 
 
 @pytest.mark.needs("wrk")
