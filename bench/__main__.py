@@ -15,11 +15,12 @@ from typing import Any
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import accept, growth, memory, previews, queue, reads, uploads, workers
+from bench.rows import accept, floor, growth, memory, previews, queue, reads, uploads, workers
 from service.embedded.folder import scratch
 
 ROWS: dict[str, Callable[..., None]] = {
     "uploads": uploads.run,
+    "floor": floor.run,
     "accept": accept.run,
     "reads": reads.run,
     "queue": queue.run,

@@ -1,0 +1,69 @@
+"""What looking at a photograph costs whoever does it: the decoding alone, and Daguerre's whole probe, on all cores."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyvips
+
+from bench import turns
+from bench.photographs import SIZES, photograph
+from worker import imaging
+
+_ONCE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    files: int
+    seconds: float
+    cpu_s: float
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    print(f"\nFloor: one process a core, {cores} of them at once\n")
+    print("| photograph | work | files/s, median (least to most) | CPU ms a file |")
+    print("|---|---|---|---|")
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=imaging.prepare) as processes:
+        for size in sizes:
+            path = folder / f"{size}.jpg"
+            path.write_bytes(photograph(size))
+            works: dict[str, Callable[[str], object]] = {"decoding alone": _decode, "the whole probe": _probe}
+            measured: dict[str, list[Rate]] = {name: [] for name in works}
+            for _ in range(rounds):
+                for name, work in works.items():
+                    measure = partial(_repeat, work, str(path), max(seconds, _ONCE_S))
+                    found = list(processes.map(measure, range(cores)))
+                    files, cpu_s = sum(rate.files for rate in found), sum(rate.cpu_s for rate in found)
+                    measured[name].append(Rate(files, max(rate.seconds for rate in found), cpu_s))
+            for name, rates in measured.items():
+                width, height, _ = SIZES[size]
+                spread = turns.spread([rate.files / rate.seconds for rate in rates], 0)
+                cpu_ms = sum(rate.cpu_s for rate in rates) / sum(rate.files for rate in rates) * 1000
+                print(f"| {size}, {width} x {height} | {name} | {spread} | {cpu_ms:.2f} |")
+
+
+def _repeat(work: Callable[[str], object], path: str, seconds: float, _: int) -> Rate:
+    files, began, cpu_began = 0, time.monotonic(), time.process_time()
+    while files == 0 or time.monotonic() - began < seconds:
+        work(path)
+        files += 1
+    return Rate(files, time.monotonic() - began, time.process_time() - cpu_began)
+
+
+def _decode(path: str) -> None:
+    """All of it at an eighth of its size, the least that tells whether it is whole."""
+    image = pyvips.Image.jpegload(path, shrink=8, fail_on="warning", access="sequential")
+    pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
+
+
+def _probe(path: str) -> None:
+    imaging.probe(path, max_pixels=1_000_000_000)
