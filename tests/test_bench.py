@@ -34,7 +34,7 @@ def test_every_row_runs_where_none_is_named() -> None:
 def test_a_row_that_does_not_exist_is_told_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_options(["uplaods"])
-    assert "no row is called uplaods; there are uploads, accept, " in capsys.readouterr().err
+    assert "no row is called uplaods; there are uploads, " in capsys.readouterr().err
 
 
 @pytest.mark.needs("wrk")

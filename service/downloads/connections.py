@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import certifi
@@ -114,8 +114,12 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
     )
 
 
+@cache
 def _trust() -> ssl.SSLContext:
-    """Mozilla's certificates, so that https works on a machine that has none, and those of the machine."""
+    """Mozilla's certificates, so that https works on a machine that has none, and those of the machine.
+
+    Read once, since that takes long.
+    """
     context = ssl.create_default_context(cafile=certifi.where())
     context.load_default_certs()
     return context
