@@ -12,7 +12,7 @@ from unittest.mock import patch
 import worker.resources
 from service.probes import Probe
 from service.settings import load
-from worker.children import MOST_AHEAD, Children
+from worker.children.pool import MOST_AHEAD, Children
 from worker.main import run
 
 _FOUND = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))

@@ -71,7 +71,7 @@ class Part:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if '"event":"request"' in line]
         return sum(line.items() >= fields.items() for line in lines)
 
-    def children(self, words: str = "worker.child") -> list[int]:
+    def children(self, words: str = "worker.children.program") -> list[int]:
         found = processes()
         return [pid for pid, (parent, _, args) in found.items() if parent == self.pid and words in args]
 

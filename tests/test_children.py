@@ -14,9 +14,11 @@ import pytest
 from service.probes import Rejected
 from tests.processes import is_alive
 from tests.samples import jpeg, slow_svg
-from worker import child
-from worker.children import MOST_AHEAD, ChildLost, Children, ChildUnavailable
-from worker.messages import ProbeRequest, Unreadable
+from worker.children import program
+from worker.children.child import ChildLost
+from worker.children.messages import ProbeRequest, Unreadable
+from worker.children.pool import MOST_AHEAD, Children
+from worker.children.process import ChildProcess, ChildUnavailable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -45,9 +47,9 @@ def picture(tmp_path: Path) -> str:
 
 
 def pid_of(children: Children) -> int:
-    process = children._all[0]._process
-    assert process is not None
-    return process.pid
+    pid = children._all[0].process.pid
+    assert pid is not None
+    return pid
 
 
 async def test_one_child_looks_at_many_pictures(children: Children, picture: str, tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_t
 async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_too_long_is_lost(
     picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.children._computed_s", lambda _: None)
+    monkeypatch.setattr(ChildProcess, "computed_s", lambda _: None)
     children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
     await children.start()
     os.kill(pid_of(children), signal.SIGSTOP)
@@ -194,7 +196,7 @@ async def test_where_no_child_can_be_started_all_who_wait_are_told(
 
     children = Children(1, max_pixels=1_000_000, timeout_s=5)
     with monkeypatch.context() as full:
-        full.setattr("worker.children._start_process", fail)
+        full.setattr("worker.children.process._start_process", fail)
         async with asyncio.timeout(5):
             outcomes = await asyncio.gather(*(children.probe(picture) for _ in range(5)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ChildUnavailable] * 5
@@ -211,7 +213,7 @@ async def test_a_child_that_cannot_be_started_lets_the_others_work(
     async def fail() -> None:
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr("worker.children._start_process", fail)
+    monkeypatch.setattr("worker.children.process._start_process", fail)
     with pytest.raises(ChildUnavailable):
         await children.probe(picture)
     for _ in range(20):
@@ -221,9 +223,9 @@ async def test_a_child_that_cannot_be_started_lets_the_others_work(
 
 async def test_children_end_with_their_worker(tmp_path: Path) -> None:
     script = (
-        "import asyncio\nfrom worker.children import Children\n"
+        "import asyncio\nfrom worker.children.pool import Children\n"
         "async def main():\n    children = Children(1, max_pixels=1, timeout_s=1)\n    await children.start()\n"
-        "    print(children._all[0]._process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
+        "    print(children._all[0].process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
     )
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
     assert worker.stdout is not None
@@ -302,11 +304,11 @@ async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(p
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(["/"], 1)
-    assert isinstance(child._probe(request), Unreadable)
+    assert isinstance(program._probe(request), Unreadable)
 
     def encode(*_: object, **__: object) -> None:
         raise OSError("encoder error -2")
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        child._probe(request)
+        program._probe(request)

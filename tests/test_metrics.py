@@ -20,7 +20,8 @@ from service.settings import Settings
 from tests.conftest import Client, RunBurst, Tenant
 from tests.samples import jpeg, slow_svg
 from tests.scrapes import Scrape
-from worker.children import ChildLost, Children
+from worker.children.child import ChildLost
+from worker.children.pool import Children
 from worker.counters import refresh_accounts
 from worker.resources import open_resources
 from worker.sweep import sweep

@@ -15,7 +15,7 @@ from service import jobs, logs
 from service.metrics import metrics
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
-from worker.children import MOST_AHEAD
+from worker.children.pool import MOST_AHEAD
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
 from worker.probe import probe_image

@@ -18,7 +18,7 @@ from service.metrics import metrics
 from service.probes import Rejected
 from service.removals import remove_files
 from service.replies import Reply
-from worker.children import ChildUnavailable
+from worker.children.process import ChildUnavailable
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")

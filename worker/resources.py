@@ -17,7 +17,7 @@ from service.jobs import JobQueue
 from service.probes import Probe
 from service.settings import Settings
 from service.storage.disk import DiskStorage
-from worker.children import Children
+from worker.children.pool import Children
 
 # The sum over a large account may take a while, and nobody waits for it.
 _COMMAND_TIMEOUT_S = 10

@@ -29,7 +29,7 @@ from service.images.records import NewImage
 from service.ingest import Arrival
 from service.jobs import ProbeJob
 from service.settings import Settings
-from worker.children import Children
+from worker.children.pool import Children
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
 _WARM_UP = 20

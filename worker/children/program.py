@@ -11,7 +11,7 @@ import time
 from typing import BinaryIO
 
 from service.probes import Rejected
-from worker.messages import (
+from worker.children.messages import (
     LENGTH,
     Answer,
     Finding,

@@ -1,0 +1,143 @@
+"""One child as the worker sees it: the questions that it was given, and whom to blame where it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from service.metrics import metrics
+from worker.children.messages import Finding, ProbeRequest
+from worker.children.process import ChildProcess, ChildUnavailable
+
+log = structlog.get_logger("worker")
+
+# A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
+# picture that takes too long counts as one even where several children share a core.
+_WAITING_SHARE = 0.1
+# After a start that did not succeed.
+_REST_S = 1.0
+
+
+class ChildLost(Exception):
+    """The child died, or computed for too long and was ended, while it worked on a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    request: ProbeRequest
+    finding: asyncio.Future[Finding]
+
+
+class Child:
+    """Its process is started when needed and again after it died.
+
+    It answers the questions in their order, so the first of them is the one that it works on. `note` is told how many
+    seconds each took, and `free` that there is room for another one.
+    """
+
+    def __init__(self, timeout_s: float, *, note: Callable[[float], None], free: Callable[[], None]) -> None:
+        self.process = ChildProcess()
+        self._timeout_s = timeout_s
+        self._note = note
+        self._free = free
+        self._resting_until = 0.0
+        self._computed_s = 0.0
+        self._questions: deque[Question] = deque()
+        self._working: asyncio.Task[None] | None = None
+        self._listening = False  # the process was sent all questions there are
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._questions)
+
+    @property
+    def load(self) -> tuple[bool, int]:
+        """By which the next question goes to the least. A child that could not start lets others go first."""
+        return time.monotonic() < self._resting_until, self.unanswered
+
+    async def start(self) -> None:
+        """Raises ChildUnavailable."""
+        computed_s = await self.process.start()
+        if computed_s is not None:
+            self._computed_s = computed_s
+
+    def ask(self, question: Question) -> None:
+        """The finding is ChildLost if the process died or was ended at this picture, ChildUnavailable if there is none
+        or if it spent all of its time waiting.
+        """
+        self._questions.append(question)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+            self._working.add_done_callback(lambda _: self._free())
+        elif self._listening:
+            self.process.send(question.request)
+
+    async def end(self) -> None:
+        """Returns once the process is dead, or leaves it behind if it does not die soon."""
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.wait([self._working])
+        await self.process.end()
+
+    async def _work(self) -> None:
+        """Until every question has its answer. A process that was lost is replaced for those that are left."""
+        try:
+            while self._questions:
+                await self.start()
+                for question in self._questions:
+                    self.process.send(question.request)
+                await self._listen()
+        except Exception as error:
+            self._resting_until = time.monotonic() + _REST_S
+            await self.process.end()
+            while self._questions:
+                self._settle(error)
+        finally:  # where this task was cancelled
+            while self._questions:
+                self._questions.popleft().finding.cancel()
+
+    async def _listen(self) -> None:
+        began = time.monotonic()
+        self._listening = True
+        try:
+            while self._questions:
+                began = time.monotonic()
+                async with asyncio.timeout(self._timeout_s):
+                    answer = await self.process.receive()
+                self._computed_s = answer.computed_s
+                self._settle(answer.finding, answer.seconds)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+            self._listening = False
+            await self._lose(error, began)
+        finally:
+            self._listening = False
+
+    async def _lose(self, error: Exception, began: float) -> None:
+        """End the process, and blame the picture that it worked on, unless it was the disk."""
+        computed_s = self.process.computed_s()
+        exit_code = await self.process.end()
+        waited = computed_s is not None and computed_s - self._computed_s < _WAITING_SHARE * self._timeout_s
+        if isinstance(error, TimeoutError) and waited:
+            log.warning("child.waited", exit_code=exit_code)
+            self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - began)
+        else:
+            metrics.child_crashes.inc()
+            log.warning("child.lost", cause=type(error).__name__, exit_code=exit_code)
+            self._settle(ChildLost(), time.monotonic() - began)
+
+    def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
+        future = self._questions.popleft().finding
+        if not future.done():  # else nobody waits any more
+            if isinstance(finding, Exception):
+                future.set_exception(finding)
+            else:
+                future.set_result(finding)
+        if seconds is not None:
+            metrics.probe_seconds.observe(seconds)
+            self._note(seconds)
+            self._free()

@@ -1,0 +1,78 @@
+"""The children of a worker: each picture goes to the one that has the least to do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+
+from service.probes import Probe, Rejected
+from worker.children.child import Child, Question
+from worker.children.messages import Finding, Missing, ProbeRequest, Refusal, Unreadable
+from worker.children.process import ChildUnavailable
+
+# A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
+# by another worker.
+_AHEAD_S = 0.02
+MOST_AHEAD = 4
+_MEAN_WEIGHT = 1 / 8
+
+
+class Children:
+    """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between."""
+
+    def __init__(self, count: int, *, max_pixels: int, timeout_s: float) -> None:
+        self._all = [Child(timeout_s, note=self._note, free=self._hand_out) for _ in range(count)]
+        self._waiting: deque[Question] = deque()
+        self._max_pixels = max_pixels
+        self._mean_s = _AHEAD_S
+
+    @property
+    def ahead(self) -> int:
+        """Pictures that one child may have at a time: as many as it has lately looked at in `_AHEAD_S`."""
+        return min(MOST_AHEAD, max(1, round(_AHEAD_S / self._mean_s)))
+
+    @property
+    def unanswered(self) -> int:
+        return sum(child.unanswered for child in self._all)
+
+    async def start(self) -> None:
+        """Start them all, so that the first picture does not wait for it. Raises ChildUnavailable."""
+        await asyncio.gather(*(child.start() for child in self._all))
+
+    async def probe(self, *paths: str) -> Probe:
+        """Look at the file that lies at the first of these paths that is there.
+
+        Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is.
+        """
+        future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Question(ProbeRequest(paths, self._max_pixels), future))
+        self._hand_out()
+        match await future:
+            case Probe() as probe:
+                return probe
+            case Refusal(code):
+                raise Rejected(code)
+            case Unreadable(cause):
+                raise ChildUnavailable(cause)
+            case Missing():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[0])
+
+    async def end(self) -> None:
+        for question in self._waiting:
+            question.finding.cancel()
+        self._waiting.clear()
+        await asyncio.gather(*(child.end() for child in self._all))
+
+    def _note(self, seconds: float) -> None:
+        self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            child = min(self._all, key=lambda child: child.load)
+            if child.unanswered >= self.ahead:
+                return
+            question = self._waiting.popleft()
+            if not question.finding.done():  # else nobody waits any more
+                child.ask(question)

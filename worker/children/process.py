@@ -1,0 +1,133 @@
+"""The process of one child: started, spoken to, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from pathlib import Path
+
+from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, ProbeRequest, decode_answer, encode_request
+
+_START_TIMEOUT_S = 30
+# A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
+_DEATH_S = 0.5
+# So many of them may be left behind before no more is started.
+_MOST_DYING = 2
+
+
+class ChildUnavailable(Exception):
+    """No child can be started, or it cannot read the file; nothing is known about the picture."""
+
+
+class ChildProcess:
+    """There is one process at a time, and those before it that were killed and do not die yet."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._dying: list[Process] = []  # the event loop reaps each, however late it dies
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> float | None:
+        """Start one, unless one is there that lives. Returns the CPU seconds that a new one has spent until it was
+        ready. Raises ChildUnavailable.
+        """
+        if self._process is not None and self._is_alive(self._process):
+            return None
+        await self.end()
+        if len(self._dying) >= _MOST_DYING:
+            raise ChildUnavailable("those before it do not die")
+        try:
+            process = await _start_process()
+        except OSError as error:
+            raise ChildUnavailable("it does not start") from error
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                greeting = await _receive(process)
+        except BaseException as error:
+            self._kill(process)
+            if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
+                await self._bury()
+                raise ChildUnavailable("it does not start") from error
+            raise
+        self._process = process
+        return greeting.computed_s
+
+    def send(self, request: ProbeRequest) -> None:
+        assert self._process is not None and self._process.stdin is not None  # noqa: S101, PT018 - what start made
+        if not self._process.stdin.is_closing():  # else its end is about to be heard
+            self._process.stdin.write(encode_request(request))
+
+    async def receive(self) -> Answer:
+        """Raises IncompleteReadError or ConnectionError where the process died."""
+        assert self._process is not None  # noqa: S101 - what start made
+        return await _receive(self._process)
+
+    async def end(self) -> int | None:
+        """Returns once it is dead, or leaves it behind if it does not die soon: its exit code, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            self._kill(process)
+        await self._bury()
+        return process.returncode if process else None
+
+    def computed_s(self) -> float | None:
+        """CPU time of the process and its threads so far; None where the system does not tell."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
+            fields = stat.rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError, ValueError):
+            return None
+
+    @staticmethod
+    def _is_alive(process: Process) -> bool:
+        return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
+
+    def _kill(self, process: Process) -> None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        self._dying.append(process)
+
+    async def _bury(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DEATH_S):
+                for process in self._dying:
+                    await process.wait()
+        self._dying = [process for process in self._dying if process.returncode is None]
+
+
+async def _receive(process: Process) -> Answer:
+    assert process.stdout is not None  # noqa: S101 - opened as a pipe
+    (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+    if length > MAX_MESSAGE_BYTES:
+        raise ConnectionError(f"a message of {length} bytes")
+    return decode_answer(await process.stdout.readexactly(length))
+
+
+async def _start_process() -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # whatever lies in the folder where the worker was started is not imported
+        "-m",
+        "worker.children.program",
+        str(os.getpid()),
+        stdin=PIPE,
+        stdout=PIPE,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the worker's own, above all no address or password of a database."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD") if name in os.environ}
+    return kept | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # the same code as the worker's own
+        "VIPS_CONCURRENCY": "1",
+        "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
+    }
