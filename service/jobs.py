@@ -62,12 +62,15 @@ class ProbeJob:
         return data
 
 
-# A job that waits or runs under its id is left alone. Each token may wake a worker.
+# A job that waits or runs under its id is left alone. It is due now by the clock of Redis, which claims go by too.
+# Each token may wake a worker.
 _ENQUEUE = """
 local queue, bell = KEYS[1], KEYS[2]
-local prefix, now, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local prefix, expires_ms, most_tokens = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local added = 0
-for i = 5, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
     redis.call('SET', prefix .. ARGV[i], ARGV[i + 1], 'PX', expires_ms, 'NX')
     added = added + redis.call('ZADD', queue, 'NX', now, ARGV[i])
 end
@@ -100,7 +103,7 @@ class JobQueue:
 
     async def _add(self, jobs: Sequence[ProbeJob]) -> int:
         now_ms = time.time_ns() // 1_000_000
-        words: list[Any] = [job_key_prefix, now_ms, _EXPIRES_MS, MOST_TOKENS]
+        words: list[Any] = [job_key_prefix, _EXPIRES_MS, MOST_TOKENS]
         for job in jobs:
             words += (job.image_id, job.serialize(now_ms))
         try:

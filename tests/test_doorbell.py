@@ -150,6 +150,58 @@ async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis)
     assert await redis.llen(BELL) == MOST_TOKENS  # type: ignore[misc]
 
 
+async def test_a_job_is_due_at_once_whatever_the_clock_of_who_enqueued_it(
+    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    with monkeypatch.context() as ahead:
+        now_ns = time.time_ns
+        ahead.setattr(time, "time_ns", lambda: now_ns() + 3600 * 10**9)
+        await enqueue(redis, "image01")
+    async with working(redis_url, job):
+        await until(lambda: done == ["image01"], timeout_s=2)
+
+
+async def test_a_backlog_without_a_token_is_taken_when_a_worker_starts(redis: ArqRedis, redis_url: str) -> None:
+    done: list[float] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(time.monotonic())
+
+    await enqueue(redis, "image01")
+    await redis.delete(BELL)
+    started = time.monotonic()
+    async with working(redis_url, job):
+        await until(lambda: bool(done))
+    assert done[0] - started < 0.7  # a wait for the bell takes a second
+
+
+async def test_a_job_that_was_claimed_after_the_worker_was_told_to_stop_is_another_ones(
+    redis: ArqRedis, redis_url: str
+) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append("a job of the one that stops")
+
+    async def other(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    async with working(redis_url, job) as worker:
+        await asyncio.sleep(0.3)  # it waits for the bell
+        worker.allow_pick_jobs = False
+        await enqueue(redis, "image01")
+        await asyncio.sleep(0.2)
+        assert not await redis.exists(in_progress_key_prefix + "image01")
+        assert await redis.llen(BELL) == 1  # type: ignore[misc]
+    async with working(redis_url, other):
+        await until(lambda: done == ["image01"], timeout_s=2)
+
+
 async def test_a_job_is_enqueued_once_however_often_it_is_asked_for(redis: ArqRedis, redis_url: str) -> None:
     runs = 0
     release = asyncio.Event()

@@ -21,6 +21,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.cron import CronJob
 from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Function, Worker
+from redis.exceptions import NoScriptError
 
 from service.batches import Batcher, running
 from service.errors import ServiceError
@@ -41,11 +42,14 @@ _TRIES_KEPT_S = 24 * 60 * 60
 _MISSED = timedelta(seconds=5)
 
 # Take up to `free` jobs that are due and that nobody runs, with all that is known of them. In one step, where arq makes
-# five round trips a job; and it knows whether it leaves any behind, for which it wakes the next worker.
+# five round trips a job; and it knows whether it leaves any behind, for which it wakes the next worker. The time is
+# Redis's, as it is where jobs are enqueued: hosts may differ.
 _CLAIM = """
 local queue, bell = KEYS[1], KEYS[2]
-local now, free, lease_ms, most_tokens = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local running, job, retry = ARGV[5], ARGV[6], ARGV[7]
+local free, lease_ms, most_tokens = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local running, job, retry = ARGV[4], ARGV[5], ARGV[6]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)
 local claimed, left = {}, 0
 for i = 1, #due, 2 do
@@ -108,8 +112,8 @@ class DoorbellWorker(Worker):
         self._places = places or (lambda: self.max_jobs)
         self.in_progress_timeout_s = _LEASE_S
         self._name = name_worker()
-        self._claim: Any = None
-        self._left_behind = False
+        self._claim = ""  # the script's name in Redis
+        self._left_behind = True  # perhaps, before the first look
         self._next_sign_of_life = 0.0
         self._job_ended = asyncio.Event()
         self._ends = Batcher(self._record)
@@ -129,10 +133,12 @@ class DoorbellWorker(Worker):
 
     async def _poll_iteration(self) -> None:
         try:
-            if not self.burst:
-                await self._wait_for_work()
             if self._free_places():
-                await self._take_jobs()
+                await self._take_jobs(wait=not self._left_behind)
+            elif not self.burst:
+                await self._wait_for_an_end()
+                if self._free_places():
+                    await self._take_jobs(wait=False)
             self._reap()
             if self.allow_pick_jobs:
                 self._skip_missed_crons()
@@ -149,39 +155,56 @@ class DoorbellWorker(Worker):
         places = self._places() if self.allow_pick_jobs else 0
         return places - self.job_counter if 2 * self.job_counter <= places else 0
 
-    async def _wait_for_work(self) -> None:
-        if not self._free_places():
-            self._job_ended.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._job_ended.wait()
-        elif not self._left_behind:
-            token: Any = await self.pool.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[misc, arg-type]
-            if token is not None and not self._free_places():
-                # Meanwhile told to stop, or the pictures became slow: the token is another's.
-                await self.pool.rpush(self._bell, b"")  # type: ignore[misc]
+    async def _wait_for_an_end(self) -> None:
+        self._job_ended.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await self._job_ended.wait()
 
-    async def _take_jobs(self) -> None:
-        if self._claim is None:
-            self._claim = self.pool.register_script(_CLAIM)
-        now_ms = time.time_ns() // 1_000_000
-        left, claimed = await self._claim(
-            keys=[self.queue_name, self._bell],
-            args=[
-                *(now_ms, self._free_places(), _LEASE_S * 1000, MOST_TOKENS),
-                *(in_progress_key_prefix, job_key_prefix, retry_key_prefix),
-            ],
-        )
-        self._left_behind = bool(left)
-        for job_id, score, payload, tries in claimed:
-            job = ClaimedJob(job_id.decode(), int(float(score)), payload, int(tries or 0))
-            if job.id in self.tasks and not self.tasks[job.id].done():
-                continue  # ours still, though its lease had ended: Redis was away
+    async def _take_jobs(self, *, wait: bool) -> None:
+        """In one round trip, which waits for the bell first."""
+        claimed = await self._claim_jobs(self._free_places(), wait=wait and not self.burst)
+        ours = [job for job in claimed if not self._runs(job)]
+        free = self._free_places()
+        if len(ours) > free:
+            # Meanwhile told to stop, or the pictures became slow: another worker's.
+            await self._give_back(ours[free:])
+        for job in ours[:free]:
             await self.sem.acquire()
             self.job_counter += 1
             task = self.loop.create_task(self.run_claimed(job))
             task.add_done_callback(self._on_job_ended)
             self.tasks[job.id] = task
+
+    async def _claim_jobs(self, most: int, *, wait: bool) -> list[ClaimedJob]:
+        keys = [self.queue_name, self._bell]
+        lease = [_LEASE_S * 1000, MOST_TOKENS, in_progress_key_prefix, job_key_prefix, retry_key_prefix]
+        async with self.pool.pipeline(transaction=False) as pipe:
+            if wait:
+                pipe.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[arg-type] # a list, and parts of a second
+            pipe.evalsha(self._claim, len(keys), *keys, most, *lease)  # type: ignore[arg-type]
+            try:
+                *_, (left, claimed) = await pipe.execute()
+            except NoScriptError:  # of this connection's first time, or Redis was restarted
+                self._claim = await self.pool.script_load(_CLAIM)
+                self._left_behind = True
+                return []
+        self._left_behind = bool(left)
+        return [
+            ClaimedJob(job_id.decode(), int(float(score)), payload, int(tries or 0))
+            for job_id, score, payload, tries in claimed
+        ]
+
+    def _runs(self, job: ClaimedJob) -> bool:
+        """Still, though its lease had ended: Redis was away."""
+        return job.id in self.tasks and not self.tasks[job.id].done()
+
+    async def _give_back(self, claimed: Sequence[ClaimedJob]) -> None:
+        async with self.pool.pipeline(transaction=True) as pipe:
+            pipe.delete(*(in_progress_key_prefix + job.id for job in claimed))
+            pipe.rpush(self._bell, b"")
+            pipe.ltrim(self._bell, -MOST_TOKENS, -1)
+            await pipe.execute()
 
     async def run_claimed(self, job: ClaimedJob) -> None:
         """What arq's `run_job` does, without its two round trips for each job, and without an end to the tries: a
