@@ -8,7 +8,9 @@ bench/README.md tells what each row means.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +31,9 @@ ROWS: dict[str, Callable[..., None]] = {
     "growth": growth.run,
     "workers": workers.run,
 }
+
+# Between rows: where many files were deleted, new ones are made slowly for some seconds; see rows/uploads.py.
+_REST_S = 6
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
@@ -60,7 +65,10 @@ def main() -> None:
     try:
         wrk.require()
         print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")
-        for row in options.rows:
+        for number, row in enumerate(options.rows):
+            if number:
+                os.sync()
+                time.sleep(_REST_S)
             with scratch() as folder:
                 sizes = options.sizes.split(",")
                 ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **own.get(row, {}))
