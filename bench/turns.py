@@ -51,16 +51,23 @@ def take(
     for subject, requests in zip(subjects, sending, strict=True):
         if seconds <= _WARM_UP_S:
             break  # it is only tried whether this runs
-        wrk.send(requests, subject.port, connections=connections, seconds=_WARM_UP_S)
+        _send(subject, requests, connections, _WARM_UP_S)
         _settle(subject, between)
     for _ in range(rounds):
         for one, requests in zip(series, sending, strict=True):
             before = usage.by_part(one.subject.roots)
-            load = wrk.send(requests, one.subject.port, connections=connections, seconds=seconds)
+            load = _send(one.subject, requests, connections, seconds)
             after = usage.by_part(one.subject.roots)
             one.turns.append(Turn(load, _costs(before, after, load)))
             _settle(one.subject, between)
     return series
+
+
+def _send(subject: Subject, requests: wrk.Requests, connections: int, seconds: float) -> wrk.Load:
+    try:
+        return wrk.send(requests, subject.port, connections=connections, seconds=seconds)
+    except wrk.BenchError as error:
+        raise wrk.BenchError(f"{subject.name}: {error}") from None
 
 
 def _settle(subject: Subject, between: Callable[[Subject], None]) -> None:
