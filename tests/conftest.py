@@ -75,7 +75,7 @@ async def _make_template(postgres: Postgres) -> None:
 
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """A database with the schema and nothing in it. To empty one takes a tenth of the time of making one."""
+    """A database with the schema and nothing in it. To empty one takes less time than to make one."""
     name = servers.emptied.pop() if servers.emptied else await _create_database(servers)
     yield servers.postgres.dsn_of(name)
     if await _empty(servers.postgres.dsn_of(name)):

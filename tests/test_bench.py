@@ -26,7 +26,7 @@ def run_row(name: str) -> str:
     return run_bench(name, "--rounds", "1", "--seconds", "1")
 
 
-def test_every_row_runs_where_none_is_named() -> None:
+def test_every_row_is_meant_where_none_is_named() -> None:
     assert read_options([]).rows == list(ROWS)
     assert read_options(["queue", "--rounds", "1"]).rows == ["queue"]
 
@@ -77,6 +77,13 @@ def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates(
     for workers in (1, 2, 4):
         assert f"\n| {workers} | " in printed
     assert "\nIt saturates at " in printed or "\nIt does not saturate " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_the_floor_prints_decoding_and_the_probe() -> None:
+    printed = run_bench("floor", "--sizes", "s", "--rounds", "1", "--seconds", "0.2")
+    for work in ("decoding alone", "the whole probe"):
+        assert f"\n| s, 640 x 480 | {work} | " in printed
 
 
 @pytest.mark.needs("wrk")

@@ -185,7 +185,7 @@ class DoorbellWorker(Worker):
             pipe.evalsha(self._claim, len(keys), *keys, most, *lease)  # type: ignore[arg-type]
             try:
                 *_, (left, claimed) = await pipe.execute()
-            except NoScriptError:  # of this connection's first time, or Redis was restarted
+            except NoScriptError:  # this worker's first time, or Redis was restarted
                 self._claim = await self.pool.script_load(_CLAIM)
                 self._left_behind = True
                 return []

@@ -17,8 +17,6 @@ from bench import turns
 from bench.photographs import SIZES, photograph
 from worker import imaging
 
-_ONCE_S = 0.1
-
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -40,7 +38,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             measured: dict[str, list[Rate]] = {name: [] for name in works}
             for _ in range(rounds):
                 for name, work in works.items():
-                    measure = partial(_repeat, work, str(path), max(seconds, _ONCE_S))
+                    measure = partial(_repeat, work, str(path), seconds)
                     found = list(processes.map(measure, range(cores)))
                     files, cpu_s = sum(rate.files for rate in found), sum(rate.cpu_s for rate in found)
                     measured[name].append(Rate(files, max(rate.seconds for rate in found), cpu_s))

@@ -65,8 +65,8 @@ def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
 def empty(subject: Subject) -> None:
     """Make room: the comparators' files become empty, which nothing asks for. Daguerre keeps what it promised to keep.
 
-    They are not deleted: ext4 without a journal walks over each inode that was deleted in the last seconds to make the
-    next file, which would cost whoever's turn it is a third of its time.
+    They are not deleted: to make the next file, ext4 without a journal walks over each inode that was deleted in the
+    last seconds, and whoever's turn it is would pay for that.
     """
     if subject.name == DAGUERRE:
         return
