@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from service.processes import StartError, listening
+from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings, SettingsError, load, parse_size
 
 Result = TypeVar("Result")
@@ -46,10 +47,15 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--fd", type=int, help="Serve on this inherited listening socket, as one process.")
+@click.option(
+    "--counts", type=int, nargs=2, help="Share it with others: a descriptor, and the place in it.", hidden=True
+)
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
-def serve(fd: int | None, host: str | None, port: int | None, processes: int | None) -> None:
+def serve(
+    fd: int | None, counts: tuple[int, int] | None, host: str | None, port: int | None, processes: int | None
+) -> None:
     """Run the API, as several processes behind one port."""
     settings = _settings(host=host, port=port, api_processes=processes)
     try:
@@ -61,7 +67,7 @@ def serve(fd: int | None, host: str | None, port: int | None, processes: int | N
             else:
                 from service.api import server  # noqa: PLC0415
 
-                server.serve(settings, listener)
+                server.serve(settings, listener, ConnectionCounts(*counts) if counts else ConnectionCounts.alone())
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
 

@@ -55,6 +55,34 @@ async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre,
         os.kill(stopped, signal.SIGCONT)
 
 
+async def test_connections_that_arrive_together_are_shared_out(daguerre: Daguerre) -> None:
+    address = daguerre.listener.getsockname()
+    found = api_processes(await start_two(daguerre))
+    before = [count_sockets(pid) for pid in found]
+    for _ in range(2):  # the places of those that have gone are free again
+        opened = await asyncio.gather(*(asyncio.open_connection(*address) for _ in range(40)))
+
+        def held() -> list[int]:
+            return [count_sockets(pid) - earlier for pid, earlier in zip(found, before, strict=True)]
+
+        await until(lambda: sum(held()) == 40)
+        assert min(held()) >= 15, held()
+        for _, writer in opened:
+            writer.close()
+        await until(lambda: sum(held()) == 0)
+
+
+def count_sockets(pid: int) -> int:
+    return sum("socket:" in link for link in map(read_link, Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def read_link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except FileNotFoundError:  # closed meanwhile
+        return ""
+
+
 async def test_a_process_that_is_killed_is_replaced_while_the_other_one_answers(
     daguerre: Daguerre, serve: Part
 ) -> None:

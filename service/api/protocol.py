@@ -22,6 +22,7 @@ from aiohttp.web_server import Server
 from service.api import cors, envelope
 from service.errors import ServiceError
 from service.metrics import metrics
+from service.processes.connection_counts import ConnectionCounts
 
 log = structlog.get_logger("service.api")
 
@@ -118,9 +119,18 @@ def _refuse(request: web.BaseRequest, code: str) -> web.Response:
 
 
 class DrainingServer(Server):
-    """Makes the connections, and lets their requests finish before they are closed."""
+    """Makes the connections, and lets their requests finish before they are closed.
+
+    Whoever counts in `counts` what it accepts finds those that were lost subtracted there.
+    """
 
     draining = False
+    counts: ConnectionCounts | None = None
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if self.counts is not None:
+            self.counts.add(-1)
 
     def __call__(self) -> RequestHandler:
         return HttpConnection(self, loop=self._loop, **self._kwargs)

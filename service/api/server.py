@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 import uvloop
-from aiohttp import web
 
 from service import logs
+from service.api.acceptor import Acceptor
 from service.api.app import create_app
 from service.api.protocol import Runner
 from service.metrics import metrics
+from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings
 
 log = structlog.get_logger("service.api")
@@ -25,20 +26,19 @@ _DISK_THREADS = 32
 # How long an idle connection stays open for a request that may be on its way when the drain begins.
 _LINGER_S = 0.5
 _KEEPALIVE_S = 75
-_BACKLOG = 1024
 # aiohttp buffers up to twice this for each body; its default is four times as much.
 _READ_BYTES = 64 * 1024
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError where the storage cannot be used."""
     logs.configure(settings, part="api", pid=os.getpid())
     metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener))
+        runner.run(_serve(settings, listener, counts))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk"))
     stopping = asyncio.Event()
@@ -54,13 +54,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     await runner.setup()
     try:
-        site = web.SockSite(runner, listener, backlog=_BACKLOG)
-        await site.start()
-        log.info("api.listening", address=runner.addresses[0])
-        await stopping.wait()
-        log.info("api.draining", requests=runner.draining_server.count_under_way())
-        await site.stop()
-        await runner.draining_server.drain(linger_s=_LINGER_S, timeout_s=settings.drain_s)
+        server = runner.draining_server
+        server.counts = counts
+        with Acceptor(listener, server, counts):
+            log.info("api.listening", address=listener.getsockname())
+            await stopping.wait()
+            log.info("api.draining", requests=server.count_under_way())
+        await server.drain(linger_s=_LINGER_S, timeout_s=settings.drain_s)
     finally:
         await runner.cleanup()
     log.info("api.stopped")

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
+from service.processes import connection_counts
 from service.processes.process import Program
 from service.settings import Settings
 
@@ -16,11 +17,12 @@ def api_programs(
 ) -> list[Program]:
     """As many as the settings say. `death_signal` is what they are sent if this process dies."""
     host, port = listener.getsockname()[:2]
+    shared = listener.fileno(), connection_counts.create(settings.api_processes)
     env = {**env, "DAGUERRE_HOST": str(host), "DAGUERRE_PORT": str(port)}
-    words = ["serve", "--fd", str(listener.fileno())]
+    words = "serve --fd {} --counts {}".format(*shared).split()
     return [
-        _program(f"API {number}", words, env, settings, death_signal, listener.fileno())
-        for number in range(1, settings.api_processes + 1)
+        _program(f"API {number + 1}", [*words, str(number)], env, settings, death_signal, *shared)
+        for number in range(settings.api_processes)
     ]
 
 

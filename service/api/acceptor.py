@@ -1,0 +1,81 @@
+"""Takes connections from the listening socket that all API processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+
+import structlog
+
+from service.processes.connection_counts import ConnectionCounts
+
+log = structlog.get_logger("service.api")
+
+# A process that is ahead of another leaves it so long to take a connection, then takes it itself.
+_YIELD_S = 0.001
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_EXHAUSTED_PAUSE_S = 1
+
+
+class Acceptor:
+    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`.
+
+    An event loop's own server takes all that wait at once, whatever the other processes hold.
+    """
+
+    def __init__(
+        self, listener: socket.socket, make_connection: Callable[[], asyncio.Protocol], counts: ConnectionCounts
+    ) -> None:
+        self._listener = listener
+        self._make_connection = make_connection
+        self._counts = counts
+        self._loop = asyncio.get_running_loop()
+        self._resume: asyncio.TimerHandle | None = None
+        self._opening: set[asyncio.Task[object]] = set()
+
+    def __enter__(self) -> None:
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept_in_turn)
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._listener)
+        if self._resume is not None:
+            self._resume.cancel()
+        self._listener.close()
+
+    def _accept_in_turn(self) -> None:
+        if self._counts.is_ahead():
+            self._pause(_YIELD_S)
+        else:
+            self._accept()
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._resume = self._loop.call_later(seconds, self._accept_and_go_on)
+
+    def _accept_and_go_on(self) -> None:
+        self._loop.add_reader(self._listener, self._accept_in_turn)
+        self._accept()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                log.warning("api.cannot_accept", error=repr(error))
+                self._pause(_EXHAUSTED_PAUSE_S)
+            return  # else another process took it, or the client has gone
+        self._counts.add(1)
+        opening = self._loop.create_task(self._open(connection))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._make_connection, connection)
+        except OSError:  # gone
+            connection.close()
+            self._counts.add(-1)

@@ -1,0 +1,137 @@
+"""Connections are shared out among processes, and taken by one that is left alone with them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from service.api.acceptor import Acceptor
+from service.processes import connection_counts
+from service.processes.connection_counts import ConnectionCounts
+
+Pair = tuple[ConnectionCounts, ConnectionCounts]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    descriptor = connection_counts.create(2)
+    yield ConnectionCounts(descriptor, 0), ConnectionCounts(descriptor, 1)
+    os.close(descriptor)
+
+
+class Greeting(asyncio.Protocol):
+    def connection_made(self, transport: Any) -> None:
+        transport.write(b"hello")
+
+
+class Exhausted(socket.socket):
+    """Has no descriptor left for the first connection."""
+
+    refusals = 0
+
+    def accept(self) -> Any:
+        if not self.refusals:
+            self.refusals += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def listening(listener: socket.socket) -> socket.socket:
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(16)
+    return listener
+
+
+async def greet(listener: socket.socket) -> bytes:
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    with closing(writer):
+        return await asyncio.wait_for(reader.readexactly(5), 10)
+
+
+class TestCounts:
+    def test_a_process_is_ahead_of_one_that_holds_far_less(self, pair: Pair) -> None:
+        one, other = pair
+        assert not one.is_ahead()
+        one.add(3)
+        assert not one.is_ahead()
+        one.add(1)
+        assert one.is_ahead()
+        assert not other.is_ahead()
+        other.add(1)
+        assert not one.is_ahead()
+
+    def test_the_difference_that_is_allowed_grows_with_the_numbers(self, pair: Pair) -> None:
+        one, other = pair
+        other.add(80)
+        one.add(93)
+        assert not one.is_ahead()
+        one.add(1)
+        assert one.is_ahead()
+
+    def test_a_process_that_takes_a_place_over_begins_at_nothing(self) -> None:
+        descriptor = connection_counts.create(2)
+        ConnectionCounts(descriptor, 0).add(50)
+        replaced = ConnectionCounts(descriptor, 0)
+        os.close(descriptor)
+        assert not replaced.is_ahead()
+
+    def test_a_process_alone_is_never_ahead(self) -> None:
+        counts = ConnectionCounts.alone()
+        counts.add(1000)
+        assert not counts.is_ahead()
+
+
+async def test_a_process_that_is_ahead_takes_what_no_other_takes(
+    pair: Pair,
+) -> None:
+    counts, _ = pair
+    counts.add(100)
+    listener = listening(socket.socket())
+    with Acceptor(listener, Greeting, counts):
+        assert await asyncio.gather(*(greet(listener) for _ in range(20))) == [b"hello"] * 20
+
+
+async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
+    pair: Pair,
+) -> None:
+    ahead, behind = pair
+    ahead.add(100)
+    takers: list[str] = []
+
+    def taken_by(name: str) -> Callable[[], Greeting]:
+        def make() -> Greeting:
+            takers.append(name)
+            return Greeting()
+
+        return make
+
+    listener = listening(socket.socket())
+    with Acceptor(listener, taken_by("ahead"), ahead), Acceptor(listener.dup(), taken_by("behind"), behind):
+        for _ in range(10):
+            assert await greet(listener) == b"hello"
+    assert takers == ["behind"] * 10
+
+
+async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
+    listener = listening(Exhausted())
+    began = time.monotonic()
+    with Acceptor(listener, Greeting, ConnectionCounts.alone()):
+        assert await greet(listener) == b"hello"
+    assert time.monotonic() - began >= 0.9
+
+
+async def test_nothing_is_taken_after_the_block() -> None:
+    listener = listening(socket.socket())
+    address = listener.getsockname()
+    with Acceptor(listener, Greeting, ConnectionCounts.alone()):
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
