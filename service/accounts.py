@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 import asyncpg
 
@@ -107,11 +109,26 @@ async def list_stale(connection: Connection, limit: int, last: Iterable[AccountI
     return [AccountId(row[0]) for row in await connection.fetch(_STALE, limit, list(last))]
 
 
+async def measure_drift(connection: Connection, account_id: AccountId) -> Drift:
+    """Hold the counters against the account's images, and leave them as they are."""
+    return (await _measure(connection, account_id)).drift
+
+
 async def refresh_counters(connection: Connection, account_id: AccountId) -> Drift:
     """Count the account's images and apply the difference, as a difference: uploads go on meanwhile."""
+    drift, seen_at, refreshed_at = await _measure(connection, account_id)
+    await connection.execute(_REFRESH, account_id, drift.bytes, drift.images, seen_at, refreshed_at)
+    return drift
+
+
+class _Measured(NamedTuple):
+    drift: Drift
+    seen_at: datetime
+    refreshed_at: datetime
+
+
+async def _measure(connection: Connection, account_id: AccountId) -> _Measured:
     row = await connection.fetchrow(_DRIFT, account_id)
     if row is None:
         raise AccountUnknown(account_id)
-    bytes_off, images_off, seen_at, refreshed_at = row
-    await connection.execute(_REFRESH, account_id, bytes_off, images_off, seen_at, refreshed_at)
-    return Drift(account_id, bytes_off, images_off)
+    return _Measured(Drift(account_id, *row[:2]), *row[2:])

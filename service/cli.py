@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -113,6 +114,46 @@ def health(part: str) -> None:
     find_problem = liveness.find_api_problem if part == "api" else liveness.find_worker_problem
     if problem := asyncio.run(find_problem(_settings())):
         raise click.ClickException(problem)
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended without a loss.")
+@click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, as after a restore.")
+@click.option("--quick", is_flag=True, help="Compare the sizes of files only, instead of reading them all.")
+@click.option("--expect", type=click.File(), help="Lines `ID SHA256` of images that must be there; - for stdin.")
+@_DATA
+def verify(*, repair: bool, drop_missing: bool, quick: bool, expect: TextIO | None, data: Path | None) -> None:
+    """Hold images, files and counters against each other; exit code 1 if something is wrong and was not mended.
+
+    It may run at any time. What is uploaded or deleted meanwhile is not held against anyone.
+    """
+    from service.errors import ServiceError  # noqa: PLC0415
+    from service.verification import report  # noqa: PLC0415
+
+    try:
+        expected = report.parse_expected(expect or ())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--expect") from None
+    settings = _located(data)
+    try:
+        is_well = asyncio.run(
+            report.verify(
+                settings,
+                read=not quick,
+                repair=repair,
+                drop_missing=drop_missing,
+                expected=expected,
+                tell=click.echo,
+            )
+        )
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    except ServiceError as error:
+        raise click.ClickException(f"It could not be finished: {error.code}. Run it again once that works.") from None
+    except OSError as error:
+        raise click.ClickException(f"It could not be finished: {error}") from None
+    if not is_well:
+        sys.exit(1)
 
 
 @cli.group()
@@ -229,7 +270,7 @@ def _with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) 
 
     async def connect_and_work() -> Result:
         try:
-            connection = await asyncpg.connect(_database_url(data), timeout=10)
+            connection = await asyncpg.connect(_located(data).database_url, timeout=10)
         except (OSError, asyncpg.PostgresError) as error:
             raise click.ClickException(f"The database cannot be reached: {error}") from None
         try:
@@ -242,10 +283,11 @@ def _with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) 
     return asyncio.run(connect_and_work())
 
 
-def _database_url(data: Path | None) -> str:
+def _located(data: Path | None) -> Settings:
+    """The settings, with the servers of the `up` that runs on the data folder where none are configured."""
     settings = _settings(data=data)
     if "database_url" in settings.model_fields_set:
-        return settings.database_url
+        return settings
     from service.embedded import running  # noqa: PLC0415
 
     try:
@@ -257,7 +299,7 @@ def _database_url(data: Path | None) -> str:
             f"No Daguerre is running on {settings.data}: start it with `./run up --data {settings.data}`, "
             "or set DAGUERRE_DATABASE_URL."
         )
-    return found.database_url
+    return settings.model_copy(update={"database_url": found.database_url, "redis_url": found.redis_url})
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

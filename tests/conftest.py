@@ -36,6 +36,20 @@ from worker.resources import open_resources
 _numbers = itertools.count()
 
 
+_CHAOS = Path(__file__).with_name("chaos")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", action="store_true", help="Run the faults under load, and nothing else.")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """None leaves it to the other rules."""
+    if not collection_path.is_file():
+        return None
+    return True if (_CHAOS in collection_path.parents) != config.getoption("--chaos") else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`@pytest.mark.needs("exiftool")` skips where the command is missing; CI installs it and requires it."""
     for marker in item.iter_markers("needs"):

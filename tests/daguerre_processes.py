@@ -161,15 +161,18 @@ class Daguerre(Client):
     logs: Path
     listener: socket.socket
     parts: list[Part] = field(default_factory=list)
+    port: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.port = self.listener.getsockname()[1]
 
     def start_api(self) -> Part:
         return self._start("serve", "--fd", str(self.listener.fileno()))
 
     def start_serve(self, processes: int) -> Part:
         """As many API processes and their supervisor. The port is theirs, and the listener is closed."""
-        port = self.listener.getsockname()[1]
         self.listener.close()
-        return self._start("serve", "--port", str(port), "--processes", str(processes))
+        return self._start("serve", "--port", str(self.port), "--processes", str(processes))
 
     def start_worker(self) -> Part:
         return self._start("worker")

@@ -56,11 +56,10 @@ async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre,
 
 
 async def test_connections_that_arrive_together_are_shared_out(daguerre: Daguerre) -> None:
-    address = daguerre.listener.getsockname()
     found = api_processes(await start_two(daguerre))
     before = [count_sockets(pid) for pid in found]
     for _ in range(2):  # the places of those that have gone are free again
-        opened = await asyncio.gather(*(asyncio.open_connection(*address) for _ in range(40)))
+        opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(40)))
 
         def held() -> list[int]:
             return [count_sockets(pid) - earlier for pid, earlier in zip(found, before, strict=True)]

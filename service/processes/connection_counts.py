@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 from typing import Self
 
@@ -44,6 +45,11 @@ class ConnectionCounts:
 
 def create(processes: int) -> int:
     """A descriptor for as many processes to inherit. It is the caller's to close."""
+    size = processes * _CELL_BYTES
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("connection counts")
+        os.truncate(descriptor, size)
+        return descriptor
     with tempfile.TemporaryFile() as file:
-        file.truncate(processes * _CELL_BYTES)
+        file.truncate(size)
         return os.dup(file.fileno())

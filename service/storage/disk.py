@@ -2,13 +2,14 @@
 
 A body streams into `incoming/ID`, is synced there, and moves to its own path only after its row is committed. So
 `incoming` is the journal of uploads that may have died half-way, and no sweep ever has to read the folders of what is
-stored; a reader looks at both places. The 256 folders exist from the start: a new image makes no directory.
+stored; a reader looks at both places. The 256 folders, the shards, exist from the start: a new image makes none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import tempfile
 import time
@@ -27,6 +28,8 @@ from service.ids import ImageId
 from service.settings import SettingsError
 
 Result = TypeVar("Result")
+
+SHARDS = 256
 
 log = structlog.get_logger("service")
 
@@ -143,8 +146,8 @@ class DiskStorage:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
-            for shard in range(256):
-                (self._root / f"{shard:02x}").mkdir(exist_ok=True)
+            for shard in range(SHARDS):
+                self._shard(shard).mkdir(exist_ok=True)
             _sync_directory(self._root)
         except OSError as error:
             raise self._unusable((error.strerror or str(error)).lower()) from error
@@ -174,7 +177,10 @@ class DiskStorage:
 
     def path(self, image_id: ImageId) -> Path:
         """Where a stored image lies."""
-        return self._root / f"{zlib.crc32(image_id.encode()) & 0xFF:02x}" / image_id
+        return self._shard(zlib.crc32(image_id.encode()) % SHARDS) / image_id
+
+    def _shard(self, number: int) -> Path:
+        return self._root / f"{number:02x}"
 
     def incoming_path(self, image_id: ImageId) -> Path:
         return self._incoming / image_id
@@ -269,6 +275,24 @@ class DiskStorage:
                         limit -= 1
                         if limit == 0:
                             return
+
+    def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
+        """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
+        for place in self.places(image_id):
+            with suppress(FileNotFoundError), open(place, "rb") as file:  # noqa: PTH123 - paths are text here
+                size = os.fstat(file.fileno()).st_size
+                return size, hashlib.file_digest(file, "sha256").digest() if read else None
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
+
+    def list_shard(self, number: int) -> list[Path]:
+        """The files in one of the folders, from 0. Blocks; raises OSError."""
+        return list(self._shard(number).iterdir())
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a file of `list_shard` to `unclaimed`, where nothing looks. Blocks; raises OSError."""
+        place = self._root / "unclaimed" / path.name
+        place.parent.mkdir(exist_ok=True)
+        return path.rename(place)
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""

@@ -1,0 +1,1 @@
+"""`daguerre verify`."""

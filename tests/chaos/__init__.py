@@ -1,0 +1,1 @@
+"""Faults under load, run by `./run test --chaos`: whatever happens, what clients were told holds."""

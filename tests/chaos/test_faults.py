@@ -1,0 +1,171 @@
+"""One fault at a time. What each test waits for after it, and the invariants, are in `site`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from service import jobs
+from service.embedded.server import Server
+from tests.chaos.load import ChaosClient, unique_picture
+from tests.chaos.site import Site, site_in
+from tests.daguerre_processes import until
+from tests.samples import jpeg
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_in(tmp_path) as started:
+        yield started
+
+
+async def test_workers_are_killed_in_the_middle_of_jobs(site: Site) -> None:
+    async with site.load():
+        for _ in range(3):
+            killed = site.workers.pop(0)
+            await until(killed.children)
+            killed.send(signal.SIGKILL)
+            site.start_worker()
+            await asyncio.sleep(2)
+
+
+async def test_children_are_killed_in_the_middle_of_pictures(site: Site) -> None:
+    async with site.load():
+        for number in range(10):
+            worker = site.workers[number % 2]
+            children = worker.children()
+            if children:
+                os.kill(children[0], signal.SIGKILL)
+            await asyncio.sleep(0.5)
+
+
+async def test_api_processes_are_killed_in_the_middle_of_uploads(site: Site) -> None:
+    async with site.load() as clients:
+        for _ in range(3):
+            killed = site.serve.children("serve --fd")[0]
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda killed=killed: killed not in site.serve.children("serve --fd"))  # type: ignore[misc]
+            await asyncio.sleep(2)
+    assert sum(client.memory.answers["none"] for client in clients) > 0
+
+
+async def test_clients_disconnect_inside_bodies_and_while_they_wait(site: Site) -> None:
+    async def leave(part: float, after_s: float) -> None:
+        body = unique_picture(jpeg(800, 600))
+        _, writer = await asyncio.open_connection("127.0.0.1", site.daguerre.port)
+        writer.write(upload_head(site.keys[0], len(body)) + body[: int(len(body) * part)])
+        await asyncio.sleep(after_s)
+        writer.transport.abort()
+
+    async with site.load():
+        for number in range(100):
+            await leave((0.0, 0.5, 1.0, 1.0)[number % 4], number % 7 * 0.01)
+
+
+@pytest.mark.parametrize("server", ["valkey", "postgres"])
+@pytest.mark.parametrize("how", ["restarted", "killed", "away for 20 seconds"])
+async def test_a_server_is(site: Site, server: str, how: str) -> None:
+    ended: Server = {"valkey": site.valkey, "postgres": site.postgres}[server]
+    async with site.load():
+        if how == "killed":
+            site.kill_server(ended)
+        else:
+            await site.stop_server(ended)
+        if how == "away for 20 seconds":
+            await asyncio.sleep(20)
+        await site.start_server(ended)
+
+
+async def test_valkey_forgets_everything(site: Site) -> None:
+    redis = jobs.open_redis(site.settings.redis_url)
+    async with site.load():
+        for _ in range(3):
+            await redis.flushall()
+            await asyncio.sleep(1)
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_the_disk_is_full(tmp_path: Path) -> None:
+    require_root()
+    storage = tmp_path / "disk"
+    storage.mkdir()
+    with mounted(storage, "40m"):
+        async with site_in(tmp_path, storage=storage) as site, site.load() as clients:
+            await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
+            enlarge(storage, "1g")
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        if os.environ.get("DAGUERRE_TEST_REQUIRE"):
+            pytest.fail("root is required here, to mount a disk")
+        pytest.skip("only root can mount a small disk")
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "daguerre", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def enlarge(folder: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+
+
+def count(clients: list[ChaosClient], answer: str) -> int:
+    return sum(client.memory.answers[answer] for client in clients)
+
+
+async def test_500_clients_send_a_byte_a_second(site: Site) -> None:
+    async with site.load() as clients, AsyncExitStack() as stack:
+        writers = []
+        for _ in range(500):
+            _, writer = await asyncio.open_connection("127.0.0.1", site.daguerre.port)
+            stack.callback(writer.transport.abort)
+            writer.write(upload_head(site.keys[0], 1_000_000))
+            writers.append(writer)
+        before = count(clients, "200")
+        for _ in range(10):
+            for writer in writers:
+                writer.write(b"x")
+            await asyncio.sleep(1)
+        assert count(clients, "200") > before + 100
+
+
+def upload_head(key: str, length: int) -> bytes:
+    return (
+        f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
+        f"Content-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+async def test_all_is_told_to_end_under_load_and_started_again(site: Site) -> None:
+    async with site.load():
+        ended = [site.serve, *site.workers]
+        for part in ended:
+            part.send(signal.SIGTERM)
+        assert [await part.exit_code() for part in ended] == [0, 0, 0]
+        site.start()
+        await site.wait_ready()
+
+
+async def test_every_process_is_killed_at_once(site: Site) -> None:
+    async with site.load():
+        site.kill_all()
+        await site.start_server(site.postgres)
+        await site.start_server(site.valkey)
+        site.start()
+        await site.wait_ready()
