@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import redis as sync_redis
 from aiohttp import web
@@ -36,11 +37,67 @@ from worker.resources import open_resources
 _numbers = itertools.count()
 
 
+DEFAULT_FUZZ_SEED = 1
 _CHAOS = Path(__file__).with_name("chaos")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos", action="store_true", help="Run the faults under load, and nothing else.")
+    parser.addoption(
+        "--fuzz-inputs",
+        type=int,
+        default=2_000,
+        metavar="N",
+        help="How many pictures to mutate, of all formats together.",
+    )
+    parser.addoption(
+        "--fuzz-seed", type=int, default=DEFAULT_FUZZ_SEED, metavar="SEED", help="Which mutations and requests to make."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis makes a tenth as many requests as there are mutated pictures, and the same ones in every run."""
+    inputs, seed = config.getoption("--fuzz-inputs"), config.getoption("--fuzz-seed")
+    hypothesis.settings.register_profile(
+        "requests",
+        max_examples=max(1, inputs // 10),
+        derandomize=seed == DEFAULT_FUZZ_SEED,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("requests")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuzzing: {config.getoption('--fuzz-inputs')} pictures, --fuzz-seed {config.getoption('--fuzz-seed')}"
+
+
+@dataclass(frozen=True)
+class Fuzzing:
+    """`keep` leaves a file that was at fault in the checkout."""
+
+    inputs: int
+    seed: int
+    kept: Path
+
+    def keep(self, form: str, number: int, data: bytes) -> None:
+        self.kept.mkdir(exist_ok=True)
+        path = self.kept / f"{self.seed}-{number}.{form}"
+        path.write_bytes(data)
+        print(f"kept as {path}")  # noqa: T201 - pytest shows it with the failure
+
+    def report(self, form: str, line: str) -> None:
+        print(f"{form}: {line}")  # noqa: T201
+
+
+@pytest.fixture(scope="session")
+def fuzzing(pytestconfig: pytest.Config) -> Fuzzing:
+    return Fuzzing(
+        pytestconfig.getoption("--fuzz-inputs"),
+        pytestconfig.getoption("--fuzz-seed"),
+        pytestconfig.rootpath / ".fuzz",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

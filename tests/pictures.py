@@ -107,7 +107,7 @@ def every_format() -> dict[str, bytes]:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has next to nothing of it."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(kind, body)
+        chunk(kind, body)
         for kind, body in (
             (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
             (b"IDAT", zlib.compress(bytes(1000))),
@@ -120,7 +120,7 @@ def deep_png(alpha: int) -> bytes:
     """16 bits a band, mid grey, with the alpha given."""
     row = b"\0" + struct.pack(">4H", 32768, 32768, 32768, alpha) * WIDTH
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(kind, body)
+        chunk(kind, body)
         for kind, body in (
             (b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 6, 0, 0, 0)),
             (b"IDAT", zlib.compress(row * HEIGHT)),
@@ -129,7 +129,7 @@ def deep_png(alpha: int) -> bytes:
     )
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 

@@ -24,6 +24,15 @@ def processes() -> dict[int, tuple[int, str, str]]:
     return found
 
 
+def peak_kb(pid: int | None) -> int:
+    """The most memory that the process ever had, where the system tells; 0 where the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
 def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

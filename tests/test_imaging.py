@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pyvips
 from PIL import Image
 
 from service.probes import MIME_TYPES, Probe, Rejected
-from tests import pictures
+from tests import hostile_pictures, pictures
 from worker import imaging
 from worker.imaging.exif import MAX_JSON_BYTES, read_exif
 from worker.imaging.sniffing import sniff
@@ -663,3 +664,12 @@ def test_hostile_pictures_of_public_suites_are_probed_or_refused() -> None:
     )
     assert child.returncode == 0, f"{child.stdout[-300:]}\n{child.stderr[-2000:]}"
     assert len(child.stdout.splitlines()) == len(paths)
+
+
+def test_what_a_picture_leaves_behind_is_no_message_about_the_next(probe: ProbeBytes) -> None:
+    """libvips keeps its messages until somebody asks, also those of a picture that was fine in the end."""
+    lying = hostile_pictures.tiff_of((0x010F, 2, 100, b"\xff\xff\xff\xff"))
+    probe(lying)
+    assert b"bad seek" in pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
+    probe(SAMPLES["png"])
+    assert b"bad seek" not in pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())

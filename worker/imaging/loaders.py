@@ -13,7 +13,17 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.containers import JpegHeader, png_frames, png_size, read_jpeg_header, refuse_cut_gif, webp_has_alpha
+from worker.imaging.containers import (
+    JpegHeader,
+    png_frames,
+    png_size,
+    read_jpeg_header,
+    refuse_cut_gif,
+    refuse_many_scans,
+    refuse_unreadable_heif_items,
+    webp_frames,
+    webp_has_alpha,
+)
 from worker.imaging.exif import read_exif
 from worker.imaging.pixels import SMALL_PX, Small, fetch, reduce
 
@@ -87,6 +97,8 @@ def load_jpeg(source: Source) -> Picture:
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
     header = read_jpeg_header(partial(os.pread, source.fd) if data is None else lambda size, at: data[at : at + size])
     source.admit(header.width, header.height)
+    if header.progressive:
+        refuse_many_scans(source.fd)
     short, long = sorted((header.width, header.height))
     shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
     bare = None if data is None else _bare(data, header)
@@ -144,29 +156,39 @@ def load_gif(source: Source) -> Picture:
 
 
 def load_webp(source: Source) -> Picture:
-    image = pyvips.Image.webpload(source.path, n=-1, fail_on="truncated", access="sequential")
+    source.admit(1, 1, webp_frames(source.fd))
+    load = partial(pyvips.Image.webpload, source.path, fail_on="truncated", access="sequential")
+    image = load(n=-1)
     if image.height != image.get_page_height():
-        return replace(_animation(source, image), has_alpha=webp_has_alpha(source.fd))
+        picture = _animation(source, image, load_some=lambda pages: load(n=pages))
+        return replace(picture, has_alpha=webp_has_alpha(source.fd))
     width, height = image.width, image.height
     source.admit(width, height)
     scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
     if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
-        image = pyvips.Image.webpload(source.path, scale=scale, fail_on="truncated", access="sequential")
+        image = load(scale=scale)
     return _picture(image, width, height)
 
 
-def _animation(source: Source, image: pyvips.Image, *, checked_pixels: int = FRAMES_PIXELS) -> Picture:
+def _animation(
+    source: Source,
+    image: pyvips.Image,
+    *,
+    checked_pixels: int = FRAMES_PIXELS,
+    load_some: Callable[[int], pyvips.Image] | None = None,
+) -> Picture:
     """All frames come as one tall image. The first is kept; others are decoded to see that they can be, as long as they
-    are within `checked_pixels`.
+    are within `checked_pixels`. `load_some` opens so many of them, for a loader that decodes all that were asked for.
     """
     height = image.get_page_height()
     pages = image.height // height
     source.admit(image.width, height, pages)
     if pages == 1:
         return _picture(image, image.width, height)
-    region = pyvips.Region.new(image)
+    checked = min(pages, 1 + checked_pixels // (image.width * height))
+    region = pyvips.Region.new(image if load_some is None else load_some(checked))
     first = fetch(region, image, height)
-    for page in range(1, min(pages, 1 + checked_pixels // (image.width * height))):
+    for page in range(1, checked):
         region.fetch(0, page * height, image.width, height)
     return Picture(
         width=image.width,
@@ -221,6 +243,7 @@ def load_avif(source: Source) -> Picture:
 
 def load_heic(source: Source) -> Picture:
     """The container's own rotation and mirroring are applied by the decoder, so the orientation is 1."""
+    refuse_unreadable_heif_items(source.fd)
     try:
         heif = pi_heif.open_heif(source.path)
         width, height = heif.size
@@ -251,6 +274,8 @@ def load_svg(source: Source) -> Picture:
     image = _svg(data, 1)
     width, height = image.width, image.height
     source.admit(width, height)
+    if 1 in {width, height} and not _is_tiny(data):
+        raise Rejected("too-many-pixels")
     scale = 2 * SMALL_PX / max(width, height)
     return _picture(_svg(data, scale) if scale < 1 else image, width, height)
 
@@ -258,6 +283,15 @@ def load_svg(source: Source) -> Picture:
 def _svg(data: bytes, scale: float) -> pyvips.Image:
     """At 96 dots an inch, as CSS has it; libvips counts them as a scale of 96/72 for all lengths."""
     return pyvips.Image.svgload_buffer(data, dpi=96, scale=0.75 * scale)
+
+
+def _is_tiny(data: bytes) -> bool:
+    """libvips says 1 pixel where a side has more than 100,000,000, and fails where it has more than 2^31."""
+    try:
+        larger = _svg(data, 25)
+    except pyvips.Error:
+        return False
+    return bool(larger.width > 1 and larger.height > 1)
 
 
 LOADERS: dict[str, Callable[[Source], Picture]] = {

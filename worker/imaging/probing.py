@@ -17,8 +17,11 @@ def probe(path: str, *, max_pixels: int) -> Probe:
     """Decode the whole picture once and say what it is.
 
     `max_pixels` bounds width x height x pages, by the header, before any pixel is decoded. Raises `Rejected` with
-    `unsupported-image`, `damaged-image` or `too-many-pixels`, and OSError where the file cannot be read.
+    `unsupported-image`, `damaged-image`, `too-many-pixels` or `probe-failed`, and OSError where the file cannot be
+    read.
     """
+    # What a picture before this one left there without failing would be read as a message about this one.
+    pyvips.vips_lib.vips_error_clear()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         form, picture = _load(loaders.Source(path, fd, max_pixels))
@@ -47,4 +50,8 @@ def _load(source: loaders.Source) -> tuple[str, loaders.Picture]:
     try:
         return form, loaders.LOADERS[form](source)
     except pyvips.Error as error:
+        raise Rejected("damaged-image") from error
+    except UnicodeDecodeError as error:
+        # libvips's message repeats bytes of the file, and pyvips takes them for UTF-8 before it empties the buffer.
+        pyvips.vips_lib.vips_error_clear()
         raise Rejected("damaged-image") from error

@@ -1,0 +1,110 @@
+"""Mutated pictures, sent through the child processes of a worker: each is a finding or a refusal, soon, in its memory.
+
+`./run test --fuzz-inputs 100000 tests/fuzz` makes more of them, and `--fuzz-seed` others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.errors import CATALOGUE
+from service.probes import MIME_TYPES, Probe, Rejected
+from service.settings import Settings
+from tests.conftest import Fuzzing
+from tests.fuzz.mutations import mutate
+from tests.fuzz.seeds import seeds_of
+from tests.processes import peak_kb
+from worker.children.child import ChildLost
+from worker.children.pool import Children
+from worker.imaging.exif import MAX_JSON_BYTES
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
+
+_DEFAULTS = Settings.model_construct()
+_SLOWEST_S = 10
+_MOST_KB = 1 << 20  # far below the 4 GB at which a child's allocations fail
+_INPUTS_A_SECOND = 10  # even the slowest of them, on a machine that has other things to do
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "form" in metafunc.fixturenames:
+        seconds = 60 + metafunc.config.getoption("--fuzz-inputs") // len(MIME_TYPES) // _INPUTS_A_SECOND
+        metafunc.parametrize("form", [pytest.param(form, marks=pytest.mark.timeout(seconds)) for form in MIME_TYPES])
+
+
+@dataclass
+class Tally:
+    outcomes: Counter[str] = field(default_factory=Counter)
+    deaths: list[int] = field(default_factory=list)
+    slowest_s: float = 0
+    slowest: int = -1
+    peak_kb: int = 0
+
+    def __str__(self) -> str:
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
+        return (
+            f"{self.outcomes.total()} inputs: {outcomes}; {len(self.deaths)} deaths {self.deaths}; "
+            f"slowest {self.slowest_s:.2f} s ({self.slowest}); peak {self.peak_kb / 1024:.0f} MB"
+        )
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+    await children.start()
+    yield children
+    await children.end()
+
+
+async def test_a_mutated_picture_is_probed_or_refused(
+    children: Children, form: str, fuzzing: Fuzzing, tmp_path: Path
+) -> None:
+    tally = Tally()
+    path = tmp_path / "picture"
+    for number in range(fuzzing.inputs // len(MIME_TYPES)):
+        data = mutate(form, seeds_of(form), number, fuzzing.seed)
+        path.write_bytes(data)
+        began = time.monotonic()
+        try:
+            found = await children.probe(str(path))
+            check(found)
+            tally.outcomes["accepted"] += 1
+        except Rejected as refusal:
+            tally.outcomes[refusal.code] += 1
+        except ChildLost:
+            tally.outcomes["lost"] += 1
+            tally.deaths.append(number)
+            fuzzing.keep(form, number, data)
+        except BaseException:
+            fuzzing.keep(form, number, data)
+            raise
+        took = time.monotonic() - began
+        if took > tally.slowest_s:
+            tally.slowest_s, tally.slowest = took, number
+        tally.peak_kb = max(tally.peak_kb, peak_kb(children._all[0].process.pid))
+    fuzzing.report(form, str(tally))
+    assert set(tally.outcomes) - {"accepted", "lost"} <= set(CATALOGUE)
+    assert not tally.deaths
+    assert tally.slowest_s < _SLOWEST_S
+    assert tally.peak_kb < _MOST_KB
+
+
+def check(found: Probe) -> None:
+    """What every finding is, whatever the file said."""
+    assert found.format in MIME_TYPES
+    assert 0 < found.width * found.height * found.pages <= _DEFAULTS.max_pixels
+    assert 1 <= found.orientation <= 8
+    text = json.dumps(found.exif, allow_nan=False, ensure_ascii=False)
+    assert "\\u0000" not in text
+    assert len(text.encode()) <= 4 * MAX_JSON_BYTES
+    assert len(found.mini_preview) <= 500
+    Image.open(io.BytesIO(found.mini_preview)).load()

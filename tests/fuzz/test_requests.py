@@ -1,0 +1,292 @@
+"""Requests out of any shape, as bytes on a socket: each is answered, with a reason where it is refused, and no 500.
+
+What the OpenAPI document allows, and what it forbids, is sent by tests/test_openapi.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service.errors import CATALOGUE
+from tests.conftest import Fuzzing, Tenant
+from tests.samples import jpeg
+
+_SLOWEST_S = 10
+
+
+def _quote(text: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in text.encode("utf-8", "surrogatepass"))
+
+
+def _clean(text: str) -> str:
+    """Without what would end a header or a request."""
+    return "".join(character for character in text if character > "\x1f")
+
+
+_METHODS = st.sampled_from(
+    [*["GET", "POST"] * 4, *["PUT", "DELETE"] * 2, "HEAD", "OPTIONS", "PATCH", "TRACE", "get", "X"]
+)
+_IDS = st.one_of(
+    st.sampled_from(["AAAAAAA", "AAAAAAA,BBBBBBB", ",", "..", "%00", "%2F", "%ff", "search", "a" * 17, "A" * 5_000]),
+    st.from_regex(r"[A-Za-z0-9]{6,17}", fullmatch=True),
+    st.text(max_size=9).map(_quote),
+)
+_PATHS = st.one_of(
+    st.sampled_from(
+        [
+            "/v1/images",
+            "/v1/images/search",
+            "/v1/account",
+            "/openapi.json",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/",
+            "*",
+        ]
+    ),
+    st.builds(
+        "/v1/images/{}{}".format, _IDS, st.sampled_from(["", "/", "/tags", "/delete", "/add_tags", "/remove_tags"])
+    ),
+)
+_HOSTS = st.sampled_from(
+    [
+        "127.0.0.1:1",
+        "[::1]:1",
+        "0x7f.1",
+        "2130706433",
+        "[::ffff:127.0.0.1]",
+        "169.254.169.254",
+        "a:b@10.0.0.1",
+        ":0",
+        "",
+        "127.0.0.1:99999",
+        "[",
+        "[v1.x]",
+        "0",
+        "127.0.0.1%00.example",
+        "localhost",
+        "x" * 300,
+        "xn--\xff",
+        "\xe4.\u2060",
+    ]
+)
+_URLS = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["http://", "https://", "file:///", "gopher://", "//", "HTTP:", ""]),
+    _HOSTS,
+    st.text(max_size=5),
+)
+_VALUES = st.one_of(
+    st.sampled_from(
+        ["", "true", "1", "0", "-1", "1e9", "NaN", "9" * 400, "x" * 3_000, "\x00", "\ud800", ",", ",".join("abc" * 9)]
+    ),
+    st.sampled_from(
+        ["2026-11-24", "0000-00-00", "9999-12-31T23:59:59.999999+23:59", "-9999-01-01", "0001-01-01T00:00:00+14:00"]
+    ),
+    st.sampled_from(["jpeg", "tiff", "0" * 64, "AAAA", "eyJ9", "=" * 8]),
+    st.integers().map(str),
+    st.datetimes().map(lambda moment: moment.isoformat()),
+    st.text(max_size=20),
+    _URLS,
+)
+_NAMES = st.sampled_from(
+    [
+        "tags",
+        "url",
+        "key",
+        "limit",
+        "cursor",
+        "format",
+        "sha256",
+        "created_after",
+        "created_before",
+        "verbose",
+        "with_exif",
+        "with_mini_preview",
+        "with_account",
+        "?tags",
+        "tags[]",
+        "\x00",
+        "",
+    ]
+)
+
+
+_PARAMETERS = st.lists(
+    st.one_of(
+        *[st.builds(lambda name, value: f"{_quote(name)}={_quote(value)}", _NAMES, _VALUES)] * 4,
+        st.builds(lambda name, value: f"{name}={_clean(value)}".replace(" ", "+"), _NAMES, _VALUES),
+        st.sampled_from(["%", "%zz", "&&", "=", "tags", "verbose", "%ff=%ff", "tags=%C3%28", "a;b", "?"]),
+    ),
+    max_size=4,
+)
+_HEADER_NAMES = st.sampled_from(
+    ["Idempotency-Key", "Authorization", "X-Api-Key", "Forwarded", "Accept", "Origin", "X-Request-Id", "Cookie", "X"]
+)
+_HEADER_LINES = st.lists(
+    st.one_of(
+        st.builds("{}: {}".format, _HEADER_NAMES, st.one_of(_VALUES.map(_clean), _VALUES.map(_quote))),
+        st.sampled_from(
+            [
+                "Expect: 100-continue",
+                "Expect: x",
+                "Expect: 100-continue, x",
+                "Upgrade: h2c\r\nConnection: upgrade",
+                "Content-Encoding: gzip",
+                "Content-Encoding: deflate",
+                "Content-Encoding: br",
+                "Accept-Encoding: gzip;q=x",
+                "Transfer-Encoding: chunked",
+                "Transfer-Encoding: gzip",
+                "Content-Length: -1",
+                "Content-Length: 99999999999",
+                "Connection: close",
+                "If-None-Match: *",
+                "Access-Control-Request-Method: PUT",
+                "Host: a\r\nHost: b",
+                ": x",
+            ]
+        ),
+    ),
+    max_size=2,
+)
+_CONTENT_TYPES = st.sampled_from(
+    [
+        "application/json",
+        "application/json; charset=utf-16",
+        "application/octet-stream",
+        "image/jpeg",
+        "image/",
+        "/",
+        "multipart/form-data",
+        "multipart/form-data; boundary=x",
+        'multipart/form-data; boundary=""',
+        "text/plain",
+        "",
+        "multipart/mixed; boundary=x",
+        "multipart/form-data; boundary=" + "x" * 80,
+        "image/svg+xml;;;=",
+        "\xff",
+    ]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9) | _URLS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["url", "tags", "a"]), inner, max_size=3)
+        | st.builds(lambda url, tags: {"url": url, "tags": tags}, _URLS, st.lists(inner, max_size=22))
+    ),
+    max_leaves=12,
+)
+_FORM_LINES = st.sampled_from(
+    [
+        b"--x\r\n",
+        b"--x--\r\n",
+        b"--x",
+        b"\r\n",
+        b"abc",
+        b"\x00\xff",
+        b"Content-Type: image/png\r\n",
+        b"\r\n--x\r\n",
+        b"--x--",
+        b'Content-Disposition: form-data; name="f"; filename="f"\r\n\r\n',
+        b"Content-Disposition: x; filename*=\xff\r\n\r\n",
+        b"Content-Transfer-Encoding: base64\r\n",
+        b"Content-Encoding: gzip\r\n",
+        b"Content-Length: 9\r\n",
+        b"A" * 9000,
+        b"Content-Type: multipart/mixed; boundary=y\r\n\r\n--y\r\n",
+    ]
+)
+_BODIES = st.one_of(
+    st.just(b""),
+    st.binary(max_size=60),
+    _JSON.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
+    st.sampled_from(
+        [b"[" * 50_000, b'{"url": ' * 9_000, b'{"tags": ["\\ud800"]}', b'{"url": "\\u0000"}', b'"' * 70_000]
+    ),
+    st.lists(_FORM_LINES, max_size=9).map(b"".join),
+    st.sampled_from([jpeg(), jpeg()[:50], b"5\r\nabc", b"-1\r\n\r\n", b"ffffffffffffffff1\r\nx", b"0\r\n\r\n"]),
+)
+
+
+def _build(
+    method: str, path: str, parameters: list[str], headers: list[str], kind: str, body: bytes, key: str, length: bool
+) -> bytes:
+    """`{key}` stands for the tenant's own."""
+    query = "&".join([*([f"key={key}"] if key else []), *parameters])
+    lines = [f"{method} {path}?{query} HTTP/1.1", "Host: x", f"Content-Type: {kind}", *headers]
+    if length:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogatepass") + body
+
+
+_REQUESTS = st.one_of(
+    *[
+        st.builds(
+            _build,
+            _METHODS,
+            _PATHS,
+            _PARAMETERS,
+            _HEADER_LINES,
+            _CONTENT_TYPES,
+            _BODIES,
+            st.sampled_from(["{key}", "{key}", ""]),
+            lengths,
+        )
+        for lengths in (st.just(True), st.just(True), st.booleans())
+    ],
+    st.binary(max_size=200).map(lambda noise: b"X" + noise + b"\r\n\r\n"),
+)
+
+
+@pytest.mark.settings(wait_s=0.01, upload_idle_timeout_s=0.1, upload_timeout_s=0.2)
+@pytest.mark.timeout(600)
+@given(request=_REQUESTS)
+@example(request=b"GET /v1/images/search?key={key}&cursor=%ff HTTP/1.1\r\nHost: x\r\n\r\n")
+async def test_any_request_is_answered_and_never_by_a_fault_of_ours(
+    port: int, tenant: Tenant, caplog: pytest.LogCaptureFixture, fuzzing: Fuzzing, request: bytes
+) -> None:
+    caplog.clear()
+    sent = request.replace(b"{key}", tenant.key.encode())
+    try:
+        async with asyncio.timeout(_SLOWEST_S):
+            answer = await _exchange(port, sent)
+    except TimeoutError:
+        pytest.fail(f"no answer to {request!r}")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status < 500 or status == 503, answer[:1_000]
+    if status >= 400 and body and b"/readyz" not in sent:  # whose 503 names what does not work, here the workers
+        error = json.loads(body)["error"]
+        assert CATALOGUE[error["code"]][0] == status
+        assert tenant.key not in error["message"]
+
+
+async def _exchange(port: int, request: bytes) -> bytes:
+    """The answer, as far as it came, or nothing where none came. Bodies that end too early are waited for, and then
+    answered, since the time-outs are short here.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        while head.startswith(b"HTTP/1.1 100 "):
+            head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+        if length is None or request[:5].upper() == b"HEAD ":
+            return head
+        return head + await reader.readexactly(int(length[1]))
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b""
+    finally:
+        writer.close()
