@@ -50,17 +50,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="How many pictures to mutate, of all formats together.",
     )
-    parser.addoption(
-        "--fuzz-seed", type=int, default=DEFAULT_FUZZ_SEED, metavar="SEED", help="Which mutations and requests to make."
-    )
+    parser.addoption("--fuzz-seed", type=int, default=DEFAULT_FUZZ_SEED, metavar="SEED", help="Which of them to make.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hypothesis makes a tenth as many requests as there are mutated pictures, and the same ones in every run."""
+    """Hypothesis makes a tenth as many requests as there are mutated pictures, up to 1,000, the same in every run."""
     inputs, seed = config.getoption("--fuzz-inputs"), config.getoption("--fuzz-seed")
     hypothesis.settings.register_profile(
         "requests",
-        max_examples=max(1, inputs // 10),
+        max_examples=min(max(1, inputs // 10), 1_000),
         derandomize=seed == DEFAULT_FUZZ_SEED,
         database=None,
         deadline=None,

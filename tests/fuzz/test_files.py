@@ -20,7 +20,7 @@ from service.errors import CATALOGUE
 from service.probes import MIME_TYPES, Probe, Rejected
 from service.settings import Settings
 from tests.conftest import Fuzzing
-from tests.fuzz.mutations import mutate
+from tests.fuzz.mutations import mend_png_checksums, mutate
 from tests.fuzz.seeds import seeds_of
 from tests.processes import peak_kb
 from worker.children.child import ChildLost
@@ -63,6 +63,26 @@ async def children() -> AsyncIterator[Children]:
     await children.start()
     yield children
     await children.end()
+
+
+def test_a_mutated_picture_is_known_by_its_number() -> None:
+    for form in MIME_TYPES:
+        made = [mutate(form, seeds_of(form), number, 1) for number in range(50)]
+        assert made == [mutate(form, seeds_of(form), number, 1) for number in range(50)]
+        assert len(set(made)) > 40
+        assert made[0] != mutate(form, seeds_of(form), 0, 2)
+
+
+def test_most_mutated_pngs_get_past_their_checksums() -> None:
+    data = bytearray(seeds_of("png")[0])
+    whole = bytes(data)
+    data[20] ^= 1
+    mend_png_checksums(data)
+    assert data[:29] != whole[:29]
+    assert data[29:33] != whole[29:33]
+    data[20] ^= 1
+    mend_png_checksums(data)
+    assert data == whole
 
 
 async def test_a_mutated_picture_is_probed_or_refused(

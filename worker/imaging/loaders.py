@@ -276,7 +276,7 @@ def load_svg(source: Source) -> Picture:
     source.admit(width, height)
     if 1 in {width, height} and not _is_tiny(data):
         raise Rejected("too-many-pixels")
-    scale = 2 * SMALL_PX / max(width, height)
+    scale = max(2 * SMALL_PX / max(width, height), 1 / min(width, height))
     return _picture(_svg(data, scale) if scale < 1 else image, width, height)
 
 
