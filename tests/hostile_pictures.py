@@ -72,9 +72,9 @@ def tiff_of(*lies: pictures.Entry, width: int = 1, height: int = 1, compression:
     return pictures.exif_block(sorted([*entries, *lies], key=lambda entry: entry[0]))
 
 
-def jpeg_with(*segments: bytes, before: bytes = b"\xff\xdb") -> bytes:
+def jpeg_with(*segments: bytes) -> bytes:
     data = pictures.encode("JPEG")
-    at = data.index(before)
+    at = data.index(b"\xff\xdb")
     return data[:at] + b"".join(segments) + data[at:]
 
 

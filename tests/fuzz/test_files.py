@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 
 _DEFAULTS = Settings.model_construct()
 _SLOWEST_S = 10
-_MOST_KB = 1 << 20  # far below the 4 GB at which a child's allocations fail
+_MOST_KB = 2 << 20  # half of the 4 GB at which a child's allocations fail
 _INPUTS_A_SECOND = 10  # even the slowest of them, on a machine that has other things to do
 
 

@@ -25,13 +25,14 @@ _MOST_SCANS = 100
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
     """Width and height as stored, from the first start of frame; the first EXIF block; where the application segments
-    1, of EXIF and XMP, lie as far as they come before the pixels: pairs of start and end."""
+    1, of EXIF and XMP, lie as far as they come before the pixels: pairs of start and end; and where those begin."""
 
     width: int
     height: int
     progressive: bool
     exif: bytes | None
     app1: list[tuple[int, int]]
+    pixels_at: int
 
 
 def read_jpeg_header(read: Callable[[int, int], bytes]) -> JpegHeader:
@@ -67,15 +68,19 @@ def read_jpeg_header(read: Callable[[int, int], bytes]) -> JpegHeader:
         at = end
     if size is None or 0 in size:
         raise Rejected("damaged-image")
-    return JpegHeader(*size, progressive, exif, app1)
+    return JpegHeader(*size, progressive, exif, app1, at)
 
 
-def refuse_many_scans(fd: int) -> None:
-    """Refuse a JPEG that is made of scans to keep us busy. None begins inside of another: 0xFF is escaped there."""
+def refuse_many_scans(fd: int, start: int) -> None:
+    """Refuse a JPEG that is made of scans to keep us busy. Neither a scan nor the end of the picture is found inside of
+    a scan, where 0xFF is escaped; what lies behind the end, such as a film, does not count.
+    """
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-        at = 0
+        end = data.find(b"\xff\xd9", start)
+        end = len(data) if end == -1 else end
+        at = start
         for _ in range(_MOST_SCANS + 1):
-            at = data.find(bytes([0xFF, _START_OF_SCAN]), at) + 2
+            at = data.find(bytes([0xFF, _START_OF_SCAN]), at, end) + 2
             if at < 2:
                 return
     raise Rejected("probe-failed")

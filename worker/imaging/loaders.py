@@ -98,7 +98,7 @@ def load_jpeg(source: Source) -> Picture:
     header = read_jpeg_header(partial(os.pread, source.fd) if data is None else lambda size, at: data[at : at + size])
     source.admit(header.width, header.height)
     if header.progressive:
-        refuse_many_scans(source.fd)
+        refuse_many_scans(source.fd, header.pixels_at)
     short, long = sorted((header.width, header.height))
     shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
     bare = None if data is None else _bare(data, header)
