@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 
 _DEFAULTS = Settings.model_construct()
 _MOST_KB = 256 << 10
+SAMPLES = pictures.every_format()
 
 
 class Worker:
@@ -179,10 +180,10 @@ def _long_animation() -> bytes:
 
 @pytest.mark.parametrize("form", MIME_TYPES)
 async def test_a_picture_that_was_cut_anywhere_is_refused(child: Worker, form: str) -> None:
-    samples = pictures.every_format() | {"webp, more frames than are decoded": _long_animation()}
+    samples = {name: data for name, data in SAMPLES.items() if name.startswith(form)}
+    if form == "webp":
+        samples["webp, more frames than are decoded"] = _long_animation()
     for name, data in samples.items():
-        if not name.startswith(form):
-            continue
         last = len(data) - (5 if form == "tiff" else 1)  # a TIFF may end with the offset of no next page
         if form == "gif":
             last -= 1  # the end mark may be missing
@@ -195,7 +196,7 @@ async def test_a_picture_that_was_cut_anywhere_is_refused(child: Worker, form: s
 async def test_a_cut_upload_of_any_format_is_refused_and_not_kept(
     api: Client, tenant: Tenant, settings: Settings
 ) -> None:
-    for name, data in pictures.every_format().items():
+    for name, data in SAMPLES.items():
         response = await api.post(
             "/v1/images", data=data[: len(data) * 2 // 3], headers=tenant.headers | {"Content-Type": "image/jpeg"}
         )
