@@ -29,9 +29,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """The file could not be read, which says nothing about the picture."""
+    """The file could not be read, which says nothing about the picture. `outdated` if the storage is another folder by
+    now than the one that this child may read.
+    """
 
     cause: str
+    outdated: bool = False
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -43,7 +46,7 @@ Finding: TypeAlias = Probe | Refusal | Unreadable | Missing
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """One finding. `seconds` is how long it took, `computed_s` the CPU time of the child in all its life so far. The
-    first of a child is a greeting, without a finding.
+    first of a child is a greeting, without a finding, that names what the system lacks to confine it.
     """
 
     seconds: float
@@ -52,10 +55,11 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
     missing: Missing | None = None
+    unconfined: Sequence[str] = ()
 
     @classmethod
-    def greeting(cls, *, computed_s: float) -> Answer:
-        return cls(0, computed_s)
+    def greeting(cls, *, computed_s: float, unconfined: Sequence[str]) -> Answer:
+        return cls(0, computed_s, unconfined=unconfined)
 
     @classmethod
     def of(cls, finding: Finding, *, seconds: float, computed_s: float) -> Answer:
