@@ -133,6 +133,7 @@ async def _empty(url: str) -> bool:
 def storage_folder(servers: Servers) -> Iterator[Path]:
     """For the storage of images: perhaps with its folders, and without a file."""
     folder = servers.cleared.pop() if servers.cleared else servers.folder / f"storage-{next(_numbers)}"
+    folder.mkdir(exist_ok=True)  # as a worker finds it
     yield folder
     if _clear(folder):
         servers.cleared.append(folder)

@@ -16,7 +16,7 @@ from tests.processes import is_alive
 from tests.samples import jpeg, slow_svg
 from worker.children import program
 from worker.children.child import ChildLost
-from worker.children.messages import ProbeRequest, Unreadable
+from worker.children.messages import LENGTH, Answer, Missing, ProbeRequest, Unreadable, decode_answer, encode_answer
 from worker.children.pool import MOST_AHEAD, Children
 from worker.children.process import ChildProcess, ChildUnavailable
 
@@ -300,6 +300,13 @@ async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(t
     await asyncio.gather(starting, return_exceptions=True)
     assert (await children.probe(picture)).width == 120
     await children.end()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
+    for answer in (Answer(seconds, 0, missing=Missing()), Answer(0, seconds, missing=Missing())):
+        with pytest.raises(ConnectionError):
+            decode_answer(encode_answer(answer)[LENGTH.size :])
 
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -44,13 +44,17 @@ class Missing(msgspec.Struct, frozen=True):
 Finding: TypeAlias = Probe | Refusal | Unreadable | Missing
 
 
+# Numbers that can be added up, whatever a child has become.
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """One finding. `seconds` is how long it took, `computed_s` the CPU time of the child in all its life so far. The
     first of a child is a greeting, without a finding, that names what the system lacks to confine it.
     """
 
-    seconds: float
-    computed_s: float
+    seconds: _Seconds
+    computed_s: _Seconds
     probe: Probe | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 # linux/audit.h, and the column of the numbers below.
@@ -64,9 +63,10 @@ class _Program(ctypes.Structure):
 
 def refuse(libc: ctypes.CDLL) -> bool:
     """Whether this system can. Needs no_new_privs."""
-    if platform.machine() not in _ARCHITECTURES:
+    machine = os.uname().machine
+    if machine not in _ARCHITECTURES:
         return False
-    instructions = _filter(*_ARCHITECTURES[platform.machine()])
+    instructions = _filter(*_ARCHITECTURES[machine])
     program = _Program(len(instructions), b"".join(instructions))
     return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
 
