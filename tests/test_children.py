@@ -309,6 +309,11 @@ def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
             decode_answer(encode_answer(answer)[LENGTH.size :])
 
 
+def test_an_answer_of_endless_depth_is_none() -> None:
+    with pytest.raises(ConnectionError):
+        decode_answer(b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")
+
+
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(["/"], 1)
     assert isinstance(program._probe(request), Unreadable)

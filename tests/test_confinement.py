@@ -218,6 +218,7 @@ async def test_a_tiff_of_many_pages_needs_no_more_files_than_are_allowed(childre
 
 
 @linux
+@pytest.mark.usefixtures("tried")
 async def test_limits_of_a_child_are_not_the_workers(children: Children, tmp_path: Path) -> None:
     def limits(pid: int) -> list[tuple[int, int]]:
         names = ("AS", "CORE", "CPU", "FSIZE", "NOFILE")
@@ -317,6 +318,7 @@ async def test_a_picture_that_takes_its_child_to_a_limit_costs_that_child_only(
 
 
 @linux
+@pytest.mark.usefixtures("tried")
 async def test_a_storage_that_is_mounted_later_gets_children_that_may_read_it(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
@@ -372,6 +374,7 @@ async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monk
     ],
 )
 @linux
+@pytest.mark.usefixtures("tried")
 def test_where_a_system_lacks_something_the_rest_holds(lacking: str, missing: list[str], tmp_path: Path) -> None:
     script = (
         "import pathlib, resource, sys\nfrom worker.children import confinement, system_calls\n"

@@ -42,7 +42,7 @@ _SCOPES, _SCOPES_SINCE = 3, 6  # abstract Unix sockets, signals
 
 # Fonts, and what libraries load late. Nothing of /proc.
 _SYSTEM = (
-    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib",
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib",
     "/etc/fonts", "/usr/share/fonts", "/usr/share/fontconfig", "/usr/share/xml/fontconfig", "/usr/local/share/fonts",
     "/var/cache/fontconfig", "/etc/ld.so.cache", "/dev/null", "/dev/urandom",
 )  # fmt: skip

@@ -111,5 +111,5 @@ def decode_answer(payload: bytes) -> Answer:
     """Raises ConnectionError for what is none."""
     try:
         return _answers.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConnectionError(f"no answer: {error}") from error
