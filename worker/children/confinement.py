@@ -118,7 +118,8 @@ def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:
     except OSError:
         return True  # it is not there, so there is nothing to allow
     try:
-        rights &= ~0 if path.is_dir() else ~_READ_DIR
+        if not path.is_dir():
+            rights &= _READ_FILE  # the kernel takes no others for a file
         return bool(libc.syscall(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0) == 0)
     finally:
         os.close(fd)

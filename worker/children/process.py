@@ -74,12 +74,13 @@ class ChildProcess:
         return await _receive(self._process)
 
     def last_words(self) -> str:
-        """The end of what it has printed, until `end`."""
+        """The end of what it has printed, on one line; until `end`."""
         printed = b""
         with suppress(BlockingIOError):  # nothing
             if self._printed is not None:
                 printed = os.read(self._printed, 1 << 16)
-        return printed[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+        words = printed[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        return "".join(letter if letter.isprintable() else " " for letter in words).strip()  # nothing for a terminal
 
     async def end(self) -> int | None:
         """Returns once it is dead, or leaves it behind if it does not die soon: its exit code, if there is one."""
