@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from service.batches import Batcher
 from service.database import Database
 from service.errors import ServiceError
+from service.idempotency import IdempotencyKey
 from service.ids import AccountId, new_image_id
-from service.images.inserts import IdTaken, insert_pending
+from service.images.inserts import IdTaken, KeyTaken, insert_pending
 from service.images.outcomes import forget_failed
 from service.images.records import Image, NewImage
+from service.images.repeats import find_earlier
 from service.jobs import ProbeJob
 from service.replies import Replies
 from service.storage.disk import DiskStorage, IncomingFile
@@ -56,32 +58,49 @@ class Ingest:
     wait_s: float
 
     async def store(
-        self, upload: Upload, account_id: AccountId, tags: Sequence[str], *, request_id: str
+        self,
+        upload: Upload,
+        account_id: AccountId,
+        tags: Sequence[str],
+        key: IdempotencyKey | None = None,
+        *,
+        request_id: str,
     ) -> tuple[NewImage, Image | None]:
         """The stored row, and the image once a worker has looked at it: None if that takes longer than `wait_s`.
 
-        From the moment the row is committed the image is durable, whatever happens here. Raises `quota-exceeded`,
-        `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
+        From the moment the row is committed the image is durable, whatever happens here. Under a key that stands for
+        an image of the same content it is that image, and the upload is dropped. Raises `quota-exceeded`,
+        `idempotency-key-reused`, `image-deleted` if a client deletes it meanwhile, and the error of a picture that is
+        refused.
         """
-        new = await self._accept(upload.file, NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
-        with self.replies.expect(new.id, account_id) as waiter:
-            deadline = time.monotonic() + self.wait_s
-            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
-                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
-            image = await waiter.wait(deadline - time.monotonic())
-        if image is not None and image.error is not None:
-            await self._forget(image)
-            raise ServiceError(image.error)
-        return new, image
+        new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
+        accepted = await self._accept(upload.file, new)
+        if isinstance(accepted, Image):
+            return await self._join(accepted, key, request_id)
+        return accepted, await self._wait(accepted, request_id)
 
-    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage:
+    async def repeat(
+        self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
+    ) -> tuple[NewImage, Image | None] | None:
+        """What `store` answers where the key stands for the picture from this URL, and None where it is free.
+
+        Raises as `store` does.
+        """
+        earlier = await self._find_earlier(account_id, key)
+        return None if earlier is None else await self._join(earlier, key, request_id)
+
+    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage | Image:
+        """The row that was inserted, or the image that has its key."""
         while True:
             try:
                 await self.accepting.submit(Arrival(file, new))
             except IdTaken:
                 new = replace(new, id=new_image_id())
                 await self.storage.rename_incoming(file, new.id)
+            except KeyTaken:
+                # None: it was deleted or refused meanwhile, and the key is free again.
+                if (earlier := await self._yield_to_earlier(file, new)) is not None:
+                    return earlier
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
                 if refusal.code in ("quota-exceeded", "storage-unavailable"):
@@ -89,6 +108,49 @@ class Ingest:
                 raise
             else:
                 return new
+
+    async def _yield_to_earlier(self, file: IncomingFile, new: NewImage) -> Image | None:
+        assert new.idempotency_key is not None  # noqa: S101 - it is taken
+        try:
+            earlier = await self._find_earlier(new.account_id, new.idempotency_key, new.sha256)
+        except BaseException:
+            file.abandon()
+            raise
+        if earlier is not None:
+            await self.storage.discard(file)
+        return earlier
+
+    async def _find_earlier(
+        self, account_id: AccountId, key: IdempotencyKey, sha256: bytes | None = None
+    ) -> Image | None:
+        async with self.database.connection() as connection:
+            earlier = await find_earlier(connection, account_id, key.text)
+        if earlier is None:
+            return None
+        if not earlier.is_of(key, sha256):
+            raise ServiceError("idempotency-key-reused")
+        return earlier.image
+
+    async def _join(self, image: Image, key: IdempotencyKey | None, request_id: str) -> tuple[NewImage, Image | None]:
+        """Answer an image that another request stored, waiting as that one does, which may have died."""
+        stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags, key)
+        return stored, image if image.state == "ready" else await self._wait(stored, request_id, look=True)
+
+    async def _wait(self, new: NewImage, request_id: str, *, look: bool = False) -> Image | None:
+        """`look` at once: the job may be done already, for another request."""
+        with self.replies.expect(new.id, new.account_id) as waiter:
+            deadline = time.monotonic() + self.wait_s
+            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
+                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
+                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
+            if look:
+                waiter.look.set()
+            image = await waiter.wait(deadline - time.monotonic())
+        if image is not None and image.error is not None:
+            if new.idempotency_key is None:  # else others may wait for the image, and are to hear the same
+                await self._forget(image)
+            raise ServiceError(image.error)
+        return image
 
     async def _forget(self, image: Image) -> None:
         with suppress(ServiceError):  # the row goes by itself a day later

@@ -54,11 +54,12 @@ async def mark_ready(database: Database, found: Sequence[tuple[ImageId, Probe]])
 
 
 # The image's row is locked before the account's, as everywhere; the file's removal is noted in the same commit. A file
-# that could not be found is not to be removed if it comes back.
+# that could not be found is not to be removed if it comes back. The Idempotency-Key is free: a refusal is not kept.
 FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
-    update images set state = 'failed', error = $2, failed_at = now()
+    update images set
+        state = 'failed', error = $2, failed_at = now(), idempotency_key = null, idempotency_url = null
     where id = $1 and state = 'pending' returning {COLUMNS}
 ), uncharged as (
     update accounts set
