@@ -38,9 +38,7 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: d
     if isinstance(case.body, dict) and "tags" in case.body:
         query.pop("tags", None)  # here or there, not in both
     if case.headers and _KEY.fullmatch(str(case.headers.get("Idempotency-Key", ""))):
-        case.headers["Idempotency-Key"] = (
-            f"key-{next(_numbers)}"  # an example is sent with one picture and with another
-        )
+        case.headers["Idempotency-Key"] = f"key-{next(_numbers)}"  # else one goes with two pictures
     for sent in (query, case.body):
         # Taken from an answer, which names where a picture is served; nobody serves it here.
         if isinstance(sent, dict) and str(sent.get("url")).startswith(_PUBLIC_URL):

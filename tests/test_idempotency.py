@@ -373,7 +373,7 @@ async def test_two_processes_make_one_image(
 # The first one died
 
 
-@pytest.mark.settings(wait_s=20)
+@pytest.mark.settings(wait_s=8)  # before the sweep would enqueue what was lost
 async def test_after_a_process_that_was_killed_between_commit_and_answer_a_retry_gets_its_image(
     settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path
 ) -> None:
