@@ -14,7 +14,7 @@ from service.errors import ServiceError
 from service.idempotency import IdempotencyKey
 from service.ids import AccountId, new_image_id
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
-from service.images.outcomes import forget_failed
+from service.images.outcomes import forget_failed, forget_failed_soon
 from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier
 from service.jobs import ProbeJob
@@ -147,12 +147,12 @@ class Ingest:
                 waiter.look.set()
             image = await waiter.wait(deadline - time.monotonic())
         if image is not None and image.error is not None:
-            if new.idempotency_key is None:  # else others may wait for the image, and are to hear the same
-                await self._forget(image)
+            await self._forget(image, soon=new.idempotency_key is not None)
             raise ServiceError(image.error)
         return image
 
-    async def _forget(self, image: Image) -> None:
+    async def _forget(self, image: Image, *, soon: bool) -> None:
+        forget = forget_failed_soon if soon else forget_failed
         with suppress(ServiceError):  # the row goes by itself a day later
             async with self.database.connection() as connection:
-                await forget_failed(connection, image.id)
+                await forget(connection, image.id)

@@ -486,6 +486,22 @@ async def test_refused_pictures_at_once_are_all_told_the_same(
     assert await connection.fetchval("select count(idempotency_key) from images") == 0
 
 
+@pytest.mark.usefixtures("worker")
+async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
+    api: Client, tenant: Tenant, settings: Settings, connection: Any
+) -> None:
+    for _ in range(2):
+        await post(api, tenant, b"not a picture")
+    redis = open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        await sweep.sweep({"resources": resources})
+        assert await connection.fetchval("select count(*) from images where state = 'failed'") == 2
+        await connection.execute("update images set failed_at = failed_at - interval '61 s'")
+        await sweep.sweep({"resources": resources})
+        assert await connection.fetchval("select count(*) from images") == 0
+    await redis.aclose(close_connection_pool=True)
+
+
 async def test_who_waits_for_the_first_is_told_its_refusal(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
 ) -> None:

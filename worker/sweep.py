@@ -78,8 +78,11 @@ async def _remove_files(worker: Resources) -> None:
 
 
 async def _forget_failures(worker: Resources) -> None:
-    async with worker.database.connection() as connection:
-        await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+    for _ in range(_MOST_PAGES):
+        async with worker.database.connection() as connection:
+            purged = await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+        if purged < _AT_ONCE:
+            break
 
 
 async def _forget_keys(worker: Resources) -> None:
