@@ -75,9 +75,9 @@ class Ingest:
         """
         new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
         accepted = await self._accept(upload.file, new)
-        if isinstance(accepted, Image):
-            return await self._join(accepted, key, request_id)
-        return accepted, await self._wait(accepted, request_id)
+        if isinstance(accepted, NewImage):
+            return accepted, await self._wait(accepted, request_id)
+        return await self._join(accepted, request_id)
 
     async def repeat(
         self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
@@ -87,7 +87,7 @@ class Ingest:
         Raises as `store` does.
         """
         earlier = await self._find_earlier(account_id, key)
-        return None if earlier is None else await self._join(earlier, key, request_id)
+        return None if earlier is None else await self._join(earlier, request_id)
 
     async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage | Image:
         """The row that was inserted, or the image that has its key."""
@@ -116,7 +116,7 @@ class Ingest:
         except BaseException:
             file.abandon()
             raise
-        if earlier is not None:
+        if earlier is not None and earlier.id != new.id:  # its own, if a group was written again
             await self.storage.discard(file)
         return earlier
 
@@ -131,23 +131,23 @@ class Ingest:
             raise ServiceError("idempotency-key-reused")
         return earlier.image
 
-    async def _join(self, image: Image, key: IdempotencyKey | None, request_id: str) -> tuple[NewImage, Image | None]:
+    async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:
         """Answer an image that another request stored, waiting as that one does, which may have died."""
-        stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags, key)
-        return stored, image if image.state == "ready" else await self._wait(stored, request_id, look=True)
+        stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags)
+        return stored, image if image.state == "ready" else await self._wait(stored, request_id, joined=True)
 
-    async def _wait(self, new: NewImage, request_id: str, *, look: bool = False) -> Image | None:
-        """`look` at once: the job may be done already, for another request."""
+    async def _wait(self, new: NewImage, request_id: str, *, joined: bool = False) -> Image | None:
+        """`joined` is the wait for an image that another request stored."""
         with self.replies.expect(new.id, new.account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
             with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
                 async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
                     await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
-            if look:
+            if joined:  # the job may be done already, and its reply gone to the other
                 waiter.look.set()
             image = await waiter.wait(deadline - time.monotonic())
         if image is not None and image.error is not None:
-            await self._forget(image, soon=new.idempotency_key is not None)
+            await self._forget(image, soon=joined or new.idempotency_key is not None)
             raise ServiceError(image.error)
         return image
 

@@ -355,21 +355,24 @@ async def test_many_keys_at_once_each_sent_twice_make_an_image_each(
 async def test_two_processes_make_one_image(
     settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path
 ) -> None:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
-        first_api, _ = await daguerre.start()
-        second_api = daguerre.start_api()
-        await second_api.told("api.listening")
-
-        async def send() -> Answer:
-            headers = tenant.headers | {"Content-Type": "image/jpeg", "Idempotency-Key": KEY}
-            return await answer(daguerre.session.post("/v1/images", data=PICTURE, headers=headers))
-
-        first, *others = await asyncio.gather(*(send() for _ in range(40)))
-        assert first.status == 200
-        assert others == [first] * 39
-        for api in (first_api, second_api):
-            assert api.count_requests(path="/v1/images") > 0
-        await assert_one_image(settings, connection, first.id)
+    async with (
+        processes_of(settings, tenant.key, tmp_path / "one") as one,
+        processes_of(settings, tenant.key, tmp_path / "two") as two,
+    ):
+        await one.start()
+        await two.start_api().told("api.listening")
+        for round_ in range(3):
+            headers = tenant.headers | {"Content-Type": "image/jpeg", "Idempotency-Key": f"round-{round_}"}
+            first, *others = await asyncio.gather(
+                *(
+                    answer((one, two)[number % 2].session.post("/v1/images", data=PICTURE, headers=headers))
+                    for number in range(40)
+                )
+            )
+            assert first.status == 200
+            assert others == [first] * 39
+            await assert_one_image(settings, connection, first.id)
+            await answer(one.session.delete(f"/v1/images/{first.id}", headers=tenant.headers))
 
 
 # The first one died
@@ -457,6 +460,22 @@ async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file
     assert len(stored_files(settings)) == 1
     first.cancel()
     await asyncio.wait([first])
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
+    api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
+) -> None:
+    """As when a group is written again after an error that came behind its commit."""
+    service = parts(api)
+    upload = await receive(service)
+    key = IdempotencyKey(KEY)
+    assert await service.storage.seal([upload.file]) == [None]
+    await insert_pending(database, [NewImage(upload.id, tenant.id, upload.size, upload.sha256, [], key)])
+    new, image = await service.ingest.store(upload, tenant.id, [], key, request_id="r")
+    assert image is not None
+    assert new.id == image.id == upload.id
+    await assert_one_image(settings, connection, upload.id)
 
 
 # What is not kept
