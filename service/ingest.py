@@ -21,6 +21,10 @@ from service.storage.disk import DiskStorage, IncomingFile
 from service.uploads import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
+# A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what
+# it was given last.
+_AGAIN_S = 0.5
+_LOST_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,25 @@ class Ingest:
         new = await self._accept(upload.file, NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
         with self.replies.expect(new.id, account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
-            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
-                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
-            image = await waiter.wait(deadline - time.monotonic())
+            image = None
+            while image is None:
+                is_queued = await self._enqueue(ProbeJob(new.id, self.replies.channel, request_id))
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
         if image is not None and image.error is not None:
             await self._forget(image)
             raise ServiceError(image.error)
         return new, image
+
+    async def _enqueue(self, job: ProbeJob) -> bool:
+        """Whether that went well. A job that is there is left alone; the sweep enqueues what stays pending."""
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
+                await self.enqueuing.submit(job)
+                return True
+        return False
 
     async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage:
         while True:
