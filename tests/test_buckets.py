@@ -86,7 +86,7 @@ async def test_requests_that_wait_together_share_a_round_trip_and_a_flood_of_ref
     [limiter, _] = pair
     assert limiter.block == 5
     await ask(limiter, "a", 5)
-    assert count_commands(redis_url, "evalsha") == 2  # one tells that the script is not there yet
+    assert count_commands(redis_url, "evalsha") <= 2  # the first may tell that the script is not there yet
     await ask(limiter, "a", 200)
     asked = count_commands(redis_url, "evalsha")
     assert asked <= 2 + 95 / limiter.block + 1
@@ -158,29 +158,36 @@ async def test_the_keys_that_are_remembered_are_bounded(
 
 
 async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_again(
-    pair: list[RateLimiter], valkey: Valkey, capfd: Any
+    pair: list[RateLimiter], valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.buckets._RETRY_S", 0.3)
     [limiter, _] = pair
     await ask(limiter, "a", 100)
+
+    async def time_one(key: str) -> float:
+        began = time.monotonic()
+        assert await limiter.admit(key) is None
+        return time.monotonic() - began
+
     assert valkey.process is not None
     stop_process(valkey.process.pid)
     try:
-        slowest = 0.0
-        for number in range(300):
-            began = time.monotonic()
-            assert await limiter.admit(f"b{number % 3}") is None
-            slowest = max(slowest, time.monotonic() - began)
+        waiting = []
+        for number in range(10):
+            waiting.append(asyncio.create_task(time_one(f"b{number}")))
+            await asyncio.sleep(0.01)
+        assert max(await asyncio.gather(*waiting)) < 0.4  # the time-out is theirs together
+        for _ in range(200):
+            assert await time_one("b0") < 0.1  # nobody waits for a look whether Valkey is back
             await asyncio.sleep(0.005)
-        assert slowest < 0.5
     finally:
         os.kill(valkey.process.pid, signal.SIGCONT)
     async with asyncio.timeout(5):
-        while await limiter.admit("b0") is None:
+        while await limiter.admit("c") is None:
             await asyncio.sleep(0.05)
     assert await ask(limiter, "a", 10) == {True: 10}
-    assert (await ask(limiter, "c", 150))[False] == SLOW.burst
-    # What was sent to it while it hung took one block, at the beginning.
-    assert (await ask(limiter, "b1", 150))[False] >= SLOW.burst - limiter.block
+    # Of what was sent to it while it hung, one block was taken at the beginning, perhaps one at the end, and no others.
+    assert (await ask(limiter, "b0", 150))[False] >= SLOW.burst - 2 * limiter.block
     told, _ = capfd.readouterr()
     assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
 
