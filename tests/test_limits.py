@@ -8,6 +8,7 @@ import re
 import resource
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ async def post(port: int, request: bytes) -> tuple[int, Any]:
     async with asyncio.timeout(10):
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         body = await reader.readexactly(int(head.split("content-length: ")[1].split()[0]))
-        assert await reader.read() == b""  # the rest is read past, then the connection closed
+        if "connection: close" in head:
+            assert await reader.read() == b""  # once the rest has been read past
     writer.close()
     return int(head.split()[1]), json.loads(body)
 
@@ -224,7 +226,8 @@ async def test_a_head_that_does_not_get_complete_ends_its_connection(
     dripping = asyncio.create_task(drip())
     began = time.monotonic()
     async with asyncio.timeout(5):
-        assert await reader.read() == b""
+        with suppress(ConnectionResetError):  # where a byte came after the end
+            assert await reader.read() == b""
     assert 0.4 < time.monotonic() - began < 1.5
     dripping.cancel()
     writer.close()
