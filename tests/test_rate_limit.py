@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis as sync_redis
 
+from service.api.openapi.responses import HEADERS, OF_LIMIT
 from service.embedded.folder import scratch
 from service.embedded.valkey import Valkey
 from service.settings import Settings
@@ -42,6 +43,8 @@ async def test_every_answer_to_a_limited_key_tells_where_it_stands(api: Client, 
     assert (await refused.json())["error"]["code"] == "rate-limited"
     assert [standing(response.headers) for response in (*shown, refused)] == [(2, 10), (1, 20), (0, 30), (0, 10)]
     assert {response.headers["RateLimit-Policy"] for response in (*shown, refused)} == {POLICY}
+    for name in OF_LIMIT:
+        assert re.fullmatch(HEADERS[name]["schema"]["pattern"], refused.headers[name])
     assert refused.headers["Retry-After"] == "10"
     assert refused.headers["Cache-Control"] == "no-store"
     assert {"RateLimit", "RateLimit-Policy"} <= set(refused.headers["Access-Control-Expose-Headers"].split(", "))
