@@ -60,6 +60,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "image-lost": (410, "The image's file is missing from the storage; upload it again."),
     # the account
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
+    # the key
+    "rate-limited": (429, "This key has made too many requests; wait as many seconds as Retry-After says."),
     # the server
     "busy": (503, "Too many uploads are under way; try again shortly."),
     "database-unavailable": (503, "The database cannot be reached; try again shortly."),

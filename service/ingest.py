@@ -23,6 +23,10 @@ from service.storage.disk import DiskStorage, IncomingFile
 from service.uploads import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
+# A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what
+# it was given last.
+_AGAIN_S = 0.5
+_LOST_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +144,27 @@ class Ingest:
         """`joined` is the wait for an image that another request stored."""
         with self.replies.expect(new.id, new.account_id) as waiter:
             deadline = time.monotonic() + self.wait_s
-            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
-                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
             if joined:  # the job may be done already, and its reply gone to the other
                 waiter.look.set()
-            image = await waiter.wait(deadline - time.monotonic())
+            image = None
+            while image is None:
+                is_queued = await self._enqueue(ProbeJob(new.id, self.replies.channel, request_id))
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
         if image is not None and image.error is not None:
             await self._forget(image, soon=joined or new.idempotency_key is not None)
             raise ServiceError(image.error)
         return image
+
+    async def _enqueue(self, job: ProbeJob) -> bool:
+        """Whether that went well. A job that is there is left alone; the sweep enqueues what stays pending."""
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
+                await self.enqueuing.submit(job)
+                return True
+        return False
 
     async def _forget(self, image: Image, *, soon: bool) -> None:
         forget = forget_failed_soon if soon else forget_failed
