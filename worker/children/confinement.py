@@ -3,9 +3,9 @@
 Landlock keeps it from files, `system_calls` from what Landlock does not know, limits from using up the machine. It
 holds for root too: the capabilities go, and with them the way to raise a limit.
 
-Why not a library: pyseccomp rests since 2021 and needs libseccomp; landlock is a development version of 2025, and
-py-landlock knows no signals; landlockpy and seccompy are some months old, take longer to load than all else here, and
-seccompy's filter lets x86_64's second set of system calls, x32, through. Used here are five calls of the kernel.
+Why not a library: pyseccomp rests since 2021 and needs libseccomp; landlock and py-landlock are first versions;
+landlockpy and seccompy are some months old, take longer to load than all else here, and seccompy's filter lets x86_64's
+second set of system calls, x32, through. Used here are five calls of the kernel.
 """
 
 from __future__ import annotations
