@@ -55,6 +55,14 @@ create table if not exists images (
     crashes      smallint not null default 0,  -- child processes that died of this picture
     failed_at    timestamptz
 );
+-- The Idempotency-Key of the request that made the image, for 24 hours. What the request brought is told by sha256, or
+-- by the SHA-256 of the URL where the picture came from one. A row that fails gives the key up.
+alter table images add column if not exists idempotency_key text collate "C";
+alter table images add column if not exists idempotency_url bytea;
+create unique index if not exists images_idempotency_key on images (account_id, idempotency_key)
+    where idempotency_key is not null;
+create index if not exists images_keys_by_age on images (created_at) where idempotency_key is not null;
+
 -- The sweep's: stays as small as what is unfinished.
 create index if not exists images_unfinished on images (created_at) where state <> 'ready';
 -- An account's images in the order of the search; with their sizes, so that the counters' refresh is an index-only sum.

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import accept, floor, growth, memory, previews, queue, reads, uploads, workers
+from bench.rows import accept, faults, floor, growth, memory, previews, queue, reads, slow, storm, uploads, workers
 from service.embedded.folder import scratch
 
 ROWS: dict[str, Callable[..., None]] = {
@@ -30,6 +30,9 @@ ROWS: dict[str, Callable[..., None]] = {
     "previews": previews.run,
     "growth": growth.run,
     "workers": workers.run,
+    "storm": storm.run,
+    "slow": slow.run,
+    "faults": faults.run,
 }
 
 # Between rows: where many files were deleted, new ones are made slowly for some seconds; see rows/uploads.py.
@@ -47,6 +50,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         "--work", default="", help="of growth: only work whose name begins with one of these (with ; between)"
     )
     parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
+    parser.add_argument("--uploads", type=int, default=storm.UPLOADS, help=f"of storm: at once ({storm.UPLOADS})")
+    parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow ones ({slow.CLIENTS})")
     options = parser.parse_args(arguments)
     # Not choices: argparse of Python 3.11 holds the default of a list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
@@ -61,6 +66,8 @@ def main() -> None:
     own: dict[str, dict[str, Any]] = {
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
         "workers": {"count": options.jobs},
+        "storm": {"count": options.uploads},
+        "slow": {"clients": options.clients},
     }
     try:
         wrk.require()

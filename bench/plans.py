@@ -22,6 +22,7 @@ from service.ids import ImageId
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing, list_overdue, purge_failed
 from service.images.lookups import Wanted, find_images
+from service.images.repeats import find_earlier, find_taken, forget_expired
 from service.images.search import Filters, Position, search_images
 from service.images.tags import change_tags
 from service.removals import list_removals
@@ -36,6 +37,8 @@ set auto_explain.log_timing = off;
 set client_min_messages = log
 """
 _PAGE = 10
+# A day's images were sent with one.
+_GIVE_KEYS = "update images set idempotency_key = id where created_at > $1"
 
 
 def _print(_: object, message: Any) -> None:
@@ -57,8 +60,9 @@ async def explain(postgres: Postgres, images: int) -> None:
     async with opened as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
         await fill(connection, account_id, images)
-        await settle(connection)
         newest = START + timedelta(minutes=images // PER_MINUTE)
+        await connection.execute(_GIVE_KEYS, newest - timedelta(days=1))
+        await settle(connection)
         deep = Position(newest - timedelta(minutes=min(1000 * _PAGE, images // 2) // PER_MINUTE), ImageId(""))
         image_id = ImageId(
             await connection.fetchval("select id from images order by id offset $1 limit 1", images // 2)
@@ -76,10 +80,13 @@ async def explain(postgres: Postgres, images: int) -> None:
             ),
             "add_tags": lambda: change_tags(connection, [image_id], account_id, add=["new"]),
             "delete": lambda: delete_images(connection, [image_id], account_id),
+            "Idempotency-Key": lambda: find_earlier(connection, account_id, "a-key"),
+            "Idempotency-Keys of a batch": lambda: find_taken(connection, [(account_id, "a-key")] * 20),
             "sweep, overdue": lambda: list_overdue(connection, 10, 500),
             "sweep, abandoned": lambda: list_existing(connection, [image_id]),
             "sweep, removals": lambda: list_removals(connection, 30, 500),
             "sweep, failures": lambda: purge_failed(connection, 86400, 500),
+            "sweep, keys": lambda: forget_expired(connection, 500),
             "refresh, stale accounts": lambda: list_stale(connection, 1000),
             "refresh, one account": lambda: refresh_counters(connection, account_id),
         }

@@ -24,6 +24,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "too-many-tags": (400, "An image has at most 20 tags; remove some first."),
     "invalid-url": (400, "The URL cannot be used; send an absolute http or https URL."),
     "url-not-allowed": (400, "The URL leads to an address that this server does not fetch from; use a public one."),
+    "invalid-idempotency-key": (400, "An Idempotency-Key has 1 to 255 visible ASCII characters; send one of those."),
     "unauthorized": (
         401,
         "A valid API key is needed; send it as ?key=, as X-Api-Key or as Authorization: Bearer.",
@@ -39,6 +40,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         "Send the header Content-Type: application/octet-stream (or image/*, multipart/form-data, application/json).",
     ),
     "expectation-failed": (417, "Only Expect: 100-continue is understood."),
+    "idempotency-key-reused": (
+        422,
+        "This Idempotency-Key was sent with another picture or URL within 24 hours; use a new key for each image.",
+    ),
     # a picture's URL
     "origin-not-found": (422, "There is nothing at the URL, or its host name is unknown; check the URL."),
     "origin-refused": (422, "The URL's server could not be read; check the URL, or send the picture itself."),
@@ -55,6 +60,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "image-lost": (410, "The image's file is missing from the storage; upload it again."),
     # the account
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
+    # the key
+    "rate-limited": (429, "This key has made too many requests; wait as many seconds as Retry-After says."),
     # the server
     "busy": (503, "Too many uploads are under way; try again shortly."),
     "database-unavailable": (503, "The database cannot be reached; try again shortly."),

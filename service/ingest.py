@@ -11,16 +11,22 @@ from dataclasses import dataclass, replace
 from service.batches import Batcher
 from service.database import Database
 from service.errors import ServiceError
+from service.idempotency import IdempotencyKey
 from service.ids import AccountId, new_image_id
-from service.images.inserts import IdTaken, insert_pending
-from service.images.outcomes import forget_failed
+from service.images.inserts import IdTaken, KeyTaken, insert_pending
+from service.images.outcomes import forget_failed, forget_failed_soon
 from service.images.records import Image, NewImage
+from service.images.repeats import find_earlier
 from service.jobs import ProbeJob
 from service.replies import Replies
 from service.storage.disk import DiskStorage, IncomingFile
 from service.uploads import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
+# A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what
+# it was given last.
+_AGAIN_S = 0.5
+_LOST_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +62,49 @@ class Ingest:
     wait_s: float
 
     async def store(
-        self, upload: Upload, account_id: AccountId, tags: Sequence[str], *, request_id: str
+        self,
+        upload: Upload,
+        account_id: AccountId,
+        tags: Sequence[str],
+        key: IdempotencyKey | None = None,
+        *,
+        request_id: str,
     ) -> tuple[NewImage, Image | None]:
         """The stored row, and the image once a worker has looked at it: None if that takes longer than `wait_s`.
 
-        From the moment the row is committed the image is durable, whatever happens here. Raises `quota-exceeded`,
-        `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
+        From the moment the row is committed the image is durable, whatever happens here. Under a key that stands for
+        an image of the same content it is that image, and the upload is dropped. Raises `quota-exceeded`,
+        `idempotency-key-reused`, `image-deleted` if a client deletes it meanwhile, and the error of a picture that is
+        refused.
         """
-        new = await self._accept(upload.file, NewImage(upload.id, account_id, upload.size, upload.sha256, tags))
-        with self.replies.expect(new.id, account_id) as waiter:
-            deadline = time.monotonic() + self.wait_s
-            with suppress(ServiceError, TimeoutError):  # the sweep enqueues what is left pending
-                async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                    await self.enqueuing.submit(ProbeJob(new.id, self.replies.channel, request_id))
-            image = await waiter.wait(deadline - time.monotonic())
-        if image is not None and image.error is not None:
-            await self._forget(image)
-            raise ServiceError(image.error)
-        return new, image
+        new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
+        accepted = await self._accept(upload.file, new)
+        if isinstance(accepted, NewImage):
+            return accepted, await self._wait(accepted, request_id)
+        return await self._join(accepted, request_id)
 
-    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage:
+    async def repeat(
+        self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
+    ) -> tuple[NewImage, Image | None] | None:
+        """What `store` answers where the key stands for the picture from this URL, and None where it is free.
+
+        Raises as `store` does.
+        """
+        earlier = await self._find_earlier(account_id, key)
+        return None if earlier is None else await self._join(earlier, request_id)
+
+    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage | Image:
+        """The row that was inserted, or the image that has its key."""
         while True:
             try:
                 await self.accepting.submit(Arrival(file, new))
             except IdTaken:
                 new = replace(new, id=new_image_id())
                 await self.storage.rename_incoming(file, new.id)
+            except KeyTaken:
+                # None: it was deleted or refused meanwhile, and the key is free again.
+                if (earlier := await self._yield_to_earlier(file, new)) is not None:
+                    return earlier
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
                 if refusal.code in ("quota-exceeded", "storage-unavailable"):
@@ -90,7 +113,61 @@ class Ingest:
             else:
                 return new
 
-    async def _forget(self, image: Image) -> None:
+    async def _yield_to_earlier(self, file: IncomingFile, new: NewImage) -> Image | None:
+        assert new.idempotency_key is not None  # noqa: S101 - it is taken
+        try:
+            earlier = await self._find_earlier(new.account_id, new.idempotency_key, new.sha256)
+        except BaseException:
+            file.abandon()
+            raise
+        if earlier is not None and earlier.id != new.id:  # its own, if a group was written again
+            await self.storage.discard(file)
+        return earlier
+
+    async def _find_earlier(
+        self, account_id: AccountId, key: IdempotencyKey, sha256: bytes | None = None
+    ) -> Image | None:
+        async with self.database.connection() as connection:
+            earlier = await find_earlier(connection, account_id, key.text)
+        if earlier is None:
+            return None
+        if not earlier.is_of(key, sha256):
+            raise ServiceError("idempotency-key-reused")
+        return earlier.image
+
+    async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:
+        """Answer an image that another request stored, waiting as that one does, which may have died."""
+        stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags)
+        return stored, image if image.state == "ready" else await self._wait(stored, request_id, joined=True)
+
+    async def _wait(self, new: NewImage, request_id: str, *, joined: bool = False) -> Image | None:
+        """`joined` is the wait for an image that another request stored."""
+        with self.replies.expect(new.id, new.account_id) as waiter:
+            deadline = time.monotonic() + self.wait_s
+            if joined:  # the job may be done already, and its reply gone to the other
+                waiter.look.set()
+            image = None
+            while image is None:
+                is_queued = await self._enqueue(ProbeJob(new.id, self.replies.channel, request_id))
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
+        if image is not None and image.error is not None:
+            await self._forget(image, soon=joined or new.idempotency_key is not None)
+            raise ServiceError(image.error)
+        return image
+
+    async def _enqueue(self, job: ProbeJob) -> bool:
+        """Whether that went well. A job that is there is left alone; the sweep enqueues what stays pending."""
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
+                await self.enqueuing.submit(job)
+                return True
+        return False
+
+    async def _forget(self, image: Image, *, soon: bool) -> None:
+        forget = forget_failed_soon if soon else forget_failed
         with suppress(ServiceError):  # the row goes by itself a day later
             async with self.database.connection() as connection:
-                await forget_failed(connection, image.id)
+                await forget(connection, image.id)

@@ -83,6 +83,9 @@ class Metrics:
         self.downloads_in_flight = self._in_flight(
             "daguerre_downloads_in_flight", "Pictures from URLs that hold a place now."
         )
+        self.rate_limit_unchecked = self._counter(
+            "daguerre_rate_limit_unchecked", "Requests let through unchecked, since Redis was away."
+        )
         self.queue_wait = self._histogram(
             "daguerre_queue_wait_seconds", "Time that an image waited until a worker first took it."
         )

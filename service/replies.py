@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -92,7 +93,7 @@ class Replies:
         self._first_connected = asyncio.Event()
         self._redis = redis
         self._database = database
-        self._waiters: dict[ImageId, Waiter] = {}
+        self._waiters: dict[ImageId, list[Waiter]] = {}
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Until the channel is heard, or the time is up."""
@@ -102,12 +103,16 @@ class Replies:
 
     @contextmanager
     def expect(self, image_id: ImageId, account_id: AccountId) -> Iterator[Waiter]:
-        """Listen for a reply from now on: enter before the job is enqueued."""
-        waiter = self._waiters[image_id] = Waiter(image_id, account_id, self._database)
+        """Listen for a reply from now on: enter before the job is enqueued. Several may wait for one image."""
+        waiter = Waiter(image_id, account_id, self._database)
+        waiters = self._waiters.setdefault(image_id, [])
+        waiters.append(waiter)
         try:
             yield waiter
         finally:
-            del self._waiters[image_id]
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[image_id]
 
     async def listen(self) -> None:
         """Deliver replies until cancelled; reconnects by itself."""
@@ -136,7 +141,7 @@ class Replies:
                 elif message is not None and message["type"] == "subscribe":
                     self.connected = True
                     self._first_connected.set()
-                    for waiter in self._waiters.values():
+                    for waiter in chain.from_iterable(self._waiters.values()):
                         waiter.look.set()
 
     def _deliver(self, message: bytes) -> None:
@@ -146,7 +151,6 @@ class Replies:
             log.warning("replies.undecodable", error=repr(error))
             return
         for reply in replies:
-            waiter = self._waiters.get(reply.image_id)
-            if waiter is not None:
+            for waiter in self._waiters.get(reply.image_id, ()):
                 waiter.reply = reply
                 waiter.look.set()

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import AllowedAddresses
+from service.rates import Rate
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -36,6 +37,11 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the 
 
 def _check_allowed(text: str) -> str:
     AllowedAddresses.parse(text)
+    return text
+
+
+def _check_rate(text: str) -> str:
+    Rate.parse(text)
     return text
 
 
@@ -78,6 +84,9 @@ class Settings(BaseSettings):
     )
     fetch_allow: Annotated[str, AfterValidator(_check_allowed)] = Field(
         "", description="Addresses that URLs may lead to though they are not public, like `10.0.0.0/8,127.0.0.1:9000`."
+    )
+    rate_limit: Annotated[str, AfterValidator(_check_rate)] = Field(
+        "", description="Requests a key may make, like `100/s,burst=1000`; also `/m` and `/h`. Then 429."
     )
     wait_s: float = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
     drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")

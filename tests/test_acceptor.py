@@ -95,7 +95,7 @@ async def test_a_process_that_is_ahead_takes_what_no_other_takes(
     counts, _ = pair
     counts.add(100)
     listener = listening(socket.socket())
-    with Acceptor(listener, Greeting, counts):
+    with Acceptor(listener, Greeting, counts, most=1000):
         assert await asyncio.gather(*(greet(listener) for _ in range(20))) == [b"hello"] * 20
 
 
@@ -114,7 +114,10 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
         return make
 
     listener = listening(socket.socket())
-    with Acceptor(listener, taken_by("ahead"), ahead), Acceptor(listener.dup(), taken_by("behind"), behind):
+    with (
+        Acceptor(listener, taken_by("ahead"), ahead, most=1000),
+        Acceptor(listener.dup(), taken_by("behind"), behind, most=1000),
+    ):
         for _ in range(10):
             assert await greet(listener) == b"hello"
     assert takers == ["behind"] * 10
@@ -123,7 +126,7 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
 async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()
-    with Acceptor(listener, Greeting, ConnectionCounts.alone()):
+    with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
         assert await greet(listener) == b"hello"
     assert time.monotonic() - began >= 0.9
 
@@ -131,7 +134,23 @@ async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
 async def test_nothing_is_taken_after_the_block() -> None:
     listener = listening(socket.socket())
     address = listener.getsockname()
-    with Acceptor(listener, Greeting, ConnectionCounts.alone()):
+    with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
+
+
+async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    with Acceptor(listener, Greeting, counts, most=2):
+        for _ in range(2):
+            assert await greet(listener) == b"hello"
+        third = asyncio.create_task(greet(listener))
+        await asyncio.sleep(0.3)
+        assert not third.done()
+        assert counts.held == 2
+        counts.add(-1)
+        assert await third == b"hello"
+    assert capfd.readouterr().out.count("api.full") == 1

@@ -16,7 +16,7 @@ from tests.processes import is_alive
 from tests.samples import jpeg, slow_svg
 from worker.children import program
 from worker.children.child import ChildLost
-from worker.children.messages import ProbeRequest, Unreadable
+from worker.children.messages import LENGTH, Answer, Missing, ProbeRequest, Unreadable, decode_answer, encode_answer
 from worker.children.pool import MOST_AHEAD, Children
 from worker.children.process import ChildProcess, ChildUnavailable
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+async def children(tmp_path: Path) -> AsyncIterator[Children]:
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
     await children.start()
     yield children
     await children.end()
@@ -85,8 +85,8 @@ async def test_a_child_that_died_while_idle_costs_nothing(children: Children, pi
     assert (await children.probe(picture)).width == 120
 
 
-async def test_a_child_that_computes_for_too_long_is_ended(picture: str, endless: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+async def test_a_child_that_computes_for_too_long_is_ended(tmp_path: Path, picture: str, endless: str) -> None:
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
     with pytest.raises(ChildLost):
@@ -99,7 +99,7 @@ async def test_a_child_that_computes_for_too_long_is_ended(picture: str, endless
 async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(
     picture: str, tmp_path: Path
 ) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
     os.mkfifo(tmp_path / "silent")
@@ -111,10 +111,10 @@ async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_t
 
 
 async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_too_long_is_lost(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChildProcess, "computed_s", lambda _: None)
-    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=0.3)
     await children.start()
     os.kill(pid_of(children), signal.SIGSTOP)
     with pytest.raises(ChildLost):
@@ -123,10 +123,10 @@ async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_to
 
 
 async def test_children_that_do_not_die_are_left_behind_but_not_without_end(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a disk hangs: a process that waits for it outlives its SIGKILL."""
-    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=0.3)
     left: list[int] = []
     with monkeypatch.context() as undying:
         undying.setattr("asyncio.subprocess.Process.kill", lambda _: None)
@@ -180,21 +180,21 @@ async def test_the_service_never_loads_libvips_and_a_worker_only_in_its_children
 
 
 async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
     with pytest.raises(ChildUnavailable):
         await children.probe(picture)
 
 
 async def test_where_no_child_can_be_started_all_who_wait_are_told(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BlockingIOError("no more processes")
 
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
     with monkeypatch.context() as full:
         full.setattr("worker.children.process._start_process", fail)
         async with asyncio.timeout(5):
@@ -205,12 +205,12 @@ async def test_where_no_child_can_be_started_all_who_wait_are_told(
 
 
 async def test_a_child_that_cannot_be_started_lets_the_others_work(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = Children(2, max_pixels=1_000_000, timeout_s=5)
+    children = Children(2, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
     await children._all[1].start()
 
-    async def fail() -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr("worker.children.process._start_process", fail)
@@ -223,8 +223,8 @@ async def test_a_child_that_cannot_be_started_lets_the_others_work(
 
 async def test_children_end_with_their_worker(tmp_path: Path) -> None:
     script = (
-        "import asyncio\nfrom worker.children.pool import Children\n"
-        "async def main():\n    children = Children(1, max_pixels=1, timeout_s=1)\n    await children.start()\n"
+        "import asyncio, pathlib\nfrom worker.children.pool import Children\nasync def main():\n"
+        "    children = Children(1, storage=pathlib.Path(), max_pixels=1, timeout_s=1)\n    await children.start()\n"
         "    print(children._all[0].process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
     )
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
@@ -255,7 +255,7 @@ async def test_a_file_is_looked_for_at_all_of_its_places(children: Children, pic
 async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_blamed(
     picture: str, endless: str, tmp_path: Path
 ) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     for _ in range(40):  # they are quick, so it is given many at a time
         await children.probe(picture)
@@ -292,14 +292,26 @@ async def test_a_signal_to_the_whole_group_lets_the_picture_at_hand_finish(child
     assert (await children.probe(picture)).width == 120
 
 
-async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(picture: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(tmp_path: Path, picture: str) -> None:
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
     starting = asyncio.create_task(children.probe(picture))
     await asyncio.sleep(0.05)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     assert (await children.probe(picture)).width == 120
     await children.end()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
+    for answer in (Answer(seconds, 0, missing=Missing()), Answer(0, seconds, missing=Missing())):
+        with pytest.raises(ConnectionError):
+            decode_answer(encode_answer(answer)[LENGTH.size :])
+
+
+def test_an_answer_of_endless_depth_is_none() -> None:
+    with pytest.raises(ConnectionError):
+        decode_answer(b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")
 
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

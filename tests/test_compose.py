@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from service.cli import cli
 from service.embedded.services import database_connections
+from service.rates import Rate
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,14 @@ def test_there_is_time_to_drain(name: str) -> None:
 def test_the_pools_of_17_workers_fit_the_database() -> None:
     given = dict(word.split("=") for word in SERVICES["postgres"]["command"] if "=" in word)
     assert int(given["max_connections"]) >= database_connections(17, Settings())
+
+
+def test_keys_are_limited_unless_the_operator_says_otherwise() -> None:
+    given = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
+    match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
+    assert match is not None
+    assert Rate.parse(match[1]) is not None
+    assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "README.md").read_text()
 
 
 def test_the_queue_is_durable_and_forgets_nothing() -> None:

@@ -236,6 +236,22 @@ async def test_a_job_that_is_put_off_comes_back(redis: ArqRedis, redis_url: str)
     assert tries[1] - tries[0] > 0.25
 
 
+async def test_a_job_that_reaches_its_time_limit_is_put_off(redis: ArqRedis, redis_url: str) -> None:
+    tries: list[int] = []
+
+    async def wait_in_line(ctx: dict[str, Any], image_id: str, *, request_id: str) -> None:
+        tries.append(ctx["job_try"])
+        if len(tries) == 1:
+            await asyncio.sleep(60)
+
+    async with working(redis_url, wait_in_line) as worker:
+        worker.job_timeout_s = 0.2
+        await enqueue(redis, "image01")
+        await until(lambda: worker.jobs_complete == 1)
+    assert tries == [1, 2]
+    assert worker.jobs_failed == 0
+
+
 async def test_cron_jobs_run_without_a_bell_and_in_one_worker_only(redis_url: str) -> None:
     runs: list[float] = []
 

@@ -15,7 +15,7 @@ from service.settings import Settings, SettingsError, load, parse_size
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-WRITTEN_OUT = {"data", "storage", "max_upload", "fetch_allow", "metrics"}
+WRITTEN_OUT = {"data", "storage", "max_upload", "fetch_allow", "metrics", "rate_limit"}
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -119,6 +119,15 @@ class TestContent:
         assert (await verify(settings)).problems == []
         assert tuple(await connection.fetchrow("select num_images, used_bytes from accounts")) == (0, 0)
 
+    async def test_images_are_not_deleted_where_most_files_are_missing(
+        self, settings: Settings, connection: Any, tenant: Tenant
+    ) -> None:
+        for number in range(11):
+            await insert(connection, tenant, image_id=f"Image{number:02}")
+        told = await verify(settings, repair=True, drop_missing=True)
+        assert told.problems[-1].startswith("storage: 11 of 11 files are missing, so none was dropped")
+        assert await connection.fetchval("select count(*) from images") == 11
+
     async def test_a_file_that_was_cut_is_told(
         self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
     ) -> None:

@@ -38,6 +38,8 @@ _RECONNECT_S = 0.5
 # after some seconds, not after the longest time limit of all functions as arq has it.
 _LEASE_S = 6
 _FORGET_WORKER_S = 60
+# A job that reached its time limit, most likely in line, is put off.
+_OUT_OF_TIME_MS = 1000
 _TRIES_KEPT_S = 24 * 60 * 60
 _MISSED = timedelta(seconds=5)
 
@@ -235,6 +237,10 @@ class DoorbellWorker(Worker):
             self.jobs_retried += 1
             await self._ends.submit(JobEnd(job.id, again_after_ms=0))  # for another worker, at once
             raise
+        except TimeoutError:  # of the job as a whole: what it waited for had its own
+            log.warning("worker.job_out_of_time", job_id=job.id)
+            self.jobs_retried += 1
+            return JobEnd(job.id, again_after_ms=_OUT_OF_TIME_MS)
         except Exception:
             log.exception("worker.job_failed", job_id=job.id)
             self.jobs_failed += 1

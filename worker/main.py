@@ -26,8 +26,8 @@ log = structlog.get_logger("worker")
 
 # Jobs that are claimed beyond what the children have, so that none waits for the queue or the database.
 _JOBS_AHEAD = 2
-# Until a child that was lost is replaced.
-_RESTART_S = 2
+# A job's turn comes after all that its child was given; where that takes longer, it is put off.
+_JOB_TIMEOUT_S = 30
 _CRON_TIMEOUT_S = 20
 # Both sides may be started at once.
 _STORAGE_WAIT_S = 10
@@ -96,8 +96,7 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
         job_completion_wait=max(1, int(settings.drain_s)),
         max_jobs=settings.probe_processes * MOST_AHEAD + _JOBS_AHEAD,
         places=lambda: settings.probe_processes * resources.children.ahead + _JOBS_AHEAD,
-        # Its turn comes after all that its child was given, and after those that were claimed beyond.
-        job_timeout=(MOST_AHEAD + _JOBS_AHEAD + 1) * (settings.probe_timeout_s + _RESTART_S),
+        job_timeout=_JOB_TIMEOUT_S,
         job_serializer=jobs.encode,
         job_deserializer=jobs.decode,
     )

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import structlog
 from arq import Retry
 
@@ -18,6 +19,7 @@ from service.metrics import metrics
 from service.probes import Rejected
 from service.removals import remove_files
 from service.replies import Reply
+from worker.children.child import ChildLost
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources
 
@@ -26,6 +28,8 @@ log = structlog.get_logger("worker")
 # A picture that took its child along once may have met a machine short of memory; twice is the picture.
 _CRASHES_ALLOWED = 1
 _RETRY_S = 2
+# PostgreSQL's refusals of what a child found: its fault, or the picture's.
+_UNKEEPABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 # A file that is missing may be on a disk that comes back.
 _RETRY_MISSING_S = 30
 _MISSING_S = 3600
@@ -34,7 +38,8 @@ _MISSING_S = 3600
 async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> Reply:
     """Runs at least once for each image, so it may find the image finished or deleted.
 
-    A dependency that is away puts the job off; it never counts against the picture.
+    A dependency that is away puts the job off; it never counts against the picture. Nor does anything unexpected: the
+    sweep enqueues the image again.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
@@ -58,10 +63,7 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
     except FileNotFoundError:
         await worker.storage.require_mounted()
         return await _miss(worker, image_id)
-    except (ServiceError, ChildUnavailable, OSError):
-        raise
-    except Exception as error:
-        # The child was lost, or what it found cannot be kept.
+    except (ChildLost, *_UNKEEPABLE) as error:
         log.warning("probe.failed", error=repr(error))
         image = await _count_crash(worker, image_id)
     return image or await _load(worker, image_id)

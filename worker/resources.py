@@ -49,7 +49,10 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             )
         )
         children = Children(
-            settings.probe_processes, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s
+            settings.probe_processes,
+            storage=settings.storage_folder,
+            max_pixels=settings.max_pixels,
+            timeout_s=settings.probe_timeout_s,
         )
         stack.push_async_callback(children.end)
         await children.start()

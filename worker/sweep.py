@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
+from service.images.repeats import forget_expired
 from service.metrics import metrics
 from service.removals import list_removals, remove_files
 from worker.resources import Resources
@@ -27,7 +28,7 @@ _MOST_PAGES = 40
 async def sweep(ctx: dict[str, Any]) -> None:
     """Each step is bounded, and costs what is unfinished, not what is stored; one that fails stops no other."""
     worker: Resources = ctx["resources"]
-    for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures):
+    for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures, _forget_keys):
         try:
             await step(worker)
         except Exception:
@@ -77,5 +78,16 @@ async def _remove_files(worker: Resources) -> None:
 
 
 async def _forget_failures(worker: Resources) -> None:
-    async with worker.database.connection() as connection:
-        await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+    for _ in range(_MOST_PAGES):
+        async with worker.database.connection() as connection:
+            purged = await purge_failed(connection, _TELL_FAILURE_S, _AT_ONCE)
+        if purged < _AT_ONCE:
+            break
+
+
+async def _forget_keys(worker: Resources) -> None:
+    for _ in range(_MOST_PAGES):
+        async with worker.database.connection() as connection:
+            forgotten = await forget_expired(connection, _AT_ONCE)
+        if forgotten < _AT_ONCE:
+            break

@@ -32,13 +32,13 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
         comparator(BARE, folder, postgres, processes=1) as bare,
         comparator(FASTAPI, folder, postgres, processes=1) as fastapi,
     ):
-        ids = {DAGUERRE: _upload(ours, body)}
+        ids = {DAGUERRE: upload_all(ours, body)}
         for name, table in _TABLES.items():
             asyncio.run(_insert(postgres.dsn, table, len(body)))
             ids[name] = [f"image-{i + 1}" for i in range(IMAGES)]
         first, *others = turns.take(
             [ours, bare, fastapi],
-            lambda subject: _read(subject, ids[subject.name]),
+            lambda subject: read(subject, ids[subject.name]),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
@@ -48,7 +48,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             turns.compare(first, other, TARGETS[other.subject.name])
 
 
-def _upload(subject: Subject, body: bytes) -> list[str]:
+def upload_all(subject: Subject, body: bytes) -> list[str]:
     connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=60)
     ids = []
     for _ in range(IMAGES):
@@ -70,7 +70,7 @@ async def _insert(dsn: str, table: str, filesize: int) -> None:
     await connection.close()
 
 
-def _read(subject: Subject, ids: Sequence[str]) -> wrk.Requests:
+def read(subject: Subject, ids: Sequence[str]) -> wrk.Requests:
     width, height, _ = SIZES["s"]
     gap = " " if subject.name == BARE else ""  # json.dumps, as the comparator is written
     return wrk.Requests(

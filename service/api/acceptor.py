@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 from collections.abc import Callable
 
@@ -17,20 +18,30 @@ log = structlog.get_logger("service.api")
 _YIELD_S = 0.001
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
+_FULL_PAUSE_S = 0.1
+_TELL_AGAIN_S = 60
 
 
 class Acceptor:
     """Takes one connection at a time, for as long as the block lasts; counts it in `counts`.
 
-    An event loop's own server takes all that wait at once, whatever the other processes hold.
+    An event loop's own server takes all that wait at once, whatever the other processes hold. While it holds `most`
+    it takes none, so that files and the database can still be opened.
     """
 
     def __init__(
-        self, listener: socket.socket, make_connection: Callable[[], asyncio.Protocol], counts: ConnectionCounts
+        self,
+        listener: socket.socket,
+        make_connection: Callable[[], asyncio.Protocol],
+        counts: ConnectionCounts,
+        *,
+        most: int,
     ) -> None:
         self._listener = listener
         self._make_connection = make_connection
         self._counts = counts
+        self._most = most
+        self._told_at = -math.inf
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[object]] = set()
@@ -60,6 +71,10 @@ class Acceptor:
         self._accept()
 
     def _accept(self) -> None:
+        if self._counts.held >= self._most:
+            self._tell_full()
+            self._pause(_FULL_PAUSE_S)
+            return
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
@@ -71,6 +86,12 @@ class Acceptor:
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
+
+    def _tell_full(self) -> None:
+        now = self._loop.time()
+        if now - self._told_at > _TELL_AGAIN_S:
+            self._told_at = now
+            log.warning("api.full", connections=self._counts.held)
 
     async def _open(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from service.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
+from service.idempotency import IdempotencyKey
+from service.images.repeats import find_taken
 from service.metrics import InFlight, metrics
 from service.replies import Replies
 from service.settings import Settings
@@ -52,10 +54,11 @@ class Admission:
             places.taken -= 1
             places.gauge.dec()
 
-    async def check_length(self, account: Account, length: int | None) -> None:
+    async def check_length(self, account: Account, length: int | None, key: IdempotencyKey | None) -> None:
         """A first look at a picture's declared length; the bytes that arrive are counted all the same.
 
-        Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
+        Raises `upload-too-large`, `empty-body`, `quota-exceeded`. A request under a key that stands for an image may
+        be that image's own, which perhaps filled the account: it is let in.
         """
         if length is not None and length > self._settings.max_upload:
             raise too_large(self._settings.max_upload)
@@ -65,5 +68,7 @@ class Admission:
             # What the key ring remembers may be older than a delete.
             async with self._database.connection() as connection:
                 account = await load_account(connection, account.id)
-            if account.remaining_bytes < (length or 1):
-                raise ServiceError("quota-exceeded")
+                if account.remaining_bytes < (length or 1) and not (
+                    key and await find_taken(connection, [(account.id, key.text)])
+                ):
+                    raise ServiceError("quota-exceeded")

@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from service.api import account, cors, health, images, metrics, search, tags
+from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
 from service.api.docs import Document
 from service.api.middleware import answer
 from service.api.resources import RESOURCES, open_resources
+from service.rates import Rate
 from service.settings import Settings
 
 
 def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[answer, cors.answer_options])
     app.on_response_prepare.append(cors.allow_answer)
+    if (rate := Rate.parse(settings.rate_limit)) is not None:
+        app.on_response_prepare.append(ShowRateLimit(rate))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings) as opened:
@@ -30,7 +34,7 @@ def create_app(settings: Settings) -> web.Application:
     route.add_post("/v1/images", images.create, expect_handler=expect_later)
     route.add_get("/v1/images/search", search.find)
     route.add_get("/v1/images/{id}", images.show)
-    route.add_delete("/v1/images/{id}", images.delete)
+    route.add_delete("/v1/images/{id}", images.delete, expect_handler=expect_later)
     route.add_get("/v1/images/{id}/delete", images.delete, allow_head=False)
     route.add_put("/v1/images/{id}/tags", tags.add, expect_handler=expect_later)
     route.add_get("/v1/images/{id}/add_tags", tags.add, allow_head=False)

@@ -1,6 +1,8 @@
-"""Who is asking: `?key=`, `X-Api-Key` or `Authorization: Bearer`."""
+"""Who is asking: `?key=`, `X-Api-Key` or `Authorization: Bearer`; and whether that key may ask now."""
 
 from __future__ import annotations
+
+import math
 
 from aiohttp import web
 
@@ -8,14 +10,39 @@ from service.accounts import Account
 from service.api.parameters import query
 from service.api.resources import resources
 from service.errors import ServiceError
+from service.rates import Rate
+
+# The field as it will be sent; empty where nobody looked.
+_RATE_LIMIT = web.RequestKey("rate_limit", str)
 
 
 async def authenticate(request: web.Request) -> Account:
-    """The account of the request's key, as it was at most 4 s ago. Raises `unauthorized`."""
+    """The account of the request's key, as it was at most 4 s ago. Raises `unauthorized`, `rate-limited`."""
     key = _key(request)
     if not key:
         raise ServiceError("unauthorized")
-    return await resources(request).keys.owner(key)
+    service = resources(request)
+    account = await service.keys.owner(key)
+    if service.rate_limiter is not None:
+        standing = await service.rate_limiter.admit(key)
+        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.reset_s}' if standing else ""
+        if standing is not None and standing.refused:
+            raise ServiceError("rate-limited", retry_after_s=standing.reset_s)
+    return account
+
+
+class ShowRateLimit:
+    """For `on_response_prepare` where there is a limit: the fields of draft-ietf-httpapi-ratelimit-headers-10."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._policy = f'"key";q={rate.burst};w={math.ceil(rate.full_after_s)}'
+
+    async def __call__(self, request: web.Request, response: web.StreamResponse) -> None:
+        if (standing := request.get(_RATE_LIMIT)) is None:
+            return
+        response.headers["RateLimit-Policy"] = self._policy
+        if standing:
+            response.headers["RateLimit"] = standing
 
 
 def _key(request: web.Request) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
-from aiohttp import BodyPartReader, ClientError, HttpVersion11, web
+from aiohttp import BodyPartReader, ClientError, HttpVersion11, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
@@ -19,7 +19,10 @@ Value = TypeVar("Value")
 
 _CHUNK_BYTES = 64 * 1024
 _LOOK_S = 0.5
-_MAX_JSON_BYTES = 64 * 1024
+MAX_JSON_BYTES = 64 * 1024
+# Of a form: its part's headers, and the lines around its parts, which cost much more time than the bytes of a picture.
+MAX_PART_HEADERS = 16
+MAX_LINES_AROUND_PARTS = 32
 # What surrounds the file in a form: boundaries and the part's headers.
 _FORM_OVERHEAD_BYTES = 16 * 1024
 # How aiohttp tells of a body that is not what its headers say.
@@ -69,9 +72,21 @@ async def _raw(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
+class _Form(MultipartReader):
+    """aiohttp reads past a preamble line by line, however many there are."""
+
+    _lines = 0
+
+    async def _readline(self) -> bytes:
+        self._lines += 1
+        if self._lines > MAX_LINES_AROUND_PARTS:
+            raise ServiceError("invalid-body", "The form has too many lines outside its file; send the file alone.")
+        return await super()._readline()
+
+
 async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
     found = False
-    async for part in await request.multipart():
+    async for part in _Form(request.headers, request.content, max_headers=MAX_PART_HEADERS):
         if not isinstance(part, BodyPartReader) or (part.filename is None and not _is_binary(part)):
             raise ServiceError(
                 "invalid-body",
@@ -119,15 +134,15 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     Raises `invalid-body` with what is wrong, `upload-too-large`, `upload-timeout`.
     """
     body = bytearray()
-    too_large = ServiceError("upload-too-large", f"The JSON has more than {_MAX_JSON_BYTES} bytes.")
-    if (request.content_length or 0) > _MAX_JSON_BYTES:
+    too_large = ServiceError("upload-too-large", f"The JSON has more than {MAX_JSON_BYTES} bytes.")
+    if (request.content_length or 0) > MAX_JSON_BYTES:
         raise too_large
     await let_continue(request)
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in _raw(request):
                 body += chunk
-                if len(body) > _MAX_JSON_BYTES:
+                if len(body) > MAX_JSON_BYTES:
                     raise too_large
         return msgspec.json.decode(body, type=kind)
     except TimeoutError:

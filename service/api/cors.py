@@ -15,7 +15,8 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _EVERY_ANSWER = {
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "Allow, ETag, Retry-After, WWW-Authenticate, X-Request-Id",
+    "Access-Control-Expose-Headers": "Allow, ETag, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "
+    "X-Request-Id",
 }
 # Authorization by name: a browser does not take `*` for it.
 _REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Api-Key, X-Request-Id"

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import msgspec
 from aiohttp import web
+from yarl import URL
 
 from service import uploads
 from service.accounts import Account
@@ -17,9 +18,11 @@ from service.api.representations import describe_image
 from service.api.resources import resources
 from service.downloads.origins import parse_url
 from service.errors import ServiceError
+from service.idempotency import IdempotencyKey
 from service.ids import parse_image_id, parse_image_ids
 from service.images.deletions import delete_images
 from service.images.lookups import Wanted
+from service.images.records import Image, NewImage
 from service.removals import remove_files
 from service.tags import clean_tags
 
@@ -30,12 +33,12 @@ async def create(request: web.Request) -> web.Response:
         return await _create_from_json(request)
     service = resources(request)
     account = await authenticate(request)
-    detail, tags = parameters.detail(request), parameters.tags(request)
+    detail, tags, key = parameters.detail(request), parameters.tags(request), parameters.idempotency_key(request)
     bodies.check_content_type(request)
-    await service.admission.check_length(account, bodies.declared_length(request))
+    await service.admission.check_length(account, bodies.declared_length(request), key)
     with service.admission.upload():
         upload = await uploads.receive(bodies.chunks(request), service.storage, service.upload_limits)
-        new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
+        new, image = await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
     return await answers.created(new, image, service, account, detail)
 
 
@@ -63,18 +66,27 @@ async def _create_from_json(request: web.Request) -> web.Response:
 async def _copy(request: web.Request, account: Account, url: str, tags: Sequence[str]) -> web.Response:
     service = resources(request)
     detail, source = parameters.detail(request), parse_url(url)
-    await service.admission.check_length(account, None)
+    key = parameters.idempotency_key(request, source)
+    try:
+        repeated = await service.ingest.repeat(account.id, key, request_id=request_id(request)) if key else None
+        new, image = repeated or await _download(request, account, source, tags, key)
+    except ServiceError as error:
+        if error.code == "unsupported-image":
+            raise ServiceError("not-an-image") from error
+        raise
+    return await answers.created(new, image, service, account, detail)
+
+
+async def _download(
+    request: web.Request, account: Account, source: URL, tags: Sequence[str], key: IdempotencyKey | None
+) -> tuple[NewImage, Image | None]:
+    service = resources(request)
+    await service.admission.check_length(account, None, key)
     with service.admission.download():
         async with bodies.while_connected(request), service.origins.get(source) as origin:
-            await service.admission.check_length(account, origin.length)
+            await service.admission.check_length(account, origin.length, key)
             upload = await uploads.receive(origin.chunks(), service.storage, service.download_limits)
-        try:
-            new, image = await service.ingest.store(upload, account.id, tags, request_id=request_id(request))
-        except ServiceError as error:
-            if error.code == "unsupported-image":
-                raise ServiceError("not-an-image") from error
-            raise
-    return await answers.created(new, image, service, account, detail)
+        return await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
 
 
 async def show(request: web.Request) -> web.Response:

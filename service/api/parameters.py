@@ -1,4 +1,4 @@
-"""Query parameters: parsed strictly, refused by name."""
+"""Query parameters and the Idempotency-Key: parsed strictly, refused by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from multidict import MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
+from service.idempotency import IdempotencyKey
 from service.images.records import Large
 from service.tags import clean_tags
 
@@ -70,3 +71,13 @@ def url(request: web.Request) -> str:
             "invalid-parameter", "url is required: the address of a picture. To send the picture itself, POST it."
         )
     return given
+
+
+def idempotency_key(request: web.Request, url: URL | None = None) -> IdempotencyKey | None:
+    """The header's key for a picture in the body, or for the one at this URL; None without the header."""
+    given = request.headers.getall("Idempotency-Key", None)
+    if given is None:
+        return None
+    if len(given) > 1:
+        raise ServiceError("invalid-idempotency-key", "Send one Idempotency-Key, not several.")
+    return IdempotencyKey.parse(given[0], None if url is None else str(url))

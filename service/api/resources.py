@@ -14,6 +14,7 @@ from service import jobs
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.batches import Batcher, running
+from service.buckets import RateLimiter
 from service.database import Database
 from service.downloads.origins import Origins, OriginTimeouts
 from service.images.lookups import Wanted, find_together
@@ -21,6 +22,7 @@ from service.images.records import Image
 from service.ingest import Ingest, accept
 from service.jobs import JobQueue
 from service.keys import KeyRing
+from service.rates import Rate
 from service.replies import Replies
 from service.settings import Settings
 from service.storage.disk import DiskStorage
@@ -33,6 +35,7 @@ class Resources:
     database: Database
     storage: DiskStorage
     keys: KeyRing
+    rate_limiter: RateLimiter | None
     jobs: JobQueue
     replies: Replies
     admission: Admission
@@ -82,12 +85,16 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
             )
         )
+        rate, rate_limiter = Rate.parse(settings.rate_limit), None
+        if rate is not None:
+            rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
         await replies.wait_connected(_CONNECT_S)
         yield Resources(
             settings=settings,
             database=database,
             storage=storage,
             keys=KeyRing(database),
+            rate_limiter=rate_limiter,
             jobs=queue,
             replies=replies,
             admission=Admission(settings, database, replies),

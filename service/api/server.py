@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,14 @@ log = structlog.get_logger("service.api")
 _DISK_THREADS = 32
 # How long an idle connection stays open for a request that may be on its way when the drain begins.
 _LINGER_S = 0.5
-_KEEPALIVE_S = 75
+# Until a request's head is complete, from the beginning of the connection or from the answer before.
+KEEPALIVE_S = 75
+MAX_LINE_BYTES = 8190
+MAX_HEADERS = 128
+# Descriptors that a process asks for where it has less and may have more; and those that are not for connections and
+# not counted by a setting.
+MOST_DESCRIPTORS = 65_536
+_SPARE_DESCRIPTORS = 64
 # aiohttp buffers up to twice this for each body; its default is four times as much.
 _READ_BYTES = 64 * 1024
 
@@ -48,7 +56,10 @@ async def _serve(settings: Settings, listener: socket.socket, counts: Connection
     runner = Runner(
         create_app(settings),
         access_log=None,
-        keepalive_timeout=_KEEPALIVE_S,
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=MAX_LINE_BYTES,
+        max_field_size=MAX_LINE_BYTES,
+        max_headers=MAX_HEADERS,
         shutdown_timeout=5,
         read_bufsize=_READ_BYTES,
     )
@@ -56,7 +67,7 @@ async def _serve(settings: Settings, listener: socket.socket, counts: Connection
     try:
         server = runner.draining_server
         server.counts = counts
-        with Acceptor(listener, server, counts):
+        with Acceptor(listener, server, counts, most=most_connections(settings, raise_descriptors())):
             log.info("api.listening", address=listener.getsockname())
             await stopping.wait()
             log.info("api.draining", requests=server.count_under_way())
@@ -64,3 +75,19 @@ async def _serve(settings: Settings, listener: socket.socket, counts: Connection
     finally:
         await runner.cleanup()
     log.info("api.stopped")
+
+
+def raise_descriptors() -> int:
+    """As many open files and connections as this process may have from now on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return soft if soft > 0 else MOST_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+def most_connections(settings: Settings, descriptors: int) -> int:
+    """What is left for clients when every upload has its file, and every download its file and its origin."""
+    kept = settings.uploads_in_flight + 2 * settings.downloads_in_flight + settings.database_connections
+    return max(descriptors // 4, descriptors - kept - _SPARE_DESCRIPTORS)

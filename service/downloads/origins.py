@@ -16,7 +16,7 @@ from service.addresses import AllowedAddresses
 from service.downloads.connections import AddressRefused, GuardedResolver, guarded_connector
 from service.errors import ServiceError
 
-_MAX_URL_LENGTH = 8000
+MAX_URL_LENGTH = 8000
 _QUOTED = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 _MAX_REDIRECTS = 5
 _READ_BYTES = 64 * 1024
@@ -38,8 +38,8 @@ class OriginFailure(Exception):
 def parse_url(text: str) -> URL:
     """An absolute http or https URL without credentials. Raises `invalid-url`."""
     text = text.strip()
-    if len(text) > _MAX_URL_LENGTH:
-        raise ServiceError("invalid-url", f"The URL has more than {_MAX_URL_LENGTH} characters.")
+    if len(text) > MAX_URL_LENGTH:
+        raise ServiceError("invalid-url", f"The URL has more than {MAX_URL_LENGTH} characters.")
     try:
         # Quoted anew only if it must be: a URL that is signed as a string would not be the same any more.
         url = URL(text, encoded=_QUOTED.fullmatch(text) is not None)

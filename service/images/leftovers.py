@@ -44,6 +44,7 @@ delete from images where id in (
 """
 
 
-async def purge_failed(connection: Connection, age_s: float, limit: int) -> None:
-    """Drop rows that have told of their failure for longer than `age_s`."""
-    await connection.execute(_PURGE_FAILED, age_s, limit)
+async def purge_failed(connection: Connection, age_s: float, limit: int) -> int:
+    """Drop rows that have told of their failure for longer than `age_s`; returns how many."""
+    status = await connection.execute(_PURGE_FAILED, age_s, limit)
+    return int(status.rpartition(" ")[2])

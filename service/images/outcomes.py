@@ -54,11 +54,12 @@ async def mark_ready(database: Database, found: Sequence[tuple[ImageId, Probe]])
 
 
 # The image's row is locked before the account's, as everywhere; the file's removal is noted in the same commit. A file
-# that could not be found is not to be removed if it comes back.
+# that could not be found is not to be removed if it comes back. The Idempotency-Key is free: a refusal is not kept.
 FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
-    update images set state = 'failed', error = $2, failed_at = now()
+    update images set
+        state = 'failed', error = $2, failed_at = now(), idempotency_key = null, idempotency_url = null
     where id = $1 and state = 'pending' returning {COLUMNS}
 ), uncharged as (
     update accounts set
@@ -91,3 +92,15 @@ _FORGET_FAILED = "delete from images where id = $1 and state = 'failed'"
 async def forget_failed(connection: Connection, image_id: ImageId) -> None:
     """Drop a failed row whose client has been told."""
     await connection.execute(_FORGET_FAILED, image_id)
+
+
+# Other requests with its Idempotency-Key may wait for it, in other processes: they look at the row once a second.
+_FORGET_SOON = """
+update images set failed_at = least(failed_at, now() - interval '24 hours' + interval '1 minute')
+where id = $1 and state = 'failed'
+"""
+
+
+async def forget_failed_soon(connection: Connection, image_id: ImageId) -> None:
+    """Let the sweep, which drops failed rows after a day, drop this one in a minute."""
+    await connection.execute(_FORGET_SOON, image_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from service.idempotency import IdempotencyKey
 from service.ids import AccountId, ImageId
 
 
@@ -59,3 +60,4 @@ class NewImage:
     size: int
     sha256: bytes
     tags: Sequence[str]
+    idempotency_key: IdempotencyKey | None = None

@@ -34,6 +34,11 @@ class ConnectionCounts:
         finally:
             os.close(descriptor)
 
+    @property
+    def held(self) -> int:
+        """By this process."""
+        return self._cells[self._number]
+
     def add(self, connections: int) -> None:
         self._cells[self._number] += connections
 

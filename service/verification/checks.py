@@ -30,6 +30,8 @@ _ABANDONED_S = 3600 + 600
 _REMOVAL_S = 120
 
 _MISSING = "its file is missing"
+# More are not dropped: that many are not deleted while a backup is made.
+_MISSING_PART, _MISSING_AT_LEAST = 0.1, 10
 
 _AT_ONCE = 1000
 _READERS = 4
@@ -65,14 +67,25 @@ class Verification:
     async def check_images(self) -> AsyncIterator[Problem]:
         """Every image that is stored has its file, and the file is what was sent."""
         last = ""
+        missing = []
         while rows := await self._list_rows(last):
             last = rows[-1].id
             faults = await self._find_faults(rows)
             async with self.database.connection() as connection:
                 existing = await list_existing(connection, [row.id for row, _ in faults])
             for row, fault in faults:
-                if row.id in existing:  # else it was deleted meanwhile
-                    yield Problem(f"image {row.id}", fault, await self._drop(row) if fault == _MISSING else "")
+                if row.id not in existing:
+                    continue  # deleted meanwhile
+                if fault == _MISSING:
+                    missing.append(row)
+                else:
+                    yield Problem(f"image {row.id}", fault)
+        may_drop = self.drop_missing and len(missing) <= max(_MISSING_AT_LEAST, self.seen_images * _MISSING_PART)
+        for row in missing:
+            yield Problem(f"image {row.id}", _MISSING, await self._drop(row) if may_drop else "")
+        if self.drop_missing and not may_drop:
+            told = f"{len(missing)} of {self.seen_images} files are missing, so none was dropped"
+            yield Problem("storage", f"{told}: is it the right one, and mounted?")
 
     async def _list_rows(self, after: str) -> list[StoredRow]:
         async with self.database.connection() as connection:
@@ -99,8 +112,6 @@ class Verification:
         return None
 
     async def _drop(self, row: StoredRow) -> str:
-        if not self.drop_missing:
-            return ""
         with suppress(ServiceError):  # deleted meanwhile
             async with self.database.connection() as connection:
                 await delete_images(connection, [row.id], row.account_id)

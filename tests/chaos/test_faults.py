@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 
 from service import jobs
 from service.embedded.server import Server
+from service.ids import ImageId
+from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
 from tests.daguerre_processes import until
@@ -24,8 +26,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site_in(tmp_path) as started:
+async def site(tmp_path: Path, record_property: Callable[[str, object], None]) -> AsyncIterator[Site]:
+    async with site_in(tmp_path, record_property) as started:
         yield started
 
 
@@ -41,12 +43,9 @@ async def test_workers_are_killed_in_the_middle_of_jobs(site: Site) -> None:
 
 async def test_children_are_killed_in_the_middle_of_pictures(site: Site) -> None:
     async with site.load():
-        for number in range(10):
-            worker = site.workers[number % 2]
-            children = worker.children()
-            if children:
-                os.kill(children[0], signal.SIGKILL)
-            await asyncio.sleep(0.5)
+        for number in range(4):
+            os.kill((await until(site.workers[number % 2].children))[0], signal.SIGKILL)
+            await asyncio.sleep(3)  # a picture that takes two along is refused
 
 
 async def test_api_processes_are_killed_in_the_middle_of_uploads(site: Site) -> None:
@@ -95,12 +94,12 @@ async def test_valkey_forgets_everything(site: Site) -> None:
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_the_disk_is_full(tmp_path: Path) -> None:
+async def test_the_disk_is_full(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     require_root()
     storage = tmp_path / "disk"
     storage.mkdir()
     with mounted(storage, "40m"):
-        async with site_in(tmp_path, storage=storage) as site, site.load() as clients:
+        async with site_in(tmp_path, record_property, storage=storage) as site, site.load() as clients:
             await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
             enlarge(storage, "1g")
 
@@ -169,3 +168,17 @@ async def test_every_process_is_killed_at_once(site: Site) -> None:
         await site.start_server(site.valkey)
         site.start()
         await site.wait_ready()
+
+
+async def test_an_image_that_is_lost_is_noticed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The invariants can fail."""
+    monkeypatch.setattr("tests.chaos.site._SETTLING_S", 3)
+    storage = DiskStorage(site.settings.storage_folder)
+
+    async def lose_images() -> None:
+        async with site.load() as clients:
+            for image_id in [name for client in clients for name in client.memory.stored]:
+                await storage.remove(ImageId(image_id))
+
+    with pytest.raises(AssertionError, match="its file is missing"):
+        await lose_images()

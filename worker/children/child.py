@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from service.metrics import metrics
-from worker.children.messages import Finding, ProbeRequest
+from worker.children.messages import Finding, ProbeRequest, Unreadable
 from worker.children.process import ChildProcess, ChildUnavailable
 
 log = structlog.get_logger("worker")
@@ -40,8 +41,11 @@ class Child:
     seconds each took, and `free` that there is room for another one.
     """
 
-    def __init__(self, timeout_s: float, *, note: Callable[[float], None], free: Callable[[], None]) -> None:
-        self.process = ChildProcess()
+    def __init__(
+        self, storage: Path, timeout_s: float, *, note: Callable[[float], None], free: Callable[[], None]
+    ) -> None:
+        self.process = ChildProcess(storage, timeout_s)
+        self.unconfined: Sequence[str] = ()  # what the system lacks to confine it
         self._timeout_s = timeout_s
         self._note = note
         self._free = free
@@ -62,9 +66,10 @@ class Child:
 
     async def start(self) -> None:
         """Raises ChildUnavailable."""
-        computed_s = await self.process.start()
-        if computed_s is not None:
-            self._computed_s = computed_s
+        greeting = await self.process.start()
+        if greeting is not None:
+            self._computed_s = greeting.computed_s
+            self.unconfined = greeting.unconfined
 
     def ask(self, question: Question) -> None:
         """The finding is ChildLost if the process died or was ended at this picture, ChildUnavailable if there is none
@@ -110,7 +115,13 @@ class Child:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self.process.receive()
                 self._computed_s = answer.computed_s
-                self._settle(answer.finding, answer.seconds)
+                finding = answer.finding
+                self._settle(finding, answer.seconds)
+                if isinstance(finding, Unreadable) and finding.outdated:
+                    log.info("child.outdated")
+                    self._listening = False
+                    await self.process.end()
+                    return
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._listening = False
             await self._lose(error, began)
@@ -120,14 +131,15 @@ class Child:
     async def _lose(self, error: Exception, began: float) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
         computed_s = self.process.computed_s()
+        said = self.process.last_words()
         exit_code = await self.process.end()
         waited = computed_s is not None and computed_s - self._computed_s < _WAITING_SHARE * self._timeout_s
         if isinstance(error, TimeoutError) and waited:
-            log.warning("child.waited", exit_code=exit_code)
+            log.warning("child.waited", exit_code=exit_code, said=said)
             self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - began)
         else:
             metrics.child_crashes.inc()
-            log.warning("child.lost", cause=type(error).__name__, exit_code=exit_code)
+            log.warning("child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
             self._settle(ChildLost(), time.monotonic() - began)
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -29,9 +29,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """The file could not be read, which says nothing about the picture."""
+    """The file could not be read, which says nothing about the picture. `outdated` if the storage is another folder by
+    now than the one that this child may read.
+    """
 
     cause: str
+    outdated: bool = False
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -41,21 +44,26 @@ class Missing(msgspec.Struct, frozen=True):
 Finding: TypeAlias = Probe | Refusal | Unreadable | Missing
 
 
+# Numbers that can be added up, whatever a child has become.
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """One finding. `seconds` is how long it took, `computed_s` the CPU time of the child in all its life so far. The
-    first of a child is a greeting, without a finding.
+    first of a child is a greeting, without a finding, that names what the system lacks to confine it.
     """
 
-    seconds: float
-    computed_s: float
+    seconds: _Seconds
+    computed_s: _Seconds
     probe: Probe | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
     missing: Missing | None = None
+    unconfined: Sequence[str] = ()
 
     @classmethod
-    def greeting(cls, *, computed_s: float) -> Answer:
-        return cls(0, computed_s)
+    def greeting(cls, *, computed_s: float, unconfined: Sequence[str]) -> Answer:
+        return cls(0, computed_s, unconfined=unconfined)
 
     @classmethod
     def of(cls, finding: Finding, *, seconds: float, computed_s: float) -> Answer:
@@ -103,5 +111,5 @@ def decode_answer(payload: bytes) -> Answer:
     """Raises ConnectionError for what is none."""
     try:
         return _answers.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConnectionError(f"no answer: {error}") from error

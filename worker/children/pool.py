@@ -6,11 +6,16 @@ import asyncio
 import errno
 import os
 from collections import deque
+from pathlib import Path
+
+import structlog
 
 from service.probes import Probe, Rejected
 from worker.children.child import Child, Question
 from worker.children.messages import Finding, Missing, ProbeRequest, Refusal, Unreadable
 from worker.children.process import ChildUnavailable
+
+log = structlog.get_logger("worker")
 
 # A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
 # by another worker.
@@ -20,10 +25,13 @@ _MEAN_WEIGHT = 1 / 8
 
 
 class Children:
-    """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between."""
+    """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
 
-    def __init__(self, count: int, *, max_pixels: int, timeout_s: float) -> None:
-        self._all = [Child(timeout_s, note=self._note, free=self._hand_out) for _ in range(count)]
+    Their pictures lie in `storage`: they can read no other.
+    """
+
+    def __init__(self, count: int, *, storage: Path, max_pixels: int, timeout_s: float) -> None:
+        self._all = [Child(storage, timeout_s, note=self._note, free=self._hand_out) for _ in range(count)]
         self._waiting: deque[Question] = deque()
         self._max_pixels = max_pixels
         self._mean_s = _AHEAD_S
@@ -40,6 +48,8 @@ class Children:
     async def start(self) -> None:
         """Start them all, so that the first picture does not wait for it. Raises ChildUnavailable."""
         await asyncio.gather(*(child.start() for child in self._all))
+        if missing := {name for child in self._all for name in child.unconfined}:
+            log.warning("children.not_confined", missing=sorted(missing))
 
     async def probe(self, *paths: str) -> Probe:
         """Look at the file that lies at the first of these paths that is there.

@@ -16,6 +16,8 @@ _START_TIMEOUT_S = 30
 _DEATH_S = 0.5
 # So many of them may be left behind before no more is started.
 _MOST_DYING = 2
+# Of what a child has printed; the pipe holds more.
+_LAST_WORDS_BYTES = 1000
 
 
 class ChildUnavailable(Exception):
@@ -23,27 +25,30 @@ class ChildUnavailable(Exception):
 
 
 class ChildProcess:
-    """There is one process at a time, and those before it that were killed and do not die yet."""
+    """There is one process at a time, and those before it that were killed and do not die yet.
 
-    def __init__(self) -> None:
+    It may read the files of `storage`, and compute for `timeout_s` a picture.
+    """
+
+    def __init__(self, storage: Path, timeout_s: float) -> None:
+        self._args = (str(storage), str(timeout_s))
         self._process: Process | None = None
+        self._printed: int | None = None  # a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    async def start(self) -> float | None:
-        """Start one, unless one is there that lives. Returns the CPU seconds that a new one has spent until it was
-        ready. Raises ChildUnavailable.
-        """
+    async def start(self) -> Answer | None:
+        """Start one, unless one is there that lives. Returns the greeting of a new one. Raises ChildUnavailable."""
         if self._process is not None and self._is_alive(self._process):
             return None
         await self.end()
         if len(self._dying) >= _MOST_DYING:
             raise ChildUnavailable("those before it do not die")
         try:
-            process = await _start_process()
+            process = await self._start_process()
         except OSError as error:
             raise ChildUnavailable("it does not start") from error
         try:
@@ -53,10 +58,10 @@ class ChildProcess:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
                 await self._bury()
-                raise ChildUnavailable("it does not start") from error
+                raise ChildUnavailable(f"it does not start: {self.last_words()}") from error
             raise
         self._process = process
-        return greeting.computed_s
+        return greeting
 
     def send(self, request: ProbeRequest) -> None:
         assert self._process is not None and self._process.stdin is not None  # noqa: S101, PT018 - what start made
@@ -68,12 +73,24 @@ class ChildProcess:
         assert self._process is not None  # noqa: S101 - what start made
         return await _receive(self._process)
 
+    def last_words(self) -> str:
+        """The end of what it has printed, on one line; until `end`."""
+        printed = b""
+        with suppress(BlockingIOError):  # nothing
+            if self._printed is not None:
+                printed = os.read(self._printed, 1 << 16)
+        words = printed[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        return "".join(letter if letter.isprintable() else " " for letter in words).strip()  # nothing for a terminal
+
     async def end(self) -> int | None:
         """Returns once it is dead, or leaves it behind if it does not die soon: its exit code, if there is one."""
         process, self._process = self._process, None
         if process is not None:
             self._kill(process)
         await self._bury()
+        if self._printed is not None:
+            os.close(self._printed)
+            self._printed = None
         return process.returncode if process else None
 
     def computed_s(self) -> float | None:
@@ -84,6 +101,16 @@ class ChildProcess:
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         except (OSError, IndexError, ValueError):
             return None
+
+    async def _start_process(self) -> Process:
+        self._printed, printing = os.pipe()
+        try:
+            # What nobody reads is dropped: a child that prints much neither waits nor fills a log.
+            os.set_blocking(self._printed, False)
+            os.set_blocking(printing, False)
+            return await _start_process(*self._args, printing=printing)
+        finally:
+            os.close(printing)
 
     @staticmethod
     def _is_alive(process: Process) -> bool:
@@ -110,15 +137,17 @@ async def _receive(process: Process) -> Answer:
     return decode_answer(await process.stdout.readexactly(length))
 
 
-async def _start_process() -> Process:
+async def _start_process(*args: str, printing: int) -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # whatever lies in the folder where the worker was started is not imported
         "-m",
         "worker.children.program",
         str(os.getpid()),
+        *args,
         stdin=PIPE,
         stdout=PIPE,
+        stderr=printing,
         env=_environment(),
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import BinaryIO
 
 from service.probes import Rejected
+from worker.children import confinement
 from worker.children.messages import (
     LENGTH,
     Answer,
@@ -24,22 +25,26 @@ from worker.children.messages import (
 )
 
 _PR_SET_PDEATHSIG = 1
-_MEMORY_BYTES = 4 << 30
 
 
 def main() -> None:
-    _die_with(int(sys.argv[1]))
+    worker, storage, timeout_s = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    _die_with(worker)
     answers = _claim_stdout()
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confinement.limit_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()
-    answers.write(encode_answer(Answer.greeting(computed_s=time.process_time())))
+    folder = _identify(storage)
+    unconfined = confinement.confine(storage)
+    answers.write(encode_answer(Answer.greeting(computed_s=time.process_time(), unconfined=unconfined)))
     answers.flush()
     while (request := _next_request(sys.stdin.buffer)) is not None:
         began = time.monotonic()
+        confinement.allow_cpu(timeout_s)
         finding = _probe(request)
+        if isinstance(finding, Unreadable):
+            finding = Unreadable(finding.cause, outdated=_identify(storage) != folder)
         answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
         answers.write(encode_answer(answer))
         answers.flush()
@@ -60,6 +65,15 @@ def _probe(request: ProbeRequest) -> Finding:
                 raise  # a decoder's or encoder's own, which is about the picture
             return Unreadable(repr(error))
     return Missing()
+
+
+def _identify(storage: Path) -> tuple[int, int] | None:
+    """Which folder lies there; None if there is none. Another one, mounted since, is none that this child may read."""
+    try:
+        found = storage.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _next_request(source: BinaryIO) -> ProbeRequest | None:

@@ -15,6 +15,9 @@ from PIL import Image
 
 from worker.imaging.loaders import Picture
 
+# Its encoders are loaded now: a child does not wait for them at its first picture, when it is confined.
+Image.preinit()
+
 MAX_PREVIEW_BYTES = 500
 
 # Long side; the first that fits. 48 is three whole blocks of 16 and fits every photograph; noise may need less.

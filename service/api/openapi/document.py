@@ -8,7 +8,7 @@ from importlib.metadata import version
 from service.api.openapi import schemas
 from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Answer, Body, Json, Operation, Parameter
-from service.api.openapi.responses import HEADERS, describe_errors, headers
+from service.api.openapi.responses import HEADERS, OF_LIMIT, describe_errors, headers
 from service.settings import Settings
 from service.sizes import readable
 
@@ -66,7 +66,7 @@ def _describe(operation: Operation) -> Json:
         "tags": [operation.tag],
         "summary": operation.summary,
         "responses": {
-            **{str(answer.status): _describe_answer(answer) for answer in operation.answers},
+            **{str(answer.status): _describe_answer(operation, answer) for answer in operation.answers},
             **describe_errors(operation),
         },
     }
@@ -102,13 +102,13 @@ def _describe_body(body: Body) -> Json:
     return {"description": body.description, "required": body.required, "content": body.content}
 
 
-def _describe_answer(answer: Answer) -> Json:
+def _describe_answer(operation: Operation, answer: Answer) -> Json:
     content: Json = {"schema": answer.schema}
     if answer.examples:
         content["examples"] = {name: {"value": value} for name, value in answer.examples.items()}
     described: Json = {
         "description": answer.description,
-        "headers": headers("X-Request-Id", *answer.headers),
+        "headers": headers("X-Request-Id", *answer.headers, *(OF_LIMIT if operation.needs_key else ())),
         "content": {answer.media_type: content},
     }
     if answer.leads_to:

@@ -19,6 +19,15 @@ IDS_IN_PATH = Parameter(
     example=["NKrigl4"],
 )
 
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "The client's own name for this image: sent again within 24 hours, the request makes no second one and answers the "
+    "first. Another picture or URL under the same key is a 422. What is refused leaves its key free, and so does a "
+    "delete.",
+    {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    example="7f3a1c02-upload-17",
+)
 NEW_TAGS = Parameter("tags", "query", "Comma-separated tags of the new image.", TAGS)
 SOME_TAGS = Parameter("tags", "query", "Comma-separated tags.", schemas.SOME_TAGS, required=True, example=examples.TAGS)
 

@@ -10,19 +10,31 @@ from service.errors import CATALOGUE
 
 # What may meet any request, and any that needs a key.
 _ANY = ("bad-request", "expectation-failed", "internal")
-_WITH_KEY = ("unauthorized", "database-unavailable")
+_WITH_KEY = ("unauthorized", "rate-limited", "database-unavailable")
 
 HEADERS: Json = {
     "X-Request-Id": {
         "description": "The request's own X-Request-Id, or one of ours; the server's log has it.",
         "schema": {"type": "string"},
     },
+    "RateLimit-Policy": {
+        "description": "The limit of a key, where there is one: `q` requests at once, all of which are there again "
+        "after `w` seconds.",
+        "schema": {"type": "string", "pattern": '^"key";q=[0-9]+;w=[0-9]+$'},
+    },
+    "RateLimit": {
+        "description": "What is left of it: `r` requests, and `t` seconds until all are there again; in a 429, until "
+        "the next one is.",
+        "schema": {"type": "string", "pattern": '^"key";r=[0-9]+;t=[0-9]+$'},
+    },
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "Cache-Control": {"schema": {"type": "string"}},
     "ETag": {"schema": {"type": "string"}},
 }
-_OF_STATUS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+_OF_STATUS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+# Of every answer to a key that is limited.
+OF_LIMIT = ("RateLimit-Policy", "RateLimit")
 
 
 def headers(*names: str) -> Json:
@@ -34,14 +46,15 @@ def describe_errors(operation: Operation) -> Json:
     codes: dict[int, list[str]] = defaultdict(list)
     for code in (*operation.errors, *(_WITH_KEY if operation.needs_key else ()), *_ANY):
         codes[CATALOGUE[code][0]].append(code)
-    return {str(status): _describe_error(status, codes[status]) for status in sorted(codes)}
+    return {str(status): _describe_error(operation, status, codes[status]) for status in sorted(codes)}
 
 
-def _describe_error(status: int, codes: list[str]) -> Json:
+def _describe_error(operation: Operation, status: int, codes: list[str]) -> Json:
     messages = {code: CATALOGUE[code][1] for code in codes}
+    of_limit = OF_LIMIT if operation.needs_key else ()
     return {
         "description": "\n".join(f"- `{code}`: {message}" for code, message in messages.items()),
-        "headers": headers("X-Request-Id", "Cache-Control", *_OF_STATUS.get(status, ())),
+        "headers": headers("X-Request-Id", "Cache-Control", *_OF_STATUS.get(status, ()), *of_limit),
         "content": {
             "application/json": {
                 "schema": schemas.failure(codes),

@@ -1,0 +1,26 @@
+"""The faults of tests/chaos, and the table of what clients saw of each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.wrk import BenchError
+
+_ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - each fault once
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--chaos", f"--basetemp={folder / 'tests'}"],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"an invariant did not hold:\n{done.stdout[-5000:]}")
+    print("\nFaults under load\n")
+    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("|")))

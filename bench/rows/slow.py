@@ -1,0 +1,99 @@
+"""What 1,000 slow clients cost everybody else: the p99 of normal requests beside them and without them, in turns.
+
+They send a byte a second each: 400 of them the body of an upload, since two API processes take 512 of those at once,
+and the others the head of a request. One that is refused or cut off comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench import wrk
+from bench.photographs import photograph
+from bench.rows.reads import read, upload_all
+from bench.rows.uploads import CONNECTIONS, upload
+from bench.subjects import Subject, daguerre
+
+CLIENTS = 1000
+_PART_IN_BODY = 0.4
+MOST = 3.0
+_READY_S = 60
+
+
+def run(
+    folder: Path,
+    *,
+    rounds: int,
+    seconds: float,
+    sizes: Sequence[str],  # noqa: ARG001 - one size
+    clients: int = CLIENTS,
+) -> None:
+    body = folder / "s.jpg"
+    body.write_bytes(photograph("s"))
+    with daguerre(folder) as subject:
+        requests = {
+            "metadata": read(subject, upload_all(subject, body.read_bytes())),
+            "uploads of 640 x 480": upload(subject, body, "s"),
+        }
+        print(f"\n{clients} slow clients, {CONNECTIONS} connections of others\n")
+        print("| requests | p99 ms without | p99 ms beside them | ratio, median (least to most) |\n|---|---|---|---|")
+        for name, sending in requests.items():
+            quiet, beside = [], []
+            for _ in range(rounds):
+                quiet.append(wrk.send(sending, subject.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
+                with _slow_clients(subject, clients):
+                    beside.append(wrk.send(sending, subject.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
+            ratios = [slow / fast for slow, fast in zip(beside, quiet, strict=True)]
+            ratio = statistics.median(ratios)
+            print(
+                f"| {name} | {statistics.median(quiet):.1f} | {statistics.median(beside):.1f} |"
+                f" {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), target at most {MOST:g}:"
+                f" {'reached' if ratio <= MOST else 'missed'} |"
+            )
+
+
+@contextlib.contextmanager
+def _slow_clients(subject: Subject, count: int) -> Iterator[None]:
+    """At work from when all of them are connected to the end of the block."""
+    connected, ended = threading.Semaphore(0), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(_run_slow_clients(subject, count, connected, ended)))
+    thread.start()
+    try:
+        for _ in range(count):
+            if not connected.acquire(timeout=_READY_S):
+                raise wrk.BenchError("the slow clients do not get connected")
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+async def _run_slow_clients(
+    subject: Subject, count: int, connected: threading.Semaphore, ended: threading.Event
+) -> None:
+    async with asyncio.TaskGroup() as clients:
+        for number in range(count):
+            clients.create_task(_dawdle(subject, connected, ended, in_body=number < count * _PART_IN_BODY))
+
+
+async def _dawdle(subject: Subject, connected: threading.Semaphore, ended: threading.Event, *, in_body: bool) -> None:
+    head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {subject.key}\r\nContent-Type: image/jpeg\r\n".encode()
+    if in_body:
+        head += b"Content-Length: 1000000\r\n\r\n"
+    is_first = True
+    while not ended.is_set():
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", subject.port)
+            writer.write(head)
+            if is_first:
+                connected.release()
+                is_first = False
+            while not ended.is_set() and not writer.is_closing():
+                await asyncio.sleep(1)
+                writer.write(b"x")
+            writer.transport.abort()

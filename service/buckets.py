@@ -1,0 +1,209 @@
+"""How many requests a key may make: a bucket of tokens a key in Redis, of which each process takes a block at a time.
+
+Of the libraries for this, limits, pyrate-limiter and throttled-py ask Redis once for each request, and aiolimiter knows
+one process only. Where a request may have a weight it is granted whole or refused, so that the last tokens of a bucket
+could not be had as a block.
+
+In any span of time, a key is let through for at most the burst, what the rate adds, and a block for each process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import structlog
+from redis.asyncio import Redis
+
+from service.batches import Batcher, running
+from service.jobs import UNAVAILABLE
+from service.keys import hash_key
+from service.metrics import metrics
+from service.rates import Rate
+
+log = structlog.get_logger(__name__)
+
+_PREFIX = "daguerre:rate:"
+
+# A block is this part of the burst, or of a second's tokens if those are more; what a process has not spent of it after
+# so long goes back to the bucket when it takes the next.
+_BLOCK_PART = 20
+_KEEP_S = 1.0
+# A process that was given less than it asked for asks again when there is a token, within these bounds.
+_LEAST_PAUSE_S = 0.05
+_MOST_PAUSE_S = 1.0
+# A request waits so long for Redis at most. Then none waits, and one is asked on the side every `_RETRY_S`.
+_TIMEOUT_S = 0.25
+_RETRY_S = 1.0
+_REMEMBERED_KEYS = 10_000
+
+# By the clock of Redis, which all processes share. A bucket that is full again is as good as none, and expires.
+_TAKE = """
+local per_ms, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local answer = {}
+for i, bucket in ipairs(KEYS) do
+    local wanted, given_back = tonumber(ARGV[2 * i + 1]), tonumber(ARGV[2 * i + 2])
+    local kept = redis.call('HMGET', bucket, 'tokens', 'at')
+    local tokens = burst
+    if kept[1] then
+        local passed = math.max(0, now - tonumber(kept[2]))
+        tokens = math.min(burst, tonumber(kept[1]) + passed * per_ms + given_back)
+    end
+    local taken = math.min(wanted, math.floor(tokens + 1e-6))
+    tokens = math.max(0, tokens - taken)
+    redis.call('HSET', bucket, 'tokens', string.format('%.9f', tokens), 'at', string.format('%.3f', now))
+    redis.call('PEXPIRE', bucket, string.format('%.0f', math.ceil((burst - tokens) / per_ms) + 1000))
+    answer[3 * i - 2] = taken
+    answer[3 * i - 1] = math.floor(tokens)
+    answer[3 * i] = math.ceil(math.max(0, 1 - tokens) / per_ms)
+end
+return answer
+"""
+
+
+class Standing(NamedTuple):
+    """Where a key stands after a request. `reset_s` is the wait for all tokens, or for the next if `refused`."""
+
+    remaining: int
+    reset_s: int
+    refused: bool
+
+
+class _Wanted(NamedTuple):
+    bucket: str
+    given_back: int
+
+
+class _Taken(NamedTuple):
+    tokens: int
+    remaining: int
+    next_s: float
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one process holds of one bucket. Times are of the monotonic clock."""
+
+    bucket: str
+    left: int = 0
+    spend_until: float = 0
+    remaining: int = 0  # in the bucket, when it was last looked into
+    ask_at: float = 0
+    next_at: float = 0
+    taking: asyncio.Task[None] | None = None
+
+
+class RateLimiter:
+    """Counts the requests of keys. While Redis is away it lets them through and says so."""
+
+    def __init__(self, redis: Any, rate: Rate) -> None:
+        self.rate = rate
+        self.block = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _BLOCK_PART)))
+        self._redis = redis
+        self._script = redis.register_script(_TAKE)
+        self._shares: dict[str, _Share] = {}
+        self._taking: Batcher[_Wanted, _Taken | None] = Batcher(self._take)
+        self._away_since: float | None = None
+        self._retry_at = 0.0
+        self._retrying = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, redis_url: str, rate: Rate) -> AsyncIterator[Self]:
+        """On a connection of its own, since the queue's has more patience."""
+        redis = Redis.from_url(redis_url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
+        try:
+            limiter = cls(redis, rate)
+            async with running(limiter._taking.run()):
+                yield limiter
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+    async def admit(self, key: str) -> Standing | None:
+        """Count a request of a valid key. None if it was let through without a look at the limit."""
+        share = self._shares.get(key)
+        if share is None:
+            share = self._remember(key)
+        while True:
+            now = time.monotonic()
+            if share.left and now < share.spend_until:
+                share.left -= 1
+                remaining = share.left + share.remaining
+                return Standing(remaining, math.ceil((self.rate.burst - remaining) / self.rate.per_s), refused=False)
+            if now < share.ask_at:
+                return Standing(0, max(1, math.ceil(share.next_at - now)), refused=True)
+            if self._away_since is not None:
+                if now >= self._retry_at and share.taking is None:
+                    self._retry_at = now + _RETRY_S
+                    self._retrying = True
+                    self._begin_taking(share)
+                metrics.rate_limit_unchecked.inc()
+                return None
+            await asyncio.shield(share.taking or self._begin_taking(share))
+
+    def _remember(self, key: str) -> _Share:
+        share = self._shares[key] = _Share(_PREFIX + hash_key(key).hex())
+        if len(self._shares) > _REMEMBERED_KEYS:
+            del self._shares[next(iter(self._shares))]
+        return share
+
+    def _begin_taking(self, share: _Share) -> asyncio.Task[None]:
+        """All requests of the key that wait share it."""
+        share.taking = asyncio.create_task(self._take_block(share))
+        return share.taking
+
+    async def _take_block(self, share: _Share) -> None:
+        given_back, share.left = share.left, 0
+        try:
+            taken = await self._taking.submit(_Wanted(share.bucket, given_back))
+        finally:
+            share.taking = None
+        if taken is None:
+            return
+        now = time.monotonic()
+        share.left, share.remaining = taken.tokens, taken.remaining
+        share.spend_until = now + _KEEP_S
+        share.next_at = now + taken.next_s
+        if taken.tokens < self.block:
+            share.ask_at = now + min(max(taken.next_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+
+    async def _take(self, wanted: Sequence[_Wanted]) -> list[_Taken | None]:
+        """A block of each bucket in one step; None for each of them where Redis is away."""
+        if self._away_since is not None and not self._retrying:  # they waited while the batch before them failed
+            return [None] * len(wanted)
+        self._retrying = False
+        words: list[Any] = [self.rate.per_s / 1000, self.rate.burst]
+        for one in wanted:
+            words += (self.block, one.given_back)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                if self._away_since is not None:
+                    await self._redis.ping()  # one that hangs does later what it was sent: it must not take blocks
+                answer = await self._script(keys=[one.bucket for one in wanted], args=words)
+        except UNAVAILABLE as error:
+            self._note_away(error)
+            return [None] * len(wanted)
+        self._note_back()
+        return [
+            _Taken(tokens, remaining, wait_ms / 1000)
+            for tokens, remaining, wait_ms in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+        ]
+
+    def _note_away(self, error: Exception) -> None:
+        now = time.monotonic()
+        self._retry_at = now + _RETRY_S
+        if self._away_since is None:
+            self._away_since = now
+            log.warning("rates.unchecked", error=repr(error))
+
+    def _note_back(self) -> None:
+        if self._away_since is not None:
+            log.info("rates.checked_again", seconds=round(time.monotonic() - self._away_since, 1))
+            self._away_since = None

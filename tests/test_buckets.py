@@ -1,0 +1,212 @@
+"""Requests of a key are limited: over all processes, in blocks, and not at all while Valkey is away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import redis as sync_redis
+
+from service.buckets import RateLimiter
+from service.embedded.folder import scratch
+from service.embedded.valkey import Valkey
+from service.keys import hash_key
+from service.rates import Rate
+from tests.daguerre_processes import stop_process
+
+SLOW = Rate(per_s=0.001, burst=100)
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    """One for these tests to stop."""
+    with scratch() as folder, Valkey(folder / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> str:
+    with sync_redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        client.config_resetstat()
+    return valkey.url
+
+
+def count_commands(url: str, *names: str) -> int:
+    with sync_redis.Redis.from_url(url) as client:
+        found: Any = client.info("commandstats")
+    return sum(found.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names)
+
+
+@pytest.fixture
+async def pair(redis_url: str) -> AsyncIterator[list[RateLimiter]]:
+    """Two processes' worth of a slow rate."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(RateLimiter.open(redis_url, SLOW)) for _ in range(2)]
+
+
+async def ask(limiter: RateLimiter, key: str, times: int) -> Counter[bool]:
+    """How many were refused, and how many not."""
+    answers = await asyncio.gather(*(limiter.admit(key) for _ in range(times)))
+    assert None not in answers
+    return Counter(answer.refused for answer in answers if answer is not None)
+
+
+async def test_processes_share_the_burst_to_the_last_token(pair: list[RateLimiter]) -> None:
+    answers = await asyncio.gather(*(ask(limiter, "a", 90) for limiter in pair))
+    assert sum(answers, Counter())[False] == SLOW.burst
+
+
+async def test_keys_share_nothing(pair: list[RateLimiter]) -> None:
+    assert (await ask(pair[0], "a", 150))[False] == 100
+    assert (await ask(pair[0], "b", 150))[False] == 100
+
+
+async def test_the_key_itself_is_not_in_redis_and_a_bucket_does_not_stay(
+    pair: list[RateLimiter], redis_url: str
+) -> None:
+    await pair[0].admit("the-key-in-plain-text")
+    with sync_redis.Redis.from_url(redis_url) as client:
+        assert client.keys() == [b"daguerre:rate:" + hash_key("the-key-in-plain-text").hex().encode()]
+        [bucket] = client.keys()
+        left_ms: Any = client.pttl(bucket)
+    assert 0 < left_ms <= 5 / SLOW.per_s * 1000 + 1000  # when the block of 5 is there again
+
+
+async def test_requests_that_wait_together_share_a_round_trip_and_a_flood_of_refused_ones_costs_none(
+    pair: list[RateLimiter], redis_url: str
+) -> None:
+    [limiter, _] = pair
+    assert limiter.block == 5
+    await ask(limiter, "a", 5)
+    assert count_commands(redis_url, "evalsha") <= 2  # the first may tell that the script is not there yet
+    await ask(limiter, "a", 200)
+    asked = count_commands(redis_url, "evalsha")
+    assert asked <= 2 + 95 / limiter.block + 1
+    assert await ask(limiter, "a", 5000) == {True: 5000}
+    assert count_commands(redis_url, "evalsha") <= asked + 1
+
+
+async def test_many_keys_that_wait_together_share_a_round_trip(pair: list[RateLimiter], redis_url: str) -> None:
+    await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(200)))
+    assert count_commands(redis_url, "evalsha") <= 4
+
+
+async def test_the_rest_of_a_block_goes_back_after_a_second(pair: list[RateLimiter]) -> None:
+    for limiter in pair:
+        await limiter.admit("a")  # and keeps four
+    await asyncio.sleep(1.1)
+    for limiter in pair:
+        await limiter.admit("a")
+    assert sum([await ask(limiter, "a", 100) for limiter in pair], Counter())[False] == SLOW.burst - 4
+
+
+async def test_after_as_many_seconds_as_it_says_a_request_works(redis_url: str) -> None:
+    async with RateLimiter.open(redis_url, Rate(per_s=0.8, burst=2)) as limiter:
+        assert await ask(limiter, "a", 2) == {False: 2}
+        refused = await limiter.admit("a")
+        assert refused is not None
+        assert (refused.refused, refused.remaining, refused.reset_s) == (True, 0, 2)  # 1.25, rounded up
+        await asyncio.sleep(refused.reset_s)
+        assert await ask(limiter, "a", 1) == {False: 1}
+
+
+async def test_the_rate_is_had_in_the_long_run_and_no_more_than_that(redis_url: str) -> None:
+    rate = Rate(per_s=200, burst=50)
+    async with AsyncExitStack() as stack:
+        limiters = [await stack.enter_async_context(RateLimiter.open(redis_url, rate)) for _ in range(2)]
+        passed, began = 0, time.monotonic()
+        while time.monotonic() - began < 2:
+            for limiter in limiters:
+                answer = await limiter.admit("a")
+                assert answer is not None
+                passed += not answer.refused
+            await asyncio.sleep(0.001)
+        took = time.monotonic() - began
+    slack = 2 * limiters[0].block
+    assert 0.8 * rate.per_s * took <= passed <= rate.burst + rate.per_s * took + slack
+
+
+async def test_what_is_left_is_told(redis_url: str) -> None:
+    async with RateLimiter.open(redis_url, Rate(per_s=10, burst=100)) as limiter:
+        told = [await limiter.admit("a") for _ in range(20)]
+    assert [standing.remaining for standing in told if standing is not None] == list(range(99, 79, -1))
+    assert told[-1] == (80, 2, False)
+
+
+async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: list[RateLimiter]) -> None:
+    first = asyncio.create_task(pair[0].admit("a"))
+    others = asyncio.create_task(ask(pair[0], "a", 5))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await others == {False: 5}
+
+
+async def test_the_keys_that_are_remembered_are_bounded(
+    pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.buckets._REMEMBERED_KEYS", 10)
+    await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(50)))
+    assert len(pair[0]._shares) == 10
+
+
+async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_again(
+    pair: list[RateLimiter], valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.buckets._RETRY_S", 0.3)
+    [limiter, _] = pair
+    await ask(limiter, "a", 100)
+
+    async def time_one(key: str) -> float:
+        began = time.monotonic()
+        assert await limiter.admit(key) is None
+        return time.monotonic() - began
+
+    assert valkey.process is not None
+    stop_process(valkey.process.pid)
+    try:
+        waiting = []
+        for number in range(10):
+            waiting.append(asyncio.create_task(time_one(f"b{number}")))
+            await asyncio.sleep(0.01)
+        assert max(await asyncio.gather(*waiting)) < 0.4  # the time-out is theirs together
+        for _ in range(200):
+            assert await time_one("b0") < 0.1  # nobody waits for a look whether Valkey is back
+            await asyncio.sleep(0.005)
+    finally:
+        os.kill(valkey.process.pid, signal.SIGCONT)
+    async with asyncio.timeout(5):
+        while await limiter.admit("c") is None:
+            await asyncio.sleep(0.05)
+    assert await ask(limiter, "a", 10) == {True: 10}
+    # Of what was sent to it while it hung, one block was taken at the beginning, perhaps one at the end, and no others.
+    assert (await ask(limiter, "b0", 150))[False] >= SLOW.burst - 2 * limiter.block
+    told, _ = capfd.readouterr()
+    assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
+
+
+async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_holds_again(
+    pair: list[RateLimiter], valkey: Valkey, capfd: Any
+) -> None:
+    [limiter, _] = pair
+    await limiter.admit("a")
+    valkey.stop()
+    try:
+        began = time.monotonic()
+        assert [await limiter.admit("b") for _ in range(1000)] == [None] * 1000
+        assert time.monotonic() - began < 1
+    finally:
+        valkey.start()
+    async with asyncio.timeout(5):
+        while await limiter.admit("b") is None:
+            await asyncio.sleep(0.05)
+    assert (await ask(limiter, "c", 150))[False] == SLOW.burst
+    told, _ = capfd.readouterr()
+    assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)

@@ -1,0 +1,388 @@
+"""What a child process may not do once it is confined, tried in real ones, and what it still can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.ids import ImageId
+from service.storage.disk import DiskStorage
+from tests import pictures
+from tests.conftest import do_without
+from tests.processes import is_alive
+from tests.samples import jpeg, slow_svg
+from worker import imaging
+from worker.children import confinement
+from worker.children.child import ChildLost
+from worker.children.messages import Answer, ProbeRequest
+from worker.children.pool import Children
+from worker.children.process import ChildProcess, ChildUnavailable
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+
+# Python that is run in a confined child, and the errors that it may meet there.
+FORBIDDEN = {
+    "write in /tmp": ("open('/tmp/daguerre-confined', 'w')", "EACCES"),
+    "write in the storage": ("open(storage / 'new', 'w')", "EACCES"),
+    "write in the home folder": ("open(home / 'daguerre-confined', 'w')", "EACCES"),
+    "overwrite a picture": ("open(picture, 'r+')", "EACCES"),
+    "truncate a picture": ("os.truncate(picture, 0)", "EPERM"),
+    "remove a picture": ("os.remove(picture)", "EACCES"),
+    "rename a picture": ("os.rename(picture, storage / 'new')", "EACCES"),
+    "link a picture": ("os.link(picture, storage / 'new')", "EACCES"),
+    "make a symbolic link": ("os.symlink('/etc', storage / 'new')", "EACCES"),
+    "make a folder": ("os.mkdir(storage / 'new')", "EACCES"),
+    "change a picture's mode": ("os.chmod(picture, 0)", "EPERM"),
+    "change a picture's owner": ("os.chown(picture, os.getuid(), os.getgid())", "EPERM"),
+    "change a picture's times": ("os.utime(picture)", "EPERM"),
+    "change a picture's attributes": ("os.setxattr(picture, 'user.a', b'')", "EPERM"),
+    "list the storage": ("os.listdir(storage)", "EACCES"),
+    "read /etc/passwd": ("open('/etc/passwd')", "EACCES"),
+    "list the home folder": ("os.listdir(home)", "EACCES"),
+    "read what lies beside the storage": ("open(storage.parent / 'secret')", "EACCES"),
+    "read through a link out of the storage": ("open(storage / 'link')", "EACCES"),
+    "read the worker's environment": ("open(f'/proc/{os.getppid()}/environ')", "EACCES"),
+    "read the worker's memory": ("open(f'/proc/{os.getppid()}/mem', 'rb')", "EACCES"),
+    "list the processes": ("os.listdir('/proc')", "EACCES"),
+    "open a TCP socket": ("socket.socket()", "EPERM"),
+    "open a UDP socket": ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", "EPERM"),
+    "open an IPv6 socket": ("socket.socket(socket.AF_INET6)", "EPERM"),
+    "open a Unix socket": ("socket.socket(socket.AF_UNIX)", "EPERM"),
+    "open a pair of sockets": ("socket.socketpair()", "EPERM"),
+    "become another program": ("os.execv('/bin/true', ['true'])", "EPERM"),
+    "fork": ("os.fork() or os._exit(0)", "EPERM"),
+    "start a program": ("subprocess.run(['/bin/true'])", "EPERM"),
+    "start a program by another way": ("os.posix_spawn('/bin/true', ['true'], {})", "EPERM"),
+    "trace the worker": ("call(libc.ptrace, 16, os.getppid(), None, None)", "EPERM"),
+    "signal the worker": ("os.kill(os.getppid(), 0)", "EPERM"),
+    "signal a thread of the worker": ("call(libc.tgkill, os.getppid(), os.getppid(), 0)", "EPERM"),
+    "look at the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
+    "mount": ("call(libc.mount, b'none', b'/tmp', b'tmpfs', 0, None)", "EPERM"),
+    "get new namespaces": ("call(libc.unshare, 0x10000000)", "EPERM"),
+    "load a BPF program": ("call(libc.syscall, numbers['bpf'], 0, None, 0)", "EPERM"),
+    "look for keys": ("call(libc.syscall, numbers['keyctl'], 0, -3, 0)", "EPERM"),
+    "use io_uring": ("call(libc.syscall, numbers['io_uring_setup'], 1, None)", "EPERM"),
+    "watch events": ("call(libc.syscall, numbers['perf_event_open'], None, 0, -1, -1, 0)", "EPERM"),
+    "make a file in memory": ("os.memfd_create('new')", "EPERM"),
+    "raise a limit": ("resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))", "ValueError"),
+    "open many files": ("[open(picture) for _ in range(100)]", "EMFILE"),
+    "take much memory": ("bytearray(5 << 30)", "MemoryError"),
+    "get privileges back": ("call(libc.prctl, 8, 0, 0, 0, 0) or privileges() or fail('EPERM')", "EPERM"),
+}
+ALLOWED = {
+    "read a picture": "open(picture, 'rb').read()",
+    "load code": "__import__('wave')",
+    "load more of a package": "__import__('PIL.TgaImagePlugin')",
+    "start a thread": "threading.Thread(target=int).start()",
+    "random bytes": "open('/dev/urandom', 'rb').read(1)",
+    "its own limits": "confinement.allow_cpu(5)",
+    "signal itself": "call(libc.tgkill, os.getpid(), threading.get_native_id(), 0)",
+}
+if os.uname().machine == "x86_64":
+    FORBIDDEN["open a socket by x32"] = ("call(libc.syscall, 0x40000000 | 41, 2, 1, 0)", "EPERM")
+
+# Everything is tried twice: in the thread that was confined, and in one that it starts afterwards.
+SCRIPT = """
+import ctypes, errno, json, os, resource, socket, subprocess, sys, threading
+from pathlib import Path
+from worker.children import confinement, system_calls
+from worker import imaging
+
+storage, home = Path(sys.argv[1]), Path.home()
+picture = storage / "picture"
+libc = ctypes.CDLL(None, use_errno=True)
+numbers = {name: both[os.uname().machine == "aarch64"] for name, both in system_calls.REFUSED.items()}
+
+def call(function, *args):
+    if function(*args) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+def fail(name):
+    raise OSError(getattr(errno, name), "")
+
+def privileges():
+    held = ctypes.create_string_buffer(24)
+    header = (ctypes.c_uint * 2)(0x20080522, 0)
+    call(libc.capget, header, held)
+    effective = int.from_bytes(held.raw[0:4], "little") | int.from_bytes(held.raw[12:16], "little") << 32
+    return effective & ~(1 << 2)  # but for reading
+
+def attempt(code):
+    try:
+        eval(code)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+def attempt_all():
+    outcomes.append({name: attempt(code) for name, code in attempts.items()})
+
+attempts = json.load(sys.stdin)
+outcomes = []
+confinement.limit_memory()
+imaging.prepare()
+threads = len(os.listdir("/proc/self/task"))
+missing = confinement.confine(storage)
+attempt_all()
+later = threading.Thread(target=attempt_all)
+later.start()
+later.join()
+print(json.dumps({"missing": missing, "threads": threads, "outcomes": outcomes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("confined")
+    (folder / "secret").write_text("secret")
+    storage = folder / "storage"
+    storage.mkdir()
+    (storage / "picture").write_bytes(jpeg())
+    (storage / "link").symlink_to(folder / "secret")
+    attempts = {name: code for name, (code, _) in FORBIDDEN.items()} | ALLOWED
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(storage)],
+        input=json.dumps(attempts),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in storage.iterdir()) == ["link", "picture"]
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["missing"]:
+        do_without(f"this kernel lacks {', '.join(found['missing'])}")
+    return found
+
+
+@linux
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_code_in_a_child_cannot(tried: dict[str, Any], name: str) -> None:
+    assert [outcomes[name] for outcomes in tried["outcomes"]] == [FORBIDDEN[name][1]] * 2
+
+
+@linux
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_child_still_can(tried: dict[str, Any], name: str) -> None:
+    assert [outcomes[name] for outcomes in tried["outcomes"]] == ["done"] * 2
+
+
+@linux
+def test_what_libvips_starts_is_confined_since_it_has_no_thread_before(tried: dict[str, Any]) -> None:
+    assert tried["threads"] == 1
+
+
+@pytest.fixture
+async def children(tmp_path: Path) -> AsyncIterator[Children]:
+    children = Children(1, storage=tmp_path, max_pixels=100_000_000, timeout_s=8)
+    await children.start()
+    yield children
+    await children.end()
+
+
+TEXT = b"""<svg xmlns="http://www.w3.org/2000/svg" width="200" height="60">
+<text x="5" y="40" font-family="serif" font-size="30">Daguerre</text></svg>"""
+
+
+async def test_every_format_is_found_the_same_at_both_places_of_the_storage(children: Children, tmp_path: Path) -> None:
+    storage = DiskStorage(tmp_path)
+    storage.prepare()
+    imaging.prepare()
+    kept, incoming, *_ = storage.places(ImageId("picture"))
+    for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
+        for place, other in ((incoming, kept), (kept, incoming)):
+            Path(other).unlink(missing_ok=True)
+            Path(place).write_bytes(data)
+            unconfined = imaging.probe(place, max_pixels=100_000_000)
+            assert await children.probe(kept, incoming) == unconfined, name
+
+
+async def test_a_tiff_of_many_pages_needs_no_more_files_than_are_allowed(children: Children, tmp_path: Path) -> None:
+    first, *rest = (pictures.quarters(20 + page, 20) for page in range(100))
+    (tmp_path / "picture").write_bytes(pictures.encode("TIFF", first, save_all=True, append_images=rest))
+    assert (await children.probe(str(tmp_path / "picture"))).pages == 100
+
+
+@linux
+@pytest.mark.usefixtures("tried")
+async def test_limits_of_a_child_are_not_the_workers(children: Children, tmp_path: Path) -> None:
+    def limits(pid: int) -> list[tuple[int, int]]:
+        names = ("AS", "CORE", "CPU", "FSIZE", "NOFILE")
+        return [resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}")) for name in names]
+
+    def confined(pid: int) -> list[str]:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("NoNewPrivs", "Seccomp:", "CapEff"))]
+
+    pid = children._all[0].process.pid
+    assert pid is not None
+    (tmp_path / "picture").write_bytes(jpeg())
+    before = limits(os.getpid()), confined(os.getpid())
+    await children.probe(str(tmp_path / "picture"))
+    assert (limits(os.getpid()), confined(os.getpid())) == before
+    memory, core, (cpu_s, _), size, files = limits(pid)
+    assert (memory[1], core[1], size[1], files[1]) == (confinement.MEMORY_BYTES, 0, 0, confinement.FILES)
+    assert 8 + confinement.CPU_MARGIN_S <= cpu_s < 20
+    assert confined(pid) != confined(os.getpid())
+
+
+async def test_a_child_that_nobody_ends_computes_no_longer_than_allowed(tmp_path: Path) -> None:
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    (tmp_path / "picture").write_bytes(jpeg())
+    process = ChildProcess(tmp_path, 0.1)
+    await process.start()
+    process.send(ProbeRequest([str(tmp_path / "picture")], 1_000_000))
+    assert (await process.receive()).probe is not None
+    process.send(ProbeRequest([str(tmp_path / "endless")], 1_000_000))
+    with pytest.raises(asyncio.IncompleteReadError):
+        await process.receive()
+    assert process._process is not None
+    assert await process._process.wait() == -signal.SIGXCPU
+    await process.end()
+
+
+STOPPED_WORKER = """
+import asyncio, pathlib, sys
+from worker.children.child import ChildLost
+from worker.children.pool import Children
+
+async def main():
+    storage = pathlib.Path(sys.argv[1])
+    children = Children(1, storage=storage, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+    probing = asyncio.create_task(children.probe(str(storage / "endless")))
+    await asyncio.sleep(0.1)
+    print(children._all[0].process.pid, flush=True)
+    try:
+        await probing
+    except ChildLost:
+        print("lost", (await children.probe(str(storage / "picture"))).width, flush=True)
+    await children.end()
+
+asyncio.run(main())
+"""
+
+
+@linux
+async def test_a_child_of_a_stopped_worker_ends_at_its_limit_and_is_lost_when_the_worker_goes_on(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STOPPED_WORKER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    try:
+        child = int(await worker.stdout.readline())
+        worker.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(40):
+            while is_alive(child):
+                await asyncio.sleep(0.05)
+        worker.send_signal(signal.SIGCONT)
+        *_, last = (await worker.stdout.read()).splitlines()
+        assert last == b"lost 120"
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+        await worker.wait()
+
+
+@linux
+async def test_a_picture_that_takes_its_child_to_a_limit_costs_that_child_only(
+    children: Children, tmp_path: Path
+) -> None:
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    pid = children._all[0].process.pid
+    assert pid is not None
+    probing = asyncio.create_task(children.probe(str(tmp_path / "endless")))
+    await asyncio.sleep(0.3)  # it has raised its limit for this picture
+    resource.prlimit(pid, resource.RLIMIT_CPU, (1, resource.RLIM_INFINITY))
+    with pytest.raises(ChildLost):
+        await probing
+    assert (await children.probe(str(tmp_path / "picture"))).width == 120
+    assert children._all[0].process.pid != pid
+
+
+@linux
+@pytest.mark.usefixtures("tried")
+async def test_a_storage_that_is_mounted_later_gets_children_that_may_read_it(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    children = Children(1, storage=storage, max_pixels=1_000_000, timeout_s=8)
+    await children.start()
+    storage.rename(tmp_path / "before")
+    storage.mkdir()
+    (storage / "picture").write_bytes(jpeg(120, 80))
+    with pytest.raises(ChildUnavailable):
+        await children.probe(str(storage / "picture"))
+    assert (await children.probe(str(storage / "picture"))).width == 120
+    await children.end()
+
+
+async def test_a_child_that_prints_much_neither_waits_nor_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chatty = tmp_path / "python"
+    chatty.write_text(f'#!/bin/sh\nhead -c 1000000 /dev/zero >&2\nexec "{sys.executable}" "$@"\n')
+    chatty.chmod(0o755)
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    monkeypatch.setattr(sys, "executable", str(chatty))
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=8)
+    assert (await children.probe(str(tmp_path / "picture"))).width == 120
+    await children.end()
+
+
+async def test_the_last_words_of_a_child_are_logged(children: Children, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(jpeg())
+    with capture_logs() as logs, pytest.raises(ChildLost):
+        await children.probe(str(tmp_path / "picture"), 7)  # type: ignore[arg-type]
+    [line] = [line for line in logs if line["event"] == "child.lost"]
+    assert "ValidationError" in line["said"]
+    assert line["said"].isprintable()
+    assert len(line["said"]) <= 1000
+
+
+async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(_: ChildProcess) -> Answer:
+        return Answer.greeting(computed_s=0, unconfined=["Landlock"])
+
+    monkeypatch.setattr(ChildProcess, "start", start)
+    with capture_logs() as logs:
+        await Children(3, storage=tmp_path, max_pixels=1, timeout_s=1).start()
+    assert [(line["event"], line["missing"]) for line in logs] == [("children.not_confined", ["Landlock"])]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "missing"),
+    [
+        ("sys.platform = 'darwin'", ["Landlock", "seccomp"]),
+        ("system_calls._ARCHITECTURES.clear()", ["seccomp"]),
+        ("confinement._CREATE_RULESET = 999", ["Landlock"]),
+    ],
+)
+@linux
+@pytest.mark.usefixtures("tried")
+def test_where_a_system_lacks_something_the_rest_holds(lacking: str, missing: list[str], tmp_path: Path) -> None:
+    script = (
+        "import pathlib, resource, sys\nfrom worker.children import confinement, system_calls\n"
+        f"{lacking}\nprint(confinement.confine(pathlib.Path(sys.argv[1])))\n"
+        "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{missing}\n"), done.stderr

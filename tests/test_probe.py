@@ -1,0 +1,71 @@
+"""What counts against a picture, and what never does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from service import jobs
+from service.ids import ImageId
+from service.jobs import JobQueue, ProbeJob
+from service.probes import Probe
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from tests.conftest import RunBurst, Tenant
+from tests.samples import insert_image, jpeg
+from worker.children.pool import Children
+from worker.main import make_housekeeper, make_prober
+from worker.resources import open_resources
+
+PICTURE = ImageId("picture")
+
+
+@pytest.fixture
+async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
+    """A picture as an upload leaves it, and its job."""
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    storage.path(PICTURE).write_bytes(jpeg())
+    await insert_image(connection, tenant, PICTURE, state="pending")
+    redis = jobs.open_redis(settings.redis_url)
+    await JobQueue(redis).enqueue([ProbeJob(PICTURE, "", "")])
+    await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_a_database_that_is_not_as_expected_never_counts_against_a_picture(
+    connection: Any, burst: RunBurst
+) -> None:
+    await connection.execute("alter table images rename column mini_preview to other")
+    try:
+        assert (await burst()).failed == 1
+    finally:
+        await connection.execute("alter table images rename column other to mini_preview")
+    assert tuple(await connection.fetchrow("select state, crashes from images")) == ("pending", 0)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_the_picture(
+    connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Children.probe
+
+    async def lie(self: Children, *paths: str) -> Probe:
+        return replace(await probe(self, *paths), width=1 << 40)
+
+    monkeypatch.setattr(Children, "probe", lie)
+    await burst()
+    assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
+
+
+async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        workers = make_prober(settings, resources, redis), make_housekeeper(settings, resources, redis)
+        limits = [job.timeout_s or worker.job_timeout_s for worker in workers for job in worker.functions.values()]
+        assert len(limits) == 3
+        assert max(limits) <= 30
+        for worker in workers:
+            await worker.close()
