@@ -58,8 +58,8 @@ class Tally:
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+async def children(tmp_path: Path) -> AsyncIterator[Children]:
+    children = Children(1, storage=tmp_path, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
     await children.start()
     yield children
     await children.end()
