@@ -14,7 +14,7 @@ from service.storage.disk import DiskStorage, IncomingFile
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
-_PIECE_BYTES = 384 * 1024
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

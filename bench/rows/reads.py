@@ -48,10 +48,10 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             turns.compare(first, other, TARGETS[other.subject.name])
 
 
-def upload_all(subject: Subject, body: bytes) -> list[str]:
+def upload_all(subject: Subject, body: bytes, count: int = IMAGES) -> list[str]:
     connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=60)
     ids = []
-    for _ in range(IMAGES):
+    for _ in range(count):
         connection.request("POST", f"/v1/images?key={subject.key}", body, {"Content-Type": "image/jpeg"})
         answer = connection.getresponse()
         said = answer.read()

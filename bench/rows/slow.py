@@ -37,7 +37,7 @@ def run(
     body.write_bytes(photograph("s"))
     with daguerre(folder) as subject:
         requests = {
-            "metadata": read(subject, upload_all(subject, body.read_bytes())),
+            "metadata": read(subject, upload_all(subject, body.read_bytes(), 1)),
             "uploads of 640 x 480": upload(subject, body, "s"),
         }
         print(f"\n{clients} slow clients, {CONNECTIONS} connections of others\n")
