@@ -39,10 +39,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
         print("|---|---|---|---|---|")
         print(_row("start", 0, usage.by_part(subject.roots)))
         for turn in range(1, rounds + 1):
-            # One second is only tried whether this runs.
-            load = wrk.send(
-                requests, subject.port, connections=CONNECTIONS, seconds=max(seconds, _LEAST_S) if seconds > 1 else 1
-            )
+            load = wrk.send(requests, subject.port, connections=CONNECTIONS, seconds=max(seconds, _LEAST_S))
             _wait_idle(subject.port)
             used = usage.by_part(subject.roots)
             print(_row(str(turn), load.requests, used))
