@@ -30,6 +30,7 @@ from service.embedded.valkey import Valkey
 from service.ids import AccountId
 from service.keys import create_key
 from service.settings import Settings
+from tests.chaos.report import show_faults
 from tests.samples import jpeg
 from worker.main import make_prober
 from worker.resources import open_resources
@@ -96,6 +97,10 @@ def fuzzing(pytestconfig: pytest.Config) -> Fuzzing:
         pytestconfig.getoption("--fuzz-seed"),
         pytestconfig.rootpath / ".fuzz",
     )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    show_faults(terminalreporter)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
