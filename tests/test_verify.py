@@ -203,6 +203,16 @@ class TestFiles:
         assert not path.exists()
         assert (await verify(settings)).problems == []
 
+    async def test_what_cannot_be_removed_is_not_told_as_mended(
+        self, settings: Settings, storage: DiskStorage, connection: Any
+    ) -> None:
+        storage.path(ID).mkdir()  # no file, so it cannot be unlinked
+        await connection.execute("insert into removals values ($1, now() - interval '3 minutes')", ID)
+        told = await verify(settings, repair=True)
+        storage.path(ID).rmdir()
+        assert not told.is_well
+        assert told.problems == [f"image {ID}: it is gone and its file still to be removed"]
+
     async def test_a_body_on_its_way_is_no_problem(self, settings: Settings, storage: DiskStorage) -> None:
         put(storage.incoming_path(ID), age_s=3600)
         assert (await verify(settings)).is_well

@@ -34,6 +34,7 @@ _MISSING = "its file is missing"
 _MISSING_PART, _MISSING_AT_LEAST = 0.1, 10
 
 _AT_ONCE = 1000
+_MOST_LEFTOVERS = 100_000
 _READERS = 4
 
 
@@ -136,25 +137,30 @@ class Verification:
 
     async def check_leftovers(self) -> AsyncIterator[Problem]:
         """What the sweep should have dealt with: received files without an end, files that are to be removed."""
-        abandoned = await self.storage.list_abandoned(_ABANDONED_S, _AT_ONCE)
+        abandoned = await self.storage.list_abandoned(_ABANDONED_S, _MOST_LEFTOVERS)
         async with self.database.connection() as connection:
             existing = await list_existing(connection, abandoned)
-            removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE)
+        if self.repair:
+            await self.storage.keep([image_id for image_id in abandoned if image_id in existing])
         for image_id in abandoned:
-            subject = f"file incoming/{image_id}"
-            if image_id in existing:
-                if self.repair:
-                    await self.storage.keep([image_id])
-                yield Problem(subject, "it was not moved to its place", "moved" if self.repair else "")
-            else:
+            what, done = "it was not moved to its place", "moved"
+            if image_id not in existing:
+                what, done = "it was never accepted", "removed"
                 if self.repair:
                     await self.storage.remove_abandoned(image_id)
-                yield Problem(subject, "it was never accepted", "removed" if self.repair else "")
+            is_left = await asyncio.to_thread(self.storage.incoming_path(image_id).exists)
+            yield Problem(f"file incoming/{image_id}", what, done if self.repair and not is_left else "")
+        removals = await self._list_removals()
         if self.repair:
             await remove_files(self.database, self.storage, removals)
+        left = set(await self._list_removals())
         for image_id in removals:
             what = "it is gone and its file still to be removed"
-            yield Problem(f"image {image_id}", what, "removed" if self.repair else "")
+            yield Problem(f"image {image_id}", what, "removed" if self.repair and image_id not in left else "")
+
+    async def _list_removals(self) -> list[ImageId]:
+        async with self.database.connection() as connection:
+            return await list_removals(connection, _REMOVAL_S, _MOST_LEFTOVERS)
 
     async def check_pending(self) -> AsyncIterator[Problem]:
         """Every image is looked at within a minute."""
