@@ -95,7 +95,7 @@ async def test_a_process_that_is_ahead_takes_what_no_other_takes(
     counts, _ = pair
     counts.add(100)
     listener = listening(socket.socket())
-    with Acceptor(listener, Greeting, counts, most=1000):
+    async with Acceptor(listener, Greeting, counts, most=1000):
         assert await asyncio.gather(*(greet(listener) for _ in range(20))) == [b"hello"] * 20
 
 
@@ -114,7 +114,7 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
         return make
 
     listener = listening(socket.socket())
-    with (
+    async with (
         Acceptor(listener, taken_by("ahead"), ahead, most=1000),
         Acceptor(listener.dup(), taken_by("behind"), behind, most=1000),
     ):
@@ -126,7 +126,7 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
 async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()
-    with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
         assert await greet(listener) == b"hello"
     assert time.monotonic() - began >= 0.9
 
@@ -134,17 +134,37 @@ async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
 async def test_nothing_is_taken_after_the_block() -> None:
     listener = listening(socket.socket())
     address = listener.getsockname()
-    with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
+
+
+async def test_a_connection_that_was_taken_last_is_with_its_protocol_after_the_block() -> None:
+    made: list[Greeting] = []
+
+    def make() -> Greeting:
+        made.append(Greeting())
+        return made[-1]
+
+    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    with socket.create_connection(listener.getsockname()) as client:
+        async with Acceptor(listener, make, counts, most=1000):
+            while not counts.held:
+                await asyncio.sleep(0)
+            assert not made
+        assert len(made) == counts.held == 1
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        client.setblocking(False)
+        async with asyncio.timeout(5):
+            assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
 
 
 async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
-    with Acceptor(listener, Greeting, counts, most=2):
+    async with Acceptor(listener, Greeting, counts, most=2):
         for _ in range(2):
             assert await greet(listener) == b"hello"
         third = asyncio.create_task(greet(listener))

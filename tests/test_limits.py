@@ -18,7 +18,7 @@ from aiohttp import web
 from service.api import server
 from service.api.app import create_app
 from service.api.bodies import MAX_JSON_BYTES, MAX_LINES_AROUND_PARTS, MAX_PART_HEADERS
-from service.api.protocol import Runner
+from service.api.protocol import UNREAD_S, Runner
 from service.downloads.origins import MAX_URL_LENGTH
 from service.errors import CATALOGUE
 from service.ids import MAX_IDS
@@ -51,6 +51,8 @@ def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
     assert json_row.startswith(f"{MAX_JSON_BYTES} bytes,")
     [time_row] = [most for what, most in rows.items() if what.startswith("Time until a request's head is complete")]
     assert time_row == f"{server.KEEPALIVE_S} s"
+    [unread_row] = [most for what, most in rows.items() if what.startswith("Time in which a client takes nothing")]
+    assert unread_row == f"{UNREAD_S} s"
     assert f"raised to {server.MOST_DESCRIPTORS} where" in rows["Connections of one process"]
     for name in re.findall(r"`DAGUERRE_(\w+)`", "".join(rows.values())):
         assert name.lower() in Settings.model_fields

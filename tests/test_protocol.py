@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from service.api.app import create_app
@@ -271,3 +276,133 @@ async def test_a_key_in_the_place_of_the_request_id_is_not_taken_up(port: int, t
     )
     out, err = capfd.readouterr()
     assert tenant.key not in headers["x-request-id"] + out + err
+
+
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+DOCUMENT_AND_CLOSE = DOCUMENT[:-2] + b"Connection: close\r\n\r\n"
+Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
+Play = Callable[[Scene], None]
+
+
+@asynccontextmanager
+async def serving_in_small_pieces(settings: Settings) -> AsyncIterator[tuple[Runner, socket.socket]]:
+    """A server and a client that is connected to it, between whom the system holds next to nothing."""
+    runner = Runner(
+        create_app(settings), access_log=None, keepalive_timeout=0.2, unread_timeout=0.5, shutdown_timeout=5
+    )
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await web.SockSite(runner, listener).start()
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        try:
+            yield runner, client
+        finally:
+            await runner.cleanup()
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest, settings: Settings) -> Play:
+    """Runs a scene between a server and its client, in each of the event loops."""
+
+    async def run(scene: Scene) -> None:
+        async with asyncio.timeout(15), serving_in_small_pieces(settings) as (runner, client):
+            await scene(runner, client)
+
+    def play(scene: Scene) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(run(scene))
+
+    return play
+
+
+async def stalled(runner: Runner) -> HttpConnection:
+    """The one connection, once an answer waits for its client."""
+    async with asyncio.timeout(5):
+        while True:
+            for connection in runner.draining_server.connections:
+                assert isinstance(connection, HttpConnection)
+                if connection.writing_paused:
+                    return connection
+            await asyncio.sleep(0.01)
+
+
+async def read_all(client: socket.socket, *, pause_s: float = 0) -> bytes:
+    received = bytearray()
+    while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
+        received += piece
+        await asyncio.sleep(pause_s)
+    return bytes(received)
+
+
+def is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return len(body) == int(head.lower().partition(b"content-length: ")[2].split()[0])
+
+
+@pytest.mark.parametrize("requests", [DOCUMENT * 1000, DOCUMENT_AND_CLOSE], ids=["many", "last"])
+def test_a_client_that_reads_no_answer_is_left_after_a_while(
+    play: Play, requests: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, requests))
+        connection = await stalled(runner)
+        began = time.monotonic()
+        await asyncio.sleep(0.3)
+        assert connection.is_busy()
+        assert len(connection._messages) <= 32
+        assert connection.transport is not None
+        assert 0 < connection.transport.get_write_buffer_size() < 200_000  # one answer
+        while runner.draining_server.connections:
+            await asyncio.sleep(0.01)
+        assert 0.4 < time.monotonic() - began < 2
+        with pytest.raises(ConnectionResetError):
+            await read_all(client)
+        await asyncio.wait([sending])
+        sending.exception()
+
+    play(scene)
+    out, _ = capfd.readouterr()
+    assert out.count("connection.unread") == 1
+    assert "Traceback" not in out
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_answer(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        began = time.monotonic()
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
+        assert is_whole(await read_all(client, pause_s=0.03))
+        assert time.monotonic() - began > 0.7  # longer than a client may pause
+
+    play(scene)
+
+
+def test_a_drain_waits_until_an_answer_is_read(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
+        await stalled(runner)
+        server = runner.draining_server
+        draining = asyncio.create_task(server.drain(linger_s=0, timeout_s=10))
+        await asyncio.sleep(0.2)
+        assert not draining.done()
+        assert server.count_under_way() == 1
+        reading = asyncio.create_task(read_all(client))
+        await draining
+        await runner.cleanup()
+        assert is_whole(await reading)
+
+    play(scene)
+
+
+def test_a_drain_ends_on_time_beside_a_client_that_reads_nothing(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
+        await stalled(runner)
+        began = time.monotonic()
+        await runner.draining_server.drain(linger_s=0, timeout_s=0.1)
+        await runner.cleanup()
+        assert time.monotonic() - began < 2
+
+    play(scene)

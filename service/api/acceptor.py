@@ -23,7 +23,8 @@ _TELL_AGAIN_S = 60
 
 
 class Acceptor:
-    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`.
+    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`. All that were taken are
+    with their protocols after the block.
 
     An event loop's own server takes all that wait at once, whatever the other processes hold. While it holds `most`
     it takes none, so that files and the database can still be opened.
@@ -46,15 +47,17 @@ class Acceptor:
         self._resume: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[object]] = set()
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept_in_turn)
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._loop.remove_reader(self._listener)
         if self._resume is not None:
             self._resume.cancel()
         self._listener.close()
+        if self._opening:
+            await asyncio.wait(self._opening)
 
     def _accept_in_turn(self) -> None:
         if self._counts.is_ahead():

@@ -8,9 +8,14 @@ private to aiohttp 3.14; tests/test_protocol.py holds them.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
+import socket
+import struct
+import termios
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 import structlog
 from aiohttp import StreamReader, web
@@ -27,18 +32,79 @@ from service.processes.connection_counts import ConnectionCounts
 log = structlog.get_logger("service.api")
 
 _LOOK_S = 0.05
+# For so long a client may take nothing of an answer. It is looked at several times meanwhile, to end soon after.
+UNREAD_S = 30
+_LOOKS = 6
 
 # Bounded, so that it costs nothing on a stream of letters.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
 
 
 class HttpConnection(RequestHandler):
-    __slots__ = ("_body", "_head_begun")
+    __slots__ = ("_body", "_connection", "_head_begun", "_next_look", "_unread_s")
 
-    def __init__(self, manager: Server, **options: Any) -> None:
+    def __init__(self, manager: Server, *, unread_timeout: float = UNREAD_S, **options: Any) -> None:
         super().__init__(manager, **options)
         self._body: StreamReader = EMPTY_PAYLOAD
         self._head_begun = False
+        self._connection: asyncio.Transport | None = None  # aiohttp forgets its own before all is sent
+        self._next_look: asyncio.TimerHandle | None = None
+        self._unread_s = unread_timeout
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connection = cast("asyncio.Transport", transport)
+        # Writing is paused from the first byte that the system does not take: so one answer at most waits for its
+        # client, and whatever waits is watched.
+        self._connection.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_looking()
+        self._connection = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self._count_unread(), self._loop.time())
+
+    def resume_writing(self) -> None:
+        self._stop_looking()
+        super().resume_writing()
+
+    def _look_again(self, unread: int, moved_at: float) -> None:
+        self._next_look = self._loop.call_later(self._unread_s / _LOOKS, self._look, unread, moved_at)
+
+    def _stop_looking(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+
+    def _look(self, before: int, moved_at: float) -> None:
+        """End the connection of a client that has taken nothing for too long; `close` would wait for it for ever."""
+        unread, now = self._count_unread(), self._loop.time()
+        if unread < before:
+            moved_at = now
+        if now - moved_at < self._unread_s:
+            self._look_again(unread, moved_at)
+        else:
+            log.info("connection.unread", bytes=unread)
+            self.abort()
+
+    def _count_unread(self) -> int:
+        """Bytes that wait here, or in the system for the other side to confirm them, where it tells."""
+        assert self._connection is not None  # noqa: S101 - there is one to be paused
+        waiting = bytes(struct.calcsize("i"))
+        with suppress(OSError):
+            waiting = fcntl.ioctl(self._connection.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        return self._connection.get_write_buffer_size() + int(struct.unpack("i", waiting)[0])
+
+    def abort(self) -> None:
+        """Its request is cancelled, as where the client has left, and the system drops what it holds of the answer."""
+        if self._connection is not None:
+            with suppress(OSError):
+                linger = struct.pack("ii", 1, 0)
+                self._connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._connection.abort()
 
     def data_received(self, data: bytes) -> None:
         """Upper-case the method of a request (the API's samples have `curl -X get`), never a byte of a body."""
@@ -58,7 +124,7 @@ class HttpConnection(RequestHandler):
                 body.set_exception(RequestPayloadError("malformed body"))
 
     def is_busy(self) -> bool:
-        return self._current_request is not None or bool(self._messages)
+        return self._current_request is not None or bool(self._messages) or self.writing_paused
 
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
@@ -149,6 +215,9 @@ class DrainingServer(Server):
         await asyncio.sleep(linger_s)
         while self.count_under_way() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of an end
             await asyncio.sleep(_LOOK_S)
+        for connection in self.connections:
+            if isinstance(connection, HttpConnection) and connection.writing_paused:
+                connection.abort()  # aiohttp would wait for what its client does not read
 
 
 class Runner(web.AppRunner):

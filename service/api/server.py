@@ -15,7 +15,7 @@ import uvloop
 from service import logs
 from service.api.acceptor import Acceptor
 from service.api.app import create_app
-from service.api.protocol import Runner
+from service.api.protocol import UNREAD_S, Runner
 from service.metrics import metrics
 from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings
@@ -57,6 +57,7 @@ async def _serve(settings: Settings, listener: socket.socket, counts: Connection
         create_app(settings),
         access_log=None,
         keepalive_timeout=KEEPALIVE_S,
+        unread_timeout=UNREAD_S,
         max_line_size=MAX_LINE_BYTES,
         max_field_size=MAX_LINE_BYTES,
         max_headers=MAX_HEADERS,
@@ -67,7 +68,7 @@ async def _serve(settings: Settings, listener: socket.socket, counts: Connection
     try:
         server = runner.draining_server
         server.counts = counts
-        with Acceptor(listener, server, counts, most=most_connections(settings, raise_descriptors())):
+        async with Acceptor(listener, server, counts, most=most_connections(settings, raise_descriptors())):
             log.info("api.listening", address=listener.getsockname())
             await stopping.wait()
             log.info("api.draining", requests=server.count_under_way())
