@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ import pytest
 from service import jobs
 from service.settings import Settings
 from tests.conftest import Tenant
-from tests.daguerre_processes import Daguerre, Part, processes_of, stop_process, until
+from tests.daguerre_processes import Client, Daguerre, Part, processes_of, stop_process, until
 from tests.processes import is_alive
 from tests.samples import jpeg
 from tests.test_cli import daguerre as run_command
@@ -175,3 +176,52 @@ async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> 
     assert await queue.count_workers() == 3
     assert [await queue.count_workers(host=host) for host in ("a", "b", "")] == [1, 2, 0]
     await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_process_without_descriptors_serves_those_it_has_and_others_later(
+    daguerre: Daguerre, settings: Settings
+) -> None:
+    serve = daguerre.start_api()
+    await serve.told("api.listening")
+    async with daguerre.connect(keep_alive=True) as early:
+        assert (await early.get("/v1/account")).status == 200
+        used = count_descriptors(serve.pid)
+        resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
+        opened = [await asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(6)]
+        await serve.told("api.cannot_accept")
+
+        before = cpu_s(serve.pid)
+        await assert_has_no_file(early, jpeg())
+        assert (await early.get("/v1/account")).shown["num_images"] == 0
+        await asyncio.sleep(1.2)
+        assert cpu_s(serve.pid) - before < 0.5
+        assert serve.log.read_text().count("api.cannot_accept") == 1  # though it has looked again
+        await assert_has_no_file(early, jpeg() + bytes(600_000))  # one that is opened early
+        assert list((settings.storage_folder / "incoming").iterdir()) == []
+
+        for _, writer in opened[:2]:
+            writer.close()
+        for reader, writer in opened[2:]:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(5):
+                assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+    assert "Traceback" not in serve.log.read_text()
+    serve.send(signal.SIGTERM)
+    assert await serve.exit_code() == 0
+
+
+async def assert_has_no_file(client: Client, body: bytes) -> None:
+    answer = await client.upload(body)
+    assert (answer.status, answer.code) == (503, "storage-unavailable")
+    assert answer.headers["Retry-After"]
+    assert answer.seconds < 1
+
+
+def count_descriptors(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def cpu_s(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -42,7 +42,7 @@ class Acceptor:
         self._make_connection = make_connection
         self._counts = counts
         self._most = most
-        self._told_at = -math.inf
+        self._told_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[object]] = set()
@@ -75,14 +75,14 @@ class Acceptor:
 
     def _accept(self) -> None:
         if self._counts.held >= self._most:
-            self._tell_full()
+            self._tell("api.full", connections=self._counts.held)
             self._pause(_FULL_PAUSE_S)
             return
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                log.warning("api.cannot_accept", error=repr(error))
+                self._tell("api.cannot_accept", error=repr(error))
                 self._pause(_EXHAUSTED_PAUSE_S)
             return  # else another process took it, or the client has gone
         self._counts.add(1)
@@ -90,11 +90,11 @@ class Acceptor:
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
 
-    def _tell_full(self) -> None:
+    def _tell(self, event: str, **fields: object) -> None:
         now = self._loop.time()
-        if now - self._told_at > _TELL_AGAIN_S:
-            self._told_at = now
-            log.warning("api.full", connections=self._counts.held)
+        if now - self._told_at.get(event, -math.inf) > _TELL_AGAIN_S:
+            self._told_at[event] = now
+            log.warning(event, **fields)
 
     async def _open(self, connection: socket.socket) -> None:
         connection.setblocking(False)
