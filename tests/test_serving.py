@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -119,6 +120,27 @@ async def test_sigterm_lets_a_running_upload_finish_and_takes_no_other(
     told.set()
     assert await uploading == 200
     assert await serve.exit_code() == 0
+
+
+@pytest.mark.settings(drain_s=0.2)
+async def test_a_client_that_never_ends_its_body_does_not_keep_a_process_from_stopping(
+    daguerre: Daguerre, serve: Part, settings: Settings
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield bytes(500_000)
+        await asyncio.Event().wait()
+
+    uploading = asyncio.create_task(send(daguerre, body()))
+    incoming = settings.storage_folder / "incoming"
+    await until(lambda: list(incoming.iterdir()))
+    began = time.monotonic()
+    serve.send(signal.SIGTERM)
+    assert await serve.exit_code() == 0
+    assert time.monotonic() - began < settings.drain_s + 4  # then their supervisor would have killed it
+    assert serve.log.read_text().count('"api.stopped"') == 2
+    assert list(incoming.iterdir()) == []
+    with pytest.raises(aiohttp.ClientError):
+        await uploading
 
 
 async def send(daguerre: Daguerre, body: AsyncIterator[bytes]) -> int:
