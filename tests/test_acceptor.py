@@ -160,6 +160,19 @@ async def test_a_connection_that_was_taken_last_is_with_its_protocol_after_the_b
             assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
 
 
+async def test_connections_that_wait_at_the_end_of_the_block_are_taken() -> None:
+    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    address = listener.getsockname()
+    with socket.create_connection(address) as one, socket.create_connection(address) as other:
+        async with Acceptor(listener, Greeting, counts, most=1000):
+            pass
+        assert counts.held == 2
+        for client in (one, other):
+            client.setblocking(False)
+            async with asyncio.timeout(5):
+                assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
+
+
 async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

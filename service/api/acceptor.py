@@ -23,8 +23,9 @@ _TELL_AGAIN_S = 60
 
 
 class Acceptor:
-    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`. All that were taken are
-    with their protocols after the block.
+    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`.
+
+    Its end takes those that wait. All that were taken are with their protocols after the block.
 
     An event loop's own server takes all that wait at once, whatever the other processes hold. While it holds `most`
     it takes none, so that files and the database can still be opened.
@@ -53,6 +54,9 @@ class Acceptor:
 
     async def __aexit__(self, *_: object) -> None:
         self._loop.remove_reader(self._listener)
+        # Clients that wait would be reset, where no other process goes on with the socket.
+        while self._counts.held < self._most and self._take():
+            pass
         if self._resume is not None:
             self._resume.cancel()
         self._listener.close()
@@ -78,17 +82,22 @@ class Acceptor:
             self._tell("api.full", connections=self._counts.held)
             self._pause(_FULL_PAUSE_S)
             return
+        self._take()
+
+    def _take(self) -> bool:
+        """Whether there was one to take."""
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._tell("api.cannot_accept", error=repr(error))
                 self._pause(_EXHAUSTED_PAUSE_S)
-            return  # else another process took it, or the client has gone
+            return False  # else another process took it, or the client has gone
         self._counts.add(1)
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
+        return True
 
     def _tell(self, event: str, **fields: object) -> None:
         now = self._loop.time()

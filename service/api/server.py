@@ -26,7 +26,7 @@ log = structlog.get_logger("service.api")
 _DISK_THREADS = 32
 # How long an idle connection stays open for a request that may be on its way when the drain begins.
 _LINGER_S = 0.5
-# aiohttp waits twice so long for what the drain has waited for already. A supervisor kills five seconds after the drain.
+# aiohttp waits twice so long for what the drain has waited for already. A supervisor kills 5 s after the drain.
 _CUT_OFF_S = 1
 # Until a request's head is complete, from the beginning of the connection or from the answer before.
 KEEPALIVE_S = 75
