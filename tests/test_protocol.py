@@ -399,7 +399,7 @@ def test_a_drain_waits_until_an_answer_is_read(play: Play) -> None:
 def test_a_drain_ends_on_time_beside_a_client_that_reads_nothing(play: Play) -> None:
     async def scene(runner: Runner, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
-        await stalled(runner)
+        (await stalled(runner))._unread_s = 60  # so that the drain's time is up first
         began = time.monotonic()
         await runner.draining_server.drain(linger_s=0, timeout_s=0.1)
         await runner.cleanup()
