@@ -18,7 +18,7 @@ UPLOADS = 64
 WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # a tenth less may come out
 MOST_MB = 150
 _PATIENCE_S = 60
-_LEAST_S = 5 / 64  # an upload, for all to arrive and the first to be answered, on a slow machine too
+_LEAST_S, _UPLOAD_S = 2, 5 / 64  # for all to arrive and the first to be answered, on a slow machine too
 
 
 def run(
@@ -46,7 +46,8 @@ def run(
         print("|---|---|---|---|---|")
         print(_row("start", 0, usage.by_part(subject.roots)))
         for turn in range(1, rounds + 1):
-            load = wrk.send(requests, subject.port, connections=count, seconds=max(seconds, count * _LEAST_S))
+            length_s = max(seconds, _LEAST_S, count * _UPLOAD_S)
+            load = wrk.send(requests, subject.port, connections=count, seconds=length_s)
             _wait_idle(subject.port)
             used = usage.by_part(subject.roots)
             print(_row(str(turn), load.requests, used))
