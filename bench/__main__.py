@@ -50,7 +50,9 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         "--work", default="", help="of growth: only work whose name begins with one of these (with ; between)"
     )
     parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
-    parser.add_argument("--uploads", type=int, default=storm.UPLOADS, help=f"of storm: at once ({storm.UPLOADS})")
+    parser.add_argument(
+        "--uploads", type=int, help=f"of memory and storm: at once ({memory.UPLOADS} and {storm.UPLOADS})"
+    )
     parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow ones ({slow.CLIENTS})")
     options = parser.parse_args(arguments)
     # Not choices: argparse of Python 3.11 holds the default of a list against them as if it were one row.
@@ -66,7 +68,8 @@ def main() -> None:
     own: dict[str, dict[str, Any]] = {
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
         "workers": {"count": options.jobs},
-        "storm": {"count": options.uploads},
+        "memory": {"count": options.uploads or memory.UPLOADS},
+        "storm": {"count": options.uploads or storm.UPLOADS},
         "slow": {"clients": options.clients},
     }
     try:

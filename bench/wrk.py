@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +67,23 @@ def send(requests: Requests, port: int, *, connections: int, seconds: float) -> 
         }
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s", "-s", str(_SCRIPT)]
         before = os.times()
-        done = subprocess.run(
-            ["wrk", *options, f"http://127.0.0.1:{port}/"], env=env, capture_output=True, text=True, check=False
-        )
+        code, printed, complaints = _run(["wrk", *options, f"http://127.0.0.1:{port}/"], env, seconds)
         after = os.times()
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
-        raise BenchError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    if code != 0 or not lines:
+        raise BenchError(f"wrk failed: {complaints.strip() or printed.strip()}")
     said = json.loads(lines[-1])
     if said["wrong"] or said["broken"] or not said["requests"]:
         raise BenchError(f"{said['wrong']} wrong answers, {said['broken']} broken connections: {said['example']}")
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return Load(said["requests"], said["seconds"], said["p50_ms"], said["p99_ms"], cpu_s)
+
+
+def _run(argv: Sequence[str], env: Mapping[str, str], seconds: float) -> tuple[int, str, str]:
+    """wrk counts whole seconds; it also ends, and prints what it has, when it is interrupted."""
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if seconds < 1:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+        printed, complaints = process.communicate()
+    return process.returncode, printed, complaints

@@ -37,7 +37,7 @@ async def until(look: Callable[[], Any], timeout_s: float = 20) -> Any:
                 found = await found
             if found:
                 return found
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)

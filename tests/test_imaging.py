@@ -305,7 +305,7 @@ def test_an_svg_root_is_found_behind_what_may_precede_it(mark: bytes) -> None:
 # The preview
 
 
-@pytest.mark.parametrize("size", [(3000, 2000), (48, 48), (640, 480), (500, 33), (10_000, 1), (1, 10_000), (1, 1)])
+@pytest.mark.parametrize("size", [(1500, 1000), (48, 48), (640, 480), (500, 33), (10_000, 1), (1, 10_000), (1, 1)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_a_preview_fits_and_keeps_the_aspect(probe: ProbeBytes, form: str, size: tuple[int, int]) -> None:
     found = probe(pictures.encode(form, pictures.landscape(*size)))

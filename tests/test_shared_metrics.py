@@ -190,9 +190,9 @@ def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> Non
         with up(place / "data", "--workers", "2", given={"DAGUERRE_METRICS_PORT": "9"}) as started:
             key, sample = started.told(r"Key +(\w{40})"), started.sample
             assert started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200
-            shown = Scrape(started.get("/metrics")[1])
-            assert shown.value("daguerre_probe_duration_seconds_count") == 1
-            assert shown.value("daguerre_workers") == 2
+            assert Scrape(started.get("/metrics")[1]).value("daguerre_probe_duration_seconds_count") == 1
+            # It is ready with its first worker.
+            wait_for(lambda: Scrape(started.get("/metrics")[1]).value("daguerre_workers") == 2)
             files = Settings(data=place / "data").metrics_folder
             wait_for(lambda: len(list(files.glob("*.lock"))) == 4)
         assert not files.exists()

@@ -33,6 +33,8 @@ log = structlog.get_logger("worker")
 # Without a bell the queue is looked at this often: for cron jobs, for the jobs of workers that died, and for tokens
 # that were lost.
 _LOOK_S = 1.0
+# A burst does not wait for the bell, since it ends once the queue is empty.
+_BURST_DELAY_S = 0.01
 _RECONNECT_S = 0.5
 # A job belongs to its worker for this long, renewed at every look: the jobs of a worker that was killed run elsewhere
 # after some seconds, not after the longest time limit of all functions as arq has it.
@@ -108,7 +110,7 @@ class DoorbellWorker(Worker):
         places: Callable[[], int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, poll_delay=0, **kwargs)
+        super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
         self._bell = bell
         self._alive_key = alive_key
         self._places = places or (lambda: self.max_jobs)

@@ -14,14 +14,21 @@ from bench import turns, usage, wrk
 from bench.photographs import render
 from bench.subjects import daguerre
 
-CONNECTIONS = 64
+UPLOADS = 64
 WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # a tenth less may come out
 MOST_MB = 150
 _PATIENCE_S = 60
-_LEAST_S = 5  # for 300 MB to arrive and the first to be answered, on a slow machine too
+_LEAST_S, _UPLOAD_S = 2, 5 / 64  # for all to arrive and the first to be answered, on a slow machine too
 
 
-def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
+def run(
+    folder: Path,
+    *,
+    rounds: int,
+    seconds: float,
+    sizes: Sequence[str],  # noqa: ARG001 - one size
+    count: int = UPLOADS,
+) -> None:
     body = folder / "upload.jpg"
     body.write_bytes(render(WIDTH, HEIGHT, BYTES))
     # The longest wait, so that a slow machine answers as a fast one does.
@@ -32,14 +39,15 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             method="POST",
             body=body,
         )
-        print(f"\nMemory under {CONNECTIONS} uploads at once: {body.stat().st_size / 1e6:.1f} MB each\n")
+        print(f"\nMemory under {count} uploads at once: {body.stat().st_size / 1e6:.1f} MB each\n")
         print(
             "| turn | uploads | API: peak so far MB | API: after the turn MB | peak MB of the largest libvips, worker |"
         )
         print("|---|---|---|---|---|")
         print(_row("start", 0, usage.by_part(subject.roots)))
         for turn in range(1, rounds + 1):
-            load = wrk.send(requests, subject.port, connections=CONNECTIONS, seconds=max(seconds, _LEAST_S))
+            length_s = max(seconds, _LEAST_S, count * _UPLOAD_S)
+            load = wrk.send(requests, subject.port, connections=count, seconds=length_s)
             _wait_idle(subject.port)
             used = usage.by_part(subject.roots)
             print(_row(str(turn), load.requests, used))

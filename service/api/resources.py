@@ -17,7 +17,8 @@ from service.batches import Batcher, running
 from service.buckets import RateLimiter
 from service.database import Database
 from service.downloads.origins import Origins, OriginTimeouts
-from service.images.lookups import Wanted, find_together
+from service.errors import ServiceError
+from service.images.lookups import Wanted, find_together, is_any_stored
 from service.images.records import Image
 from service.ingest import Ingest, accept
 from service.jobs import JobQueue
@@ -64,11 +65,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Connect to everything; tasks and connections end with the block."""
     timeouts = OriginTimeouts()
     storage = DiskStorage(settings.storage_folder)
-    await asyncio.to_thread(storage.prepare)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
+        await _prepare(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         accepting = Batcher(partial(accept, database, storage))
@@ -105,3 +106,20 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             # An origin's own time-outs come first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
         )
+
+
+async def _prepare(storage: DiskStorage, database: Database) -> None:
+    """Make the folders, but not beside rows of images: a disk that is not mounted must not look like a new one."""
+    if await asyncio.to_thread(storage.is_new):
+        try:
+            async with database.connection() as connection:
+                stored = await is_any_stored(connection)
+        except ServiceError as error:
+            raise storage.unusable("it is empty, and PostgreSQL is away that knows if it should be") from error
+        # Looked at again, since another process may have made them and stored an image meanwhile.
+        if stored and await asyncio.to_thread(storage.is_new):
+            raise storage.unusable(
+                "Daguerre's folders are not there, though images are stored: mount that disk, or restore the files"
+                " (to give them up, make a folder `incoming` there)"
+            )
+    await asyncio.to_thread(storage.prepare)

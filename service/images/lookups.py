@@ -64,3 +64,10 @@ def require_all(asked: Sequence[ImageId], found: Container[ImageId], code: str) 
     for image_id in asked:
         if image_id not in found:
             raise ServiceError(code, f"There is no image {image_id} in your account; nothing was changed.")
+
+
+async def is_any_stored(connection: Connection) -> bool:
+    """Also where there are no tables yet."""
+    if await connection.fetchval("select to_regclass('images') is null"):
+        return False
+    return bool(await connection.fetchval("select exists (select from images where state <> 'failed')"))

@@ -150,8 +150,18 @@ class DiskStorage:
                 self._shard(shard).mkdir(exist_ok=True)
             _sync_directory(self._root)
         except OSError as error:
-            raise self._unusable((error.strerror or str(error)).lower()) from error
+            raise self.unusable((error.strerror or str(error)).lower()) from error
         self.require()
+
+    def is_new(self) -> bool:
+        """Whether the folders were never made; or are on a disk that is not mounted. Blocks."""
+        try:
+            self._incoming.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass  # `prepare` will tell
+        return False
 
     def require(self, *, wait_s: float = 0) -> None:
         """Raises SettingsError where the folders cannot be written, or where no API process makes them in time.
@@ -165,14 +175,14 @@ class DiskStorage:
                 break
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
-                    raise self._unusable("Daguerre's folders are not there; `daguerre serve` makes them") from None
+                    raise self.unusable("Daguerre's folders are not there; `daguerre serve` makes them") from None
             except OSError as error:
-                raise self._unusable((error.strerror or str(error)).lower()) from error
+                raise self.unusable((error.strerror or str(error)).lower()) from error
             time.sleep(0.1)
         if not os.access(self._incoming, os.W_OK | os.X_OK):
-            raise self._unusable(f"user {os.geteuid()} may not write to it")
+            raise self.unusable(f"user {os.geteuid()} may not write to it")
 
-    def _unusable(self, reason: str) -> SettingsError:
+    def unusable(self, reason: str) -> SettingsError:
         return SettingsError(f"DAGUERRE_STORAGE (or DAGUERRE_DATA): {self._root} cannot be used: {reason}")
 
     def path(self, image_id: ImageId) -> Path:
