@@ -112,7 +112,8 @@ class TestContent:
         told = await verify(settings, repair=True)
         assert not told.is_well
         assert told.problems == [f"image {ID}: its file is missing"]
-        assert told.summary.endswith("1 problems, 0 of them mended.")
+        assert told.summary.startswith("1 image, ")
+        assert told.summary.endswith(": 1 problem, 0 of them mended.")
         told = await verify(settings, drop_missing=True)
         assert told.is_well
         assert told.problems == [f"image {ID}: its file is missing; deleted"]
@@ -324,7 +325,7 @@ class TestCommand:
         assert (done.returncode, done.stderr) == (1, "")
         assert done.stdout.splitlines() == [
             f"file {path}: no image belongs to it",
-            "0 images, 0 bytes: 1 problems, 0 of them mended.",
+            "0 images, 0 bytes: 1 problem, 0 of them mended.",
         ]
         assert self.run(settings, "--repair").returncode == 0
         done = self.run(settings, "--quick")

@@ -46,11 +46,14 @@ async def verify(
                 tell(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
     finally:
         await redis.aclose(close_connection_pool=True)
-    looked_at = (
-        f"{verification.seen_images} images, {readable(verification.seen_bytes)}{'' if read else ', sizes only'}"
-    )
-    tell(f"{looked_at}: {f'{found} problems, {mended} of them mended' if found else 'all is well'}.")
+    images, problems = _count(verification.seen_images, "image"), _count(found, "problem")
+    looked_at = f"{images}, {readable(verification.seen_bytes)}{'' if read else ', sizes only'}"
+    tell(f"{looked_at}: {f'{problems}, {mended} of them mended' if found else 'all is well'}.")
     return mended == found
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 async def _check_all(verification: Verification, expected: Mapping[ImageId, bytes]) -> AsyncIterator[Problem]:
