@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from service.probes import Rejected
 from tests.processes import is_alive
@@ -268,6 +270,47 @@ async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_bla
         await lost
     assert [found.width for found in await asyncio.gather(before, *after)] == [120] * 5
     await children.end()
+
+
+async def test_the_log_names_the_picture_that_a_child_was_lost_at(picture: str, endless: str, tmp_path: Path) -> None:
+    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+
+    async def probe(path: str, image_id: str) -> None:
+        with structlog.contextvars.bound_contextvars(image_id=image_id):
+            await children.probe(path)
+
+    for _ in range(40):  # they are quick, so it is given many at a time
+        await children.probe(picture)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        before = asyncio.create_task(probe(picture, "before"))
+        with pytest.raises(ChildLost):
+            await probe(endless, "endless")
+        await before
+    assert [(line["event"], line["image_id"]) for line in logs] == [("child.lost", "endless")]
+    await children.end()
+
+
+async def test_what_a_child_printed_over_one_picture_is_not_said_of_the_next(
+    picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chatty = tmp_path / "python"
+    chatty.write_text(f'#!/bin/sh\nprintf noise >&2\nexec "{sys.executable}" "$@"\n')
+    chatty.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(chatty))
+    process = ChildProcess(tmp_path, 5)
+    await process.start()
+    assert process.last_words() == "noise"
+    os.write(process_stderr(process), b"more noise")
+    process.send(ProbeRequest([picture], 1_000_000))
+    await process.receive()
+    assert process.last_words() == ""
+    await process.end()
+
+
+def process_stderr(process: ChildProcess) -> int:
+    """The child's own end of the pipe, opened once more."""
+    return os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY)
 
 
 async def test_a_child_is_given_one_picture_at_a_time_where_they_take_long(children: Children, picture: str) -> None:

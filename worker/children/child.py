@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -30,8 +31,11 @@ class ChildLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """`context` is who asks, for the log: one task works on the questions of many."""
+
     request: ProbeRequest
     finding: asyncio.Future[Finding]
+    context: Context = field(default_factory=copy_context)
 
 
 class Child:
@@ -134,12 +138,13 @@ class Child:
         said = self.process.last_words()
         exit_code = await self.process.end()
         waited = computed_s is not None and computed_s - self._computed_s < _WAITING_SHARE * self._timeout_s
+        asking = self._questions[0].context
         if isinstance(error, TimeoutError) and waited:
-            log.warning("child.waited", exit_code=exit_code, said=said)
+            asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
             self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - began)
         else:
             metrics.child_crashes.inc()
-            log.warning("child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
+            asking.run(log.warning, "child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
             self._settle(ChildLost(), time.monotonic() - began)
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:

@@ -71,16 +71,20 @@ class ChildProcess:
     async def receive(self) -> Answer:
         """Raises IncompleteReadError or ConnectionError where the process died."""
         assert self._process is not None  # noqa: S101 - what start made
-        return await _receive(self._process)
+        answer = await _receive(self._process)
+        self._read_printed()  # over that picture, and not the one that it may be lost at
+        return answer
 
     def last_words(self) -> str:
-        """The end of what it has printed, on one line; until `end`."""
-        printed = b""
+        """The end of what it has printed since its last answer, on one line; until `end`."""
+        words = self._read_printed()[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        return "".join(letter if letter.isprintable() else " " for letter in words).strip()  # nothing for a terminal
+
+    def _read_printed(self) -> bytes:
         with suppress(BlockingIOError):  # nothing
             if self._printed is not None:
-                printed = os.read(self._printed, 1 << 16)
-        words = printed[-_LAST_WORDS_BYTES:].decode(errors="replace")
-        return "".join(letter if letter.isprintable() else " " for letter in words).strip()  # nothing for a terminal
+                return os.read(self._printed, 1 << 16)
+        return b""
 
     async def end(self) -> int | None:
         """Returns once it is dead, or leaves it behind if it does not die soon: its exit code, if there is one."""
