@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import struct
 import zlib
@@ -194,6 +196,63 @@ def _solid_png(side: int) -> bytes:
     return out.getvalue()
 
 
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def svg_showing(uri: str, before: str = "") -> bytes:
+    return svg(f'<image width="96" height="64" xlink:href="{uri}"/>', before=before)
+
+
+def pictures_too_large_in_svgs() -> dict[str, bytes]:
+    """Ways to say the same."""
+    data = pictures.png_header(30_000, 30_000)
+    uri = data_uri(data)
+    plain, coded = svg_showing(uri), base64.b64encode(data).decode()
+    return {
+        "PNG": plain,
+        "JPEG": svg_showing(data_uri(jpeg_sized(60_000, 60_000), "image/jpeg")),
+        "GIF": svg_showing(data_uri(gif(1, screen=(60_000, 60_000)), "image/gif")),
+        "WebP": svg_showing(data_uri(webp_animation((16_000, 16_000), 1), "image/webp")),
+        "AVIF": svg_showing(data_uri(heif_sized(pictures.encode("AVIF", speed=10), 90_000, 90_000), "image/avif")),
+        "five together": svg(f'<image href="{data_uri(pictures.png_header(5_000, 5_000))}"/>' * 5),
+        "another type": svg_showing(data_uri(data, "text/plain")),
+        "no type": svg_showing(f"data:;base64,{coded}"),
+        "capitals": svg_showing(f"DATA:image/png;Base64,{coded}"),
+        "white space": svg_showing("&#10; da&#9;ta:image/png;base64, " + "&#10;".join(coded[:40]) + coded[40:]),
+        "percent": svg_showing("data:image/png," + "".join(f"%{byte:02x}" for byte in data)),
+        "both": svg_showing("data:image/png;base64," + "".join(f"%{ord(letter):02x}" for letter in coded)),
+        "no padding": svg_showing(uri.rstrip("=")),
+        "a fragment": svg_showing(uri + "#a"),
+        "character references": svg_showing("".join(f"&#{ord(letter)};" for letter in uri)),
+        "an entity": svg_showing("&a;", before=f'<!DOCTYPE svg [<!ENTITY a "{uri}">]>'),
+        "an entity's element": svg(
+            "&a;", before=f'<!DOCTYPE svg [<!ENTITY a \'<image width="9" height="9" href="{uri}"/>\'>]>'
+        ),
+        "a default": svg("<image/>", before=f'<!DOCTYPE svg [<!ATTLIST image href CDATA "{uri}">]>'),
+        "an SVG in UTF-16": svg_showing(data_uri(plain.decode().encode("utf-16"), "image/svg+xml")),
+        "a filter": svg(f'<filter id="f"><feImage href="{uri}"/></filter><rect filter="url(#f)"/>'),
+        "a pattern": svg(f'<pattern id="p"><image href="{uri}"/></pattern><rect fill="url(#p)"/>'),
+        "an SVG": svg_showing(data_uri(plain, "image/svg+xml")),
+        "a packed SVG": svg_showing(data_uri(gzip.compress(plain), "image/svg+xml")),
+        "an SVG of 50 MB, packed": svg_showing(data_uri(gzip.compress(svg(" " * 50_000_000)), "image/svg+xml")),
+        "an inclusion": svg(
+            f'<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="{data_uri(plain, "text/xml")}"/>'
+        ),
+        "SVGs in SVGs": _nested_svg(plain, 12),
+        "an entity of 3 KB, often": svg(
+            " " * 200_000 + '<image href="&a;"/>' * 5_000,
+            before=f'<!DOCTYPE svg [<!ENTITY a "data:image/png,{"x" * 3_000}">]>',
+        ),
+    }
+
+
+def _nested_svg(document: bytes, times: int) -> bytes:
+    for _ in range(times):
+        document = svg_showing(data_uri(document, "image/svg+xml"))
+    return document
+
+
 # By names that start with the format's.
 BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG of 50,000 x 50,000": lambda: pictures.png_header(50_000, 50_000),
@@ -271,6 +330,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "SVG of a huge filter region": lambda: svg(
         '<filter id="f" x="-1e9" y="-1e9" width="1e10" height="1e10"><feFlood/><feTile/></filter>'
         '<rect width="96" height="64" filter="url(#f)"/>'
+    ),
+    "SVG of huge turbulence": lambda: svg(
+        '<filter id="f" x="-1e9" y="-1e9" width="1e10" height="1e10"><feTurbulence baseFrequency="9" numOctaves="9"/>'
+        '</filter><rect width="96" height="64" filter="url(#f)"/>'
+    ),
+    "SVG of a pattern of tiny tiles": lambda: svg(
+        '<pattern id="p" width="1e-6" height="1e-6" patternUnits="userSpaceOnUse"><path d="M0 0h9v9"/></pattern>'
+        '<rect width="96" height="64" fill="url(#p)"/>'
     ),
     "SVG of a huge text": lambda: svg(f'<text font-size="1e7">{"x" * 100_000}</text>'),
 }

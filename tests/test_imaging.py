@@ -142,6 +142,26 @@ def test_an_orientation_beyond_the_standard_is_none(probe: ProbeBytes) -> None:
     assert probe(pictures.encode("JPEG", exif=exif.tobytes())).orientation == 1
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_a_tiff_whose_orientation_is_none_is_upright(probe: ProbeBytes, order: str, orientation: int) -> None:
+    data = bytearray(pictures.encode("TIFF", tiffinfo={0x0112: 6}))
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    assert data.count(entry) == 1
+    at = data.index(entry)
+    data[at : at + 12] = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    if order == ">":
+        data = bytearray(pictures.exif_block(_grey_pixel(orientation), order=">"))
+    found = probe(bytes(data))
+    assert found.orientation == 1
+    assert (found.width, found.height) == ((96, 64) if order == "<" else (1, 1))
+
+
+def _grey_pixel(orientation: int) -> list[pictures.Entry]:
+    own = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 0, 274: orientation, 277: 1, 278: 1, 279: 1}
+    return [(tag, 3, 1, struct.pack(">HH", value, 0)) for tag, value in own.items()]
+
+
 def test_heic_is_turned_once_by_its_container(probe: ProbeBytes) -> None:
     found = probe(pictures.HEIC)
     assert (found.width, found.height, found.orientation) == (32, 48, 1)

@@ -16,6 +16,10 @@ _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # A file with more chunks or segments than this is no picture but an attempt to keep us busy: 0.1 s.
 _MOST_READS = 100_000
 
+_ORIENTATION = 0x0112
+# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.1 s.
+_MOST_TIFF_ENTRIES = 300_000
+
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 # Encoders write about 10. A scan that says nothing takes some bytes, and a walk over all of the picture.
@@ -165,6 +169,43 @@ def webp_has_alpha(fd: int) -> bool:
     """The flag of an extended WebP. libvips gives every animation an alpha band."""
     head = os.pread(fd, 21, 0)
     return head[12:16] == b"VP8X" and bool(head[20] & 0x10)
+
+
+def tiff_false_orientations(fd: int) -> list[tuple[int, bytes]]:
+    """Entries of any page whose orientation is not 1 to 8: where each lies, and one that says 1 to put there."""
+    head = os.pread(fd, 16, 0)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in {b"+\0", b"\0+"}
+    count_code, offset_code, entry_code = ("Q", "Q", "HHQ8s") if big else ("H", "I", "HHI4s")
+    count_bytes, offset_bytes = struct.calcsize(order + count_code), struct.calcsize(order + offset_code)
+    entry_bytes = struct.calcsize(order + entry_code)
+    upright = struct.pack(order + entry_code, _ORIENTATION, 3, 1, struct.pack(order + "H", 1))
+    stored = os.fstat(fd).st_size
+    seen: set[int] = set()
+    false = []
+    left = _MOST_TIFF_ENTRIES
+    at = int.from_bytes(head[offset_bytes : 2 * offset_bytes], "little" if order == "<" else "big")
+    while left > 0 and 0 < at < stored and at not in seen:
+        seen.add(at)
+        count = os.pread(fd, count_bytes, at)
+        if len(count) < count_bytes:
+            break
+        (entries,) = struct.unpack(order + count_code, count)
+        left -= max(entries, 1)
+        if left < 0:
+            break
+        start = at + count_bytes
+        table = os.pread(fd, entries * entry_bytes + offset_bytes, start)
+        if len(table) < entries * entry_bytes + offset_bytes:
+            break
+        for place in range(0, entries * entry_bytes, entry_bytes):
+            tag, kind, _, value = struct.unpack_from(order + entry_code, table, place)
+            if tag == _ORIENTATION:
+                code = {1: "B", 3: "H", 4: "I"}.get(kind)
+                if code is None or not 1 <= struct.unpack_from(order + code, value)[0] <= 8:
+                    false.append((start + place, upright))
+        (at,) = struct.unpack_from(order + offset_code, table, entries * entry_bytes)
+    return false
 
 
 def refuse_unreadable_heif_items(fd: int) -> None:

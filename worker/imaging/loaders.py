@@ -21,9 +21,11 @@ from worker.imaging.containers import (
     refuse_cut_gif,
     refuse_many_scans,
     refuse_unreadable_heif_items,
+    tiff_false_orientations,
     webp_frames,
     webp_has_alpha,
 )
+from worker.imaging.embedded import embedded_pixels
 from worker.imaging.exif import read_exif
 from worker.imaging.pixels import SMALL_PX, Small, fetch, reduce
 
@@ -81,7 +83,17 @@ class Picture:
 def prepare() -> None:
     """Set libvips up for untrusted files, once a process: only the loaders used here, one thread, nothing cached."""
     pyvips.operation_block_set("VipsForeignLoad", True)
-    for loader in ("JpegFile", "JpegBuffer", "PngFile", "WebpFile", "NsgifFile", "HeifFile", "TiffFile", "SvgBuffer"):
+    for loader in (
+        "JpegFile",
+        "JpegBuffer",
+        "PngFile",
+        "WebpFile",
+        "NsgifFile",
+        "HeifFile",
+        "TiffFile",
+        "TiffBuffer",
+        "SvgBuffer",
+    ):
         pyvips.operation_block_set(f"VipsForeignLoad{loader}", False)
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(1)
@@ -210,25 +222,38 @@ def load_tiff(source: Source) -> Picture:
 
 
 def _tiff(source: Source) -> Picture:
-    image = pyvips.Image.tiffload(source.path, fail_on="error", access="sequential")
+    load = _tiff_loader(source)
+    image = load()
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     source.admit(image.width, image.height, pages)
     if pages == 1:
         return _picture(image, image.width, image.height)
     try:
-        tall = pyvips.Image.tiffload(source.path, n=-1, fail_on="error", access="sequential")
+        tall = load(n=-1)
     except pyvips.Error:
-        return _unequal_pages(source, image, pages)
+        return _unequal_pages(source, load, image, pages)
     return _animation(source, tall, checked_pixels=source.max_pixels)
 
 
-def _unequal_pages(source: Source, first: pyvips.Image, pages: int) -> Picture:
+def _tiff_loader(source: Source) -> Callable[..., pyvips.Image]:
+    """libtiff reports an orientation that is none as an error too: then it is shown a copy that says 1."""
+    options = {"fail_on": "error", "access": "sequential"}
+    false = tiff_false_orientations(source.fd)
+    if not false:
+        return partial(pyvips.Image.tiffload, source.path, **options)
+    data = bytearray(Path(source.path).read_bytes())
+    for at, entry in false:
+        data[at : at + len(entry)] = entry
+    return partial(pyvips.Image.tiffload_buffer, bytes(data), **options)
+
+
+def _unequal_pages(source: Source, load: Callable[..., pyvips.Image], first: pyvips.Image, pages: int) -> Picture:
     if pages > MAX_UNEQUAL_PAGES:
         raise Rejected("too-many-pixels")
     picture = _picture(first, first.width, first.height, pages=pages)
     seen = first.width * first.height
     for page in range(1, pages):
-        image = pyvips.Image.tiffload(source.path, page=page, fail_on="error", access="sequential")
+        image = load(page=page)
         seen += image.width * image.height
         source.admit(seen, 1)
         reduce(image, None)
@@ -271,6 +296,7 @@ def load_heic(source: Source) -> Picture:
 def load_svg(source: Source) -> Picture:
     """From memory: without a base address librsvg fetches nothing that the picture refers to."""
     data = Path(source.path).read_bytes()
+    source.admit(embedded_pixels(data), 1)
     image = _svg(data, 1)
     width, height = image.width, image.height
     source.admit(width, height)
