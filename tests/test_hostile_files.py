@@ -241,12 +241,17 @@ POLYGLOTS = {
     "jpeg": pictures.encode("JPEG") + _zip(),
     "png": pictures.encode("PNG") + b"<?php system($_GET['x']); ?>",
     "webp": pictures.encode("WEBP") + b"%PDF-1.7\n%%EOF",
+    "tiff": pictures.encode("TIFF") + _zip(),
+    "avif": pictures.encode("AVIF", speed=10) + b'\0\0\0\x20free<?php system("id"); ?>\0',
+    "heic": pictures.HEIC + b"\0\0\0\x20free<script>alert(1)</script>"[:-1],
+    "svg": pictures.SVG + b"<!--\n%PDF-1.7\n1 0 obj\n%%EOF -->",
     "jpeg ": hostile.jpeg_with(hostile.segment(0xFE, b"%PDF-1.7\n1 0 obj\n<script>alert(1)</script>")),
 }
 
 
 @pytest.mark.usefixtures("worker")
 async def test_a_file_of_two_kinds_is_the_one_that_its_first_bytes_say(api: Client, tenant: Tenant) -> None:
+    assert {form.strip() for form in POLYGLOTS} == set(MIME_TYPES)
     for form, data in POLYGLOTS.items():
         for claimed in ("image/svg+xml", "application/octet-stream", "image/x-php", MIME_TYPES["heic"]):
             response = await api.post(
