@@ -284,6 +284,7 @@ async def test_the_log_names_the_picture_that_a_child_was_lost_at(picture: str, 
         await children.probe(picture)
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         before = asyncio.create_task(probe(picture, "before"))
+        await asyncio.sleep(0)  # it asks first
         with pytest.raises(ChildLost):
             await probe(endless, "endless")
         await before
@@ -301,16 +302,11 @@ async def test_what_a_child_printed_over_one_picture_is_not_said_of_the_next(
     process = ChildProcess(tmp_path, 5)
     await process.start()
     assert process.last_words() == "noise"
-    os.write(process_stderr(process), b"more noise")
+    Path(f"/proc/{process.pid}/fd/2").write_bytes(b"more noise")  # as the child would
     process.send(ProbeRequest([picture], 1_000_000))
     await process.receive()
     assert process.last_words() == ""
     await process.end()
-
-
-def process_stderr(process: ChildProcess) -> int:
-    """The child's own end of the pipe, opened once more."""
-    return os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY)
 
 
 async def test_a_child_is_given_one_picture_at_a_time_where_they_take_long(children: Children, picture: str) -> None:
