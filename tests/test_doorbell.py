@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,9 +21,10 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Worker
 
 from service import jobs
+from service.errors import ServiceError
 from service.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
 from tests.conftest import Servers
-from worker.doorbell import DoorbellWorker
+from worker.doorbell import DoorbellWorker, JobEnd
 
 Job = Callable[..., Coroutine[Any, Any, None]]
 
@@ -440,6 +442,41 @@ async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redi
         assert started == ["a", "b"]
         assert await redis.exists(in_progress_key_prefix + "a")
         assert worker.job_counter == len(worker.tasks) == 2
+
+
+async def test_a_job_whose_end_was_not_recorded_runs_again_and_its_error_is_heard(
+    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = 0
+    record = DoorbellWorker._record
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+
+    async def record_the_second_time(worker: DoorbellWorker, ends: Sequence[JobEnd]) -> list[None]:
+        if runs == 1:
+            raise ServiceError("queue-unavailable")
+        return await record(worker, ends)
+
+    monkeypatch.setattr(DoorbellWorker, "_record", record_the_second_time)
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0.1)
+
+    async with working(redis_url, job):
+        await enqueue(redis, "image01")
+        await until(lambda: runs == 1)
+        await asyncio.sleep(0.2)
+        # Its lease is over, and it is claimed, before its worker has looked at what ended.
+        await redis.delete(in_progress_key_prefix + "image01")
+        await redis.rpush(BELL, b"")  # type: ignore[misc]
+        async with asyncio.timeout(10):
+            while await redis.zcard(PROBE_QUEUE):
+                await asyncio.sleep(0.01)
+    assert runs == 2
+    gc.collect()
+    assert unheard == []
 
 
 async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, redis_url: str) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from service.accounts import list_stale, refresh_counters
 from service.database import Connection
+from service.errors import ServiceError
 from service.ids import AccountId
 from service.metrics import metrics
 from worker.resources import Resources
@@ -27,7 +28,13 @@ async def refresh_accounts(ctx: dict[str, Any]) -> None:
 
     One that cannot be refreshed keeps no other from it: in this process's next runs it comes behind all others.
     """
-    worker: Resources = ctx["resources"]
+    try:
+        await _refresh_stale(ctx["resources"])
+    except ServiceError as error:
+        log.warning("counters.put_off", error=repr(error))
+
+
+async def _refresh_stale(worker: Resources) -> None:
     time = asyncio.get_running_loop().time
     ends_at = time() + BUDGET_S
     async with worker.database.connection() as connection:

@@ -168,6 +168,7 @@ class DoorbellWorker(Worker):
     async def _take_jobs(self, *, wait: bool) -> None:
         """In one round trip, which waits for the bell first."""
         claimed = await self._claim_jobs(self._free_places(), wait=wait and not self.burst)
+        self._reap()  # a job that ended meanwhile, unrecorded, may be among those claimed
         ours = [job for job in claimed if not self._runs(job)]
         free = self._free_places()
         if len(ours) > free:

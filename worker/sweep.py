@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from service.errors import ServiceError
 from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
 from service.images.repeats import forget_expired
 from service.metrics import metrics
@@ -31,6 +32,8 @@ async def sweep(ctx: dict[str, Any]) -> None:
     for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures, _forget_keys):
         try:
             await step(worker)
+        except (ServiceError, OSError) as error:  # what it needs is away
+            log.warning("sweep.put_off", step=step.__name__, error=repr(error))
         except Exception:
             log.exception("sweep.failed", step=step.__name__)
 
