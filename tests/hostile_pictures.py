@@ -236,6 +236,10 @@ def pictures_too_large_in_svgs() -> dict[str, bytes]:
         "an SVG": svg_showing(data_uri(plain, "image/svg+xml")),
         "a packed SVG": svg_showing(data_uri(gzip.compress(plain), "image/svg+xml")),
         "an SVG of 50 MB, packed": svg_showing(data_uri(gzip.compress(svg(" " * 50_000_000)), "image/svg+xml")),
+        "SVGs of 9 MB each, packed": svg(
+            f'<image href="{data_uri(gzip.compress(bytes(9_000_000)), "image/svg+xml")}"/>' * 50
+        ),
+        "20,000 SVGs": svg('<image href="data:,&lt;svg/>"/>' * 20_000),
         "an inclusion": svg(
             f'<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="{data_uri(plain, "text/xml")}"/>'
         ),

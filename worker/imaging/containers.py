@@ -17,7 +17,7 @@ _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _MOST_READS = 100_000
 
 _ORIENTATION = 0x0112
-# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.1 s.
+# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
 _MOST_TIFF_ENTRIES = 300_000
 
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})

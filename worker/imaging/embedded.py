@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
@@ -18,32 +19,48 @@ from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 # Documents inside of documents; one of an editor holds a photo, or a drawing with a photo.
 _MOST_NESTED = 4
-_MOST_UNPACKED_BYTES = 10_000_000
+# Of all documents together: less than a second.
+_MOST_URIS = 10_000
+_MOST_UNPACKED_BYTES = 20_000_000
 # Of references beyond the length of their document, by entities that hold them.
 _MOST_UNFOLDED_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
 _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 
-def embedded_pixels(document: bytes, nested: int = 0) -> int:
+def embedded_pixels(document: bytes) -> int:
     """Width x height of all pictures in `data:` URIs together, as their headers have it, in documents inside of this
-    one too. Raises Rejected where they are nested or packed to keep us busy.
+    one too. Raises Rejected where they are nested, packed or so many as to keep us busy.
 
     The parser is Python's own, so that entities, default attributes and encodings are seen as librsvg sees them. What
     it cannot read counts for nothing: the decoder judges it, within the limits of its process.
     """
-    pixels = 0
+    seen = _Seen()
+    _look_into(document, seen, 0)
+    return seen.pixels
+
+
+@dataclass(slots=True)
+class _Seen:
+    pixels: int = 0
+    uris: int = 0
+    unpacked_bytes: int = 0
+
+
+def _look_into(document: bytes, seen: _Seen, nested: int) -> None:
     for data in _data_uris(document):
+        seen.uris += 1
+        if seen.uris > _MOST_URIS:
+            raise Rejected("too-many-pixels")
         form = sniff(data[:HEAD_BYTES])
         if form in _SIZES:
             with suppress(Rejected, struct.error):  # no picture, which librsvg leaves out
                 width, height = _SIZES[form](data)
-                pixels += width * height
+                seen.pixels += width * height
         elif nested == _MOST_NESTED:
             raise Rejected("too-many-pixels")
         else:
-            pixels += embedded_pixels(_unpacked(data), nested + 1)
-    return pixels
+            _look_into(_unpacked(data, seen), seen, nested + 1)
 
 
 def _data_uris(document: bytes) -> Iterator[bytes]:
@@ -87,7 +104,7 @@ def _decode(uri: str) -> bytes | None:
         return b""
 
 
-def _unpacked(data: bytes) -> bytes:
+def _unpacked(data: bytes, seen: _Seen) -> bytes:
     if data[:2] != b"\x1f\x8b":
         return data
     unpacker = zlib.decompressobj(wbits=31)
@@ -95,7 +112,8 @@ def _unpacked(data: bytes) -> bytes:
         document = unpacker.decompress(data, _MOST_UNPACKED_BYTES)
     except zlib.error:
         return b""
-    if unpacker.unconsumed_tail:
+    seen.unpacked_bytes += len(document)
+    if unpacker.unconsumed_tail or seen.unpacked_bytes > _MOST_UNPACKED_BYTES:
         raise Rejected("too-many-pixels")
     return document
 
