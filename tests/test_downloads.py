@@ -218,6 +218,23 @@ async def test_a_redirect_to_what_is_no_http_is_refused(api: Client, tenant: Ten
 
 
 @LOCAL
+@pytest.mark.parametrize("target", ["//user@{}/x", "http://user:password@{}/x", "http://:password@{}/x"])
+async def test_a_redirect_to_a_url_with_credentials_is_refused(
+    api: Client, tenant: Tenant, serve: Serve, target: str
+) -> None:
+    asked: list[str] = []
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path == "/x":
+            return await picture(request)
+        return web.Response(status=302, headers={"Location": target.format(request.host)})
+
+    assert await refusal(api, tenant, await serve(redirect)) == (422, "origin-refused")
+    assert asked == ["/"]
+
+
+@LOCAL
 @pytest.mark.parametrize(
     ("status", "code"),
     [

@@ -278,6 +278,12 @@ async def test_a_key_in_the_place_of_the_request_id_is_not_taken_up(port: int, t
     assert tenant.key not in headers["x-request-id"] + out + err
 
 
+@pytest.mark.parametrize("line", ["GET /healthz HTTP/1.1", "GET /v1/account HTTP/1.1", "GET /a b HTTP/1.1", "x y"])
+async def test_no_answer_tells_versions(port: int, line: str) -> None:
+    _, headers, _ = await exchange(port, f"{line}\r\nHost: x\r\n\r\n".encode())
+    assert headers["server"] == "Daguerre"
+
+
 DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 DOCUMENT_AND_CLOSE = DOCUMENT[:-2] + b"Connection: close\r\n\r\n"
 Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]

@@ -136,6 +136,7 @@ class HttpConnection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        resp.headers["Server"] = "Daguerre"  # aiohttp's own names the versions of what it runs on
         unread = not request.content.is_eof()  # the rest of a body must not be taken for a request
         if unread or (isinstance(self._manager, DrainingServer) and self._manager.draining):
             resp.force_close()

@@ -92,6 +92,8 @@ class Origins:
     ) -> AsyncIterator[Origins]:
         """`lookups` names are resolved at once; more are `busy`. Connections end with the block."""
         resolver = resolver or GuardedResolver(allowed, lookups)
+        redirects = aiohttp.TraceConfig()
+        redirects.on_request_redirect.append(_refuse_credentials)
         session = aiohttp.ClientSession(
             connector=guarded_connector(allowed, resolver),
             timeout=aiohttp.ClientTimeout(
@@ -99,6 +101,7 @@ class Origins:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            trace_configs=[redirects],
             read_bufsize=_READ_BYTES,
             headers={
                 "User-Agent": f"Daguerre/{version('daguerre')}",
@@ -127,6 +130,15 @@ class Origins:
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
             yield Origin(response)
+
+
+async def _refuse_credentials(_: object, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+    """Else whoever redirects could have the server that it leads to told a name and a password."""
+    headers = redirect.response.headers
+    url = URL(headers.get("Location") or headers.get("URI") or "")
+    if url.user is not None or url.password is not None:
+        redirect.response.close()
+        raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.")
 
 
 @contextmanager
