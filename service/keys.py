@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 from service.accounts import Account, AccountUnknown
+from service.batches import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN, AccountId, new_key
@@ -74,53 +74,68 @@ async def key_is_active(connection: Connection, key: str) -> bool:
     return bool(await connection.fetchval(_IS_ACTIVE, hash_key(key)))
 
 
-# The use is noted once an hour, by the one statement that looks the key up.
-_OWNER = """
-with key as (
-    select id, account_id, last_used_at from api_keys where key_hash = $1 and revoked_at is null
+# The use is noted once an hour, by the one statement that looks keys up; where another notes the same key at this moment
+# it is left to that one, so that none waits. Each is found by the index, whatever the planner would make of a join.
+_OWNERS = """
+with found as materialized (
+    select asked.place, key.* from unnest($1::bytea[]) with ordinality as asked (key_hash, place)
+    cross join lateral (
+        select id, account_id, last_used_at from api_keys
+        where key_hash = asked.key_hash and revoked_at is null limit 1
+    ) key
 ), noted as (
-    update api_keys set last_used_at = date_trunc('hour', now())
-    where id in (select id from key where last_used_at is distinct from date_trunc('hour', now()))
+    update api_keys set last_used_at = date_trunc('hour', now()) where id = any(array(
+        select id from api_keys
+        where id in (select id from found where last_used_at is distinct from date_trunc('hour', now()))
+        for no key update skip locked
+    ))
 )
-select a.id, a.name, a.max_bytes, a.used_bytes, a.num_images
-from key join accounts a on a.id = key.account_id
+select found.place, a.id, a.name, a.max_bytes, a.used_bytes, a.num_images
+from found join accounts a on a.id = found.account_id
 """
 
 
+async def find_owners(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
+    """The accounts of the keys, in order; None for one that is unknown or revoked."""
+    owners: list[Account | None] = [None] * len(keys)
+    for row in await connection.fetch(_OWNERS, [hash_key(key) for key in keys]):
+        owners[row[0] - 1] = Account(AccountId(row[1]), *row[2:])
+    return owners
+
+
 class KeyRing:
-    """Finds the account of a key, asking PostgreSQL once in a few seconds for each key in use."""
+    """Finds the account of a key, asking PostgreSQL once in a few seconds for each key in use.
+
+    Those that have to ask do so together, on one connection: a flood of invented keys holds no others up.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._seen: OrderedDict[str, tuple[float, Account]] = OrderedDict()
-        self._lookups: dict[str, asyncio.Task[Account]] = {}
+        self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
+
+    async def run(self) -> None:
+        """Look keys up until cancelled; the ring's owner keeps this as its one task."""
+        await self._asking.run()
 
     async def owner(self, key: str) -> Account:
         """The account as it was at most 4 s ago. Raises `unauthorized`."""
         seen = self._seen.get(key)
         if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
             return seen[1]
-        self._seen.pop(key, None)
-        if KEY_PATTERN.fullmatch(key) is None:
+        account = await self._asking.submit(key) if KEY_PATTERN.fullmatch(key) else None
+        if account is None:
             raise ServiceError("unauthorized")
-        if key not in self._lookups:  # all that ask at once share one
-            self._lookups[key] = asyncio.create_task(self._look_up(key))
-            self._lookups[key].add_done_callback(partial(self._forget_lookup, key))
-        return await asyncio.shield(self._lookups[key])
+        return account
 
-    def _forget_lookup(self, key: str, task: asyncio.Task[Account]) -> None:
-        del self._lookups[key]
-        if not task.cancelled():
-            task.exception()  # heard of, even if all that asked were cancelled
-
-    async def _look_up(self, key: str) -> Account:
+    async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
         looked_at = time.monotonic()
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_OWNER, hash_key(key))
-        if row is None:
-            raise ServiceError("unauthorized")
-        account = Account(AccountId(row[0]), *row[1:])
-        self._seen[key] = (looked_at, account)
-        if len(self._seen) > _REMEMBERED_KEYS:
+            owners = await find_owners(connection, keys)
+        for key, account in zip(keys, owners, strict=True):
+            self._seen.pop(key, None)
+            if account is not None:
+                self._seen[key] = (looked_at, account)
+        while len(self._seen) > _REMEMBERED_KEYS:
             self._seen.popitem(last=False)
-        return account
+        return owners

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from service.accounts import Account, AccountUnknown
-from service.database import Database
+from service.batches import running
+from service.database import Connection, Database
 from service.errors import ServiceError
-from service.keys import KeyRing, create_key, key_is_active, list_keys, revoke_key
+from service.ids import new_key
+from service.keys import KeyRing, create_key, find_owners, key_is_active, list_keys, revoke_key
 from service.settings import Settings
 from tests.conftest import NewTenant, Tenant
 
 
 @pytest.fixture
 async def ring(settings: Settings) -> AsyncIterator[KeyRing]:
-    async with Database.open(settings.database_url, connections=2) as database:
-        yield KeyRing(database)
+    async with Database.open(settings.database_url, connections=2) as database, ring_on(database) as ring:
+        yield ring
+
+
+@asynccontextmanager
+async def ring_on(database: Database) -> AsyncIterator[KeyRing]:
+    ring = KeyRing(database)
+    async with running(ring.run()):
+        yield ring
 
 
 async def test_a_key_has_40_characters_and_is_stored_as_a_hash_only(connection: Any, tenant: Tenant) -> None:
@@ -70,8 +80,8 @@ async def test_a_use_within_the_hour_writes_nothing(
     await ring.owner(tenant.key)
     version = "select xmin::text from api_keys"
     before = await connection.fetchval(version)
-    async with Database.open(settings.database_url, connections=1) as database:
-        await KeyRing(database).owner(tenant.key)
+    async with Database.open(settings.database_url, connections=1) as database, ring_on(database) as other:
+        await other.owner(tenant.key)
     assert await connection.fetchval(version) == before
 
 
@@ -80,21 +90,67 @@ async def test_a_key_for_an_unknown_account_is_refused(connection: Any, new_tena
         await create_key(connection, "nobody-of-this-name")
 
 
-async def test_requests_that_ask_at_once_share_one_look(
-    tenant: Tenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+async def test_those_that_ask_at_once_share_a_look_and_each_gets_its_own(
+    connection: Any, tenant: Tenant, new_tenant: NewTenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = 0
-    look_up = ring._look_up
+    other = await new_tenant()
+    looks: list[int] = []
 
-    async def counted(key: str) -> Account:
-        nonlocal looks
-        looks += 1
-        return await look_up(key)
+    async def counted(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
+        looks.append(len(keys))
+        return await find_owners(connection, keys)
 
-    monkeypatch.setattr(ring, "_look_up", counted)
+    monkeypatch.setattr("service.keys.find_owners", counted)
     cancelled = asyncio.create_task(ring.owner(tenant.key))
+    unknown = asyncio.create_task(ring.owner(new_key()))
     await asyncio.sleep(0)
     cancelled.cancel()
-    owners = await asyncio.gather(*(ring.owner(tenant.key) for _ in range(20)))
-    assert {owner.id for owner in owners} == {tenant.id}
-    assert looks == 1
+    keys = [tenant.key, other.key] * 10
+    owners = await asyncio.gather(*map(ring.owner, keys))
+    assert [owner.id for owner in owners] == [tenant.id, other.id] * 10
+    with pytest.raises(ServiceError, match="unauthorized"):
+        await unknown
+    assert len(looks) <= 2
+    await asyncio.gather(*map(ring.owner, keys))
+    assert sum(looks) <= 22
+
+
+async def test_a_flood_of_invented_keys_leaves_connections_and_time_to_others(ring: KeyRing, tenant: Tenant) -> None:
+    held = 0
+    most = 0
+    acquire = ring._database.connection
+
+    @asynccontextmanager
+    async def counted() -> AsyncIterator[Connection]:
+        nonlocal held, most
+        async with acquire() as connection:
+            held += 1
+            most = max(most, held)
+            yield connection
+            held -= 1
+
+    ring._database.connection = counted  # type: ignore[method-assign]
+    flood = [asyncio.create_task(ring.owner(new_key())) for _ in range(2000)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        assert (await ring.owner(tenant.key)).id == tenant.id
+    refused = await asyncio.gather(*flood, return_exceptions=True)
+    assert {repr(error) for error in refused} == {repr(ServiceError("unauthorized"))}
+    assert most == 1
+
+
+async def test_two_processes_that_note_the_use_of_the_same_keys_do_not_wait_for_each_other(
+    settings: Settings, connection: Any, tenant: Tenant
+) -> None:
+    keys = [tenant.key, *[await create_key(connection, tenant.name) for _ in range(20)]]
+    async with Database.open(settings.database_url, connections=4) as database:
+
+        async def look(order: list[str]) -> None:
+            async with database.connection() as own:
+                assert None not in await find_owners(own, order)
+
+        for _ in range(5):
+            await connection.execute("update api_keys set last_used_at = null")
+            async with asyncio.timeout(5):
+                await asyncio.gather(look(keys), look(keys[::-1]), look(keys), look(keys[::-1]))
+            assert not await connection.fetchval("select exists (select from api_keys where last_used_at is null)")

@@ -80,6 +80,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         await stack.enter_async_context(running(enqueuing.run()))
         finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)
         await stack.enter_async_context(running(finding.run()))
+        keys = KeyRing(database)
+        await stack.enter_async_context(running(keys.run()))
         await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
             Origins.connect(
@@ -94,7 +96,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             settings=settings,
             database=database,
             storage=storage,
-            keys=KeyRing(database),
+            keys=keys,
             rate_limiter=rate_limiter,
             jobs=queue,
             replies=replies,
