@@ -74,8 +74,8 @@ async def key_is_active(connection: Connection, key: str) -> bool:
     return bool(await connection.fetchval(_IS_ACTIVE, hash_key(key)))
 
 
-# The use is noted once an hour, by the one statement that looks keys up; where another notes the same key at this moment
-# it is left to that one, so that none waits. Each is found by the index, whatever the planner would make of a join.
+# The use is noted once an hour, by the one statement that looks keys up; where another notes the same key just now,
+# it is left to that one and none waits. Each is found by the index, whatever the planner would make of a join.
 _OWNERS = """
 with found as materialized (
     select asked.place, key.* from unnest($1::bytea[]) with ordinality as asked (key_hash, place)

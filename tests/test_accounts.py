@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from service.accounts import AccountExists, Drift, create_account, list_stale, load_account, refresh_counters
 from service.errors import ServiceError
@@ -190,8 +191,10 @@ async def test_a_database_that_goes_away_ends_the_refresh(
     monkeypatch.setattr(counters, "refresh_counters", lose_connection)
     await new_tenant()
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
-        with pytest.raises(ServiceError, match="database-unavailable"):
+        with capture_logs() as logs:
             await counters.refresh_accounts({"resources": resources})
+        assert [line["event"] for line in logs] == ["counters.put_off"]
+        assert "database-unavailable" in logs[0]["error"]
         assert not resources.unrefreshed
 
 
