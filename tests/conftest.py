@@ -23,6 +23,7 @@ from service import jobs
 from service.accounts import create_account
 from service.api.app import create_app
 from service.api.protocol import Runner
+from service.api.resources import RESOURCES, Resources
 from service.database import apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
@@ -285,6 +286,12 @@ Client = TestClient[Any, Any]
 async def api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
     """The application in this process; jobs wait until a test runs a worker."""
     return await aiohttp_client(create_app(settings))
+
+
+def resources_of(api: Client) -> Resources:
+    """What the application works with, for a test that reaches inside."""
+    assert isinstance(api.server, TestServer)
+    return api.server.app[RESOURCES]
 
 
 @pytest.fixture

@@ -218,6 +218,26 @@ async def test_a_redirect_to_what_is_no_http_is_refused(api: Client, tenant: Ten
 
 
 @LOCAL
+@pytest.mark.parametrize("userinfo", ["user:secret@", "user@"])
+@pytest.mark.parametrize("hops", [1, 2])
+async def test_a_redirect_to_a_url_with_credentials_is_refused_and_none_are_sent(
+    api: Client, tenant: Tenant, serve: Serve, userinfo: str, hops: int
+) -> None:
+    heard = []
+
+    async def pass_on(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Authorization"))
+        holder = userinfo if len(heard) == hops else ""
+        return web.Response(status=302, headers={"Location": f"http://{holder}{request.host}/again"})
+
+    status, code, message = await error_of(await get(api, tenant, await serve(pass_on)))
+    assert (status, code) == (422, "origin-refused")
+    assert "user name or a password" in message
+    assert "secret" not in message
+    assert heard == [None] * hops
+
+
+@LOCAL
 @pytest.mark.parametrize(
     ("status", "code"),
     [

@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestServer
 
 from service import uploads
 from service.api.admission import Admission
-from service.api.resources import RESOURCES, Resources
+from service.api.resources import Resources
 from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError
@@ -34,7 +34,7 @@ from service.images.repeats import find_earlier, forget_expired
 from service.jobs import open_redis
 from service.keys import create_key
 from service.settings import Settings
-from tests.conftest import Client, NewTenant, RunBurst, Tenant, run_worker
+from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
 from tests.daguerre_processes import processes_of, until
 from tests.samples import jpeg, stored_files
 from tests.test_verify import verify
@@ -127,11 +127,6 @@ async def url(origin: Origin) -> AsyncIterator[str]:
 async def database(settings: Settings) -> AsyncIterator[Database]:
     async with Database.open(settings.database_url, connections=4) as database:
         yield database
-
-
-def parts(api: Client) -> Resources:
-    assert isinstance(api.server, TestServer)
-    return api.server.app[RESOURCES]
 
 
 async def assert_one_image(settings: Settings, connection: Any, image_id: str, body: bytes = PICTURE) -> None:
@@ -424,7 +419,7 @@ async def store(service: Resources, tenant: Tenant) -> tuple[NewImage, Image | N
 async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_other(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, cancelled: int
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     tasks = [asyncio.create_task(store(service, tenant))]
     image_id = await until(lambda: connection.fetchval("select id from images"))
     tasks.append(asyncio.create_task(store(service, tenant)))
@@ -442,7 +437,7 @@ async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_oth
 async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     first = asyncio.create_task(store(service, tenant))
     await until(lambda: connection.fetchval("select id from images"))
     looking = asyncio.Event()
@@ -467,7 +462,7 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
 ) -> None:
     """As when a group is written again after an error that came behind its commit."""
-    service = parts(api)
+    service = resources_of(api)
     upload = await receive(service)
     key = IdempotencyKey(KEY)
     assert await service.storage.seal([upload.file]) == [None]
@@ -476,6 +471,36 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     assert image is not None
     assert new.id == image.id == upload.id
     await assert_one_image(settings, connection, upload.id)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
+    api: Client,
+    tenant: Tenant,
+    settings: Settings,
+    connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    together: int,
+) -> None:
+    insert = inserts._insert
+    lost = [asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")]
+
+    async def insert_and_lose(own: Any, images: Sequence[NewImage]) -> set[str]:
+        inserted = await insert(own, images)
+        if lost:
+            raise lost.pop()
+        return inserted
+
+    monkeypatch.setattr(inserts, "_insert", insert_and_lose)
+    monkeypatch.setattr("service.batches._GATHER_S", 0.1)
+    monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
+    answers = await asyncio.gather(*(post(api, tenant) for _ in range(together)))
+    assert {each.refusal for each in answers} == {(503, "database-unavailable")}
+    image_id = await connection.fetchval("select id from images")
+    async with run_worker(settings):
+        again = await post(api, tenant)
+    assert (again.status, again.id) == (200, image_id)
+    assert image_id in {path.name for path in stored_files(settings)}
 
 
 # What is not kept
@@ -528,7 +553,7 @@ async def test_who_waits_for_the_first_is_told_its_refusal(
     first = asyncio.create_task(post(api, tenant))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
     async with database.connection() as own:
         await mark_failed(own, image_id, "probe-failed")
     assert (await first).refusal == (await second).refusal == (422, "probe-failed")
@@ -558,7 +583,7 @@ async def test_who_waits_for_a_url_is_told_that_it_is_no_picture(
     first = asyncio.create_task(get_url(api, tenant, url))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(get_url(api, tenant, url))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
     async with run_worker(settings):
         assert (await first).refusal == (await second).refusal == (415, "not-an-image")
     assert origin.requests == 1
@@ -608,7 +633,7 @@ async def test_who_waits_for_an_image_that_is_deleted_is_told(api: Client, tenan
     first = asyncio.create_task(post(api, tenant))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
     await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
     assert (await first).refusal == (await second).refusal == (404, "image-deleted")
 
@@ -616,7 +641,7 @@ async def test_who_waits_for_an_image_that_is_deleted_is_told(api: Client, tenan
 async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_next(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     first = asyncio.create_task(store(service, tenant))
     image_id = await until(lambda: connection.fetchval("select id from images"))
 
