@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from aiohttp.test_utils import TestServer
 
 from service import uploads
 from service.api.admission import Admission
+from service.api.app import create_app
 from service.api.resources import Resources
 from service.batches import Batcher, running
 from service.database import Database
@@ -127,6 +128,12 @@ async def url(origin: Origin) -> AsyncIterator[str]:
 async def database(settings: Settings) -> AsyncIterator[Database]:
     async with Database.open(settings.database_url, connections=4) as database:
         yield database
+
+
+@pytest.fixture
+async def other_api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
+    """What another process shares with `api`: the database, the queue, the storage and nothing else."""
+    return await aiohttp_client(create_app(settings))
 
 
 async def assert_one_image(settings: Settings, connection: Any, image_id: str, body: bytes = PICTURE) -> None:
@@ -296,7 +303,7 @@ async def test_many_at_once_make_one_image_and_are_answered_alike(
     await assert_one_image(settings, connection, first.id)
 
 
-@pytest.mark.settings(wait_s=0.5)
+@pytest.mark.settings(wait_s=0.2)
 async def test_many_at_once_without_a_worker_are_all_answered_202(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst
 ) -> None:
@@ -347,27 +354,16 @@ async def test_many_keys_at_once_each_sent_twice_make_an_image_each(
     assert (await verify(settings)).is_well
 
 
-async def test_two_processes_make_one_image(
-    settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path
+@pytest.mark.usefixtures("worker")
+async def test_two_services_make_one_image(
+    api: Client, other_api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
-    async with (
-        processes_of(settings, tenant.key, tmp_path / "one") as one,
-        processes_of(settings, tenant.key, tmp_path / "two") as two,
-    ):
-        await one.start()
-        await two.start_api().told("api.listening")
-        for round_ in range(3):
-            headers = tenant.headers | {"Content-Type": "image/jpeg", "Idempotency-Key": f"round-{round_}"}
-            first, *others = await asyncio.gather(
-                *(
-                    answer((one, two)[number % 2].session.post("/v1/images", data=PICTURE, headers=headers))
-                    for number in range(40)
-                )
-            )
-            assert first.status == 200
-            assert others == [first] * 39
-            await assert_one_image(settings, connection, first.id)
-            await answer(one.session.delete(f"/v1/images/{first.id}", headers=tenant.headers))
+    for _ in range(3):
+        first, *others = await asyncio.gather(*(post((api, other_api)[number % 2], tenant) for number in range(40)))
+        assert first.status == 200
+        assert others == [first] * 39
+        await assert_one_image(settings, connection, first.id)
+        await answer(other_api.delete(f"/v1/images/{first.id}", headers=tenant.headers))
 
 
 # The first one died
@@ -473,14 +469,8 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     await assert_one_image(settings, connection, upload.id)
 
 
-@pytest.mark.parametrize("together", [1, 3])
 async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
-    api: Client,
-    tenant: Tenant,
-    settings: Settings,
-    connection: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    together: int,
+    api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert = inserts._insert
     lost = [asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")]
@@ -494,7 +484,7 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
     monkeypatch.setattr(inserts, "_insert", insert_and_lose)
     monkeypatch.setattr("service.batches._GATHER_S", 0.1)
     monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
-    answers = await asyncio.gather(*(post(api, tenant) for _ in range(together)))
+    answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
     assert {each.refusal for each in answers} == {(503, "database-unavailable")}
     image_id = await connection.fetchval("select id from images")
     async with run_worker(settings):
@@ -504,6 +494,22 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
 
 
 # What is not kept
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.replies._LOOK_S", 0.05)
+
+
+async def both_wait(
+    api: Client, other: Client, tenant: Tenant, connection: Any
+) -> tuple[asyncio.Task[Answer], asyncio.Task[Answer], ImageId]:
+    """Two requests under one key that wait for one image, and its id."""
+    first = asyncio.create_task(post(api, tenant))
+    image_id = ImageId(await until(lambda: connection.fetchval("select id from images")))
+    second = asyncio.create_task(post(other, tenant))
+    await until(lambda: all(image_id in resources_of(each).replies._waiters for each in (api, other)))
+    return first, second, image_id
 
 
 @pytest.mark.usefixtures("worker")
@@ -547,13 +553,10 @@ async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
 
 
 async def test_who_waits_for_the_first_is_told_its_refusal(
-    api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
 ) -> None:
-    """Also by another process, which no reply reaches and which looks at the row."""
-    first = asyncio.create_task(post(api, tenant))
-    image_id = await until(lambda: connection.fetchval("select id from images"))
-    second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
+    """Also in another process, which no reply reaches and which looks at the row."""
+    first, second, image_id = await both_wait(api, other_api, tenant, connection)
     async with database.connection() as own:
         await mark_failed(own, image_id, "probe-failed")
     assert (await first).refusal == (await second).refusal == (422, "probe-failed")
@@ -629,11 +632,10 @@ async def test_deleting_the_image_frees_its_key(
     await assert_one_image(settings, connection, second.id, OTHER)
 
 
-async def test_who_waits_for_an_image_that_is_deleted_is_told(api: Client, tenant: Tenant, connection: Any) -> None:
-    first = asyncio.create_task(post(api, tenant))
-    image_id = await until(lambda: connection.fetchval("select id from images"))
-    second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
+async def test_who_waits_for_an_image_that_is_deleted_is_told(
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, quick_looks: None
+) -> None:
+    first, second, image_id = await both_wait(api, other_api, tenant, connection)
     await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
     assert (await first).refusal == (await second).refusal == (404, "image-deleted")
 

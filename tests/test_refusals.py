@@ -348,6 +348,20 @@ async def test_a_disk_that_is_full_is_a_503(api: Client, tenant: Tenant, size: i
     assert (status, code) == (503, "storage-unavailable")
 
 
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("size", [5_000, 600_000])
+async def test_a_system_that_gives_no_thread_is_a_503(
+    api: Client, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    response = await api.post("/v1/images", data=b"x" * size, headers=tenant.headers | IMAGE)
+    status, code, _ = await error_of(response)
+    assert (status, code) == (503, "storage-unavailable")
+
+
 _FULL_DISK = """
 create function refuse_images() returns trigger language plpgsql as
     'begin raise exception ''could not extend file'' using errcode = ''disk_full''; end';

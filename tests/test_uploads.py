@@ -8,7 +8,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,19 +341,22 @@ async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(se
 async def test_images_whose_files_cannot_be_moved_are_stored_once(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = DiskStorage._keep
-    refused = [RuntimeError("can't start new thread")]
+    service = resources_of(api)
+    loop = asyncio.get_running_loop()
+    in_executor = loop.run_in_executor
+    refused: list[object] = []
 
-    def keep_later(storage: DiskStorage, image_ids: Sequence[ImageId]) -> None:
-        if refused:
-            raise refused.pop()
-        keep(storage, image_ids)
+    def refuse_once(executor: None, call: partial[Any]) -> asyncio.Future[Any]:
+        if not refused and call.func == service.storage._keep:
+            refused.append(call)
+            raise RuntimeError("can't start new thread")
+        return in_executor(executor, call)
 
-    monkeypatch.setattr(DiskStorage, "_keep", keep_later)
+    monkeypatch.setattr(loop, "run_in_executor", refuse_once)
     monkeypatch.setattr("service.batches._GATHER_S", 0.1)
-    monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
+    monkeypatch.setattr(service.ingest.accepting, "_crowded", lambda: True)
     answers = await asyncio.gather(*(upload(api, tenant, jpeg()) for _ in range(3)))
-    assert refused == []
+    assert len(refused) == 1
     assert [status for status, _ in answers] == [202] * 3
     answered = {answer["response"]["id"] for _, answer in answers}
     assert {row["id"] for row in await connection.fetch("select id from images")} == answered

@@ -105,8 +105,14 @@ class IncomingFile:
 
 
 async def _in_thread(call: Callable[[], Result]) -> Result:
-    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then."""
-    working = asyncio.get_running_loop().run_in_executor(None, call)
+    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then.
+
+    Raises OSError where the system gives no thread.
+    """
+    try:
+        working = asyncio.get_running_loop().run_in_executor(None, call)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -235,7 +241,7 @@ class DiskStorage:
         """
         try:
             await _in_thread(partial(self._keep, image_ids))
-        except RuntimeError as error:  # the system gives no more threads
+        except OSError as error:
             log.warning("storage.not_kept", images=len(image_ids), error=repr(error))
 
     def _keep(self, image_ids: Sequence[ImageId]) -> None:
