@@ -195,6 +195,19 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
     assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
 
 
+async def test_a_connection_that_uvloop_finds_closed_lets_the_request_through(
+    pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write_too_late(**_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(pair[0], "_script", write_too_late)
+        assert await pair[0].admit("a") is None
+    monkeypatch.setattr("service.buckets._RETRY_S", 0)
+    await until_checked(pair[0], "a")
+
+
 async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_holds_again(
     pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

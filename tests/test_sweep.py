@@ -113,6 +113,16 @@ async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: 
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
+async def test_the_file_of_an_image_that_has_the_id_of_a_removed_one_stays(
+    resources: Resources, connection: Any, tenant: Tenant
+) -> None:
+    await insert(connection, tenant, "ready", age_s=60)
+    stored = put(resources.storage.path(ID))
+    await connection.execute("insert into removals values ('AAAAAAA', now() - interval '31 s')")
+    await sweep({"resources": resources})
+    assert stored.exists()
+
+
 async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "failed", age_s=24 * 3600 + 1)
     await insert(connection, tenant, "failed", age_s=24 * 3600 - 60, image_id="Recent1")
