@@ -41,6 +41,19 @@ _UNAVAILABLE = (
     asyncpg.InvalidAuthorizationSpecificationError,
 )
 
+# Of those, what the server itself says of a statement, or of a connection, before any commit.
+_UNCHANGED = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+def changed_nothing(error: ServiceError) -> bool:
+    """Whether this `database-unavailable` is known to have come before the commit; of others it is unknown."""
+    return isinstance(error.__cause__, _UNCHANGED)
+
 
 # Every statement here finds its rows along an index, and searches need them in its order, whatever the values are. So a
 # plan is made once: to plan each call anew takes longer than most of them run. And it is the right one before the first

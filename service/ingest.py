@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from service.batches import Batcher
-from service.database import Database
+from service.database import Database, changed_nothing
 from service.errors import ServiceError
 from service.idempotency import IdempotencyKey
 from service.ids import AccountId, new_image_id
@@ -107,7 +107,7 @@ class Ingest:
                     return earlier
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
-                if refusal.code in ("quota-exceeded", "storage-unavailable"):
+                if refusal.code in ("quota-exceeded", "storage-unavailable") or changed_nothing(refusal):
                     await self.storage.discard(file)
                 raise
             else:

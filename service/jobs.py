@@ -39,7 +39,8 @@ _EXPIRES_MS = 24 * 60 * 60 * 1000
 encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 decode = msgspec.msgpack.Decoder().decode
 
-UNAVAILABLE = (RedisError, OSError)
+# A connection that is lost between redis-py's look at it and the write is a RuntimeError of uvloop's.
+UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
 def open_redis(url: str) -> ArqRedis:

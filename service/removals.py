@@ -12,8 +12,10 @@ from service.storage.disk import DiskStorage
 
 log = structlog.get_logger("service")
 
+# Not of an image that has got the id anew.
 _LIST = """
 select image_id from removals where removed_at < now() - $1::float8 * interval '1 second'
+    and not exists (select from images where images.id = removals.image_id and images.state <> 'failed')
 order by removed_at limit $2
 """
 

@@ -23,6 +23,7 @@ from service import jobs
 from service.accounts import create_account
 from service.api.app import create_app
 from service.api.protocol import Runner
+from service.api.resources import RESOURCES, Resources
 from service.database import apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
@@ -134,11 +135,14 @@ class Servers:
     cleared: list[Path] = field(default_factory=list)  # and storages, for making 256 folders takes a while
 
 
+_POSTGRES = {"fsync": "off", "io_method": "sync", "deadlock_timeout": "100ms"}
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     with (
         scratch() as folder,
-        Postgres(folder / "pg", settings={"fsync": "off", "io_method": "sync"}) as postgres,
+        Postgres(folder / "pg", settings=_POSTGRES) as postgres,
         Valkey(folder / "valkey") as valkey,
     ):
         asyncio.run(_make_template(postgres))
@@ -216,9 +220,22 @@ def _clear(storage: Path) -> bool:
 
 @pytest.fixture
 def redis_url(servers: Servers) -> str:
-    with sync_redis.Redis.from_url(servers.valkey.url) as client:
+    return empty(servers.valkey)
+
+
+@pytest.fixture(scope="module")
+def own_valkey() -> Iterator[Valkey]:
+    """For the tests of a module that stop it: their `redis_url` is `empty(own_valkey)`."""
+    with scratch() as folder, Valkey(folder / "valkey") as server:
+        yield server
+
+
+def empty(valkey: Valkey) -> str:
+    """Its URL, once nothing is in it and nothing counted."""
+    with sync_redis.Redis.from_url(valkey.url) as client:
         client.flushall()
-    return servers.valkey.url
+        client.config_resetstat()
+    return valkey.url
 
 
 @pytest.fixture
@@ -285,6 +302,12 @@ Client = TestClient[Any, Any]
 async def api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
     """The application in this process; jobs wait until a test runs a worker."""
     return await aiohttp_client(create_app(settings))
+
+
+def resources_of(api: Client) -> Resources:
+    """What the application works with, for a test that reaches inside."""
+    assert isinstance(api.server, TestServer)
+    return api.server.app[RESOURCES]
 
 
 @pytest.fixture

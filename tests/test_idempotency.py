@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from aiohttp.test_utils import TestServer
 
 from service import uploads
 from service.api.admission import Admission
-from service.api.resources import RESOURCES, Resources
+from service.api.app import create_app
+from service.api.resources import Resources
 from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError
@@ -34,7 +35,7 @@ from service.images.repeats import find_earlier, forget_expired
 from service.jobs import open_redis
 from service.keys import create_key
 from service.settings import Settings
-from tests.conftest import Client, NewTenant, RunBurst, Tenant, run_worker
+from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
 from tests.daguerre_processes import processes_of, until
 from tests.samples import jpeg, stored_files
 from tests.test_verify import verify
@@ -129,9 +130,10 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-def parts(api: Client) -> Resources:
-    assert isinstance(api.server, TestServer)
-    return api.server.app[RESOURCES]
+@pytest.fixture
+async def other_api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
+    """What another process shares with `api`: the database, the queue, the storage and nothing else."""
+    return await aiohttp_client(create_app(settings))
 
 
 async def assert_one_image(settings: Settings, connection: Any, image_id: str, body: bytes = PICTURE) -> None:
@@ -301,7 +303,7 @@ async def test_many_at_once_make_one_image_and_are_answered_alike(
     await assert_one_image(settings, connection, first.id)
 
 
-@pytest.mark.settings(wait_s=0.5)
+@pytest.mark.settings(wait_s=0.2)
 async def test_many_at_once_without_a_worker_are_all_answered_202(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst
 ) -> None:
@@ -352,27 +354,16 @@ async def test_many_keys_at_once_each_sent_twice_make_an_image_each(
     assert (await verify(settings)).is_well
 
 
-async def test_two_processes_make_one_image(
-    settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path
+@pytest.mark.usefixtures("worker")
+async def test_two_services_make_one_image(
+    api: Client, other_api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
-    async with (
-        processes_of(settings, tenant.key, tmp_path / "one") as one,
-        processes_of(settings, tenant.key, tmp_path / "two") as two,
-    ):
-        await one.start()
-        await two.start_api().told("api.listening")
-        for round_ in range(3):
-            headers = tenant.headers | {"Content-Type": "image/jpeg", "Idempotency-Key": f"round-{round_}"}
-            first, *others = await asyncio.gather(
-                *(
-                    answer((one, two)[number % 2].session.post("/v1/images", data=PICTURE, headers=headers))
-                    for number in range(40)
-                )
-            )
-            assert first.status == 200
-            assert others == [first] * 39
-            await assert_one_image(settings, connection, first.id)
-            await answer(one.session.delete(f"/v1/images/{first.id}", headers=tenant.headers))
+    for _ in range(3):
+        first, *others = await asyncio.gather(*(post((api, other_api)[number % 2], tenant) for number in range(40)))
+        assert first.status == 200
+        assert others == [first] * 39
+        await assert_one_image(settings, connection, first.id)
+        await answer(other_api.delete(f"/v1/images/{first.id}", headers=tenant.headers))
 
 
 # The first one died
@@ -424,7 +415,7 @@ async def store(service: Resources, tenant: Tenant) -> tuple[NewImage, Image | N
 async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_other(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, cancelled: int
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     tasks = [asyncio.create_task(store(service, tenant))]
     image_id = await until(lambda: connection.fetchval("select id from images"))
     tasks.append(asyncio.create_task(store(service, tenant)))
@@ -442,7 +433,7 @@ async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_oth
 async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     first = asyncio.create_task(store(service, tenant))
     await until(lambda: connection.fetchval("select id from images"))
     looking = asyncio.Event()
@@ -467,7 +458,7 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
 ) -> None:
     """As when a group is written again after an error that came behind its commit."""
-    service = parts(api)
+    service = resources_of(api)
     upload = await receive(service)
     key = IdempotencyKey(KEY)
     assert await service.storage.seal([upload.file]) == [None]
@@ -478,7 +469,47 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     await assert_one_image(settings, connection, upload.id)
 
 
+async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
+    api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = inserts._insert
+    lost = [asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")]
+
+    async def insert_and_lose(own: Any, images: Sequence[NewImage]) -> set[str]:
+        inserted = await insert(own, images)
+        if lost:
+            raise lost.pop()
+        return inserted
+
+    monkeypatch.setattr(inserts, "_insert", insert_and_lose)
+    monkeypatch.setattr("service.batches._GATHER_S", 0.1)
+    monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
+    answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
+    assert {each.refusal for each in answers} == {(503, "database-unavailable")}
+    image_id = await connection.fetchval("select id from images")
+    async with run_worker(settings):
+        again = await post(api, tenant)
+    assert (again.status, again.id) == (200, image_id)
+    assert image_id in {path.name for path in stored_files(settings)}
+
+
 # What is not kept
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.replies._LOOK_S", 0.05)
+
+
+async def both_wait(
+    api: Client, other: Client, tenant: Tenant, connection: Any
+) -> tuple[asyncio.Task[Answer], asyncio.Task[Answer], ImageId]:
+    """Two requests under one key that wait for one image, and its id."""
+    first = asyncio.create_task(post(api, tenant))
+    image_id = ImageId(await until(lambda: connection.fetchval("select id from images")))
+    second = asyncio.create_task(post(other, tenant))
+    await until(lambda: all(image_id in resources_of(each).replies._waiters for each in (api, other)))
+    return first, second, image_id
 
 
 @pytest.mark.usefixtures("worker")
@@ -522,13 +553,10 @@ async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
 
 
 async def test_who_waits_for_the_first_is_told_its_refusal(
-    api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
 ) -> None:
-    """Also by another process, which no reply reaches and which looks at the row."""
-    first = asyncio.create_task(post(api, tenant))
-    image_id = await until(lambda: connection.fetchval("select id from images"))
-    second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+    """Also in another process, which no reply reaches and which looks at the row."""
+    first, second, image_id = await both_wait(api, other_api, tenant, connection)
     async with database.connection() as own:
         await mark_failed(own, image_id, "probe-failed")
     assert (await first).refusal == (await second).refusal == (422, "probe-failed")
@@ -558,7 +586,7 @@ async def test_who_waits_for_a_url_is_told_that_it_is_no_picture(
     first = asyncio.create_task(get_url(api, tenant, url))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(get_url(api, tenant, url))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
     async with run_worker(settings):
         assert (await first).refusal == (await second).refusal == (415, "not-an-image")
     assert origin.requests == 1
@@ -604,11 +632,10 @@ async def test_deleting_the_image_frees_its_key(
     await assert_one_image(settings, connection, second.id, OTHER)
 
 
-async def test_who_waits_for_an_image_that_is_deleted_is_told(api: Client, tenant: Tenant, connection: Any) -> None:
-    first = asyncio.create_task(post(api, tenant))
-    image_id = await until(lambda: connection.fetchval("select id from images"))
-    second = asyncio.create_task(post(api, tenant))
-    await until(lambda: len(parts(api).replies._waiters.get(image_id, ())) == 2)
+async def test_who_waits_for_an_image_that_is_deleted_is_told(
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, quick_looks: None
+) -> None:
+    first, second, image_id = await both_wait(api, other_api, tenant, connection)
     await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
     assert (await first).refusal == (await second).refusal == (404, "image-deleted")
 
@@ -616,7 +643,7 @@ async def test_who_waits_for_an_image_that_is_deleted_is_told(api: Client, tenan
 async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_next(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = parts(api)
+    service = resources_of(api)
     first = asyncio.create_task(store(service, tenant))
     image_id = await until(lambda: connection.fetchval("select id from images"))
 

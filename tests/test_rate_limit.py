@@ -9,19 +9,17 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import redis as sync_redis
 
 from service.api.openapi.responses import HEADERS, OF_LIMIT
-from service.embedded.folder import scratch
 from service.embedded.valkey import Valkey
 from service.settings import Settings
-from tests.conftest import Client, NewTenant, Tenant
+from tests.conftest import Client, NewTenant, Tenant, empty
 from tests.daguerre_processes import Answer, Daguerre, Part, processes_of, stop_process, until
-from tests.samples import jpeg
+from tests.samples import jpeg, stored_files
 from tests.scrapes import Scrape
 
 POLICY = '"key";q=3;w=30'
@@ -101,17 +99,9 @@ async def test_without_a_limit_there_is_no_header_of_one(api: Client, tenant: Te
         assert not {"RateLimit", "RateLimit-Policy"} & set(response.headers)
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with scratch() as folder, Valkey(folder / "valkey") as server:
-        yield server
-
-
 @pytest.fixture
-def redis_url(valkey: Valkey) -> str:
-    with sync_redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    return valkey.url
+def redis_url(own_valkey: Valkey) -> str:
+    return empty(own_valkey)
 
 
 @pytest.fixture
@@ -154,17 +144,17 @@ async def test_both_processes_together_let_the_burst_through_and_then_the_rate(d
 
 @pytest.mark.settings(rate_limit="1/h,burst=20")
 async def test_a_valkey_that_hangs_holds_no_request_up_and_the_limit_is_back_after_it(
-    daguerre: Daguerre, serve: Part, valkey: Valkey
+    daguerre: Daguerre, serve: Part, own_valkey: Valkey
 ) -> None:
     await ask(daguerre, 40)
     assert (await daguerre.get("/v1/account")).status == 429
-    assert valkey.process is not None
-    stop_process(valkey.process.pid)
+    assert own_valkey.process is not None
+    stop_process(own_valkey.process.pid)
     try:
         await asyncio.sleep(1.1)  # what is remembered of the refusal
         answers = await ask(daguerre, 200)
     finally:
-        os.kill(valkey.process.pid, signal.SIGCONT)
+        os.kill(own_valkey.process.pid, signal.SIGCONT)
     assert {answer.status for answer in answers} == {200}
     assert max(answer.seconds for answer in answers) < 1.5
     assert all("RateLimit" not in answer.headers for answer in answers)
@@ -181,10 +171,28 @@ async def test_a_valkey_that_hangs_holds_no_request_up_and_the_limit_is_back_aft
 
 
 @pytest.mark.settings(rate_limit="1/h,burst=5")
-@pytest.mark.usefixtures("serve")
-async def test_uploads_count_too(daguerre: Daguerre) -> None:
-    daguerre.start_worker()
-    await daguerre.wait_away()
-    answers = [await daguerre.upload(jpeg()) for _ in range(6)]
+@pytest.mark.usefixtures("worker")
+async def test_uploads_count_too_and_one_that_is_refused_leaves_nothing(
+    api: Client, tenant: Tenant, settings: Settings
+) -> None:
+    headers = tenant.headers | {"Content-Type": "image/jpeg"}
+    answers = [await api.post("/v1/images", data=jpeg(), headers=headers) for _ in range(6)]
     assert [answer.status for answer in answers] == [*[200] * 5, 429]
     assert int(answers[-1].headers["Retry-After"]) > 3500
+    assert len(stored_files(settings)) == 5
+
+
+@pytest.mark.settings(rate_limit="1/h,burst=1")
+async def test_a_connection_goes_on_after_a_429(port: int, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    statuses = []
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            writer.write(f"GET /v1/account HTTP/1.1\r\nHost: x\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = re.search(r"content-length: ([0-9]+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+            statuses.append(int(head.split()[1]))
+    writer.close()
+    assert statuses == [200, 429, 429]

@@ -313,6 +313,13 @@ MALFORMED = {
             b"Content-Transfer-Encoding: rot13\r\n\r\nabc\r\n--x--\r\n"
         ),
     ),
+    "quoted-printable": (
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        (
+            b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n'
+            b"Content-Transfer-Encoding: Quoted-Printable\r\n\r\n=FF=D8\r\n--x--\r\n"
+        ),
+    ),
     "cut form": (
         {"Content-Type": "multipart/form-data; boundary=x"},
         b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nabc',
@@ -339,6 +346,40 @@ async def test_a_disk_that_is_full_is_a_503(api: Client, tenant: Tenant, size: i
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     status, code, _ = await error_of(response)
     assert (status, code) == (503, "storage-unavailable")
+
+
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("size", [5_000, 600_000])
+async def test_a_system_that_gives_no_thread_is_a_503(
+    api: Client, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    response = await api.post("/v1/images", data=b"x" * size, headers=tenant.headers | IMAGE)
+    status, code, _ = await error_of(response)
+    assert (status, code) == (503, "storage-unavailable")
+
+
+_FULL_DISK = """
+create function refuse_images() returns trigger language plpgsql as
+    'begin raise exception ''could not extend file'' using errcode = ''disk_full''; end';
+create trigger refuse_images before insert on images execute function refuse_images()
+"""
+
+
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("size", [5_000, 600_000])
+async def test_a_database_whose_disk_is_full_is_a_503(api: Client, tenant: Tenant, connection: Any, size: int) -> None:
+    """Keys are still found there, so that the files of images that get no row would fill the storage as well."""
+    await connection.execute(_FULL_DISK)
+    try:
+        response = await api.post("/v1/images", data=io.BytesIO(b"x" * size), headers=tenant.headers | IMAGE)
+    finally:
+        await connection.execute("drop function refuse_images cascade")
+    status, code, _ = await error_of(response)
+    assert (status, code, response.headers["Retry-After"]) == (503, "database-unavailable", "1")
 
 
 async def test_many_looks_at_readiness_do_not_disturb_each_other(settings: Settings) -> None:

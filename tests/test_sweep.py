@@ -89,6 +89,18 @@ async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
     assert not resources.storage.incoming_path(ID).exists()
 
 
+async def test_a_received_file_never_replaces_a_stored_one(
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings
+) -> None:
+    """It came under an id that was taken, and its process died before it gave it another."""
+    await insert(connection, tenant, "ready", age_s=4000)
+    stored = put(resources.storage.path(ID))
+    stored.write_bytes(b"the image's own")
+    put(resources.storage.incoming_path(ID), age_s=3601)
+    await sweep({"resources": resources})
+    assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(stored, b"the image's own")]
+
+
 async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: Any, settings: Settings) -> None:
     put(resources.storage.path(ID))
     put(resources.storage.incoming_path(ImageId("BBBBBBB")))
@@ -99,6 +111,16 @@ async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: 
     await sweep({"resources": resources})
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from removals") == 0
+
+
+async def test_the_file_of_an_image_that_has_the_id_of_a_removed_one_stays(
+    resources: Resources, connection: Any, tenant: Tenant
+) -> None:
+    await insert(connection, tenant, "ready", age_s=60)
+    stored = put(resources.storage.path(ID))
+    await connection.execute("insert into removals values ('AAAAAAA', now() - interval '31 s')")
+    await sweep({"resources": resources})
+    assert stored.exists()
 
 
 async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: Any, tenant: Tenant) -> None:

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from service.ids import ImageId
 from service.settings import Settings
 from service.storage.disk import DiskStorage, IncomingFile
-from tests.conftest import Client, NewTenant, RunBurst, Tenant
+from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of
 from tests.samples import insert_image, jpeg, stored_files
 
 
@@ -334,6 +335,32 @@ async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(se
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(end, asyncio.CancelledError) for end in ends)
     assert stored_files(settings) == []
+
+
+@pytest.mark.settings(wait_s=0.2)
+async def test_images_whose_files_cannot_be_moved_are_stored_once(
+    api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = resources_of(api)
+    loop = asyncio.get_running_loop()
+    in_executor = loop.run_in_executor
+    refused: list[object] = []
+
+    def refuse_once(executor: None, call: partial[Any]) -> asyncio.Future[Any]:
+        if not refused and call.func == service.storage._keep:
+            refused.append(call)
+            raise RuntimeError("can't start new thread")
+        return in_executor(executor, call)
+
+    monkeypatch.setattr(loop, "run_in_executor", refuse_once)
+    monkeypatch.setattr("service.batches._GATHER_S", 0.1)
+    monkeypatch.setattr(service.ingest.accepting, "_crowded", lambda: True)
+    answers = await asyncio.gather(*(upload(api, tenant, jpeg()) for _ in range(3)))
+    assert len(refused) == 1
+    assert [status for status, _ in answers] == [202] * 3
+    answered = {answer["response"]["id"] for _, answer in answers}
+    assert {row["id"] for row in await connection.fetch("select id from images")} == answered
+    assert {path.name for path in stored_files(settings)} == answered
 
 
 async def receive_small(storage: DiskStorage, image_id: str, body: bytes = b"body") -> IncomingFile:

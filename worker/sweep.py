@@ -63,7 +63,7 @@ async def _settle_abandoned(worker: Resources) -> None:
         return
     async with worker.database.connection() as connection:
         existing = await list_existing(connection, abandoned)
-    await worker.storage.keep([image_id for image_id in abandoned if image_id in existing])
+    await worker.storage.settle([image_id for image_id in abandoned if image_id in existing])
     for image_id in abandoned:
         if image_id in existing:
             continue

@@ -94,6 +94,9 @@ async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
             )
         if found:
             raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
+        if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
+            # aiohttp decodes a piece at a time, and would spoil what is escaped across the end of one.
+            raise ServiceError("invalid-body", "Send the form's file as it is, not quoted-printable.")
         found = True
         while chunk := await part.read_chunk(_CHUNK_BYTES):
             yield part.decode(chunk)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, hdrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
@@ -29,6 +30,21 @@ class OriginTimeouts:
     connect_s: float = 5
     read_s: float = 10
     total_s: float = 30
+
+
+class _CredentialsRefused(Exception):
+    """A redirect leads to a URL with a user name or a password."""
+
+
+async def _refuse_credentials(request: ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """aiohttp's middleware, which each request passes, the redirected ones too.
+
+    aiohttp makes a header of what a URL holds before its host. Here no URL may hold it, neither the client's nor one
+    that a redirect names: curl sends it, browsers refuse it to a script, and no picture that is public needs it.
+    """
+    if hdrs.AUTHORIZATION in request.headers:
+        raise _CredentialsRefused
+    return await handler(request)
 
 
 class OriginFailure(Exception):
@@ -92,8 +108,6 @@ class Origins:
     ) -> AsyncIterator[Origins]:
         """`lookups` names are resolved at once; more are `busy`. Connections end with the block."""
         resolver = resolver or GuardedResolver(allowed, lookups)
-        redirects = aiohttp.TraceConfig()
-        redirects.on_request_redirect.append(_refuse_credentials)
         session = aiohttp.ClientSession(
             connector=guarded_connector(allowed, resolver),
             timeout=aiohttp.ClientTimeout(
@@ -101,7 +115,7 @@ class Origins:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
-            trace_configs=[redirects],
+            middlewares=(_refuse_credentials,),
             read_bufsize=_READ_BYTES,
             headers={
                 "User-Agent": f"Daguerre/{version('daguerre')}",
@@ -132,21 +146,14 @@ class Origins:
             yield Origin(response)
 
 
-async def _refuse_credentials(_: object, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
-    """Else whoever redirects could have the server that it leads to told a name and a password."""
-    headers = redirect.response.headers
-    url = URL(headers.get("Location") or headers.get("URI") or "")
-    if url.user is not None or url.password is not None:
-        redirect.response.close()
-        raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.")
-
-
 @contextmanager
 def _as_origin_errors() -> Iterator[None]:
     try:
         yield
     except AddressRefused:
         raise ServiceError("url-not-allowed") from None
+    except _CredentialsRefused:
+        raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:  # time-outs are OSErrors
         raise _translate(error) from OriginFailure(type(error).__name__)
 

@@ -105,8 +105,14 @@ class IncomingFile:
 
 
 async def _in_thread(call: Callable[[], Result]) -> Result:
-    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then."""
-    working = asyncio.get_running_loop().run_in_executor(None, call)
+    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then.
+
+    Raises OSError where the system gives no thread.
+    """
+    try:
+        working = asyncio.get_running_loop().run_in_executor(None, call)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -230,9 +236,13 @@ class DiskStorage:
     async def keep(self, image_ids: Sequence[ImageId]) -> None:
         """Move received files, whose rows are committed now, to their own paths.
 
-        One that cannot be moved is left to the sweep: readers look in both places.
+        One that cannot be moved is left to the sweep: readers look in both places. Nothing is raised: what is committed
+        must not look like a group that failed, which is written again.
         """
-        await _in_thread(partial(self._keep, image_ids))
+        try:
+            await _in_thread(partial(self._keep, image_ids))
+        except OSError as error:
+            log.warning("storage.not_kept", images=len(image_ids), error=repr(error))
 
     def _keep(self, image_ids: Sequence[ImageId]) -> None:
         for image_id in image_ids:
@@ -241,6 +251,24 @@ class DiskStorage:
             except OSError as error:
                 if not _exists(self.path(image_id)):  # else another process kept it
                     log.warning("storage.not_kept", image_id=image_id, error=repr(error))
+
+    async def settle(self, image_ids: Sequence[ImageId]) -> None:
+        """Do for some of `list_abandoned`, whose rows are committed, what `keep` was to do.
+
+        Where there is a stored file already, the other one came under an id that was taken, and its upload ended
+        before it got another: it goes.
+        """
+        await _in_thread(partial(self._settle, image_ids))
+
+    def _settle(self, image_ids: Sequence[ImageId]) -> None:
+        for image_id in image_ids:
+            if not _exists(self.path(image_id)):
+                self._keep([image_id])
+                continue
+            try:
+                self.incoming_path(image_id).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("storage.not_settled", image_id=image_id, error=repr(error))
 
     async def rename_incoming(self, file: IncomingFile, to: ImageId) -> None:
         with _unavailable():
