@@ -69,10 +69,10 @@ return answer
 
 
 class Standing(NamedTuple):
-    """Where a key stands after a request. `reset_s` is the wait for all tokens, or for the next if `refused`."""
+    """Where a key stands after a request: `remaining` more, and no others within `next_s` seconds."""
 
     remaining: int
-    reset_s: int
+    next_s: int
     refused: bool
 
 
@@ -135,8 +135,7 @@ class RateLimiter:
             now = time.monotonic()
             if share.left and now < share.spend_until:
                 share.left -= 1
-                remaining = share.left + share.remaining
-                return Standing(remaining, math.ceil((self.rate.burst - remaining) / self.rate.per_s), refused=False)
+                return Standing(share.left + share.remaining, self.rate.next_after_s, refused=False)
             if now < share.ask_at:
                 return Standing(0, max(1, math.ceil(share.next_at - now)), refused=True)
             if self._away_since is not None:

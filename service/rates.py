@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Self
@@ -32,3 +33,8 @@ class Rate:
     def full_after_s(self) -> float:
         """How long it takes until all of the burst is there again."""
         return self.burst / self.per_s
+
+    @property
+    def next_after_s(self) -> int:
+        """How long it takes at the most until there is another request; in whole seconds, as headers tell it."""
+        return max(1, math.ceil(round(1 / self.per_s, 6)))

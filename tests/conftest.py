@@ -135,14 +135,11 @@ class Servers:
     cleared: list[Path] = field(default_factory=list)  # and storages, for making 256 folders takes a while
 
 
-_POSTGRES = {"fsync": "off", "io_method": "sync", "deadlock_timeout": "100ms"}
-
-
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     with (
         scratch() as folder,
-        Postgres(folder / "pg", settings=_POSTGRES) as postgres,
+        Postgres(folder / "pg", settings={"fsync": "off", "io_method": "sync"}) as postgres,
         Valkey(folder / "valkey") as valkey,
     ):
         asyncio.run(_make_template(postgres))

@@ -105,6 +105,26 @@ async def test_an_error_of_one_image_does_not_speak_for_those_that_are_inserted(
     assert await stored(connection, account.id) == (100, 1)
 
 
+async def test_a_database_that_hangs_is_waited_for_once_by_images_that_are_tried_one_by_one(
+    settings: Settings, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await new_tenant()
+    monkeypatch.setattr(inserts, "_PATIENCE_S", 0.1)
+    tried = []
+
+    async def hang(connection: Any, images: Sequence[NewImage]) -> set[str]:
+        tried.append(len(images))
+        if len(images) == 1:
+            await connection.execute("select pg_sleep(5)")
+        return set()
+
+    monkeypatch.setattr(inserts, "_insert", hang)
+    async with Database.open(settings.database_url, connections=2, command_timeout_s=0.2) as impatient:
+        outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)])
+    assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["database-unavailable"] * 5
+    assert tried == [5, 1]
+
+
 async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(
     database: Database, connection: Any, new_tenant: NewTenant
 ) -> None:

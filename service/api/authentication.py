@@ -25,14 +25,19 @@ async def authenticate(request: web.Request) -> Account:
     account = await service.keys.owner(key)
     if service.rate_limiter is not None:
         standing = await service.rate_limiter.admit(key)
-        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.reset_s}' if standing else ""
+        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.next_s}' if standing else ""
         if standing is not None and standing.refused:
-            raise ServiceError("rate-limited", retry_after_s=standing.reset_s)
+            raise ServiceError("rate-limited", retry_after_s=standing.next_s)
     return account
 
 
 class ShowRateLimit:
-    """For `on_response_prepare` where there is a limit: the fields of draft-ietf-httpapi-ratelimit-headers-10."""
+    """For `on_response_prepare` where there is a limit: the fields of draft-ietf-httpapi-ratelimit-headers-11, of May
+    2026.
+
+    Its `t` is the time within which no more than `r` requests are to be had; that of -10, the time until there are
+    more. Here it is both.
+    """
 
     def __init__(self, rate: Rate) -> None:
         self._policy = f'"key";q={rate.burst};w={math.ceil(rate.full_after_s)}'

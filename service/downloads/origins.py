@@ -40,7 +40,7 @@ async def _refuse_credentials(request: ClientRequest, handler: ClientHandlerType
     """aiohttp's middleware, which each request passes, the redirected ones too.
 
     aiohttp makes a header of what a URL holds before its host. Here no URL may hold it, neither the client's nor one
-    that a redirect names: curl sends it, browsers refuse it to a script, and no picture that is public needs it.
+    that a redirect names: curl sends it, browsers keep it from scripts across origins, and no public picture needs it.
     """
     if hdrs.AUTHORIZATION in request.headers:
         raise _CredentialsRefused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 
@@ -22,6 +23,10 @@ class KeyTaken(Exception):
 
 
 _KEYS = "images_idempotency_key"  # the index that keeps keys apart
+
+# Images are tried one by one until one has waited this long to hear that the database is away: each of the others would
+# wait as long again, and the next batch behind them all.
+_PATIENCE_S = 1.0
 
 # All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts'
 # rows are locked in the order of their ids, so that two batches cannot deadlock; the quota is decided on the rows as
@@ -91,6 +96,7 @@ async def insert_pending(database: Database, images: Sequence[NewImage]) -> list
                 inserted = await _insert(connection, fresh) if fresh else set()
                 break
     outcomes: list[Exception | None] = []
+    away: ServiceError | None = None
     for image in images:
         claim = _claim(image)
         outcome: Exception | None = None
@@ -98,8 +104,13 @@ async def insert_pending(database: Database, images: Sequence[NewImage]) -> list
             pass
         elif claim in taken:
             outcome = KeyTaken(image.id)
+        elif away is not None:
+            outcome = away
         else:
+            began = time.monotonic()
             outcome = await _insert_alone(database, image)
+            if isinstance(outcome, ServiceError) and time.monotonic() - began > _PATIENCE_S:
+                away = outcome if outcome.code == "database-unavailable" else None
         if claim is not None and outcome is None:
             taken.add(claim)
         outcomes.append(outcome)

@@ -23,8 +23,7 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": '^"key";q=[0-9]+;w=[0-9]+$'},
     },
     "RateLimit": {
-        "description": "What is left of it: `r` requests, and `t` seconds until all are there again; in a 429, until "
-        "the next one is.",
+        "description": "What is left of it: `r` requests, and `t` seconds at the most until there is another.",
         "schema": {"type": "string", "pattern": '^"key";r=[0-9]+;t=[0-9]+$'},
     },
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
