@@ -215,6 +215,9 @@ def pictures_too_large_in_svgs() -> dict[str, bytes]:
         "GIF": svg_showing(data_uri(gif(1, screen=(60_000, 60_000)), "image/gif")),
         "WebP": svg_showing(data_uri(webp_animation((16_000, 16_000), 1), "image/webp")),
         "AVIF": svg_showing(data_uri(heif_sized(pictures.encode("AVIF", speed=10), 90_000, 90_000), "image/avif")),
+        "AVIF behind a thumbnail": svg_showing(
+            data_uri(pictures.encode("AVIF", speed=10) + b"ispe" + struct.pack(">III", 0, 90_000, 90_000), "image/avif")
+        ),
         "five together": svg(f'<image href="{data_uri(pictures.png_header(5_000, 5_000))}"/>' * 5),
         "another type": svg_showing(data_uri(data, "text/plain")),
         "no type": svg_showing(f"data:;base64,{coded}"),

@@ -58,7 +58,7 @@ async def test_a_storage_is_made_before_there_are_tables(settings: Settings, con
 
 async def test_a_storage_is_not_made_while_nobody_knows_whether_there_are_images(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": "postgresql://daguerre@127.0.0.1:1/daguerre"})
-    with pytest.raises(SettingsError, match="PostgreSQL is away"):
+    with pytest.raises(SettingsError, match="PostgreSQL, which knows whether it should be, is away"):
         await start(away)
     assert list(settings.storage_folder.iterdir()) == []
 

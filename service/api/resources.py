@@ -117,7 +117,7 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
             async with database.connection() as connection:
                 stored = await is_any_stored(connection)
         except ServiceError as error:
-            raise storage.unusable("it is empty, and PostgreSQL is away that knows if it should be") from error
+            raise storage.unusable("it is empty, and PostgreSQL, which knows whether it should be, is away") from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):
             raise storage.unusable(

@@ -25,6 +25,7 @@ _MOST_UNPACKED_BYTES = 20_000_000
 # Of references beyond the length of their document, by entities that hold them.
 _MOST_UNFOLDED_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
+_ISPE = re.compile(rb"ispe.{4}(.{4})(.{4})", re.DOTALL)
 _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 
@@ -145,8 +146,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _avif_size(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II", data, data.index(b"ispe") + 8) if b"ispe" in data else (0, 0)
-    return width, height
+    """The largest of any item, since what comes first may be a thumbnail."""
+    sizes = [(int.from_bytes(size[1]), int.from_bytes(size[2])) for size in _ISPE.finditer(data)]
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
 
 
 _SIZES = {"jpeg": _jpeg_size, "png": _png_size, "gif": _gif_size, "webp": _webp_size, "avif": _avif_size}
