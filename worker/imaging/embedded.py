@@ -25,7 +25,7 @@ _MOST_UNPACKED_BYTES = 20_000_000
 # Of references beyond the length of their document, by entities that hold them.
 _MOST_UNFOLDED_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
-_ISPE = re.compile(rb"ispe.{4}(.{4})(.{4})", re.DOTALL)
+_ISPE = re.compile(rb"ispe(?=.{4}(.{4})(.{4}))", re.DOTALL)
 _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 
