@@ -31,6 +31,10 @@ create table if not exists api_keys (
 );
 create index if not exists api_keys_of_account on api_keys (account_id);
 
+-- How an account's pictures are delivered.
+alter table accounts add column if not exists require_signature boolean not null default false;
+alter table accounts add column if not exists strip_location boolean not null default false;
+
 create table if not exists images (
     id           text collate "C" primary key,
     account_id   bigint not null references accounts on delete restrict,
@@ -117,6 +121,25 @@ begin
     on conflict do nothing;
 end
 $$;
+
+-- What URLs are signed with. Kept as they are: a signature can only be checked by making it again.
+create table if not exists signing_keys (
+    id         bigint generated always as identity primary key,
+    account_id bigint not null references accounts on delete cascade,
+    secret     text not null,
+    created_at timestamptz not null default now(),
+    revoked_at timestamptz
+);
+create index if not exists signing_keys_of_account on signing_keys (account_id, id);
+
+-- Names for parameters of renditions, which URLs may use in place of them.
+create table if not exists presets (
+    account_id bigint not null references accounts on delete cascade,
+    name       text collate "C" not null,
+    parameters text not null,  -- as they stand in a URL: width=300&height=300&fit=cover
+    changed_at timestamptz not null default now(),
+    primary key (account_id, name)
+);
 
 -- Files to remove: noted by the statement that ends the row, cleared once the file is gone. So a process that
 -- dies between the two leaves nothing behind, and no sweep has to read the storage folders.

@@ -63,6 +63,17 @@ async def find_account(connection: Connection, name: str) -> Account:
     return Account(*row)
 
 
+_LOCK = "select id from accounts where name = $1 for no key update"
+
+
+async def lock_account(connection: Connection, name: str) -> AccountId:
+    """Until the transaction ends: so that what is counted in its next statement still holds in the one after."""
+    account_id = await connection.fetchval(_LOCK, name)
+    if account_id is None:
+        raise AccountUnknown(name)
+    return AccountId(account_id)
+
+
 async def list_accounts(connection: Connection) -> list[Account]:
     return [Account(*row) for row in await connection.fetch(f"{_SELECT} order by name")]
 

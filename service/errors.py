@@ -76,6 +76,13 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "rendition-not-ready": (503, "The rendition is still being made; try again shortly."),
     # the account
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
+    # the signature of a picture's URL
+    "signature-required": (403, "This account's pictures are shown by signed URLs only; sign the URL."),
+    "signature-invalid": (
+        403,
+        "The signature does not fit the URL; sign path and query exactly as they are sent, with a live signing key.",
+    ),
+    "signature-expired": (403, "The URL has expired; ask whoever made it for a new one."),
     # the key
     "rate-limited": (429, "This key has made too many requests; wait as many seconds as Retry-After says."),
     # the server

@@ -28,10 +28,11 @@ class Kept(NamedTuple):
     size: int
 
 
-# Images are locked, so that a deletion either finds the row or is found by it; in the order of their ids, as everywhere.
+# Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
 _KEEP = """
 with made as (
-    select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as made (image_id, digest, watermark_id, size)
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+        as made (image_id, digest, watermark_id, size)
 ), locked as materialized (
     select id from images
     where id in (select image_id from made union select watermark_id from made) and state = 'ready'

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
-
-import structlog
+from typing import Any, Protocol, Self
 
 from service.batches import Batcher, running
 from service.buckets import RateLimiter
@@ -24,14 +22,11 @@ from service.delivery.rendering import (
     RenderOrder,
     encode_order,
 )
-from service.delivery.subjects import Subjects
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.jobs import UNAVAILABLE, Job, RenderJob
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
-
-log = structlog.get_logger("service")
 
 # News may be lost: whoever waits looks at the disk this often, and enqueues again what Redis may have lost.
 _LOOK_S = 1.0
@@ -59,8 +54,16 @@ class _Making:
         self.task: asyncio.Task[Stored] | None = None
 
 
+class Forgetful(Protocol):
+    """What remembers something of images."""
+
+    def forget(self, image_ids: Iterable[ImageId]) -> None: ...
+
+    def forget_all(self) -> None: ...
+
+
 class Renditions:
-    """One for each process; `hot` is told of images that are deleted, by whichever process."""
+    """One for each process; `memories` are told of images that are deleted, by whichever process."""
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Renditions:
         database: Database,
         files: RenditionFiles,
         enqueuing: Batcher[Job, None],
-        subjects: Subjects,
+        memories: Sequence[Forgetful],
         *,
         wait_s: float,
         most_waiting: int,
@@ -78,7 +81,7 @@ class Renditions:
         self._database = database
         self._files = files
         self._enqueuing = enqueuing
-        self._subjects = subjects
+        self._memories = memories
         self._wait_s = wait_s
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -127,7 +130,7 @@ class Renditions:
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
         """Tell every process that these images are no more; this one has forgotten them when it returns."""
-        self._subjects.forget(image_ids)
+        self._forget(image_ids)
         with suppress(*UNAVAILABLE, TimeoutError):  # then the others hear nothing at all, and trust nothing
             async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
                 await send(self._redis, RENDITIONS_CHANNEL, [Deleted(list(image_ids))])
@@ -197,11 +200,16 @@ class Renditions:
                     making.end = news
                     making.look.set()
             case Deleted(image_ids):
-                self._subjects.forget(image_ids)
+                self._forget(image_ids)
+
+    def _forget(self, image_ids: Iterable[ImageId]) -> None:
+        for memory in self._memories:
+            memory.forget(image_ids)
 
     def _check_all(self) -> None:
         """News may have been lost, of deletions too."""
-        self._subjects.forget_all()
+        for memory in self._memories:
+            memory.forget_all()
         for making in self._making.values():
             making.look.set()
 

@@ -109,4 +109,3 @@ class RenditionFiles:
                 with suppress(FileNotFoundError):
                     if entry.stat().st_mtime < before:
                         Path(entry.path).unlink()
-
