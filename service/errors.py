@@ -36,6 +36,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "This address does not take this method; see the Allow header."),
     "upload-timeout": (408, "The body stopped arriving; send it again without long pauses."),
     "upload-too-large": (413, "The picture is larger than this server accepts."),
+    "range-not-satisfiable": (416, "The Range lies behind the picture's end; ask for another, or for all of it."),
     "unsupported-content-type": (
         415,
         "Send the header Content-Type: application/octet-stream (or image/*, multipart/form-data, application/json).",

@@ -1,0 +1,88 @@
+"""Pictures ready to be sent, and those that were sent lately, in memory."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from service.ids import ImageId
+from service.storage.files import Stored
+
+# What an entry takes beside the picture's own bytes, roughly.
+_ENTRY_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """`headers` are those of every answer that shows it; `etag` is one of them, without its quotes. `image_ids` are
+    whose deletion ends it. `accel_path` is where it lies below the internal locations of a proxy.
+    """
+
+    image_ids: tuple[ImageId, ...]
+    stored: Stored
+    etag: str
+    modified_s: int
+    headers: Mapping[str, str]
+    accel_path: str
+
+
+class HotPictures:
+    """Small pictures by what was asked for, up to `limit` bytes in all; those asked for least recently go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._generation = 0
+        self._entries: OrderedDict[Hashable, tuple[float, Picture]] = OrderedDict()
+        self._keys: defaultdict[ImageId, set[Hashable]] = defaultdict(set)
+
+    @property
+    def generation(self) -> int:
+        """Changes when something is forgotten: a picture that was looked up before must not be put any more."""
+        return self._generation
+
+    def get(self, key: Hashable) -> Picture | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if time.monotonic() >= entry[0]:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry[1]
+
+    def put(self, key: Hashable, picture: Picture, *, until: float, generation: int) -> None:
+        """`until` is of the monotonic clock. Ignored for what is large, or where `generation` is past."""
+        if picture.stored.data is None or generation != self._generation:
+            return
+        self._drop(key)
+        self._entries[key] = (until, picture)
+        self._bytes += picture.stored.size + _ENTRY_BYTES
+        for image_id in picture.image_ids:
+            self._keys[image_id].add(key)
+        while self._bytes > self._limit:
+            self._drop(next(iter(self._entries)))
+
+    def forget(self, image_ids: Iterable[ImageId]) -> None:
+        self._generation += 1
+        for image_id in image_ids:
+            for key in list(self._keys.get(image_id, ())):
+                self._drop(key)
+
+    def forget_all(self) -> None:
+        self._generation += 1
+        self._entries.clear()
+        self._keys.clear()
+        self._bytes = 0
+
+    def _drop(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._bytes -= entry[1].stored.size + _ENTRY_BYTES
+        for image_id in entry[1].image_ids:
+            self._keys[image_id].discard(key)
+            if not self._keys[image_id]:
+                del self._keys[image_id]
