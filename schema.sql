@@ -147,3 +147,16 @@ create table if not exists removals (
     image_id   text collate "C" primary key,
     removed_at timestamptz not null default now()
 );
+
+-- What was made of images and lies in the folder of renditions. `digest` names it among those of its image; one with a
+-- watermark goes with that image too. A row may outlive its image until the file is gone.
+create table if not exists renditions (
+    image_id     text collate "C" not null,
+    digest       text collate "C" not null,
+    watermark_id text collate "C",
+    size         bigint not null,  -- bytes
+    used_at      timestamptz not null default now(),  -- kept to some minutes
+    primary key (image_id, digest)
+);
+create index if not exists renditions_by_use on renditions (used_at) include (size);
+create index if not exists renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;

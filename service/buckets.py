@@ -1,4 +1,5 @@
-"""How many requests a key may make: a bucket of tokens a key in Redis, of which each process takes a block at a time.
+"""How often something may be done: a bucket of tokens in Redis for each key, of which each process takes a block at a
+time.
 
 Of the libraries for this, limits, pyrate-limiter and throttled-py ask Redis once for each request, and aiolimiter knows
 one process only. Where a request may have a weight it is granted whole or refused, so that the last tokens of a bucket
@@ -27,8 +28,6 @@ from service.metrics import metrics
 from service.rates import Rate
 
 log = structlog.get_logger(__name__)
-
-_PREFIX = "daguerre:rate:"
 
 # A block is this part of the burst, or of a second's tokens if those are more; what a process has not spent of it after
 # so long goes back to the bucket when it takes the next.
@@ -101,10 +100,14 @@ class _Share:
 
 
 class RateLimiter:
-    """Counts the requests of keys. While Redis is away it lets them through and says so."""
+    """Counts the requests of keys. While Redis is away it lets them through and says so.
 
-    def __init__(self, redis: Any, rate: Rate) -> None:
+    A key is a client's own, or whatever else is counted; `name` keeps the limits apart.
+    """
+
+    def __init__(self, redis: Any, rate: Rate, name: str) -> None:
         self.rate = rate
+        self._prefix = f"daguerre:{name}:"
         self.block = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _BLOCK_PART)))
         self._redis = redis
         self._script = redis.register_script(_TAKE)
@@ -116,11 +119,11 @@ class RateLimiter:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, redis_url: str, rate: Rate) -> AsyncIterator[Self]:
+    async def open(cls, redis_url: str, rate: Rate, name: str = "rate") -> AsyncIterator[Self]:
         """On a connection of its own, since the queue's has more patience."""
         redis = Redis.from_url(redis_url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
         try:
-            limiter = cls(redis, rate)
+            limiter = cls(redis, rate, name)
             async with running(limiter._taking.run()):
                 yield limiter
         finally:
@@ -147,8 +150,18 @@ class RateLimiter:
                 return None
             await asyncio.shield(share.taking or self._begin_taking(share))
 
+    def refused_for_s(self, key: str) -> int:
+        """For so many seconds this process knows that nothing is left of the key's bucket; 0 if it does not. Counts
+        nothing.
+        """
+        share = self._shares.get(key)
+        now = time.monotonic()
+        if share is None or now >= share.ask_at or (share.left and now < share.spend_until):
+            return 0
+        return max(1, math.ceil(share.next_at - now))
+
     def _remember(self, key: str) -> _Share:
-        share = self._shares[key] = _Share(_PREFIX + hash_key(key).hex())
+        share = self._shares[key] = _Share(self._prefix + hash_key(key).hex())
         if len(self._shares) > _REMEMBERED_KEYS:
             del self._shares[next(iter(self._shares))]
         return share

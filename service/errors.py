@@ -31,6 +31,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "not-found": (404, "There is nothing at this address; the API lives under /v1."),
     "image-not-found": (404, "There is no image with this id in your account."),
+    "image-processing": (404, "The image is still being looked at; try again shortly."),
     "image-deleted": (404, "The image was deleted while this request waited for it."),
     "method-not-allowed": (405, "This address does not take this method; see the Allow header."),
     "upload-timeout": (408, "The body stopped arriving; send it again without long pauses."),
@@ -58,6 +59,21 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "probe-failed": (422, "The picture could not be decoded within this server's limits of time and memory."),
     "image-lost": (410, "The image's file is missing from the storage; upload it again."),
+    # the rendition
+    "rendition-too-large": (400, "The rendition would have too many pixels; ask for a smaller one."),
+    "rendition-failed": (
+        422,
+        "The rendition could not be made within this server's limits of time and memory; ask for a smaller one.",
+    ),
+    "too-many-renditions": (
+        429,
+        "Too many new renditions of this account's images were asked for; wait as many seconds as Retry-After says.",
+    ),
+    "too-many-misses": (
+        429,
+        "Too many ids that do not exist were asked for from this address; wait as many seconds as Retry-After says.",
+    ),
+    "rendition-not-ready": (503, "The rendition is still being made; try again shortly."),
     # the account
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
     # the signature of a picture's URL

@@ -17,7 +17,7 @@ from service.images.inserts import IdTaken, KeyTaken, insert_pending
 from service.images.outcomes import forget_failed, forget_failed_soon
 from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier
-from service.jobs import ProbeJob
+from service.jobs import Job, ProbeJob
 from service.replies import Replies
 from service.storage.disk import DiskStorage, IncomingFile
 from service.uploads import Upload
@@ -57,7 +57,7 @@ class Ingest:
     database: Database
     storage: DiskStorage
     accepting: Batcher[Arrival, None]
-    enqueuing: Batcher[ProbeJob, None]
+    enqueuing: Batcher[Job, None]
     replies: Replies
     wait_s: float
 

@@ -1,4 +1,4 @@
-"""The job contract: the queue's names, the codec, and how a job is enqueued."""
+"""The job contract: the queues' names, the codec, and how a job is enqueued."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from arq.connections import ArqRedis
@@ -22,11 +22,14 @@ from service.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
 PROBE_IMAGE = "probe_image"
+RENDER_QUEUE = "daguerre:render"
+RENDER_IMAGE = "render_image"
 CRON_QUEUE = "daguerre:cron"
 
 # A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
 # since tokens that nobody takes would keep the workers turning after a rush.
 BELL = "daguerre:probe:bell"
+RENDER_BELL = "daguerre:render:bell"
 MOST_TOKENS = 8
 
 # Workers that are alive, by the time of their last sign of life.
@@ -57,11 +60,35 @@ class ProbeJob:
     reply_to: str
     request_id: str
 
+    @property
+    def id(self) -> str:
+        return self.image_id
+
     def serialize(self, now_ms: int) -> bytes:
         context = {"reply_to": self.reply_to, "request_id": self.request_id}
-        data: bytes = serialize_job(PROBE_IMAGE, (self.image_id,), context, None, now_ms, serializer=encode)
-        return data
+        return _serialize(PROBE_IMAGE, (self.image_id,), context, now_ms)
 
+
+@dataclass(frozen=True, slots=True)
+class RenderJob:
+    """One rendition, to be made once whoever asks for it. `order` is a `delivery.rendering.RenderOrder`, encoded."""
+
+    id: str
+    order: bytes
+    reply_to: str
+    request_id: str
+
+    def serialize(self, now_ms: int) -> bytes:
+        context = {"reply_to": self.reply_to, "request_id": self.request_id}
+        return _serialize(RENDER_IMAGE, (self.order,), context, now_ms)
+
+
+def _serialize(function: str, arguments: tuple[object, ...], context: dict[str, str], now_ms: int) -> bytes:
+    data: bytes = serialize_job(function, arguments, context, None, now_ms, serializer=encode)
+    return data
+
+
+Job: TypeAlias = ProbeJob | RenderJob
 
 # A job that waits or runs under its id is left alone. It is due now by the clock of Redis, which claims go by too.
 # Each token may wake a worker.
@@ -86,12 +113,13 @@ return added
 class JobQueue:
     """Enqueues groups of jobs in one step: arq's own `enqueue_job`, with the same keys, takes three for each."""
 
-    def __init__(self, redis: ArqRedis) -> None:
+    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, bell: str = BELL) -> None:
         self._redis = redis
+        self._keys = [name, bell]
         self._enqueue = redis.register_script(_ENQUEUE)
 
-    async def enqueue(self, jobs: Sequence[ProbeJob]) -> list[None]:
-        """Raises `queue-unavailable`. The sweep enqueues again whatever was lost here."""
+    async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
+        """Raises `queue-unavailable`. The sweep enqueues again whatever image was lost here."""
         await self._add(jobs)
         return [None] * len(jobs)
 
@@ -102,13 +130,13 @@ class JobQueue:
         """
         return await self._add([ProbeJob(image_id, "", "sweep") for image_id in image_ids])
 
-    async def _add(self, jobs: Sequence[ProbeJob]) -> int:
+    async def _add(self, jobs: Sequence[Job]) -> int:
         now_ms = time.time_ns() // 1_000_000
         words: list[Any] = [job_key_prefix, _EXPIRES_MS, MOST_TOKENS]
         for job in jobs:
-            words += (job.image_id, job.serialize(now_ms))
+            words += (job.id, job.serialize(now_ms))
         try:
-            return int(await self._enqueue(keys=[PROBE_QUEUE, BELL], args=words))
+            return int(await self._enqueue(keys=self._keys, args=words))
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
 
@@ -125,8 +153,8 @@ class JobQueue:
         now = time.time()
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zcard(PROBE_QUEUE)
-                pipe.zrange(PROBE_QUEUE, 0, 0, withscores=True)
+                pipe.zcard(self._keys[0])
+                pipe.zrange(self._keys[0], 0, 0, withscores=True)
                 pipe.zcount(WORKERS, now - WORKER_ALIVE_S, "+inf")
                 depth, oldest, workers = await pipe.execute()
         except UNAVAILABLE as error:

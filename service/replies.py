@@ -5,29 +5,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import msgspec
-import structlog
-
+from service.channels import Channel
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.lookups import Wanted, find_images
 from service.images.records import Image
-from service.jobs import UNAVAILABLE
-
-log = structlog.get_logger(__name__)
 
 # A reply is a hint: whoever waits looks at the row this often, and whenever the channel comes back.
 _LOOK_S = 1.0
-_RECONNECT_S = 0.5
-# A silent channel is asked for a sign of life, so that a Redis host that vanished is noticed.
-_SILENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +28,6 @@ class Reply:
 
     image_id: ImageId
     image: Image | None
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Reply])
-
-
-def send(pipe: Any, channel: str, replies: Sequence[Reply]) -> None:
-    """Queue up the command that wakes the requests which wait on `channel`; none may be there any more."""
-    pipe.publish(channel, _encoder.encode(replies))
 
 
 class Waiter:
@@ -88,18 +71,28 @@ class Replies:
     """The replies to this process's jobs."""
 
     def __init__(self, redis: Any, database: Database) -> None:
-        self.channel = f"daguerre:replies:{secrets.token_hex(8)}"
-        self.connected = False
-        self._first_connected = asyncio.Event()
-        self._redis = redis
+        self._channel = Channel(
+            redis, f"daguerre:replies:{secrets.token_hex(8)}", Reply, deliver=self._deliver, changed=self._look
+        )
         self._database = database
         self._waiters: dict[ImageId, list[Waiter]] = {}
 
+    @property
+    def channel(self) -> str:
+        """For a job's `reply_to`."""
+        return self._channel.name
+
+    @property
+    def connected(self) -> bool:
+        return self._channel.connected
+
     async def wait_connected(self, timeout_s: float) -> None:
-        """Until the channel is heard, or the time is up."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._first_connected.wait()
+        """Until replies are heard, or the time is up."""
+        await self._channel.wait_connected(timeout_s)
+
+    async def listen(self) -> None:
+        """Deliver replies until cancelled; reconnects by itself."""
+        await self._channel.listen()
 
     @contextmanager
     def expect(self, image_id: ImageId, account_id: AccountId) -> Iterator[Waiter]:
@@ -114,43 +107,12 @@ class Replies:
             if not waiters:
                 del self._waiters[image_id]
 
-    async def listen(self) -> None:
-        """Deliver replies until cancelled; reconnects by itself."""
-        while True:
-            try:
-                await self._subscribe_and_deliver()
-            except UNAVAILABLE as error:
-                log.warning("replies.disconnected", error=repr(error))
-            finally:
-                self.connected = False
-            await asyncio.sleep(_RECONNECT_S)
+    def _look(self) -> None:
+        """Replies may have been lost."""
+        for waiter in chain.from_iterable(self._waiters.values()):
+            waiter.look.set()
 
-    async def _subscribe_and_deliver(self) -> None:
-        async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(self.channel)
-            asked = False
-            while True:
-                message = await pubsub.get_message(timeout=_SILENCE_S)
-                if message is None:
-                    if asked:
-                        raise ConnectionError("the channel is silent")
-                    await pubsub.ping()
-                asked = message is None
-                if message is not None and message["type"] == "message":
-                    self._deliver(message["data"])
-                elif message is not None and message["type"] == "subscribe":
-                    self.connected = True
-                    self._first_connected.set()
-                    for waiter in chain.from_iterable(self._waiters.values()):
-                        waiter.look.set()
-
-    def _deliver(self, message: bytes) -> None:
-        try:
-            replies = _decoder.decode(message)
-        except msgspec.MsgspecError as error:  # of another version's worker: the row tells the same
-            log.warning("replies.undecodable", error=repr(error))
-            return
-        for reply in replies:
-            for waiter in self._waiters.get(reply.image_id, ()):
-                waiter.reply = reply
-                waiter.look.set()
+    def _deliver(self, reply: Reply) -> None:
+        for waiter in self._waiters.get(reply.image_id, ()):
+            waiter.reply = reply
+            waiter.look.set()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import AllowedAddresses
 from service.rates import Rate
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -37,6 +40,32 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the 
 
 def _check_allowed(text: str) -> str:
     AllowedAddresses.parse(text)
+    return text
+
+
+def _check_networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Raises ValueError."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """In rising order. Raises ValueError."""
+    try:
+        widths = sorted({int(part) for part in text.split(",") if part.strip()})
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of widths: write 320,640,1280") from None
+    if widths and not 1 <= widths[0] <= widths[-1] <= 8192:
+        raise ValueError("a width is 1 to 8192 pixels")
+    return tuple(widths)
+
+
+def _check_widths(text: str) -> str:
+    parse_widths(text)
     return text
 
 
@@ -91,9 +120,39 @@ class Settings(BaseSettings):
     wait_s: float = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
     drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
 
+    renditions: Path | None = Field(
+        None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
+    )
+    renditions_size: Size = Field(10 << 30, description="Renditions are kept up to this size, the last used ones.")
+    renditions_memory: Size = Field(
+        64 << 20, description="Small pictures that one API process keeps in memory, up to this size."
+    )
+    renditions_in_flight: int = Field(
+        512, gt=0, description="Requests of one API process that wait for renditions at once; more are answered 503."
+    )
+    rendition_widths: Annotated[str, AfterValidator(_check_widths)] = Field(
+        "", description="Widths that unsigned requests may have, like `320,640,1280`; others become the next of them."
+    )
+    rendition_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
+        "1000/m", description="New renditions of an account's images that unsigned requests may ask for. Then 429."
+    )
+    miss_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
+        "60/m,burst=300", description="Ids that do not exist that one address may ask for under `/i`. Then 429."
+    )
+    trusted_proxies: Annotated[str, AfterValidator(_check_networks)] = Field(
+        "", description="Networks of proxies whose `X-Forwarded-For` tells a client's address, like `10.0.0.0/8`."
+    )
+    max_age_s: int = Field(2_592_000, ge=0, description="Seconds that pictures may be kept in caches.")
+    x_accel_redirect: str = Field(
+        "", pattern="^(/.*[^/])?$", description="Path of internal nginx locations that send files, like `/protected`."
+    )
+
     database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")
     probe_processes: int = Field(2, gt=0, description="Child processes of one worker that run libvips.")
     probe_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
+
+    render_processes: int = Field(2, gt=0, description="Child processes of one worker that make renditions.")
+    render_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
 
     metrics: Path | None = Field(
         None, description="Folder where the processes of one host put their metrics together; by default in memory."
@@ -110,6 +169,10 @@ class Settings(BaseSettings):
     @property
     def storage_folder(self) -> Path:
         return self.storage or self.data / "storage"
+
+    @property
+    def renditions_folder(self) -> Path:
+        return self.renditions or self.storage_folder / "renditions"
 
     @property
     def metrics_folder(self) -> Path:

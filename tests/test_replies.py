@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service import jobs, replies
+from service import channels, jobs, replies
 from service.batches import running
 from service.database import Database
 from service.errors import ServiceError
@@ -39,8 +39,8 @@ async def listening(settings: Settings, database: Database) -> AsyncIterator[Rep
 
 
 async def send(listening: Replies, reply: Reply) -> None:
-    async with listening._redis.pipeline(transaction=False) as pipe:
-        replies.send(pipe, listening.channel, [reply])
+    async with listening._channel._redis.pipeline(transaction=False) as pipe:
+        channels.send(pipe, listening.channel, [reply])
         await pipe.execute()
 
 
@@ -142,7 +142,7 @@ async def test_a_channel_that_comes_back_makes_every_request_look(
 async def test_a_quiet_channel_stays_connected(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(channels, "_SILENCE_S", 0.1)
     redis = jobs.open_redis(settings.redis_url)
     listener = Replies(redis, database)
     lost = 0
@@ -164,7 +164,7 @@ async def test_nobody_is_left_registered(listening: Replies, tenant: Tenant) -> 
 @pytest.mark.usefixtures("pending")
 async def test_a_message_of_another_version_is_dropped(listening: Replies, connection: Any, tenant: Tenant) -> None:
     with listening.expect(ID, tenant.id) as waiter:
-        await listening._redis.publish(listening.channel, b"\xc1 garbage")
+        await listening._channel._redis.publish(listening.channel, b"\xc1 garbage")
         await mark_ready(connection)
         await send(listening, Reply(ID, await load_image(connection, ID)))
         image = await waiter.wait(5)

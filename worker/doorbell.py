@@ -24,9 +24,9 @@ from arq.worker import Function, Worker
 from redis.exceptions import NoScriptError
 
 from service.batches import Batcher, running
+from service.channels import send
 from service.errors import ServiceError
 from service.jobs import MOST_TOKENS, UNAVAILABLE, name_worker
-from service.replies import Reply, send
 
 log = structlog.get_logger("worker")
 
@@ -90,7 +90,7 @@ class JobEnd:
 
     job_id: str
     reply_to: str = ""
-    reply: Reply | None = None
+    reply: object = None
     again_after_ms: int | None = None
 
 
@@ -98,8 +98,8 @@ class DoorbellWorker(Worker):
     """Waits on the bell while it has a free place, and on its own jobs while it has none.
 
     `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
-    of life; `places` tells how many jobs are worth having at this time, up to `max_jobs`. What a function returns, a
-    Reply, goes to the channel that the job's keyword `reply_to` names.
+    of life; `places` tells how many jobs are worth having at this time, up to `max_jobs`. What a function returns
+    goes to the channel that the job's keyword `reply_to` names.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class DoorbellWorker(Worker):
         done = [end.job_id for end in ends if end.again_after_ms is None]
         spent = [in_progress_key_prefix + end.job_id for end in ends]
         spent += [prefix + job_id for job_id in done for prefix in (job_key_prefix, retry_key_prefix)]
-        waiting: defaultdict[str, list[Reply]] = defaultdict(list)
+        waiting: defaultdict[str, list[object]] = defaultdict(list)
         async with self.pool.pipeline(transaction=True) as pipe:
             if done:
                 pipe.zrem(self.queue_name, *done)

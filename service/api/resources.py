@@ -75,7 +75,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         accepting = Batcher(partial(accept, database, storage))
         replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)
-        enqueuing = Batcher(queue.enqueue)
+        enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
         await stack.enter_async_context(running(accepting.run()))
         await stack.enter_async_context(running(enqueuing.run()))
         finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)

@@ -59,6 +59,19 @@ async def load_image(connection: Connection, image_id: ImageId) -> Image | None:
     return None if row is None else Image(*row)
 
 
+_FIND_ANY = f"""
+select wanted.place, {COLUMNS} from unnest($1::text[]) with ordinality as wanted (id, place)
+cross join lateral (select * from images where id = wanted.id limit 1) images
+"""
+
+
+async def find_any(connection: Connection, image_ids: Sequence[ImageId]) -> list[Image | None]:
+    """Any account's images, for their delivery, without what is large; in order, None for an unknown id."""
+    rows = await connection.fetch(_FIND_ANY, image_ids)
+    found = {place: Image(*columns) for place, *columns in rows}
+    return [found.get(place) for place in range(1, len(image_ids) + 1)]
+
+
 def require_all(asked: Sequence[ImageId], found: Container[ImageId], code: str) -> None:
     """Raises `code`, naming the first image that is missing; one of another account is missing like any other."""
     for image_id in asked:

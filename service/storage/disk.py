@@ -14,11 +14,11 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import aiofiles.os
 import structlog
@@ -26,8 +26,7 @@ import structlog
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
-
-Result = TypeVar("Result")
+from service.storage.files import Stored, in_thread, look_at, unavailable
 
 SHARDS = 256
 
@@ -48,15 +47,15 @@ class IncomingFile:
         self._durable = self._abandoned = False
 
     async def write(self, chunks: Sequence[bytes]) -> None:
-        with _unavailable():
-            await _in_thread(partial(self._write, chunks))
+        with unavailable():
+            await in_thread(partial(self._write, chunks))
 
     async def finish(self, chunks: Sequence[bytes]) -> None:
         """The last chunks."""
         self._rest = chunks
         if self._file is not None:  # large: others should not wait for it
-            with _unavailable():
-                await _in_thread(self._flush_and_sync)
+            with unavailable():
+                await in_thread(self._flush_and_sync)
 
     def flush(self) -> None:
         """Write what is left, and let the disk begin. Blocks; raises OSError."""
@@ -102,30 +101,6 @@ class IncomingFile:
         if self._file is None:
             self._file = self._path.open("xb")
         self._file.writelines(chunks)
-
-
-async def _in_thread(call: Callable[[], Result]) -> Result:
-    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then.
-
-    Raises OSError where the system gives no thread.
-    """
-    try:
-        working = asyncio.get_running_loop().run_in_executor(None, call)
-    except RuntimeError as error:
-        raise OSError(errno.EAGAIN, str(error)) from error
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        raise
-
-
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ServiceError("storage-unavailable") from error
 
 
 def _exists(path: Path) -> bool:
@@ -216,8 +191,8 @@ class DiskStorage:
 
         Raises `storage-unavailable` where that is so for all of them.
         """
-        with _unavailable():
-            return await _in_thread(partial(self._seal, files))
+        with unavailable():
+            return await in_thread(partial(self._seal, files))
 
     def _seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
         errors: dict[int, ServiceError] = {}
@@ -225,7 +200,7 @@ class DiskStorage:
             for number, file in enumerate(files):
                 try:
                     if number not in errors:
-                        with _unavailable():
+                        with unavailable():
                             step(file)
                 except ServiceError as error:
                     file.abandon()
@@ -240,7 +215,7 @@ class DiskStorage:
         must not look like a group that failed, which is written again.
         """
         try:
-            await _in_thread(partial(self._keep, image_ids))
+            await in_thread(partial(self._keep, image_ids))
         except OSError as error:
             log.warning("storage.not_kept", images=len(image_ids), error=repr(error))
 
@@ -258,7 +233,7 @@ class DiskStorage:
         Where there is a stored file already, the other one came under an id that was taken, and its upload ended
         before it got another: it goes.
         """
-        await _in_thread(partial(self._settle, image_ids))
+        await in_thread(partial(self._settle, image_ids))
 
     def _settle(self, image_ids: Sequence[ImageId]) -> None:
         for image_id in image_ids:
@@ -271,13 +246,13 @@ class DiskStorage:
                 log.warning("storage.not_settled", image_id=image_id, error=repr(error))
 
     async def rename_incoming(self, file: IncomingFile, to: ImageId) -> None:
-        with _unavailable():
-            await _in_thread(partial(file.move, self.incoming_path(to)))
+        with unavailable():
+            await in_thread(partial(file.move, self.incoming_path(to)))
 
     async def discard(self, file: IncomingFile) -> None:
         """Remove a received file that gets no row."""
         with suppress(OSError):
-            await _in_thread(file.abandon)
+            await in_thread(file.abandon)
 
     async def remove_abandoned(self, image_id: ImageId) -> None:
         """Remove one of `list_abandoned`."""
@@ -294,6 +269,18 @@ class DiskStorage:
         """Where the file of an image may lie whose row is committed, in the order to look."""
         kept = str(self.path(image_id))
         return kept, str(self.incoming_path(image_id)), kept  # it may be moved between the first two looks
+
+    async def find(self, image_id: ImageId) -> Stored | None:
+        """A stored image's file. Raises `storage-unavailable`."""
+        with unavailable():
+            return await in_thread(partial(self._find, image_id))
+
+    def _find(self, image_id: ImageId) -> Stored | None:
+        for place in self.places(image_id):
+            with suppress(FileNotFoundError):
+                return look_at(Path(place))
+        self._incoming.stat()  # where that fails, the disk is away, not the file
+        return None
 
     async def require_mounted(self) -> None:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""

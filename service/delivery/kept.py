@@ -1,0 +1,102 @@
+"""The rows of renditions that are kept: which there are, how large, and when each was last asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.database import Connection, Database
+from service.ids import ImageId
+from service.storage.renditions import RenditionKey
+
+# Uses are noted this coarsely, so that a rendition in use costs one write in so many minutes.
+USE_NOTED_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A rendition whose file is written. `size` is in bytes."""
+
+    key: RenditionKey
+    watermark_id: ImageId | None
+    size: int
+
+
+class Kept(NamedTuple):
+    key: RenditionKey
+    size: int
+
+
+# Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
+_KEEP = """
+with made as (
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+        as made (image_id, digest, watermark_id, size)
+), locked as materialized (
+    select id from images
+    where id in (select image_id from made union select watermark_id from made) and state = 'ready'
+    order by id for key share
+)
+insert into renditions (image_id, digest, watermark_id, size)
+select distinct on (image_id, digest) * from made
+where image_id in (select id from locked) and (watermark_id is null or watermark_id in (select id from locked))
+order by image_id, digest
+on conflict (image_id, digest) do update set size = excluded.size, used_at = now()
+returning image_id, digest
+"""
+
+
+async def keep_together(database: Database, made: Sequence[Made]) -> list[bool]:
+    """For a Batcher: False for one whose image, or watermark, was deleted meanwhile. Its file is the caller's."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            _KEEP,
+            [one.key.image_id for one in made],
+            [one.key.digest for one in made],
+            [one.watermark_id for one in made],
+            [one.size for one in made],
+        )
+    kept = {(row[0], row[1]) for row in rows}
+    return [one.key in kept for one in made]
+
+
+_LIST = "select image_id, digest from renditions where image_id = any($1) or watermark_id = any($1)"
+
+
+async def list_of_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[RenditionKey]:
+    """All that was made of these images, or with one of them as the watermark."""
+    return [RenditionKey(ImageId(row[0]), row[1]) for row in await connection.fetch(_LIST, image_ids)]
+
+
+_FORGET = """
+delete from renditions using unnest($1::text[], $2::text[]) as gone (image_id, digest)
+where renditions.image_id = gone.image_id and renditions.digest = gone.digest
+"""
+
+
+async def forget(connection: Connection, keys: Sequence[RenditionKey]) -> None:
+    """Drop the rows of files that are gone."""
+    await connection.execute(_FORGET, [key.image_id for key in keys], [key.digest for key in keys])
+
+
+_NOTE = """
+update renditions set used_at = now()
+from unnest($1::text[], $2::text[]) as used (image_id, digest)
+where renditions.image_id = used.image_id and renditions.digest = used.digest
+    and used_at < now() - $3::float8 * interval '1 second'
+"""
+
+
+async def note_uses(connection: Connection, keys: Sequence[RenditionKey]) -> None:
+    await connection.execute(_NOTE, [key.image_id for key in keys], [key.digest for key in keys], USE_NOTED_S)
+
+
+async def sum_bytes(connection: Connection) -> int:
+    return int(await connection.fetchval("select coalesce(sum(size), 0)::bigint from renditions"))
+
+
+async def list_oldest(connection: Connection, limit: int) -> list[Kept]:
+    """Those that were asked for least recently, the oldest first."""
+    rows = await connection.fetch("select image_id, digest, size from renditions order by used_at limit $1", limit)
+    return [Kept(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]

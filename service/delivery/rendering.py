@@ -1,0 +1,60 @@
+"""The job of a rendition: its order, its end, and what processes tell each other of renditions."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from service.delivery.transformations import Transformation, digest
+from service.ids import ImageId
+
+# All processes hear of every end: a rendition may be waited for by several, and is made once.
+RENDITIONS_CHANNEL = "daguerre:renditions"
+
+_WITHOUT_LOCATION = "0" * 32
+
+
+class RenderOrder(msgspec.Struct, frozen=True):
+    """What is to be made of an image: a rendition, or without a transformation the file itself without its location."""
+
+    image_id: ImageId
+    transformation: Transformation | None = None
+
+    @property
+    def digest(self) -> str:
+        """Names the result among those of its image."""
+        return _WITHOUT_LOCATION if self.transformation is None else digest(self.transformation)
+
+    @property
+    def watermark_id(self) -> ImageId | None:
+        watermark = self.transformation and self.transformation.watermark
+        return watermark.image_id if watermark else None
+
+
+class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
+    """A rendition is there, or `error` is why it cannot be: an error code of the API."""
+
+    image_id: ImageId
+    digest: str
+    error: str | None = None
+
+
+class Deleted(msgspec.Struct, frozen=True, tag="deleted"):
+    """Images that are no more, and with them what was made of them."""
+
+    image_ids: list[ImageId]
+
+
+News: TypeAlias = RenderEnd | Deleted
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RenderOrder)
+
+
+def encode_order(order: RenderOrder) -> bytes:
+    return _encoder.encode(order)
+
+
+def decode_order(data: bytes) -> RenderOrder:
+    return _decoder.decode(data)

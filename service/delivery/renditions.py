@@ -1,0 +1,235 @@
+"""Renditions to be had: found on disk, or made once, whoever asks and however many."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from service.batches import Batcher, running
+from service.buckets import RateLimiter
+from service.channels import Channel, send
+from service.database import Database
+from service.delivery.kept import note_uses
+from service.delivery.rendering import (
+    RENDITIONS_CHANNEL,
+    Deleted,
+    News,
+    RenderEnd,
+    RenderOrder,
+    encode_order,
+)
+from service.errors import ServiceError
+from service.ids import AccountId, ImageId
+from service.jobs import UNAVAILABLE, Job, RenderJob
+from service.storage.files import Stored
+from service.storage.renditions import RenditionFiles, RenditionKey
+
+# News may be lost: whoever waits looks at the disk this often, and enqueues again what Redis may have lost.
+_LOOK_S = 1.0
+_LOST_S = 2.0
+_ENQUEUE_TIMEOUT_S = 1.0
+# What could not be made is not tried again at once.
+_REFUSED_S = 30.0
+_MOST_REFUSED = 10_000
+_NOTE_S = 30.0
+_ANNOUNCE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    error: str
+    until: float
+
+
+class _Making:
+    """One rendition that is being made; `end` is set by news of it."""
+
+    def __init__(self) -> None:
+        self.look = asyncio.Event()
+        self.end: RenderEnd | None = None
+        self.task: asyncio.Task[Stored] | None = None
+
+
+class Forgetful(Protocol):
+    """What remembers something of images."""
+
+    def forget(self, image_ids: Iterable[ImageId]) -> None: ...
+
+    def forget_all(self) -> None: ...
+
+
+class Renditions:
+    """One for each process; `memories` are told of images that are deleted, by whichever process."""
+
+    def __init__(
+        self,
+        redis: Any,
+        database: Database,
+        files: RenditionFiles,
+        enqueuing: Batcher[Job, None],
+        memories: Sequence[Forgetful],
+        *,
+        wait_s: float,
+        most_waiting: int,
+        new_ones: RateLimiter | None,
+    ) -> None:
+        self._redis = redis
+        self._database = database
+        self._files = files
+        self._enqueuing = enqueuing
+        self._memories = memories
+        self._wait_s = wait_s
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        self._new_ones = new_ones
+        self._making: dict[RenditionKey, _Making] = {}
+        self._refused: dict[RenditionKey, _Refused] = {}
+        self._used: dict[RenditionKey, None] = {}
+        self._channel: Channel[News] = Channel(
+            redis, RENDITIONS_CHANNEL, News, deliver=self._hear, changed=self._check_all
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *args: Any, **options: Any) -> AsyncIterator[Self]:
+        """With its tasks, which end with the block."""
+        self = cls(*args, **options)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._end)
+            await stack.enter_async_context(running(self._channel.listen()))
+            await stack.enter_async_context(running(self._note_uses()))
+            yield self
+
+    async def get(self, order: RenderOrder, account_id: AccountId, *, bounded: bool, request_id: str) -> Stored:
+        """The file, once it is there. `bounded` counts a new one against the account's rate.
+
+        Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
+        """
+        key = RenditionKey(order.image_id, order.digest)
+        stored = None if key in self._making else await self._files.find(key)
+        if stored is not None:
+            self._used[key] = None
+            return stored
+        self._refuse_again(key)
+        if key not in self._making and bounded:
+            await self._admit(account_id)
+        if self._waiting >= self._most_waiting:
+            raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.")
+        making = self._making.get(key) or self._begin(key, order, request_id)
+        assert making.task is not None  # noqa: S101 - what _begin made
+        self._waiting += 1
+        try:
+            stored = await asyncio.shield(making.task)
+        finally:
+            self._waiting -= 1
+        return stored
+
+    async def delete(self, image_ids: Sequence[ImageId]) -> None:
+        """Tell every process that these images are no more; this one has forgotten them when it returns."""
+        self._forget(image_ids)
+        with suppress(*UNAVAILABLE, TimeoutError):  # then the others hear nothing at all, and trust nothing
+            async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
+                await send(self._redis, RENDITIONS_CHANNEL, [Deleted(list(image_ids))])
+
+    async def _admit(self, account_id: AccountId) -> None:
+        if self._new_ones is None:
+            return
+        standing = await self._new_ones.admit(str(account_id))
+        if standing is not None and standing.refused:
+            raise ServiceError("too-many-renditions", retry_after_s=standing.next_s)
+
+    def _refuse_again(self, key: RenditionKey) -> None:
+        refused = self._refused.get(key)
+        if refused is not None:
+            if time.monotonic() < refused.until:
+                raise ServiceError(refused.error)
+            del self._refused[key]
+
+    def _begin(self, key: RenditionKey, order: RenderOrder, request_id: str) -> _Making:
+        making = self._making[key] = _Making()
+        making.task = asyncio.create_task(self._make(key, order, making, request_id))
+        making.task.add_done_callback(_retrieve)
+        return making
+
+    async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
+        """Until it is there; its requests may all be gone by then."""
+        job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), RENDITIONS_CHANNEL, request_id)
+        try:
+            deadline = time.monotonic() + self._wait_s
+            enqueue_at = 0.0
+            while True:
+                now = time.monotonic()
+                if now >= enqueue_at:
+                    enqueue_at = now + (_LOST_S if await self._enqueue(job) else _LOOK_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
+                        await making.look.wait()
+                making.look.clear()
+                if making.end is not None and making.end.error is not None:
+                    self._remember_refusal(key, making.end.error)
+                    raise ServiceError(making.end.error)
+                making.end = None
+                if (stored := await self._files.find(key)) is not None:
+                    return stored
+                if time.monotonic() >= deadline:
+                    raise ServiceError("rendition-not-ready")
+        finally:
+            del self._making[key]
+
+    async def _enqueue(self, job: RenderJob) -> bool:
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
+                await self._enqueuing.submit(job)
+                return True
+        return False
+
+    def _remember_refusal(self, key: RenditionKey, error: str) -> None:
+        self._refused[key] = _Refused(error, time.monotonic() + _REFUSED_S)
+        if len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case RenderEnd():
+                making = self._making.get(RenditionKey(news.image_id, news.digest))
+                if making is not None:
+                    making.end = news
+                    making.look.set()
+            case Deleted(image_ids):
+                self._forget(image_ids)
+
+    def _forget(self, image_ids: Iterable[ImageId]) -> None:
+        for memory in self._memories:
+            memory.forget(image_ids)
+
+    def _check_all(self) -> None:
+        """News may have been lost, of deletions too."""
+        for memory in self._memories:
+            memory.forget_all()
+        for making in self._making.values():
+            making.look.set()
+
+    async def _note_uses(self) -> None:
+        while True:
+            await asyncio.sleep(_NOTE_S)
+            used, self._used = list(self._used), {}
+            if used:
+                with suppress(ServiceError):  # they may be thrown away a little early
+                    async with self._database.connection() as connection:
+                        await note_uses(connection, used)
+
+    async def _end(self) -> None:
+        tasks = [making.task for making in self._making.values() if making.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _retrieve(task: asyncio.Task[Stored]) -> None:
+    """Its error is for whoever waits, and nobody may."""
+    if not task.cancelled():
+        task.exception()

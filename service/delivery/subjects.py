@@ -1,0 +1,105 @@
+"""Images as delivered, with what their accounts ask of deliveries: remembered for some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from service.batches import Batcher
+from service.database import Database
+from service.delivery.policies import Policy, find_policies
+from service.ids import AccountId, ImageId
+from service.images.lookups import find_any
+from service.images.records import Image
+
+# A setting of an account, and a deletion that this process does not hear of, take effect within this time.
+TRUST_S = 4.0
+_MOST_REMEMBERED = 10_000
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    image: Image
+    policy: Policy
+
+
+class _Memory(Generic[Key, Value]):
+    """Values that are trusted for `TRUST_S`; the longest unused go first where there are too many."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        seen = self._seen.get(key)
+        if seen is None or time.monotonic() >= seen[0]:
+            return None
+        self._seen.move_to_end(key)
+        return seen[1]
+
+    def put(self, key: Key, value: Value, looked_at: float) -> None:
+        self._seen[key] = (looked_at + TRUST_S, value)
+        if len(self._seen) > _MOST_REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def drop(self, key: Key) -> None:
+        self._seen.pop(key, None)
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+
+class Subjects:
+    """Those that have to ask PostgreSQL do so together."""
+
+    def __init__(self, database: Database) -> None:
+        self._images: _Memory[ImageId, Image] = _Memory()
+        self._policies: _Memory[AccountId, Policy] = _Memory()
+        self._generation = 0
+        self.finding_images: Batcher[ImageId, Image | None] = Batcher(partial(_find_images, database))
+        self.finding_policies: Batcher[AccountId, Policy] = Batcher(partial(_find_policies, database))
+
+    async def find(self, image_id: ImageId) -> Subject | None:
+        """Any account's image, whatever its state; None where there is none."""
+        image = self._images.get(image_id) or await self._find_image(image_id)
+        if image is None:
+            return None
+        policy = self._policies.get(image.account_id)
+        if policy is None:
+            looked_at = time.monotonic()
+            policy = await self.finding_policies.submit(image.account_id)
+            self._policies.put(image.account_id, policy, looked_at)
+        return Subject(image, policy)
+
+    def forget(self, image_ids: Iterable[ImageId]) -> None:
+        """They were deleted; what is being looked up at this time is not remembered."""
+        self._generation += 1
+        for image_id in image_ids:
+            self._images.drop(image_id)
+
+    def forget_all(self) -> None:
+        self._generation += 1
+        self._images.clear()
+
+    async def _find_image(self, image_id: ImageId) -> Image | None:
+        looked_at, generation = time.monotonic(), self._generation
+        image = await self.finding_images.submit(image_id)
+        if image is not None and image.state == "ready" and generation == self._generation:
+            self._images.put(image_id, image, looked_at)
+        return image
+
+
+async def _find_images(database: Database, image_ids: Sequence[ImageId]) -> list[Image | None]:
+    async with database.connection() as connection:
+        return await find_any(connection, image_ids)
+
+
+async def _find_policies(database: Database, account_ids: Sequence[AccountId]) -> list[Policy]:
+    async with database.connection() as connection:
+        return await find_policies(connection, account_ids)

@@ -1,0 +1,61 @@
+"""Files from an event loop: calls in threads, the errors that clients are told, and small files read at once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from service.errors import ServiceError
+
+Result = TypeVar("Result")
+
+# Up to this size a file is read as it is found, and may be kept in memory.
+SMALL_BYTES = 256 << 10
+
+
+async def in_thread(call: Callable[[], Result]) -> Result:
+    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then.
+
+    Raises OSError where the system gives no thread.
+    """
+    try:
+        working = asyncio.get_running_loop().run_in_executor(None, call)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError("storage-unavailable") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file that was found: `data` is all of it where it is small."""
+
+    path: Path
+    size: int
+    modified_ns: int
+    data: bytes | None = None
+
+
+def look_at(path: Path) -> Stored:
+    """Blocks; raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        data = file.read(status.st_size) if status.st_size <= SMALL_BYTES else None
+        return Stored(path, status.st_size, status.st_mtime_ns, data)

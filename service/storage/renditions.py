@@ -1,0 +1,111 @@
+"""Renditions as files: a cache that may be lost, so nothing is synced; each is whole or not there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from service.ids import ImageId
+from service.settings import SettingsError
+from service.storage.disk import SHARDS
+from service.storage.files import Stored, in_thread, look_at, unavailable
+
+_INCOMING = "incoming"
+
+
+class RenditionKey(NamedTuple):
+    """`digest` is 32 hexadecimal digits."""
+
+    image_id: ImageId
+    digest: str
+
+
+class Patch(NamedTuple):
+    """Bytes of a file to be replaced by as many others."""
+
+    offset: int
+    data: bytes
+
+
+class RenditionFiles:
+    """256 folders of files, and one for what is being written. Its methods without `async` block and raise OSError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the folders. Raises SettingsError."""
+        try:
+            (self.root / _INCOMING).mkdir(parents=True, exist_ok=True)
+            for shard in range(SHARDS):
+                (self.root / f"{shard:02x}").mkdir(exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SettingsError(f"DAGUERRE_RENDITIONS: {self.root} cannot be used: {reason}") from error
+
+    def path(self, key: RenditionKey) -> Path:
+        return self.root / f"{zlib.crc32(key.image_id.encode()) % SHARDS:02x}" / f"{key.image_id}-{key.digest}"
+
+    async def find(self, key: RenditionKey) -> Stored | None:
+        """None where it has not been made, or is gone. Raises `storage-unavailable`."""
+        with unavailable():
+            try:
+                return await in_thread(lambda: look_at(self.path(key)))
+            except FileNotFoundError:
+                return None
+
+    def write(self, key: RenditionKey, data: bytes) -> int:
+        """Returns its size in bytes."""
+
+        def fill(file: BinaryIO) -> None:
+            file.write(data)
+
+        return self._write(key, fill)
+
+    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[Patch]) -> int:
+        """A copy of a file with some of its bytes replaced. Returns its size in bytes."""
+
+        def fill(file: BinaryIO) -> None:
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file, 1 << 20)
+            size = file.tell()
+            for patch in patches:
+                if patch.offset < 0 or patch.offset + len(patch.data) > size:
+                    raise ValueError("a patch outside of its file")
+                file.seek(patch.offset)
+                file.write(patch.data)
+
+        return self._write(key, fill)
+
+    def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
+        incoming = self.root / _INCOMING / secrets.token_hex(8)
+        try:
+            with incoming.open("xb") as file:
+                fill(file)
+            size = incoming.stat().st_size
+            incoming.rename(self.path(key))
+        except BaseException:
+            incoming.unlink(missing_ok=True)
+            raise
+        return size
+
+    def remove(self, keys: Iterable[RenditionKey]) -> None:
+        """It is no error if they are gone."""
+        for key in keys:
+            self.path(key).unlink(missing_ok=True)
+
+    def remove_abandoned(self, age_s: float) -> None:
+        """What was being written and has not changed for so long."""
+        before = time.time() - age_s
+        with os.scandir(self.root / _INCOMING) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < before:
+                        Path(entry.path).unlink()
