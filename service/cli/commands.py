@@ -1,0 +1,42 @@
+"""Every command by its name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+
+from service.cli.accounts import accounts
+from service.cli.health import health
+from service.cli.keys import keys
+from service.cli.schema import schema
+from service.cli.serving import serve, worker
+from service.cli.verify import verify
+
+
+class _LazyGroup(click.Group):
+    """Imports `up`, and the embedded servers with it, only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "up"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "up":
+            command: click.Command = importlib.import_module("service.embedded.up").up
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="daguerre")
+def cli() -> None:
+    """Daguerre, a self-hosted image host."""
+
+
+for command in (serve, worker, schema, health, verify, accounts, keys):
+    cli.add_command(command)
+
+
+def main() -> None:
+    cli(prog_name=os.environ.get("DAGUERRE_COMMAND", "daguerre"))

@@ -1,0 +1,20 @@
+"""`daguerre health`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from service.cli.configuration import load_settings
+
+
+@click.command()
+@click.argument("part", type=click.Choice(["api", "worker"]))
+def health(part: str) -> None:
+    """Tell whether the API, or a worker, of this machine lives; exit code 1 if not."""
+    from service import liveness  # noqa: PLC0415
+
+    find_problem = liveness.find_api_problem if part == "api" else liveness.find_worker_problem
+    if problem := asyncio.run(find_problem(load_settings())):
+        raise click.ClickException(problem)

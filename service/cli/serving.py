@@ -1,0 +1,54 @@
+"""The commands that run a side: the API, a worker."""
+
+from __future__ import annotations
+
+import socket
+
+import click
+
+from service.cli.configuration import load_settings
+from service.processes import StartError, listening
+from service.processes.connection_counts import ConnectionCounts
+from service.settings import Settings, SettingsError
+
+
+@click.command()
+@click.option("--fd", type=int, help="Serve on this inherited listening socket, as one process.")
+@click.option(
+    "--counts", type=int, nargs=2, help="Share it with others: a descriptor, and the place in it.", hidden=True
+)
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
+def serve(
+    fd: int | None, counts: tuple[int, int] | None, host: str | None, port: int | None, processes: int | None
+) -> None:
+    """Run the API, as several processes behind one port."""
+    settings = load_settings(host=host, port=port, api_processes=processes)
+    try:
+        with _listen(settings, fd) as listener:
+            if fd is None and settings.api_processes > 1:
+                from service.processes import serving  # noqa: PLC0415
+
+                serving.serve(settings, listener)
+            else:
+                from service.api import server  # noqa: PLC0415
+
+                server.serve(settings, listener, ConnectionCounts(*counts) if counts else ConnectionCounts.alone())
+    except (SettingsError, StartError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _listen(settings: Settings, fd: int | None) -> socket.socket:
+    return listening.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+
+
+@click.command()
+def worker() -> None:
+    """Run one worker process."""
+    from worker.main import run  # noqa: PLC0415
+
+    try:
+        run(load_settings())
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,53 @@
+"""`daguerre verify`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from service.cli.configuration import DATA, locate
+from service.settings import SettingsError
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended without a loss.")
+@click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, as after a restore.")
+@click.option("--quick", is_flag=True, help="Compare the sizes of files only, instead of reading them all.")
+@click.option("--expect", type=click.File(), help="Lines `ID SHA256` of images that must be there; - for stdin.")
+@DATA
+def verify(*, repair: bool, drop_missing: bool, quick: bool, expect: TextIO | None, data: Path | None) -> None:
+    """Hold images, files and counters against each other; exit code 1 if something is wrong and was not mended.
+
+    It may run at any time. What is uploaded or deleted meanwhile is not held against anyone.
+    """
+    from service.errors import ServiceError  # noqa: PLC0415
+    from service.verification import report  # noqa: PLC0415
+
+    try:
+        expected = report.parse_expected(expect or ())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--expect") from None
+    settings = locate(data)
+    try:
+        is_well = asyncio.run(
+            report.verify(
+                settings,
+                read=not quick,
+                repair=repair,
+                drop_missing=drop_missing,
+                expected=expected,
+                tell=click.echo,
+            )
+        )
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    except ServiceError as error:
+        raise click.ClickException(f"It could not be finished: {error.code}. Run it again once that works.") from None
+    except OSError as error:
+        raise click.ClickException(f"It could not be finished: {error}") from None
+    if not is_well:
+        sys.exit(1)
