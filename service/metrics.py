@@ -92,6 +92,22 @@ class Metrics:
         self.probe_seconds = self._histogram(
             "daguerre_probe_duration_seconds", "Time that a child process worked on a picture."
         )
+        self.render_seconds = self._histogram(
+            "daguerre_render_duration_seconds", "Time that a child process worked on a rendition."
+        )
+        self.render_wait = self._histogram(
+            "daguerre_render_wait_seconds", "Time that a rendition waited until a worker first took it."
+        )
+        self._pictures = self._counter(
+            "daguerre_pictures", "Pictures delivered, by where they came from: memory, disk or made.", "source"
+        )
+        self.pictures_from_memory = self._pictures.labels("memory")
+        self.pictures_from_disk = self._pictures.labels("disk")
+        self.pictures_made = self._pictures.labels("made")
+        self.renditions_evicted = self._counter(
+            "daguerre_renditions_evicted", "Renditions removed since their folder had reached its size."
+        )
+        self._render_failures = self._by_code("daguerre_render_failures", "Renditions that failed, by code.")
         self._probe_failures = self._by_code("daguerre_probe_failures", "Pictures that were refused, by code.")
         self.child_crashes = self._counter(
             "daguerre_child_crashes", "Child processes that died or were ended over a picture."
@@ -146,6 +162,9 @@ class Metrics:
 
     def count_probe_failure(self, code: str) -> None:
         self._of_code(self._probe_failures, code).inc()
+
+    def count_render_failure(self, code: str) -> None:
+        self._of_code(self._render_failures, code).inc()
 
     def _count_request(self, method: str, route: str, status: int) -> None:
         key = (method if method in _METHODS else _OTHER, route, status)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
 from service.database import Connection, Database
+from service.delivery.kept import forget_renditions, list_of_images
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
+from service.storage.files import in_thread
+from service.storage.renditions import RenditionFiles
 
 log = structlog.get_logger("service")
 
@@ -28,8 +32,21 @@ async def list_removals(connection: Connection, age_s: float, limit: int) -> lis
 _CLEAR = "delete from removals where image_id = any($1)"
 
 
-async def remove_files(database: Database, storage: DiskStorage, image_ids: Sequence[ImageId]) -> None:
-    """Remove the files of images whose removal is noted. One that cannot be removed now is left to the sweep."""
+async def remove_files(
+    database: Database, storage: DiskStorage, renditions: RenditionFiles, image_ids: Sequence[ImageId]
+) -> None:
+    """Remove the files of images whose removal is noted, and before them what was made of them. What cannot be removed
+    now is left to the sweep.
+    """
+    if not image_ids:
+        return
+    async with database.connection() as connection:
+        made = await list_of_images(connection, image_ids)
+    try:
+        await in_thread(partial(renditions.remove, made))
+    except OSError as error:
+        log.warning("removal.failed", renditions=len(made), error=repr(error))
+        return
     removed = []
     for image_id in image_ids:
         try:
@@ -37,6 +54,6 @@ async def remove_files(database: Database, storage: DiskStorage, image_ids: Sequ
             removed.append(image_id)
         except OSError as error:
             log.warning("removal.failed", image_id=image_id, error=repr(error))
-    if removed:
-        async with database.connection() as connection:
-            await connection.execute(_CLEAR, removed)
+    async with database.connection() as connection:
+        await forget_renditions(connection, made)
+        await connection.execute(_CLEAR, removed)

@@ -18,7 +18,9 @@ from service.storage.disk import DiskStorage
 from worker.children.pool import MOST_AHEAD
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
+from worker.eviction import evict_renditions
 from worker.probe import probe_image
+from worker.render import render_image
 from worker.resources import Resources, open_resources
 from worker.sweep import sweep
 
@@ -59,6 +61,7 @@ async def _run(settings: Settings) -> None:
     async with open_resources(settings, jobs.open_redis(settings.redis_url)) as resources:
         workers = [
             make_prober(settings, resources, resources.redis),
+            make_renderer(settings, resources, jobs.open_redis(settings.redis_url)),
             make_housekeeper(settings, resources, jobs.open_redis(settings.redis_url)),
         ]
         _stop_on_signals(workers)
@@ -102,12 +105,32 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
     )
 
 
+def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> DoorbellWorker:
+    """Makes renditions, from a queue of their own: a rush of them delays no upload."""
+    return DoorbellWorker(
+        functions=[func(render_image, name=jobs.RENDER_IMAGE)],
+        queue_name=jobs.RENDER_QUEUE,
+        bell=jobs.RENDER_BELL,
+        redis_pool=redis,
+        ctx={"resources": resources},
+        burst=burst,
+        handle_signals=False,
+        job_completion_wait=max(1, int(settings.drain_s)),
+        max_jobs=settings.render_processes * MOST_AHEAD + _JOBS_AHEAD,
+        places=lambda: settings.render_processes * resources.renderers.ahead + _JOBS_AHEAD,
+        job_timeout=_JOB_TIMEOUT_S,
+        job_serializer=jobs.encode,
+        job_deserializer=jobs.decode,
+    )
+
+
 def make_housekeeper(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
     """Runs the periodic jobs, on a queue of their own: they must not stand behind a rush of images."""
     return DoorbellWorker(
         cron_jobs=[
             cron(sweep, second=set(range(0, 60, 10)), timeout=_CRON_TIMEOUT_S),
             cron(refresh_accounts, second={5, 35}, timeout=_CRON_TIMEOUT_S),
+            cron(evict_renditions, second={15, 45}, timeout=_CRON_TIMEOUT_S),
         ],
         queue_name=jobs.CRON_QUEUE,
         bell=f"{jobs.CRON_QUEUE}:bell",

@@ -100,5 +100,5 @@ async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None
     if image is not None:
         metrics.count_probe_failure(code)
     if image is not None and code != FILE_MISSING:
-        await remove_files(worker.database, worker.storage, [image_id])
+        await remove_files(worker.database, worker.storage, worker.renditions, [image_id])
     return image

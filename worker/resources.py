@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,19 +11,24 @@ from typing import Any
 
 from service.batches import Batcher, running
 from service.database import Database
+from service.delivery.kept import Made, keep_together
 from service.ids import AccountId, ImageId
 from service.images.outcomes import mark_ready
 from service.images.records import Image
 from service.jobs import JobQueue
+from service.metrics import metrics
 from service.probes import Probe
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.renditions import RenditionFiles
 from worker.children.pool import Children
 
 # The sum over a large account may take a while, and nobody waits for it.
 _COMMAND_TIMEOUT_S = 10
 # Pictures that the children have; with fewer, each image is answered as soon as can be.
 _CROWD = 4
+# An upload's client waits for its probe: renditions take the cores that are left.
+_RENDERERS_NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,11 @@ class Resources:
     redis: Any
     jobs: JobQueue
     children: Children
+    renderers: Children
+    renditions: RenditionFiles
+    keeping: Batcher[Made, bool]
     findings: Batcher[tuple[ImageId, Probe], Image | None]
+    renditions_size: int
     unrefreshed: dict[AccountId, None] = field(default_factory=dict)  # whose last refresh failed, the latest last
 
 
@@ -56,6 +66,30 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
         )
         stack.push_async_callback(children.end)
         await children.start()
+        renderers = Children(
+            settings.render_processes,
+            storage=settings.storage_folder,
+            max_pixels=settings.max_pixels,
+            timeout_s=settings.render_timeout_s,
+            durations=metrics.render_seconds,
+            niceness=_RENDERERS_NICENESS,
+        )
+        stack.push_async_callback(renderers.end)  # each starts with its first rendition
+        renditions = RenditionFiles(settings.renditions_folder)
+        await asyncio.to_thread(renditions.prepare)
+        keeping = Batcher(partial(keep_together, database))
+        await stack.enter_async_context(running(keeping.run()))
         findings = Batcher(partial(mark_ready, database), crowded=lambda: children.unanswered >= _CROWD)
         await stack.enter_async_context(running(findings.run()))
-        yield Resources(database, storage, redis, JobQueue(redis), children, findings)
+        yield Resources(
+            database=database,
+            storage=storage,
+            redis=redis,
+            jobs=JobQueue(redis),
+            children=children,
+            renderers=renderers,
+            renditions=renditions,
+            keeping=keeping,
+            findings=findings,
+            renditions_size=settings.renditions_size,
+        )

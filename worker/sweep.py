@@ -77,7 +77,7 @@ async def _settle_abandoned(worker: Resources) -> None:
 async def _remove_files(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE)
-    await remove_files(worker.database, worker.storage, removals)
+    await remove_files(worker.database, worker.storage, worker.renditions, removals)
 
 
 async def _forget_failures(worker: Resources) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service.api import account, cors, health, images, metrics, search, tags
+from service.api import account, cors, delivery, health, images, metrics, search, tags
 from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
 from service.api.docs import Document
@@ -19,6 +19,7 @@ from service.settings import Settings
 def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[answer, cors.answer_options])
     app.on_response_prepare.append(cors.allow_answer)
+    app.on_response_prepare.append(delivery.tell_what_varies)
     if (rate := Rate.parse(settings.rate_limit)) is not None:
         app.on_response_prepare.append(ShowRateLimit(rate))
 
@@ -41,6 +42,9 @@ def create_app(settings: Settings) -> web.Application:
     route.add_delete("/v1/images/{id}/tags", tags.remove, expect_handler=expect_later)
     route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
+
+    route.add_get("/i/{id}", delivery.show)
+    route.add_get("/i/{id}/{name}", delivery.show)
 
     route.add_get("/openapi.json", Document(settings).show)
     route.add_get("/healthz", health.alive)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
@@ -12,9 +12,10 @@ from aiohttp import web
 
 from service.api.clients import client_address
 from service.api.middleware import request_id
-from service.api.resources import Delivery, resources
+from service.api.resources import resources
 from service.api.sending import send
 from service.delivery import signatures
+from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
 from service.delivery.parsing import Asked, parse
 from service.delivery.pictures import Picture
@@ -23,8 +24,9 @@ from service.delivery.resolution import resolve
 from service.delivery.subjects import TRUST_S, Subject
 from service.delivery.transformations import Format, Transformation
 from service.errors import ServiceError
-from service.ids import ImageId, parse_image_id
+from service.ids import parse_image_id
 from service.images.records import Image
+from service.metrics import metrics
 from service.probes import MIME_TYPES
 from service.storage.files import Stored
 
@@ -43,7 +45,9 @@ async def show(request: web.Request) -> web.StreamResponse:
     taken = accepted(request.headers.get("Accept", ""))
     key = (request.raw_path, taken)
     picture = delivery.hot.get(key)
-    if picture is None:
+    if picture is not None:
+        metrics.pictures_from_memory.inc()
+    else:
         generation, looked_at = delivery.hot.generation, time.monotonic()
         subject = await _find_subject(delivery, request, address)
         expires = await _authorize(delivery, request, subject, address)
@@ -120,6 +124,7 @@ async def _find_raw(
         if found is None:
             raise ServiceError("image-lost")
         stored = found
+        metrics.pictures_from_disk.inc()
     return _picture(order, stored, etag, int(image.created_at.timestamp()), headers)
 
 

@@ -112,6 +112,7 @@ async def delete(request: web.Request) -> web.Response:
     image_ids = parse_image_ids(named)
     async with service.database.connection() as connection:
         images = await delete_images(connection, image_ids, account.id, detail.large)
+    await service.delivery.renditions.delete(image_ids)
     with suppress(ServiceError):  # they are deleted: a file that is left is the sweep's
-        await remove_files(service.database, service.storage, image_ids)
+        await remove_files(service.database, service.storage, service.delivery.files, image_ids)
     return await answers.changed(images, service, account, detail, as_list="," in named)

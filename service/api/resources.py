@@ -16,6 +16,7 @@ from service.api.admission import Admission
 from service.batches import Batcher, running
 from service.buckets import RateLimiter
 from service.database import Database
+from service.delivery.delivery import Delivery
 from service.downloads.origins import Origins, OriginTimeouts
 from service.errors import ServiceError
 from service.images.lookups import Wanted, find_together, is_any_stored
@@ -45,6 +46,7 @@ class Resources:
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
+    delivery: Delivery
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: anybody may ask
 
 
@@ -91,6 +93,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         rate, rate_limiter = Rate.parse(settings.rate_limit), None
         if rate is not None:
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
+        delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
         await replies.wait_connected(_CONNECT_S)
         yield Resources(
             settings=settings,
@@ -107,6 +110,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             origins=origins,
             # An origin's own time-outs come first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
+            delivery=delivery,
         )
 
 

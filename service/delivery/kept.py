@@ -75,8 +75,10 @@ where renditions.image_id = gone.image_id and renditions.digest = gone.digest
 """
 
 
-async def forget(connection: Connection, keys: Sequence[RenditionKey]) -> None:
+async def forget_renditions(connection: Connection, keys: Sequence[RenditionKey]) -> None:
     """Drop the rows of files that are gone."""
+    if not keys:
+        return
     await connection.execute(_FORGET, [key.image_id for key in keys], [key.digest for key in keys])
 
 

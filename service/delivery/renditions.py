@@ -25,6 +25,7 @@ from service.delivery.rendering import (
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.jobs import UNAVAILABLE, Job, RenderJob
+from service.metrics import metrics
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
 
@@ -113,6 +114,7 @@ class Renditions:
         stored = None if key in self._making else await self._files.find(key)
         if stored is not None:
             self._used[key] = None
+            metrics.pictures_from_disk.inc()
             return stored
         self._refuse_again(key)
         if key not in self._making and bounded:
@@ -126,6 +128,7 @@ class Renditions:
             stored = await asyncio.shield(making.task)
         finally:
             self._waiting -= 1
+        metrics.pictures_made.inc()
         return stored
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
@@ -188,6 +191,8 @@ class Renditions:
         return False
 
     def _remember_refusal(self, key: RenditionKey, error: str) -> None:
+        if ServiceError(error).status >= 500:
+            return
         self._refused[key] = _Refused(error, time.monotonic() + _REFUSED_S)
         if len(self._refused) > _MOST_REFUSED:
             del self._refused[next(iter(self._refused))]

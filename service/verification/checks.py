@@ -23,6 +23,7 @@ from service.jobs import JobQueue
 from service.removals import list_removals, remove_files
 from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage
+from service.storage.renditions import RenditionFiles
 
 # Each is beyond what the sweep, which runs every few seconds, leaves lying about.
 _PENDING_S = 60
@@ -58,6 +59,7 @@ class Verification:
 
     database: Database
     storage: DiskStorage
+    renditions: RenditionFiles
     queue: JobQueue
     read: bool = True
     repair: bool = False
@@ -152,7 +154,7 @@ class Verification:
             yield Problem(f"file incoming/{image_id}", what, done if self.repair and not is_left else "")
         removals = await self._list_removals()
         if self.repair:
-            await remove_files(self.database, self.storage, removals)
+            await remove_files(self.database, self.storage, self.renditions, removals)
         left = set(await self._list_removals())
         for image_id in removals:
             what = "it is gone and its file still to be removed"

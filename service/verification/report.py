@@ -10,6 +10,7 @@ from service.ids import ImageId, parse_image_id
 from service.settings import Settings
 from service.sizes import readable
 from service.storage.disk import DiskStorage
+from service.storage.renditions import RenditionFiles
 from service.verification.checks import Problem, Verification
 
 # A count of all that one account stores can take long.
@@ -37,7 +38,13 @@ async def verify(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
             verification = Verification(
-                database, storage, jobs.JobQueue(redis), read=read, repair=repair, drop_missing=drop_missing
+                database,
+                storage,
+                RenditionFiles(settings.renditions_folder),
+                jobs.JobQueue(redis),
+                read=read,
+                repair=repair,
+                drop_missing=drop_missing,
             )
             found = mended = 0
             async for problem in _check_all(verification, expected):

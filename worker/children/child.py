@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from service.metrics import metrics
-from worker.children.messages import Finding, ProbeRequest, Unreadable
+from worker.children.messages import Finding, Request, Unreadable
 from worker.children.process import ChildProcess, ChildUnavailable
 
 log = structlog.get_logger("worker")
@@ -33,7 +33,7 @@ class ChildLost(Exception):
 class Question:
     """`context` is who asks, for the log: one task works on the questions of many."""
 
-    request: ProbeRequest
+    request: Request
     finding: asyncio.Future[Finding]
     context: Context = field(default_factory=copy_context)
 
@@ -46,9 +46,15 @@ class Child:
     """
 
     def __init__(
-        self, storage: Path, timeout_s: float, *, note: Callable[[float], None], free: Callable[[], None]
+        self,
+        storage: Path,
+        timeout_s: float,
+        *,
+        note: Callable[[float], None],
+        free: Callable[[], None],
+        niceness: int = 0,
     ) -> None:
-        self.process = ChildProcess(storage, timeout_s)
+        self.process = ChildProcess(storage, timeout_s, niceness)
         self.unconfined: Sequence[str] = ()  # what the system lacks to confine it
         self._timeout_s = timeout_s
         self._note = note
@@ -155,6 +161,5 @@ class Child:
             else:
                 future.set_result(finding)
         if seconds is not None:
-            metrics.probe_seconds.observe(seconds)
             self._note(seconds)
             self._free()

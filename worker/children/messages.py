@@ -8,18 +8,50 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from service.delivery.transformations import Transformation
 from service.probes import Probe
 
 LENGTH = struct.Struct("<I")
-# A finding is some kilobytes: EXIF and the preview are bounded.
-MAX_MESSAGE_BYTES = 1 << 20
+# A probe is some kilobytes, since EXIF and the preview are bounded; a rendition of 50 million pixels is less than this.
+MAX_MESSAGE_BYTES = 256 << 20
 
 
-class ProbeRequest(msgspec.Struct, frozen=True):
+class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
     """`paths` are where the file may lie: the first that is there is looked at."""
 
     paths: Sequence[str]
     max_pixels: int
+
+
+class RenderRequest(msgspec.Struct, frozen=True, tag="render"):
+    """`watermark_paths` are empty where there is none."""
+
+    paths: Sequence[str]
+    watermark_paths: Sequence[str]
+    transformation: Transformation
+    max_pixels: int
+
+
+class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
+    """Which bytes of the file tell where the picture was taken?"""
+
+    paths: Sequence[str]
+
+
+Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A whole picture file."""
+
+    data: bytes
+
+
+class Patches(msgspec.Struct, frozen=True):
+    """What to write over a copy of the file that lies at `path`, so that it tells no location any more."""
+
+    path: str
+    patches: Sequence[tuple[int, bytes]]
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -41,7 +73,7 @@ class Missing(msgspec.Struct, frozen=True):
     """The file lies at none of its paths."""
 
 
-Finding: TypeAlias = Probe | Refusal | Unreadable | Missing
+Finding: TypeAlias = Probe | Rendered | Patches | Refusal | Unreadable | Missing
 
 
 # Numbers that can be added up, whatever a child has become.
@@ -56,6 +88,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: _Seconds
     computed_s: _Seconds
     probe: Probe | None = None
+    rendered: Rendered | None = None
+    patches: Patches | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
     missing: Missing | None = None
@@ -70,6 +104,10 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
         match finding:
             case Probe():
                 return cls(seconds, computed_s, probe=finding)
+            case Rendered():
+                return cls(seconds, computed_s, rendered=finding)
+            case Patches():
+                return cls(seconds, computed_s, patches=finding)
             case Refusal():
                 return cls(seconds, computed_s, refusal=finding)
             case Unreadable():
@@ -80,14 +118,15 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def finding(self) -> Finding:
         """Raises ConnectionError if there is none."""
-        finding = self.probe or self.refusal or self.unreadable or self.missing
+        findings = (self.probe, self.rendered, self.patches, self.refusal, self.unreadable, self.missing)
+        finding = next((finding for finding in findings if finding is not None), None)
         if finding is None:
             raise ConnectionError("an empty answer")
         return finding
 
 
 _encoder = msgspec.msgpack.Encoder()
-_requests = msgspec.msgpack.Decoder(ProbeRequest)
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers = msgspec.msgpack.Decoder(Answer)
 
 
@@ -95,11 +134,11 @@ def frame(payload: bytes) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 
 
-def encode_request(request: ProbeRequest) -> bytes:
+def encode_request(request: Request) -> bytes:
     return frame(_encoder.encode(request))
 
 
-def decode_request(payload: bytes) -> ProbeRequest:
+def decode_request(payload: bytes) -> Request:
     return _requests.decode(payload)
 
 

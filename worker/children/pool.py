@@ -6,16 +6,33 @@ import asyncio
 import errno
 import os
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
+from service.delivery.transformations import Transformation
+from service.metrics import Histogram, metrics
 from service.probes import Probe, Rejected
 from worker.children.child import Child, Question
-from worker.children.messages import Finding, Missing, ProbeRequest, Refusal, Unreadable
+from worker.children.messages import (
+    Finding,
+    LocationRequest,
+    Missing,
+    Patches,
+    ProbeRequest,
+    Refusal,
+    Rendered,
+    RenderRequest,
+    Request,
+    Unreadable,
+)
 from worker.children.process import ChildUnavailable
 
 log = structlog.get_logger("worker")
+
+Found = TypeVar("Found", Probe, Rendered, Patches)
 
 # A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
 # by another worker.
@@ -27,11 +44,24 @@ _MEAN_WEIGHT = 1 / 8
 class Children:
     """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
 
-    Their pictures lie in `storage`: they can read no other.
+    Their pictures lie in `storage`: they can read no other. `durations` counts the seconds that each took,
+    as those of probes if there is none.
     """
 
-    def __init__(self, count: int, *, storage: Path, max_pixels: int, timeout_s: float) -> None:
-        self._all = [Child(storage, timeout_s, note=self._note, free=self._hand_out) for _ in range(count)]
+    def __init__(
+        self,
+        count: int,
+        *,
+        storage: Path,
+        max_pixels: int,
+        timeout_s: float,
+        durations: Histogram | None = None,
+        niceness: int = 0,
+    ) -> None:
+        self._all = [
+            Child(storage, timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)
+        ]
+        self._durations = durations or metrics.probe_seconds
         self._waiting: deque[Question] = deque()
         self._max_pixels = max_pixels
         self._mean_s = _AHEAD_S
@@ -54,20 +84,36 @@ class Children:
     async def probe(self, *paths: str) -> Probe:
         """Look at the file that lies at the first of these paths that is there.
 
-        Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is.
+        Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
+        return await self._ask(ProbeRequest(paths, self._max_pixels), Probe)
+
+    async def render(
+        self, paths: Sequence[str], transformation: Transformation, watermark_paths: Sequence[str] = ()
+    ) -> bytes:
+        """The file of a rendition."""
+        request = RenderRequest(paths, watermark_paths, transformation, self._max_pixels)
+        return (await self._ask(request, Rendered)).data
+
+    async def find_locations(self, paths: Sequence[str]) -> Patches:
+        """What to write over a copy of the file, so that it tells no location."""
+        return await self._ask(LocationRequest(paths), Patches)
+
+    async def _ask(self, request: Request, kind: type[Found]) -> Found:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Question(ProbeRequest(paths, self._max_pixels), future))
+        self._waiting.append(Question(request, future))
         self._hand_out()
         match await future:
-            case Probe() as probe:
-                return probe
             case Refusal(code):
                 raise Rejected(code)
             case Unreadable(cause):
                 raise ChildUnavailable(cause)
             case Missing():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[0])
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), request.paths[0])
+            case finding if isinstance(finding, kind):
+                return finding
+            case finding:  # what a child has become is no reason to believe it
+                raise ChildUnavailable(f"it answers {type(finding).__name__}")
 
     async def end(self) -> None:
         for question in self._waiting:
@@ -76,6 +122,7 @@ class Children:
         await asyncio.gather(*(child.end() for child in self._all))
 
     def _note(self, seconds: float) -> None:
+        self._durations.observe(seconds)
         self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
 
     def _hand_out(self) -> None:

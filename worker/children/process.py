@@ -9,7 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from pathlib import Path
 
-from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, ProbeRequest, decode_answer, encode_request
+from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, Request, decode_answer, encode_request
 
 _START_TIMEOUT_S = 30
 # A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
@@ -27,11 +27,12 @@ class ChildUnavailable(Exception):
 class ChildProcess:
     """There is one process at a time, and those before it that were killed and do not die yet.
 
-    It may read the files of `storage`, and compute for `timeout_s` a picture.
+    It may read the files of `storage`, and compute for `timeout_s` a picture. The system prefers others to it by
+    `niceness`.
     """
 
-    def __init__(self, storage: Path, timeout_s: float) -> None:
-        self._args = (str(storage), str(timeout_s))
+    def __init__(self, storage: Path, timeout_s: float, niceness: int = 0) -> None:
+        self._args = (str(storage), str(timeout_s), str(niceness))
         self._process: Process | None = None
         self._printed: int | None = None  # a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
@@ -63,7 +64,7 @@ class ChildProcess:
         self._process = process
         return greeting
 
-    def send(self, request: ProbeRequest) -> None:
+    def send(self, request: Request) -> None:
         assert self._process is not None and self._process.stdin is not None  # noqa: S101, PT018 - what start made
         if not self._process.stdin.is_closing():  # else its end is about to be heard
             self._process.stdin.write(encode_request(request))

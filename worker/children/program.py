@@ -16,9 +16,14 @@ from worker.children.messages import (
     LENGTH,
     Answer,
     Finding,
+    LocationRequest,
     Missing,
+    Patches,
     ProbeRequest,
     Refusal,
+    Rendered,
+    RenderRequest,
+    Request,
     Unreadable,
     decode_request,
     encode_answer,
@@ -30,6 +35,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     worker, storage, timeout_s = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     _die_with(worker)
+    os.nice(int(sys.argv[4]))
     answers = _claim_stdout()
     confinement.limit_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
@@ -42,7 +48,7 @@ def main() -> None:
     while (request := _next_request(sys.stdin.buffer)) is not None:
         began = time.monotonic()
         confinement.allow_cpu(timeout_s)
-        finding = _probe(request)
+        finding = _find(request)
         if isinstance(finding, Unreadable):
             finding = Unreadable(finding.cause, outdated=_identify(storage) != folder)
         answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
@@ -50,12 +56,10 @@ def main() -> None:
         answers.flush()
 
 
-def _probe(request: ProbeRequest) -> Finding:
-    from worker import imaging  # noqa: PLC0415
-
+def _find(request: Request) -> Finding:
     for path in request.paths:
         try:
-            return imaging.probe(path, max_pixels=request.max_pixels)
+            return _answer(request, path)
         except FileNotFoundError:
             continue
         except Rejected as refusal:
@@ -67,6 +71,21 @@ def _probe(request: ProbeRequest) -> Finding:
     return Missing()
 
 
+def _answer(request: Request, path: str) -> Finding:
+    from worker import imaging  # noqa: PLC0415
+
+    match request:
+        case ProbeRequest(max_pixels=max_pixels):
+            return imaging.probe(path, max_pixels=max_pixels)
+        case RenderRequest(transformation=transformation, max_pixels=max_pixels):
+            over = next((path for path in request.watermark_paths if Path(path).exists()), None)
+            if request.watermark_paths and over is None:
+                return Missing()
+            return Rendered(imaging.render(path, transformation, watermark_path=over, max_pixels=max_pixels))
+        case LocationRequest():
+            return Patches(path, imaging.find_locations(path))
+
+
 def _identify(storage: Path) -> tuple[int, int] | None:
     """Which folder lies there; None if there is none. Another one, mounted since, is none that this child may read."""
     try:
@@ -76,7 +95,7 @@ def _identify(storage: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _next_request(source: BinaryIO) -> ProbeRequest | None:
+def _next_request(source: BinaryIO) -> Request | None:
     header = source.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None
