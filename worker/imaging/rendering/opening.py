@@ -24,6 +24,16 @@ _DELAY_MS = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Frames:
+    """Of an animation, or pages: `number` counts from 1, and past the last is the last. Without one the first is
+    meant or, of an animation, `all`.
+    """
+
+    number: int | None = None
+    all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Animation:
     """`delays` are in ms, one a frame; `loop` is how often it plays, 0 for ever."""
 
@@ -49,15 +59,13 @@ class Original:
 
 
 @contextmanager
-def opened(path: str, max_pixels: int, *, frame: int | None, animated: bool) -> Iterator[Original]:
-    """`frame` counts from 1, and past the last is the last. `animated` is whether all frames are wanted where none is
-    named. Raises Rejected, also for what fails inside of the context, and OSError as `probe` does.
-    """
+def opened(path: str, max_pixels: int, which: Frames) -> Iterator[Original]:
+    """Raises Rejected, also where a decoder fails inside of the context, and OSError as `probe` does."""
     # What a picture before this one left there without failing would be read as a message about this one.
     pyvips.vips_lib.vips_error_clear()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield _open(Source(path, fd, max_pixels), frame, animated)
+        yield _open(Source(path, fd, max_pixels), which)
     except Rejected:
         Path(path).stat()  # FileNotFoundError if it was moved before a decoder opened it: not the picture's fault
         raise
@@ -72,26 +80,17 @@ def opened(path: str, max_pixels: int, *, frame: int | None, animated: bool) -> 
         os.close(fd)
 
 
-def _open(source: Source, frame: int | None, animated: bool) -> Original:
-    form = sniff(os.pread(source.fd, HEAD_BYTES, 0))
-    match form:
-        case "jpeg":
-            return _jpeg(source)
-        case "png":
-            return _png(source)
+def _open(source: Source, which: Frames) -> Original:
+    match sniff(os.pread(source.fd, HEAD_BYTES, 0)):
         case "gif":
-            return _gif(source, frame, animated)
+            return _gif(source, which)
         case "webp":
-            return _webp(source, frame, animated)
+            return _webp(source, which)
         case "tiff":
-            return _tiff(source, frame)
-        case "avif":
-            return _avif(source)
-        case "heic":
-            return _heic(source)
-        case "svg":
-            return _svg(source)
-        case _:
+            return _tiff(source, which)
+        case str() as form:
+            return _OPEN_STILL[form](source)
+        case None:
             raise Rejected("unsupported-image")
 
 
@@ -131,19 +130,19 @@ def _png(source: Source) -> Original:
     return _original(source, image)
 
 
-def _gif(source: Source, frame: int | None, animated: bool) -> Original:
+def _gif(source: Source, which: Frames) -> Original:
     load = partial(pyvips.Image.gifload, source.path, fail_on="truncated", access="sequential")
     image = load()
-    return _frames(source, image, load, _pages(image), frame, animated)
+    return _frames(source, image, load, which, pages=_pages(image))
 
 
-def _webp(source: Source, frame: int | None, animated: bool) -> Original:
+def _webp(source: Source, which: Frames) -> Original:
     load = partial(pyvips.Image.webpload, source.path, fail_on="truncated", access="sequential")
     pages = webp_frames(source.fd)
     source.admit(1, 1, pages)
     image = load()
     if pages > 1:
-        return _frames(source, image, load, pages, frame, animated, keeps_alpha=webp_has_alpha(source.fd))
+        return _frames(source, image, load, which, pages=pages, keeps_alpha=webp_has_alpha(source.fd))
     width, height = image.width, image.height
 
     def load_scaled(scale: float) -> pyvips.Image:
@@ -153,7 +152,7 @@ def _webp(source: Source, frame: int | None, animated: bool) -> Original:
     return _original(source, image, load=load_scaled)
 
 
-def _tiff(source: Source, frame: int | None) -> Original:
+def _tiff(source: Source, which: Frames) -> Original:
     load = loaders.tiff_loader(source)
     image = load()
     pages = _pages(image)
@@ -169,13 +168,14 @@ def _avif(source: Source) -> Original:
 
 def _heic(source: Source) -> Original:
     file = loaders.open_heic(source)
-    image = file.image.copy()
-    profile, xmp = file.info.get("icc_profile"), file.info.get("xmp")
-    if profile:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-    return Original(
-        image.width, image.height, lambda _: image, exif=file.info["exif"], read_xmp=lambda: xmp and bytes(xmp)
-    )
+    info = file.info
+    if profile := info.get("icc_profile"):
+        file.image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+
+    def read_xmp() -> bytes | None:
+        return bytes(info["xmp"]) if info.get("xmp") else None
+
+    return Original(file.image.width, file.image.height, lambda _: file.image, exif=info.get("exif"), read_xmp=read_xmp)
 
 
 def _svg(source: Source) -> Original:
@@ -187,19 +187,27 @@ def _svg(source: Source) -> Original:
     return Original(file.image.width, file.image.height, load, drawing=True)
 
 
+_OPEN_STILL: dict[str, Callable[[Source], Original]] = {
+    "jpeg": _jpeg,
+    "png": _png,
+    "avif": _avif,
+    "heic": _heic,
+    "svg": _svg,
+}
+
+
 def _frames(
     source: Source,
     image: pyvips.Image,
     load: Callable[..., pyvips.Image],
-    pages: int,
-    frame: int | None,
-    animated: bool,
+    which: Frames,
     *,
+    pages: int,
     keeps_alpha: bool = True,
 ) -> Original:
-    if frame is not None:
-        return _original(source, load(page=min(frame, pages) - 1), keeps_alpha=keeps_alpha)
-    if not animated or pages == 1:
+    if which.number is not None:
+        return _original(source, load(page=min(which.number, pages) - 1), keeps_alpha=keeps_alpha)
+    if not which.all or pages == 1:
         return _original(source, image, keeps_alpha=keeps_alpha)
     source.admit(image.width, image.height, pages)
     delays = image.get("delay") if image.get_typeof("delay") else []

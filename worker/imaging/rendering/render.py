@@ -6,7 +6,7 @@ from service.delivery.geometry import Size
 from service.delivery.transformations import Transformation
 from worker.imaging.rendering import metadata
 from worker.imaging.rendering.encoding import encode
-from worker.imaging.rendering.opening import opened
+from worker.imaging.rendering.opening import Frames, opened
 from worker.imaging.rendering.placing import placed_frames
 from worker.imaging.rendering.steps import finish
 from worker.imaging.rendering.watermarks import open_mark
@@ -19,8 +19,8 @@ def render(path: str, transformation: Transformation, *, watermark_path: str | N
     `too-many-pixels`, `rendition-too-large` or `probe-failed`, and OSError where a file cannot be read.
     """
     asked = transformation
-    animated = asked.format in {"gif", "webp"}
-    with opened(path, max_pixels, frame=asked.frame, animated=animated) as original:
+    which = Frames(asked.frame, all=asked.format in {"gif", "webp"})
+    with opened(path, max_pixels, which) as original:
         frames = [finish(frame, asked) for frame in placed_frames(original, asked)]
         said = metadata.choose(original, asked)
     if asked.watermark is not None and watermark_path is not None:

@@ -9,7 +9,7 @@ import pyvips
 from service.delivery import geometry
 from service.delivery.geometry import Place, Size
 from service.delivery.transformations import Transformation, Watermark
-from worker.imaging.rendering.opening import opened
+from worker.imaging.rendering.opening import Frames, opened
 from worker.imaging.rendering.pixels import composed, in_colour, split, with_alpha
 from worker.imaging.rendering.placing import placed_frames
 
@@ -39,7 +39,7 @@ def open_mark(path: str, asked: Watermark, size: Size, max_pixels: int) -> Mark:
         height=inside.height,
         enlarge=True,
     )
-    with opened(path, max_pixels, frame=None, animated=False) as original:
+    with opened(path, max_pixels, Frames()) as original:
         (image,) = placed_frames(original, box)
     image = with_alpha(in_colour(image))
     if asked.opacity < 1:
