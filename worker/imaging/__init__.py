@@ -1,10 +1,11 @@
 """Everything that touches the bytes of a picture: synchronous, and imported only inside child processes.
 
 libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, only ever sees
-our own small pixels: it encodes the preview.
+our own small pixels: it encodes the preview, and small JPEGs.
 """
 
 from worker.imaging.loaders import prepare
 from worker.imaging.probing import probe
+from worker.imaging.rendering import render
 
-__all__ = ["prepare", "probe"]
+__all__ = ["prepare", "probe", "render"]

@@ -39,7 +39,7 @@ Read = Callable[[int, int], bytes]
 
 _BYTE, _ASCII, _LONG, _RATIONAL, _UNDEFINED, _SRATIONAL, _UTF8 = 1, 2, 4, 5, 7, 10, 129
 # Type to bytes and struct code; the rationals are pairs.
-_TYPES: dict[int, tuple[int, str]] = {
+TYPES: dict[int, tuple[int, str]] = {
     _BYTE: (1, "B"),
     _ASCII: (1, "s"),
     3: (2, "H"),
@@ -82,7 +82,7 @@ def _read(read: Read) -> dict[str, object]:
         return {}
     found: dict[str, Value] = {}
     # Each directory is read once and by name, so a file cannot make a loop of them.
-    pointers = _read_directory(read, order, _pointer(order, head[4:]), IMAGE_TAGS, found)
+    pointers = _read_directory(read, order, pointer(order, head[4:]), IMAGE_TAGS, found)
     if EXIF_IFD in pointers:
         inner = _read_directory(read, order, pointers[EXIF_IFD], PHOTO_TAGS, found)
         if INTEROP_IFD in inner:
@@ -98,22 +98,22 @@ def _read_directory(
 ) -> dict[int, int]:
     """Add the directory's values to `found`, where the first of equal tags wins. Returns its pointers."""
     pointers: dict[int, int] = {}
-    for tag, kind, count, field in _entries(read, order, offset):
+    for tag, kind, count, field in entries(read, order, offset):
         if tag in {EXIF_IFD, GPS_IFD, INTEROP_IFD}:
-            pointers.setdefault(tag, _pointer(order, field))
+            pointers.setdefault(tag, pointer(order, field))
         name = names.get(tag)
-        if name is None or name in found or kind not in _TYPES or count == 0:
+        if name is None or name in found or kind not in TYPES or count == 0:
             continue
-        size = count * _TYPES[kind][0]
+        size = count * TYPES[kind][0]
         # Long texts are cut and long lists dropped, so more than this need not be read.
-        data = field[:size] if size <= 4 else read(_pointer(order, field), min(size, MAX_VALUE_BYTES))
+        data = field[:size] if size <= 4 else read(pointer(order, field), min(size, MAX_VALUE_BYTES))
         value = _text(name, kind, data, order) or _numbers(name, kind, count, data, order)
         if value is not None:
             found[name] = value
     return pointers
 
 
-def _entries(read: Read, order: str, offset: int) -> Iterator[tuple[int, int, int, bytes]]:
+def entries(read: Read, order: str, offset: int) -> Iterator[tuple[int, int, int, bytes]]:
     count = read(offset, 2)
     if len(count) < 2:
         return
@@ -121,7 +121,7 @@ def _entries(read: Read, order: str, offset: int) -> Iterator[tuple[int, int, in
     yield from struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])
 
 
-def _pointer(order: str, field: bytes) -> int:
+def pointer(order: str, field: bytes) -> int:
     return int(struct.unpack(order + "I", field)[0])
 
 
@@ -158,7 +158,7 @@ def _decode_coded(data: bytes, order: str) -> str:
 
 
 def _numbers(name: str, kind: int, count: int, data: bytes, order: str) -> Value | None:
-    unit, code = _TYPES[kind]
+    unit, code = TYPES[kind]
     blob = kind == _UNDEFINED and name not in NUMBERS_IN_BYTES
     if code == "s" or blob or name in NOT_NUMBERS or count > MAX_LIST_ITEMS or len(data) < count * unit:
         return None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pi_heif
 import pyvips
@@ -104,29 +105,47 @@ def prepare() -> None:
     pi_heif.options.AUX_IMAGES = False
 
 
-def load_jpeg(source: Source) -> Picture:
+@dataclass(frozen=True, slots=True)
+class JpegFile:
+    """A JPEG whose header was read and admitted. `bare` is all of it but EXIF, where it is decoded from memory."""
+
+    source: Source
+    header: JpegHeader
+    bare: bytes | None
+
+    def load(self, shrink: int, fail_on: str) -> pyvips.Image:
+        options = {"shrink": shrink, "fail_on": fail_on, "access": "sequential"}
+        if self.bare is None:
+            return pyvips.Image.jpegload(self.source.path, **options)
+        return pyvips.Image.jpegload_buffer(self.bare, **options)
+
+    def refuse_other_frame(self, image: pyvips.Image, shrink: int) -> None:
+        """Refuse an image that is not of the size that was admitted."""
+        width, height = self.header.width, self.header.height
+        if abs(image.width * shrink - width) >= shrink or abs(image.height * shrink - height) >= shrink:
+            raise Rejected("damaged-image")
+
+
+def open_jpeg(source: Source) -> JpegFile:
     stored = os.fstat(source.fd).st_size
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
     header = read_jpeg_header(partial(os.pread, source.fd) if data is None else lambda size, at: data[at : at + size])
     source.admit(header.width, header.height)
     if header.progressive:
         refuse_many_scans(source.fd, header.pixels_at)
-    short, long = sorted((header.width, header.height))
+    return JpegFile(source, header, None if data is None else _bare(data, header))
+
+
+def load_jpeg(source: Source) -> Picture:
+    file = open_jpeg(source)
+    short, long = sorted((file.header.width, file.header.height))
     shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
-    bare = None if data is None else _bare(data, header)
-
-    def load(fail_on: str) -> pyvips.Image:
-        options = {"shrink": shrink, "fail_on": fail_on, "access": "sequential"}
-        if bare is None:
-            return pyvips.Image.jpegload(source.path, **options)
-        return pyvips.Image.jpegload_buffer(bare, **options)
-
     try:
-        return _jpeg(load("warning"), header, shrink)
+        return _jpeg(file.load(shrink, "warning"), file, shrink)
     except pyvips.Error as error:
         if any(sign in str(error) for sign in _LOST_PIXELS):
             raise
-        return _jpeg(load("truncated"), header, shrink)
+        return _jpeg(file.load(shrink, "truncated"), file, shrink)
 
 
 def _bare(data: bytes, header: JpegHeader) -> bytes:
@@ -136,19 +155,17 @@ def _bare(data: bytes, header: JpegHeader) -> bytes:
     return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
 
 
-def _jpeg(image: pyvips.Image, header: JpegHeader, shrink: int) -> Picture:
-    width, height = header.width, header.height
-    if abs(image.width * shrink - width) >= shrink or abs(image.height * shrink - height) >= shrink:
-        raise Rejected("damaged-image")  # not the frame that was admitted
-    exif = read_exif(header.exif)
+def _jpeg(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
+    file.refuse_other_frame(image, shrink)
+    exif = read_exif(file.header.exif)
     return Picture(
-        width=width,
-        height=height,
-        orientation=_valid_orientation(exif.get("Orientation")),
+        width=file.header.width,
+        height=file.header.height,
+        orientation=valid_orientation(exif.get("Orientation")),
         pages=1,
         has_alpha=False,
         exif=exif,
-        small=reduce(image, _blob(image, "icc-profile-data")),
+        small=reduce(image, blob(image, "icc-profile-data")),
     )
 
 
@@ -205,11 +222,11 @@ def _animation(
     return Picture(
         width=image.width,
         height=height,
-        orientation=_orientation(image),
+        orientation=orientation_of(image),
         pages=pages,
         has_alpha=bool(image.hasalpha()),
-        exif=read_exif(_blob(image, "exif-data")),
-        small=reduce(first, _blob(image, "icc-profile-data")),
+        exif=read_exif(blob(image, "exif-data")),
+        small=reduce(first, blob(image, "icc-profile-data")),
     )
 
 
@@ -222,7 +239,7 @@ def load_tiff(source: Source) -> Picture:
 
 
 def _tiff(source: Source) -> Picture:
-    load = _tiff_loader(source)
+    load = tiff_loader(source)
     image = load()
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     source.admit(image.width, image.height, pages)
@@ -235,7 +252,7 @@ def _tiff(source: Source) -> Picture:
     return _animation(source, tall, checked_pixels=source.max_pixels)
 
 
-def _tiff_loader(source: Source) -> Callable[..., pyvips.Image]:
+def tiff_loader(source: Source) -> Callable[..., pyvips.Image]:
     """libtiff reports an orientation that is none as an error too: then it is shown a copy that says 1."""
     options = {"fail_on": "error", "access": "sequential"}
     false = tiff_false_orientations(source.fd)
@@ -266,14 +283,27 @@ def load_avif(source: Source) -> Picture:
     return _picture(image, image.width, image.height)
 
 
-def load_heic(source: Source) -> Picture:
-    """The container's own rotation and mirroring are applied by the decoder, so the orientation is 1."""
+@dataclass(frozen=True, slots=True)
+class HeicFile:
+    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1. The pixels are
+    gone with `heif`.
+    """
+
+    image: pyvips.Image
+    heif: Any
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return dict(self.heif.info)
+
+
+def open_heic(source: Source) -> HeicFile:
     refuse_unreadable_heif_items(source.fd)
     try:
         heif = pi_heif.open_heif(source.path)
         width, height = heif.size
         source.admit(width, height)
-        pixels, mode, info = heif.data, heif.mode, heif.info
+        pixels, mode = heif.data, heif.mode
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError, IndexError) as error:
         raise Rejected("damaged-image") from error
     width, height = heif.size
@@ -281,20 +311,34 @@ def load_heic(source: Source) -> Picture:
     deep = mode.endswith(";16")
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    image = image.copy(interpretation=grey if bands < 3 else colour)
+    return HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif)
+
+
+def load_heic(source: Source) -> Picture:
+    file = open_heic(source)
     return Picture(
-        width=width,
-        height=height,
+        width=file.image.width,
+        height=file.image.height,
         orientation=1,
         pages=1,
-        has_alpha=heif.has_alpha,
-        exif=read_exif(info["exif"]),
-        small=reduce(image, info.get("icc_profile")),
+        has_alpha=file.heif.has_alpha,
+        exif=read_exif(file.info["exif"]),
+        small=reduce(file.image, file.info.get("icc_profile")),
     )
 
 
-def load_svg(source: Source) -> Picture:
-    """From memory: without a base address librsvg fetches nothing that the picture refers to."""
+@dataclass(frozen=True, slots=True)
+class SvgFile:
+    """In memory: without a base address librsvg fetches nothing that the picture refers to."""
+
+    data: bytes
+    image: pyvips.Image
+
+    def load(self, scale: float) -> pyvips.Image:
+        return _svg(self.data, scale)
+
+
+def open_svg(source: Source) -> SvgFile:
     data = Path(source.path).read_bytes()
     source.admit(embedded_pixels(data), 1)
     image = _svg(data, 1)
@@ -302,8 +346,14 @@ def load_svg(source: Source) -> Picture:
     source.admit(width, height)
     if 1 in {width, height} and not _is_tiny(data):
         raise Rejected("too-many-pixels")
+    return SvgFile(data, image)
+
+
+def load_svg(source: Source) -> Picture:
+    file = open_svg(source)
+    width, height = file.image.width, file.image.height
     scale = max(2 * SMALL_PX / max(width, height), 1 / min(width, height))
-    return _picture(_svg(data, scale) if scale < 1 else image, width, height)
+    return _picture(file.load(scale) if scale < 1 else file.image, width, height)
 
 
 def _svg(data: bytes, scale: float) -> pyvips.Image:
@@ -336,21 +386,21 @@ def _picture(image: pyvips.Image, width: int, height: int, *, pages: int = 1) ->
     return Picture(
         width=width,
         height=height,
-        orientation=_orientation(image),
+        orientation=orientation_of(image),
         pages=pages,
         has_alpha=bool(image.hasalpha()),
-        exif=read_exif(_blob(image, "exif-data")),
-        small=reduce(image, _blob(image, "icc-profile-data")),
+        exif=read_exif(blob(image, "exif-data")),
+        small=reduce(image, blob(image, "icc-profile-data")),
     )
 
 
-def _orientation(image: pyvips.Image) -> int:
-    return _valid_orientation(image.get("orientation") if image.get_typeof("orientation") else 1)
+def orientation_of(image: pyvips.Image) -> int:
+    return valid_orientation(image.get("orientation") if image.get_typeof("orientation") else 1)
 
 
-def _valid_orientation(value: object) -> int:
+def valid_orientation(value: object) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _blob(image: pyvips.Image, name: str) -> bytes | None:
+def blob(image: pyvips.Image, name: str) -> bytes | None:
     return bytes(image.get(name)) if image.get_typeof(name) else None

@@ -30,14 +30,13 @@ def reduce(image: pyvips.Image, profile: bytes | None) -> Small:
     """
     if image.hasalpha():
         image = image.flatten(background=65535 if image.format == "ushort" else 255)
-    width, height, bands = image.width, image.height, image.bands
+    width, height = image.width, image.height
     shrink = max(width, height) // SMALL_PX
     if shrink > 1:
         image = image.shrink(min(shrink, width), min(shrink, height), ceil=True)
-    foreign = profile is not None and bands >= 3 and not _is_srgb(profile)
-    if foreign or image.format != "uchar" or image.interpretation not in {"srgb", "b-w"} or bands not in {1, 3}:
+    if is_foreign(image, profile):
         # Decoded before it is converted, so that an error of the decoder is told from an odd colour space.
-        image = _to_srgb(fetch(pyvips.Region.new(image), image, image.height), profile if foreign else None)
+        image = to_srgb(fetch(pyvips.Region.new(image), image, image.height), profile)
     pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
     return Small(image.width, image.height, image.bands, pixels)
 
@@ -49,8 +48,15 @@ def fetch(region: pyvips.Region, image: pyvips.Image, height: int) -> pyvips.Ima
     return fetched.copy(interpretation=image.interpretation)
 
 
-def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    if profile is not None:
+def is_foreign(image: pyvips.Image, profile: bytes | None) -> bool:
+    """Whether an image without alpha is something else than 8 bits of sRGB or grey."""
+    plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and image.bands in {1, 3}
+    return not plain or _counts(image, profile)
+
+
+def to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    """8-bit sRGB or grey of an image in memory, without alpha."""
+    if _counts(image, profile):
         tagged = image.copy()
         tagged.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
         try:
@@ -63,6 +69,10 @@ def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
     except pyvips.Error:
         grey = True  # bands without a meaning: show the first
     return image.extract_band(0, n=1 if grey else 3).cast("uchar")
+
+
+def _counts(image: pyvips.Image, profile: bytes | None) -> bool:
+    return profile is not None and image.bands >= 3 and not _is_srgb(profile)
 
 
 def _is_srgb(profile: bytes) -> bool:

@@ -1,0 +1,120 @@
+"""Bytes of a rendition, in the time that a request has."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import pyvips
+from PIL import Image
+
+from service.delivery.transformations import Transformation
+from worker.imaging.rendering.metadata import Metadata
+from worker.imaging.rendering.opening import Animation
+from worker.imaging.rendering.pixels import in_colour
+
+# Pillow takes less for a small picture: libvips starts a thread and a pipeline.
+_SMALL_PIXELS = 1_000_000
+_AVIF_EFFORTS = ((150_000, 3), (600_000, 1))  # pixels up to which, in order
+_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def encode(frames: list[pyvips.Image], asked: Transformation, animation: Animation | None, metadata: Metadata) -> bytes:
+    """`frames` are 8-bit sRGB or grey, with or without alpha, all alike; more than one have an `animation`."""
+    match asked.format:
+        case "jpeg":
+            return _jpeg(frames[0], asked.quality, metadata)
+        case "png":
+            return _png(frames[0], metadata)
+        case "webp":
+            return _webp(_joined(frames, animation), asked.quality, metadata)
+        case "avif":
+            return _avif(in_colour(frames[0]), asked.quality, metadata)
+        case "gif":
+            return bytes(_joined(frames, animation).gifsave_buffer(effort=4, keep="none"))
+
+
+def _joined(frames: list[pyvips.Image], animation: Animation | None) -> pyvips.Image:
+    """Below each other, as libvips has animations."""
+    if animation is None:
+        return in_colour(frames[0])
+    tall = pyvips.Image.arrayjoin([in_colour(frame) for frame in frames], across=1).copy()
+    tall.set_type(pyvips.GValue.gint_type, "page-height", frames[0].height)
+    tall.set_type(pyvips.GValue.array_int_type, "delay", animation.delays)
+    tall.set_type(pyvips.GValue.gint_type, "loop", animation.loop)
+    return tall
+
+
+def _jpeg(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
+    if image.width * image.height <= _SMALL_PIXELS:
+        pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
+        out = io.BytesIO()
+        small = Image.frombytes("L" if image.bands == 1 else "RGB", (image.width, image.height), pixels)
+        small.save(out, "JPEG", quality=quality, optimize=True)
+        data = out.getvalue()
+    else:
+        data = image.jpegsave_buffer(Q=quality, optimize_coding=True, keep="none")
+    segments = b""
+    for name, body in ((b"Exif\0\0", metadata.exif), (_XMP_NAME, metadata.xmp)):
+        if body is not None:
+            segments += b"\xff\xe1" + struct.pack(">H", 2 + len(name) + len(body)) + name + body
+    start = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
+    return data[:start] + segments + data[start:]
+
+
+def _png(image: pyvips.Image, metadata: Metadata) -> bytes:
+    data = image.pngsave_buffer(compression=6, filter="all", keep="none")
+    head = 33  # the signature and IHDR
+    chunks = b""
+    if metadata.exif is not None:
+        chunks += _chunk(b"eXIf", metadata.exif)
+    if metadata.xmp is not None:
+        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
+    return bytes(data[:head] + chunks + data[head:])
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _webp(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
+    image, keep = _tagged(image, metadata)
+    data = image.webpsave_buffer(Q=quality, effort=2, keep=keep)
+    return _with_own_exif(data, metadata.exif)
+
+
+def _avif(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
+    pixels = image.width * image.height
+    effort = next((effort for most, effort in _AVIF_EFFORTS if pixels <= most), 0)
+    image, keep = _tagged(image, metadata)
+    data = image.heifsave_buffer(compression="av1", Q=quality, effort=effort, bitdepth=8, keep=keep)
+    return _with_own_exif(data, metadata.exif)
+
+
+def _tagged(image: pyvips.Image, metadata: Metadata) -> tuple[pyvips.Image, str]:
+    """libvips writes EXIF in its own words, with tags that nobody asked for: it is given one to make room."""
+    image = image.copy()
+    keep = []
+    if metadata.exif is not None:
+        room = _room(metadata.exif)
+        size = len(room)
+        block = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<HHHIII", 1, 0x010E, 2, size, 26, 0) + room
+        image.set_type(pyvips.GValue.blob_type, "exif-data", b"Exif\0\0" + block)
+        keep.append("exif")
+    if metadata.xmp is not None:
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", metadata.xmp)
+        keep.append("xmp")
+    return image, ",".join(keep) or "none"
+
+
+def _room(exif: bytes) -> bytes:
+    return b"r" * len(exif) + b"\0"
+
+
+def _with_own_exif(data: bytes, exif: bytes | None) -> bytes:
+    if exif is None:
+        return bytes(data)
+    end = data.index(_room(exif)) + len(exif)
+    start = max(data.rindex(order, 0, end) for order in (b"II*\0", b"MM\0*") if order in data[:end])
+    return b"".join([data[:start], exif.ljust(end - start, b"\0"), data[end:]])

@@ -1,0 +1,104 @@
+"""Pixels in memory, and what colour they are: 8 bits of sRGB or grey, with or without alpha."""
+
+from __future__ import annotations
+
+import pyvips
+
+from service.delivery.transformations import Rgba, Transformation
+from worker.imaging.pixels import fetch, is_foreign, to_srgb
+
+# Up to this many bytes of all that is decoded, pixels are fetched in this thread, in one piece; more are streamed.
+_ONE_PIECE_BYTES = 16 << 20
+
+_WHITE: Rgba = (255, 255, 255, 255)
+
+
+def decoded(image: pyvips.Image, source: pyvips.Image) -> pyvips.Image:
+    """`image` in memory. It is made of `source`, whose size decides how."""
+    if source.width * source.height * source.bands > _ONE_PIECE_BYTES:
+        return bare(image.copy_memory())
+    return fetch(pyvips.Region.new(image), image, image.height)
+
+
+def bare(image: pyvips.Image) -> pyvips.Image:
+    """Without what the file said about it."""
+    image = image.copy()
+    for name in image.get_fields():
+        if image.get_typeof(name) == pyvips.GValue.blob_type:
+            image.remove(name)
+    return image
+
+
+def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    """8-bit sRGB or grey of an image in memory; alpha stays."""
+    if not image.hasalpha():
+        return to_srgb(image, profile) if is_foreign(image, profile) else image
+    colour, alpha = split(image)
+    if is_foreign(colour, profile):
+        colour = to_srgb(colour, profile)
+        alpha = _eight_bits(alpha)
+    return colour.bandjoin(alpha)
+
+
+def split(image: pyvips.Image) -> tuple[pyvips.Image, pyvips.Image]:
+    """The colours and the alpha of an image that has one."""
+    return image.extract_band(0, n=image.bands - 1), image.extract_band(image.bands - 1)
+
+
+def _eight_bits(alpha: pyvips.Image) -> pyvips.Image:
+    if alpha.format == "ushort":
+        return (alpha >> 8).cast("uchar")
+    return alpha.cast("uchar")
+
+
+def premultiply(image: pyvips.Image) -> pyvips.Image:
+    return image.premultiply(max_alpha=_full(image)).rint().cast(image.format)
+
+
+def unpremultiply(image: pyvips.Image) -> pyvips.Image:
+    return image.unpremultiply(max_alpha=_full(image)).rint().cast(image.format)
+
+
+def _full(image: pyvips.Image) -> int:
+    return 65535 if image.format == "ushort" else 255
+
+
+def in_colour(image: pyvips.Image) -> pyvips.Image:
+    return image.colourspace("srgb") if image.bands < 3 else image
+
+
+def with_alpha(image: pyvips.Image) -> pyvips.Image:
+    return image if image.hasalpha() else image.addalpha()
+
+
+def ground(asked: Transformation) -> Rgba:
+    """The colour behind the picture and around it, in a format without alpha an opaque one."""
+    if asked.format != "jpeg":
+        return asked.background or (0, 0, 0, 0)
+    return _over_white(asked.background) if asked.background else _WHITE
+
+
+def _over_white(colour: Rgba) -> Rgba:
+    *rgb, alpha = colour
+    red, green, blue = (round(255 + (band - 255) * alpha / 255) for band in rgb)
+    return red, green, blue, 255
+
+
+def laid_on(image: pyvips.Image, colour: Rgba) -> pyvips.Image:
+    """What shows where the picture is transparent. It has no alpha afterwards if the colour is opaque."""
+    if not image.hasalpha() or colour[3] == 0:
+        return image
+    image = in_colour(image)
+    if colour[3] == 255:
+        return image.flatten(background=list(colour[:3]))
+    return composed(solid(colour, image), image)
+
+
+def composed(base: pyvips.Image, over: pyvips.Image, left: int = 0, top: int = 0) -> pyvips.Image:
+    return base.composite2(over, "over", x=left, y=top, compositing_space="srgb").rint().cast("uchar")
+
+
+def solid(colour: Rgba, like: pyvips.Image) -> pyvips.Image:
+    """Of one colour, with alpha, in the size of `like`."""
+    pixel = pyvips.Image.new_from_memory(bytes(colour), 1, 1, 4, "uchar").copy(interpretation="srgb")
+    return pixel.embed(0, 0, like.width, like.height, extend="copy")
