@@ -39,7 +39,7 @@ Read = Callable[[int, int], bytes]
 
 _BYTE, _ASCII, _LONG, _RATIONAL, _UNDEFINED, _SRATIONAL, _UTF8 = 1, 2, 4, 5, 7, 10, 129
 # Type to bytes and struct code; the rationals are pairs.
-_TYPES: dict[int, tuple[int, str]] = {
+TYPES: dict[int, tuple[int, str]] = {
     _BYTE: (1, "B"),
     _ASCII: (1, "s"),
     3: (2, "H"),
@@ -102,9 +102,9 @@ def _read_directory(
         if tag in {EXIF_IFD, GPS_IFD, INTEROP_IFD}:
             pointers.setdefault(tag, _pointer(order, field))
         name = names.get(tag)
-        if name is None or name in found or kind not in _TYPES or count == 0:
+        if name is None or name in found or kind not in TYPES or count == 0:
             continue
-        size = count * _TYPES[kind][0]
+        size = count * TYPES[kind][0]
         # Long texts are cut and long lists dropped, so more than this need not be read.
         data = field[:size] if size <= 4 else read(_pointer(order, field), min(size, MAX_VALUE_BYTES))
         value = _text(name, kind, data, order) or _numbers(name, kind, count, data, order)
@@ -158,7 +158,7 @@ def _decode_coded(data: bytes, order: str) -> str:
 
 
 def _numbers(name: str, kind: int, count: int, data: bytes, order: str) -> Value | None:
-    unit, code = _TYPES[kind]
+    unit, code = TYPES[kind]
     blob = kind == _UNDEFINED and name not in NUMBERS_IN_BYTES
     if code == "s" or blob or name in NOT_NUMBERS or count > MAX_LIST_ITEMS or len(data) < count * unit:
         return None
