@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from service.probes import Rejected
 
@@ -18,10 +19,10 @@ _MOST_READS = 100_000
 
 _ORIENTATION = 0x0112
 # Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
-_MOST_TIFF_ENTRIES = 300_000
+MOST_TIFF_ENTRIES = 300_000
 
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, APP1 = 0xDA, 0xE1
 # Encoders write about 10. A scan that says nothing takes some bytes, and a walk over all of the picture.
 _MOST_SCANS = 100
 
@@ -48,31 +49,40 @@ def read_jpeg_header(read: Callable[[int, int], bytes]) -> JpegHeader:
     progressive = False
     exif: bytes | None = None
     app1: list[tuple[int, int]] = []
-    at = 2
-    for _ in range(_MOST_READS):
-        marker = read(10, at)
-        if len(marker) < 9 or marker[0] != 0xFF:
-            break
-        length = int.from_bytes(marker[2:4], "big")
-        end = at + 2 + length
-        if marker[1] == 0xFF:  # fill byte
-            end = at + 1
-        elif marker[1] in _MARKERS_WITHOUT_LENGTH:
-            end = at + 2
-        elif marker[1] == _START_OF_SCAN or length < 2:
-            break
-        elif marker[1] in _SOF_MARKERS and size is None:
-            height, width = struct.unpack_from(">HH", marker, 5)
+    pixels_at = 2
+    for head, at, end in jpeg_segments(read):
+        pixels_at = end
+        if head[1] in _SOF_MARKERS and size is None:
+            height, width = struct.unpack_from(">HH", head, 5)
             size = (width, height)
-            progressive = marker[1] in _PROGRESSIVE_MARKERS
-        elif marker[1] == _APP1:
+            progressive = head[1] in _PROGRESSIVE_MARKERS
+        elif head[1] == APP1:
             app1.append((at, end))
-            if exif is None and marker[4:10] == b"Exif\0\0":
+            if exif is None and head[4:10] == b"Exif\0\0":
                 exif = read(end - at - 4, at + 4)
-        at = end
     if size is None or 0 in size:
         raise Rejected("damaged-image")
-    return JpegHeader(*size, progressive, exif, app1, at)
+    return JpegHeader(*size, progressive, exif, app1, pixels_at)
+
+
+def jpeg_segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[bytes, int, int]]:
+    """The first 10 bytes or fewer, start and end of each segment up to the pixels, or to what is none; also of each
+    fill byte and each marker without a length. An end may lie behind that of the file.
+    """
+    for _ in range(_MOST_READS):
+        head = read(10, at)
+        if len(head) < 9 or head[0] != 0xFF:
+            return
+        length = int.from_bytes(head[2:4], "big")
+        end = at + 2 + length
+        if head[1] == 0xFF:  # fill byte
+            end = at + 1
+        elif head[1] in _MARKERS_WITHOUT_LENGTH:
+            end = at + 2
+        elif head[1] == _START_OF_SCAN or length < 2:
+            return
+        yield head, at, end
+        at = end
 
 
 def refuse_many_scans(fd: int, start: int) -> None:
@@ -104,23 +114,30 @@ def png_frames(fd: int) -> int:
 
     A decoder stops after the last line of pixels, so nobody else notices a missing end.
     """
-    at, declared, controls, first = 8, 0, 0, b""
-    for _ in range(_MOST_READS):
-        head = os.pread(fd, 12, at)
-        if len(head) < 12:
-            raise Rejected("damaged-image")
-        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+    declared, controls, first = 0, 0, b""
+    for kind, at, _ in png_chunks(partial(os.pread, fd)):
         if kind == b"IEND":
             # An animation that contradicts itself is shown as its default image.
             return controls + (first == b"IDAT") if declared and declared == controls else 1
         if kind in {b"IDAT", b"fcTL"}:
             first = first or kind
         if kind == b"acTL":
-            declared = int.from_bytes(head[8:12], "big")
+            declared = int.from_bytes(os.pread(fd, 4, at + 8), "big")
         elif kind == b"fcTL":
             controls += 1
-        at += 12 + length
     raise Rejected("damaged-image")
+
+
+def png_chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk whose first 12 bytes are there. An end may lie behind that of the file."""
+    at = 8
+    for _ in range(_MOST_READS):
+        head = read(12, at)
+        if len(head) < 12:
+            return
+        end = at + 12 + int.from_bytes(head[:4], "big")
+        yield head[4:8], at, end
+        at = end
 
 
 def refuse_cut_gif(fd: int) -> None:
@@ -130,10 +147,10 @@ def refuse_cut_gif(fd: int) -> None:
     """
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
         try:
-            at = 13 + _colour_table_bytes(data[10])
+            at = 13 + colour_table_bytes(data[10])
             while at < len(data):
                 if data[at] == 0x2C:  # an image
-                    at += 11 + _colour_table_bytes(data[at + 9])
+                    at += 11 + colour_table_bytes(data[at + 9])
                 elif data[at] == 0x21:  # an extension
                     at += 2
                 else:
@@ -145,7 +162,7 @@ def refuse_cut_gif(fd: int) -> None:
             raise Rejected("damaged-image") from None
 
 
-def _colour_table_bytes(flags: int) -> int:
+def colour_table_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
@@ -183,7 +200,7 @@ def tiff_false_orientations(fd: int) -> list[tuple[int, bytes]]:
     stored = os.fstat(fd).st_size
     seen: set[int] = set()
     false = []
-    left = _MOST_TIFF_ENTRIES
+    left = MOST_TIFF_ENTRIES
     at = int.from_bytes(head[offset_bytes : 2 * offset_bytes], "little" if order == "<" else "big")
     while left > 0 and 0 < at < stored and at not in seen:
         seen.add(at)

@@ -1,0 +1,148 @@
+"""Places in the directories of a TIFF structure: that of EXIF, or a TIFF or BigTIFF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from worker.imaging.exif import TYPES
+from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
+from worker.imaging.locations.regions import Order, Region, Unreadable
+
+_SUB_IFDS = 0x014A
+_DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
+# GeoTIFF 1.1: pixel scale, tie points (twice), transformation, keys and the keys' numbers and texts.
+_GEO_TIFF = frozenset({0x830E, 0x8482, 0x8480, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
+_SIZES = {kind: size for kind, (size, _) in TYPES.items()} | {16: 8, 17: 8, 18: 8}  # those of BigTIFF
+# No value of a place is longer, and what says so may reach over all of the file.
+_MOST_VALUE_BYTES = 65_536
+
+Blankers = Mapping[int, Callable[[Region], None]]
+
+
+def blank_directories(region: Region, blankers: Blankers) -> None:
+    """Take GPS directories and GeoTIFF tags out, with their values; `blankers` look into values of other tags.
+
+    An entry that goes leaves no gap: those behind it move up, so that every reader finds a sound directory that never
+    had it. Values stay where they are, since maker notes hold offsets of their own.
+    """
+    head = region.read(0, 16)
+    order: Order = "little" if head[:2] == b"II" else "big"
+    mark = int.from_bytes(head[2:4], order)
+    if head[:2] not in {b"II", b"MM"} or mark not in {42, 43}:
+        return
+    layout = _Layout(order, 2, 4) if mark == 42 else _Layout(order, 8, 8)
+    first = int.from_bytes(head[layout.word : 2 * layout.word], order)
+    pending, seen, places = [first], {0}, []
+    while pending:
+        at = pending.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        with suppress(Unreadable):
+            found = _blank_directory(region, layout, at, blankers)
+            pending += found.directories
+            places += found.places
+    for at in places:
+        if at not in seen:  # what is another directory too has to stay readable
+            seen.add(at)
+            with suppress(Unreadable):
+                _blank_places(region, layout, at)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Bytes of the count of a directory, and of an offset."""
+
+    order: Order
+    count: int
+    word: int
+
+    @property
+    def entry(self) -> int:
+        return 4 + 2 * self.word
+
+    def numbers(self, data: bytes) -> list[int]:
+        return [int.from_bytes(data[at : at + self.word], self.order) for at in range(0, len(data), self.word)]
+
+
+class _Entry(NamedTuple):
+    raw: bytes
+    tag: int
+    kind: int
+    values: int
+    field: bytes
+
+
+class _Found(NamedTuple):
+    directories: list[int]
+    places: list[int]
+
+
+def _entries(region: Region, layout: _Layout, at: int) -> Iterator[_Entry]:
+    """Those that lie in the region."""
+    counted = region.number(at, layout.count, layout.order)
+    start = at + layout.count
+    whole = min(counted, (region.size - start) // layout.entry)
+    region.copy.step(1 + whole)
+    table = region.read(start, whole * layout.entry)
+    for place in range(0, len(table), layout.entry):
+        raw = table[place : place + layout.entry]
+        tag, kind = int.from_bytes(raw[:2], layout.order), int.from_bytes(raw[2:4], layout.order)
+        yield _Entry(raw, tag, kind, int.from_bytes(raw[4 : -layout.word], layout.order), raw[-layout.word :])
+
+
+def _blank_directory(region: Region, layout: _Layout, at: int, blankers: Blankers) -> _Found:
+    counted = region.number(at, layout.count, layout.order)
+    found = _Found([], [])
+    kept, gone = [], 0
+    for entry in _entries(region, layout, at):
+        value = _outer_value(region, layout, entry)
+        if entry.tag == GPS_IFD:
+            found.places.append(int.from_bytes(entry.field, layout.order))
+        elif entry.tag in _GEO_TIFF:
+            with suppress(Unreadable):
+                value.fill(0, min(value.size, _MOST_VALUE_BYTES))
+        else:
+            kept.append(entry.raw)
+            with suppress(Unreadable):
+                if entry.tag in _DIRECTORIES:
+                    found.directories.extend(layout.numbers(value.read(0, value.size) or entry.field))
+                elif entry.tag in blankers:
+                    blankers[entry.tag](value)
+            continue
+        gone += 1
+    end = at + layout.count + (len(kept) + gone) * layout.entry
+    following = region.read(end, layout.word) if len(kept) + gone == counted else b""
+    if len(following) == layout.word:
+        found.directories.append(int.from_bytes(following, layout.order))
+    if gone:
+        region.put(at, (counted - gone).to_bytes(layout.count, layout.order))
+        region.put(at + layout.count, b"".join(kept) + following + bytes(gone * layout.entry))
+    return found
+
+
+def _outer_value(region: Region, layout: _Layout, entry: _Entry) -> Region:
+    """What does not fit into the entry; else nothing."""
+    size = _SIZES.get(entry.kind, 0) * entry.values
+    if size <= layout.word:
+        return region.part(0, 0)
+    return region.part(int.from_bytes(entry.field, layout.order), size)
+
+
+def _blank_places(region: Region, layout: _Layout, at: int) -> None:
+    """Nothing is left of a GPS directory but zeros. What is no entry is left: the pointer may have been wrong."""
+    place = at + layout.count
+    blanked = False
+    for entry in _entries(region, layout, at):
+        if entry.kind in _SIZES:
+            value = _outer_value(region, layout, entry)
+            value.fill(0, min(value.size, _MOST_VALUE_BYTES))
+            region.fill(place, layout.entry)
+            blanked = True
+        place += layout.entry
+    if blanked:
+        region.fill(at, layout.count)
+        region.fill(place, layout.word)

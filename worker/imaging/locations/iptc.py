@@ -1,0 +1,26 @@
+"""Places in IPTC-IIM (version 4.2)."""
+
+from __future__ import annotations
+
+from worker.imaging.locations.regions import Region
+
+# Of record 2: content location code and name, city, sublocation, province, country code and name.
+_PLACES = frozenset({26, 27, 90, 92, 95, 100, 101})
+
+
+def blank_iptc(region: Region) -> None:
+    """The values become spaces."""
+    at = 0
+    while (head := region.read(at, 5))[:1] == b"\x1c" and len(head) == 5:
+        region.copy.step()
+        record, number, size = head[1], head[2], int.from_bytes(head[3:])
+        at += 5
+        if size & 0x8000:  # then the size of the size
+            bytes_of_size = size & 0x7FFF
+            if bytes_of_size > 8:
+                return
+            size = region.number(at, bytes_of_size)
+            at += bytes_of_size
+        if record == 2 and number in _PLACES:
+            region.fill(at, size, b" ")
+        at += size
