@@ -21,7 +21,6 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-body": (400, "The body cannot be read; send the bytes of one image."),
     "empty-body": (400, "The body is empty; send the bytes of one image."),
     "invalid-id": (400, "An image id has 7 to 16 letters and digits; check the id."),
-    "rendition-too-large": (400, "The picture would come out too large; ask for a smaller width, height or percent."),
     "too-many-tags": (400, "An image has at most 20 tags; remove some first."),
     "invalid-url": (400, "The URL cannot be used; send an absolute http or https URL."),
     "url-not-allowed": (400, "The URL leads to an address that this server does not fetch from; use a public one."),

@@ -57,6 +57,7 @@ class QueueState:
 
 
 InFlight = Gauge
+Durations = Histogram
 
 
 class Metrics:

@@ -33,7 +33,7 @@ from service.keys import create_key
 from service.settings import Settings
 from tests.chaos.report import show_faults
 from tests.samples import jpeg
-from worker.main import make_prober
+from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
 
 _numbers = itertools.count()
@@ -173,7 +173,9 @@ async def _create_database(servers: Servers) -> str:
 _END_OTHERS = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
 """
-_TABLES = {"accounts", "api_keys", "applied_schema", "image_tags", "images", "presets", "removals", "signing_keys"}
+_TABLES = {
+    "accounts", "api_keys", "applied_schema", "image_tags", "images", "presets", "removals", "renditions", "signing_keys"
+}  # fmt: skip
 
 
 async def _empty(url: str) -> bool:
@@ -245,6 +247,7 @@ def settings(
         "data": tmp_path,
         "metrics": tmp_path / "metrics",
         "storage": storage_folder,
+        "renditions": tmp_path / "renditions",
         "database_url": database_url,
         "redis_url": redis_url,
         "public_url": "https://img.example.com",
@@ -323,15 +326,20 @@ async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None
     changed = settings.model_copy(update=overrides)
     redis = jobs.open_redis(changed.redis_url)
     async with open_resources(changed, redis) as resources:
-        worker = make_prober(changed, resources, redis)
-        running = asyncio.create_task(worker.async_run())
+        workers = [
+            make_prober(changed, resources, redis),
+            make_renderer(changed, resources, jobs.open_redis(changed.redis_url)),
+        ]
+        running = [asyncio.create_task(worker.async_run()) for worker in workers]
         try:
             yield
         finally:
-            while not running.done():
-                running.cancel()
-                await asyncio.wait([running], timeout=0.2)
-            await worker.close()
+            while not all(task.done() for task in running):
+                for task in running:
+                    task.cancel()
+                await asyncio.wait(running, timeout=0.2)
+            for worker in workers:
+                await worker.close()
 
 
 @pytest.fixture

@@ -355,11 +355,11 @@ def test_an_answer_of_endless_depth_is_none() -> None:
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(["/"], 1)
-    assert isinstance(program._probe(request), Unreadable)
+    assert isinstance(program._find(request), Unreadable)
 
     def encode(*_: object, **__: object) -> None:
         raise OSError("encoder error -2")
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        program._probe(request)
+        program._find(request)

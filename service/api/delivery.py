@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
@@ -37,6 +37,17 @@ _MOST_PARAMETERS = 64
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request for a picture. `taken` are the modern formats that its client takes, the best first."""
+
+    request: web.Request
+    delivery: Delivery
+    address: str
+    taken: tuple[Format, ...]
+    is_signed: bool
+
+
 async def show(request: web.Request) -> web.StreamResponse:
     """GET /i/{id} and /i/{id}/{name}: the picture."""
     delivery = resources(request).delivery
@@ -49,111 +60,94 @@ async def show(request: web.Request) -> web.StreamResponse:
         metrics.pictures_from_memory.inc()
     else:
         generation, looked_at = delivery.hot.generation, time.monotonic()
-        subject = await _find_subject(delivery, request, address)
-        expires = await _authorize(delivery, request, subject, address)
-        picture = await _find_picture(delivery, request, subject, taken, address, expires)
+        visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
+        subject = await _find_subject(visit)
+        expires = await _authorize(visit, subject)
+        picture = await _find_picture(visit, subject, expires)
         trusted_s = TRUST_S if expires is None else min(TRUST_S, expires - time.time())
         delivery.hot.put(key, picture, until=looked_at + trusted_s, generation=generation)
     return await send(request, picture, accel_prefix=delivery.accel_prefix)
 
 
-async def _find_subject(delivery: Delivery, request: web.Request, address: str) -> Subject:
-    subject = await delivery.subjects.find(parse_image_id(request.match_info["id"]))
+async def _find_subject(visit: Visit) -> Subject:
+    subject = await visit.delivery.subjects.find(parse_image_id(visit.request.match_info["id"]))
     if subject is None or subject.image.state == "failed":
-        await delivery.misses.count(address)
+        await visit.delivery.misses.count(visit.address)
         raise ServiceError("image-not-found", "There is no image with this id.")
     if subject.image.state == "pending":
         raise ServiceError("image-processing", retry_after_s=1)
     return subject
 
 
-async def _authorize(delivery: Delivery, request: web.Request, subject: Subject, address: str) -> int | None:
+async def _authorize(visit: Visit, subject: Subject) -> int | None:
     """When the signature ends, if there is one that does. Raises `signature-required` and what `verify` does."""
-    if not signatures.is_signed(request.raw_path):
+    if not visit.is_signed:
         if subject.policy.require_signature:
             raise ServiceError("signature-required")
         return None
     try:
-        return signatures.verify(request.raw_path, subject.policy.secrets, now=time.time())
+        return signatures.verify(visit.request.raw_path, subject.policy.secrets, now=time.time())
     except ServiceError as error:
         if error.code == "signature-invalid":
-            await delivery.misses.count(address)  # it may be a guess too
+            await visit.delivery.misses.count(visit.address)  # it may be a guess too
         raise
 
 
-async def _find_picture(
-    delivery: Delivery,
-    request: web.Request,
-    subject: Subject,
-    taken: tuple[Format, ...],
-    address: str,
-    expires: int | None,
-) -> Picture:
-    name = request.match_info.get("name", "")
-    asked = parse(_parameters(request), name, subject.policy.presets)
-    headers = _headers(delivery, subject.image, expires)
+async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> Picture:
+    name = visit.request.match_info.get("name", "")
+    asked = parse(_parameters(visit.request), name, subject.policy.presets)
+    headers = _headers(visit.delivery, subject.image, expires)
     if name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(name, safe='')}"
     if asked is None:
-        return await _find_raw(delivery, request, subject, headers)
+        return await _find_raw(visit, subject, headers)
     if asked.format is None:
-        request[_VARIES] = True
+        visit.request[_VARIES] = True
         headers["Vary"] = "Accept"
-    transformation = await _resolve(delivery, request, subject, asked, taken, address)
-    order = RenderOrder(subject.image.id, transformation)
-    stored = await _make(delivery, request, subject, order)
-    headers["Content-Type"] = MIME_TYPES[transformation.format]
+    order = RenderOrder(subject.image.id, await _resolve(visit, subject, asked))
+    # What is signed was asked for by the account itself.
+    stored = await visit.delivery.renditions.get(
+        order, subject.image.account_id, bounded=not visit.is_signed, request_id=request_id(visit.request)
+    )
+    headers["Content-Type"] = MIME_TYPES[_format(order)]
     return _picture(order, stored, f"{order.digest}-{stored.modified_ns:x}", stored.modified_ns // 10**9, headers)
 
 
-async def _find_raw(
-    delivery: Delivery, request: web.Request, subject: Subject, headers: dict[str, str]
-) -> Picture:
-    image = subject.image
-    order = RenderOrder(image.id)
+async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str]) -> Picture:
+    image, order = subject.image, RenderOrder(subject.image.id)
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
     headers["Cache-Control"] += ", immutable"
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
-    etag = image.sha256.hex()
-    if subject.policy.strip_location:
-        stored = await _make(delivery, request, subject, order)
-        etag = f"{etag}-{stored.modified_ns:x}"
-    else:
-        found = await delivery.storage.find(image.id)
-        if found is None:
-            raise ServiceError("image-lost")
-        stored = found
-        metrics.pictures_from_disk.inc()
-    return _picture(order, stored, etag, int(image.created_at.timestamp()), headers)
+    etag, created_s = image.sha256.hex(), int(image.created_at.timestamp())
+    if subject.policy.strip_location:  # one copy and no more: it is not bounded
+        stored = await visit.delivery.renditions.get(
+            order, image.account_id, bounded=False, request_id=request_id(visit.request)
+        )
+        return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers)
+    found = await visit.delivery.storage.find(image.id)
+    if found is None:
+        raise ServiceError("image-lost")
+    metrics.pictures_from_disk.inc()
+    return _picture(order, found, etag, created_s, headers)
 
 
-async def _resolve(
-    delivery: Delivery,
-    request: web.Request,
-    subject: Subject,
-    asked: Asked,
-    taken: tuple[Format, ...],
-    address: str,
-) -> Transformation:
+async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Transformation:
+    delivery = visit.delivery
     if asked.watermark is not None:
         over = await delivery.subjects.find(asked.watermark.image_id)
         if over is None:
-            await delivery.misses.count(address)
+            await delivery.misses.count(visit.address)
         if over is None or over.image.account_id != subject.image.account_id or over.image.state != "ready":
             raise ServiceError("invalid-parameter", "watermark must be the id of an image of the same account.")
     if subject.policy.strip_location:
         asked = msgspec.structs.replace(asked, keep_location=False)
-    widths: Sequence[int] = () if signatures.is_signed(request.raw_path) else delivery.widths
-    return resolve(asked, subject.image, taken=taken, widths=widths)
+    return resolve(asked, subject.image, taken=visit.taken, widths=() if visit.is_signed else delivery.widths)
 
 
-async def _make(delivery: Delivery, request: web.Request, subject: Subject, order: RenderOrder) -> Stored:
-    """What is signed was asked for by the account itself, and a raw file is one and no more: neither is bounded."""
-    bounded = order.transformation is not None and not signatures.is_signed(request.raw_path)
-    return await delivery.renditions.get(
-        order, subject.image.account_id, bounded=bounded, request_id=request_id(request)
-    )
+def _format(order: RenderOrder) -> Format:
+    assert order.transformation is not None  # noqa: S101 - it is a rendition's
+    return order.transformation.format
 
 
 def _picture(order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str]) -> Picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from aiohttp import web
@@ -38,14 +39,16 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
     if data is None and accel_prefix:
         return web.Response(headers={**picture.headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
     part = _part(request, picture)
-    status, headers = 200, picture.headers
+    status, headers = 200, dict(picture.headers)
     if part is None:
         part = Part(0, picture.stored.size)
     else:
         status = 206
-        headers = {**headers, "Content-Range": f"bytes {part.start}-{part.stop - 1}/{picture.stored.size}"}
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{picture.stored.size}"
     if data is not None:
-        return web.Response(status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop])
+        return web.Response(
+            status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
+        )
     with unavailable():
         try:
             file = await in_thread(lambda: picture.stored.path.open("rb", buffering=0))
@@ -114,17 +117,21 @@ class FileAnswer(web.StreamResponse):
             at = self._part.start
             while at < self._part.stop:
                 count = min(self._part.stop - at, _PIECE_BYTES)
-                sent = await in_thread(lambda at=at, count=count: _sendfile(connection, self._file.fileno(), at, count))
+                sent = await in_thread(partial(_sendfile, connection, self._file.fileno(), at, count))
                 if sent == 0:
                     raise ConnectionResetError("the file is shorter than it was")
                 if sent is None:
                     await _until_writable(connection)
-                    if request.transport is None or request.transport.is_closing():
+                    if _is_gone(request):
                         raise ConnectionResetError("the client has left")
                 else:
                     at += sent
         finally:
             os.close(connection)
+
+
+def _is_gone(request: web.BaseRequest) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None:

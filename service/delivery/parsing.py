@@ -107,6 +107,10 @@ def check_preset(text: str) -> None:
 
 
 def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    parameters = list(parameters)
+    names = {name for name, _ in parameters}
+    if "expires" in names and "signature" not in names:
+        raise _invalid("expires is a part of signed URLs; sign the URL, or leave expires out.")
     given: dict[str, str] = {}
     for name, value in parameters:
         if name in SIGNING:

@@ -35,7 +35,9 @@ class Patch(NamedTuple):
 
 
 class RenditionFiles:
-    """256 folders of files, and one for what is being written. Its methods without `async` block and raise OSError."""
+    """256 folders of files, made when needed, and one for what is being written. Methods without `async` block and raise
+    OSError.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,8 +46,6 @@ class RenditionFiles:
         """Make the folders. Raises SettingsError."""
         try:
             (self.root / _INCOMING).mkdir(parents=True, exist_ok=True)
-            for shard in range(SHARDS):
-                (self.root / f"{shard:02x}").mkdir(exist_ok=True)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise SettingsError(f"DAGUERRE_RENDITIONS: {self.root} cannot be used: {reason}") from error
@@ -90,6 +90,7 @@ class RenditionFiles:
             with incoming.open("xb") as file:
                 fill(file)
             size = incoming.stat().st_size
+            self.path(key).parent.mkdir(exist_ok=True)
             incoming.rename(self.path(key))
         except BaseException:
             incoming.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from service.delivery.transformations import Transformation
-from service.metrics import Histogram, metrics
+from service.metrics import Durations, metrics
 from service.probes import Probe, Rejected
 from worker.children.child import Child, Question
 from worker.children.messages import (
@@ -55,7 +55,7 @@ class Children:
         storage: Path,
         max_pixels: int,
         timeout_s: float,
-        durations: Histogram | None = None,
+        durations: Durations | None = None,
         niceness: int = 0,
     ) -> None:
         self._all = [

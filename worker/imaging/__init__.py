@@ -5,7 +5,8 @@ our own small pixels: it encodes the preview, and small JPEGs.
 """
 
 from worker.imaging.loaders import prepare
+from worker.imaging.locations import find_locations
 from worker.imaging.probing import probe
 from worker.imaging.rendering import render
 
-__all__ = ["prepare", "probe", "render"]
+__all__ = ["find_locations", "prepare", "probe", "render"]
