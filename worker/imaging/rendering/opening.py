@@ -19,6 +19,8 @@ from worker.imaging.loaders import Source, blob, orientation_of, valid_orientati
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+# In pixels of the result, of all the width or height together.
+_MAX_STRETCH = 0.25
 # Of an animation whose delays nobody told, in ms; as browsers have it.
 _DELAY_MS = 100
 
@@ -99,12 +101,13 @@ def _jpeg(source: Source) -> Original:
     header = file.header
 
     def load(scale: float) -> pyvips.Image:
-        shrink = next(s for s in (8, 4, 2, 1) if s == 1 or s * scale <= 1)
+        shrink = next(s for s in (8, 4, 2, 1) if s == 1 or _fits(header, s, scale))
         image = file.load(shrink, "truncated")
         file.refuse_other_frame(image, shrink)
-        # Of a last column or row that is only partly the picture's, the larger part decides.
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
-        return image if (width, height) == (image.width, image.height) else image.crop(0, 0, width, height)
+        if (width, height) != (image.width, image.height):  # libvips leaves out what is not a whole pixel
+            image = image.embed(0, 0, width, height, extend="copy")
+        return image
 
     return Original(
         width=header.width,
@@ -114,6 +117,16 @@ def _jpeg(source: Source) -> Original:
         exif=header.exif,
         read_xmp=partial(_jpeg_xmp, source, header),
     )
+
+
+def _fits(header: JpegHeader, shrink: int, scale: float) -> bool:
+    """Whether a JPEG can be decoded so much smaller: not below its size, nor with what is not a whole pixel at its edge
+    stretched or squeezed too far.
+    """
+    if shrink * scale > 1:
+        return False
+    odd = max(abs(side / shrink - round(side / shrink)) for side in (header.width, header.height))
+    return odd * shrink * scale <= _MAX_STRETCH
 
 
 def _jpeg_xmp(source: Source, header: JpegHeader) -> bytes | None:
@@ -156,8 +169,8 @@ def _tiff(source: Source, which: Frames) -> Original:
     load = loaders.tiff_loader(source)
     image = load()
     pages = _pages(image)
-    if frame is not None and pages > 1:
-        image = load(page=min(frame, pages) - 1)
+    if which.number is not None and pages > 1:
+        image = load(page=min(which.number, pages) - 1)
     return _original(source, image, exif=source.fd)
 
 
