@@ -174,8 +174,16 @@ _END_OTHERS = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
 """
 _TABLES = {
-    "accounts", "api_keys", "applied_schema", "image_tags", "images", "presets", "removals", "renditions", "signing_keys"
-}  # fmt: skip
+    "accounts",
+    "api_keys",
+    "applied_schema",
+    "image_tags",
+    "images",
+    "presets",
+    "removals",
+    "renditions",
+    "signing_keys",
+}
 
 
 async def _empty(url: str) -> bool:
@@ -253,6 +261,8 @@ def settings(
         "public_url": "https://img.example.com",
         "wait_s": 5,
         "database_connections": 4,
+        "probe_processes": 1,
+        "render_processes": 1,
     }
     return Settings(**(chosen | (marker.kwargs if marker else {})))
 

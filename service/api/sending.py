@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from service.api import envelope
 from service.api.protocol import UNREAD_S
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
@@ -30,7 +31,7 @@ class Part(NamedTuple):
 async def send(request: web.Request, picture: Picture, *, accel_prefix: str = "") -> web.StreamResponse:
     """With `accel_prefix` what is large is left to a proxy, which knows the file under that path.
 
-    Raises `range-not-satisfiable`, `storage-unavailable`.
+    Raises `storage-unavailable`.
     """
     if _is_known(request, picture):
         headers = {name: value for name, value in picture.headers.items() if name != "Content-Type"}
@@ -38,7 +39,10 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
     data = picture.stored.data
     if data is None and accel_prefix:
         return web.Response(headers={**picture.headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
-    part = _part(request, picture)
+    try:
+        part = _part(request, picture)
+    except ServiceError as error:
+        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}"})
     status, headers = 200, dict(picture.headers)
     if part is None:
         part = Part(0, picture.stored.size)
@@ -67,7 +71,7 @@ def _is_known(request: web.Request, picture: Picture) -> bool:
 
 def _part(request: web.Request, picture: Picture) -> Part | None:
     """None for all of it: without a Range, with several or one that cannot be read, or where If-Range names another
-    state of the picture.
+    state of the picture. Raises `range-not-satisfiable`.
     """
     if "Range" not in request.headers or request.method != "GET":
         return None

@@ -35,8 +35,9 @@ class Patch(NamedTuple):
 
 
 class RenditionFiles:
-    """256 folders of files, made when needed, and one for what is being written. Methods without `async` block and raise
-    OSError.
+    """256 folders of files, made when needed, and one for what is being written.
+
+    Methods without `async` block and raise OSError.
     """
 
     def __init__(self, root: Path) -> None:
