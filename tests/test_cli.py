@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.configuration import locate
 from service.database import apply_schema
 from service.delivery import signatures
-from service.embedded import folder
+from service.embedded import folder, running
 from service.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
 from tests.conftest import Client
@@ -175,10 +176,26 @@ async def test_a_url_is_signed_with_the_newest_key_and_printed_alone(database_ur
     expiry = signatures.verify(signed, [secret], now=now)
     assert expiry is not None
     assert int(now) + 7 * 86400 <= expiry <= time.time() + 7 * 86400
-    refused = sign("/i/NKrigl4#top")
-    assert refused.returncode != 0
-    assert "A fragment is never sent" in refused.stderr
-    assert refused.stdout == ""
+    for arguments, sentence in [(("/i/NKrigl4#top",), "A fragment"), ((target, "--expires", "9999999d"), "11 digits")]:
+        refused = sign(*arguments)
+        assert refused.returncode != 0
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert refused.stdout == ""
+
+
+def test_a_running_daguerre_gives_its_address_unless_one_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://127.0.0.1:1234"
+    found = running.Running(1, "postgresql:///x", "unix:///x", address, address)
+    monkeypatch.setattr(running, "find", lambda _: found)
+    monkeypatch.delenv("DAGUERRE_DATABASE_URL", raising=False)
+    monkeypatch.delenv("DAGUERRE_PUBLIC_URL", raising=False)
+    assert locate(tmp_path).public_url == address
+    monkeypatch.setenv("DAGUERRE_PUBLIC_URL", "https://img.example.com")
+    assert locate(tmp_path).public_url == "https://img.example.com"
+    assert locate(tmp_path).database_url == found.database_url
 
 
 async def test_a_second_account_of_a_name_is_refused_and_makes_no_key(database_url: str) -> None:

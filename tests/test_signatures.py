@@ -219,7 +219,7 @@ CALLS = {
     "javascript": (["node", "-e"], "\nconsole.log(sign(...process.argv.slice(1)));"),
     "php": (["php", "-r"], "\necho sign($argv[1], $argv[2], isset($argv[3]) ? (int) $argv[3] : null);"),
     "ruby": (["ruby", "-e"], "\nputs sign(*ARGV)"),
-    "sh": (["sh", "-euc"], '\nsign "$1" "$2" "${3:-}"'),
+    "sh": (["sh", "-euc"], '\nsign "$@"'),
 }
 LANGUAGES = [
     "python",

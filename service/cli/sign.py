@@ -35,7 +35,7 @@ def sign(target: str, account: str, expires: str | None, data: Path | None) -> N
     try:
         signed = signatures.sign(target, secret, expires=expiry)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="TARGET") from None
+        raise click.UsageError(str(error)) from None
     click.echo(locate(data).public_url.rstrip("/") + signed if signed.startswith("/") else signed)
 
 
