@@ -173,7 +173,17 @@ async def _create_database(servers: Servers) -> str:
 _END_OTHERS = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
 """
-_TABLES = {"accounts", "api_keys", "applied_schema", "image_tags", "images", "presets", "removals", "signing_keys"}
+_TABLES = {
+    "accounts",
+    "api_keys",
+    "applied_schema",
+    "image_tags",
+    "images",
+    "presets",
+    "removals",
+    "renditions",
+    "signing_keys",
+}
 
 
 async def _empty(url: str) -> bool:
