@@ -73,7 +73,12 @@ def near(colour: object, expected: tuple[int, ...], by: int = 6) -> bool:
 
 
 def colours_at(image: Image.Image, *points: tuple[int, int]) -> list[object]:
-    return [image.convert("RGBA" if "A" in image.mode else "RGB").getpixel(point) for point in points]
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return [image.convert(mode).getpixel(point) for point in points]
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
 
 
 def likeness(image: Image.Image, reference: Image.Image) -> float:
@@ -148,7 +153,7 @@ def test_quality_costs_bytes(render: RenderBytes, form: str) -> None:
 def test_the_best_jpeg_of_noise_is_written_whole(shown: Shown) -> None:
     noise = Image.frombytes("RGB", (400, 300), np.random.default_rng(1).bytes(400 * 300 * 3))
     image = shown(encode("PNG", noise), format="jpeg", quality=100)
-    assert likeness(image, noise) > 15
+    assert likeness(image, noise) > 35
 
 
 # Sizes and places
@@ -238,13 +243,13 @@ def test_turns_are_done_in_their_order(shown: Shown, orientation: int) -> None:
         if flop:
             expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         turns = {"rotate": rotate, "flip": flip, "flop": flop}
-        assert np.array_equal(shown(data, **turns), expected)
+        assert same(shown(data, **turns), expected)
         width, height = expected.width - 7, expected.height - 5
         cut = expected.crop((expected.width - width, 0, expected.width, height))
-        assert np.array_equal(shown(data, **turns, crop=(width, height), gravity="northeast"), cut)
+        assert same(shown(data, **turns, crop=(width, height), gravity="northeast"), cut)
         narrow = expected.crop((expected.width - width, 0, expected.width, expected.height))
         covered = shown(data, **turns, width=width, height=expected.height, fit="cover", gravity="northeast")
-        assert np.array_equal(covered, narrow)
+        assert same(covered, narrow)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -264,14 +269,10 @@ def test_the_rendition_agrees_with_the_preview(shown: Shown, tmp_path: Path, for
 # How good it looks
 
 
-def pillow_resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def shifted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """By half a pixel of the result."""
+def shifted(image: Image.Image, width: int, height: int, filtered: Image.Resampling) -> Image.Image:
+    """Its left and upper edge half a pixel of the result away from where they belong."""
     x, y = image.width / width / 2, image.height / height / 2
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=(x, y, image.width - 0.01, image.height - 0.01))
+    return image.resize((width, height), filtered, box=(x, y, image.width, image.height))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
@@ -284,15 +285,17 @@ def test_a_picture_is_made_smaller_as_well_as_by_another_renderer(
     decoded = Image.open(io.BytesIO(data)).convert("RGB")
     for width in (97, 160, 300):  # a JPEG is decoded 8, 4 and 2 times smaller
         image = shown(data, width=width)
-        assert likeness(image, pillow_resized(decoded, *image.size)) > 36
-        assert likeness(image, shifted(decoded, *image.size)) < 34
+        lanczos = Image.Resampling.LANCZOS
+        assert likeness(image, decoded.resize(image.size, lanczos)) > 37.5
+        assert likeness(image, shifted(decoded, *image.size, lanczos)) < 37.5
 
 
 def test_a_picture_is_enlarged_where_it_was(shown: Shown) -> None:
     photo = pictures.landscape(100, 80)
     image = shown(encode("PNG", photo), width=300, enlarge=True)
-    assert likeness(image, pillow_resized(photo, 300, 240)) > 36
-    assert likeness(image, shifted(photo, 300, 240)) < 34
+    cubic = Image.Resampling.BICUBIC
+    assert likeness(image, photo.resize((300, 240), cubic)) > 46
+    assert likeness(image, shifted(photo, 300, 240, cubic)) < 46
 
 
 # Colours of the source
@@ -301,7 +304,8 @@ def test_a_picture_is_enlarged_where_it_was(shown: Shown) -> None:
 def test_a_profile_is_applied_and_left_out(shown: Shown) -> None:
     """In a profile whose red and blue are swapped, stored red is displayed blue."""
     swapped = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
-    for form, words in itertools.product(("JPEG", "PNG", "WEBP"), ({"width": 48}, {"crop": (96, 64)}, {"trim": 0.0})):
+    steps: list[dict[str, Any]] = [{"width": 48}, {"crop": (96, 64)}, {"trim": 0.0}]
+    for form, words in itertools.product(("JPEG", "PNG", "WEBP"), steps):
         image = shown(encode(form, icc_profile=swapped), **words)
         # Its curve is that of 2.2, which is nearly sRGB's.
         assert near(image.convert("RGB").getpixel((6, 6)), BLUE, 20)
@@ -310,12 +314,11 @@ def test_a_profile_is_applied_and_left_out(shown: Shown) -> None:
 
 def test_a_wide_gamut_becomes_srgb(shown: Shown) -> None:
     """Display P3 by its colorants, with a curve of 2.2: what is in both gamuts is computed by its matrices."""
-    wide = pictures.icc_profile(
-        red=(0.5151, 0.2412, -0.0011), blue=(0.1571, 0.0666, 0.7841), green=(0.2920, 0.6922, 0.0419)
-    )
+    red, green, blue = (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)
+    wide = pictures.icc_profile(red=red, green=green, blue=blue)
     stored = (180, 120, 100)
     image = shown(encode("PNG", Image.new("RGB", (60, 60), stored), icc_profile=wide), width=30)
-    to_xyz = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])
+    to_xyz = np.array([red, green, blue]).T
     srgb = np.array([[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]])
     linear = np.linalg.inv(srgb) @ to_xyz @ (np.array(stored) / 255) ** (0x0233 / 256)
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -396,7 +399,7 @@ def test_a_canvas_is_transparent_only_around_what_has_alpha(shown: Shown) -> Non
 def test_trim_takes_the_colour_of_the_corner_away(shown: Shown) -> None:
     framed = Image.new("RGB", (200, 120), (10, 20, 30))
     framed.paste(quarters(), (30, 40))
-    assert np.array_equal(shown(encode("PNG", framed), trim=10.0), quarters())
+    assert same(shown(encode("PNG", framed), trim=10.0), quarters())
     turned = shown(with_orientation("PNG", framed, 6), trim=10.0, rotate=90, width=32)
     assert turned.size == (32, 48)
     assert near(turned.getpixel((26, 6)), RED)
@@ -519,7 +522,7 @@ def test_a_watermark_stays_inside_of_the_picture(shown: Shown) -> None:
 def test_a_watermark_lies_over_what_is_transparent(shown: Shown) -> None:
     red = encode("PNG", Image.new("RGBA", (20, 20), (*RED, 128)))
     image = shown(encode("PNG", pictures.transparent()), mark=red, watermark=mark(position="west"))
-    assert image.getpixel((10, 32)) == (*RED, 128)
+    assert near(image.getpixel((10, 32)), (*RED, 128), 1)
     assert image.getpixel((40, 5)) == NOTHING
 
 
@@ -539,19 +542,17 @@ def animation(form: str, **words: Any) -> bytes:
 @pytest.mark.parametrize("target", ["gif", "webp"])
 @pytest.mark.parametrize("source", ["GIF", "WEBP"])
 def test_an_animation_keeps_its_frames_delays_and_loops(shown: Shown, source: str, target: str) -> None:
+    data = animation(source, lossless=True) if source == "WEBP" else animation(source)
     for words in ({"width": 30}, {"crop": (30, 20), "rotate": 180}):
-        image = shown(
-            animation(source, lossless=True) if source == "WEBP" else animation(source), format=target, **words
-        )
+        image = shown(data, format=target, **words)
         assert image.size == (30, 20)
         assert getattr(image, "n_frames", 1) == 3
-        # A GIF of 3 plays is 1 and 3 more in its file; both decoders count plays.
-        assert image.info["loop"] in {2, 3}
-        found = [
-            (frame.info["duration"], frame.convert("RGB").getpixel((15, 10))) for frame in ImageSequence.Iterator(image)
-        ]
-        assert [delay for delay, _ in found] == [50, 120, 300]
-        assert all(near(colour, expected, 12) for (_, colour), expected in zip(found, (RED, GREEN, BLUE), strict=True))
+        # A GIF counts how often it is repeated, a WebP how often it is played.
+        assert image.info["loop"] == 3 + (target == "webp") - (source == "WEBP")
+        for frame, delay, colour in zip(ImageSequence.Iterator(image), (50, 120, 300), (RED, GREEN, BLUE), strict=True):
+            frame.load()
+            assert frame.info["duration"] == delay
+            assert near(frame.convert("RGB").getpixel((15, 10)), colour, 12)
 
 
 def test_every_step_is_done_to_every_frame(shown: Shown) -> None:
@@ -681,11 +682,10 @@ def test_broken_exif_is_left_out(shown: Shown, block: bytes) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in {"svg", "png, animated", "tiff, pages"}])
 def test_a_cut_file_is_damaged(refusal: Callable[..., str], name: str) -> None:
-    data = SAMPLES[name]
+    half = SAMPLES[name][: len(SAMPLES[name]) // 2]
+    form = "webp" if "animated" in name else "png"
     for words in ({"width": 40}, {"crop": (50, 50)}):
-        assert (
-            refusal(data[: len(data) // 2], **words, format="webp" if "animated" in name else "png") == "damaged-image"
-        )
+        assert refusal(half, format=form, **words) == "damaged-image"
 
 
 def test_what_is_no_picture_is_unsupported(refusal: Callable[..., str]) -> None:
