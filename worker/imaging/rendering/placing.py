@@ -153,7 +153,7 @@ def _find_edges(image: pyvips.Image, distance: float, asked: Transformation) -> 
     seen = laid_on(image, ground(asked))
     if seen.hasalpha():
         seen = laid_on(seen, _WHITE)
-    left, top, width, height = seen.find_trim(threshold=distance, background=seen.getpoint(0, 0))
+    left, top, width, height = seen.find_trim(threshold=distance, background=seen.getpoint(0, 0), line_art=True)
     if 0 in {width, height}:
         return Place(0, 0), Size(image.width, image.height)
     return Place(left, top), Size(width, height)

@@ -12,6 +12,8 @@ _LUMA = (0.2126, 0.7152, 0.0722)
 _MIDDLE_GREY = 127.5
 # A blur of more than this is one of a smaller picture: its cost grows with its radius, and the difference is not seen.
 _MAX_SIGMA = 8.0
+# Of a neighbour beside the pixel itself. libvips's default, 0.2, makes the deviation a quarter smaller than asked for.
+_LEAST_WEIGHT = 0.02
 
 
 def finish(image: pyvips.Image, asked: Transformation) -> pyvips.Image:
@@ -57,10 +59,10 @@ def _blurred(image: pyvips.Image, sigma: float) -> pyvips.Image:
     shrink = min(int(sigma / _MAX_SIGMA * 2), image.width, image.height)
     if sigma > _MAX_SIGMA and shrink > 1:
         width, height = image.width, image.height
-        small = image.shrink(shrink, shrink, ceil=True).gaussblur(sigma / shrink)
+        small = image.shrink(shrink, shrink, ceil=True).gaussblur(sigma / shrink, min_ampl=_LEAST_WEIGHT)
         image = small.resize(shrink).crop(0, 0, width, height)
     else:
-        image = image.gaussblur(sigma)
+        image = image.gaussblur(sigma, min_ampl=_LEAST_WEIGHT)
     return unpremultiply(image) if alpha else image
 
 
