@@ -67,9 +67,10 @@ def _blurred(image: pyvips.Image, sigma: float) -> pyvips.Image:
         image = premultiply(image)
     shrink = min(int(sigma / _MAX_SIGMA * 2), image.width, image.height)
     if sigma > _MAX_SIGMA and shrink > 1:
-        small = image.shrink(shrink, shrink, ceil=True).gaussblur(sigma / shrink, min_ampl=_LEAST_WEIGHT)
+        # In floats: whole numbers would be seen as steps, once enlarged.
+        small = image.shrink(shrink, shrink, ceil=True).cast("float").gaussblur(sigma / shrink, min_ampl=_LEAST_WEIGHT)
         large = resized(small, small.width * shrink, small.height * shrink)
-        image = large.crop(0, 0, image.width, image.height)
+        image = large.crop(0, 0, image.width, image.height).rint().cast("uchar")
     else:
         image = image.gaussblur(sigma, min_ampl=_LEAST_WEIGHT)
     return unpremultiply(image) if alpha else image
