@@ -19,6 +19,7 @@ from worker.imaging.rendering.pixels import (
     in_colour,
     laid_on,
     premultiply,
+    resized,
     split,
     unpremultiply,
     with_alpha,
@@ -125,11 +126,9 @@ class _Fitting:
         profile = blob(source, "icc-profile-data")
         scaled, size = self._plan.scaled, self._plan.size
         width, height = turn.size(scaled)
-        resized = (width, height) != (frame.width, frame.height)
-        translucent = resized and frame.hasalpha()
-        image = premultiply(frame) if translucent else frame
-        if resized:
-            image = image.resize(width / image.width, vscale=height / image.height)
+        # A colour counts for as much as is seen of it.
+        translucent = frame.hasalpha() and (width, height) != (frame.width, frame.height)
+        image = resized(premultiply(frame) if translucent else frame, width, height)
         if not self._on_canvas and self._placed_at is not None:
             image = _cut(image, turn.origin(self._placed_at, size, scaled), turn.size(size))
         image = decoded(image, source)
