@@ -225,6 +225,7 @@ def text_chunks() -> dict[str, tuple[bytes, bytes]]:
         "IPTC": (b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(profile(RESOURCES, b"iptc"))),
         "IPTC alone": (b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(profile(IIM, b"iptc"))),
         "a property": (b"tEXt", b"exif:GPSAreaInformation\0" + TOWN),
+        "a short property": (b"tEXt", b"GPS\0abc"),
         "a profile that is none": (b"tEXt", b"Raw profile type exif\0" + TOWN),
     }
 
@@ -373,13 +374,16 @@ def test_every_reader_still_reads_the_block(strip: Strip, order: str) -> None:
 
     fields = {field: image.get(field) for image in [vips(clean)] for field in image.get_fields()}
     assert fields["exif-ifd0-Make"].startswith("Canon")
-    assert "exif-ifd1-Compression" in fields
     assert fields["exif-ifd0-XPTitle"].startswith("Lake")
     assert fields["exif-ifd2-DateTimeOriginal"].startswith("2024:05:06 07:08:09")
     assert not [field for field in fields if "GPS" in field or field.startswith("exif-ifd3")]
     assert [field for field in vips(data).get_fields() if field.startswith("exif-ifd3-GPS")]
 
-    assert read_exif(fields["exif-data"])["XPTitle"] == "Lake"
+    block = fields["exif-data"][6:]
+    assert read_exif(block)["XPTitle"] == "Lake"
+    (entries,) = struct.unpack_from(order + "H", block, 8)
+    (thumbnail,) = struct.unpack_from(order + "I", block, 10 + 12 * entries)
+    assert struct.unpack_from(order + "HHHIHHI", block, thumbnail) == (1, 0x0103, 3, 1, 6, 0, 0)
     assert MAKER_NOTE in clean
     assert clean.index(MAKER_NOTE) == data.index(MAKER_NOTE)  # which has offsets of its own
 
@@ -644,7 +648,7 @@ def test_damaged_files_have_sound_patches_or_none(find: Find, name: str) -> None
 
 
 def bombs() -> dict[str, Callable[[], bytes]]:
-    """Small files that ask for much work."""
+    """Files that ask for much work."""
     directory = struct.pack("<H", 5_000) + struct.pack("<HHII", 0x8825, 4, 1, 8) * 5_000
 
     def overlapping() -> bytes:
@@ -654,8 +658,8 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return head + offsets + struct.pack("<HHII", 2, 5, 3, 0) * 30_000
 
     def repeated_xmp() -> bytes:
-        entries = struct.pack("<HHII", 700, 1, 4_000_000, 0) * 60_000
-        return b"II*\0" + struct.pack("<IH", 8, 60_000) + entries + bytes(4_000_000)
+        entries = struct.pack("<HHII", 700, 1, 1_000_000, 0) * 60_000
+        return b"II*\0" + struct.pack("<IH", 8, 60_000) + entries + bytes(1_000_000)
 
     def large_values() -> bytes:
         entries = struct.pack("<HHII", 2, 7, 2**32 - 1, 0) * 60_000
@@ -669,26 +673,24 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         return box(b"ftyp", b"avif", bytes(4), b"avif") + meta
 
     elements = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdef", "bcdefg", strict=True))
-    packed = zlib.compress(bytes(50_000_000))
+    packed = zlib.compress(bytes(20_000_000))
     return {
         "a directory of pointers to itself": lambda: b"II*\0" + struct.pack("<I", 8) + directory,
         "overlapping directories": overlapping,
         "one packet, often": repeated_xmp,
         "values larger than the file": large_values,
         "items of 65,535 times the file": items,
-        "GIF of short blocks": lambda: with_gif_xmp(b"\1a" * 2_000_000, as_blocks=False),
-        "JPEG of starts": lambda: pictures.encode("JPEG") + b"\xff\xd8\xff" * 1_000_000,
+        "GIF of short blocks": lambda: with_gif_xmp(b"\1a" * 500_000),
         "JPEG of starts of segments": lambda: pictures.encode("JPEG") + b"\xff\xd8\xff\xe1\0\2" * 1_000_000,
         "IPTC of nothing": lambda: hostile_pictures.jpeg_with(
             *[hostile_pictures.segment(0xED, b"Photoshop 3.0\0" + resource_block(0x404, iim((5, b"")) * 12_000))] * 40
         ),
-        "WebP of chunks": lambda: b"RIFF\0\0\0\0WEBP" + bytes(8) * 500_000,
         "PNG of packed texts": lambda: with_chunks(
             pictures.encode("PNG"), *[(b"zTXt", b"Raw profile type exif\0\0" + packed)] * 40
         ),
         "SVG of entities": f'<!DOCTYPE svg [<!ENTITY a "<metadata/><metadata/>">{elements}]><svg>&g;</svg>'.encode,
-        "SVG of open elements": lambda: b"<svg>" + b"<RDF>" * 300_000,
-        "SVG of an open tag": lambda: b"<svg><metadata " + b"a='b' c " * 200_000,
+        "SVG of open elements": lambda: b"<svg>" + b"<RDF>" * 100_000,
+        "SVG of an open tag": lambda: b"<svg><metadata " + b"a='b' c " * 100_000,
         "XMP of colons": lambda: hostile_pictures.jpeg_with(
             *[hostile_pictures.segment(0xE1, XMP_HEAD + b":" + b"gp." * 21_000)] * 20
         ),

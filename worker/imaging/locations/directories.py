@@ -17,6 +17,8 @@ _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
 # GeoTIFF 1.1: pixel scale, tie points (twice), transformation, keys and the keys' numbers and texts.
 _GEO_TIFF = frozenset({0x830E, 0x8482, 0x8480, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
 _SIZES = {kind: size for kind, (size, _) in TYPES.items()} | {16: 8, 17: 8, 18: 8}  # those of BigTIFF
+# The standard ends at 0x1F.
+_LAST_GPS_TAG = 0xFF
 # No value of a place is longer, and what says so may reach over all of the file.
 _MOST_VALUE_BYTES = 65_536
 
@@ -34,10 +36,8 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
     mark = int.from_bytes(head[2:4], order)
     if head[:2] not in {b"II", b"MM"} or mark not in {42, 43}:
         return
-    code = "<" if order == "little" else ">"
-    layout = (
-        _Layout(order, 2, 4, Struct(code + "HHI4s")) if mark == 42 else _Layout(order, 8, 8, Struct(code + "HHQ8s"))
-    )
+    count, word, entry = (2, 4, "HHI4s") if mark == 42 else (8, 8, "HHQ8s")
+    layout = _Layout(order, count, word, Struct(("<" if order == "little" else ">") + entry))
     first = int.from_bytes(head[layout.word : 2 * layout.word], order)
     pending, seen, places = [first], {0}, []
     while pending:
@@ -145,11 +145,11 @@ def _blank_value(region: Region, layout: _Layout, entry: _Entry) -> None:
 
 
 def _blank_places(region: Region, layout: _Layout, at: int) -> None:
-    """Nothing is left of a GPS directory but zeros. What is no entry is left: the pointer may have been wrong."""
+    """Nothing is left of a GPS directory but zeros. What is no tag of one stays: the pointer may have been wrong."""
     place = at + layout.count
     blanked = False
     for entry in _entries(region, layout, at):
-        if entry.kind in _SIZES:
+        if entry.tag <= _LAST_GPS_TAG and entry.kind in _SIZES:
             _blank_value(region, layout, entry)
             region.fill(place, layout.entry)
             blanked = True

@@ -54,7 +54,7 @@ def _blank_text(copy: Copy, kind: bytes, start: int, body: Region) -> None:
     elif _tells_place(copy, keyword, text, packed=packed):
         # A text that says nothing, and that any reader takes for one.
         copy.write(start + 4, b"tEXt")
-        body.put(0, b"Comment\0"[: body.size].ljust(body.size))
+        body.put(0, (b"Comment"[: body.size - 1] + b"\0").ljust(body.size))
 
 
 def _tells_place(copy: Copy, keyword: bytes, text: bytes, *, packed: bool) -> bool:
