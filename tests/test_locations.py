@@ -688,6 +688,9 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "PNG of packed texts": lambda: with_chunks(
             pictures.encode("PNG"), *[(b"zTXt", b"Raw profile type exif\0\0" + packed)] * 40
         ),
+        "PNG of a profile of spaces": lambda: with_chunks(
+            pictures.encode("PNG"), (b"tEXt", b"Raw profile type exif\0\na\n1" + b" " * 500_000 + b"!")
+        ),
         "SVG of entities": f'<!DOCTYPE svg [<!ENTITY a "<metadata/><metadata/>">{elements}]><svg>&g;</svg>'.encode,
         "SVG of open elements": lambda: b"<svg>" + b"<RDF>" * 100_000,
         "SVG of an open tag": lambda: b"<svg><metadata " + b"a='b' c " * 100_000,

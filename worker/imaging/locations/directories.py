@@ -29,7 +29,8 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
     """Take GPS directories and GeoTIFF tags out, with their values; `blankers` look into values of other tags.
 
     An entry that goes leaves no gap: those behind it move up, so that every reader finds a sound directory that never
-    had it. Values stay where they are, since maker notes hold offsets of their own.
+    had it. Values stay where they are, since maker notes hold offsets of their own. In a file whose maker laid a place
+    over something else on purpose, that goes as well.
     """
     head = region.read(0, 16)
     order: Order = "little" if head[:2] == b"II" else "big"

@@ -12,9 +12,9 @@ from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp, names_place
 
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
-# ImageMagick's: a name, the number of bytes, and their digits in lines.
+# ImageMagick's: a name, the number of bytes, and their digits in lines. Possessive, or spaces would keep us busy.
 _PROFILE_KEYWORD = b"Raw profile type "
-_PROFILE = re.compile(rb"\s*\S+\s+\d+\s+([0-9a-fA-F\s]*)\0*\Z")
+_PROFILE = re.compile(rb"\s*+\S++\s++\d++\s([0-9a-fA-F\s]*+)\0*+\Z")
 _MOST_TEXT_BYTES = 4_000_000
 
 
