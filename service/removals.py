@@ -43,6 +43,7 @@ async def remove_files(
     async with database.connection() as connection:
         made = await list_of_images(connection, image_ids)
     try:
+        await in_thread(partial(renditions.remove_of_images, image_ids))
         await in_thread(partial(renditions.remove, made))
     except OSError as error:
         log.warning("removal.failed", renditions=len(made), error=repr(error))

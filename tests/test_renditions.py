@@ -197,6 +197,17 @@ async def test_what_is_made_of_a_deleted_image_gets_no_row(
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
+async def test_a_deletion_finds_the_files_of_lost_rows_too(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
+) -> None:
+    async with run_worker(settings):
+        await api.get(f"/i/{image_id}?width=10")
+    await connection.execute("delete from renditions")
+    assert len(files(settings)) == 1
+    await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
+    assert files(settings) == []
+
+
 async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:

@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
 
 # Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
-# What is lost with the server is a row whose rendition is never thrown away before its image is.
+# What may be lost with the server is a row; then its file goes with its image only.
 _KEEP = """
 with made as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
