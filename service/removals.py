@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from service.database import Connection, Database
-from service.delivery.kept import forget_renditions, list_of_images
+from service.delivery.rows import forget_renditions, list_of_images
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread

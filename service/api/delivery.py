@@ -17,9 +17,9 @@ from service.api.sending import send
 from service.delivery import signatures
 from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
+from service.delivery.orders import RenderOrder
 from service.delivery.parsing import Asked, parse
 from service.delivery.pictures import Picture
-from service.delivery.rendering import RenderOrder
 from service.delivery.resolution import resolve
 from service.delivery.subjects import TRUST_S, Subject
 from service.delivery.transformations import Format, Transformation
