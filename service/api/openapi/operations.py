@@ -256,7 +256,7 @@ _SERVICE = (
             Answer(
                 "Counters and gauges in Prometheus's text format.",
                 {"type": "string"},
-                media_type="text/plain",
+                media_types=("text/plain",),
                 headers=("Cache-Control",),
             ),
         ),
