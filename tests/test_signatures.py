@@ -218,14 +218,12 @@ CALLS = {
     "python": ([sys.executable, "-c"], "\nimport sys\nprint(sign(*sys.argv[1:]))"),
     "javascript": (["node", "-e"], "\nconsole.log(sign(...process.argv.slice(1)));"),
     "php": (["php", "-r"], "\necho sign($argv[1], $argv[2], isset($argv[3]) ? (int) $argv[3] : null);"),
-    "ruby": (["ruby", "-e"], "\nputs sign(*ARGV)"),
     "sh": (["sh", "-euc"], '\nsign "$@"'),
 }
 LANGUAGES = [
     "python",
     pytest.param("javascript", marks=pytest.mark.needs("node")),
     pytest.param("php", marks=pytest.mark.needs("php")),
-    pytest.param("ruby", marks=pytest.mark.needs("ruby")),
     pytest.param("sh", marks=pytest.mark.needs("openssl")),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -79,7 +80,7 @@ class RenditionFiles:
             size = file.tell()
             for patch in patches:
                 if patch.offset < 0 or patch.offset + len(patch.data) > size:
-                    raise ValueError("a patch outside of its file")
+                    raise OSError(errno.EINVAL, "a patch outside of its file")
                 file.seek(patch.offset)
                 file.write(patch.data)
 
