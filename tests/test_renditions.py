@@ -16,9 +16,9 @@ from aiohttp import ClientResponse
 from arq import Retry
 
 from service import jobs
-from service.delivery import kept, renditions
-from service.delivery.kept import Made, keep_together
-from service.delivery.rendering import RenderOrder, encode_order
+from service.delivery import renditions, rows
+from service.delivery.orders import RenderOrder, encode_order
+from service.delivery.rows import Made, keep_together
 from service.delivery.transformations import Transformation
 from service.ids import ImageId
 from service.settings import Settings
@@ -142,7 +142,7 @@ async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, setti
 async def test_a_use_is_noted(
     api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "USE_NOTED_S", 0)
+    monkeypatch.setattr(rows, "USE_NOTED_S", 0)
     async with run_worker(settings):
         await api.get(f"/i/{image_id}?width=10")
     await connection.execute("update renditions set used_at = '2001-01-01'")
@@ -195,6 +195,17 @@ async def test_what_is_made_of_a_deleted_image_gets_no_row(
     assert await keep_together(database, made[2:3]) == [False]
     assert await keep_together(database, [made[0], made[3]]) == [True, True]
     assert await connection.fetchval("select count(*) from renditions") == 1
+
+
+async def test_a_deletion_finds_the_files_of_lost_rows_too(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
+) -> None:
+    async with run_worker(settings):
+        await api.get(f"/i/{image_id}?width=10")
+    await connection.execute("delete from renditions")
+    assert len(files(settings)) == 1
+    await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
+    assert files(settings) == []
 
 
 async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
