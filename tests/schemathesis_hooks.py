@@ -11,13 +11,15 @@ import schemathesis
 from hypothesis import strategies as st
 
 from service.api.openapi.inputs import DETAIL, IDEMPOTENCY_KEY
+from service.api.openapi.renditions import RENDITION
+from service.api.openapi.schemas import FLAG
 from tests.samples import jpeg
 
 _PICTURES = st.sampled_from([jpeg(64, 48), jpeg(30, 40)])
 
 _PICTURE_URL = os.environ["PICTURE_URL"]
 _PUBLIC_URL = "https://img.example.com/"
-_FLAGS = {parameter.name for parameter in DETAIL}
+_FLAGS = {parameter.name for parameter in (*DETAIL, *RENDITION) if parameter.schema == FLAG} | {"trim"}
 _KEY = re.compile(IDEMPOTENCY_KEY.schema["pattern"])
 _numbers = itertools.count()
 

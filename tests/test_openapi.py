@@ -18,7 +18,10 @@ from service.api.app import create_app
 from service.api.openapi import examples
 from service.api.openapi.document import make_document
 from service.api.openapi.operations import OPERATIONS
-from service.errors import CATALOGUE
+from service.api.openapi.parts import Parameter
+from service.api.openapi.renditions import RENDITION
+from service.delivery.parsing import NAMES, parse
+from service.errors import CATALOGUE, ServiceError
 from service.probes import MIME_TYPES
 from service.settings import Settings
 from tests.conftest import Client, Tenant
@@ -42,7 +45,7 @@ def test_a_document_that_is_not_valid_is_noticed() -> None:
 
 def test_it_has_an_operation_for_every_route_and_no_other() -> None:
     routes = {
-        (route.method, re.sub(r"\{\w+\}", "{id}", route.resource.canonical))
+        (route.method, route.resource.canonical)
         for route in create_app(Settings()).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
@@ -53,14 +56,51 @@ def test_it_has_an_operation_for_every_route_and_no_other() -> None:
 
 def test_every_error_belongs_to_an_operation_or_to_no_route_at_all() -> None:
     written = json.dumps(DOCUMENT)
-    outside = {
-        "not-found",
-        "method-not-allowed",
-        "signature-required",
-        "signature-invalid",
-        "signature-expired",
-    }
+    outside = {"not-found", "method-not-allowed"}
     assert {code for code in CATALOGUE if f'"{code}"' not in written} == outside
+
+
+def test_the_parameters_of_renditions_are_those_that_are_read() -> None:
+    assert {parameter.name for parameter in RENDITION} == set(NAMES)
+
+
+# What a parameter needs beside it.
+_COMPANIONS = {
+    "dpr": [("width", "100")],
+    "fit": [("size", "100x100")],
+    "gravity": [("crop", "100x100")],
+    "watermark-position": [("watermark", "AAAAAAA")],
+    "watermark-opacity": [("watermark", "AAAAAAA")],
+    "watermark-width": [("watermark", "AAAAAAA")],
+    "keep-location": [("metadata", "keep")],
+}
+
+
+@pytest.mark.parametrize("parameter", RENDITION, ids=lambda parameter: parameter.name)
+def test_the_values_that_renditions_may_have_are_those_that_are_taken(parameter: Parameter) -> None:
+    def is_taken(value: object) -> bool:
+        try:
+            parse(
+                [*_COMPANIONS.get(parameter.name, []), (parameter.name, str(value).lower())], presets={"a": "width=1"}
+            )
+        except ServiceError:
+            return False
+        return True
+
+    for schema in parameter.schema.get("anyOf", [parameter.schema]):
+        if "enum" in schema:
+            assert all(is_taken(value) for value in schema["enum"])
+        if "maximum" in schema:
+            assert is_taken(schema["minimum"])
+            assert is_taken(schema["maximum"])
+            assert not is_taken(schema["maximum"] + 1)
+            assert not is_taken(schema["minimum"] - 1)
+        if schema.get("type") == "boolean":
+            assert is_taken(True)
+            assert is_taken(False)
+        if "default" in schema:
+            assert is_taken(schema["default"])
+    assert not is_taken("perhaps,")
 
 
 def examples_of(node: Any) -> Any:
@@ -122,6 +162,10 @@ max-examples = 10
 include-operation-id = ["deleteImages", "deleteImagesByGet", "addTags", "addTagsByGet"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 404]
 
+[[operations]]  # parameters that contradict each other, signatures and presets that nobody made
+include-operation-id = ["showPicture", "showNamedPicture"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 403, 404]
+
 [[operations]]  # DELETE there is DELETE /v1/images/{{id}}, whose id is malformed
 include-operation-id = "searchImages"
 checks.unsupported_method.enabled = false
@@ -168,7 +212,7 @@ async def run_schemathesis(
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.settings(fetch_allow="127.0.0.0/8")
+@pytest.mark.settings(fetch_allow="127.0.0.0/8", miss_rate="", rendition_rate="")
 @pytest.mark.usefixtures("worker")
 async def test_real_answers_are_as_the_document_says(
     port: int, tenant: Tenant, picture_url: str, tmp_path: Path

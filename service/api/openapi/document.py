@@ -25,6 +25,7 @@ _TAGS = {
     "images": "Create, show, find and delete images.",
     "tags": "Add and remove the tags of images.",
     "account": "How much is stored, and how much space is left.",
+    "delivery": "Show images, as they are or as renditions.",
     "service": "For those who run the service.",
 }
 
@@ -103,14 +104,17 @@ def _describe_body(body: Body) -> Json:
 
 
 def _describe_answer(operation: Operation, answer: Answer) -> Json:
-    content: Json = {"schema": answer.schema}
+    content: Json = {}
+    if answer.schema is not None:
+        content["schema"] = answer.schema
     if answer.examples:
         content["examples"] = {name: {"value": value} for name, value in answer.examples.items()}
     described: Json = {
         "description": answer.description,
         "headers": headers("X-Request-Id", *answer.headers, *(OF_LIMIT if operation.needs_key else ())),
-        "content": {answer.media_type: content},
     }
+    if answer.media_types:
+        described["content"] = dict.fromkeys(answer.media_types, content)
     if answer.leads_to:
         described["links"] = {
             name: {"operationId": name, "parameters": {"id": "$response.body#/response/id"}} for name in answer.leads_to

@@ -18,6 +18,7 @@ from service.api.openapi.inputs import (
     TAGS_IN_BODY,
 )
 from service.api.openapi.parts import Answer, Json, Operation
+from service.api.openapi.renditions import DELIVERY
 from service.api.representations import FoundImages, ProcessingImage, ReadyImage, ShownAccount
 
 # Errors that come together.
@@ -45,7 +46,7 @@ _DOWNLOAD = (
 _BODY = ("invalid-body", "upload-too-large", "upload-timeout")
 
 _PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
-_LEADS_TO = ("showImage", "addTags", "removeTags", "deleteImages")
+_LEADS_TO = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
 _STORED = (
     Answer(
         "The image is stored.",
@@ -256,7 +257,7 @@ _SERVICE = (
             Answer(
                 "Counters and gauges in Prometheus's text format.",
                 {"type": "string"},
-                media_type="text/plain",
+                media_types=("text/plain",),
                 headers=("Cache-Control",),
             ),
         ),
@@ -290,5 +291,6 @@ OPERATIONS: tuple[Operation, ...] = (
     _REMOVE_TAGS,
     _as_get(_REMOVE_TAGS, "/v1/images/{id}/remove_tags"),
     _ACCOUNT,
+    *DELIVERY,
     *_SERVICE,
 )

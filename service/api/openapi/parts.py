@@ -32,14 +32,14 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A success. `schema` describes the whole body, and `examples` are whole bodies by name. `leads_to` names
-    operations on the image that is answered."""
+    """A success. `schema` describes the whole body, and `examples` are whole bodies by name; of bytes there is neither,
+    and without a media type there is no body. `leads_to` names operations on the image that is answered."""
 
     description: str
-    schema: Json
+    schema: Json | None = None
     examples: Mapping[str, Any] = field(default_factory=dict)
     status: int = 200
-    media_type: str = "application/json"
+    media_types: tuple[str, ...] = ("application/json",)
     headers: tuple[str, ...] = ()
     leads_to: tuple[str, ...] = ()
 

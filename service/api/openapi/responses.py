@@ -30,8 +30,18 @@ HEADERS: Json = {
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "Cache-Control": {"schema": {"type": "string"}},
     "ETag": {"schema": {"type": "string"}},
+    "Last-Modified": {"schema": {"type": "string"}},
+    "Vary": {"description": "`Accept` where that decided the format.", "schema": {"type": "string"}},
+    "Accept-Ranges": {"schema": {"const": "bytes"}},
+    "Content-Range": {"schema": {"type": "string", "pattern": "^bytes ([0-9]+-[0-9]+|\\*)/[0-9]+$"}},
+    "Content-Disposition": {
+        "description": "The name that stands in the path.",
+        "schema": {"type": "string"},
+    },
+    "Surrogate-Key": {"description": "The image's id, to purge all of its forms by.", "schema": schemas.ID},
+    "Cache-Tag": {"description": "The same, as other CDNs have it.", "schema": schemas.ID},
 }
-_OF_STATUS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_OF_STATUS = {401: ("WWW-Authenticate",), 416: ("Content-Range",), 429: ("Retry-After",), 503: ("Retry-After",)}
 # Of every answer to a key that is limited.
 OF_LIMIT = ("RateLimit-Policy", "RateLimit")
 
