@@ -71,7 +71,7 @@ class ProbeJob:
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """One rendition, to be made once whoever asks for it. `order` is a `delivery.rendering.RenderOrder`, encoded."""
+    """One rendition, to be made once whoever asks for it. `order` is a `delivery.orders.RenderOrder`, encoded."""
 
     id: str
     order: bytes

@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from service.database import Connection, Database
-from service.delivery.kept import forget_renditions, list_of_images
+from service.delivery.rows import forget_renditions, list_of_images
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
@@ -43,6 +43,7 @@ async def remove_files(
     async with database.connection() as connection:
         made = await list_of_images(connection, image_ids)
     try:
+        await in_thread(partial(renditions.remove_of_images, image_ids))
         await in_thread(partial(renditions.remove, made))
     except OSError as error:
         log.warning("removal.failed", renditions=len(made), error=repr(error))

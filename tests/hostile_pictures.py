@@ -55,8 +55,8 @@ def tiff(directories: int, *, then: int = 0) -> bytes:
     """A chain of equal directories of one grey pixel; the last one points to the directory numbered `then` or, for 0,
     nowhere.
     """
-    pixel = struct.pack("<H", len(_ONE_PIXEL))
-    pixel += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in _ONE_PIXEL.items())
+    pixel = struct.pack("<H", len(ONE_PIXEL))
+    pixel += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in ONE_PIXEL.items())
     size = len(pixel) + 4
     starts = [8 + size * number for number in range(directories)]
     following = [*starts[1:], starts[then - 1] if then else 0]
@@ -64,12 +64,12 @@ def tiff(directories: int, *, then: int = 0) -> bytes:
 
 
 # Width, height, bits, no compression, black is 0, the pixel is the file's first byte, one band, one row, one byte.
-_ONE_PIXEL = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 1}
+ONE_PIXEL = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 1}
 
 
 def tiff_of(*lies: pictures.Entry, width: int = 1, height: int = 1, compression: int = 1) -> bytes:
     """One grey pixel, or what claims to be more, with these tags beside its own."""
-    own = _ONE_PIXEL | {256: width, 257: height, 259: compression, 278: height}
+    own = ONE_PIXEL | {256: width, 257: height, 259: compression, 278: height}
     entries = [(tag, 4, 1, struct.pack("<I", value)) for tag, value in own.items() if tag not in {t for t, *_ in lies}]
     return pictures.exif_block(sorted([*entries, *lies], key=lambda entry: entry[0]))
 

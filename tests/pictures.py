@@ -176,8 +176,12 @@ def rationals(tag: int, *pairs: tuple[int, int], order: str = "<", signed: bool 
     return tag, 10 if signed else 5, len(pairs), b"".join(struct.pack(code, *pair) for pair in pairs)
 
 
-def icc_profile(red: tuple[float, float, float], blue: tuple[float, float, float]) -> bytes:
-    """A linear RGB profile (version 2) with its red and blue colorants given in XYZ and sRGB's green."""
+def icc_profile(
+    red: tuple[float, float, float],
+    blue: tuple[float, float, float],
+    green: tuple[float, float, float] = (0.3851, 0.7169, 0.0971),
+) -> bytes:
+    """A linear RGB profile (version 2) with its colorants given in XYZ; green is sRGB's unless told."""
 
     def xyz(values: tuple[float, float, float]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
@@ -186,7 +190,7 @@ def icc_profile(red: tuple[float, float, float], blue: tuple[float, float, float
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"Test\0" + bytes(78),
         b"wtpt": xyz((0.9642, 1.0, 0.8249)),
         b"rXYZ": xyz(red),
-        b"gXYZ": xyz((0.3851, 0.7169, 0.0971)),
+        b"gXYZ": xyz(green),
         b"bXYZ": xyz(blue),
         **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + struct.pack(">IHH", 1, 0x0233, 0)),
     }

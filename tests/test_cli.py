@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from service.cli.configuration import locate
 from service.database import apply_schema
-from service.embedded import folder
+from service.delivery import signatures
+from service.embedded import folder, running
 from service.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
 from tests.conftest import Client
@@ -58,7 +62,22 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("keys", "list", "nobody"), "There is no account 'nobody'"),
         (("keys", "create", "nobody"), "There is no account 'nobody'"),
         (("keys", "revoke", "999"), "There is no active key 999"),
+        (("keys", "revoke", "9" * 20), "not in the range"),
         (("accounts", "create", "x", "--max-storage", "much"), "'much' is not a size"),
+        (("accounts", "show", "nobody"), "There is no account 'nobody'"),
+        (("accounts", "set", "nobody", "--strip-location"), "There is no account 'nobody'"),
+        (("accounts", "set", "nobody"), "Name what to set"),
+        (("signing-keys", "create", "nobody"), "There is no account 'nobody'"),
+        (("signing-keys", "list", "nobody"), "There is no account 'nobody'"),
+        (("signing-keys", "revoke", "999"), "There is no active signing key 999"),
+        (("presets", "set", "nobody", "thumb", "width=300"), "There is no account 'nobody'"),
+        (("presets", "set", "nobody", "Thumb", "width=300"), "A preset's name has 1 to 64 lower-case letters"),
+        (("presets", "set", "nobody", "thumb", "width=wide"), "width"),
+        (("presets", "list", "nobody"), "There is no account 'nobody'"),
+        (("presets", "delete", "nobody", "thumb"), "There is no account 'nobody'"),
+        (("sign", "/i/NKrigl4", "--account", "nobody"), "There is no account 'nobody'"),
+        (("sign", "/i/NKrigl4", "--account", "nobody", "--expires", "soon"), "'soon' is no time"),
+        (("sign", "/i/NKrigl4", "--account", "nobody", "--expires", "3600"), "'3600' is in the past"),
     ],
 )
 async def test_what_cannot_be_done_is_one_sentence(
@@ -69,6 +88,114 @@ async def test_what_cannot_be_done_is_one_sentence(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+async def test_an_account_is_shown_and_set(database_url: str) -> None:
+    def shown() -> dict[str, str]:
+        done = daguerre("accounts", "show", "demo", database_url=database_url)
+        assert done.returncode == 0, done.stderr
+        return dict(re.split(r" {2,}", line) for line in done.stdout.splitlines())
+
+    def change(*options: str) -> str:
+        done = daguerre("accounts", "set", "demo", *options, database_url=database_url)
+        assert (done.returncode, done.stdout) == (0, "")
+        return done.stderr
+
+    daguerre("accounts", "create", "demo", database_url=database_url)
+    assert shown() == {
+        "NAME": "demo",
+        "IMAGES": "0",
+        "USED": "0 bytes",
+        "MAX": "2 GB",
+        "SIGNATURE": "not required",
+        "LOCATION": "kept",
+        "SIGNING KEYS": "0",
+        "PRESETS": "0",
+    }
+    assert "It has no signing key" in change("--require-signature")
+    daguerre("signing-keys", "create", "demo", database_url=database_url)
+    assert "It has no signing key" not in change("--strip-location")
+    assert shown().items() >= {"SIGNATURE": "required", "LOCATION": "stripped", "SIGNING KEYS": "1"}.items()
+    change("--no-require-signature", "--keep-location")
+    assert shown().items() >= {"SIGNATURE": "not required", "LOCATION": "kept"}.items()
+
+
+async def test_signing_keys_are_created_listed_and_revoked(database_url: str) -> None:
+    daguerre("accounts", "create", "demo", database_url=database_url)
+    created = [daguerre("signing-keys", "create", "demo", database_url=database_url) for _ in range(3)]
+    assert [done.returncode for done in created] == [0, 0, 1]
+    assert "has 2 live signing keys already" in created[2].stderr
+    first, second = (done.stdout.strip() for done in created[:2])
+    assert len(first) == len(second) == 43
+    listed = daguerre("signing-keys", "list", "demo", database_url=database_url).stdout
+    [number] = [line.split()[0] for line in listed.splitlines() if first[:6] in line]
+    assert second[:6] in listed
+    assert first[:10] not in listed
+    assert daguerre("signing-keys", "revoke", number, database_url=database_url).returncode == 0
+    assert "revoked" in daguerre("signing-keys", "list", "demo", database_url=database_url).stdout
+    assert daguerre("signing-keys", "create", "demo", database_url=database_url).returncode == 0
+
+
+async def test_presets_are_set_listed_and_deleted(database_url: str) -> None:
+    daguerre("accounts", "create", "demo", database_url=database_url)
+    parameters = "width=300&height=300&fit=cover"
+    assert daguerre("presets", "set", "demo", "thumb", parameters, database_url=database_url).returncode == 0
+    [_, line] = daguerre("presets", "list", "demo", database_url=database_url).stdout.splitlines()
+    assert line.split()[0] == "thumb"
+    assert line.endswith(parameters)
+    assert daguerre("presets", "delete", "demo", "thumb", database_url=database_url).returncode == 0
+    again = daguerre("presets", "delete", "demo", "thumb", database_url=database_url)
+    assert again.returncode == 1
+    assert "Account 'demo' has no preset 'thumb'" in again.stderr
+    assert len(daguerre("presets", "list", "demo", database_url=database_url).stdout.splitlines()) == 1
+
+
+async def test_a_url_is_signed_with_the_newest_key_and_printed_alone(database_url: str) -> None:
+    def sign(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return daguerre(
+            "sign",
+            *arguments,
+            "--account",
+            "demo",
+            database_url=database_url,
+            DAGUERRE_PUBLIC_URL="https://img.example.com/",
+        )
+
+    daguerre("accounts", "create", "demo", database_url=database_url)
+    assert "has no signing key" in sign("/i/NKrigl4").stderr
+    daguerre("signing-keys", "create", "demo", database_url=database_url)
+    secret = daguerre("signing-keys", "create", "demo", database_url=database_url).stdout.strip()
+    target = "/i/NKrigl4/red-car.jpg?width=300"
+    assert sign(target).stdout == f"https://img.example.com{signatures.sign(target, secret)}\n"
+    elsewhere = f"http://cdn.example.com{target}"
+    assert sign(elsewhere, "--expires", "4000000000").stdout.strip() == signatures.sign(
+        elsewhere, secret, expires=4_000_000_000
+    )
+    now = time.time()
+    signed = sign(target, "--expires", "7d").stdout.strip().removeprefix("https://img.example.com")
+    expiry = signatures.verify(signed, [secret], now=now)
+    assert expiry is not None
+    assert int(now) + 7 * 86400 <= expiry <= time.time() + 7 * 86400
+    for arguments, sentence in [(("/i/NKrigl4#top",), "A fragment"), ((target, "--expires", "9999999d"), "11 digits")]:
+        refused = sign(*arguments)
+        assert refused.returncode != 0
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert refused.stdout == ""
+
+
+def test_a_running_daguerre_gives_its_address_unless_one_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://127.0.0.1:1234"
+    found = running.Running(1, "postgresql:///x", "unix:///x", address, address)
+    monkeypatch.setattr(running, "find", lambda _: found)
+    monkeypatch.delenv("DAGUERRE_DATABASE_URL", raising=False)
+    monkeypatch.delenv("DAGUERRE_PUBLIC_URL", raising=False)
+    assert locate(tmp_path).public_url == address
+    monkeypatch.setenv("DAGUERRE_PUBLIC_URL", "https://img.example.com")
+    assert locate(tmp_path).public_url == "https://img.example.com"
+    assert locate(tmp_path).database_url == found.database_url
 
 
 async def test_a_second_account_of_a_name_is_refused_and_makes_no_key(database_url: str) -> None:

@@ -118,7 +118,19 @@ def test_a_request_overrides_its_preset() -> None:
     assert "preset" in refusal("preset=../x", presets=presets)
 
 
-@pytest.mark.parametrize("text", ["", "preset=card", "foo=1", "width=0", "fit=cover", "width=1&" * 200])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "preset=card",
+        "foo=1",
+        "width=1&signature=a",
+        "width=1&signature=a&expires=1",
+        "width=0",
+        "fit=cover",
+        "width=1&" * 200,
+    ],
+)
 def test_a_preset_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ServiceError):
         check_preset(text)
@@ -209,13 +221,14 @@ def test_widths_become_the_next_allowed(query: str, size: tuple[int | None, int 
 
 
 def test_what_is_too_large_is_refused_before_it_is_made() -> None:
-    for query, changes in [
+    cases: list[tuple[str, dict[str, Any]]] = [
         ("grayscale", {"width": 8193}),
         ("grayscale", {"width": 8000, "height": 8000}),
         ("size=1000%25&enlarge", {"width": 4000}),
         ("format=webp", {"format": "gif", "pages": 500}),
         ("width=8192&enlarge", {"height": 3000}),
-    ]:
+    ]
+    for query, changes in cases:
         with pytest.raises(ServiceError) as caught:
             resolved(query, **changes)
         assert caught.value.code == "rendition-too-large"
@@ -223,14 +236,13 @@ def test_what_is_too_large_is_refused_before_it_is_made() -> None:
     assert resolved("format=webp&frame=500", format="gif", pages=500).frame == 500
 
 
-def test_a_frame_is_one_of_those_there_are() -> None:
-    for query, changes in [
-        ("frame=2", {}),
-        ("frame=4", {"format": "gif", "pages": 3}),
-        ("frame=2", {"format": "png", "pages": 9}),
-    ]:
-        with pytest.raises(ServiceError, match="frame"):
-            resolved(query, **changes)
+@pytest.mark.parametrize(
+    ("query", "changes"),
+    [("frame=2", {}), ("frame=4", {"format": "gif", "pages": 3}), ("frame=2", {"format": "png", "pages": 9})],
+)
+def test_a_frame_is_one_of_those_there_are(query: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError, match="frame"):
+        resolved(query, **changes)
 
 
 def test_transparency_decides_what_stands_for_a_format() -> None:

@@ -163,11 +163,14 @@ async def test_what_is_no_name_of_a_preset_is_refused(connection: Any, tenant: T
     assert await list_presets(connection, tenant.name) == []
 
 
-async def test_parameters_of_a_preset_are_bounded(connection: Any, tenant: Tenant) -> None:
-    await set_preset(connection, tenant.name, "long", "a" * 1000)
-    with pytest.raises(ServiceError, match="at most 1000 characters"):
-        await set_preset(connection, tenant.name, "long", "a" * 1001)
-    assert [len(preset.parameters) for preset in await list_presets(connection, tenant.name)] == [1000]
+@pytest.mark.parametrize("parameters", ["", "width=wide", "colour=red", "preset=thumb", "width=1&" * 126])
+async def test_what_no_rendition_could_be_made_to_is_no_preset(
+    connection: Any, tenant: Tenant, parameters: str
+) -> None:
+    await set_preset(connection, tenant.name, "thumb", "width=1")
+    with pytest.raises(ServiceError, match="invalid-parameter"):
+        await set_preset(connection, tenant.name, "thumb", parameters)
+    assert [preset.parameters for preset in await list_presets(connection, tenant.name)] == ["width=1"]
 
 
 async def test_an_account_has_at_most_200_presets_also_where_the_last_are_set_in_a_race(

@@ -16,7 +16,7 @@ from service.storage.disk import DiskStorage
 from tests.conftest import RunBurst, Tenant
 from tests.samples import insert_image, jpeg
 from worker.children.pool import Children
-from worker.main import make_housekeeper, make_prober
+from worker.main import make_housekeeper, make_prober, make_renderer
 from worker.resources import open_resources
 
 PICTURE = ImageId("picture")
@@ -63,9 +63,9 @@ async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_t
 async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
-        workers = make_prober(settings, resources, redis), make_housekeeper(settings, resources, redis)
+        workers = [make(settings, resources, redis) for make in (make_prober, make_renderer, make_housekeeper)]
         limits = [job.timeout_s or worker.job_timeout_s for worker in workers for job in worker.functions.values()]
-        assert len(limits) == 3
+        assert len(limits) == 5
         assert max(limits) <= 30
         for worker in workers:
             await worker.close()

@@ -66,12 +66,13 @@ def test_a_question_mark_without_parameters_is_not_signed() -> None:
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("", "begins with /"),
-        ("i/NKrigl4", "begins with /"),
-        ("https://img.example.com", "begins with /"),
-        ("https://img.example.com?width=3", "begins with /"),
-        ("ftp://img.example.com/i/NKrigl4", "begins with /"),
-        ("/i/NKrigl4\n", "begins with /"),
+        ("", "begins with one /"),
+        ("i/NKrigl4", "begins with one /"),
+        ("https://img.example.com", "begins with one /"),
+        ("https://img.example.com?width=3", "begins with one /"),
+        ("//img.example.com/i/NKrigl4", "begins with one /"),
+        ("ftp://img.example.com/i/NKrigl4", "begins with one /"),
+        ("/i/NKrigl4\n", "begins with one /"),
         (f"{TARGET}#top", "fragment"),
         ("/i/NKrigl4/red car.jpg", "percent-encode"),
         ("/i/NKrigl4/café.jpg", "percent-encode"),
@@ -217,14 +218,12 @@ CALLS = {
     "python": ([sys.executable, "-c"], "\nimport sys\nprint(sign(*sys.argv[1:]))"),
     "javascript": (["node", "-e"], "\nconsole.log(sign(...process.argv.slice(1)));"),
     "php": (["php", "-r"], "\necho sign($argv[1], $argv[2], isset($argv[3]) ? (int) $argv[3] : null);"),
-    "ruby": (["ruby", "-e"], "\nputs sign(*ARGV)"),
-    "sh": (["sh", "-euc"], '\nsign "$1" "$2" "${3:-}"'),
+    "sh": (["sh", "-euc"], '\nsign "$@"'),
 }
 LANGUAGES = [
     "python",
     pytest.param("javascript", marks=pytest.mark.needs("node")),
     pytest.param("php", marks=pytest.mark.needs("php")),
-    pytest.param("ruby", marks=pytest.mark.needs("ruby")),
     pytest.param("sh", marks=pytest.mark.needs("openssl")),
 ]
 

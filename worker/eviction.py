@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from service.delivery.kept import forget_renditions, list_oldest, sum_bytes
+from service.delivery.rows import forget_renditions, list_oldest, sum_bytes
 from service.errors import ServiceError
 from service.metrics import metrics
 from worker.resources import Resources

@@ -12,8 +12,8 @@ import msgspec
 import structlog
 from arq import Retry
 
-from service.delivery.kept import Made
-from service.delivery.rendering import RenderEnd, RenderOrder, decode_order
+from service.delivery.orders import RenderEnd, RenderOrder, decode_order
+from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.metrics import metrics

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.batches import Batcher, running
 from service.database import Database
-from service.delivery.kept import Made, keep_together
+from service.delivery.rows import Made, keep_together
 from service.ids import AccountId, ImageId
 from service.images.outcomes import mark_ready
 from service.images.records import Image

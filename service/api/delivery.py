@@ -17,9 +17,9 @@ from service.api.sending import send
 from service.delivery import signatures
 from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
+from service.delivery.orders import RenderOrder
 from service.delivery.parsing import Asked, parse
 from service.delivery.pictures import Picture
-from service.delivery.rendering import RenderOrder
 from service.delivery.resolution import resolve
 from service.delivery.subjects import TRUST_S, Subject
 from service.delivery.transformations import Format, Transformation
@@ -33,6 +33,8 @@ from service.storage.files import Stored
 _VARIES = web.RequestKey("varies", bool)
 
 _MOST_PARAMETERS = 64
+# Longer ones would fill the memory with names.
+_LONGEST_HOT_PATH = 512
 # An SVG is a document that may have scripts; a browser that opens it runs none of them.
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
@@ -65,7 +67,8 @@ async def show(request: web.Request) -> web.StreamResponse:
         expires = await _authorize(visit, subject)
         picture = await _find_picture(visit, subject, expires)
         trusted_s = TRUST_S if expires is None else min(TRUST_S, expires - time.time())
-        delivery.hot.put(key, picture, until=looked_at + trusted_s, generation=generation)
+        if len(request.raw_path) <= _LONGEST_HOT_PATH:
+            delivery.hot.put(key, picture, until=looked_at + trusted_s, generation=generation)
     return await send(request, picture, accel_prefix=delivery.accel_prefix)
 
 

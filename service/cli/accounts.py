@@ -14,7 +14,7 @@ from service.settings import parse_size
 
 @click.group()
 def accounts() -> None:
-    """Create and list accounts."""
+    """Create, list and show accounts, and set how their pictures are delivered."""
 
 
 @accounts.command("create")
@@ -56,3 +56,62 @@ def accounts_list(data: Path | None) -> None:
         for account in with_database(data, list_accounts)
     ]
     print_table(("NAME", "IMAGES", "USED", "MAX"), rows)
+
+
+@accounts.command("show")
+@click.argument("name")
+@DATA
+def accounts_show(name: str, data: Path | None) -> None:
+    """Show what the account NAME stores, and how its pictures are delivered."""
+    from service.accounts import Account, find_account  # noqa: PLC0415
+    from service.delivery.policies import Policy, find_policies  # noqa: PLC0415
+    from service.sizes import readable  # noqa: PLC0415
+
+    async def find(connection: Any) -> tuple[Account, Policy]:
+        account = await find_account(connection, name)
+        [policy] = await find_policies(connection, [account.id])
+        return account, policy
+
+    account, policy = with_database(data, find)
+    print_table(
+        ("NAME", account.name),
+        [
+            ("IMAGES", str(account.num_images)),
+            ("USED", readable(account.used_bytes)),
+            ("MAX", readable(account.max_bytes)),
+            ("SIGNATURE", "required" if policy.require_signature else "not required"),
+            ("LOCATION", "stripped" if policy.strip_location else "kept"),
+            ("SIGNING KEYS", str(len(policy.secrets))),
+            ("PRESETS", str(len(policy.presets))),
+        ],
+    )
+
+
+@accounts.command("set")
+@click.argument("name")
+@click.option(
+    "--require-signature/--no-require-signature", default=None, help="Whether pictures are shown by signed URLs only."
+)
+@click.option(
+    "--strip-location/--keep-location",
+    default=None,
+    help="Whether pictures are delivered without GPS data.",
+)
+@DATA
+def accounts_set(name: str, *, require_signature: bool | None, strip_location: bool | None, data: Path | None) -> None:
+    """Set how the pictures of the account NAME are delivered; what is not named stays as it is."""
+    from service.accounts import find_account  # noqa: PLC0415
+    from service.delivery.policies import Policy, find_policies, set_policy  # noqa: PLC0415
+
+    if require_signature is None and strip_location is None:
+        raise click.UsageError("Name what to set: --require-signature or --strip-location, or their opposites.")
+
+    async def change(connection: Any) -> Policy:
+        await set_policy(connection, name, require_signature=require_signature, strip_location=strip_location)
+        [policy] = await find_policies(connection, [(await find_account(connection, name)).id])
+        return policy
+
+    policy = with_database(data, change)
+    click.echo(f"Account {name!r} is changed; see `accounts show`.", err=True)
+    if policy.require_signature and not policy.secrets:
+        click.echo("It has no signing key, so nothing of it is shown: make one with `signing-keys create`.", err=True)

@@ -10,8 +10,11 @@ import click
 from service.cli.accounts import accounts
 from service.cli.health import health
 from service.cli.keys import keys
+from service.cli.presets import presets
 from service.cli.schema import schema
 from service.cli.serving import serve, worker
+from service.cli.sign import sign
+from service.cli.signing_keys import signing_keys
 from service.cli.verify import verify
 
 
@@ -34,7 +37,7 @@ def cli() -> None:
     """Daguerre, a self-hosted image host."""
 
 
-for command in (serve, worker, schema, health, verify, accounts, keys):
+for command in (serve, worker, schema, health, verify, accounts, keys, signing_keys, presets, sign):
     cli.add_command(command)
 
 

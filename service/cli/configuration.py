@@ -51,7 +51,7 @@ def with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) -
 
 
 def locate(data: Path | None) -> Settings:
-    """The settings, with the servers of the `up` that runs on the data folder where none are configured."""
+    """The settings; what they leave open of servers and address is that of the `up` that runs on the data folder."""
     settings = load_settings(data=data)
     if "database_url" in settings.model_fields_set:
         return settings
@@ -66,4 +66,6 @@ def locate(data: Path | None) -> Settings:
             f"No Daguerre is running on {settings.data}: start it with `./run up --data {settings.data}`, "
             "or set DAGUERRE_DATABASE_URL."
         )
-    return settings.model_copy(update={"database_url": found.database_url, "redis_url": found.redis_url})
+    servers = {"database_url": found.database_url, "redis_url": found.redis_url}
+    public = {} if "public_url" in settings.model_fields_set else {"public_url": found.public_url}
+    return settings.model_copy(update=servers | public)

@@ -53,7 +53,7 @@ def keys_list(account: str, data: Path | None) -> None:
 
 
 @keys.command("revoke")
-@click.argument("key_id", metavar="ID", type=int)
+@click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @DATA
 def keys_revoke(key_id: int, data: Path | None) -> None:
     """Revoke the key with this ID (see `keys list`); it stops within 5 seconds everywhere."""

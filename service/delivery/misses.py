@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from service.buckets import RateLimiter
 from service.errors import ServiceError
@@ -31,6 +32,7 @@ class Misses:
             raise ServiceError("too-many-misses", retry_after_s=standing.next_s)
 
 
+@lru_cache(4096)
 def _network(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address)

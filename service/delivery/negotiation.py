@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from service.delivery.transformations import Format
 
 # What a client has to name to get it; the best first. `*/*` promises neither.
 _MODERN: tuple[tuple[Format, str], ...] = (("avif", "image/avif"), ("webp", "image/webp"))
 
 
+@lru_cache(1024)
 def accepted(accept: str) -> tuple[Format, ...]:
     """The modern formats that an Accept header names, the best first. One with `q=0` is refused by name."""
     taken = set()

@@ -98,7 +98,10 @@ def check_preset(text: str) -> None:
     """Raises `invalid-parameter` for parameters that no preset may have."""
     if len(text) > MAX_PRESET_CHARACTERS:
         raise _invalid(f"A preset has at most {MAX_PRESET_CHARACTERS} characters.")
-    given = _collect(parse_qsl(text, keep_blank_values=True))
+    parameters = parse_qsl(text, keep_blank_values=True)
+    if any(name in SIGNING for name, _ in parameters):
+        raise _invalid("signature and expires belong to a request; leave them out of the preset.")
+    given = _collect(parameters)
     if not given:
         raise _invalid("A preset needs parameters, like width=300&height=300&fit=cover.")
     if "preset" in given:

@@ -11,7 +11,7 @@ from service.ids import ImageId
 from service.storage.files import Stored
 
 # What an entry takes beside the picture's own bytes, roughly.
-_ENTRY_BYTES = 2048
+_ENTRY_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 
 from service.accounts import lock_account
 from service.database import Connection
+from service.delivery.parsing import PRESET_NAME, check_preset
 from service.errors import ServiceError
 
 MAX_PRESETS = 200
-MAX_PARAMETERS = 1000
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +36,14 @@ returning name
 
 
 async def set_preset(connection: Connection, account_name: str, name: str, parameters: str) -> None:
-    """Make it, or give it other parameters: the caller has seen to it that renditions can be made to them.
-
-    Raises `invalid-parameter`, AccountUnknown and TooManyPresets.
-    """
-    if _NAME.fullmatch(name) is None:
+    """Make it, or give it other parameters. Raises `invalid-parameter`, AccountUnknown and TooManyPresets."""
+    if PRESET_NAME.fullmatch(name) is None:
         raise ServiceError(
             "invalid-parameter",
             "A preset's name has 1 to 64 lower-case letters, digits, hyphens and underscores, "
             "and begins with a letter or digit.",
         )
-    if len(parameters) > MAX_PARAMETERS:
-        raise ServiceError("invalid-parameter", f"A preset's parameters have at most {MAX_PARAMETERS} characters.")
+    check_preset(parameters)
     async with connection.transaction():
         account_id = await lock_account(connection, account_name)
         if await connection.fetchval(_SET, account_id, name, parameters, MAX_PRESETS) is None:

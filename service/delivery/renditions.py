@@ -13,8 +13,7 @@ from service.batches import Batcher, running
 from service.buckets import RateLimiter
 from service.channels import Channel, send
 from service.database import Database
-from service.delivery.kept import note_uses
-from service.delivery.rendering import (
+from service.delivery.orders import (
     RENDITIONS_CHANNEL,
     Deleted,
     News,
@@ -22,6 +21,7 @@ from service.delivery.rendering import (
     RenderOrder,
     encode_order,
 )
+from service.delivery.rows import note_uses
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.jobs import UNAVAILABLE, Job, RenderJob

@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 
 from service.errors import ServiceError
 
-_URL = re.compile(r"(?P<origin>https?://[^/?#\s]+)?(?P<target>/.*)", re.IGNORECASE)
+_URL = re.compile(r"(?P<origin>https?://[^/?#\s]+)?(?P<target>/(?!/).*)", re.IGNORECASE)
 
 # What browsers and HTTP libraries send as it stands. The rest they would encode, the apostrophe of a query included.
 _SENT_AS_IT_STANDS = re.compile(r"(?:[A-Za-z0-9._~!$&()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
@@ -31,7 +31,7 @@ def sign(target: str, secret: str, *, expires: int | None = None) -> str:
     """
     match = _URL.fullmatch(target)
     if match is None:
-        raise ValueError("Only a path that begins with /, or an http or https URL with a path, can be signed.")
+        raise ValueError("Only a path that begins with one /, or an http or https URL with a path, can be signed.")
     if "#" in target:
         raise ValueError("A fragment is never sent, so it cannot be signed; leave out # and what follows.")
     if _SENT_AS_IT_STANDS.fullmatch(match["target"]) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -52,7 +53,10 @@ class RenditionFiles:
             raise SettingsError(f"DAGUERRE_RENDITIONS: {self.root} cannot be used: {reason}") from error
 
     def path(self, key: RenditionKey) -> Path:
-        return self.root / f"{zlib.crc32(key.image_id.encode()) % SHARDS:02x}" / f"{key.image_id}-{key.digest}"
+        return self._shard(key.image_id) / f"{key.image_id}-{key.digest}"
+
+    def _shard(self, image_id: ImageId) -> Path:
+        return self.root / f"{zlib.crc32(image_id.encode()) % SHARDS:02x}"
 
     async def find(self, key: RenditionKey) -> Stored | None:
         """None where it has not been made, or is gone. Raises `storage-unavailable`."""
@@ -79,7 +83,7 @@ class RenditionFiles:
             size = file.tell()
             for patch in patches:
                 if patch.offset < 0 or patch.offset + len(patch.data) > size:
-                    raise ValueError("a patch outside of its file")
+                    raise OSError(errno.EINVAL, "a patch outside of its file")
                 file.seek(patch.offset)
                 file.write(patch.data)
 
@@ -102,6 +106,13 @@ class RenditionFiles:
         """It is no error if they are gone."""
         for key in keys:
             self.path(key).unlink(missing_ok=True)
+
+    def remove_of_images(self, image_ids: Iterable[ImageId]) -> None:
+        """All that is there of these images, known of or not: rows may have been lost."""
+        for image_id in image_ids:
+            with suppress(FileNotFoundError), os.scandir(self._shard(image_id)) as entries:
+                for path in [entry.path for entry in entries if entry.name.startswith(f"{image_id}-")]:
+                    Path(path).unlink(missing_ok=True)
 
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""

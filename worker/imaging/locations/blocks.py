@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 from worker.imaging.locations.directories import Blankers, blank_directories
@@ -25,14 +26,8 @@ def blank_exif(region: Region) -> None:
 
 def blank_resources(region: Region) -> None:
     """Those that hold metadata. Their digest of IPTC would tell whether a guess at a place is right, and goes too."""
-    at, digest = 0, region.part(0, 0)
-    before = region.copy.changed
-    while len(head := region.read(at, 7)) == 7 and head[:4] in _RESOURCE_KINDS:
-        region.copy.step()
-        kind = int.from_bytes(head[4:6])
-        at += 6 + (1 + head[6] + 1) // 2 * 2  # a name of even length with that of its length
-        value = region.part(at + 4, region.number(at, 4))
-        at += 4 + (value.size + 1) // 2 * 2
+    before, digests = region.copy.changed, []
+    for kind, value in _resources(region):
         with suppress(Unreadable):
             if kind == _IPTC:
                 blank_iptc(value)
@@ -41,9 +36,22 @@ def blank_resources(region: Region) -> None:
             elif kind in {_EXIF, _EXIF_MORE}:
                 blank_directories(value, _IN_EXIF)
             elif kind == _IPTC_DIGEST:
-                digest = value
+                digests.append(value)
     if region.copy.changed > before:
-        digest.fill(0, digest.size)
+        for digest in digests:
+            digest.fill(0, digest.size)
+
+
+def _resources(region: Region) -> Iterator[tuple[int, Region]]:
+    """Id and value of each."""
+    at = 0
+    while len(head := region.read(at, 7)) == 7 and head[:4] in _RESOURCE_KINDS:
+        region.copy.step()
+        at += 6 + (1 + head[6] + 1) // 2 * 2  # a name, with that of its length of even length
+        size = region.read(at, 4)
+        value = region.part(at + 4, int.from_bytes(size))
+        yield int.from_bytes(head[4:6]), value
+        at += 4 + (value.size + 1) // 2 * 2
 
 
 def blank_any(region: Region) -> None:

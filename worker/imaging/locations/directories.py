@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from struct import Struct
 from typing import NamedTuple
 
 from worker.imaging.exif import TYPES
@@ -16,6 +17,8 @@ _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
 # GeoTIFF 1.1: pixel scale, tie points (twice), transformation, keys and the keys' numbers and texts.
 _GEO_TIFF = frozenset({0x830E, 0x8482, 0x8480, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
 _SIZES = {kind: size for kind, (size, _) in TYPES.items()} | {16: 8, 17: 8, 18: 8}  # those of BigTIFF
+# The standard ends at 0x1F.
+_LAST_GPS_TAG = 0xFF
 # No value of a place is longer, and what says so may reach over all of the file.
 _MOST_VALUE_BYTES = 65_536
 
@@ -26,14 +29,16 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
     """Take GPS directories and GeoTIFF tags out, with their values; `blankers` look into values of other tags.
 
     An entry that goes leaves no gap: those behind it move up, so that every reader finds a sound directory that never
-    had it. Values stay where they are, since maker notes hold offsets of their own.
+    had it. Values stay where they are, since maker notes hold offsets of their own. In a file whose maker laid a place
+    over something else on purpose, that goes as well.
     """
     head = region.read(0, 16)
     order: Order = "little" if head[:2] == b"II" else "big"
     mark = int.from_bytes(head[2:4], order)
     if head[:2] not in {b"II", b"MM"} or mark not in {42, 43}:
         return
-    layout = _Layout(order, 2, 4) if mark == 42 else _Layout(order, 8, 8)
+    count, word, entry = (2, 4, "HHI4s") if mark == 42 else (8, 8, "HHQ8s")
+    layout = _Layout(order, count, word, Struct(("<" if order == "little" else ">") + entry))
     first = int.from_bytes(head[layout.word : 2 * layout.word], order)
     pending, seen, places = [first], {0}, []
     while pending:
@@ -54,22 +59,22 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Bytes of the count of a directory, and of an offset."""
+    """Bytes of the count of a directory, and of an offset; an entry."""
 
     order: Order
     count: int
     word: int
+    packed: Struct
 
     @property
     def entry(self) -> int:
-        return 4 + 2 * self.word
+        return self.packed.size
 
-    def numbers(self, data: bytes) -> list[int]:
-        return [int.from_bytes(data[at : at + self.word], self.order) for at in range(0, len(data), self.word)]
+    def number(self, word: bytes) -> int:
+        return int.from_bytes(word, self.order)
 
 
 class _Entry(NamedTuple):
-    raw: bytes
     tag: int
     kind: int
     values: int
@@ -88,10 +93,7 @@ def _entries(region: Region, layout: _Layout, at: int) -> Iterator[_Entry]:
     whole = min(counted, (region.size - start) // layout.entry)
     region.copy.step(1 + whole)
     table = region.read(start, whole * layout.entry)
-    for place in range(0, len(table), layout.entry):
-        raw = table[place : place + layout.entry]
-        tag, kind = int.from_bytes(raw[:2], layout.order), int.from_bytes(raw[2:4], layout.order)
-        yield _Entry(raw, tag, kind, int.from_bytes(raw[4 : -layout.word], layout.order), raw[-layout.word :])
+    yield from map(_Entry._make, layout.packed.iter_unpack(table))
 
 
 def _blank_directory(region: Region, layout: _Layout, at: int, blankers: Blankers) -> _Found:
@@ -99,25 +101,23 @@ def _blank_directory(region: Region, layout: _Layout, at: int, blankers: Blanker
     found = _Found([], [])
     kept, gone = [], 0
     for entry in _entries(region, layout, at):
-        value = _outer_value(region, layout, entry)
         if entry.tag == GPS_IFD:
-            found.places.append(int.from_bytes(entry.field, layout.order))
+            found.places.append(layout.number(entry.field))
+            gone += 1
         elif entry.tag in _GEO_TIFF:
-            with suppress(Unreadable):
-                value.fill(0, min(value.size, _MOST_VALUE_BYTES))
+            _blank_value(region, layout, entry)
+            gone += 1
         else:
-            kept.append(entry.raw)
+            kept.append(layout.packed.pack(*entry))
             with suppress(Unreadable):
                 if entry.tag in _DIRECTORIES:
-                    found.directories.extend(layout.numbers(value.read(0, value.size) or entry.field))
+                    found.directories.extend(_offsets(region, layout, entry))
                 elif entry.tag in blankers:
-                    blankers[entry.tag](value)
-            continue
-        gone += 1
+                    blankers[entry.tag](_outer_value(region, layout, entry))
     end = at + layout.count + (len(kept) + gone) * layout.entry
     following = region.read(end, layout.word) if len(kept) + gone == counted else b""
     if len(following) == layout.word:
-        found.directories.append(int.from_bytes(following, layout.order))
+        found.directories.append(layout.number(following))
     if gone:
         region.put(at, (counted - gone).to_bytes(layout.count, layout.order))
         region.put(at + layout.count, b"".join(kept) + following + bytes(gone * layout.entry))
@@ -129,17 +129,29 @@ def _outer_value(region: Region, layout: _Layout, entry: _Entry) -> Region:
     size = _SIZES.get(entry.kind, 0) * entry.values
     if size <= layout.word:
         return region.part(0, 0)
-    return region.part(int.from_bytes(entry.field, layout.order), size)
+    return region.part(layout.number(entry.field), size)
+
+
+def _offsets(region: Region, layout: _Layout, entry: _Entry) -> list[int]:
+    """One, or those of several sub-directories."""
+    outer = _outer_value(region, layout, entry)
+    words = outer.read(0, outer.size) or entry.field
+    region.copy.step(len(words) // layout.word)
+    return [layout.number(words[at : at + layout.word]) for at in range(0, len(words), layout.word)]
+
+
+def _blank_value(region: Region, layout: _Layout, entry: _Entry) -> None:
+    value = _outer_value(region, layout, entry)
+    value.fill(0, min(value.size, _MOST_VALUE_BYTES))
 
 
 def _blank_places(region: Region, layout: _Layout, at: int) -> None:
-    """Nothing is left of a GPS directory but zeros. What is no entry is left: the pointer may have been wrong."""
+    """Nothing is left of a GPS directory but zeros. What is no tag of one stays: the pointer may have been wrong."""
     place = at + layout.count
     blanked = False
     for entry in _entries(region, layout, at):
-        if entry.kind in _SIZES:
-            value = _outer_value(region, layout, entry)
-            value.fill(0, min(value.size, _MOST_VALUE_BYTES))
+        if entry.tag <= _LAST_GPS_TAG and entry.kind in _SIZES:
+            _blank_value(region, layout, entry)
             region.fill(place, layout.entry)
             blanked = True
         place += layout.entry

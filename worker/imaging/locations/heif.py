@@ -84,30 +84,35 @@ def _items(iinf: Region) -> dict[int, _Item]:
 
 
 def _locate(iloc: Region, items: dict[int, _Item]) -> None:
-    version, sizes = iloc.number(0, 1), iloc.number(4, 2)
+    table = iloc.read(0, iloc.size)
+
+    def number(at: int, size: int) -> int:
+        if at + size > len(table):
+            raise Unreadable
+        return int.from_bytes(table[at : at + size])
+
+    version, sizes = number(0, 1), number(4, 2)
     of_offset, of_length, of_base = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     of_index = sizes & 15 if version in {1, 2} else 0
     wide = 4 if version == 2 else 2
-    count, at = iloc.number(6, wide), 6 + wide
+    count, at = number(6, wide), 6 + wide
     for _ in range(count):
         iloc.copy.step()
-        item = items.get(iloc.number(at, wide))
+        item = items.get(number(at, wide))
         at += wide
         method = _IN_FILE
         if version in {1, 2}:
-            method = iloc.number(at, 2) & 15
+            method = number(at, 2) & 15
             at += 2
-        base = iloc.number(at + 2, of_base)
-        extents = iloc.number(at + 2 + of_base, 2)
+        base, extents = number(at + 2, of_base), number(at + 2 + of_base, 2)
         at += 4 + of_base
         if item is None:
             at += extents * (of_index + of_offset + of_length)
             continue
         for _ in range(extents):
             iloc.copy.step()
-            offset = base + iloc.number(at + of_index, of_offset)
-            length = iloc.number(at + of_index + of_offset, of_length)
-            item.extents.append((method, offset, length))
+            offset = base + number(at + of_index, of_offset)
+            item.extents.append((method, offset, number(at + of_index + of_offset, of_length)))
             at += of_index + of_offset + of_length
 
 

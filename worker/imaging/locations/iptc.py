@@ -10,16 +10,16 @@ _PLACES = frozenset({26, 27, 90, 92, 95, 100, 101})
 
 def blank_iptc(region: Region) -> None:
     """The values become spaces."""
-    at = 0
-    while (head := region.read(at, 5))[:1] == b"\x1c" and len(head) == 5:
+    data, at = region.read(0, region.size), 0
+    while at + 5 <= len(data) and data[at] == 0x1C:
         region.copy.step()
-        record, number, size = head[1], head[2], int.from_bytes(head[3:])
+        record, number, size = data[at + 1], data[at + 2], int.from_bytes(data[at + 3 : at + 5])
         at += 5
         if size & 0x8000:  # then the size of the size
             bytes_of_size = size & 0x7FFF
             if bytes_of_size > 8:
                 return
-            size = region.number(at, bytes_of_size)
+            size = int.from_bytes(data[at : at + bytes_of_size])
             at += bytes_of_size
         if record == 2 and number in _PLACES:
             region.fill(at, size, b" ")

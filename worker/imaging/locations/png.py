@@ -12,9 +12,9 @@ from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp, names_place
 
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
-# ImageMagick's: a name, the number of bytes, and their digits in lines.
+# ImageMagick's: a name, the number of bytes, and their digits in lines. Possessive, or spaces would keep us busy.
 _PROFILE_KEYWORD = b"Raw profile type "
-_PROFILE = re.compile(rb"\s*\S+\s+\d+\s+([0-9a-fA-F\s]*)\0*\Z")
+_PROFILE = re.compile(rb"\s*+\S++\s++\d++\s([0-9a-fA-F\s]*+)\0*+\Z")
 _MOST_TEXT_BYTES = 4_000_000
 
 
@@ -54,7 +54,7 @@ def _blank_text(copy: Copy, kind: bytes, start: int, body: Region) -> None:
     elif _tells_place(copy, keyword, text, packed=packed):
         # A text that says nothing, and that any reader takes for one.
         copy.write(start + 4, b"tEXt")
-        body.put(0, b"Comment\0"[: body.size].ljust(body.size))
+        body.put(0, (b"Comment"[: body.size - 1] + b"\0").ljust(body.size))
 
 
 def _tells_place(copy: Copy, keyword: bytes, text: bytes, *, packed: bool) -> bool:

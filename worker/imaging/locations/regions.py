@@ -15,7 +15,7 @@ Order = Literal["little", "big"]
 _MOST_STEPS = MOST_TIFF_ENTRIES
 # Bytes looked at, for each of the file's: a file is read about once, except by structures that lie on each other.
 _MOST_READINGS = 4
-_LEAST_BYTES = 1_000_000
+_LEAST_BYTES = 20_000_000
 
 
 class Unreadable(Exception):

@@ -12,7 +12,7 @@ from worker.imaging.locations.xmp import names_place
 _METADATA = frozenset({"metadata", "xmpmeta", "xapmeta", "RDF"})
 # Of entities, beyond those that the document writes out.
 _MOST_UNFOLDED_ELEMENTS = 100_000
-_START_TAG = re.compile(rb"""<(?:[^<>"']|"[^"]*"|'[^']*')*>""")
+_START_TAG = re.compile(rb"""<(?:[^<>"']++|"[^"]*+"|'[^']*+')*+>""")
 
 
 def blank_svg(copy: Copy) -> None:

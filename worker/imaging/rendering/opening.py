@@ -13,7 +13,7 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging import loaders
-from worker.imaging.containers import JpegHeader, png_size, webp_frames, webp_has_alpha
+from worker.imaging.containers import JpegHeader, png_size, refuse_cut_gif, webp_frames, webp_has_alpha
 from worker.imaging.exif import read_exif
 from worker.imaging.loaders import Source, blob, orientation_of, valid_orientation
 from worker.imaging.sniffing import HEAD_BYTES, sniff
@@ -146,6 +146,8 @@ def _png(source: Source) -> Original:
 def _gif(source: Source, which: Frames) -> Original:
     load = partial(pyvips.Image.gifload, source.path, fail_on="truncated", access="sequential")
     image = load()
+    if which.number is None and which.all:
+        refuse_cut_gif(source.fd)
     return _frames(source, image, load, which, pages=_pages(image))
 
 

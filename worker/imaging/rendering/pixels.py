@@ -63,6 +63,28 @@ def _full(image: pyvips.Image) -> int:
     return 65535 if image.format == "ushort" else 255
 
 
+def resized(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
+    """Each side by itself: made smaller with Lanczos, or larger with a cubic.
+
+    The latter by `affine`, for libvips's own `resize` moves what it enlarges by half a pixel to the right and down.
+    """
+    narrow, low = min(width, image.width), min(height, image.height)
+    if (narrow, low) != (image.width, image.height):
+        image = image.resize(narrow / image.width, vscale=low / image.height, kernel="lanczos3")
+    if (narrow, low) == (width, height):
+        return image
+    x, y = width / image.width, height / image.height
+    return image.affine(
+        [x, 0, 0, y],
+        interpolate=pyvips.Interpolate.new("bicubic"),
+        odx=(x - 1) / 2,
+        ody=(y - 1) / 2,
+        oarea=[0, 0, width, height],
+        extend="copy",
+        premultiplied=True,
+    )
+
+
 def in_colour(image: pyvips.Image) -> pyvips.Image:
     return image.colourspace("srgb") if image.bands < 3 else image
 

@@ -19,6 +19,7 @@ from worker.imaging.rendering.pixels import (
     in_colour,
     laid_on,
     premultiply,
+    resized,
     split,
     unpremultiply,
     with_alpha,
@@ -125,11 +126,9 @@ class _Fitting:
         profile = blob(source, "icc-profile-data")
         scaled, size = self._plan.scaled, self._plan.size
         width, height = turn.size(scaled)
-        resized = (width, height) != (frame.width, frame.height)
-        translucent = resized and frame.hasalpha()
-        image = premultiply(frame) if translucent else frame
-        if resized:
-            image = image.resize(width / image.width, vscale=height / image.height)
+        # A colour counts for as much as is seen of it.
+        translucent = frame.hasalpha() and (width, height) != (frame.width, frame.height)
+        image = resized(premultiply(frame) if translucent else frame, width, height)
         if not self._on_canvas and self._placed_at is not None:
             image = _cut(image, turn.origin(self._placed_at, size, scaled), turn.size(size))
         image = decoded(image, source)
@@ -153,7 +152,7 @@ def _find_edges(image: pyvips.Image, distance: float, asked: Transformation) -> 
     seen = laid_on(image, ground(asked))
     if seen.hasalpha():
         seen = laid_on(seen, _WHITE)
-    left, top, width, height = seen.find_trim(threshold=distance, background=seen.getpoint(0, 0))
+    left, top, width, height = seen.find_trim(threshold=distance, background=seen.getpoint(0, 0), line_art=True)
     if 0 in {width, height}:
         return Place(0, 0), Size(image.width, image.height)
     return Place(left, top), Size(width, height)

@@ -29,6 +29,7 @@ class Kept(NamedTuple):
 
 
 # Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
+# What may be lost with the server is a row; then its file goes with its image only.
 _KEEP = """
 with made as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
@@ -37,9 +38,11 @@ with made as (
     select id from images
     where id in (select image_id from made union select watermark_id from made) and state = 'ready'
     order by id for key share
+), relaxed as materialized (
+    select set_config('synchronous_commit', 'off', true)
 )
 insert into renditions (image_id, digest, watermark_id, size)
-select distinct on (image_id, digest) * from made
+select distinct on (image_id, digest) made.* from made, relaxed
 where image_id in (select id from locked) and (watermark_id is null or watermark_id in (select id from locked))
 order by image_id, digest
 on conflict (image_id, digest) do update set size = excluded.size, used_at = now()

@@ -1,0 +1,62 @@
+"""`daguerre sign`."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.cli.configuration import DATA, locate, with_database
+
+_TIME = re.compile(r"(?P<number>[0-9]{1,11})(?P<unit>[smhd]?)")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command()
+@click.argument("target")
+@click.option("--account", required=True, help="Whose newest signing key is used.")
+@click.option("--expires", help="How long it works, like 30m, 12h or 7d, or until which Unix time.")
+@DATA
+def sign(target: str, account: str, expires: str | None, data: Path | None) -> None:
+    """Sign TARGET, like `/i/NKrigl4/red-car.jpg?width=300`, and print the URL, alone.
+
+    A path gets DAGUERRE_PUBLIC_URL in front; of a whole URL, scheme and host are kept.
+    """
+    from service.delivery import signatures  # noqa: PLC0415
+
+    try:
+        expiry = None if expires is None else _parse_expiry(expires, time.time())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--expires") from None
+    secret = with_database(data, lambda connection: _newest_secret(connection, account))
+    try:
+        signed = signatures.sign(target, secret, expires=expiry)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(locate(data).public_url.rstrip("/") + signed if signed.startswith("/") else signed)
+
+
+async def _newest_secret(connection: Any, account: str) -> str:
+    from service.accounts import find_account  # noqa: PLC0415
+    from service.delivery.policies import find_policies  # noqa: PLC0415
+
+    [policy] = await find_policies(connection, [(await find_account(connection, account)).id])
+    if not policy.secrets:
+        raise click.ClickException(
+            f"Account {account!r} has no signing key: make one with `daguerre signing-keys create`."
+        )
+    return policy.secrets[0]
+
+
+def _parse_expiry(text: str, now: float) -> int:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time: write a number with s, m, h or d, or a Unix time.")
+    number = int(match["number"])
+    expiry = int(now) + number * _UNITS_S[match["unit"]] if match["unit"] else number
+    if expiry <= now:
+        raise ValueError(f"{text!r} is in the past: a number alone is a Unix time.")
+    return expiry

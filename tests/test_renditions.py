@@ -1,0 +1,250 @@
+"""A rendition is made once, is waited for whatever is lost on the way, and leaves nothing behind its image."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as sync_redis
+from aiohttp import ClientResponse
+from arq import Retry
+
+from service import jobs
+from service.delivery import renditions, rows
+from service.delivery.orders import RenderOrder, encode_order
+from service.delivery.rows import Made, keep_together
+from service.delivery.transformations import Transformation
+from service.ids import ImageId
+from service.settings import Settings
+from service.storage.renditions import Patch, RenditionFiles, RenditionKey
+from tests import pictures
+from tests.conftest import Client, Tenant, resources_of, run_worker
+from worker.eviction import evict_renditions
+from worker.render import render_image
+from worker.resources import open_resources
+
+ID = ImageId("AAAAAAA")
+RED = Transformation("png", 100, width=10)
+
+
+@pytest.fixture
+async def image_id(api: Client, settings: Settings, tenant: Tenant) -> str:
+    """An image that is ready; there is no worker any more."""
+    async with run_worker(settings):
+        answer = await api.post("/v1/images", data=pictures.encode("png"), headers=tenant.headers)
+        return str((await answer.json())["response"]["id"])
+
+
+def files(settings: Settings) -> list[Path]:
+    return [path for path in settings.renditions_folder.rglob("*") if path.is_file()]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.01)
+
+
+def making(api: Client) -> dict[Any, Any]:
+    return resources_of(api).delivery.renditions._making
+
+
+async def code(answer: ClientResponse) -> tuple[int, str]:
+    return answer.status, (await answer.json())["error"]["code"]
+
+
+async def test_news_that_is_lost_costs_a_second(
+    api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.doorbell.send", lambda *_: None)
+    monkeypatch.setattr(renditions, "_LOOK_S", 0.1)
+    async with run_worker(settings):
+        assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+
+
+async def test_an_order_that_redis_lost_is_given_again(
+    api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renditions, "_LOST_S", 0.2)
+    monkeypatch.setattr(renditions, "_LOOK_S", 0.1)
+    asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
+    with sync_redis.Redis.from_url(settings.redis_url) as client:
+        await until(lambda: client.zcard(jobs.RENDER_QUEUE))
+        client.delete(jobs.RENDER_QUEUE, jobs.RENDER_BELL, *client.keys("arq:job:*"))
+    async with run_worker(settings):
+        assert (await asking).status == 200
+
+
+@pytest.mark.settings(render_timeout_s=0.1, wait_s=9)
+async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
+    api: Client, tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.children.child._WAITING_SHARE", 0)
+    async with run_worker(settings):
+        data = pictures.encode("jpeg", pictures.landscape(3000, 2000), quality=30)
+        answer = await api.post("/v1/images", data=data, headers=tenant.headers)
+        path = f"/i/{(await answer.json())['response']['id']}?format=avif&width=3000&blur=100"
+        assert await code(await api.get(path)) == (422, "rendition-failed")
+        began = time.monotonic()
+        assert await code(await api.get(path)) == (422, "rendition-failed")
+        assert time.monotonic() - began < 0.2
+        assert files(settings) == []
+
+
+async def test_an_image_that_is_deleted_while_its_rendition_waits_is_not_found(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
+) -> None:
+    asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
+    await until(lambda: making(api))
+    await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
+    async with run_worker(settings):
+        assert await code(await asking) == (404, "image-not-found")
+    assert files(settings) == []
+    assert await connection.fetchval("select count(*) from renditions") == 0
+
+
+@pytest.mark.parametrize("query", ["", "?width=10"])
+async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Settings, query: str) -> None:
+    resources_of(api).storage.path(ImageId(image_id)).unlink()
+    async with run_worker(settings):
+        assert await code(await api.get(f"/i/{image_id}{query}")) == (410, "image-lost")
+
+
+@pytest.mark.settings(renditions_in_flight=1)
+async def test_requests_that_wait_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
+    asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
+    await until(lambda: making(api))
+    assert await code(await api.get(f"/i/{image_id}?width=20")) == (503, "busy")
+    async with run_worker(settings):
+        assert (await asking).status == 200
+        assert (await api.get(f"/i/{image_id}?width=20")).status == 200
+
+
+async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, settings: Settings) -> None:
+    first, second = (asyncio.create_task(api.get(f"/i/{image_id}?width=10")) for _ in range(2))
+    await until(lambda: resources_of(api).delivery.renditions._waiting == 2)
+    first.cancel()
+    async with run_worker(settings):
+        assert (await second).status == 200
+    assert resources_of(api).delivery.renditions._waiting == 0
+    assert making(api) == {}
+
+
+async def test_a_use_is_noted(
+    api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "USE_NOTED_S", 0)
+    async with run_worker(settings):
+        await api.get(f"/i/{image_id}?width=10")
+    await connection.execute("update renditions set used_at = '2001-01-01'")
+    manager = resources_of(api).delivery
+    manager.hot.forget_all()
+    await api.get(f"/i/{image_id}?width=10")
+    monkeypatch.setattr(renditions, "_NOTE_S", 0)
+    noting = asyncio.create_task(manager.renditions._note_uses())
+    async with asyncio.timeout(5):
+        while await connection.fetchval("select used_at < '2002-01-01' from renditions"):
+            await asyncio.sleep(0.01)
+    noting.cancel()
+
+
+async def test_the_least_recently_used_go_first_until_there_is_room(
+    settings: Settings, connection: Any, tenant: Tenant
+) -> None:
+    changed = settings.model_copy(update={"renditions_size": 1000})
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(changed, redis) as resources:
+        keys = [RenditionKey(ID, f"{number:032x}") for number in range(12)]
+        for age, key in enumerate(keys):
+            size = resources.renditions.write(key, b"x" * 100)
+            assert await keep_together(resources.database, [Made(key, None, size)]) == [True]
+            await connection.execute(
+                "update renditions set used_at = now() - $1 * interval '1 hour' where digest = $2", age, key.digest
+            )
+        abandoned = changed.renditions_folder / "incoming" / "half"
+        abandoned.write_bytes(b"x")
+        os.utime(abandoned, (0, 0))
+        await evict_renditions({"resources": resources})
+        assert {path.name for path in files(settings)} == {resources.renditions.path(key).name for key in keys[:9]}
+        assert await connection.fetchval("select sum(size) from renditions") == 900
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_what_is_made_of_a_deleted_image_gets_no_row(
+    settings: Settings, connection: Any, tenant: Tenant, api: Client
+) -> None:
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    database = resources_of(api).database
+    there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
+    made = [Made(there, None, 1), Made(gone, None, 1), Made(there, gone.image_id, 1), Made(there, None, 1)]
+    assert await keep_together(database, made[:2]) == [True, False]
+    assert await keep_together(database, made[2:3]) == [False]
+    assert await keep_together(database, [made[0], made[3]]) == [True, True]
+    assert await connection.fetchval("select count(*) from renditions") == 1
+
+
+async def test_a_deletion_finds_the_files_of_lost_rows_too(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
+) -> None:
+    async with run_worker(settings):
+        await api.get(f"/i/{image_id}?width=10")
+    await connection.execute("delete from renditions")
+    assert len(files(settings)) == 1
+    await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
+    assert files(settings) == []
+
+
+async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        context = {"resources": resources, "job_try": 2, "score": 0}
+        assert await render_image(context, b"\xc1", request_id="x") is None
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_an_order_is_put_off_while_the_disk_is_away_and_given_up_in_the_end(
+    settings: Settings, image_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = encode_order(RenderOrder(ImageId(image_id), RED))
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(RenditionFiles, "write", refuse)
+        context = {"resources": resources, "job_try": 2, "score": 0}
+        with pytest.raises(Retry):
+            await render_image(context, order, request_id="x")
+        end = await render_image(context | {"job_try": 20}, order, request_id="x")
+        assert end is not None
+        assert end.error == "rendition-not-ready"
+    await redis.aclose(close_connection_pool=True)
+
+
+def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_path: Path) -> None:
+    store = RenditionFiles(tmp_path / "renditions")
+    store.prepare()
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    key = RenditionKey(ID, "0" * 32)
+    assert store.write_patched(key, source, [Patch(2, b"xx"), Patch(9, b"y")]) == 10
+    assert store.path(key).read_bytes() == b"01xx45678y"
+    for patch in (Patch(9, b"yy"), Patch(-1, b"y")):
+        with pytest.raises(OSError, match="outside"):
+            store.write_patched(RenditionKey(ID, "1" * 32), source, [patch])
+    assert [path.name for path in store.root.rglob("*") if path.is_file()] == [store.path(key).name]
