@@ -17,7 +17,21 @@ from typing import Any
 
 from bench import machine, wrk
 from bench.photographs import SIZES
-from bench.rows import accept, faults, floor, growth, memory, previews, queue, reads, slow, storm, uploads, workers
+from bench.rows import (
+    accept,
+    faults,
+    floor,
+    growth,
+    memory,
+    previews,
+    queue,
+    reads,
+    renditions,
+    slow,
+    storm,
+    uploads,
+    workers,
+)
 from service.embedded.folder import scratch
 
 ROWS: dict[str, Callable[..., None]] = {
@@ -25,6 +39,7 @@ ROWS: dict[str, Callable[..., None]] = {
     "floor": floor.run,
     "accept": accept.run,
     "reads": reads.run,
+    "renditions": renditions.run,
     "queue": queue.run,
     "memory": memory.run,
     "previews": previews.run,
@@ -47,7 +62,9 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5, help="length of a turn (5)")
     parser.add_argument("--images", default="10000,1000000", help="of growth: images in the database (10000,1000000)")
     parser.add_argument(
-        "--work", default="", help="of growth: only work whose name begins with one of these (with ; between)"
+        "--work",
+        default="",
+        help="of growth and renditions: only work whose name begins with one of these (with ; between)",
     )
     parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
     parser.add_argument(
@@ -67,6 +84,7 @@ def main() -> None:
     options = read_options(sys.argv[1:])
     own: dict[str, dict[str, Any]] = {
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
+        "renditions": {"only": options.work.split(";")},
         "workers": {"count": options.jobs},
         "memory": {"count": options.uploads or memory.UPLOADS},
         "storm": {"count": options.uploads or storm.UPLOADS},

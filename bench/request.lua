@@ -1,7 +1,9 @@
 -- Sends one request again and again, or one of many in turn, and checks every answer. Configured by the environment:
 --   BENCH_METHOD, BENCH_TYPE, BENCH_BODY   the method, the content type, a file with the body
 --   BENCH_PATHS                            a file with a path a line; the connection takes them in turn
+--   BENCH_FRESH                            what {fresh} in a path begins to count from, in hexadecimal digits
 --   BENCH_STATUS, BENCH_EXPECT             the status of a right answer, and texts that it has, a line each
+--   BENCH_JPEG                             anything: a right answer is a JPEG from its first byte to its last
 -- Prints one line of JSON.
 
 local function read(path)
@@ -23,21 +25,27 @@ function init(_)
    for text in os.getenv("BENCH_EXPECT"):gmatch("[^\n]+") do
       table.insert(expected, text)
    end
+   is_jpeg = os.getenv("BENCH_JPEG") ~= ""
    wrk.method = os.getenv("BENCH_METHOD")
    local body = os.getenv("BENCH_BODY")
    if body ~= "" then
       wrk.body = read(body)
       wrk.headers["Content-Type"] = os.getenv("BENCH_TYPE")
    end
-   requests, next_one = {}, 0
+   requests, next_one, fresh = {}, 0, tonumber(os.getenv("BENCH_FRESH"))
    for path in read(os.getenv("BENCH_PATHS")):gmatch("[^\n]+") do
       table.insert(requests, wrk.format(nil, path))
    end
+   has_fresh = requests[1]:find("{fresh}", 1, true) ~= nil
 end
 
 function request()
    next_one = next_one % #requests + 1
-   return requests[next_one]
+   if not has_fresh then
+      return requests[next_one]
+   end
+   fresh = fresh + 1
+   return (requests[next_one]:gsub("{fresh}", string.format("%06x", fresh)))
 end
 
 function response(got, _, body)
@@ -45,10 +53,13 @@ function response(got, _, body)
    for _, text in ipairs(expected) do
       right = right and body:find(text, 1, true) ~= nil
    end
+   if is_jpeg then
+      right = right and body:sub(1, 2) == "\255\216" and body:sub(-2) == "\255\217"
+   end
    if not right then
       wrong = wrong + 1
       if wrong == 1 then
-         example = (got .. " " .. body:sub(1, 300)):gsub("[%c\"\\]", " ")
+         example = (got .. " " .. body:sub(1, 300)):gsub("[^%g ]", " "):gsub("[\"\\]", " ")
       end
    end
 end

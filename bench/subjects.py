@@ -20,14 +20,22 @@ from service.embedded.postgres import Postgres
 from service.processes.process import Program, start, stop
 
 _ROOT = Path(__file__).parents[1]
-NODE_FOLDER = _ROOT / ".venv" / "bench-node"
+INSTALLED = _ROOT / ".venv" / "bench"
 _START_TIMEOUT_S = 60
 
 DAGUERRE = "Daguerre"
 FASTIFY = "fastify + sharp"
 FASTAPI = "FastAPI + Pillow"
 BARE = "bare aiohttp"
-_MODULES = {FASTIFY: "fastify_sharp", FASTAPI: "fastapi_pillow", BARE: "bare_aiohttp"}
+SHARP = "sharp"
+THUMBOR = "thumbor"
+_MODULES = {
+    FASTIFY: "fastify_sharp",
+    FASTAPI: "fastapi_pillow",
+    BARE: "bare_aiohttp",
+    SHARP: "bare_sharp",
+    THUMBOR: "thumbor",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +63,19 @@ def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = 
 
 @contextlib.contextmanager
 def comparator(
-    name: str, folder: Path, postgres: Postgres, *, processes: int = 2, fsync: bool = False
+    name: str, folder: Path, postgres: Postgres | None, *, processes: int = 2, fsync: bool = False
 ) -> Iterator[Subject]:
-    """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own."""
+    """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own if it uses one."""
     port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
     files.mkdir(parents=True)
-    assert postgres.process is not None
     try:
-        argv = start_comparator.command(_MODULES[name], NODE_FOLDER)
+        argv = start_comparator.command(_MODULES[name], INSTALLED)
     except start_comparator.UnavailableError as error:
         raise BenchError(str(error)) from None
     with start_comparator.running(
         argv,
         port=port,
-        dsn=postgres.dsn,
+        dsn=postgres.dsn if postgres else "",
         files=files,
         key=key,
         log=files.with_suffix(".log"),
@@ -76,7 +83,8 @@ def comparator(
         fsync=fsync,
     ) as process:
         shown = f"{name}, fsync" if fsync else name
-        yield Subject(shown, port, key, (process.pid, postgres.process.pid), files)
+        servers = [postgres.process.pid] if postgres and postgres.process else []
+        yield Subject(shown, port, key, (process.pid, *servers), files)
 
 
 @contextlib.contextmanager

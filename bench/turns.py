@@ -23,6 +23,11 @@ class Turn:
     load: wrk.Load
     cpu_ms: dict[str, float]
 
+    @property
+    def cost_ms(self) -> float:
+        """What a request cost in all, without the load's own."""
+        return sum(cost for part, cost in self.cpu_ms.items() if part != "wrk")
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -117,6 +122,18 @@ def compare(ours: Series, theirs: Series, target: float) -> None:
     median = statistics.median(found)
     verdict = "reached" if median >= target else f"missed by {1 - median / target:.0%}"
     print(f"\n{ours.subject.name} / {theirs.subject.name}: {spread(found)}, target {target}: {verdict}")
+
+
+def compare_costs(ours: Series, theirs: Series, most: float) -> None:
+    """Print the ratio of what a request costs in CPU time, and whether its median is small enough."""
+    found = [mine.cost_ms / other.cost_ms for mine, other in zip(ours.turns, theirs.turns, strict=True)]
+    median = statistics.median(found)
+    verdict = "reached" if median <= most else f"missed by {median / most - 1:.0%}"
+    costs = " / ".join(f"{one.median(lambda turn: turn.cost_ms):.2f}" for one in (ours, theirs))
+    print(
+        f"\nCPU of {ours.subject.name} / {theirs.subject.name}: {spread(found)}, {costs} ms,"
+        f" target at most {most:g}: {verdict}"
+    )
 
 
 def limit(name: str, value: float, most: float) -> None:

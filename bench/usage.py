@@ -20,6 +20,7 @@ _PARTS = (
     ("valkey", "valkey"),
     ("server.js", "service"),
     ("bench.comparators", "service"),
+    ("comparators/thumbor", "service"),
     ("multiprocessing", "service"),
 )
 

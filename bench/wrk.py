@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,11 @@ from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("request.lua")
 
+# In a path: another six hexadecimal digits in each request of this run.
+FRESH = "{fresh}"
+_FRESH_IN_A_TURN = 1 << 16
+_next_fresh = itertools.count(0, _FRESH_IN_A_TURN)
+
 
 class BenchError(Exception):
     """The benchmark cannot say anything: a tool is missing, or an answer was wrong."""
@@ -22,13 +28,16 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What to send, over and over. `paths` are taken in turn; `expected` texts are in every right answer."""
+    """What to send, over and over. `paths` are taken in turn, and may have FRESH in them; `expected` texts are in every
+    right answer, which is a whole JPEG where `jpeg` says so.
+    """
 
     paths: Sequence[str]
     expected: Sequence[str]
     method: str = "GET"
     body: Path | None = None
     status: int = 200
+    jpeg: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,8 @@ def send(requests: Requests, port: int, *, connections: int, seconds: float) -> 
             "BENCH_PATHS": paths.name,
             "BENCH_STATUS": str(requests.status),
             "BENCH_EXPECT": "\n".join(requests.expected),
+            "BENCH_JPEG": "1" if requests.jpeg else "",
+            "BENCH_FRESH": str(next(_next_fresh)),
         }
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s", "-s", str(_SCRIPT)]
         before = os.times()

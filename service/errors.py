@@ -29,7 +29,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         401,
         "A valid API key is needed; send it as ?key=, as X-Api-Key or as Authorization: Bearer.",
     ),
-    "not-found": (404, "There is nothing at this address; the API lives under /v1."),
+    "not-found": (404, "There is nothing at this address; the API lives under /v1, pictures under /i."),
     "image-not-found": (404, "There is no image with this id in your account."),
     "image-processing": (404, "The image is still being looked at; try again shortly."),
     "image-deleted": (404, "The image was deleted while this request waited for it."),

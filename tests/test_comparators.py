@@ -30,18 +30,25 @@ class Comparator:
 
     def post(self, body: bytes, **parameters: str) -> requests.Response:
         return requests.post(
-            self.url, body, params={"key": KEY, **parameters}, headers={"Content-Type": "image/jpeg"}, timeout=10
+            f"{self.url}/v1/images",
+            body,
+            params={"key": KEY, **parameters},
+            headers={"Content-Type": "image/jpeg"},
+            timeout=10,
         )
 
     def get(self, image_id: str, **parameters: str) -> requests.Response:
-        return requests.get(f"{self.url}/{image_id}", {"key": KEY, **parameters}, timeout=10)
+        return requests.get(f"{self.url}/v1/images/{image_id}", {"key": KEY, **parameters}, timeout=10)
+
+    def show(self, path: str) -> requests.Response:
+        return requests.get(f"{self.url}/{path}", timeout=10)
 
 
 @pytest.fixture
 def comparator(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[Comparator]:
-    """DAGUERRE_TEST_NODE_FOLDER names a folder to keep what npm installs.
+    """DAGUERRE_TEST_NODE_FOLDER names a folder to keep what npm and pip install.
 
-    Skips where Node is too old or npm's registry out of reach, in CI too: nothing of Daguerre needs them.
+    Skips where Node is too old or a registry out of reach, in CI too: nothing of Daguerre needs them.
     """
     try:
         argv = command(request.param, Path(os.environ.get("DAGUERRE_TEST_NODE_FOLDER", tmp_path / "node")))
@@ -49,7 +56,7 @@ def comparator(request: pytest.FixtureRequest, database_url: str, tmp_path: Path
         pytest.skip(str(error))
     port, files, log = _free_port(), tmp_path / "files", tmp_path / "log"
     with running(argv, port=port, dsn=database_url, files=files, key=KEY, log=log, fsync=True) as process:
-        yield Comparator(request.param, f"http://127.0.0.1:{port}/v1/images", files)
+        yield Comparator(request.param, f"http://127.0.0.1:{port}", files)
     assert process.returncode == 0, log.read_text()
 
 
@@ -106,6 +113,26 @@ async def test_the_ceiling_stores_and_reads_rows(comparator: Comparator, connect
     )
     assert comparator.get("a").json() == {"success": True, "response": {**row, "tags": []}}
     assert comparator.get("b").status_code == 404
+
+    (comparator.files / "picture.jpg").write_bytes(body)
+    assert comparator.show("i/picture").content == body
+
+
+@pytest.mark.timeout(240)  # pip installs
+@pytest.mark.parametrize(
+    ("comparator", "path"),
+    [("bare_sharp", "i/picture?width=300"), ("thumbor", "unsafe/300x0/picture.jpg")],
+    indirect=["comparator"],
+)
+def test_a_photograph_is_made_smaller_and_upright(comparator: Comparator, path: str) -> None:
+    photographs = {(300, 225): photograph("m"), (300, 400): _turned(photograph("m"))}
+    for size, body in photographs.items():  # the second is not what was kept of the first
+        (comparator.files / "picture.jpg").write_bytes(body)
+        answer = comparator.show(path)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
+        with Image.open(io.BytesIO(answer.content)) as image:
+            assert (image.format, image.size) == ("JPEG", size)
+    assert comparator.show(path.replace("picture", "another")).status_code == 404
 
 
 def _turned(body: bytes) -> bytes:

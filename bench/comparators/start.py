@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from service.processes.process import Program, start, stop, wait_ready
@@ -15,40 +15,60 @@ from service.processes.process import Program, start, stop, wait_ready
 _FOLDER = Path(__file__).parent
 _OLDEST_NODE = (20, 10)
 
-NAMES = ("fastify_sharp", "fastapi_pillow", "bare_aiohttp")
+_IN_NODE = ("fastify_sharp", "bare_sharp")
+NAMES = (*_IN_NODE, "fastapi_pillow", "bare_aiohttp", "thumbor")
 
 
 class UnavailableError(Exception):
-    """Node is missing or too old, or npm could not install; the message says so."""
+    """Node is missing or too old, or npm or pip could not install; the message says so."""
 
 
-def command(name: str, node_folder: Path) -> list[str]:
-    """What starts a comparator. What Node needs is installed into `node_folder`, once."""
-    if name != "fastify_sharp":
-        return [sys.executable, "-m", f"bench.comparators.{name}"]
+def command(name: str, installed: Path) -> list[str]:
+    """What starts a comparator. What it needs beyond Daguerre's own packages is put below `installed`, once."""
+    if name in _IN_NODE:
+        return _command_of_node(name, installed / name)
+    if name == "thumbor":
+        return _command_of_thumbor(name, installed / name)
+    return [sys.executable, "-m", f"bench.comparators.{name}"]
+
+
+def _command_of_node(name: str, folder: Path) -> list[str]:
     node = shutil.which("node")
     if node is None or shutil.which("npm") is None:
-        raise UnavailableError("fastify_sharp needs Node with npm")
+        raise UnavailableError(f"{name} needs Node with npm")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if tuple(map(int, version[1:].split(".")[:2])) < _OLDEST_NODE:
-        raise UnavailableError(f"fastify_sharp needs Node 20.10 or newer, and this is {version}")
-    _install(_FOLDER / name / "package.json", node_folder)
-    shutil.copy(_FOLDER / name / "server.js", node_folder)  # Node looks for modules beside the script
-    return [node, str(node_folder / "server.js")]
+        raise UnavailableError(f"{name} needs Node 20.10 or newer, and this is {version}")
+    npm = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"]
+    _install(name, _FOLDER / name / "package.json", folder, [npm])
+    shutil.copy(_FOLDER / name / "server.js", folder)  # Node looks for modules beside the script
+    return [node, str(folder / "server.js")]
 
 
-def _install(package: Path, folder: Path) -> None:
-    installed = folder / package.name
-    if installed.exists() and installed.read_text() == package.read_text():
+def _command_of_thumbor(name: str, folder: Path) -> list[str]:
+    """In a virtual environment of its own: it wants other versions of what Daguerre has too."""
+    make = [sys.executable, "-m", "venv", "--clear", str(folder / "venv")]
+    python = folder / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", "requirements.txt"]
+    _install(name, _FOLDER / name / "requirements.txt", folder, [make, pip])
+    return [str(python), str(_FOLDER / name / "serve.py")]
+
+
+def _install(name: str, wanted: Path, folder: Path, commands: Sequence[Sequence[str]]) -> None:
+    """Run the commands in the folder, with a copy of `wanted` there, unless they were run for the same before."""
+    installed = folder / wanted.name
+    if installed.exists() and installed.read_text() == wanted.read_text():
         return
     installed.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(package, installed)
-    npm = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"]
-    done = subprocess.run(npm, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        installed.unlink()
-        raise UnavailableError(f"npm could not install fastify_sharp: {done.stderr}")
+    shutil.copy(wanted, installed)
+    with ExitStack() as undone:
+        undone.callback(installed.unlink)
+        for argv in commands:
+            done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise UnavailableError(f"{name} could not be installed: {done.stderr or done.stdout}")
+        undone.pop_all()
 
 
 @contextmanager

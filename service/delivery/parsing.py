@@ -89,7 +89,7 @@ def parse(
         return None
     if (preset := given.pop("preset", None)) is not None:
         if preset not in (presets or {}):
-            raise _invalid(f"preset: this account has no preset {_quoted(preset)}.")
+            raise _invalid(f"preset: this account has no preset {preset}.")
         given = _collect(parse_qsl((presets or {})[preset], keep_blank_values=True)) | given
     return _read(given)
 
@@ -119,9 +119,7 @@ def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
         if name in SIGNING:
             continue
         if name not in _READERS:
-            raise _invalid(
-                f"{_quoted(name)} is not a parameter of renditions; see the documentation for those there are."
-            )
+            raise _invalid(f"There is no parameter {_quoted(name)}; there are {', '.join(_READERS)}.")
         if name in given:
             raise _invalid(f"{name} is there twice; send it once.")
         given[name] = value
@@ -198,7 +196,7 @@ def _invalid(message: str) -> ServiceError:
 
 def _quoted(text: str) -> str:
     """As far as it may be shown: what a client sent is not repeated at length."""
-    return repr(text) if re.fullmatch(r"[ -~]{1,40}", text) else "what was sent"
+    return repr(text) if re.fullmatch(r"[ -~]{1,40}", text) else "of the name that was sent"
 
 
 _Reader: TypeAlias = Callable[[str, str], Any]

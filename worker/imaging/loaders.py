@@ -285,16 +285,11 @@ def load_avif(source: Source) -> Picture:
 
 @dataclass(frozen=True, slots=True)
 class HeicFile:
-    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1. The pixels are
-    gone with `heif`.
-    """
+    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1."""
 
     image: pyvips.Image
-    heif: Any
-
-    @property
-    def info(self) -> dict[str, Any]:
-        return dict(self.heif.info)
+    has_alpha: bool
+    info: dict[str, Any]
 
 
 def open_heic(source: Source) -> HeicFile:
@@ -303,15 +298,16 @@ def open_heic(source: Source) -> HeicFile:
         heif = pi_heif.open_heif(source.path)
         width, height = heif.size
         source.admit(width, height)
-        pixels, mode = heif.data, heif.mode
+        pixels, mode, info = heif.data, heif.mode, heif.info
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError, IndexError) as error:
         raise Rejected("damaged-image") from error
     width, height = heif.size
     bands = len(mode.partition(";")[0])
     deep = mode.endswith(";16")
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
+    image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif)
+    return HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info)
 
 
 def load_heic(source: Source) -> Picture:
@@ -321,7 +317,7 @@ def load_heic(source: Source) -> Picture:
         height=file.image.height,
         orientation=1,
         pages=1,
-        has_alpha=file.heif.has_alpha,
+        has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
         small=reduce(file.image, file.info.get("icc_profile")),
     )

@@ -1,0 +1,189 @@
+"""A photograph 300 pixels wide: made anew for each request, from memory, and asked for by 500 before it is there.
+
+What is made anew is held against sharp and thumbor, and what is in memory against bare aiohttp. What 500 ask for at
+once is to be made once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+from PIL import Image
+
+from bench import turns, wrk
+from bench.photographs import SIZES, photograph
+from bench.rows.reads import upload_all
+from bench.rows.uploads import CONNECTIONS
+from bench.subjects import BARE, DAGUERRE, SHARP, THUMBOR, Subject, comparator, daguerre
+from service.embedded.postgres import Postgres
+
+IN_FLIGHT = (4, 16)
+IMAGES = 20
+REQUESTS = 500
+MOST_OF_SHARP, OF_THUMBOR, OF_BARE = 1.1, 5.0, 0.6
+_WIDTH, _HEIGHT = 300, 225
+_ASKED = f"width={_WIDTH}&format=jpeg&quality=80"
+# The background is a part of the rendition's name, and a photograph has nothing behind it: so each is made, and alike.
+_ANEW = f"{_ASKED}&background={wrk.FRESH}"
+# As many as there are, from one account.
+_UNLIMITED = {"DAGUERRE_RENDITION_RATE": ""}
+_PATIENCE_S = 60
+
+
+def run(
+    folder: Path,
+    *,
+    rounds: int,
+    seconds: float,
+    sizes: Sequence[str],  # noqa: ARG001 - one size
+    only: Sequence[str] = ("",),
+) -> None:
+    picture = photograph("m")
+    wanted = tuple(only)
+    in_flight = [connections for connections in IN_FLIGHT if f"uncached, {connections} in flight".startswith(wanted)]
+    if in_flight:
+        _make_anew(folder / "uncached", picture, rounds, seconds, in_flight)
+    if "cached".startswith(wanted):
+        _send_from_memory(folder / "cached", picture, rounds, seconds)
+    if "at once".startswith(wanted):
+        _ask_at_once(folder / "once", picture, rounds)
+
+
+def _make_anew(folder: Path, picture: bytes, rounds: int, seconds: float, in_flight: Sequence[int]) -> None:
+    with (
+        daguerre(folder, env=_UNLIMITED) as ours,
+        comparator(SHARP, folder, None) as sharp,
+        comparator(THUMBOR, folder, None) as thumbor,
+    ):
+        ids = upload_all(ours, picture, IMAGES)
+        paths = {
+            DAGUERRE: [f"/i/{image_id}?{_ANEW}" for image_id in ids],
+            SHARP: [f"/i/{name}?width={_WIDTH}" for name in _put(sharp, picture, IMAGES)],
+            THUMBOR: [f"/unsafe/{_WIDTH}x0/{name}.jpg" for name in _put(thumbor, picture, IMAGES)],
+        }
+        subjects = [ours, sharp, thumbor]
+        sent = ", ".join(
+            f"{subject.name} {len(_fetch(subject, paths[subject.name][0].replace(wrk.FRESH, 'fff')))}"
+            for subject in subjects
+        )
+        for connections in in_flight:
+            renders = _count_renders(ours)
+            first, *others = turns.take(
+                subjects,
+                lambda subject: wrk.Requests(paths[subject.name], [], jpeg=True),
+                connections=connections,
+                seconds=seconds,
+                rounds=rounds,
+            )
+            _require_made(_count_renders(ours) - renders, first)
+            turns.show(f"Uncached, {_of_photograph(picture)}, {connections} in flight; bytes: {sent}", [first, *others])
+            turns.compare_costs(first, others[0], MOST_OF_SHARP)
+            turns.compare(first, others[1], OF_THUMBOR)
+
+
+def _require_made(renders: int, series: turns.Series) -> None:
+    answers = sum(turn.load.requests for turn in series.turns)
+    if renders < answers:
+        raise wrk.BenchError(f"{answers} answers of {renders} renders: some were not made anew")
+
+
+def _send_from_memory(folder: Path, picture: bytes, rounds: int, seconds: float) -> None:
+    with (
+        Postgres(folder / "pg") as postgres,
+        daguerre(folder, env={**_UNLIMITED, "DAGUERRE_API_PROCESSES": "1"}) as ours,
+        comparator(BARE, folder, postgres, processes=1) as bare,
+    ):
+        path = f"/i/{upload_all(ours, picture, 1)[0]}?{_ASKED}"
+        rendition = _fetch(ours, path)
+        paths = {DAGUERRE: path, BARE: f"/i/{_put(bare, rendition, 1)[0]}"}
+        first, other = turns.take(
+            [ours, bare],
+            lambda subject: wrk.Requests([paths[subject.name]], [], jpeg=True),
+            connections=CONNECTIONS,
+            seconds=seconds,
+            rounds=rounds,
+        )
+        turns.show(
+            f"Cached, {len(rendition) / 1000:.1f} KB from memory, {CONNECTIONS} connections, one process",
+            [first, other],
+        )
+        turns.compare(first, other, OF_BARE)
+
+
+def _ask_at_once(folder: Path, picture: bytes, rounds: int) -> None:
+    with daguerre(folder, env=_UNLIMITED) as ours:
+        image_id = upload_all(ours, picture, 1)[0]
+        print(f"\n{REQUESTS} at once for a rendition that is not there, {_of_photograph(picture)}\n")
+        print("| turn | answers | renders | ms until the first, the median, the last answer |\n|---|---|---|---|")
+        most = 0
+        for turn in range(1, rounds + 1):
+            before = _count_renders(ours)
+            path = f"/i/{image_id}?{_ASKED}&background={turn:06x}"
+            answers, took_s = asyncio.run(_ask_all(ours, path))
+            renders = _count_renders(ours) - before
+            most = max(most, renders)
+            told = ", ".join(f"{times} x {status}" for status, times in sorted(answers.items()))
+            shown = ", ".join(f"{took_s[at] * 1000:.0f}" for at in (0, len(took_s) // 2, -1))
+            print(f"| {turn} | {told} | {renders} | {shown} |")
+            if answers != {200: REQUESTS}:
+                raise wrk.BenchError(f"not all of {REQUESTS} were answered 200: {told}")
+        turns.limit(f"Renders for {REQUESTS} requests at once", most, 1)
+
+
+async def _ask_all(subject: Subject, path: str) -> tuple[Counter[int], list[float]]:
+    """How they were answered, and when from the beginning on, in rising order. Each has a connection of its own."""
+    answers: Counter[int] = Counter()
+    took_s = []
+    timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
+    async with aiohttp.ClientSession(
+        f"http://127.0.0.1:{subject.port}", connector=aiohttp.TCPConnector(limit=REQUESTS), timeout=timeout
+    ) as session:
+        began = time.monotonic()
+
+        async def ask() -> None:
+            async with session.get(path) as response:
+                await response.read()
+                answers[response.status] += 1
+            took_s.append(time.monotonic() - began)
+
+        async with asyncio.TaskGroup() as all_of_them:
+            for _ in range(REQUESTS):
+                all_of_them.create_task(ask())
+    return answers, took_s
+
+
+def _put(subject: Subject, picture: bytes, count: int) -> list[str]:
+    """Files where the comparator looks for them, named as it is asked for them."""
+    names = [f"picture{i}" for i in range(count)]
+    for name in names:
+        (subject.folder / f"{name}.jpg").write_bytes(picture)
+    return names
+
+
+def _fetch(subject: Subject, path: str) -> bytes:
+    """Raises BenchError if it is not the photograph in the size that was asked for."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{subject.port}{path}", timeout=_PATIENCE_S) as answer:
+        body: bytes = answer.read()
+    with Image.open(io.BytesIO(body)) as image:
+        if (image.format, image.size) != ("JPEG", (_WIDTH, _HEIGHT)):
+            raise wrk.BenchError(f"{subject.name} answered with {image.format}, {image.size}")
+    return body
+
+
+def _count_renders(subject: Subject) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{subject.port}/metrics", timeout=_PATIENCE_S) as answer:
+        found = re.search(r"^daguerre_render_duration_seconds_count ([\d.]+)$", answer.read().decode(), re.MULTILINE)
+    return int(float(found[1])) if found else 0
+
+
+def _of_photograph(picture: bytes) -> str:
+    width, height, _ = SIZES["m"]
+    return f"{width} x {height}, {len(picture) // 1000} KB, to {_WIDTH} x {_HEIGHT}"
