@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import jsonschema_rs
 import pytest
 import schemathesis
@@ -24,7 +25,8 @@ from service.delivery.parsing import NAMES, parse
 from service.errors import CATALOGUE, ServiceError
 from service.probes import MIME_TYPES
 from service.settings import Settings
-from tests.conftest import Client, Tenant
+from tests.conftest import Client, NewTenant, Tenant
+from tests.samples import jpeg
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = make_document(Settings(public_url="https://img.example.com/"))
@@ -180,6 +182,7 @@ async def run_schemathesis(
     document: Any,
     *,
     picture_url: str = "",
+    shown_id: str = "",
     phases: str = "examples,coverage,fuzzing,stateful",
 ) -> tuple[int, str]:
     """Send what the document allows, and what it does not, to the service; the exit code and what was printed."""
@@ -198,7 +201,12 @@ async def run_schemathesis(
         phases,
         cwd=folder,
         env=os.environ
-        | {"PYTHONPATH": str(ROOT), "PICTURE_TYPES": " ".join(MIME_TYPES.values()), "PICTURE_URL": picture_url},
+        | {
+            "PYTHONPATH": str(ROOT),
+            "PICTURE_TYPES": " ".join(MIME_TYPES.values()),
+            "PICTURE_URL": picture_url,
+            "SHOWN_ID": shown_id,
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -211,14 +219,25 @@ async def run_schemathesis(
     return process.returncode or 0, printed.decode()
 
 
+async def upload(port: int, owner: Tenant) -> str:
+    headers = {**owner.headers, "Content-Type": "image/jpeg"}
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session,
+        session.post("/v1/images", data=jpeg(64, 48)) as answer,
+    ):
+        assert answer.status == 200
+        return str((await answer.json())["response"]["id"])
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", miss_rate="", rendition_rate="")
 @pytest.mark.usefixtures("worker")
 async def test_real_answers_are_as_the_document_says(
-    port: int, tenant: Tenant, picture_url: str, tmp_path: Path
+    port: int, tenant: Tenant, new_tenant: NewTenant, picture_url: str, tmp_path: Path
 ) -> None:
+    shown_id = await upload(port, await new_tenant())  # whose images nobody deletes
     document = json.loads(json.dumps(DOCUMENT).replace(examples.SOURCE_URL, picture_url))
-    code, printed = await run_schemathesis(tmp_path, port, tenant, document, picture_url=picture_url)
+    code, printed = await run_schemathesis(tmp_path, port, tenant, document, picture_url=picture_url, shown_id=shown_id)
     assert code == 0, printed
 
 

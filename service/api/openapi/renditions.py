@@ -94,7 +94,7 @@ RENDITION = (
     _query("keep-location", FLAG, "With `metadata=keep`, also where the picture was taken."),
     _query("preset", {"type": "string", "pattern": f"^{PRESET_NAME.pattern}$"}, "Parameters that the account named."),
 )
-_SIGNED = (
+SIGNED = (
     _query("expires", _number(0, 99_999_999_999, kind="integer"), "Of a signed URL: the Unix time at which it ends."),
     _query("signature", {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"}, "Of a signed URL: its last parameter."),
 )
@@ -120,7 +120,7 @@ _SHOW = Operation(
     f"asked for: at most {MAX_SIDE} pixels a side, and {MAX_PIXELS // 10**6} million in all frames together. "
     "A parameter that is unknown, there twice or in conflict with another is a 400. Conditional requests and one Range "
     "are understood.",
-    parameters=(ID_IN_PATH, *RENDITION, *_SIGNED),
+    parameters=(ID_IN_PATH, *RENDITION, *SIGNED),
     answers=(
         Answer("The picture.", media_types=_MEDIA_TYPES, headers=(*_HEADERS, "Accept-Ranges")),
         Answer(
@@ -174,7 +174,7 @@ _SHOW_NAMED = replace(
             example="red-car.jpg",
         ),
         *RENDITION,
-        *_SIGNED,
+        *SIGNED,
     ),
 )
 
