@@ -15,7 +15,20 @@ from service.settings import Settings, SettingsError, load, parse_size
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-WRITTEN_OUT = {"data", "storage", "max_upload", "fetch_allow", "metrics", "rate_limit"}
+WRITTEN_OUT = {
+    "data",
+    "storage",
+    "max_upload",
+    "fetch_allow",
+    "metrics",
+    "rate_limit",
+    "renditions",
+    "renditions_size",
+    "renditions_memory",
+    "rendition_widths",
+    "trusted_proxies",
+    "x_accel_redirect",
+}
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
