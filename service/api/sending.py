@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
@@ -12,7 +13,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from service.api import envelope
-from service.api.protocol import UNREAD_S
+from service.api.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
 from service.storage.files import in_thread, unavailable
@@ -147,14 +148,22 @@ def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None
 
 
 async def _until_writable(connection: int) -> None:
-    """Raises ConnectionResetError for a client that takes nothing for too long."""
+    """Raises ConnectionResetError for a client that takes nothing for too long. One that takes a little is waited for:
+    the system wants a good part of what it holds to be gone before it takes more.
+    """
     loop = asyncio.get_running_loop()
     writable = asyncio.Event()
     loop.add_writer(connection, writable.set)
     try:
-        async with asyncio.timeout(UNREAD_S):
-            await writable.wait()
-    except TimeoutError:
-        raise ConnectionResetError("the client takes nothing") from None
+        unread, moved_at = count_unconfirmed(connection), loop.time()
+        while not writable.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(UNREAD_S / LOOKS):
+                    await writable.wait()
+            before, unread = unread, count_unconfirmed(connection)
+            if unread < before:
+                moved_at = loop.time()
+            elif loop.time() - moved_at >= UNREAD_S:
+                raise ConnectionResetError("the client takes nothing")
     finally:
         loop.remove_writer(connection)
