@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from aiohttp import web
 from service.api import sending
 from service.api.protocol import Runner
 from service.api.sending import FileAnswer, Part
+from service.storage.files import in_thread
 
 SIZE = 600_000
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -125,3 +127,25 @@ def test_a_drain_waits_until_a_file_is_read(play: Play) -> None:
         assert await reading == SIZE
 
     play(scene)
+
+
+async def test_a_thread_is_waited_for_however_often_its_call_is_cancelled() -> None:
+    """What it works with, a descriptor perhaps, is closed after it."""
+    begun, going_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        going_on.wait(5)
+        ended.set()
+
+    calling = asyncio.create_task(in_thread(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        calling.cancel()
+        await asyncio.sleep(0.01)
+    assert not calling.done()
+    going_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert ended.is_set()
