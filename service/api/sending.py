@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,7 @@ from service.storage.files import in_thread, unavailable
 
 # The system takes less at a time, as a rule; this bounds what one client is given before the others.
 _PIECE_BYTES = 1 << 20
+_RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,20})-(?P<last>[0-9]{0,20})", re.IGNORECASE)
 
 
 class Part(NamedTuple):
@@ -43,7 +45,8 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
     try:
         part = _part(request, picture)
     except ServiceError as error:
-        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}"})
+        varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
+        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
     status, headers = 200, dict(picture.headers)
     if part is None:
         part = Part(0, picture.stored.size)
@@ -66,7 +69,10 @@ def _is_known(request: web.Request, picture: Picture) -> bool:
     """Whether the client has it already (RFC 9110, 13.2.2)."""
     if (etags := request.if_none_match) is not None:
         return any(etag.value in {picture.etag, "*"} for etag in etags)
-    since = request.if_modified_since
+    try:
+        since = request.if_modified_since
+    except OverflowError:  # a year of twenty digits
+        return False
     return since is not None and picture.modified_s <= since.timestamp()
 
 
@@ -79,17 +85,20 @@ def _part(request: web.Request, picture: Picture) -> Part | None:
     condition = request.headers.get("If-Range")
     if condition is not None and condition not in {f'"{picture.etag}"', picture.headers.get("Last-Modified")}:
         return None
-    try:
-        asked = request.http_range
-    except ValueError:
+    match = _RANGE.fullmatch(request.headers["Range"])
+    if match is None or match["first"] == match["last"] == "":
         return None
     size = picture.stored.size
-    start, stop, _ = asked.indices(size)
-    if asked.start is None:
-        return None
-    if start >= stop:
+    if match["first"] == "":  # so many at the end
+        start, stop = max(0, size - int(match["last"])), size
+    else:
+        start = int(match["first"])
+        stop = size if match["last"] == "" else int(match["last"]) + 1
+        if start >= stop and match["last"]:
+            return None
+    if start >= min(stop, size):
         raise ServiceError("range-not-satisfiable")
-    return Part(start, stop)
+    return Part(start, min(stop, size))
 
 
 class FileAnswer(web.StreamResponse):
