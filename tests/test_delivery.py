@@ -275,7 +275,6 @@ async def test_another_process_forgets_a_deleted_image_too(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subjects, "TRUST_S", 60)
-    monkeypatch.setattr("service.api.delivery.TRUST_S", 60)
     other = await aiohttp_client(create_app(settings))
     paths = [f"/i/{image_id}", f"/i/{image_id}?width=40"]
     for path in paths:
@@ -350,11 +349,27 @@ async def test_a_signed_picture_is_not_kept_beyond_its_time(
     api: Client, image_id: str, connection: Any, tenant: Tenant
 ) -> None:
     path = sign(f"/i/{image_id}", await create_signing_key(connection, tenant.name), expires=int(time.time()) + 2)
-    assert (await api.get(path)).status == 200
+    answer = await api.get(path)
+    assert int(answer.headers["Cache-Control"].removeprefix("public, max-age=").removesuffix(", immutable")) <= 2
     async with asyncio.timeout(5):
         while (answer := await api.get(path)).status == 200:
             await asyncio.sleep(0.1)
     assert await code(answer) == "signature-expired"
+
+
+async def test_what_an_account_decides_holds_everywhere_once_its_time_of_trust_is_over(
+    api: Client, image_id: str, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown by a setting that was looked up before is not trusted longer than that."""
+    monkeypatch.setattr(subjects, "TRUST_S", 1.0)
+    began = time.monotonic()
+    assert (await api.get(f"/i/{image_id}")).status == 200
+    await set_policy(connection, tenant.name, require_signature=True, strip_location=None)
+    await asyncio.sleep(began + 0.8 - time.monotonic())
+    path = f"/i/{image_id}/name"
+    assert (await api.get(path)).status == 200
+    await asyncio.sleep(began + 1.3 - time.monotonic())
+    assert await code(await api.get(path)) == "signature-required"
 
 
 @pytest.mark.settings(rendition_widths="64,128")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -36,18 +37,20 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
 
     Raises `storage-unavailable`.
     """
+    headers = {**picture.headers, "Cache-Control": picture.caching.header(time.time())}
     if _is_known(request, picture):
-        headers = {name: value for name, value in picture.headers.items() if name != "Content-Type"}
+        del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
     data = picture.stored.data
     if data is None and accel_prefix:
-        return web.Response(headers={**picture.headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
+        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
+        return web.Response(headers=headers)
     try:
         part = _part(request, picture)
     except ServiceError as error:
         varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
         return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
-    status, headers = 200, dict(picture.headers)
+    status = 200
     if part is None:
         part = Part(0, picture.stored.size)
     else:
