@@ -392,7 +392,10 @@ async def test_a_watermark_is_of_the_same_account_and_its_deletion_ends_what_has
     logo = await upload(pictures.encode("png", Image.new("RGB", (50, 50), "red")))
     strange = await upload(pictures.encode("png"), await new_tenant())
     path = f"/i/{image_id}?width=200&format=png&watermark={logo}&watermark-position=centre"
-    assert (await opened(await api.get(path))).convert("RGB").getpixel((100, 75)) == (255, 0, 0)
+    answer = await api.get(path)
+    assert (await opened(answer)).convert("RGB").getpixel((100, 75)) == (255, 0, 0)
+    assert answer.headers["Surrogate-Key"] == f"{image_id} {logo}"
+    assert answer.headers["Cache-Tag"] == f"{image_id},{logo}"
     assert (await api.get(f"/i/{image_id}?watermark={strange}")).status == 400
     await api.delete(f"/v1/images/{logo}", headers=tenant.headers)
     assert (await api.get(path)).status == 400

@@ -737,6 +737,13 @@ def test_flipped_bytes_are_shown_or_refused(render: RenderBytes, form: str) -> N
             assert refused.code in CATALOGUE  # noqa: PT017
 
 
+def test_frames_that_are_none_are_not_shown(refusal: Callable[..., str]) -> None:
+    """Chunks that call themselves frames, of which the decoder makes nothing."""
+    data = animation("WEBP") + (b"ANMF" + bytes(4)) * 5
+    for at_end in (data, data[:4] + struct.pack("<I", len(data) - 8) + data[8:]):
+        assert refusal(at_end, format="webp") == "damaged-image"
+
+
 @pytest.mark.parametrize("make", [hostile_pictures.gif, hostile_pictures.tiff], ids=["gif", "tiff"])
 def test_thousands_of_pages_cost_as_much_as_the_one_that_is_shown(shown: Shown, make: Callable[[int], bytes]) -> None:
     assert shown(make(3000)).size == (1, 1)

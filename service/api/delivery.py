@@ -25,7 +25,6 @@ from service.delivery.subjects import TRUST_S, Subject
 from service.delivery.transformations import Format, Transformation
 from service.errors import ServiceError
 from service.ids import parse_image_id
-from service.images.records import Image
 from service.metrics import metrics
 from service.probes import MIME_TYPES
 from service.storage.files import Stored
@@ -99,7 +98,7 @@ async def _authorize(visit: Visit, subject: Subject) -> int | None:
 async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> Picture:
     name = visit.request.match_info.get("name", "")
     asked = parse(_parameters(visit.request), name, subject.policy.presets)
-    headers = _headers(visit.delivery, subject.image, expires)
+    headers = _headers(visit.delivery, expires)
     if name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(name, safe='')}"
     if asked is None:
@@ -154,21 +153,22 @@ def _format(order: RenderOrder) -> Format:
 
 
 def _picture(order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str]) -> Picture:
+    """Fastly and Varnish purge by `Surrogate-Key`, Cloudflare by `Cache-Tag`: all of the images that can be seen."""
     headers["ETag"] = f'"{etag}"'
     headers["Last-Modified"] = formatdate(modified_s, usegmt=True)
     image_ids = (order.image_id, *([order.watermark_id] if order.watermark_id else []))
+    headers["Surrogate-Key"] = " ".join(image_ids)
+    headers["Cache-Tag"] = ",".join(image_ids)
     kind = "images" if stored.path.name == order.image_id else "renditions"
     accel_path = f"/{kind}/{stored.path.parent.name}/{stored.path.name}"
     return Picture(image_ids, stored, etag, modified_s, headers, accel_path)
 
 
-def _headers(delivery: Delivery, image: Image, expires: int | None) -> dict[str, str]:
-    """Of every answer that shows something of this image. Nothing is kept longer than its signature holds."""
+def _headers(delivery: Delivery, expires: int | None) -> dict[str, str]:
+    """Of every answer that shows a picture. Nothing is kept longer than its signature holds."""
     max_age_s = delivery.max_age_s if expires is None else max(0, min(delivery.max_age_s, int(expires - time.time())))
     return {
         "Cache-Control": f"public, max-age={max_age_s}",
-        "Surrogate-Key": image.id,
-        "Cache-Tag": image.id,
         "Accept-Ranges": "bytes",
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Resource-Policy": "cross-origin",

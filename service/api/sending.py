@@ -38,7 +38,8 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
         return web.Response(status=304, headers=headers)
     data = picture.stored.data
     if data is None and accel_prefix:
-        return web.Response(headers={**picture.headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
+        headers = {name: value for name, value in picture.headers.items() if name != "Accept-Ranges"}  # nginx adds it
+        return web.Response(headers={**headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
     try:
         part = _part(request, picture)
     except ServiceError as error:

@@ -53,6 +53,7 @@ _PATHS = st.one_of(
     st.builds(
         "/v1/images/{}{}".format, _IDS, st.sampled_from(["", "/", "/tags", "/delete", "/add_tags", "/remove_tags"])
     ),
+    st.builds("/i/{}{}".format, _IDS, st.sampled_from(["", "/", "/car.webp", "/%ff.png", "/a/b"])),
 )
 # Most of them are of the API, so that what comes after is looked at.
 _TARGETS = st.one_of(
@@ -63,6 +64,7 @@ _TARGETS = st.one_of(
                 *[("POST", "/v1/images"), ("GET", "/v1/images"), ("GET", "/v1/images/search")] * 2,
                 *[("PUT", "/v1/images/AAAAAAA/tags"), ("DELETE", "/v1/images/AAAAAAA,BBBBBBB/tags")],
                 *[("GET", "/v1/images/AAAAAAA/add_tags"), ("GET", "/v1/images/AAAAAAA"), ("GET", "/v1/account")],
+                *[("GET", "/i/{id}"), ("HEAD", "/i/{id}/car"), ("GET", "/i/{id}/car.png")] * 2,
             ]
         )
     ]
@@ -122,6 +124,7 @@ _NAMES = st.sampled_from(
         "with_exif",
         "with_mini_preview",
         "with_account",
+        *RENDITION,
         "?tags",
         "tags[]",
         "\x00",
@@ -160,6 +163,14 @@ _HEADER_LINES = st.lists(
                 "Content-Length: 99999999999",
                 "Connection: close",
                 "If-None-Match: *",
+                'If-None-Match: "a", W/"',
+                "If-Modified-Since: yesterday",
+                "Range: bytes=0-0",
+                "Range: bytes=9999999-",
+                "Range: bytes=-0,5-,x",
+                'Range: bytes=5-\r\nIf-Range: "a',
+                "Accept: image/avif;q=0, image/webp;q=x, */*;;",
+                "X-Forwarded-For: ::1, , x",
                 "Access-Control-Request-Method: PUT",
                 "Host: a\r\nHost: b",
                 ": x",

@@ -35,7 +35,7 @@ _WHITE = (255, 255, 255, 255)
 
 def placed_frames(original: Original, asked: Transformation) -> list[pyvips.Image]:
     """In memory; one, or all of an animation. What the picture decides is decided by the first frame for all."""
-    if asked.trim is not None or asked.crop is not None:
+    if asked.trim is not None or (asked.crop is not None and asked.gravity == "smart"):
         return list(_from_whole(original, asked))
     return list(_streamed(original, asked))
 
@@ -46,13 +46,19 @@ def _streamed(original: Original, asked: Transformation) -> Iterator[pyvips.Imag
     stored = Size(original.width, original.height)
     plan = _plan(turn.size(stored), original, asked)
     fitting = _Fitting(plan, asked)
-    image = original.load(_needed_scale(stored, turn.size(plan.scaled), original))
+    if plan.cropped is None or plan.cropped_at is None:
+        image = original.load(_needed_scale(stored, turn.size(plan.scaled), original))
+        for frame in _frames(image, original):
+            yield fitting.fit(frame, image, turn)
+        return
+    image = original.load(1)  # a crop counts the picture's own pixels
+    place = turn.origin(plan.cropped_at, plan.cropped, turn.size(stored))
     for frame in _frames(image, original):
-        yield fitting.fit(frame, image, turn)
+        yield fitting.fit(_cut(frame, place, turn.size(plan.cropped)), image, turn)
 
 
 def _from_whole(original: Original, asked: Transformation) -> Iterator[pyvips.Image]:
-    """Where edges are looked for or pixels are counted, all of them have to be there."""
+    """Where something is looked for in the picture, all of it has to be there."""
     image = original.load(1)
     profile = blob(image, "icc-profile-data")
     box: tuple[Place, Size] | None = None
@@ -82,7 +88,8 @@ def _plan(size: Size, original: Original, asked: Transformation) -> Geometry:
 
 def _needed_scale(stored: Size, scaled: Size, original: Original) -> float:
     scale = max(scaled.width / stored.width, scaled.height / stored.height)
-    drawn = original.drawing and max(stored) * scale <= _MAX_DRAWN_SIDE and max(scaled) <= _MAX_DRAWN_SIDE
+    width, height = stored.width * scale, stored.height * scale
+    drawn = original.drawing and max(width, height) <= _MAX_DRAWN_SIDE and width * height <= MAX_PIXELS
     return scale if drawn else min(1.0, scale)
 
 
@@ -93,11 +100,13 @@ def _frames(image: pyvips.Image, original: Original) -> Iterator[pyvips.Image]:
     if original.animation is None:
         yield image
         return
+    width, height = original.width, original.height
+    if (image.width, image.height) != (width, height * len(original.animation.delays)):
+        raise Rejected("damaged-image")  # not the frames that were admitted
     region = pyvips.Region.new(image)
-    height = image.height // len(original.animation.delays)
     for top in range(0, image.height, height):
-        pixels = region.fetch(0, top, image.width, height)
-        frame = pyvips.Image.new_from_memory(pixels, image.width, height, image.bands, image.format)
+        pixels = region.fetch(0, top, width, height)
+        frame = pyvips.Image.new_from_memory(pixels, width, height, image.bands, image.format)
         yield frame.copy(interpretation=image.interpretation)
 
 
@@ -122,7 +131,7 @@ class _Fitting:
         return _cut(frame, self._cropped_at, size)
 
     def fit(self, frame: pyvips.Image, source: pyvips.Image, turn: Turn) -> pyvips.Image:
-        """`frame` is made of `source`, which may still have to be decoded. What it is turned by comes last."""
+        """`frame` is made of `source`, which may still have to be decoded, and was cropped. It is turned last."""
         profile = blob(source, "icc-profile-data")
         scaled, size = self._plan.scaled, self._plan.size
         width, height = turn.size(scaled)
