@@ -278,8 +278,9 @@ async def ready_image(port: int, connection: Any, tenant: Tenant) -> None:
     looked at all the same.
     """
     await connection.execute(
-        "insert into images (id, account_id, size, sha256, state, format, width, height, pages, has_alpha) "
-        "values ('READYIMAGE', $1, 1, '', 'ready', 'gif', 400, 300, 3, true)",
+        "insert into images (id, account_id, size, sha256, state, format, width, height, orientation, pages, "
+        "has_alpha, exif, mini_preview) "
+        "values ('READYIMAGE', $1, 1, sha256(''), 'ready', 'gif', 400, 300, 1, 3, true, '{}', 'x')",
         tenant.id,
     )
 
