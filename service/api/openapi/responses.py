@@ -7,6 +7,7 @@ from collections import defaultdict
 from service.api.openapi import schemas
 from service.api.openapi.parts import Json, Operation
 from service.errors import CATALOGUE
+from service.ids import IMAGE_ID_PATTERN
 
 # What may meet any request, and any that needs a key.
 _ANY = ("bad-request", "expectation-failed", "internal")
@@ -38,8 +39,14 @@ HEADERS: Json = {
         "description": "The name that stands in the path.",
         "schema": {"type": "string"},
     },
-    "Surrogate-Key": {"description": "The image's id, to purge all of its forms by.", "schema": schemas.ID},
-    "Cache-Tag": {"description": "The same, as other CDNs have it.", "schema": schemas.ID},
+    "Surrogate-Key": {
+        "description": "The ids of the images that can be seen, the watermark's too, to purge the picture by.",
+        "schema": {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}( {IMAGE_ID_PATTERN.pattern})?$"},
+    },
+    "Cache-Tag": {
+        "description": "The same, as other CDNs have it.",
+        "schema": {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}(,{IMAGE_ID_PATTERN.pattern})?$"},
+    },
 }
 _OF_STATUS = {401: ("WWW-Authenticate",), 416: ("Content-Range",), 429: ("Retry-After",), 503: ("Retry-After",)}
 # Of every answer to a key that is limited.
