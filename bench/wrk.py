@@ -16,9 +16,9 @@ from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("request.lua")
 
-# In a path: another six hexadecimal digits in each request of this run.
+# In a path: another six hexadecimal digits in each request of a run, which are enough for 1,024 turns.
 FRESH = "{fresh}"
-_FRESH_IN_A_TURN = 1 << 16
+_FRESH_IN_A_TURN = 1 << 14
 _next_fresh = itertools.count(0, _FRESH_IN_A_TURN)
 
 
@@ -74,7 +74,7 @@ def send(requests: Requests, port: int, *, connections: int, seconds: float) -> 
             "BENCH_STATUS": str(requests.status),
             "BENCH_EXPECT": "\n".join(requests.expected),
             "BENCH_JPEG": "1" if requests.jpeg else "",
-            "BENCH_FRESH": str(next(_next_fresh)),
+            "BENCH_FRESH": str(next(_next_fresh) if FRESH in requests.paths[0] else 0),
         }
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s", "-s", str(_SCRIPT)]
         before = os.times()
