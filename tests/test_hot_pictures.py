@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.delivery import pictures
-from service.delivery.pictures import HotPictures, Picture
+from service.delivery.pictures import Caching, HotPictures, Picture
 from service.ids import ImageId
 from service.storage.files import Stored
 
@@ -23,7 +23,7 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> Picture:
     stored = Stored(Path("x"), size, 0, b"x" * size if small else None)
-    return Picture(image_ids or (ONE,), stored, "etag", 0, {}, "/x")
+    return Picture(image_ids or (ONE,), stored, "etag", 0, {}, Caching(60), "/x")
 
 
 def put(hot: HotPictures, key: str, shown: Picture, until: float = FAR) -> None:
@@ -90,3 +90,10 @@ def test_what_was_looked_up_before_a_deletion_is_not_put() -> None:
     hot.forget([TWO])
     hot.put("a", picture(ONE), until=FAR, generation=generation)
     assert hot.get("a") is None
+
+
+def test_no_cache_keeps_a_picture_longer_than_its_signature_holds() -> None:
+    assert Caching(60).header(1000.0) == "public, max-age=60"
+    assert Caching(60, immutable=True).header(1000.0) == "public, max-age=60, immutable"
+    for now, left_s in [(1000.0, 60), (1950.0, 50), (1998.5, 1), (2000.0, 0), (2010.0, 0)]:
+        assert Caching(60, expires=2000).header(now) == f"public, max-age={left_s}"

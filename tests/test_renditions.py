@@ -216,6 +216,20 @@ async def test_an_order_of_another_version_is_dropped(settings: Settings) -> Non
     await redis.aclose(close_connection_pool=True)
 
 
+async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str, connection: Any) -> None:
+    order = RenderOrder(ImageId(image_id), RED)
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        resources.renditions.write(RenditionKey(order.image_id, order.digest), b"there")
+        context = {"resources": resources, "job_try": 2, "score": 0}
+        end = await render_image(context, encode_order(order), request_id="x")
+    await redis.aclose(close_connection_pool=True)
+    assert end is not None
+    assert end.error is None
+    assert [path.read_bytes() for path in files(settings)] == [b"there"]
+    assert await connection.fetchval("select size from renditions") == 5
+
+
 async def test_an_order_is_put_off_while_the_disk_is_away_and_given_up_in_the_end(
     settings: Settings, image_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,10 @@ async def _make(worker: Resources, order: RenderOrder) -> str | None:
     """Why it cannot be made, an error code of the API; None once it is there."""
     key = RenditionKey(order.image_id, order.digest)
     try:
-        size = await _write(worker, order, key)
+        # Who looked for the file before it was made may order it when that is done.
+        size = await asyncio.to_thread(worker.renditions.find_size, key)
+        if size is None:
+            size = await _write(worker, order, key)
     except Rejected as refusal:
         return refusal.code
     except ChildLost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -19,12 +20,12 @@ from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
 from service.delivery.orders import RenderOrder
 from service.delivery.parsing import Asked, parse
-from service.delivery.pictures import Picture
+from service.delivery.pictures import Caching, Picture
 from service.delivery.resolution import resolve
-from service.delivery.subjects import TRUST_S, Subject
+from service.delivery.subjects import Subject
 from service.delivery.transformations import Format, Transformation
 from service.errors import ServiceError
-from service.ids import parse_image_id
+from service.ids import ImageId, parse_image_id
 from service.metrics import metrics
 from service.probes import MIME_TYPES
 from service.storage.files import Stored
@@ -34,19 +35,27 @@ _VARIES = web.RequestKey("varies", bool)
 _MOST_PARAMETERS = 64
 # Longer ones would fill the memory with names.
 _LONGEST_HOT_PATH = 512
+_EVERY_PICTURE = {
+    "Accept-Ranges": "bytes",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
 # An SVG is a document that may have scripts; a browser that opens it runs none of them.
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Visit:
-    """One request for a picture. `taken` are the modern formats that its client takes, the best first."""
+    """One request for a picture. `taken` are the modern formats that its client takes, the best first. `trusted_until`,
+    of the monotonic clock, is how long all that was looked up for it holds.
+    """
 
     request: web.Request
     delivery: Delivery
     address: str
     taken: tuple[Format, ...]
     is_signed: bool
+    trusted_until: float = math.inf
 
 
 async def show(request: web.Request) -> web.StreamResponse:
@@ -60,24 +69,34 @@ async def show(request: web.Request) -> web.StreamResponse:
     if picture is not None:
         metrics.pictures_from_memory.inc()
     else:
-        generation, looked_at = delivery.hot.generation, time.monotonic()
+        generation = delivery.hot.generation
         visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
         subject = await _find_subject(visit)
         expires = await _authorize(visit, subject)
         picture = await _find_picture(visit, subject, expires)
-        trusted_s = TRUST_S if expires is None else min(TRUST_S, expires - time.time())
+        if expires is not None:
+            visit.trusted_until = min(visit.trusted_until, time.monotonic() + expires - time.time())
         if len(request.raw_path) <= _LONGEST_HOT_PATH:
-            delivery.hot.put(key, picture, until=looked_at + trusted_s, generation=generation)
+            delivery.hot.put(key, picture, until=visit.trusted_until, generation=generation)
     return await send(request, picture, accel_prefix=delivery.accel_prefix)
 
 
 async def _find_subject(visit: Visit) -> Subject:
-    subject = await visit.delivery.subjects.find(parse_image_id(visit.request.match_info["id"]))
-    if subject is None or subject.image.state == "failed":
-        await visit.delivery.misses.count(visit.address)
+    subject = await _look_up(visit, parse_image_id(visit.request.match_info["id"]))
+    if subject is None:
         raise ServiceError("image-not-found", "There is no image with this id.")
     if subject.image.state == "pending":
         raise ServiceError("image-processing", retry_after_s=1)
+    return subject
+
+
+async def _look_up(visit: Visit, image_id: ImageId) -> Subject | None:
+    """None, and a miss, where there is no such image."""
+    subject = await visit.delivery.subjects.find(image_id)
+    if subject is None or subject.image.state == "failed":
+        await visit.delivery.misses.count(visit.address)
+        return None
+    visit.trusted_until = min(visit.trusted_until, subject.trusted_until)
     return subject
 
 
@@ -98,11 +117,11 @@ async def _authorize(visit: Visit, subject: Subject) -> int | None:
 async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> Picture:
     name = visit.request.match_info.get("name", "")
     asked = parse(_parameters(visit.request), name, subject.policy.presets)
-    headers = _headers(visit.delivery, expires)
+    headers, caching = dict(_EVERY_PICTURE), Caching(visit.delivery.max_age_s, expires)
     if name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(name, safe='')}"
     if asked is None:
-        return await _find_raw(visit, subject, headers)
+        return await _find_raw(visit, subject, headers, caching._replace(immutable=True))
     if asked.format is None:
         visit.request[_VARIES] = True
         headers["Vary"] = "Accept"
@@ -112,13 +131,13 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
         order, subject.image.account_id, bounded=not visit.is_signed, request_id=request_id(visit.request)
     )
     headers["Content-Type"] = MIME_TYPES[_format(order)]
-    return _picture(order, stored, f"{order.digest}-{stored.modified_ns:x}", stored.modified_ns // 10**9, headers)
+    etag = f"{order.digest}-{stored.modified_ns:x}"
+    return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching)
 
 
-async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str]) -> Picture:
+async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], caching: Caching) -> Picture:
     image, order = subject.image, RenderOrder(subject.image.id)
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
-    headers["Cache-Control"] += ", immutable"
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
     etag, created_s = image.sha256.hex(), int(image.created_at.timestamp())
@@ -126,20 +145,18 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str]) -> 
         stored = await visit.delivery.renditions.get(
             order, image.account_id, bounded=False, request_id=request_id(visit.request)
         )
-        return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers)
+        return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
         raise ServiceError("image-lost")
     metrics.pictures_from_disk.inc()
-    return _picture(order, found, etag, created_s, headers)
+    return _picture(order, found, etag, created_s, headers, caching=caching)
 
 
 async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Transformation:
     delivery = visit.delivery
     if asked.watermark is not None:
-        over = await delivery.subjects.find(asked.watermark.image_id)
-        if over is None:
-            await delivery.misses.count(visit.address)
+        over = await _look_up(visit, asked.watermark.image_id)
         if over is None or over.image.account_id != subject.image.account_id or over.image.state != "ready":
             raise ServiceError("invalid-parameter", "watermark must be the id of an image of the same account.")
     if subject.policy.strip_location:
@@ -152,7 +169,9 @@ def _format(order: RenderOrder) -> Format:
     return order.transformation.format
 
 
-def _picture(order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str]) -> Picture:
+def _picture(
+    order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str], *, caching: Caching
+) -> Picture:
     """Fastly and Varnish purge by `Surrogate-Key`, Cloudflare by `Cache-Tag`: all of the images that can be seen."""
     headers["ETag"] = f'"{etag}"'
     headers["Last-Modified"] = formatdate(modified_s, usegmt=True)
@@ -161,18 +180,7 @@ def _picture(order: RenderOrder, stored: Stored, etag: str, modified_s: int, hea
     headers["Cache-Tag"] = ",".join(image_ids)
     kind = "images" if stored.path.name == order.image_id else "renditions"
     accel_path = f"/{kind}/{stored.path.parent.name}/{stored.path.name}"
-    return Picture(image_ids, stored, etag, modified_s, headers, accel_path)
-
-
-def _headers(delivery: Delivery, expires: int | None) -> dict[str, str]:
-    """Of every answer that shows a picture. Nothing is kept longer than its signature holds."""
-    max_age_s = delivery.max_age_s if expires is None else max(0, min(delivery.max_age_s, int(expires - time.time())))
-    return {
-        "Cache-Control": f"public, max-age={max_age_s}",
-        "Accept-Ranges": "bytes",
-        "X-Content-Type-Options": "nosniff",
-        "Cross-Origin-Resource-Policy": "cross-origin",
-    }
+    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path)
 
 
 def _parameters(request: web.Request) -> list[tuple[str, str]]:

@@ -34,10 +34,18 @@ log = structlog.get_logger("service.api")
 _LOOK_S = 0.05
 # For so long a client may take nothing of an answer. It is looked at several times meanwhile, to end soon after.
 UNREAD_S = 30
-_LOOKS = 6
+LOOKS = 6
 
 # Bounded, so that it costs nothing on a stream of letters.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
+
+
+def count_unconfirmed(connection: int) -> int:
+    """Bytes that wait in the system for the other side to confirm them; 0 where it does not tell."""
+    waiting = bytes(struct.calcsize("i"))
+    with suppress(OSError):
+        waiting = fcntl.ioctl(connection, termios.TIOCOUTQ, waiting)
+    return int(struct.unpack("i", waiting)[0])
 
 
 class HttpConnection(RequestHandler):
@@ -72,7 +80,7 @@ class HttpConnection(RequestHandler):
         super().resume_writing()
 
     def _look_again(self, unread: int, moved_at: float) -> None:
-        self._next_look = self._loop.call_later(self._unread_s / _LOOKS, self._look, unread, moved_at)
+        self._next_look = self._loop.call_later(self._unread_s / LOOKS, self._look, unread, moved_at)
 
     def _stop_looking(self) -> None:
         if self._next_look is not None:
@@ -93,10 +101,8 @@ class HttpConnection(RequestHandler):
     def _count_unread(self) -> int:
         """Bytes that wait here, or in the system for the other side to confirm them, where it tells."""
         assert self._connection is not None  # noqa: S101 - there is one to be paused
-        waiting = bytes(struct.calcsize("i"))
-        with suppress(OSError):
-            waiting = fcntl.ioctl(self._connection.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
-        return self._connection.get_write_buffer_size() + int(struct.unpack("i", waiting)[0])
+        connection = self._connection.get_extra_info("socket").fileno()
+        return self._connection.get_write_buffer_size() + count_unconfirmed(connection)
 
     def abort(self) -> None:
         """Its request is cancelled, as where the client has left, and the system drops what it holds of the answer."""
@@ -124,7 +130,8 @@ class HttpConnection(RequestHandler):
                 body.set_exception(RequestPayloadError("malformed body"))
 
     def is_busy(self) -> bool:
-        return self._current_request is not None or bool(self._messages) or self.writing_paused
+        """Also while an answer is sent, by whatever way: for aiohttp there is no current request any more."""
+        return self._request_in_progress or bool(self._messages) or self.writing_paused
 
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
@@ -12,13 +15,14 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from service.api import envelope
-from service.api.protocol import UNREAD_S
+from service.api.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
 from service.storage.files import in_thread, unavailable
 
 # The system takes less at a time, as a rule; this bounds what one client is given before the others.
 _PIECE_BYTES = 1 << 20
+_RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,20})-(?P<last>[0-9]{0,20})", re.IGNORECASE)
 
 
 class Part(NamedTuple):
@@ -33,18 +37,21 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
 
     Raises `storage-unavailable`.
     """
+    headers = {**picture.headers, "Cache-Control": picture.caching.header(time.time())}
     if _is_known(request, picture):
-        headers = {name: value for name, value in picture.headers.items() if name != "Content-Type"}
+        del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
     data = picture.stored.data
     if data is None and accel_prefix:
-        headers = {name: value for name, value in picture.headers.items() if name != "Accept-Ranges"}  # nginx adds it
-        return web.Response(headers={**headers, "X-Accel-Redirect": accel_prefix + picture.accel_path})
+        del headers["Accept-Ranges"]  # nginx adds it
+        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
+        return web.Response(headers=headers)
     try:
         part = _part(request, picture)
     except ServiceError as error:
-        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}"})
-    status, headers = 200, dict(picture.headers)
+        varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
+        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
+    status = 200
     if part is None:
         part = Part(0, picture.stored.size)
     else:
@@ -66,7 +73,10 @@ def _is_known(request: web.Request, picture: Picture) -> bool:
     """Whether the client has it already (RFC 9110, 13.2.2)."""
     if (etags := request.if_none_match) is not None:
         return any(etag.value in {picture.etag, "*"} for etag in etags)
-    since = request.if_modified_since
+    try:
+        since = request.if_modified_since
+    except OverflowError:  # a year of twenty digits
+        return False
     return since is not None and picture.modified_s <= since.timestamp()
 
 
@@ -79,17 +89,20 @@ def _part(request: web.Request, picture: Picture) -> Part | None:
     condition = request.headers.get("If-Range")
     if condition is not None and condition not in {f'"{picture.etag}"', picture.headers.get("Last-Modified")}:
         return None
-    try:
-        asked = request.http_range
-    except ValueError:
+    match = _RANGE.fullmatch(request.headers["Range"])
+    if match is None or match["first"] == match["last"] == "":
         return None
     size = picture.stored.size
-    start, stop, _ = asked.indices(size)
-    if asked.start is None:
-        return None
-    if start >= stop:
+    if match["first"] == "":  # so many at the end
+        start, stop = max(0, size - int(match["last"])), size
+    else:
+        start = int(match["first"])
+        stop = size if match["last"] == "" else int(match["last"]) + 1
+        if start >= stop and match["last"]:
+            return None
+    if start >= min(stop, size):
         raise ServiceError("range-not-satisfiable")
-    return Part(start, stop)
+    return Part(start, min(stop, size))
 
 
 class FileAnswer(web.StreamResponse):
@@ -148,14 +161,22 @@ def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None
 
 
 async def _until_writable(connection: int) -> None:
-    """Raises ConnectionResetError for a client that takes nothing for too long."""
+    """Raises ConnectionResetError for a client that takes nothing for too long. One that takes a little is waited for:
+    the system wants a good part of what it holds to be gone before it takes more.
+    """
     loop = asyncio.get_running_loop()
     writable = asyncio.Event()
     loop.add_writer(connection, writable.set)
     try:
-        async with asyncio.timeout(UNREAD_S):
-            await writable.wait()
-    except TimeoutError:
-        raise ConnectionResetError("the client takes nothing") from None
+        unread, moved_at = count_unconfirmed(connection), loop.time()
+        while not writable.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(UNREAD_S / LOOKS):
+                    await writable.wait()
+            before, unread = unread, count_unconfirmed(connection)
+            if unread < before:
+                moved_at = loop.time()
+            elif loop.time() - moved_at >= UNREAD_S:
+                raise ConnectionResetError("the client takes nothing")
     finally:
         loop.remove_writer(connection)

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.ids import ImageId
 from service.storage.files import Stored
@@ -14,10 +15,24 @@ from service.storage.files import Stored
 _ENTRY_BYTES = 4096
 
 
+class Caching(NamedTuple):
+    """How long caches may keep a picture; `expires` is when its signature ends, a Unix time."""
+
+    max_age_s: int
+    expires: int | None = None
+    immutable: bool = False
+
+    def header(self, now: float) -> str:
+        """Of an answer at this time: nothing is kept longer than its signature holds."""
+        left_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
+        return f"public, max-age={max(0, left_s)}{', immutable' if self.immutable else ''}"
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`headers` are those of every answer that shows it; `etag` is one of them, without its quotes. `image_ids` are
-    whose deletion ends it. `accel_path` is where it lies below the internal locations of a proxy.
+    """`headers` are those of every answer that shows it, beside what `caching` says; `etag` is one of them, without its
+    quotes. `image_ids` are whose deletion ends it. `accel_path` is where it lies below the internal locations of a
+    proxy.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -25,6 +40,7 @@ class Picture:
     etag: str
     modified_s: int
     headers: Mapping[str, str]
+    caching: Caching
     accel_path: str
 
 

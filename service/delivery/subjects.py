@@ -26,25 +26,34 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
+    """`trusted_until` is of the monotonic clock."""
+
     image: Image
     policy: Policy
+    trusted_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen(Generic[Value]):
+    value: Value
+    trusted_until: float
 
 
 class _Memory(Generic[Key, Value]):
     """Values that are trusted for `TRUST_S`; the longest unused go first where there are too many."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
+        self._seen: OrderedDict[Key, _Seen[Value]] = OrderedDict()
 
-    def get(self, key: Key) -> Value | None:
+    def get(self, key: Key) -> _Seen[Value] | None:
         seen = self._seen.get(key)
-        if seen is None or time.monotonic() >= seen[0]:
+        if seen is None or time.monotonic() >= seen.trusted_until:
             return None
         self._seen.move_to_end(key)
-        return seen[1]
+        return seen
 
-    def put(self, key: Key, value: Value, looked_at: float) -> None:
-        self._seen[key] = (looked_at + TRUST_S, value)
+    def put(self, key: Key, seen: _Seen[Value]) -> None:
+        self._seen[key] = seen
         if len(self._seen) > _MOST_REMEMBERED:
             self._seen.popitem(last=False)
 
@@ -70,12 +79,8 @@ class Subjects:
         image = self._images.get(image_id) or await self._find_image(image_id)
         if image is None:
             return None
-        policy = self._policies.get(image.account_id)
-        if policy is None:
-            looked_at = time.monotonic()
-            policy = await self.finding_policies.submit(image.account_id)
-            self._policies.put(image.account_id, policy, looked_at)
-        return Subject(image, policy)
+        policy = self._policies.get(image.value.account_id) or await self._find_policy(image.value.account_id)
+        return Subject(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
 
     def forget(self, image_ids: Iterable[ImageId]) -> None:
         """They were deleted; what is being looked up at this time is not remembered."""
@@ -87,12 +92,21 @@ class Subjects:
         self._generation += 1
         self._images.clear()
 
-    async def _find_image(self, image_id: ImageId) -> Image | None:
+    async def _find_image(self, image_id: ImageId) -> _Seen[Image] | None:
         looked_at, generation = time.monotonic(), self._generation
         image = await self.finding_images.submit(image_id)
-        if image is not None and image.state == "ready" and generation == self._generation:
-            self._images.put(image_id, image, looked_at)
-        return image
+        if image is None:
+            return None
+        seen = _Seen(image, looked_at + TRUST_S)
+        if image.state == "ready" and generation == self._generation:
+            self._images.put(image_id, seen)
+        return seen
+
+    async def _find_policy(self, account_id: AccountId) -> _Seen[Policy]:
+        looked_at = time.monotonic()
+        seen = _Seen(await self.finding_policies.submit(account_id), looked_at + TRUST_S)
+        self._policies.put(account_id, seen)
+        return seen
 
 
 async def _find_images(database: Database, image_ids: Sequence[ImageId]) -> list[Image | None]:

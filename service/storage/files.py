@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,8 @@ SMALL_BYTES = 256 << 10
 
 
 async def in_thread(call: Callable[[], Result]) -> Result:
-    """Returns only when the thread is done, also if it is cancelled: what it makes can be removed then.
+    """Returns only when the thread is done, however often it is cancelled: what it makes can be removed then, and what
+    it works with closed. (Else the number of a descriptor may be another one's before the thread is done with it.)
 
     Raises OSError where the system gives no thread.
     """
@@ -31,7 +32,9 @@ async def in_thread(call: Callable[[], Result]) -> Result:
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([working])
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
         raise
 
 

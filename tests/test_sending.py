@@ -1,0 +1,151 @@
+"""Pictures that go from their file to the connection: to slow clients, to those that leave, and at a shut-down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from service.api import sending
+from service.api.protocol import Runner
+from service.api.sending import FileAnswer, Part
+from service.storage.files import in_thread
+
+SIZE = 600_000
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
+Play = Callable[[Scene], None]
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[tuple[Runner, socket.socket]]:
+    """An application that has this file, and a client; little lies between them."""
+
+    async def show(_: web.Request) -> web.StreamResponse:
+        return FileAnswer(path.open("rb", buffering=0), Part(0, SIZE), 200, {})
+
+    app = web.Application()
+    app.router.add_get("/", show)
+    runner = Runner(app, access_log=None, shutdown_timeout=0.2)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await web.SockSite(runner, listener).start()
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        try:
+            yield runner, client
+        finally:
+            await runner.cleanup()
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
+    """Runs a scene between a server and its client, in each of the event loops."""
+    path = tmp_path / "picture"
+    path.write_bytes(os.urandom(SIZE))
+
+    async def run(scene: Scene) -> None:
+        async with asyncio.timeout(15), serving(path) as (runner, client):
+            await scene(runner, client)
+
+    def play(scene: Scene) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(run(scene))
+
+    return play
+
+
+async def ask(client: socket.socket) -> None:
+    await asyncio.get_running_loop().sock_sendall(client, GET)
+    await asyncio.sleep(0.1)
+
+
+async def read(client: socket.socket, *, pauses: int = 0) -> int:
+    """The bytes of the picture, until it is whole or the connection ends; there are pauses at the beginning."""
+    received = bytearray()
+    while len(received.partition(b"\r\n\r\n")[2]) < SIZE:
+        piece = await asyncio.get_running_loop().sock_recv(client, 4096)
+        if not piece:
+            break
+        received += piece
+        if pauses:
+            pauses -= 1
+            await asyncio.sleep(0.1)
+    return len(received.partition(b"\r\n\r\n")[2])
+
+
+def test_a_client_that_takes_a_little_at_a_time_gets_all_of_the_file(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection takes new bytes only when a third of what it holds is gone."""
+    monkeypatch.setattr(sending, "UNREAD_S", 0.3)
+
+    async def scene(_: Runner, client: socket.socket) -> None:
+        await ask(client)
+        assert await read(client, pauses=15) == SIZE
+        await ask(client)
+        assert await read(client) == SIZE  # the connection is in good order
+
+    play(scene)
+
+
+def test_a_client_that_takes_nothing_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "UNREAD_S", 0.3)
+
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await ask(client)
+        while runner.draining_server.connections:
+            await asyncio.sleep(0.01)
+        assert await read(client) < SIZE
+
+    play(scene)
+
+
+def test_a_drain_waits_until_a_file_is_read(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await ask(client)
+        server = runner.draining_server
+        draining = asyncio.create_task(server.drain(linger_s=0, timeout_s=10))
+        await asyncio.sleep(0.2)
+        assert server.count_under_way() == 1
+        assert not draining.done()
+        reading = asyncio.create_task(read(client))
+        await draining
+        await runner.cleanup()
+        assert await reading == SIZE
+
+    play(scene)
+
+
+async def test_a_thread_is_waited_for_however_often_its_call_is_cancelled() -> None:
+    """What it works with, a descriptor perhaps, is closed after it."""
+    begun, going_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        going_on.wait(5)
+        ended.set()
+
+    calling = asyncio.create_task(in_thread(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        calling.cancel()
+        await asyncio.sleep(0.01)
+    assert not calling.done()
+    going_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert ended.is_set()
