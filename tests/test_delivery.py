@@ -297,8 +297,14 @@ async def test_a_rendition_is_made_once_whoever_asks(
 
 
 async def test_equal_renditions_are_one(api: Client, image_id: str, connection: Any) -> None:
-    for query in ("width=100&fit=contain", "fit=scale-down&width=100&gravity=", "width=50&dpr=2", "width=100&blur=0"):
-        await api.get(f"/i/{image_id}?{query}".replace("&gravity=", ""))
+    for query in (
+        "width=100&fit=contain",
+        "fit=scale-down&width=100",
+        "width=50&dpr=2",
+        "width=100&blur=0",
+        "width=100&metadata=none&brightness=1&rotate=0",
+    ):
+        assert (await api.get(f"/i/{image_id}?{query}")).status == 200, query
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
@@ -399,6 +405,13 @@ async def test_new_unsigned_renditions_are_bounded(api: Client, image_id: str, c
     assert (await api.get(sign(f"/i/{image_id}?width=30", secret))).status == 200
 
 
+@pytest.mark.settings(rendition_rate="4/h")
+async def test_a_large_rendition_counts_as_several(api: Client, image_id: str) -> None:
+    path = f"/i/{image_id}?enlarge&format=jpeg&height=1500&width="
+    assert (await api.get(f"{path}2000")).status == 200
+    assert await code(await api.get(f"{path}700")) == "too-many-renditions"
+
+
 @pytest.mark.settings(miss_rate="3/h", trusted_proxies="127.0.0.0/8")
 async def test_ids_cannot_be_guessed_from_one_address(api: Client, image_id: str) -> None:
     guesser, other = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}
@@ -485,6 +498,8 @@ async def test_large_files_can_be_left_to_a_proxy(api: Client, upload: Upload, s
     rendition = await api.get(f"/i/{image_id}?format=png")
     place = rendition.headers["X-Accel-Redirect"].removeprefix("/protected/renditions/")
     assert (settings.renditions_folder / place).is_file()
+    behind = await api.get(f"/i/{image_id}", headers={"Range": "bytes=99999999-"})
+    assert (behind.status, await code(behind)) == (416, "range-not-satisfiable")
     small = await api.get(f"/i/{image_id}?width=10")
     assert "X-Accel-Redirect" not in small.headers
 

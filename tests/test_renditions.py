@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,7 +218,7 @@ async def test_an_order_of_another_version_is_dropped(settings: Settings) -> Non
 
 
 async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str, connection: Any) -> None:
-    order = RenderOrder(ImageId(image_id), RED)
+    order = RenderOrder.rendition(ImageId(image_id), RED)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         resources.renditions.write(RenditionKey(order.image_id, order.digest), b"there")
@@ -230,10 +231,18 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert await connection.fetchval("select size from renditions") == 5
 
 
+async def test_the_folder_of_renditions_may_be_lost_while_all_runs(
+    api: Client, image_id: str, settings: Settings
+) -> None:
+    async with run_worker(settings):
+        shutil.rmtree(settings.renditions_folder)
+        assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+
+
 async def test_an_order_is_put_off_while_the_disk_is_away_and_given_up_in_the_end(
     settings: Settings, image_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = encode_order(RenderOrder(ImageId(image_id), RED))
+    order = encode_order(RenderOrder.rendition(ImageId(image_id), RED))
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
 

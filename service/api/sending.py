@@ -41,16 +41,16 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
     if _is_known(request, picture):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
-    data = picture.stored.data
-    if data is None and accel_prefix:
-        del headers["Accept-Ranges"]  # nginx adds it
-        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
-        return web.Response(headers=headers)
     try:
         part = _part(request, picture)
     except ServiceError as error:
         varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
         return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
+    data = picture.stored.data
+    if data is None and accel_prefix:
+        del headers["Accept-Ranges"]  # the proxy adds it, and cuts the part out
+        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
+        return web.Response(headers=headers)
     status = 200
     if part is None:
         part = Part(0, picture.stored.size)
