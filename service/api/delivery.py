@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
@@ -14,7 +16,7 @@ from aiohttp import web
 from service.api.clients import client_address
 from service.api.middleware import request_id
 from service.api.resources import resources
-from service.api.sending import send
+from service.api.sending import FileChanged, send
 from service.delivery import signatures
 from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
@@ -32,6 +34,8 @@ from service.storage.files import Stored
 
 _VARIES = web.RequestKey("varies", bool)
 
+# For a file that changes between being found and being sent.
+_MOST_LOOKS = 3
 _MOST_PARAMETERS = 64
 # Longer ones would fill the memory with names.
 _LONGEST_HOT_PATH = 512
@@ -68,17 +72,27 @@ async def show(request: web.Request) -> web.StreamResponse:
     picture = delivery.hot.get(key)
     if picture is not None:
         metrics.pictures_from_memory.inc()
-    else:
-        generation = delivery.hot.generation
-        visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
-        subject = await _find_subject(visit)
-        expires = await _authorize(visit, subject)
-        picture = await _find_picture(visit, subject, expires)
-        if expires is not None:
-            visit.trusted_until = min(visit.trusted_until, time.monotonic() + expires - time.time())
-        if len(request.raw_path) <= _LONGEST_HOT_PATH:
-            delivery.hot.put(key, picture, until=visit.trusted_until, generation=generation)
-    return await send(request, picture, accel_prefix=delivery.accel_prefix)
+        return await send(request, picture)
+    visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
+    for _ in range(_MOST_LOOKS):
+        picture = await _find(visit, key)
+        with suppress(FileChanged):
+            return await send(request, picture, accel_prefix=delivery.accel_prefix)
+    raise ServiceError("storage-unavailable")
+
+
+async def _find(visit: Visit, key: Hashable) -> Picture:
+    """The picture, remembered under this key."""
+    hot, path = visit.delivery.hot, visit.request.raw_path
+    generation = hot.generation
+    subject = await _find_subject(visit)
+    expires = await _authorize(visit, subject)
+    picture = await _find_picture(visit, subject, expires)
+    if expires is not None:
+        visit.trusted_until = min(visit.trusted_until, time.monotonic() + expires - time.time())
+    if len(path) <= _LONGEST_HOT_PATH:
+        hot.put(key, picture, until=visit.trusted_until, generation=generation)
+    return picture
 
 
 async def _find_subject(visit: Visit) -> Subject:
@@ -150,7 +164,9 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
-        raise ServiceError("image-lost")
+        visit.delivery.subjects.forget([image.id])
+        is_deleted = await visit.delivery.subjects.find(image.id) is None
+        raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
     return _picture(order, found, etag, created_s, headers, caching=caching)
 

@@ -98,6 +98,7 @@ class RenditionFiles:
 
     def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
         incoming = self.root / _INCOMING / secrets.token_hex(8)
+        incoming.parent.mkdir(parents=True, exist_ok=True)  # where all was thrown away meanwhile
         try:
             with self._create(incoming) as file:
                 fill(file)
@@ -137,7 +138,7 @@ class RenditionFiles:
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""
         before = time.time() - age_s
-        with os.scandir(self.root / _INCOMING) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.root / _INCOMING) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if entry.stat().st_mtime < before:
