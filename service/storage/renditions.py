@@ -98,7 +98,6 @@ class RenditionFiles:
 
     def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
         incoming = self.root / _INCOMING / secrets.token_hex(8)
-        incoming.parent.mkdir(parents=True, exist_ok=True)  # where all was thrown away meanwhile
         try:
             with self._create(incoming) as file:
                 fill(file)
