@@ -152,11 +152,11 @@ class RateLimiter:
 
     def refused_for_s(self, key: str) -> int:
         """For so many seconds this process knows that nothing is left of the key's bucket; 0 if it does not. Counts
-        nothing.
+        nothing, and asks nobody: it holds until the next token is due, also where `admit` would look again.
         """
         share = self._shares.get(key)
         now = time.monotonic()
-        if share is None or now >= share.ask_at or (share.left and now < share.spend_until):
+        if share is None or share.left or now >= share.next_at:
             return 0
         return max(1, math.ceil(share.next_at - now))
 

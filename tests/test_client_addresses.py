@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from service import buckets
 from service.api.clients import client_address
 from service.buckets import RateLimiter
 from service.delivery.misses import Misses
@@ -45,6 +47,8 @@ def address(remote: str, *forwarded: str, trusted: Any = PROXIES) -> str:
         ("127.0.0.1", ["10.0.0.8, 10.0.0.7"], "10.0.0.8"),
         ("127.0.0.1", ["<script>"], "<script>"),
         ("fd00::1", ["2001:db8::1"], "2001:db8::1"),
+        ("::ffff:10.0.0.1", ["203.0.113.9"], "203.0.113.9"),
+        ("::ffff:192.0.2.1", ["203.0.113.9"], "::ffff:192.0.2.1"),
     ],
 )
 def test_the_client_is_the_nearest_that_is_no_trusted_proxy(remote: str, forwarded: list[str], client: str) -> None:
@@ -68,6 +72,20 @@ async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_loo
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s > 60
         misses.check("203.0.113.8")
+
+
+async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one right guess a second would be told, however low the rate."""
+    monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
+    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+        misses = Misses(limiter)
+        for _ in range(2):
+            await misses.count("203.0.113.9")
+        with pytest.raises(ServiceError, match="too-many-misses"):
+            await misses.count("203.0.113.9")
+        await asyncio.sleep(0.1)
+        with pytest.raises(ServiceError, match="too-many-misses"):
+            misses.check("203.0.113.9")
 
 
 async def test_an_ipv6_network_counts_as_one_client_and_a_mapped_address_as_its_own(redis_url: str) -> None:

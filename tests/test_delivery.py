@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import time
 from collections.abc import Awaitable, Callable
@@ -17,11 +18,14 @@ from service.api.app import create_app
 from service.delivery import subjects
 from service.delivery.policies import set_policy
 from service.delivery.presets import set_preset
+from service.delivery.renditions import Renditions
 from service.delivery.signatures import sign
 from service.delivery.signing_keys import create_signing_key
 from service.ids import ImageId
 from service.settings import Settings
-from service.storage.files import SMALL_BYTES
+from service.storage.disk import DiskStorage
+from service.storage.files import SMALL_BYTES, Stored
+from service.storage.renditions import RenditionFiles, RenditionKey
 from tests import pictures
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from worker.eviction import evict_renditions
@@ -297,8 +301,14 @@ async def test_a_rendition_is_made_once_whoever_asks(
 
 
 async def test_equal_renditions_are_one(api: Client, image_id: str, connection: Any) -> None:
-    for query in ("width=100&fit=contain", "fit=scale-down&width=100&gravity=", "width=50&dpr=2", "width=100&blur=0"):
-        await api.get(f"/i/{image_id}?{query}".replace("&gravity=", ""))
+    for query in (
+        "width=100&fit=contain",
+        "fit=scale-down&width=100",
+        "width=50&dpr=2",
+        "width=100&blur=0",
+        "width=100&metadata=none&brightness=1&rotate=0",
+    ):
+        assert (await api.get(f"/i/{image_id}?{query}")).status == 200, query
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
@@ -308,6 +318,60 @@ async def test_a_rendition_that_was_thrown_away_is_made_again(api: Client, image
     [path] = [path for path in settings.renditions_folder.rglob("*") if path.is_file()]
     path.unlink()
     assert (await opened(await api.get(f"/i/{image_id}?width=40"))).size == (40, 30)
+
+
+@pytest.mark.parametrize("change", ["evicted", "made anew"])
+async def test_a_file_that_changes_before_it_is_sent_is_found_again(
+    api: Client, upload: Upload, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = f"/i/{await upload(large_png())}?format=png"
+    whole = await (await api.get(path)).read()
+    find, changes = RenditionFiles.find, iter([change])
+
+    async def find_and_change(self: RenditionFiles, key: RenditionKey) -> Stored | None:
+        stored = await find(self, key)
+        match next(changes, None):
+            case "evicted":
+                self.remove([key])
+            case "made anew":
+                self.write(key, whole + b"longer")
+        return stored
+
+    monkeypatch.setattr(RenditionFiles, "find", find_and_change)
+    answer = await api.get(path)
+    assert answer.status == 200
+    assert await answer.read() == (whole if change == "evicted" else whole + b"longer")
+
+
+async def test_a_raw_file_that_is_moved_to_its_place_before_it_is_sent_is_found_there(
+    api: Client, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = large_png()
+    image_id = ImageId(await upload(data))
+    find, places = DiskStorage.find, iter(["incoming"])
+
+    async def find_where_it_was(self: DiskStorage, image_id: ImageId) -> Stored | None:
+        stored = await find(self, image_id)
+        if stored is not None and next(places, None):
+            return dataclasses.replace(stored, path=self.incoming_path(image_id))
+        return stored
+
+    monkeypatch.setattr(DiskStorage, "find", find_where_it_was)
+    assert await (await api.get(f"/i/{image_id}")).read() == data
+
+
+async def test_a_deleted_image_does_not_pass_for_a_lost_one(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the process has not heard of the deletion."""
+    monkeypatch.setattr(subjects, "TRUST_S", 60)
+    monkeypatch.setattr(Renditions, "_hear", lambda *_: None)
+    other = await aiohttp_client(create_app(settings))
+    await resources_of(other).delivery.renditions._channel.wait_connected(5)
+    assert (await other.get(f"/i/{image_id}")).status == 200
+    await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
+    answer = await other.get(f"/i/{image_id}/name")
+    assert (answer.status, await code(answer)) == (404, "image-not-found")
 
 
 @pytest.mark.settings(renditions_size=1)
@@ -399,6 +463,13 @@ async def test_new_unsigned_renditions_are_bounded(api: Client, image_id: str, c
     assert (await api.get(sign(f"/i/{image_id}?width=30", secret))).status == 200
 
 
+@pytest.mark.settings(rendition_rate="4/h")
+async def test_a_large_rendition_counts_as_several(api: Client, image_id: str) -> None:
+    path = f"/i/{image_id}?enlarge&format=jpeg&height=1500&width="
+    assert (await api.get(f"{path}2000")).status == 200
+    assert await code(await api.get(f"{path}700")) == "too-many-renditions"
+
+
 @pytest.mark.settings(miss_rate="3/h", trusted_proxies="127.0.0.0/8")
 async def test_ids_cannot_be_guessed_from_one_address(api: Client, image_id: str) -> None:
     guesser, other = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}
@@ -485,6 +556,8 @@ async def test_large_files_can_be_left_to_a_proxy(api: Client, upload: Upload, s
     rendition = await api.get(f"/i/{image_id}?format=png")
     place = rendition.headers["X-Accel-Redirect"].removeprefix("/protected/renditions/")
     assert (settings.renditions_folder / place).is_file()
+    behind = await api.get(f"/i/{image_id}", headers={"Range": "bytes=99999999-"})
+    assert (behind.status, await code(behind)) == (416, "range-not-satisfiable")
     small = await api.get(f"/i/{image_id}?width=10")
     assert "X-Accel-Redirect" not in small.headers
 

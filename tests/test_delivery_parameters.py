@@ -186,7 +186,7 @@ def image(**changes: Any) -> Image:
 def resolved(query: str, *, widths: tuple[int, ...] = (), **changes: Any) -> Transformation:
     wanted = asked(query)
     assert wanted is not None
-    return resolve(wanted, image(**changes), taken=(), widths=widths)
+    return resolve(wanted, image(**changes), taken=(), widths=widths).transformation
 
 
 def test_equal_wishes_are_one_rendition() -> None:

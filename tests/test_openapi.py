@@ -229,7 +229,7 @@ async def upload(port: int, owner: Tenant) -> str:
         return str((await answer.json())["response"]["id"])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", miss_rate="", rendition_rate="")
 @pytest.mark.usefixtures("worker")
 async def test_real_answers_are_as_the_document_says(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,70 @@ async def test_the_least_recently_used_go_first_until_there_is_room(
     await redis.aclose(close_connection_pool=True)
 
 
+async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its file would count for nothing, and be evicted never."""
+    changed = settings.model_copy(update={"renditions_size": 1})
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    key, other = RenditionKey(ID, "1" * 32), RenditionKey(ID, "2" * 32)
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(changed, redis) as resources:
+        for one in (key, other):
+            await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100))])
+        loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
+
+        def remove_and_make_again(self: RenditionFiles, keys: Any) -> None:
+            remove(self, keys)
+            again = Made(key, None, self.write(key, b"x" * 100))
+            asyncio.run_coroutine_threadsafe(keep_together(resources.database, [again]), loop).result(5)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RenditionFiles, "remove", remove_and_make_again)
+            await evict_renditions({"resources": resources})
+        assert await connection.fetchval("select array_agg(digest) from renditions") == [key.digest]
+        assert len(files(settings)) == 1
+        await evict_renditions({"resources": resources})
+        assert files(settings) == []
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_uses_are_noted_in_the_order_of_the_keys(
+    settings: Settings, connection: Any, tenant: Tenant, api: Client
+) -> None:
+    """So two processes that note the same uses never wait for each other."""
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    database = resources_of(api).database
+    keys = [RenditionKey(ID, digit * 32) for digit in "123456789"]
+    await keep_together(database, [Made(key, None, 1) for key in keys])
+    await connection.execute("update renditions set used_at = '2001-01-01'")
+    async with database.connection() as noting:
+        async with connection.transaction():
+            await connection.execute("select from renditions where digest = $1 for update", keys[0].digest)
+            task = asyncio.create_task(rows.note_uses(noting, keys[::-1]))
+            while await connection.fetchval("select count(*) from pg_locks where not granted") == 0:
+                await asyncio.sleep(0.01)
+            for key in keys[1:]:
+                await connection.execute("select from renditions where digest = $1 for update nowait", key.digest)
+        await task
+
+
+async def test_the_folder_of_renditions_may_be_emptied_at_any_time(
+    api: Client, image_id: str, settings: Settings
+) -> None:
+    async with run_worker(settings):
+        assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+        for folder in (settings.renditions_folder / "incoming", settings.renditions_folder):
+            shutil.rmtree(folder)
+            resources_of(api).delivery.hot.forget_all()
+            assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+            assert (await api.get(f"/i/{image_id}?width=20")).status == 200
+
+
 async def test_what_is_made_of_a_deleted_image_gets_no_row(
     settings: Settings, connection: Any, tenant: Tenant, api: Client
 ) -> None:
@@ -217,7 +282,7 @@ async def test_an_order_of_another_version_is_dropped(settings: Settings) -> Non
 
 
 async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str, connection: Any) -> None:
-    order = RenderOrder(ImageId(image_id), RED)
+    order = RenderOrder.rendition(ImageId(image_id), RED)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         resources.renditions.write(RenditionKey(order.image_id, order.digest), b"there")
@@ -230,10 +295,18 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert await connection.fetchval("select size from renditions") == 5
 
 
+async def test_the_folder_of_renditions_may_be_lost_while_all_runs(
+    api: Client, image_id: str, settings: Settings
+) -> None:
+    async with run_worker(settings):
+        shutil.rmtree(settings.renditions_folder)
+        assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+
+
 async def test_an_order_is_put_off_while_the_disk_is_away_and_given_up_in_the_end(
     settings: Settings, image_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = encode_order(RenderOrder(ImageId(image_id), RED))
+    order = encode_order(RenderOrder.rendition(ImageId(image_id), RED))
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
 

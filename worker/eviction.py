@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from service.delivery.rows import forget_renditions, list_oldest, sum_bytes
+from service.delivery.rows import forget_evicted, list_oldest, sum_bytes
 from service.errors import ServiceError
 from service.metrics import metrics
 from worker.resources import Resources
@@ -47,13 +47,13 @@ async def _evict(worker: Resources) -> None:
             if excess <= 0:
                 break
             excess -= rendition.size
-            going.append(rendition.key)
+            going.append(rendition)
         if not going:
             break
         # The row outlives the file, so that none is forgotten that is still there.
-        await asyncio.to_thread(worker.renditions.remove, going)
+        await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in going])
         async with worker.database.connection() as connection:
-            await forget_renditions(connection, going)
+            await forget_evicted(connection, going)
         evicted += len(going)
     metrics.renditions_evicted.inc(evicted)
     log.info("renditions.evicted", renditions=evicted, bytes_before=kept)

@@ -28,4 +28,5 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(parsed in network for network in trusted)
+    mapped = parsed.ipv4_mapped if parsed.version == 6 else None  # of a socket that takes both kinds
+    return any((mapped or parsed) in network for network in trusted)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
@@ -14,16 +16,16 @@ from aiohttp import web
 from service.api.clients import client_address
 from service.api.middleware import request_id
 from service.api.resources import resources
-from service.api.sending import send
+from service.api.sending import FileChanged, send
 from service.delivery import signatures
 from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
 from service.delivery.orders import RenderOrder
 from service.delivery.parsing import Asked, parse
 from service.delivery.pictures import Caching, Picture
-from service.delivery.resolution import resolve
+from service.delivery.resolution import Resolved, resolve
 from service.delivery.subjects import Subject
-from service.delivery.transformations import Format, Transformation
+from service.delivery.transformations import Format
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.metrics import metrics
@@ -32,6 +34,8 @@ from service.storage.files import Stored
 
 _VARIES = web.RequestKey("varies", bool)
 
+# For a file that changes between being found and being sent.
+_MOST_LOOKS = 3
 _MOST_PARAMETERS = 64
 # Longer ones would fill the memory with names.
 _LONGEST_HOT_PATH = 512
@@ -68,17 +72,27 @@ async def show(request: web.Request) -> web.StreamResponse:
     picture = delivery.hot.get(key)
     if picture is not None:
         metrics.pictures_from_memory.inc()
-    else:
-        generation = delivery.hot.generation
-        visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
-        subject = await _find_subject(visit)
-        expires = await _authorize(visit, subject)
-        picture = await _find_picture(visit, subject, expires)
-        if expires is not None:
-            visit.trusted_until = min(visit.trusted_until, time.monotonic() + expires - time.time())
-        if len(request.raw_path) <= _LONGEST_HOT_PATH:
-            delivery.hot.put(key, picture, until=visit.trusted_until, generation=generation)
-    return await send(request, picture, accel_prefix=delivery.accel_prefix)
+        return await send(request, picture)
+    visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
+    for _ in range(_MOST_LOOKS):
+        picture = await _find(visit, key)
+        with suppress(FileChanged):
+            return await send(request, picture, accel_prefix=delivery.accel_prefix)
+    raise ServiceError("storage-unavailable")
+
+
+async def _find(visit: Visit, key: Hashable) -> Picture:
+    """The picture, remembered under this key."""
+    hot, path = visit.delivery.hot, visit.request.raw_path
+    generation = hot.generation
+    subject = await _find_subject(visit)
+    expires = await _authorize(visit, subject)
+    picture = await _find_picture(visit, subject, expires)
+    if expires is not None:
+        visit.trusted_until = min(visit.trusted_until, time.monotonic() + expires - time.time())
+    if len(path) <= _LONGEST_HOT_PATH:
+        hot.put(key, picture, until=visit.trusted_until, generation=generation)
+    return picture
 
 
 async def _find_subject(visit: Visit) -> Subject:
@@ -125,12 +139,14 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     if asked.format is None:
         visit.request[_VARIES] = True
         headers["Vary"] = "Accept"
-    order = RenderOrder(subject.image.id, await _resolve(visit, subject, asked))
-    # What is signed was asked for by the account itself.
+    transformation, pixels = await _resolve(visit, subject, asked)
+    order = RenderOrder.rendition(subject.image.id, transformation)
+    # What is signed was asked for by the account itself. A million pixels take about as long as all else.
+    cost = 0 if visit.is_signed else 1 + pixels // 1_000_000
     stored = await visit.delivery.renditions.get(
-        order, subject.image.account_id, bounded=not visit.is_signed, request_id=request_id(visit.request)
+        order, subject.image.account_id, cost=cost, request_id=request_id(visit.request)
     )
-    headers["Content-Type"] = MIME_TYPES[_format(order)]
+    headers["Content-Type"] = MIME_TYPES[transformation.format]
     etag = f"{order.digest}-{stored.modified_ns:x}"
     return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching)
 
@@ -141,19 +157,21 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
     etag, created_s = image.sha256.hex(), int(image.created_at.timestamp())
-    if subject.policy.strip_location:  # one copy and no more: it is not bounded
+    if subject.policy.strip_location:  # one copy and no more: it costs nothing
         stored = await visit.delivery.renditions.get(
-            order, image.account_id, bounded=False, request_id=request_id(visit.request)
+            order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
         return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
-        raise ServiceError("image-lost")
+        visit.delivery.subjects.forget([image.id])
+        is_deleted = await visit.delivery.subjects.find(image.id) is None
+        raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
     return _picture(order, found, etag, created_s, headers, caching=caching)
 
 
-async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Transformation:
+async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
     delivery = visit.delivery
     if asked.watermark is not None:
         over = await _look_up(visit, asked.watermark.image_id)
@@ -162,11 +180,6 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Transformati
     if subject.policy.strip_location:
         asked = msgspec.structs.replace(asked, keep_location=False)
     return resolve(asked, subject.image, taken=visit.taken, widths=() if visit.is_signed else delivery.widths)
-
-
-def _format(order: RenderOrder) -> Format:
-    assert order.transformation is not None  # noqa: S101 - it is a rendition's
-    return order.transformation.format
 
 
 def _picture(

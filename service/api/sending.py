@@ -18,11 +18,15 @@ from service.api import envelope
 from service.api.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
-from service.storage.files import in_thread, unavailable
+from service.storage.files import Stored, in_thread, unavailable
 
 # The system takes less at a time, as a rule; this bounds what one client is given before the others.
 _PIECE_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,20})-(?P<last>[0-9]{0,20})", re.IGNORECASE)
+
+
+class FileChanged(Exception):
+    """Since it was found, the file was removed, moved or made anew; what is there now has to be found again."""
 
 
 class Part(NamedTuple):
@@ -35,22 +39,22 @@ class Part(NamedTuple):
 async def send(request: web.Request, picture: Picture, *, accel_prefix: str = "") -> web.StreamResponse:
     """With `accel_prefix` what is large is left to a proxy, which knows the file under that path.
 
-    Raises `storage-unavailable`.
+    Raises `storage-unavailable`, and FileChanged.
     """
     headers = {**picture.headers, "Cache-Control": picture.caching.header(time.time())}
     if _is_known(request, picture):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
-    data = picture.stored.data
-    if data is None and accel_prefix:
-        del headers["Accept-Ranges"]  # nginx adds it
-        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
-        return web.Response(headers=headers)
     try:
         part = _part(request, picture)
     except ServiceError as error:
         varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
         return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
+    data = picture.stored.data
+    if data is None and accel_prefix:
+        del headers["Accept-Ranges"]  # the proxy adds it, and cuts the part out
+        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
+        return web.Response(headers=headers)
     status = 200
     if part is None:
         part = Part(0, picture.stored.size)
@@ -62,11 +66,21 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
             status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
         )
     with unavailable():
-        try:
-            file = await in_thread(lambda: picture.stored.path.open("rb", buffering=0))
-        except FileNotFoundError as error:
-            raise ServiceError("image-not-found") from error  # deleted this moment
+        file = await in_thread(partial(_open, picture.stored))
     return FileAnswer(file, part, status, headers)
+
+
+def _open(stored: Stored) -> BinaryIO:
+    """Blocks; raises OSError and FileChanged."""
+    try:
+        file = stored.path.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise FileChanged from error
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (stored.size, stored.modified_ns):
+        file.close()
+        raise FileChanged
+    return file
 
 
 def _is_known(request: web.Request, picture: Picture) -> bool:

@@ -16,15 +16,18 @@ _WITHOUT_LOCATION = "0" * 32
 
 
 class RenderOrder(msgspec.Struct, frozen=True):
-    """What is to be made of an image: a rendition, or without a transformation the file itself without its location."""
+    """What is to be made of an image: a rendition, or without a transformation the file itself without its location.
+
+    `digest` names the result among those of its image.
+    """
 
     image_id: ImageId
+    digest: str = _WITHOUT_LOCATION
     transformation: Transformation | None = None
 
-    @property
-    def digest(self) -> str:
-        """Names the result among those of its image."""
-        return _WITHOUT_LOCATION if self.transformation is None else digest(self.transformation)
+    @classmethod
+    def rendition(cls, image_id: ImageId, transformation: Transformation) -> RenderOrder:
+        return cls(image_id, digest(transformation), transformation)
 
     @property
     def watermark_id(self) -> ImageId | None:

@@ -105,8 +105,8 @@ class Renditions:
             await stack.enter_async_context(running(self._note_uses()))
             yield self
 
-    async def get(self, order: RenderOrder, account_id: AccountId, *, bounded: bool, request_id: str) -> Stored:
-        """The file, once it is there. `bounded` counts a new one against the account's rate.
+    async def get(self, order: RenderOrder, account_id: AccountId, *, cost: int, request_id: str) -> Stored:
+        """The file, once it is there. A new one counts so much against the account's rate as it costs.
 
         Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
         """
@@ -117,8 +117,8 @@ class Renditions:
             metrics.pictures_from_disk.inc()
             return stored
         self._refuse_again(key)
-        if key not in self._making and bounded:
-            await self._admit(account_id)
+        if cost and key not in self._making:
+            await self._admit(account_id, cost)
         if self._waiting >= self._most_waiting:
             raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.")
         making = self._making.get(key) or self._begin(key, order, request_id)
@@ -138,12 +138,13 @@ class Renditions:
             async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
                 await send(self._redis, RENDITIONS_CHANNEL, [Deleted(list(image_ids))])
 
-    async def _admit(self, account_id: AccountId) -> None:
+    async def _admit(self, account_id: AccountId, cost: int) -> None:
         if self._new_ones is None:
             return
-        standing = await self._new_ones.admit(str(account_id))
-        if standing is not None and standing.refused:
-            raise ServiceError("too-many-renditions", retry_after_s=standing.next_s)
+        for _ in range(cost):
+            standing = await self._new_ones.admit(str(account_id))
+            if standing is not None and standing.refused:
+                raise ServiceError("too-many-renditions", retry_after_s=standing.next_s)
 
     def _refuse_again(self, key: RenditionKey) -> None:
         refused = self._refused.get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,7 +25,14 @@ _ANIMATED = frozenset({"gif", "webp"})
 _PAGED = _ANIMATED | {"tiff"}
 
 
-def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Sequence[int]) -> Transformation:
+class Resolved(NamedTuple):
+    """`pixels` are those of the result, of all its frames."""
+
+    transformation: Transformation
+    pixels: int
+
+
+def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Sequence[int]) -> Resolved:
     """`taken` are the modern formats that the client takes, `widths` those allowed in rising order; all are where it is
     empty. Raises `invalid-parameter`, `rendition-too-large`.
     """
@@ -44,9 +51,10 @@ def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Se
     except geometry.TooLarge as error:
         raise _too_large(error.size, 1) from error
     frames = _frames(image) if _is_animated(asked, image) and form in _ANIMATED else 1
-    if frames * plan.size.width * plan.size.height > MAX_PIXELS:
+    pixels = frames * plan.size.width * plan.size.height
+    if pixels > MAX_PIXELS:
         raise _too_large(plan.size, frames)
-    return transformation
+    return Resolved(transformation, pixels)
 
 
 def _transform(asked: Asked, form: Format) -> Transformation:

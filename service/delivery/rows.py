@@ -1,9 +1,13 @@
-"""The rows of renditions that are kept: which there are, how large, and when each was last asked for."""
+"""The rows of renditions that are kept: which there are, how large, and when each was last asked for.
+
+Every statement takes its rows in the order of their keys, so that none waits for another that waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from service.database import Connection, Database
@@ -26,6 +30,7 @@ class Made:
 class Kept(NamedTuple):
     key: RenditionKey
     size: int
+    used_at: datetime
 
 
 # Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
@@ -82,7 +87,25 @@ async def forget_renditions(connection: Connection, keys: Sequence[RenditionKey]
     """Drop the rows of files that are gone."""
     if not keys:
         return
+    keys = sorted(keys)
     await connection.execute(_FORGET, [key.image_id for key in keys], [key.digest for key in keys])
+
+
+_EVICT = """
+delete from renditions using unnest($1::text[], $2::text[], $3::timestamptz[]) as gone (image_id, digest, used_at)
+where renditions.image_id = gone.image_id and renditions.digest = gone.digest and renditions.used_at = gone.used_at
+"""
+
+
+async def forget_evicted(connection: Connection, evicted: Iterable[Kept]) -> None:
+    """As `forget_renditions`, but not those that were made again since they were listed: they are there."""
+    gone = sorted(evicted)
+    await connection.execute(
+        _EVICT,
+        [one.key.image_id for one in gone],
+        [one.key.digest for one in gone],
+        [one.used_at for one in gone],
+    )
 
 
 _NOTE = """
@@ -93,7 +116,8 @@ where renditions.image_id = used.image_id and renditions.digest = used.digest
 """
 
 
-async def note_uses(connection: Connection, keys: Sequence[RenditionKey]) -> None:
+async def note_uses(connection: Connection, keys: Iterable[RenditionKey]) -> None:
+    keys = sorted(keys)
     await connection.execute(_NOTE, [key.image_id for key in keys], [key.digest for key in keys], USE_NOTED_S)
 
 
@@ -103,5 +127,7 @@ async def sum_bytes(connection: Connection) -> int:
 
 async def list_oldest(connection: Connection, limit: int) -> list[Kept]:
     """Those that were asked for least recently, the oldest first."""
-    rows = await connection.fetch("select image_id, digest, size from renditions order by used_at limit $1", limit)
-    return [Kept(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]
+    rows = await connection.fetch(
+        "select image_id, digest, size, used_at from renditions order by used_at limit $1", limit
+    )
+    return [Kept(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]

@@ -26,7 +26,7 @@ Rgba: TypeAlias = tuple[int, int, int, int]
 _RENDERER = b"1"
 
 
-class Watermark(msgspec.Struct, frozen=True, omit_defaults=True):
+class Watermark(msgspec.Struct, frozen=True):
     """Another image of the account, laid over the finished picture. `width` is a part of the picture's."""
 
     image_id: ImageId
@@ -35,7 +35,7 @@ class Watermark(msgspec.Struct, frozen=True, omit_defaults=True):
     width: float = 0.25
 
 
-class Transformation(msgspec.Struct, frozen=True, omit_defaults=True):
+class Transformation(msgspec.Struct, frozen=True):
     """In the order in which it is done: orient upright, `trim`, `rotate`, `flip` and `flop`, `crop`, resize to `fit`,
     colours, `blur` or `sharpen`, `ellipse`, `watermark`, encode.
 

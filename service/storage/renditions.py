@@ -99,7 +99,7 @@ class RenditionFiles:
     def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
         incoming = self.root / _INCOMING / secrets.token_hex(8)
         try:
-            with incoming.open("xb") as file:
+            with self._create(incoming) as file:
                 fill(file)
             size = incoming.stat().st_size
             self.path(key).parent.mkdir(exist_ok=True)
@@ -108,6 +108,19 @@ class RenditionFiles:
             incoming.unlink(missing_ok=True)
             raise
         return size
+
+    def _create(self, path: Path) -> BinaryIO:
+        """The folders may be lost at any time; the one that they are in must not be made anew."""
+        try:
+            return path.open("xb")
+        except FileNotFoundError:
+            pass
+        try:
+            self.root.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            return path.open("xb")
+        except FileNotFoundError as error:  # a picture's file would be meant by that
+            raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error
 
     def remove(self, keys: Iterable[RenditionKey]) -> None:
         """It is no error if they are gone."""
@@ -124,7 +137,7 @@ class RenditionFiles:
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""
         before = time.time() - age_s
-        with os.scandir(self.root / _INCOMING) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.root / _INCOMING) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if entry.stat().st_mtime < before:
