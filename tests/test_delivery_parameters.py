@@ -107,6 +107,8 @@ def test_what_was_sent_is_not_repeated_at_length() -> None:
     assert "'key'" in refusal("key=SECRET")
     assert "SECRET" not in refusal("key=SECRET")
     assert "<" not in refusal("%3Cscript%3E" + "a" * 100 + "=1")
+    assert len(refusal(f"preset={'x' * 1000}")) < 100
+    assert "card" in refusal("preset=card")
 
 
 def test_a_request_overrides_its_preset() -> None:

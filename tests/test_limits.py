@@ -244,5 +244,5 @@ def test_a_process_asks_for_more_descriptors_and_keeps_some_for_files_and_the_da
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     settings = Settings(uploads_in_flight=256, downloads_in_flight=32, database_connections=10)
-    assert server.most_connections(settings, 1024) == 1024 - 256 - 64 - 10 - 64
+    assert server.most_connections(settings, 4096) == (4096 - 256 - 64 - 10 - 64) // 3
     assert server.most_connections(settings, 256) == 64

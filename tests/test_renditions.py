@@ -273,6 +273,21 @@ async def test_a_deletion_finds_the_files_of_lost_rows_too(
     assert files(settings) == []
 
 
+async def test_an_order_that_nobody_waits_for_any_more_is_dropped_and_may_be_given_again(
+    api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rush of orders leaves no hours of work behind."""
+    monkeypatch.setattr(resources_of(api).delivery.renditions, "_wait_s", 0.1)
+    assert await code(await api.get(f"/i/{image_id}?width=10")) == (503, "rendition-not-ready")
+    with sync_redis.Redis.from_url(settings.redis_url) as client:
+        client.zincrby(jobs.RENDER_QUEUE, -61_000, client.zrange(jobs.RENDER_QUEUE, 0, 0)[0])
+        async with run_worker(settings):
+            await until(lambda: not client.zcard(jobs.RENDER_QUEUE))
+            assert files(settings) == []
+            monkeypatch.setattr(resources_of(api).delivery.renditions, "_wait_s", 5)
+            assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+
+
 async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from aiohttp import web
 from service.api import sending
 from service.api.protocol import Runner
 from service.api.sending import FileAnswer, Part
+from service.api.server import DESCRIPTORS_OF_A_CONNECTION
 from service.storage.files import in_thread
 
 SIZE = 600_000
@@ -125,6 +128,23 @@ def test_a_drain_waits_until_a_file_is_read(play: Play) -> None:
         await draining
         await runner.cleanup()
         assert await reading == SIZE
+
+    play(scene)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts descriptors in /proc")
+def test_a_connection_has_as_many_descriptors_as_are_counted_for_it_and_gives_them_back(play: Play) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - their number is all there is to it
+
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        connected = count()
+        await ask(client)
+        assert count() == connected + DESCRIPTORS_OF_A_CONNECTION - 1
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        while runner.draining_server.connections or count() > connected - 2:
+            await asyncio.sleep(0.01)
 
     play(scene)
 

@@ -70,16 +70,19 @@ for i = 1, #due, 2 do
         break
     end
 end
-return {left, claimed}
+return {left, claimed, now}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job of this worker's. `score` is when it was due, in milliseconds; `tries` are those that were put off."""
+    """A job of this worker's. `score` is when it was due, in milliseconds, and `waited_s` how long ago that was by the
+    clock of Redis; `tries` are those that were put off.
+    """
 
     id: str
     score: int
+    waited_s: float
     payload: bytes | None
     tries: int
 
@@ -189,14 +192,14 @@ class DoorbellWorker(Worker):
                 pipe.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[arg-type] # a list, and parts of a second
             pipe.evalsha(self._claim, len(keys), *keys, most, *lease)  # type: ignore[arg-type]
             try:
-                *_, (left, claimed) = await pipe.execute()
+                *_, (left, claimed, now) = await pipe.execute()
             except NoScriptError:  # this worker's first time, or Redis was restarted
                 self._claim = await self.pool.script_load(_CLAIM)
                 self._left_behind = True
                 return []
         self._left_behind = bool(left)
         return [
-            ClaimedJob(job_id.decode(), int(float(score)), payload, int(tries or 0))
+            ClaimedJob(job_id.decode(), int(float(score)), (now - float(score)) / 1000, payload, int(tries or 0))
             for job_id, score, payload, tries in claimed
         ]
 
@@ -229,7 +232,8 @@ class DoorbellWorker(Worker):
 
     async def _perform(self, job: ClaimedJob, function: Function, args: Sequence[Any], options: Any) -> JobEnd:
         reply_to = options.pop("reply_to", "")
-        context = {**self.ctx, "job_id": job.id, "job_try": job.tries + 1, "score": job.score}
+        known = {"job_id": job.id, "job_try": job.tries + 1, "score": job.score, "waited_s": job.waited_s}
+        context = {**self.ctx, **known}
         try:
             async with asyncio.timeout(self.job_timeout_s):
                 reply = await function.coroutine(context, *args, **options)

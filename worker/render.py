@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,21 @@ log = structlog.get_logger("worker")
 
 _RETRY_S = 1
 _MOST_TRIES = 20
+# Whoever asked for it has gone, and asks again if it is still wanted: so a rush leaves behind no hours of work.
+_STALE_S = 60
 
 
 async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderEnd | None:
-    """Runs at least once for each order; the same order makes the same file. A dependency that is away puts it off."""
+    """Runs at least once for each order that is not stale; the same order makes the same file. A dependency that is
+    away puts it off.
+    """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
-        metrics.render_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
+        metrics.render_wait.observe(max(0.0, ctx["waited_s"]))
+        if ctx["waited_s"] > _STALE_S:
+            metrics.count_render_failure("rendition-not-ready")
+            log.info("render.stale", request_id=request_id, waited_s=round(ctx["waited_s"], 1))
+            return None
     try:
         wanted = decode_order(order)
     except msgspec.MsgspecError as error:  # of another version's API: it asks again

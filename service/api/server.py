@@ -36,6 +36,8 @@ MAX_HEADERS = 128
 # not counted by a setting.
 MOST_DESCRIPTORS = 65_536
 _SPARE_DESCRIPTORS = 64
+# Its own; and while a picture is sent from its file, that and a copy of its own.
+DESCRIPTORS_OF_A_CONNECTION = 3
 # aiohttp buffers up to twice this for each body; its default is four times as much.
 _READ_BYTES = 64 * 1024
 
@@ -91,6 +93,8 @@ def raise_descriptors() -> int:
 
 
 def most_connections(settings: Settings, descriptors: int) -> int:
-    """What is left for clients when every upload has its file, and every download its file and its origin."""
+    """What is left for clients when every upload has its file, and every download its file and its origin; all of them
+    may be sent pictures from files at once.
+    """
     kept = settings.uploads_in_flight + 2 * settings.downloads_in_flight + settings.database_connections
-    return max(descriptors // 4, descriptors - kept - _SPARE_DESCRIPTORS)
+    return max(descriptors // 4, (descriptors - kept - _SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_CONNECTION)

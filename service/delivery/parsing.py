@@ -89,7 +89,7 @@ def parse(
         return None
     if (preset := given.pop("preset", None)) is not None:
         if preset not in (presets or {}):
-            raise _invalid(f"preset: this account has no preset {preset}.")
+            raise _invalid(f"preset: this account has no preset {_quoted(preset)}.")
         given = _collect(parse_qsl((presets or {})[preset], keep_blank_values=True)) | given
     return _read(given)
 
