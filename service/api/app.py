@@ -11,7 +11,10 @@ from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
 from service.api.docs import Document
 from service.api.middleware import answer
+from service.api.protocol import QUICK_ANSWER
+from service.api.quick import QuickAnswers
 from service.api.resources import RESOURCES, open_resources
+from service.batches import running
 from service.rates import Rate
 from service.settings import Settings
 
@@ -25,8 +28,10 @@ def create_app(settings: Settings) -> web.Application:
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings) as opened:
-            app[RESOURCES] = opened
-            yield
+            quick = QuickAnswers(opened.delivery)
+            app[RESOURCES], app[QUICK_ANSWER] = opened, quick.find
+            async with running(quick.run()):
+                yield
 
     app.cleanup_ctx.append(hold_resources)
 

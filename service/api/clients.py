@@ -13,7 +13,7 @@ from service.settings import Network
 _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
-def client_address(request: web.Request, trusted: Sequence[Network]) -> str:
+def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
     """The nearest one that is no trusted proxy's: each of those appends to X-Forwarded-For whom it was asked by, and
     what stands before that is the client's to invent.
     """

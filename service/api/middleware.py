@@ -31,11 +31,14 @@ def request_id(request: web.Request) -> str:
     return request[_REQUEST_ID]
 
 
+def choose_request_id(given: str | None) -> str:
+    return given if given and _ACCEPTED_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
 @web.middleware
 async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     started = time.perf_counter()
-    given = request.headers.get("X-Request-Id", "")
-    request[_REQUEST_ID] = given if _ACCEPTED_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    request[_REQUEST_ID] = choose_request_id(request.headers.get("X-Request-Id"))
     code = cause = None
     try:
         response = await handler(request)
@@ -51,7 +54,7 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
         raise  # the client is gone: there is nobody to answer
     except Exception:
         code = "internal"
-        log.exception("request.failed", request_id=request_id(request), path=_without_keys(request.path))
+        log.exception("request.failed", request_id=request_id(request), path=without_keys(request.path))
         response = envelope.error(ServiceError(code))
     response.headers["X-Request-Id"] = request_id(request)
     seconds = _count(request, started, response.status, code)
@@ -59,7 +62,7 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
         fields: dict[str, object] = {
             "request_id": request_id(request),
             "method": request.method,
-            "path": _without_keys(request.path),
+            "path": without_keys(request.path),
             "status": response.status,
             "ms": round(seconds * 1000, 1),
         }
@@ -83,7 +86,7 @@ def _count(request: web.Request, started: float, status: int | None, code: str |
     return seconds
 
 
-def _without_keys(path: str) -> str:
+def without_keys(path: str) -> str:
     """The path alone is logged, since the query string holds the key; and a key that slipped into it is not."""
     return KEY_PATTERN.sub("[key]", path)
 

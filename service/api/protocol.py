@@ -14,8 +14,9 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import structlog
 from aiohttp import StreamReader, web
@@ -30,6 +31,9 @@ from service.metrics import metrics
 from service.processes.connection_counts import ConnectionCounts
 
 log = structlog.get_logger("service.api")
+
+QuickAnswer: TypeAlias = Callable[[web.BaseRequest], bytes | None]
+QUICK_ANSWER: web.AppKey[QuickAnswer] = web.AppKey("quick_answer")
 
 _LOOK_S = 0.05
 # For so long a client may take nothing of an answer. It is looked at several times meanwhile, to end soon after.
@@ -136,9 +140,24 @@ class HttpConnection(RequestHandler):
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
     ) -> tuple[web.StreamResponse, bool]:
+        server = self._manager
+        if isinstance(server, DrainingServer) and server.quick is not None and not server.draining:
+            answer = server.quick(request)
+            if answer is not None:
+                return await self._answer_quickly(request, answer)
         if request.headers.get("Expect", "100-continue").lower() != "100-continue":
             request_handler = _refuse_expectation  # else aiohttp answers it before any middleware, as plain text
         return await super()._handle_request(request, start_time, request_handler)
+
+    async def _answer_quickly(self, request: web.BaseRequest, answer: bytes) -> tuple[web.StreamResponse, bool]:
+        """All that aiohttp does for a prepared response."""
+        request._finish()
+        if self.transport is None or self.transport.is_closing():
+            return _ANSWERED, True
+        self.transport.write(answer)
+        if self._paused:
+            await self._drain_helper()
+        return _ANSWERED, False
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -180,6 +199,11 @@ class HttpConnection(RequestHandler):
         return answer
 
 
+# For the one thing that aiohttp asks of an answer that has gone: its connection stays open.
+_ANSWERED = web.StreamResponse()
+_ANSWERED._keep_alive = True
+
+
 async def _refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
     return _refuse(request, "expectation-failed")
 
@@ -195,10 +219,12 @@ def _refuse(request: web.BaseRequest, code: str) -> web.Response:
 class DrainingServer(Server):
     """Makes the connections, and lets their requests finish before they are closed.
 
-    Whoever counts in `counts` what it accepts finds those that were lost subtracted there.
+    Whoever counts in `counts` what it accepts finds those that were lost subtracted there. `quick` is asked first for the
+    whole answer to a request.
     """
 
     draining = False
+    quick: QuickAnswer | None = None
     counts: ConnectionCounts | None = None
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
@@ -232,8 +258,10 @@ class Runner(web.AppRunner):
     """Serves an application through `HttpConnection`."""
 
     async def _make_server(self) -> Server:
-        server = await super()._make_server()
-        return DrainingServer(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        made = await super()._make_server()
+        server = DrainingServer(made.request_handler, request_factory=made.request_factory, **made._kwargs)
+        server.quick = self.app.get(QUICK_ANSWER)
+        return server
 
     @property
     def draining_server(self) -> DrainingServer:

@@ -28,11 +28,11 @@ class Caching(NamedTuple):
         return f"public, max-age={max(0, left_s)}{', immutable' if self.immutable else ''}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Picture:
     """`headers` are those of every answer that shows it, beside what `caching` says; `etag` is one of them, without its
     quotes. `image_ids` are whose deletion ends it. `accel_path` is where it lies below the internal locations of a
-    proxy.
+    proxy. `head` is what all answers of 200 begin with, once one was written.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -42,6 +42,7 @@ class Picture:
     headers: Mapping[str, str]
     caching: Caching
     accel_path: str
+    head: bytes = b""
 
 
 class HotPictures:
