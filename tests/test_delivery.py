@@ -470,6 +470,14 @@ async def test_a_large_rendition_counts_as_several(api: Client, image_id: str) -
     assert await code(await api.get(f"{path}700")) == "too-many-renditions"
 
 
+@pytest.mark.settings(rendition_rate="2/h")
+async def test_a_rendition_that_counts_for_more_than_the_rate_allows_at_once_takes_all_of_it(
+    api: Client, image_id: str
+) -> None:
+    assert (await api.get(f"/i/{image_id}?enlarge&format=jpeg&width=2000")).status == 200
+    assert await code(await api.get(f"/i/{image_id}?width=10")) == "too-many-renditions"
+
+
 @pytest.mark.settings(miss_rate="3/h", trusted_proxies="127.0.0.0/8")
 async def test_ids_cannot_be_guessed_from_one_address(api: Client, image_id: str) -> None:
     guesser, other = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}

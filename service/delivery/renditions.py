@@ -141,7 +141,7 @@ class Renditions:
     async def _admit(self, account_id: AccountId, cost: int) -> None:
         if self._new_ones is None:
             return
-        for _ in range(cost):
+        for _ in range(min(cost, self._new_ones.rate.burst)):  # else it could never be had
             standing = await self._new_ones.admit(str(account_id))
             if standing is not None and standing.refused:
                 raise ServiceError("too-many-renditions", retry_after_s=standing.next_s)
