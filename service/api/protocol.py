@@ -219,8 +219,8 @@ def _refuse(request: web.BaseRequest, code: str) -> web.Response:
 class DrainingServer(Server):
     """Makes the connections, and lets their requests finish before they are closed.
 
-    Whoever counts in `counts` what it accepts finds those that were lost subtracted there. `quick` is asked first for the
-    whole answer to a request.
+    Whoever counts in `counts` what it accepts finds those that were lost subtracted there. `quick` is asked first for
+    the whole answer to a request.
     """
 
     draining = False
