@@ -199,6 +199,8 @@ async def run_schemathesis(
         "--no-color",
         "--phases",
         phases,
+        "--exclude-path",
+        "/i/{id}/{name}",  # the same handler as /i/{id}, and each request may be a rendition
         cwd=folder,
         env=os.environ
         | {
