@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Any
 
 import structlog
 import uvloop
@@ -15,7 +16,7 @@ from service import jobs, logs
 from service.metrics import metrics
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
-from worker.children.pool import MOST_AHEAD
+from worker.children.pool import MOST_AHEAD, Children
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
 from worker.eviction import evict_renditions
@@ -87,46 +88,40 @@ def _stop_on_signals(workers: list[DoorbellWorker]) -> None:
 
 def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> DoorbellWorker:
     """Takes the images' jobs. Call it inside the running loop."""
-    return DoorbellWorker(
+    return _make_worker(
+        settings,
+        resources,
+        redis,
         functions=[func(probe_image, name=jobs.PROBE_IMAGE)],
         queue_name=jobs.PROBE_QUEUE,
         bell=jobs.BELL,
         alive_key=jobs.WORKERS,
-        redis_pool=redis,
-        ctx={"resources": resources},
         burst=burst,
-        handle_signals=False,
-        job_completion_wait=max(1, int(settings.drain_s)),
-        max_jobs=settings.probe_processes * MOST_AHEAD + _JOBS_AHEAD,
-        places=lambda: settings.probe_processes * resources.children.ahead + _JOBS_AHEAD,
         job_timeout=_JOB_TIMEOUT_S,
-        job_serializer=jobs.encode,
-        job_deserializer=jobs.decode,
+        **_places(settings.probe_processes, resources.children),
     )
 
 
-def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> DoorbellWorker:
+def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
     """Makes renditions, from a queue of their own: a rush of them delays no upload."""
-    return DoorbellWorker(
+    return _make_worker(
+        settings,
+        resources,
+        redis,
         functions=[func(render_image, name=jobs.RENDER_IMAGE)],
         queue_name=jobs.RENDER_QUEUE,
         bell=jobs.RENDER_BELL,
-        redis_pool=redis,
-        ctx={"resources": resources},
-        burst=burst,
-        handle_signals=False,
-        job_completion_wait=max(1, int(settings.drain_s)),
-        max_jobs=settings.render_processes * MOST_AHEAD + _JOBS_AHEAD,
-        places=lambda: settings.render_processes * resources.renderers.ahead + _JOBS_AHEAD,
         job_timeout=_JOB_TIMEOUT_S,
-        job_serializer=jobs.encode,
-        job_deserializer=jobs.decode,
+        **_places(settings.render_processes, resources.renderers),
     )
 
 
 def make_housekeeper(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
     """Runs the periodic jobs, on a queue of their own: they must not stand behind a rush of images."""
-    return DoorbellWorker(
+    return _make_worker(
+        settings,
+        resources,
+        redis,
         cron_jobs=[
             cron(sweep, second=set(range(0, 60, 10)), timeout=_CRON_TIMEOUT_S),
             cron(refresh_accounts, second={5, 35}, timeout=_CRON_TIMEOUT_S),
@@ -134,13 +129,27 @@ def make_housekeeper(settings: Settings, resources: Resources, redis: ArqRedis) 
         ],
         queue_name=jobs.CRON_QUEUE,
         bell=f"{jobs.CRON_QUEUE}:bell",
+        max_jobs=1,
+        keep_result=0,
+        log_results=False,
+    )
+
+
+def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **options: Any) -> DoorbellWorker:
+    return DoorbellWorker(
         redis_pool=redis,
         ctx={"resources": resources},
         handle_signals=False,
         job_completion_wait=max(1, int(settings.drain_s)),
-        max_jobs=1,
-        keep_result=0,
-        log_results=False,
         job_serializer=jobs.encode,
         job_deserializer=jobs.decode,
+        **options,
     )
+
+
+def _places(processes: int, children: Children) -> dict[str, Any]:
+    """How many jobs are worth having: as many as the children take now, and the most that it may become."""
+    return {
+        "max_jobs": processes * MOST_AHEAD + _JOBS_AHEAD,
+        "places": lambda: processes * children.ahead + _JOBS_AHEAD,
+    }
