@@ -117,7 +117,8 @@ async def test_a_client_that_leaves_or_does_not_read_is_no_error(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-async def test_they_are_counted(quick: list[str], session: ClientSession, image_id: str) -> None:
+@pytest.mark.parametrize(("route", "name"), [("/i/{id}", ""), ("/i/{id}/{name}", "/red-car")])
+async def test_they_are_counted(quick: list[str], session: ClientSession, image_id: str, route: str, name: str) -> None:
     def count(name: str, **labels: str) -> float:
         found = [
             sample.value
@@ -127,23 +128,23 @@ async def test_they_are_counted(quick: list[str], session: ClientSession, image_
         ]
         return sum(found)
 
-    answers = {"route": "/i/{id}", "status": "200", "method": "GET"}
+    answers = {"route": route, "status": "200", "method": "GET"}
     before = (
         count("daguerre_http_requests_total", **answers),
-        count("daguerre_http_request_duration_seconds_count", route="/i/{id}"),
-        count("daguerre_http_request_duration_seconds_bucket", route="/i/{id}", le="10.0"),
+        count("daguerre_http_request_duration_seconds_count", route=route),
+        count("daguerre_http_request_duration_seconds_bucket", route=route, le="10.0"),
         count("daguerre_pictures_total", source="memory"),
     )
     for _ in range(5):
-        async with session.get(f"/i/{image_id}") as answer:
+        async with session.get(f"/i/{image_id}{name}") as answer:
             await answer.read()
     assert len(quick) == 4
     wanted = (before[0] + 5, before[1] + 5, before[2] + 5, before[3] + 4)
     async with asyncio.timeout(5):
         while (
             count("daguerre_http_requests_total", **answers),
-            count("daguerre_http_request_duration_seconds_count", route="/i/{id}"),
-            count("daguerre_http_request_duration_seconds_bucket", route="/i/{id}", le="10.0"),
+            count("daguerre_http_request_duration_seconds_count", route=route),
+            count("daguerre_http_request_duration_seconds_bucket", route=route, le="10.0"),
             count("daguerre_pictures_total", source="memory"),
         ) != wanted:
             await asyncio.sleep(0.02)

@@ -23,7 +23,7 @@ from service.delivery.rows import Made, keep_together
 from service.delivery.transformations import Transformation
 from service.ids import ImageId
 from service.settings import Settings
-from service.storage.renditions import Patch, RenditionFiles, RenditionKey
+from service.storage.renditions import RenditionFiles, RenditionKey
 from tests import pictures
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from worker.eviction import evict_renditions
@@ -344,9 +344,9 @@ def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_pat
     source = tmp_path / "source"
     source.write_bytes(b"0123456789")
     key = RenditionKey(ID, "0" * 32)
-    assert store.write_patched(key, source, [Patch(2, b"xx"), Patch(9, b"y")]) == 10
+    assert store.write_patched(key, source, [(2, b"xx"), (9, b"y")]) == 10
     assert store.path(key).read_bytes() == b"01xx45678y"
-    for patch in (Patch(9, b"yy"), Patch(-1, b"y")):
+    for patch in ((9, b"yy"), (-1, b"y")):
         with pytest.raises(OSError, match="outside"):
             store.write_patched(RenditionKey(ID, "1" * 32), source, [patch])
     assert [path.name for path in store.root.rglob("*") if path.is_file()] == [store.path(key).name]

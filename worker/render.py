@@ -17,7 +17,7 @@ from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.metrics import metrics
 from service.probes import Rejected
-from service.storage.renditions import Patch, RenditionKey
+from service.storage.renditions import RenditionKey
 from worker.children.child import ChildLost
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources
@@ -87,11 +87,10 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> in
         found = await worker.renderers.find_locations(places)
         if found.path not in places:
             raise ChildUnavailable("it has read another file")
-        patches = [Patch(*patch) for patch in found.patches]
         with suppress(FileNotFoundError):
-            return await asyncio.to_thread(worker.renditions.write_patched, key, Path(found.path), patches)
+            return await asyncio.to_thread(worker.renditions.write_patched, key, Path(found.path), found.patches)
         # Moved since, from where it came in to where it is kept.
-        return await asyncio.to_thread(worker.renditions.write_patched, key, Path(places[0]), patches)
+        return await asyncio.to_thread(worker.renditions.write_patched, key, Path(places[0]), found.patches)
     over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
     data = await worker.renderers.render(places, order.transformation, over)
     return await asyncio.to_thread(worker.renditions.write, key, data)

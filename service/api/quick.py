@@ -25,7 +25,7 @@ from service.logs import requests
 from service.metrics import metrics
 
 PREFIX = "/i/"
-_ROUTE = "/i/{id}"
+_ROUTES = ("/i/{id}", "/i/{id}/{name}")
 _COUNTED_S = 0.2
 _SPECIAL = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
@@ -33,16 +33,20 @@ _SPECIAL = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 class QuickAnswers:
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._tally = metrics.tally("GET", _ROUTE, 200)
+        self._tallies = [metrics.tally("GET", route, 200) for route in _ROUTES]
 
     async def run(self) -> None:
         """Put what was counted into the metrics, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(_COUNTED_S)
-                self._tally.put()
+                self._put()
         finally:
-            self._tally.put()
+            self._put()
+
+    def _put(self) -> None:
+        for tally in self._tallies:
+            tally.put()
 
     def find(self, request: web.BaseRequest) -> bytes | None:
         """The whole answer, counted and logged; None for a request that is not for this."""
@@ -61,13 +65,13 @@ class QuickAnswers:
         request_id = choose_request_id(headers.get("X-Request-Id"))
         head = picture.head or _write_head(picture)
         seconds = time.perf_counter() - began
-        self._tally.add(seconds)
+        self._tallies["/" in request.path.removeprefix(PREFIX)].add(seconds)
         requests.write(
             logging.INFO,
             {
                 "request_id": request_id,
                 "method": "GET",
-                "path": without_keys(path.partition("?")[0]),
+                "path": without_keys(request.path),
                 "status": 200,
                 "ms": round(seconds * 1000, 1),
             },

@@ -28,13 +28,6 @@ class RenditionKey(NamedTuple):
     digest: str
 
 
-class Patch(NamedTuple):
-    """Bytes of a file to be replaced by as many others."""
-
-    offset: int
-    data: bytes
-
-
 class RenditionFiles:
     """256 folders of files, made when needed, and one for what is being written.
 
@@ -81,18 +74,21 @@ class RenditionFiles:
 
         return self._write(key, fill)
 
-    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[Patch]) -> int:
-        """A copy of a file with some of its bytes replaced. Returns its size in bytes."""
+    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> int:
+        """A copy of a file with these bytes, by their offsets, in place of as many others.
+
+        Returns its size in bytes.
+        """
 
         def fill(file: BinaryIO) -> None:
             with source.open("rb") as original:
                 shutil.copyfileobj(original, file, 1 << 20)
             size = file.tell()
-            for patch in patches:
-                if patch.offset < 0 or patch.offset + len(patch.data) > size:
+            for offset, data in patches:
+                if offset < 0 or offset + len(data) > size:
                     raise OSError(errno.EINVAL, "a patch outside of its file")
-                file.seek(patch.offset)
-                file.write(patch.data)
+                file.seek(offset)
+                file.write(data)
 
         return self._write(key, fill)
 
