@@ -71,7 +71,7 @@ def test_every_file_that_is_linked_exists() -> None:
 
 
 def test_every_command_for_accounts_is_shown() -> None:
-    assert "./run sign '" in README
+    assert "./run sign demo '" in README
     for group in ("accounts", "keys", "signing-keys", "presets"):
         command = cli.commands[group]
         assert isinstance(command, click.Group)
