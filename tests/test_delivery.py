@@ -14,7 +14,6 @@ import pytest
 from aiohttp import ClientResponse
 from PIL import Image
 
-from service import jobs
 from service.api.app import create_app
 from service.delivery import subjects
 from service.delivery.policies import set_policy
@@ -23,6 +22,7 @@ from service.delivery.renditions import Renditions
 from service.delivery.signatures import sign
 from service.delivery.signing_keys import create_signing_key
 from service.ids import ImageId
+from service.queue import jobs
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.files import SMALL_BYTES, Stored

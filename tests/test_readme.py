@@ -10,8 +10,8 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
-from service.metrics import metrics
 from service.settings import Settings, SettingsError, load, parse_size
+from service.telemetry.metrics import metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

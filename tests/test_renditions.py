@@ -16,13 +16,13 @@ import redis as sync_redis
 from aiohttp import ClientResponse
 from arq import Retry
 
-from service import jobs
 from service.delivery import renditions, rows
 from service.delivery.orders import RenderOrder, encode_order
 from service.delivery.rows import Made, keep_together
 from service.delivery.transformations import Transformation
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.queue import jobs
 from service.settings import Settings
 from service.storage.renditions import RenditionFiles, RenditionKey
 from tests import pictures

@@ -10,8 +10,8 @@ import structlog
 
 from service.delivery.rows import forget_evicted, list_oldest, list_unknown, sum_bytes
 from service.errors import ServiceError
-from service.metrics import metrics
 from service.storage.disk import SHARDS
+from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")

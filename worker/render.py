@@ -15,9 +15,9 @@ from service.delivery.orders import RenderEnd, RenderOrder, decode_order
 from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
-from service.metrics import metrics
 from service.probes import Rejected
 from service.storage.renditions import RenditionKey
+from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources

@@ -14,12 +14,12 @@ from service.database import Database
 from service.ids import AccountId, ImageId
 from service.images.outcomes import mark_ready
 from service.images.records import Image
-from service.jobs import JobQueue
-from service.metrics import metrics
 from service.probes import Probe
+from service.queue.jobs import JobQueue
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
+from service.telemetry.metrics import metrics
 from worker.children.pool import Children
 from worker.ledger import RenditionLedger
 

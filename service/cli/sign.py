@@ -41,7 +41,7 @@ def sign(account: str, target: str, expires: str | None, data: Path | None) -> N
 
 
 async def _newest_secret(connection: Any, account: str) -> str:
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.policies import find_policies  # noqa: PLC0415
 
     [policy] = await find_policies(connection, [(await find_account(connection, account)).id])
