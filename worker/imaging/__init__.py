@@ -4,8 +4,8 @@ libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which p
 and small JPEGs; of clients' bytes it sees JPEGs only, whose header we have read before.
 """
 
-from worker.imaging.loaders import prepare
 from worker.imaging.locations import find_locations
+from worker.imaging.preparing import prepare
 from worker.imaging.probing import probe
 from worker.imaging.rendering import render
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from service.delivery.transformations import Transformation
 from worker.imaging.exif import TYPES, Read, entries, pointer
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, PHOTO_TAGS
-from worker.imaging.rendering.opening import Original
+from worker.imaging.formats.original import Original
 
 # A segment of a JPEG holds as much; a tag of a camera has some hundred bytes.
 MAX_BLOCK_BYTES = 60_000
