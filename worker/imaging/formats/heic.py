@@ -85,12 +85,12 @@ def _refuse_unreadable_items(fd: int) -> None:
         elif size == 0:  # to the end of the file
             size = stored
         if head[4:8] == b"meta":
-            _refuse_unreadable_items_of(os.pread(fd, min(size, stored), at))
+            _refuse_unreadable_items_in(os.pread(fd, min(size, stored), at))
         at += max(size, 8)
     raise Rejected("damaged-image")
 
 
-def _refuse_unreadable_items_of(meta: bytes) -> None:
+def _refuse_unreadable_items_in(meta: bytes) -> None:
     at = meta.find(b"infe")
     while at != -1:
         size = int.from_bytes(meta[max(0, at - 4) : at], "big")

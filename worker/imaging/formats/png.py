@@ -26,14 +26,14 @@ def probe(source: Source) -> Picture:
 
 
 def open_original(source: Source, _: Frames) -> Original:
-    image = _load(source)
-    source.admit(image.width, image.height)
-    return original_of(image)
+    return original_of(_load(source))
 
 
 def _load(source: Source) -> pyvips.Image:
     source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
-    return pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
+    image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
+    source.admit(image.width, image.height)
+    return image
 
 
 def size_of(head: bytes) -> tuple[int, int]:

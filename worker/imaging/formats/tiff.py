@@ -14,6 +14,7 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging.exif import read_exif
+from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
 from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
@@ -28,7 +29,6 @@ MAX_UNEQUAL_PAGES = 100
 # Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
 MOST_ENTRIES = 300_000
 
-_ORIENTATION = 0x0112
 # Types that an orientation has: bytes of a BYTE, a SHORT and a LONG.
 _INTEGERS = {1: 1, 3: 2, 4: 4}
 
@@ -128,7 +128,7 @@ def _false_orientations(fd: int) -> list[tuple[int, bytes]]:
     """Entries of any page whose orientation is not 1 to 8: where each lies, and one that says 1 to put there."""
     head = os.pread(fd, 16, 0)
     layout = LAYOUTS[head[:4]]
-    upright = layout.packed.pack(_ORIENTATION, 3, 1, (1).to_bytes(2, layout.order))
+    upright = layout.packed.pack(ORIENTATION, 3, 1, (1).to_bytes(2, layout.order))
     stored = os.fstat(fd).st_size
     seen: set[int] = set()
     false = []
@@ -149,7 +149,7 @@ def _false_orientations(fd: int) -> list[tuple[int, bytes]]:
             break
         for place in range(0, size, layout.entry):
             tag, kind, _, value = layout.packed.unpack_from(table, place)
-            if tag == _ORIENTATION:
+            if tag == ORIENTATION:
                 said = layout.number(value[: _INTEGERS.get(kind, 0)])
                 if not 1 <= said <= 8:
                     false.append((start + place, upright))
