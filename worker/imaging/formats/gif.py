@@ -21,7 +21,7 @@ _IMAGE, _EXTENSION = 0x2C, 0x21
 
 def probe(source: Source) -> Picture:
     picture = probe_frames(source, _loader(source)(n=-1))
-    refuse_cut(source.fd)
+    _refuse_cut(source.fd)
     return picture
 
 
@@ -29,7 +29,7 @@ def open_original(source: Source, which: Frames) -> Original:
     load = _loader(source)
     image = load()
     if which.number is None and which.all:
-        refuse_cut(source.fd)
+        _refuse_cut(source.fd)
     return open_frames(source, image, load, which, pages=pages_of(image))
 
 
@@ -43,7 +43,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def refuse_cut(fd: int) -> None:
+def _refuse_cut(fd: int) -> None:
     """Refuse a GIF that ends inside a block. libvips shows an animation cut short as one with fewer frames.
 
     Only the end mark may be missing: no pixel is, and such files are about.

@@ -84,10 +84,10 @@ def open_original(source: Source, _: Frames) -> Original:
 def open_file(source: Source) -> JpegFile:
     stored = os.fstat(source.fd).st_size
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
-    header = read_header(partial(os.pread, source.fd) if data is None else partial(_part, data))
+    header = _read_header(partial(os.pread, source.fd) if data is None else partial(_part, data))
     source.admit(header.width, header.height)
     if header.progressive:
-        refuse_many_scans(source.fd, header.pixels_at)
+        _refuse_many_scans(source.fd, header.pixels_at)
     return JpegFile(source, header, None if data is None else _bare(data, header))
 
 
@@ -169,7 +169,7 @@ class JpegHeader:
     pixels_at: int
 
 
-def read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
+def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
     """`read` answers up to so many bytes (first parameter) at an offset (second).
 
     Our own, since libvips only gives the size after shrink-on-load.
@@ -196,7 +196,7 @@ def read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Raises Rejected where there is none."""
-    header = read_header(partial(_part, data))
+    header = _read_header(partial(_part, data))
     return header.width, header.height
 
 
@@ -224,7 +224,7 @@ def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[b
         at = end
 
 
-def refuse_many_scans(fd: int, start: int) -> None:
+def _refuse_many_scans(fd: int, start: int) -> None:
     """Refuse a JPEG that is made of scans to keep us busy. Neither a scan nor the end of the picture is found inside of
     a scan, where 0xFF is escaped; what lies behind the end, such as a film, does not count.
     """

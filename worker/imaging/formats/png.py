@@ -20,7 +20,7 @@ _SIZE_END = 24
 
 def probe(source: Source) -> Picture:
     image = _load(source)
-    pages = count_frames(source.fd)
+    pages = _count_frames(source.fd)
     source.admit(image.width, image.height, pages)
     return picture_of(image, image.width, image.height, pages=pages)
 
@@ -44,7 +44,7 @@ def size_of(head: bytes) -> tuple[int, int]:
     return width, height
 
 
-def count_frames(fd: int) -> int:
+def _count_frames(fd: int) -> int:
     """Pictures in an APNG, its default image among them; 1 in any other PNG. Refuses a file that ends before IEND does.
 
     A decoder stops after the last line of pixels, so nobody else notices a missing end.

@@ -19,12 +19,12 @@ from worker.imaging.pixels import SMALL_PX
 
 
 def probe(source: Source) -> Picture:
-    source.admit(1, 1, count_frames(source.fd))
+    source.admit(1, 1, _count_frames(source.fd))
     load = _loader(source)
     image = load(n=-1)
     if image.height != image.get_page_height():
         picture = probe_frames(source, image, load_some=lambda pages: load(n=pages))
-        return replace(picture, has_alpha=says_alpha(source.fd))
+        return replace(picture, has_alpha=_says_alpha(source.fd))
     width, height = image.width, image.height
     source.admit(width, height)
     scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
@@ -34,12 +34,12 @@ def probe(source: Source) -> Picture:
 
 
 def open_original(source: Source, which: Frames) -> Original:
-    pages = count_frames(source.fd)
+    pages = _count_frames(source.fd)
     source.admit(1, 1, pages)
     load = _loader(source)
     image = load()
     if pages > 1:
-        return open_frames(source, image, load, which, pages=pages, keeps_alpha=says_alpha(source.fd))
+        return open_frames(source, image, load, which, pages=pages, keeps_alpha=_says_alpha(source.fd))
     width, height = image.width, image.height
     source.admit(width, height)
 
@@ -66,7 +66,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def count_frames(fd: int) -> int:
+def _count_frames(fd: int) -> int:
     """Frames of a WebP; 1 where it is no animation. libwebp's own count takes a time that grows with their square."""
     head = os.pread(fd, 21, 0)
     if head[12:16] != b"VP8X" or len(head) < 21 or not head[20] & 0x02:
@@ -90,7 +90,7 @@ def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]
         at += 8 + size + size % 2
 
 
-def says_alpha(fd: int) -> bool:
+def _says_alpha(fd: int) -> bool:
     """The flag of an extended WebP. libvips gives every animation an alpha band."""
     head = os.pread(fd, 21, 0)
     return head[12:16] == b"VP8X" and bool(head[20] & 0x10)
