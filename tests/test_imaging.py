@@ -97,7 +97,7 @@ def test_a_file_that_moves_away_meanwhile_is_missing_and_not_damaged(
         path.rename(tmp_path / "kept")  # after it was opened here and before a decoder opens it by its name
         return sniff(head)
 
-    monkeypatch.setattr("worker.imaging.probing.sniff", sniff_and_move)
+    monkeypatch.setattr("worker.imaging.formats.sniff", sniff_and_move)
     with pytest.raises(FileNotFoundError):
         imaging.probe(str(path), max_pixels=1_000_000)
 

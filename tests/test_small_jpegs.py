@@ -10,9 +10,10 @@ import pyvips
 
 from tests import pictures
 from worker import imaging
-from worker.imaging import loaders
-from worker.imaging.loaders import JpegFile
-from worker.imaging.rendering.small_jpegs import decode_small
+from worker.imaging.formats import jpeg
+from worker.imaging.formats.jpeg import JpegFile
+from worker.imaging.formats.small_jpegs import decode_small
+from worker.imaging.formats.source import Source
 
 Opened = Callable[[bytes], JpegFile]
 
@@ -31,9 +32,13 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
             path.write_bytes(data)
             fd = os.open(path, os.O_RDONLY)
             stack.callback(os.close, fd)
-            return loaders.open_jpeg(loaders.Source(str(path), fd, 100_000_000))
+            return jpeg.open_file(Source(str(path), fd, 100_000_000))
 
         yield run
+
+
+def decoded(file: JpegFile, shrink: int) -> pyvips.Image | None:
+    return decode_small(file.read_bare, file.header.width, file.header.height, shrink)
 
 
 def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
@@ -48,7 +53,7 @@ def test_pixels_are_those_that_libvips_decodes(opened: Opened, shrink: int, mode
         for width, height in ((8, 8), (17, 9), (99, 77), (400, 304)):
             picture = pictures.landscape(width, height).convert(mode)
             file = opened(pictures.encode("JPEG", picture, subsampling=subsampling, progressive=progressive))
-            ours, theirs = decode_small(file, shrink), file.load(shrink, "truncated")
+            ours, theirs = decoded(file, shrink), file.load(shrink, "truncated")
             assert ours is not None
             assert (ours.width, ours.height) == (-(-width // shrink), -(-height // shrink))
             assert (ours.bands, ours.interpretation) == (theirs.bands, theirs.interpretation)
@@ -61,14 +66,14 @@ def test_one_that_is_too_large_for_memory_is_the_same(opened: Opened) -> None:
     comments = b"".join(b"\xff\xfe" + (65_535).to_bytes(2, "big") + bytes(65_533) for _ in range(17))
     file = opened(data[:2] + comments + data[2:])
     assert file.bare is None
-    image = decode_small(file, 2)
+    image = decoded(file, 2)
     assert image is not None
     assert pixels(image, 32, 24) == pixels(file.load(2, "truncated"), 32, 24)
 
 
 def test_its_profile_comes_along(opened: Opened) -> None:
     profile = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
-    image = decode_small(opened(pictures.encode("JPEG", icc_profile=profile)), 1)
+    image = decoded(opened(pictures.encode("JPEG", icc_profile=profile)), 1)
     assert image is not None
     assert image.get("icc-profile-data") == profile
 
@@ -83,5 +88,5 @@ def test_what_it_cannot_do_is_left_to_libvips(opened: Opened) -> None:
         whole[:huffman] + b"\xff\xc4\0\3\0" + whole[huffman:],
         whole.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantization tables
     ):
-        assert decode_small(opened(data), 1) is None
-    assert decode_small(opened(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large
+        assert decoded(opened(data), 1) is None
+    assert decoded(opened(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large

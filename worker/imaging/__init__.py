@@ -2,10 +2,13 @@
 
 libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, encodes the preview
 and small JPEGs; of clients' bytes it sees JPEGs only, whose header we have read before.
+
+What happens to a picture of one format stands in the module of its name in `formats`, and what of it tells a place in
+the one in `locations`.
 """
 
-from worker.imaging.loaders import prepare
 from worker.imaging.locations import find_locations
+from worker.imaging.preparing import prepare
 from worker.imaging.probing import probe
 from worker.imaging.rendering import render
 

@@ -23,6 +23,7 @@ from worker.imaging.exif_tags import (
     INTEROP_TAGS,
     NOT_NUMBERS,
     NUMBERS_IN_BYTES,
+    ORIENTATION,
     PHOTO_TAGS,
     UTF16_IN_BYTES,
 )
@@ -55,7 +56,7 @@ TYPES: dict[int, tuple[int, str]] = {
     13: (4, "I"),
     _UTF8: (1, "s"),
 }
-_ORIENTATION = {0x0112: "Orientation"}
+_ORIENTATION_ALONE = {ORIENTATION: "Orientation"}
 _TEXT_CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16", b"JIS\0\0\0\0\0": "iso2022_jp", bytes(8): "utf-8"}
 
 
@@ -81,7 +82,7 @@ def read_orientation(block: bytes | None) -> object:
     if block is not None:
         read = _reader(block)
         if (first := _first_directory(read)) is not None:
-            _read_directory(read, *first, _ORIENTATION, found)
+            _read_directory(read, *first, _ORIENTATION_ALONE, found)
     return found.get("Orientation")
 
 

@@ -6,13 +6,14 @@ What only says how pixels or blocks are stored (strips, tiles, thumbnails, table
 from __future__ import annotations
 
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
+ORIENTATION = 0x0112
 
 IMAGE_TAGS: dict[int, str] = {
     0x010D: "DocumentName",
     0x010E: "ImageDescription",
     0x010F: "Make",
     0x0110: "Model",
-    0x0112: "Orientation",
+    ORIENTATION: "Orientation",
     0x011A: "XResolution",
     0x011B: "YResolution",
     0x0128: "ResolutionUnit",

@@ -13,7 +13,7 @@ import math
 
 from PIL import Image
 
-from worker.imaging.loaders import Picture
+from worker.imaging.formats.picture import Picture
 
 # Its encoders are loaded now: a child does not wait for them at its first picture, when it is confined.
 Image.preinit()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import pyvips
-
-from service.probes import Probe, Rejected
-from worker.imaging import loaders
+from service.probes import Probe
+from worker.imaging.formats import FORMATS, recognise
+from worker.imaging.formats.source import open_source
 from worker.imaging.preview import encode_preview
-from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 
 def probe(path: str, *, max_pixels: int) -> Probe:
@@ -20,16 +15,9 @@ def probe(path: str, *, max_pixels: int) -> Probe:
     `unsupported-image`, `damaged-image`, `too-many-pixels` or `probe-failed`, and OSError where the file cannot be
     read.
     """
-    # What a picture before this one left there without failing would be read as a message about this one.
-    pyvips.vips_lib.vips_error_clear()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        form, picture = _load(loaders.Source(path, fd, max_pixels))
-    except Rejected:
-        Path(path).stat()  # FileNotFoundError if it was moved before a decoder opened it: not the picture's fault
-        raise
-    finally:
-        os.close(fd)
+    with open_source(path, max_pixels) as source:
+        form = recognise(source)
+        picture = FORMATS[form].probe(source)
     turned = picture.orientation >= 5
     return Probe(
         format=form,
@@ -41,17 +29,3 @@ def probe(path: str, *, max_pixels: int) -> Probe:
         exif=picture.exif,
         mini_preview=encode_preview(picture),
     )
-
-
-def _load(source: loaders.Source) -> tuple[str, loaders.Picture]:
-    form = sniff(os.pread(source.fd, HEAD_BYTES, 0))
-    if form is None:
-        raise Rejected("unsupported-image")
-    try:
-        return form, loaders.LOADERS[form](source)
-    except pyvips.Error as error:
-        raise Rejected("damaged-image") from error
-    except UnicodeDecodeError as error:
-        # libvips's message repeats bytes of the file, and pyvips takes them for UTF-8 before it empties the buffer.
-        pyvips.vips_lib.vips_error_clear()
-        raise Rejected("damaged-image") from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
+from worker.imaging.formats.jpeg import XMP_HEAD
+from worker.imaging.formats.tiff import LAYOUTS
 from worker.imaging.locations.directories import Blankers, blank_directories
 from worker.imaging.locations.iptc import blank_iptc
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp
 
-XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _XMP_TAG, _IPTC_TAG, _RESOURCES_TAG = 0x02BC, 0x83BB, 0x8649
 # Adobe Photoshop File Formats Specification: image resource ids.
 _RESOURCE_KINDS = frozenset({b"8BIM", b"PHUT", b"MeSa", b"AgHg", b"DCSR"})
@@ -57,7 +57,7 @@ def _resources(region: Region) -> Iterator[tuple[int, Region]]:
 def blank_any(region: Region) -> None:
     """A block that says itself what it is."""
     head = region.read(0, len(XMP_HEAD))
-    if head.startswith((b"Exif\0", *_TIFF_HEADS)):
+    if head.startswith((b"Exif\0", *LAYOUTS)):
         blank_exif(region)
     elif head[:4] in _RESOURCE_KINDS:
         blank_resources(region)

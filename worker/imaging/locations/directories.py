@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from struct import Struct
 from typing import NamedTuple
 
 from worker.imaging.exif import TYPES
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
-from worker.imaging.locations.regions import Order, Region, Unreadable
+from worker.imaging.formats.tiff import LAYOUTS, Layout
+from worker.imaging.locations.regions import Region, Unreadable
 
 _SUB_IFDS = 0x014A
 _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
@@ -33,14 +32,10 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
     over something else on purpose, that goes as well.
     """
     head = region.read(0, 16)
-    order: Order = "little" if head[:2] == b"II" else "big"
-    mark = int.from_bytes(head[2:4], order)
-    if head[:2] not in {b"II", b"MM"} or mark not in {42, 43}:
+    layout = LAYOUTS.get(head[:4])
+    if layout is None:
         return
-    count, word, entry = (2, 4, "HHI4s") if mark == 42 else (8, 8, "HHQ8s")
-    layout = _Layout(order, count, word, Struct(("<" if order == "little" else ">") + entry))
-    first = int.from_bytes(head[layout.word : 2 * layout.word], order)
-    pending, seen, places = [first], {0}, []
+    pending, seen, places = [layout.first(head)], {0}, []
     while pending:
         at = pending.pop()
         if at in seen:
@@ -57,23 +52,6 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
                 _blank_places(region, layout, at)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Bytes of the count of a directory, and of an offset; an entry."""
-
-    order: Order
-    count: int
-    word: int
-    packed: Struct
-
-    @property
-    def entry(self) -> int:
-        return self.packed.size
-
-    def number(self, word: bytes) -> int:
-        return int.from_bytes(word, self.order)
-
-
 class _Entry(NamedTuple):
     tag: int
     kind: int
@@ -86,7 +64,7 @@ class _Found(NamedTuple):
     places: list[int]
 
 
-def _entries(region: Region, layout: _Layout, at: int) -> Iterator[_Entry]:
+def _entries(region: Region, layout: Layout, at: int) -> Iterator[_Entry]:
     """Those that lie in the region."""
     counted = region.number(at, layout.count, layout.order)
     start = at + layout.count
@@ -96,7 +74,7 @@ def _entries(region: Region, layout: _Layout, at: int) -> Iterator[_Entry]:
     yield from map(_Entry._make, layout.packed.iter_unpack(table))
 
 
-def _blank_directory(region: Region, layout: _Layout, at: int, blankers: Blankers) -> _Found:
+def _blank_directory(region: Region, layout: Layout, at: int, blankers: Blankers) -> _Found:
     counted = region.number(at, layout.count, layout.order)
     found = _Found([], [])
     kept, gone = [], 0
@@ -124,7 +102,7 @@ def _blank_directory(region: Region, layout: _Layout, at: int, blankers: Blanker
     return found
 
 
-def _outer_value(region: Region, layout: _Layout, entry: _Entry) -> Region:
+def _outer_value(region: Region, layout: Layout, entry: _Entry) -> Region:
     """What does not fit into the entry; else nothing."""
     size = _SIZES.get(entry.kind, 0) * entry.values
     if size <= layout.word:
@@ -132,7 +110,7 @@ def _outer_value(region: Region, layout: _Layout, entry: _Entry) -> Region:
     return region.part(layout.number(entry.field), size)
 
 
-def _offsets(region: Region, layout: _Layout, entry: _Entry) -> list[int]:
+def _offsets(region: Region, layout: Layout, entry: _Entry) -> list[int]:
     """One, or those of several sub-directories."""
     outer = _outer_value(region, layout, entry)
     words = outer.read(0, outer.size) or entry.field
@@ -140,12 +118,12 @@ def _offsets(region: Region, layout: _Layout, entry: _Entry) -> list[int]:
     return [layout.number(words[at : at + layout.word]) for at in range(0, len(words), layout.word)]
 
 
-def _blank_value(region: Region, layout: _Layout, entry: _Entry) -> None:
+def _blank_value(region: Region, layout: Layout, entry: _Entry) -> None:
     value = _outer_value(region, layout, entry)
     value.fill(0, min(value.size, _MOST_VALUE_BYTES))
 
 
-def _blank_places(region: Region, layout: _Layout, at: int) -> None:
+def _blank_places(region: Region, layout: Layout, at: int) -> None:
     """Nothing is left of a GPS directory but zeros. What is no tag of one stays: the pointer may have been wrong."""
     place = at + layout.count
     blanked = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from worker.imaging.containers import colour_table_bytes
+from worker.imaging.formats import gif
 from worker.imaging.locations.regions import Copy
 from worker.imaging.locations.xmp import blank_xmp
 
@@ -16,32 +16,19 @@ _TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 def blank_gif(copy: Copy) -> None:
     with suppress(IndexError):
-        at = 13 + colour_table_bytes(copy.data[10])
-        while copy.data[at] in b"\x2c\x21":
+        for start, end in gif.blocks(copy.data):
             copy.step()
-            if copy.data[at] == 0x2C:  # an image
-                at = _skip_blocks(copy, at + 11 + colour_table_bytes(copy.data[at + 9]))
-            elif copy.read(len(_XMP_HEAD), at) == _XMP_HEAD:
-                at = _blank_blocks(copy, at + len(_XMP_HEAD))
-            else:
-                at = _skip_blocks(copy, at + 2)
+            if copy.read(len(_XMP_HEAD), start) == _XMP_HEAD:
+                blank_xmp(copy.region(*_pieces(copy, start + len(_XMP_HEAD), end)))
 
 
-def _skip_blocks(copy: Copy, at: int) -> int:
-    while size := copy.data[at]:
-        at += size + 1
-    return at + 1
-
-
-def _blank_blocks(copy: Copy, start: int) -> int:
-    """Returns where they end, before and after."""
+def _pieces(copy: Copy, start: int, end: int) -> list[tuple[int, int]]:
+    """Where the packet lies in the blocks between these places."""
+    if copy.read(len(_TRAILER), end - len(_TRAILER)) == _TRAILER:
+        return [(start, end - len(_TRAILER))]
     pieces, at = [], start
     while size := copy.data[at]:
         copy.step()
         pieces.append((at + 1, at + 1 + size))
         at += size + 1
-    end = at + 1
-    if copy.read(len(_TRAILER), end - len(_TRAILER)) == _TRAILER:
-        pieces = [(start, end - len(_TRAILER))]
-    blank_xmp(copy.region(*pieces))
-    return end
+    return pieces

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from worker.imaging.containers import APP1, jpeg_segments
-from worker.imaging.locations.blocks import XMP_HEAD, blank_exif, blank_resources
+from worker.imaging.formats import jpeg
+from worker.imaging.formats.jpeg import XMP_HEAD
+from worker.imaging.locations.blocks import blank_exif, blank_resources
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import empty_xmp, names_place
 
@@ -47,9 +48,9 @@ def _blank_picture(copy: Copy, start: int) -> None:
 
 def _segments(copy: Copy, start: int) -> _Segments:
     found = _Segments()
-    for head, at, end in jpeg_segments(copy.read, start + 2):
+    for head, at, end in jpeg.segments(copy.read, start + 2):
         copy.step()
-        if head[1] not in {APP1, _APP13}:
+        if head[1] not in {jpeg.APP1, _APP13}:
             continue
         body = copy.read(min(end - at - 4, len(_MORE_XMP_HEAD)), at + 4)
         if head[1] == _APP13:

@@ -6,7 +6,7 @@ import re
 import zlib
 from contextlib import suppress
 
-from worker.imaging.containers import png_chunks
+from worker.imaging.formats import png
 from worker.imaging.locations.blocks import blank_exif, tells_place
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp, names_place
@@ -19,7 +19,7 @@ _MOST_TEXT_BYTES = 4_000_000
 
 
 def blank_png(copy: Copy) -> None:
-    for kind, start, end in png_chunks(copy.read):
+    for kind, start, end in png.chunks(copy.read):
         if kind == b"IEND" or end > copy.size:
             return
         if kind not in {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}:

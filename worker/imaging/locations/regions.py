@@ -6,13 +6,11 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from worker.imaging.containers import MOST_TIFF_ENTRIES
+from worker.imaging.formats.tiff import MOST_ENTRIES, Order
 
-Order = Literal["little", "big"]
-
-_MOST_STEPS = MOST_TIFF_ENTRIES
+_MOST_STEPS = MOST_ENTRIES
 # Bytes looked at, for each of the file's: a file is read about once, except by structures that lie on each other.
 _MOST_READINGS = 4
 _LEAST_BYTES = 20_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from worker.imaging.formats import webp
 from worker.imaging.locations.blocks import blank_exif
 from worker.imaging.locations.regions import Copy, Unreadable
 from worker.imaging.locations.xmp import blank_xmp
@@ -12,12 +13,9 @@ _BLANKERS = {b"EXIF": blank_exif, b"XMP ": blank_xmp}
 
 
 def blank_webp(copy: Copy) -> None:
-    at = 12
-    while len(head := copy.read(8, at)) == 8:
+    for kind, start, end in webp.chunks(copy.read):
         copy.step()
-        size = int.from_bytes(head[4:], "little")
-        blank = _BLANKERS.get(head[:4])
+        blank = _BLANKERS.get(kind)
         if blank is not None:
             with suppress(Unreadable):
-                blank(copy.region((at + 8, at + 8 + size)))
-        at += 8 + size + size % 2
+                blank(copy.region((start, end)))

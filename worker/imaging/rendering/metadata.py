@@ -9,18 +9,17 @@ from typing import NamedTuple
 
 from service.delivery.transformations import Transformation
 from worker.imaging.exif import TYPES, Read, entries, pointer
-from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, PHOTO_TAGS
-from worker.imaging.rendering.opening import Original
+from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, ORIENTATION, PHOTO_TAGS
+from worker.imaging.formats.original import Original
 
 # A segment of a JPEG holds as much; a tag of a camera has some hundred bytes.
 MAX_BLOCK_BYTES = 60_000
 _MAX_TAG_BYTES = 16_384
 
-_ORIENTATION = 0x0112
 _COPYRIGHT_TAGS = frozenset({0x013B, 0x8298})
 # How the source's pixels were stored, which the rendition's are not.
 _OF_THE_PIXELS = frozenset(
-    {_ORIENTATION, 0x013E, 0x013F, 0x0211, 0x0213, 0x0214, 0x9101, 0x9102, 0xA001, 0xA002, 0xA003}
+    {ORIENTATION, 0x013E, 0x013F, 0x0211, 0x0213, 0x0214, 0x9101, 0x9102, 0xA001, 0xA002, 0xA003}
 )
 _IMAGE_KEPT = frozenset(IMAGE_TAGS) - _OF_THE_PIXELS
 _PHOTO_KEPT = frozenset(PHOTO_TAGS) - _OF_THE_PIXELS
@@ -84,7 +83,7 @@ def _rewrite(read: Read, asked: Transformation) -> bytes | None:
                 inner[tag] = found
     if not own and not inner:
         return None
-    own.append(_Entry(_ORIENTATION, 3, 1, struct.pack(order + "H", 1)))
+    own.append(_Entry(ORIENTATION, 3, 1, struct.pack(order + "H", 1)))
     return _block(order, own, inner)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from service.delivery.geometry import Size
 from service.delivery.transformations import Transformation
+from worker.imaging.formats.original import Frames
 from worker.imaging.rendering import metadata
 from worker.imaging.rendering.encoding import encode
-from worker.imaging.rendering.opening import Frames, opened
+from worker.imaging.rendering.opening import opened
 from worker.imaging.rendering.placing import placed_frames
 from worker.imaging.rendering.steps import finish
 from worker.imaging.rendering.watermarks import open_mark

@@ -9,7 +9,8 @@ import pyvips
 from service.delivery import geometry
 from service.delivery.geometry import Place, Size
 from service.delivery.transformations import Transformation, Watermark
-from worker.imaging.rendering.opening import Frames, opened
+from worker.imaging.formats.original import Frames
+from worker.imaging.rendering.opening import opened
 from worker.imaging.rendering.pixels import composed, in_colour, split, with_alpha
 from worker.imaging.rendering.placing import placed_frames
 

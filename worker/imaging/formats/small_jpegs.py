@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pyvips
 from PIL.JpegImagePlugin import JpegImageFile
-
-from worker.imaging.loaders import JpegFile
 
 # Of the result, which lies in memory as a whole. Beyond this libvips goes through it line by line.
 _MOST_PIXELS = 4_000_000
 _INTERPRETATIONS = {"L": "b-w", "RGB": "srgb"}
 
 
-def decode_small(file: JpegFile, shrink: int) -> pyvips.Image | None:
+def decode_small(read: Callable[[], bytes], width: int, height: int, shrink: int) -> pyvips.Image | None:
     """Grey or RGB, scaled by 1/`shrink` with parts of pixels counted as whole ones. None for what is better left to
     libvips: what is large, has other colours, or cannot be decoded, of which libvips tells what it is.
+
+    `read` answers with all of a JPEG whose size was admitted; it is asked where that may be decoded here.
     """
-    size = (-(-file.header.width // shrink), -(-file.header.height // shrink))
+    size = (-(-width // shrink), -(-height // shrink))
     if size[0] * size[1] > _MOST_PIXELS:
         return None
     try:
         # Not Image.open, which looks for several pictures in one file and for bombs: this one is admitted already.
-        picture = JpegImageFile(io.BytesIO(file.read_bare()))
-        picture.draft(picture.mode, (max(1, file.header.width // shrink), max(1, file.header.height // shrink)))
+        picture = JpegImageFile(io.BytesIO(read()))
+        picture.draft(picture.mode, (max(1, width // shrink), max(1, height // shrink)))
         if picture.mode not in _INTERPRETATIONS or picture.size != size:
             return None
         pixels = picture.tobytes()

@@ -7,14 +7,14 @@ import binascii
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
 from service.probes import Rejected
-from worker.imaging.containers import read_jpeg_header
+from worker.imaging.formats import avif, gif, jpeg, png, webp
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 # Documents inside of documents; one of an editor holds a photo, or a drawing with a photo.
@@ -25,7 +25,13 @@ _MOST_UNPACKED_BYTES = 20_000_000
 # Of references beyond the length of their document, by entities that hold them.
 _MOST_UNFOLDED_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
-_ISPE = re.compile(rb"ispe(?=.{4}(.{4})(.{4}))", re.DOTALL)
+_SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
+    "jpeg": jpeg.size_of,
+    "png": png.size_of,
+    "gif": gif.size_of,
+    "webp": webp.size_of,
+    "avif": avif.size_of,
+}
 _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 
@@ -117,38 +123,3 @@ def _unpacked(data: bytes, seen: _Seen) -> bytes:
     if unpacker.unconsumed_tail or seen.unpacked_bytes > _MOST_UNPACKED_BYTES:
         raise Rejected("too-many-pixels")
     return document
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    header = read_jpeg_header(lambda size, at: data[at : at + size])
-    return header.width, header.height
-
-
-def _png_size(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height
-
-
-def _gif_size(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from("<HH", data, 6)
-    return width, height
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _avif_size(data: bytes) -> tuple[int, int]:
-    """The largest of any item, since what comes first may be a thumbnail."""
-    sizes = [(int.from_bytes(size[1]), int.from_bytes(size[2])) for size in _ISPE.finditer(data)]
-    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-
-
-_SIZES = {"jpeg": _jpeg_size, "png": _png_size, "gif": _gif_size, "webp": _webp_size, "avif": _avif_size}

@@ -1,0 +1,21 @@
+"""What a decoder says about an image beside its pixels."""
+
+from __future__ import annotations
+
+import pyvips
+
+
+def orientation_of(image: pyvips.Image) -> int:
+    return valid_orientation(image.get("orientation") if image.get_typeof("orientation") else 1)
+
+
+def valid_orientation(value: object) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def pages_of(image: pyvips.Image) -> int:
+    return int(image.get("n-pages")) if image.get_typeof("n-pages") else 1
+
+
+def blob(image: pyvips.Image, name: str) -> bytes | None:
+    return bytes(image.get(name)) if image.get_typeof(name) else None

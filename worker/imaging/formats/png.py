@@ -1,0 +1,75 @@
+"""PNG, with the frames of an APNG counted, and its first picture shown."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pyvips
+
+from service.probes import Rejected
+from worker.imaging.formats.original import Frames, Original, original_of
+from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.source import MOST_READS, Source
+
+# Of width and height in IHDR, the first chunk.
+_SIZE_END = 24
+
+
+def probe(source: Source) -> Picture:
+    image = _load(source)
+    pages = _count_frames(source.fd)
+    source.admit(image.width, image.height, pages)
+    return picture_of(image, image.width, image.height, pages=pages)
+
+
+def open_original(source: Source, _: Frames) -> Original:
+    return original_of(_load(source))
+
+
+def _load(source: Source) -> pyvips.Image:
+    source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
+    image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
+    source.admit(image.width, image.height)
+    return image
+
+
+def size_of(head: bytes) -> tuple[int, int]:
+    """Width and height; libpng refuses to tell those over a million. Raises Rejected where they are not there."""
+    if len(head) < _SIZE_END:
+        raise Rejected("damaged-image")
+    width, height = struct.unpack_from(">II", head, 16)
+    return width, height
+
+
+def _count_frames(fd: int) -> int:
+    """Pictures in an APNG, its default image among them; 1 in any other PNG. Refuses a file that ends before IEND does.
+
+    A decoder stops after the last line of pixels, so nobody else notices a missing end.
+    """
+    declared, controls, first = 0, 0, b""
+    for kind, at, _ in chunks(partial(os.pread, fd)):
+        if kind == b"IEND":
+            # An animation that contradicts itself is shown as its default image.
+            return controls + (first == b"IDAT") if declared and declared == controls else 1
+        if kind in {b"IDAT", b"fcTL"}:
+            first = first or kind
+        if kind == b"acTL":
+            declared = int.from_bytes(os.pread(fd, 4, at + 8), "big")
+        elif kind == b"fcTL":
+            controls += 1
+    raise Rejected("damaged-image")
+
+
+def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk whose first 12 bytes are there. An end may lie behind that of the file."""
+    at = 8
+    for _ in range(MOST_READS):
+        head = read(12, at)
+        if len(head) < 12:
+            return
+        end = at + 12 + int.from_bytes(head[:4], "big")
+        yield head[4:8], at, end
+        at = end

@@ -1,0 +1,96 @@
+"""WebP, and its animations."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import pyvips
+
+from service.probes import Rejected
+from worker.imaging.formats.animations import open_frames, probe_frames
+from worker.imaging.formats.original import Frames, Original, original_of
+from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.pixels import SMALL_PX
+
+
+def probe(source: Source) -> Picture:
+    source.admit(1, 1, _count_frames(source.fd))
+    load = _loader(source)
+    image = load(n=-1)
+    if image.height != image.get_page_height():
+        picture = probe_frames(source, image, load_some=lambda pages: load(n=pages))
+        return replace(picture, has_alpha=_says_alpha(source.fd))
+    width, height = image.width, image.height
+    source.admit(width, height)
+    scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
+    if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
+        image = load(scale=scale)
+    return picture_of(image, width, height)
+
+
+def open_original(source: Source, which: Frames) -> Original:
+    pages = _count_frames(source.fd)
+    source.admit(1, 1, pages)
+    load = _loader(source)
+    image = load()
+    if pages > 1:
+        return open_frames(source, image, load, which, pages=pages, keeps_alpha=_says_alpha(source.fd))
+    width, height = image.width, image.height
+    source.admit(width, height)
+
+    def load_scaled(scale: float) -> pyvips.Image:
+        # libwebp scales by averages, which keep all that is needed at twice the size.
+        return load(scale=2 * scale) if scale < 0.25 and min(width, height) * scale >= 1 else image
+
+    return original_of(image, load=load_scaled)
+
+
+def _loader(source: Source) -> Callable[..., pyvips.Image]:
+    return partial(pyvips.Image.webpload, source.path, fail_on="truncated", access="sequential")
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Raises struct.error where there is none."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _count_frames(fd: int) -> int:
+    """Frames of a WebP; 1 where it is no animation. libwebp's own count takes a time that grows with their square."""
+    head = os.pread(fd, 21, 0)
+    if head[12:16] != b"VP8X" or len(head) < 21 or not head[20] & 0x02:
+        return 1
+    frames = 0
+    for number, (kind, _, _) in enumerate(chunks(partial(os.pread, fd))):
+        if number == MOST_READS:
+            raise Rejected("damaged-image")
+        frames += kind == b"ANMF"
+    return frames
+
+
+def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, and start and end of the contents, of each chunk whose head is there. They may lie behind the file's end.
+    `read` answers up to so many bytes (first parameter) at an offset (second).
+    """
+    at = 12
+    while len(head := read(8, at)) == 8:
+        size = int.from_bytes(head[4:], "little")
+        yield head[:4], at + 8, at + 8 + size
+        at += 8 + size + size % 2
+
+
+def _says_alpha(fd: int) -> bool:
+    """The flag of an extended WebP. libvips gives every animation an alpha band."""
+    head = os.pread(fd, 21, 0)
+    return head[12:16] == b"VP8X" and bool(head[20] & 0x10)
