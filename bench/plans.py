@@ -14,7 +14,8 @@ from datetime import timedelta
 from typing import Any
 
 from bench.generated import PER_MINUTE, START, fill, settle
-from service.accounts import create_account, list_stale, refresh_counters
+from service.accounts.counters import list_stale, refresh_counters
+from service.accounts.records import create_account
 from service.database import Database, apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres

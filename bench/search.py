@@ -22,7 +22,7 @@ from typing import Any
 import asyncpg
 
 from bench.generated import PER_MINUTE, START, fill, settle
-from service.accounts import create_account
+from service.accounts.records import create_account
 from service.database import Connection, Database, apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from service import jobs
 from service.errors import ServiceError
 from service.processes import listening
+from service.queue import jobs
 from service.settings import Settings
 
 

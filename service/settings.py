@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import AllowedAddresses
-from service.rates import Rate
+from service.limits.rates import Rate
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -20,8 +20,8 @@ import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from service import jobs
-from service.accounts import create_account
+from service.accounts.keys import create_key
+from service.accounts.records import create_account
 from service.api.app import create_app
 from service.api.protocol import Runner
 from service.api.resources import RESOURCES, Resources
@@ -30,7 +30,7 @@ from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
 from service.embedded.valkey import Valkey
 from service.ids import AccountId
-from service.keys import create_key
+from service.queue import jobs
 from service.settings import Settings
 from tests.chaos.report import show_faults
 from tests.samples import jpeg

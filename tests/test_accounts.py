@@ -9,10 +9,11 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from service.accounts import AccountExists, Drift, create_account, list_stale, load_account, refresh_counters
+from service.accounts.counters import Drift, list_stale, refresh_counters
+from service.accounts.records import AccountExists, create_account, load_account
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.jobs import open_redis
+from service.queue.jobs import open_redis
 from service.settings import Settings
 from service.sizes import readable
 from tests.conftest import Client, NewTenant, Tenant

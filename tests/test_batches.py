@@ -28,8 +28,9 @@ async def test_items_that_wait_are_written_together_up_to_the_limit() -> None:
 
 @pytest.mark.parametrize(("crowded", "expected"), [(True, [[1, 2]]), (False, [[1], [2]])])
 async def test_a_batch_waits_a_little_for_items_that_are_about_to_come(
-    crowded: bool, expected: list[list[int]]
+    monkeypatch: pytest.MonkeyPatch, crowded: bool, expected: list[list[int]]
 ) -> None:
+    monkeypatch.setattr("service.batches._GATHER_S", 0.3)
     batches: list[list[int]] = []
 
     async def write(items: Sequence[int]) -> list[int | Exception]:

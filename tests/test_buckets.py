@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from service.buckets import RateLimiter
+from service.accounts.keys import hash_key
 from service.embedded.valkey import Valkey
-from service.keys import hash_key
-from service.rates import Rate
+from service.limits.buckets import RateLimiter
+from service.limits.rates import Rate
 from tests.conftest import empty
 from tests.daguerre_processes import stop_process
 
@@ -92,7 +92,7 @@ async def test_many_keys_that_wait_together_share_a_round_trip(pair: list[RateLi
 async def test_the_rest_of_a_block_goes_back_after_a_while(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.buckets._KEEP_S", 0.1)
+    monkeypatch.setattr("service.limits.buckets._KEEP_S", 0.1)
     for limiter in pair:
         await limiter.admit("a")  # and keeps four
     await asyncio.sleep(0.11)
@@ -145,7 +145,7 @@ async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: l
 async def test_the_keys_that_are_remembered_are_bounded(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.buckets._REMEMBERED_KEYS", 10)
+    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
     await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(50)))
     assert len(pair[0]._shares) == 10
 
@@ -159,7 +159,7 @@ async def until_checked(limiter: RateLimiter, key: str) -> None:
 async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_again(
     pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.buckets._RETRY_S", 0.05)
+    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
     [limiter, _] = pair
     await ask(limiter, "a", 100)
 
@@ -171,7 +171,7 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
     assert own_valkey.process is not None
     stop_process(own_valkey.process.pid)
     try:
-        monkeypatch.setattr("service.buckets._TIMEOUT_S", 0.1)
+        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.1)
         waiting = []
         for number in range(10):
             waiting.append(asyncio.create_task(time_one(f"b{number}")))
@@ -184,7 +184,7 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
                 assert await time_one("b0") < 0.1  # nobody waits for a look whether Valkey is back
                 looks += limiter._shares["b0"].taking not in (before, None)
                 await asyncio.sleep(0.005)
-        monkeypatch.setattr("service.buckets._TIMEOUT_S", 0.25)
+        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.25)
     finally:
         os.kill(own_valkey.process.pid, signal.SIGCONT)
     await until_checked(limiter, "c")
@@ -204,14 +204,14 @@ async def test_a_connection_that_uvloop_finds_closed_lets_the_request_through(
     with monkeypatch.context() as lost:
         lost.setattr(pair[0], "_script", write_too_late)
         assert await pair[0].admit("a") is None
-    monkeypatch.setattr("service.buckets._RETRY_S", 0)
+    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0)
     await until_checked(pair[0], "a")
 
 
 async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_holds_again(
     pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.buckets._RETRY_S", 0.05)
+    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
     [limiter, _] = pair
     await limiter.admit("a")
     own_valkey.stop()

@@ -75,9 +75,9 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("presets", "set", "nobody", "thumb", "width=wide"), "width"),
         (("presets", "list", "nobody"), "There is no account 'nobody'"),
         (("presets", "delete", "nobody", "thumb"), "There is no account 'nobody'"),
-        (("sign", "/i/NKrigl4", "--account", "nobody"), "There is no account 'nobody'"),
-        (("sign", "/i/NKrigl4", "--account", "nobody", "--expires", "soon"), "'soon' is no time"),
-        (("sign", "/i/NKrigl4", "--account", "nobody", "--expires", "3600"), "'3600' is in the past"),
+        (("sign", "nobody", "/i/NKrigl4"), "There is no account 'nobody'"),
+        (("sign", "nobody", "/i/NKrigl4", "--expires", "soon"), "'soon' is no time"),
+        (("sign", "nobody", "/i/NKrigl4", "--expires", "3600"), "'3600' is in the past"),
     ],
 )
 async def test_what_cannot_be_done_is_one_sentence(
@@ -154,9 +154,8 @@ async def test_a_url_is_signed_with_the_newest_key_and_printed_alone(database_ur
     def sign(*arguments: str) -> subprocess.CompletedProcess[str]:
         return daguerre(
             "sign",
-            *arguments,
-            "--account",
             "demo",
+            *arguments,
             database_url=database_url,
             DAGUERRE_PUBLIC_URL="https://img.example.com/",
         )

@@ -9,12 +9,12 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from service import buckets
 from service.api.clients import client_address
-from service.buckets import RateLimiter
 from service.delivery.misses import Misses
 from service.errors import ServiceError
-from service.rates import Rate
+from service.limits import buckets
+from service.limits.buckets import RateLimiter
+from service.limits.rates import Rate
 from service.settings import SettingsError, load, parse_networks, parse_widths
 
 PROXIES = parse_networks("127.0.0.0/8, 10.0.0.0/8, fd00::/8")

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from service.cli import cli
 from service.embedded.services import database_connections
-from service.rates import Rate
+from service.limits.rates import Rate
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service import jobs
-from service.accounts import load_account, refresh_counters
+from service.accounts.counters import refresh_counters
+from service.accounts.records import load_account
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
@@ -21,6 +21,7 @@ from service.images.outcomes import mark_failed, mark_ready
 from service.images.records import NewImage
 from service.images.tags import change_tags
 from service.probes import Probe
+from service.queue import jobs
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, RunBurst, Tenant

@@ -7,13 +7,13 @@ import dataclasses
 import io
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse
 from PIL import Image
 
-from service import jobs
 from service.api.app import create_app
 from service.delivery import subjects
 from service.delivery.policies import set_policy
@@ -22,6 +22,7 @@ from service.delivery.renditions import Renditions
 from service.delivery.signatures import sign
 from service.delivery.signing_keys import create_signing_key
 from service.ids import ImageId
+from service.queue import jobs
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.files import SMALL_BYTES, Stored
@@ -36,6 +37,10 @@ pytestmark = pytest.mark.usefixtures("worker")
 MODERN = "image/avif,image/webp,image/*,*/*;q=0.8"
 
 Upload = Callable[..., Awaitable[str]]
+
+
+def kept_files(settings: Settings) -> list[Path]:
+    return [path for path in settings.renditions_folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture
@@ -271,7 +276,7 @@ async def test_a_deleted_image_is_gone_at_once(
     assert (await api.get(f"/i/{image_id}{query}")).status == 200
     await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
     assert (await api.get(f"/i/{image_id}{query}")).status == 404
-    assert [path for path in settings.renditions_folder.rglob("*") if path.is_file()] == []
+    assert kept_files(settings) == []
     assert await connection.fetchval("select count(*) from renditions") == 0
 
 
@@ -291,16 +296,16 @@ async def test_another_process_forgets_a_deleted_image_too(
 
 
 async def test_a_rendition_is_made_once_whoever_asks(
-    api: Client, image_id: str, settings: Settings, aiohttp_client: Any, connection: Any
+    api: Client, image_id: str, settings: Settings, aiohttp_client: Any
 ) -> None:
     other = await aiohttp_client(create_app(settings))
     answers = await asyncio.gather(*(client.get(f"/i/{image_id}?width=77") for client in [api, other] * 50))
     assert {answer.status for answer in answers} == {200}
     assert len({answer.headers["ETag"] for answer in answers}) == 1
-    assert await connection.fetchval("select count(*) from renditions") == 1
+    assert len(kept_files(settings)) == 1
 
 
-async def test_equal_renditions_are_one(api: Client, image_id: str, connection: Any) -> None:
+async def test_equal_renditions_are_one(api: Client, image_id: str, settings: Settings) -> None:
     for query in (
         "width=100&fit=contain",
         "fit=scale-down&width=100",
@@ -309,13 +314,13 @@ async def test_equal_renditions_are_one(api: Client, image_id: str, connection: 
         "width=100&metadata=none&brightness=1&rotate=0",
     ):
         assert (await api.get(f"/i/{image_id}?{query}")).status == 200, query
-    assert await connection.fetchval("select count(*) from renditions") == 1
+    assert len(kept_files(settings)) == 1
 
 
 async def test_a_rendition_that_was_thrown_away_is_made_again(api: Client, image_id: str, settings: Settings) -> None:
     await api.get(f"/i/{image_id}?width=40")
     resources_of(api).delivery.hot.forget_all()
-    [path] = [path for path in settings.renditions_folder.rglob("*") if path.is_file()]
+    [path] = kept_files(settings)
     path.unlink()
     assert (await opened(await api.get(f"/i/{image_id}?width=40"))).size == (40, 30)
 
@@ -379,11 +384,14 @@ async def test_renditions_are_kept_within_their_size(
     api: Client, image_id: str, settings: Settings, connection: Any
 ) -> None:
     await api.get(f"/i/{image_id}?width=40")
+    async with asyncio.timeout(5):
+        while not await connection.fetchval("select count(*) from renditions"):
+            await asyncio.sleep(0.01)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         await evict_renditions({"resources": resources})
     await redis.aclose(close_connection_pool=True)
-    assert [path for path in settings.renditions_folder.rglob("*") if path.is_file()] == []
+    assert kept_files(settings) == []
     assert await connection.fetchval("select count(*) from renditions") == 0
     assert (await api.get(f"/i/{image_id}?width=40")).status == 200
 

@@ -20,9 +20,9 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Worker
 
-from service import jobs
 from service.errors import ServiceError
-from service.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
+from service.queue import jobs
+from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
 from tests.conftest import Servers
 from worker.doorbell import DoorbellWorker, JobEnd
 

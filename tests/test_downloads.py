@@ -17,15 +17,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from service import uploads
 from service.addresses import AllowedAddresses
 from service.downloads.connections import GuardedResolver
 from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
-from service.ingest import Ingest
 from service.settings import Settings
 from service.storage.disk import DiskStorage
-from service.uploads import UploadLimits
+from service.uploads import receiving
+from service.uploads.ingest import Ingest
+from service.uploads.receiving import UploadLimits
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import jpeg, stored_files
 from tests.test_refusals import error_of
@@ -637,7 +637,7 @@ async def test_a_proxy_in_the_environment_is_ignored(
 # Slow origins, with short time-outs
 
 
-async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> uploads.Upload:
+async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> receiving.Upload:
     storage = DiskStorage(settings.storage_folder)
     storage.prepare()
     limits = UploadLimits(1 << 20, 10, 10)
@@ -645,7 +645,7 @@ async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) 
         Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, timeouts=timeouts) as origins,
         origins.get(URL(url)) as origin,
     ):
-        return await uploads.receive(origin.chunks(), storage, limits)
+        return await receiving.receive(origin.chunks(), storage, limits)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import asyncpg
 import pytest
 import redis
 
+from service.accounts.keys import list_keys, revoke_key
 from service.embedded import EmbeddedError, first_key, folder, running
 from service.embedded.postgres import Postgres, server_user
 from service.embedded.valkey import Valkey
-from service.keys import list_keys, revoke_key
 from service.processes import StartError
 from tests.processes import is_alive, wait_for
 

@@ -25,12 +25,12 @@ import pytest
 from arq.connections import ArqRedis
 from PIL import Image
 
-from service import jobs
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
 from service.embedded.valkey import Valkey
 from service.ids import ImageId
-from service.jobs import PROBE_QUEUE, WORKERS
+from service.queue import jobs
+from service.queue.jobs import PROBE_QUEUE, WORKERS
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant

@@ -18,23 +18,23 @@ import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from service import uploads
+from service.accounts.keys import create_key
 from service.api.admission import Admission
 from service.api.app import create_app
 from service.api.resources import Resources
 from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError
-from service.idempotency import IdempotencyKey
 from service.ids import AccountId, ImageId, new_image_id
 from service.images import inserts
+from service.images.idempotency import IdempotencyKey
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
 from service.images.outcomes import mark_failed
 from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier, forget_expired
-from service.jobs import open_redis
-from service.keys import create_key
+from service.queue.jobs import open_redis
 from service.settings import Settings
+from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
 from tests.daguerre_processes import processes_of, until
 from tests.samples import jpeg, stored_files
@@ -399,11 +399,11 @@ async def test_after_a_process_that_was_killed_between_commit_and_answer_a_retry
     assert len(stored_files(settings)) == 1
 
 
-async def receive(service: Resources, body: bytes = PICTURE) -> uploads.Upload:
+async def receive(service: Resources, body: bytes = PICTURE) -> receiving.Upload:
     async def chunks() -> AsyncIterator[bytes]:
         yield body
 
-    return await uploads.receive(chunks(), service.storage, service.upload_limits)
+    return await receiving.receive(chunks(), service.storage, service.upload_limits)
 
 
 async def store(service: Resources, tenant: Tenant) -> tuple[NewImage, Image | None]:
@@ -442,7 +442,7 @@ async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file
         looking.set()
         await asyncio.sleep(30)
 
-    monkeypatch.setattr("service.ingest.find_earlier", hang)
+    monkeypatch.setattr("service.uploads.ingest.find_earlier", hang)
     second = asyncio.create_task(store(service, tenant))
     await looking.wait()
     assert len(stored_files(settings)) == 2
@@ -498,7 +498,7 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.replies._LOOK_S", 0.05)
+    monkeypatch.setattr("service.queue.replies._LOOK_S", 0.05)
 
 
 async def both_wait(
@@ -651,7 +651,7 @@ async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_n
         await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
         return await find_earlier(own, account_id, key)
 
-    monkeypatch.setattr("service.ingest.find_earlier", find_after_delete)
+    monkeypatch.setattr("service.uploads.ingest.find_earlier", find_after_delete)
     async with run_worker(settings):
         new, image = await store(service, tenant)
     assert image is not None
@@ -851,7 +851,7 @@ async def test_an_upload_under_a_key_whose_id_is_taken_gets_another(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await post(api, tenant, OTHER, key="first")
-    monkeypatch.setattr(uploads, "new_image_id", lambda: ImageId(first.id))
+    monkeypatch.setattr(receiving, "new_image_id", lambda: ImageId(first.id))
     second = await post(api, tenant)
     assert second.status == 200
     assert second.id != first.id

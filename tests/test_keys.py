@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.accounts import Account, AccountUnknown
+from service.accounts.keys import KeyRing, create_key, find_owners, key_is_active, list_keys, revoke_key
+from service.accounts.records import Account, AccountUnknown
 from service.batches import running
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import new_key
-from service.keys import KeyRing, create_key, find_owners, key_is_active, list_keys, revoke_key
 from service.settings import Settings
 from tests.conftest import NewTenant, Tenant
 
@@ -55,7 +55,7 @@ async def test_a_revoked_key_stops_within_five_seconds(
     connection: Any, tenant: Tenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("service.keys.time.monotonic", lambda: now)
+    monkeypatch.setattr("service.accounts.keys.time.monotonic", lambda: now)
     await ring.owner(tenant.key)
     [key] = await list_keys(connection, tenant.name)
     await revoke_key(connection, key.id)
@@ -100,7 +100,7 @@ async def test_those_that_ask_at_once_share_a_look_and_each_gets_its_own(
         looks.append(len(keys))
         return await find_owners(connection, keys)
 
-    monkeypatch.setattr("service.keys.find_owners", counted)
+    monkeypatch.setattr("service.accounts.keys.find_owners", counted)
     cancelled = asyncio.create_task(ring.owner(tenant.key))
     unknown = asyncio.create_task(ring.owner(new_key()))
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import sys
 
 _SCRIPT = """
 import logging, structlog
-from service import logs
+from service.telemetry import logs
 from service.settings import Settings
 logs.configure(Settings(log_level="info", log_format="json"), part="test", pid=1)
 log = structlog.get_logger("service")
@@ -39,7 +39,7 @@ def test_every_line_is_json_with_its_process_and_level() -> None:
 
 _IN_A_LOOP = """
 import asyncio, logging, sys, threading, structlog
-from service import logs
+from service.telemetry import logs
 from service.settings import Settings
 writes = []
 write, sys.stderr.write = sys.stderr.write, lambda text: (writes.append(text), write(text))

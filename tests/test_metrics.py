@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from service import jobs
 from service.api.app import create_app
 from service.errors import CATALOGUE
-from service.metrics import metrics
+from service.queue import jobs
 from service.settings import Settings
+from service.telemetry.metrics import metrics
 from tests.conftest import Client, RunBurst, Tenant
 from tests.samples import jpeg, slow_svg
 from tests.scrapes import Scrape

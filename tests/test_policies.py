@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.accounts import AccountUnknown
+from service.accounts.records import AccountUnknown
 from service.database import Database, apply_schema
 from service.delivery.policies import Policy, find_policies, set_policy
 from service.delivery.presets import MAX_PRESETS, TooManyPresets, delete_preset, list_presets, set_preset

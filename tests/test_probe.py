@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service import jobs
 from service.ids import ImageId
-from service.jobs import JobQueue, ProbeJob
 from service.probes import Probe
+from service.queue import jobs
+from service.queue.jobs import JobQueue, ProbeJob
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import RunBurst, Tenant

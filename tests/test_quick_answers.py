@@ -12,8 +12,8 @@ from aiohttp import ClientSession, web
 from service.api.app import create_app
 from service.api.protocol import Runner
 from service.api.quick import QuickAnswers
-from service.metrics import metrics
 from service.settings import Settings
+from service.telemetry.metrics import metrics
 from tests import pictures
 from tests.conftest import Tenant
 

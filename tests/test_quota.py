@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.accounts import load_account
+from service.accounts.records import load_account
 from service.batches import Batcher, running
 from service.database import Database
 from service.errors import ServiceError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.rates import Rate
+from service.limits.rates import Rate
 from service.settings import SettingsError, load
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
-from service.metrics import metrics
 from service.settings import Settings, SettingsError, load, parse_size
+from service.telemetry.metrics import metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,7 +71,7 @@ def test_every_file_that_is_linked_exists() -> None:
 
 
 def test_every_command_for_accounts_is_shown() -> None:
-    assert "./run sign '" in README
+    assert "./run sign demo '" in README
     for group in ("accounts", "keys", "signing-keys", "presets"):
         command = cli.commands[group]
         assert isinstance(command, click.Group)

@@ -16,16 +16,18 @@ import redis as sync_redis
 from aiohttp import ClientResponse
 from arq import Retry
 
-from service import jobs
 from service.delivery import renditions, rows
 from service.delivery.orders import RenderOrder, encode_order
 from service.delivery.rows import Made, keep_together
 from service.delivery.transformations import Transformation
+from service.errors import ServiceError
 from service.ids import ImageId
+from service.queue import jobs
 from service.settings import Settings
 from service.storage.renditions import RenditionFiles, RenditionKey
 from tests import pictures
 from tests.conftest import Client, Tenant, resources_of, run_worker
+from worker import ledger
 from worker.eviction import evict_renditions
 from worker.render import render_image
 from worker.resources import open_resources
@@ -260,6 +262,63 @@ async def test_what_is_made_of_a_deleted_image_gets_no_row(
     assert await keep_together(database, made[2:3]) == [False]
     assert await keep_together(database, [made[0], made[3]]) == [True, True]
     assert await connection.fetchval("select count(*) from renditions") == 1
+
+
+async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_GATHER_S", 0.01)
+    monkeypatch.setattr(ledger, "_RETRY_S", 0.01)
+    away = 3
+
+    async def keep(database: Any, made: Any) -> list[bool]:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise ServiceError("database-unavailable")
+        return await keep_together(database, made)
+
+    monkeypatch.setattr(ledger, "keep_together", keep)
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
+        for key in (there, gone):
+            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x")))
+        await until(lambda: connection.fetchval("select count(*) from renditions"))
+        await until(lambda: len(files(settings)) == 1)  # the other's image is no more
+        monkeypatch.setattr(ledger, "_GATHER_S", 60)
+        last = RenditionKey(ID, "2" * 32)
+        resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x")))
+    assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
+    assert away < 0
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_file_whose_row_was_lost_is_removed_in_time(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be evicted never."""
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        kept, unknown, young = (RenditionKey(ID, digit * 32) for digit in "123")
+        for key in (kept, unknown, young):
+            resources.renditions.write(key, b"x")
+            if key != young:
+                os.utime(resources.renditions.path(key), (0, 0))
+        await keep_together(resources.database, [Made(kept, None, 1)])
+        shard = int(resources.renditions.path(kept).parent.name, 16)
+        earlier = (time.time() // (256 * 30) - 1) * 256 * 30
+        for looked_at, names in (((shard + 1) % 256, {kept, unknown, young}), (shard, {kept, young})):
+            monkeypatch.setattr("worker.eviction.time.time", lambda at=looked_at: earlier + at * 30)
+            await evict_renditions({"resources": resources})
+            assert {path.name for path in files(settings)} == {resources.renditions.path(key).name for key in names}
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_a_deletion_finds_the_files_of_lost_rows_too(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from service import channels, jobs, replies
 from service.batches import running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.lookups import load_image
-from service.replies import Replies, Reply
+from service.queue import channels, jobs, replies
+from service.queue.replies import Replies, Reply
 from service.settings import Settings
 from tests.conftest import Servers, Tenant
 

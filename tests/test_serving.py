@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from service import jobs
+from service.queue import jobs
 from service.settings import Settings
 from tests.conftest import Tenant
 from tests.daguerre_processes import Client, Daguerre, Part, processes_of, stop_process, until

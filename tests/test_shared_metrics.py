@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from service import metric_files
 from service.api.app import create_app
 from service.embedded import folder
 from service.errors import CATALOGUE
 from service.settings import Settings
+from service.telemetry import metric_files
 from tests.conftest import Tenant
 from tests.daguerre_processes import Daguerre, Part, processes_of, until
 from tests.processes import wait_for
@@ -215,7 +215,7 @@ def test_all_that_can_be_counted_fits_into_the_room_that_is_reserved(tmp_path: P
     script = f"""
 from pathlib import Path
 from service.errors import CATALOGUE
-from service.metrics import metrics
+from service.telemetry.metrics import metrics
 metrics.share(Path({str(tmp_path)!r}))
 for route in {sorted({r.resource.canonical for r in create_app(Settings()).router.routes() if r.resource})}:
     for status in (200, 202, 499, *{sorted({status for status, _ in CATALOGUE.values()})}):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from service import jobs
 from service.ids import ImageId
-from service.jobs import PROBE_QUEUE
+from service.queue import jobs
+from service.queue.jobs import PROBE_QUEUE
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, RunBurst, Tenant

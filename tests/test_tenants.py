@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from service.accounts.keys import revoke_key
 from service.api.openapi.document import make_document
 from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Operation
 from service.ids import KEY_PATTERN, new_key
-from service.keys import revoke_key
 from service.settings import Settings
 from tests.conftest import Client, NewTenant, Tenant
 from tests.samples import insert_image

@@ -17,9 +17,9 @@ from types import MappingProxyType
 
 import pytest
 
-from service import metric_files
 from service.embedded import folder, running
 from service.settings import Settings
+from service.telemetry import metric_files
 from tests.processes import is_alive, processes, wait_for
 
 ROOT = Path(__file__).parents[1]

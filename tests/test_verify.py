@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from service import jobs
 from service.ids import ImageId
-from service.jobs import PROBE_QUEUE
+from service.queue import jobs
+from service.queue.jobs import PROBE_QUEUE
 from service.settings import Settings, SettingsError
 from service.sizes import readable
 from service.storage.disk import DiskStorage

@@ -7,11 +7,11 @@ from typing import Any
 
 import structlog
 
-from service.accounts import list_stale, refresh_counters
+from service.accounts.counters import list_stale, refresh_counters
 from service.database import Connection
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.metrics import metrics
+from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")

@@ -24,9 +24,9 @@ from arq.worker import Function, Worker
 from redis.exceptions import NoScriptError
 
 from service.batches import Batcher, running
-from service.channels import send
 from service.errors import ServiceError
-from service.jobs import MOST_TOKENS, UNAVAILABLE, name_worker
+from service.queue.channels import send
+from service.queue.jobs import MOST_TOKENS, UNAVAILABLE, name_worker
 
 log = structlog.get_logger("worker")
 

@@ -1,15 +1,17 @@
-"""The periodic job that keeps the folder of renditions within its size."""
+"""The periodic job that keeps the folder of renditions within its size, and to those that have rows."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import structlog
 
-from service.delivery.rows import forget_evicted, list_oldest, sum_bytes
+from service.delivery.rows import forget_evicted, list_oldest, list_unknown, sum_bytes
 from service.errors import ServiceError
-from service.metrics import metrics
+from service.storage.disk import SHARDS
+from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
@@ -19,6 +21,8 @@ _KEPT_PART = 0.9
 _AT_ONCE = 1000
 _MOST_PAGES = 100
 _ABANDONED_S = 3600
+# One folder at a time is compared with the rows, the next after so long.
+_FOLDER_S = 30
 
 
 async def evict_renditions(ctx: dict[str, Any]) -> None:
@@ -27,6 +31,7 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     try:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
+        await _remove_unknown(worker, int(time.time() / _FOLDER_S) % SHARDS)
     except (ServiceError, OSError) as error:  # what it needs is away
         log.warning("eviction.put_off", error=repr(error))
 
@@ -57,3 +62,14 @@ async def _evict(worker: Resources) -> None:
         evicted += len(going)
     metrics.renditions_evicted.inc(evicted)
     log.info("renditions.evicted", renditions=evicted, bytes_before=kept)
+
+
+async def _remove_unknown(worker: Resources, shard: int) -> None:
+    """Files whose row was lost would be evicted never."""
+    keys = await asyncio.to_thread(worker.renditions.list_shard, shard, _ABANDONED_S)
+    for at in range(0, len(keys), _AT_ONCE):
+        async with worker.database.connection() as connection:
+            unknown = await list_unknown(connection, keys[at : at + _AT_ONCE])
+        await asyncio.to_thread(worker.renditions.remove, unknown)
+        if unknown:
+            log.info("renditions.unknown_removed", renditions=len(unknown))

@@ -12,10 +12,11 @@ import uvloop
 from arq import cron, func
 from arq.connections import ArqRedis
 
-from service import jobs, logs
-from service.metrics import metrics
+from service.queue import jobs
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
+from service.telemetry import logs
+from service.telemetry.metrics import metrics
 from worker.children.pool import MOST_AHEAD, Children
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker

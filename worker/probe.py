@@ -15,10 +15,10 @@ from service.ids import ImageId
 from service.images.lookups import load_image
 from service.images.outcomes import FILE_MISSING, count_crash, mark_failed
 from service.images.records import Image
-from service.metrics import metrics
 from service.probes import Rejected
+from service.queue.replies import Reply
 from service.removals import remove_files
-from service.replies import Reply
+from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources

@@ -15,9 +15,9 @@ from service.delivery.orders import RenderEnd, RenderOrder, decode_order
 from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
-from service.metrics import metrics
 from service.probes import Rejected
 from service.storage.renditions import RenditionKey
+from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources
@@ -74,11 +74,9 @@ async def _make(worker: Resources, order: RenderOrder) -> str | None:
         return "rendition-failed"
     except FileNotFoundError:
         return await _find_reason(worker, order)
-    # The row comes after the file: a deletion finds it, or is found here.
-    if await worker.keeping.submit(Made(key, order.watermark_id, size)):
-        return None
-    await asyncio.to_thread(worker.renditions.remove, [key])
-    return "image-not-found"
+    # The row comes after the file: a deletion finds it, or is found by the ledger.
+    worker.ledger.note(Made(key, order.watermark_id, size))
+    return None
 
 
 async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> int:

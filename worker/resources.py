@@ -11,17 +11,17 @@ from typing import Any
 
 from service.batches import Batcher, running
 from service.database import Database
-from service.delivery.rows import Made, keep_together
 from service.ids import AccountId, ImageId
 from service.images.outcomes import mark_ready
 from service.images.records import Image
-from service.jobs import JobQueue
-from service.metrics import metrics
 from service.probes import Probe
+from service.queue.jobs import JobQueue
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
+from service.telemetry.metrics import metrics
 from worker.children.pool import Children
+from worker.ledger import RenditionLedger
 
 # The sum over a large account may take a while, and nobody waits for it.
 _COMMAND_TIMEOUT_S = 10
@@ -40,7 +40,7 @@ class Resources:
     children: Children
     renderers: Children
     renditions: RenditionFiles
-    keeping: Batcher[Made, bool]
+    ledger: RenditionLedger
     findings: Batcher[tuple[ImageId, Probe], Image | None]
     renditions_size: int
     unrefreshed: dict[AccountId, None] = field(default_factory=dict)  # whose last refresh failed, the latest last
@@ -77,8 +77,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
         stack.push_async_callback(renderers.end)  # each starts with its first rendition
         renditions = RenditionFiles(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
-        keeping = Batcher(partial(keep_together, database))
-        await stack.enter_async_context(running(keeping.run()))
+        ledger = await stack.enter_async_context(RenditionLedger.open(database, renditions))
         findings = Batcher(partial(mark_ready, database), crowded=lambda: children.unanswered >= _CROWD)
         await stack.enter_async_context(running(findings.run()))
         yield Resources(
@@ -89,7 +88,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             children=children,
             renderers=renderers,
             renditions=renditions,
-            keeping=keeping,
+            ledger=ledger,
             findings=findings,
             renditions_size=settings.renditions_size,
         )

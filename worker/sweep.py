@@ -9,8 +9,8 @@ import structlog
 from service.errors import ServiceError
 from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
 from service.images.repeats import forget_expired
-from service.metrics import metrics
 from service.removals import list_removals, remove_files
+from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")

@@ -21,12 +21,12 @@ from bench.generated import fill, settle
 from bench.photographs import photograph
 from bench.rows.uploads import upload
 from bench.subjects import Subject, daguerre
-from service import jobs
 from service import settings as configuration
-from service.accounts import find_account
+from service.accounts.records import find_account
 from service.database import Connection, Database
 from service.embedded import running
 from service.ids import AccountId
+from service.queue import jobs
 from worker.counters import BUDGET_S, refresh_accounts
 from worker.resources import Resources, open_resources
 from worker.sweep import sweep

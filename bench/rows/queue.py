@@ -21,14 +21,14 @@ from bench import turns, usage, wrk
 from bench.photographs import photograph
 from bench.subjects import Subject, daguerre
 from service import settings as configuration
-from service import uploads
 from service.api.resources import Resources, open_resources
 from service.embedded import running
 from service.ids import AccountId
 from service.images.records import NewImage
-from service.ingest import Arrival
-from service.jobs import ProbeJob
+from service.queue.jobs import ProbeJob
 from service.settings import Settings
+from service.uploads import receiving
+from service.uploads.ingest import Arrival
 from worker.children.pool import Children
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
@@ -94,7 +94,7 @@ async def _accept(service: Resources, account_id: AccountId, body: bytes) -> New
     async def chunks() -> AsyncIterator[bytes]:
         yield body
 
-    upload = await uploads.receive(chunks(), service.storage, service.upload_limits)
+    upload = await receiving.receive(chunks(), service.storage, service.upload_limits)
     new = NewImage(upload.id, account_id, upload.size, upload.sha256, [])
     await service.ingest.accepting.submit(Arrival(upload.file, new))
     return new

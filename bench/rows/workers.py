@@ -15,16 +15,16 @@ from pathlib import Path
 
 from bench import turns, usage
 from bench.wrk import BenchError
-from service import jobs
-from service.accounts import create_account
+from service.accounts.records import create_account
 from service.database import Connection, Database, apply_schema
 from service.embedded.postgres import Postgres
 from service.embedded.valkey import Valkey
 from service.ids import AccountId, ImageId
 from service.images.inserts import insert_pending
 from service.images.records import NewImage
-from service.jobs import JobQueue, ProbeJob
 from service.processes.process import Program, start, stop
+from service.queue import jobs
+from service.queue.jobs import JobQueue, ProbeJob
 from service.storage.disk import DiskStorage
 
 WORKERS = (1, 2, 4)

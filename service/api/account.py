@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from service.accounts import load_account
+from service.accounts.records import load_account
 from service.api import envelope
 from service.api.authentication import authenticate
 from service.api.representations import describe_account

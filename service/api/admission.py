@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from service.accounts import Account, load_account
+from service.accounts.records import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
-from service.idempotency import IdempotencyKey
+from service.images.idempotency import IdempotencyKey
 from service.images.repeats import find_taken
-from service.metrics import InFlight, metrics
-from service.replies import Replies
+from service.queue.replies import Replies
 from service.settings import Settings
-from service.uploads import too_large
+from service.telemetry.metrics import InFlight, metrics
+from service.uploads.receiving import too_large
 
 
 @dataclass(slots=True)

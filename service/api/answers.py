@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
-from service.accounts import Account, load_account
+from service.accounts.records import Account, load_account
 from service.api import envelope
 from service.api.parameters import Detail
 from service.api.representations import FoundImages, ShownImage, describe_account, describe_image, describe_new

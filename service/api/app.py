@@ -15,7 +15,7 @@ from service.api.protocol import QUICK_ANSWER
 from service.api.quick import QuickAnswers
 from service.api.resources import RESOURCES, open_resources
 from service.batches import running
-from service.rates import Rate
+from service.limits.rates import Rate
 from service.settings import Settings
 
 

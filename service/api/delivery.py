@@ -28,9 +28,9 @@ from service.delivery.subjects import Subject
 from service.delivery.transformations import Format
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
-from service.metrics import metrics
 from service.probes import MIME_TYPES
 from service.storage.files import Stored
+from service.telemetry.metrics import metrics
 
 _VARIES = web.RequestKey("varies", bool)
 

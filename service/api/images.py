@@ -9,8 +9,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
-from service import uploads
-from service.accounts import Account
+from service.accounts.records import Account
 from service.api import answers, bodies, envelope, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
@@ -18,13 +17,14 @@ from service.api.representations import describe_image
 from service.api.resources import resources
 from service.downloads.origins import parse_url
 from service.errors import ServiceError
-from service.idempotency import IdempotencyKey
 from service.ids import parse_image_id, parse_image_ids
 from service.images.deletions import delete_images
+from service.images.idempotency import IdempotencyKey
 from service.images.lookups import Wanted
 from service.images.records import Image, NewImage
 from service.removals import remove_files
 from service.tags import clean_tags
+from service.uploads import receiving
 
 
 async def create(request: web.Request) -> web.Response:
@@ -37,7 +37,7 @@ async def create(request: web.Request) -> web.Response:
     bodies.check_content_type(request)
     await service.admission.check_length(account, bodies.declared_length(request), key)
     with service.admission.upload():
-        upload = await uploads.receive(bodies.chunks(request), service.storage, service.upload_limits)
+        upload = await receiving.receive(bodies.chunks(request), service.storage, service.upload_limits)
         new, image = await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
     return await answers.created(new, image, service, account, detail)
 
@@ -85,7 +85,7 @@ async def _download(
     with service.admission.download():
         async with bodies.while_connected(request), service.origins.get(source) as origin:
             await service.admission.check_length(account, origin.length, key)
-            upload = await uploads.receive(origin.chunks(), service.storage, service.download_limits)
+            upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits)
         return await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
 
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from service.api.resources import Resources, resources
 from service.errors import ServiceError
-from service.metrics import CONTENT_TYPE, QueueState, metrics
+from service.telemetry.metrics import CONTENT_TYPE, QueueState, metrics
 
 _QUEUE_TIMEOUT_S = 1
 

@@ -15,8 +15,8 @@ from aiohttp import web
 from service.api import envelope
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
-from service.logs import requests
-from service.metrics import UNMATCHED, metrics
+from service.telemetry.logs import requests
+from service.telemetry.metrics import UNMATCHED, metrics
 
 log = structlog.get_logger("service.api")
 

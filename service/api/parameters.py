@@ -9,7 +9,7 @@ from multidict import MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
-from service.idempotency import IdempotencyKey
+from service.images.idempotency import IdempotencyKey
 from service.images.records import Large
 from service.tags import clean_tags
 

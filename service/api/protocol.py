@@ -27,8 +27,8 @@ from aiohttp.web_server import Server
 
 from service.api import cors, envelope
 from service.errors import ServiceError
-from service.metrics import metrics
 from service.processes.connection_counts import ConnectionCounts
+from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 

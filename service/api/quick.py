@@ -21,8 +21,8 @@ from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
-from service.logs import requests
-from service.metrics import metrics
+from service.telemetry.logs import requests
+from service.telemetry.metrics import metrics
 
 PREFIX = "/i/"
 _ROUTES = ("/i/{id}", "/i/{id}/{name}")

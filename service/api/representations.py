@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.accounts import Account
+from service.accounts.records import Account
 from service.api.parameters import Detail
 from service.errors import ServiceError
 from service.ids import IMAGE_ID_PATTERN

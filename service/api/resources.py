@@ -10,25 +10,25 @@ from functools import partial
 
 from aiohttp import web
 
-from service import jobs
+from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.batches import Batcher, running
-from service.buckets import RateLimiter
 from service.database import Database
 from service.delivery.delivery import Delivery
 from service.downloads.origins import Origins, OriginTimeouts
 from service.errors import ServiceError
 from service.images.lookups import Wanted, find_together, is_any_stored
 from service.images.records import Image
-from service.ingest import Ingest, accept
-from service.jobs import JobQueue
-from service.keys import KeyRing
-from service.rates import Rate
-from service.replies import Replies
+from service.limits.buckets import RateLimiter
+from service.limits.rates import Rate
+from service.queue import jobs
+from service.queue.jobs import JobQueue
+from service.queue.replies import Replies
 from service.settings import Settings
 from service.storage.disk import DiskStorage
-from service.uploads import UploadLimits
+from service.uploads.ingest import Ingest, accept
+from service.uploads.receiving import UploadLimits
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 import uvloop
 
-from service import logs
 from service.api.acceptor import Acceptor
 from service.api.app import create_app
 from service.api.protocol import UNREAD_S, Runner
-from service.metrics import metrics
 from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings
+from service.telemetry import logs
+from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 

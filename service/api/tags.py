@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from aiohttp import web
 
-from service.accounts import Account
+from service.accounts.records import Account
 from service.api import answers, bodies, parameters
 from service.api.authentication import authenticate
 from service.api.resources import resources

@@ -23,8 +23,8 @@ def accounts() -> None:
 @DATA
 def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
     """Create the account NAME with a first key, which is printed alone on the last line."""
-    from service.accounts import AccountExists, create_account  # noqa: PLC0415
-    from service.keys import create_key  # noqa: PLC0415
+    from service.accounts.keys import create_key  # noqa: PLC0415
+    from service.accounts.records import AccountExists, create_account  # noqa: PLC0415
 
     try:
         max_bytes = parse_size(max_storage)
@@ -48,7 +48,7 @@ def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
 @DATA
 def accounts_list(data: Path | None) -> None:
     """List the accounts and what they store."""
-    from service.accounts import list_accounts  # noqa: PLC0415
+    from service.accounts.records import list_accounts  # noqa: PLC0415
     from service.sizes import readable  # noqa: PLC0415
 
     rows = [
@@ -63,7 +63,7 @@ def accounts_list(data: Path | None) -> None:
 @DATA
 def accounts_show(name: str, data: Path | None) -> None:
     """Show what the account NAME stores, and how its pictures are delivered."""
-    from service.accounts import Account, find_account  # noqa: PLC0415
+    from service.accounts.records import Account, find_account  # noqa: PLC0415
     from service.delivery.policies import Policy, find_policies  # noqa: PLC0415
     from service.sizes import readable  # noqa: PLC0415
 
@@ -100,7 +100,7 @@ def accounts_show(name: str, data: Path | None) -> None:
 @DATA
 def accounts_set(name: str, *, require_signature: bool | None, strip_location: bool | None, data: Path | None) -> None:
     """Set how the pictures of the account NAME are delivered; what is not named stays as it is."""
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.policies import Policy, find_policies, set_policy  # noqa: PLC0415
 
     if require_signature is None and strip_location is None:

@@ -33,7 +33,7 @@ def with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) -
     """Do `work` on a connection to the configured database, or to that of a running `up` on the data folder."""
     import asyncpg  # noqa: PLC0415
 
-    from service.accounts import AccountUnknown  # noqa: PLC0415
+    from service.accounts.records import AccountUnknown  # noqa: PLC0415
 
     async def connect_and_work() -> Result:
         try:

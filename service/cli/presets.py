@@ -42,7 +42,7 @@ def presets_set(account: str, name: str, parameters: str, data: Path | None) -> 
 @DATA
 def presets_list(account: str, data: Path | None) -> None:
     """List the presets of ACCOUNT."""
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.presets import list_presets  # noqa: PLC0415
 
     async def find(connection: Any) -> list[tuple[str, ...]]:
@@ -61,7 +61,7 @@ def presets_list(account: str, data: Path | None) -> None:
 @DATA
 def presets_delete(account: str, name: str, data: Path | None) -> None:
     """Delete the preset NAME of ACCOUNT; URLs that use it are refused then."""
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.presets import delete_preset  # noqa: PLC0415
 
     async def delete(connection: Any) -> bool:

@@ -16,12 +16,13 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command()
+@click.argument("account")
 @click.argument("target")
-@click.option("--account", required=True, help="Whose newest signing key is used.")
 @click.option("--expires", help="How long it works, like 30m, 12h or 7d, or until which Unix time.")
 @DATA
-def sign(target: str, account: str, expires: str | None, data: Path | None) -> None:
-    """Sign TARGET, like `/i/NKrigl4/red-car.jpg?width=300`, and print the URL, alone.
+def sign(account: str, target: str, expires: str | None, data: Path | None) -> None:
+    """Sign TARGET, like `/i/NKrigl4/red-car.jpg?width=300`, with the newest signing key of ACCOUNT, and print the URL,
+    alone.
 
     A path gets DAGUERRE_PUBLIC_URL in front; of a whole URL, scheme and host are kept.
     """
@@ -40,7 +41,7 @@ def sign(target: str, account: str, expires: str | None, data: Path | None) -> N
 
 
 async def _newest_secret(connection: Any, account: str) -> str:
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.policies import find_policies  # noqa: PLC0415
 
     [policy] = await find_policies(connection, [(await find_account(connection, account)).id])

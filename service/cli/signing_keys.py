@@ -38,7 +38,7 @@ def signing_keys_create(account: str, data: Path | None) -> None:
 @DATA
 def signing_keys_list(account: str, data: Path | None) -> None:
     """List the signing keys of ACCOUNT by their first characters."""
-    from service.accounts import find_account  # noqa: PLC0415
+    from service.accounts.records import find_account  # noqa: PLC0415
     from service.delivery.signing_keys import list_signing_keys  # noqa: PLC0415
 
     async def find(connection: Any) -> list[tuple[str, ...]]:

@@ -11,14 +11,14 @@ from typing import Self
 from arq.connections import ArqRedis
 
 from service.batches import Batcher, running
-from service.buckets import RateLimiter
 from service.database import Database
 from service.delivery.misses import Misses
 from service.delivery.pictures import HotPictures
 from service.delivery.renditions import Renditions
 from service.delivery.subjects import Subjects
-from service.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
-from service.rates import Rate
+from service.limits.buckets import RateLimiter
+from service.limits.rates import Rate
+from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
 from service.settings import Network, Settings, parse_networks, parse_widths
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles

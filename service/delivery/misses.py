@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from service.buckets import RateLimiter
 from service.errors import ServiceError
+from service.limits.buckets import RateLimiter
 
 # Who has one IPv6 address has all of these.
 _IPV6_NETWORK_BITS = 64

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.accounts import AccountUnknown
+from service.accounts.records import AccountUnknown
 from service.database import Connection
 from service.ids import AccountId
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.accounts import lock_account
+from service.accounts.records import lock_account
 from service.database import Connection
 from service.delivery.parsing import PRESET_NAME, check_preset
 from service.errors import ServiceError

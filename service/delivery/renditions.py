@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from service.batches import Batcher, running
-from service.buckets import RateLimiter
-from service.channels import Channel, send
 from service.database import Database
 from service.delivery.orders import (
     RENDITIONS_CHANNEL,
@@ -24,10 +22,12 @@ from service.delivery.orders import (
 from service.delivery.rows import note_uses
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.jobs import UNAVAILABLE, Job, RenderJob
-from service.metrics import metrics
+from service.limits.buckets import RateLimiter
+from service.queue.channels import Channel, send
+from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
+from service.telemetry.metrics import metrics
 
 # News may be lost: whoever waits looks at the disk this often, and enqueues again what Redis may have lost.
 _LOOK_S = 1.0

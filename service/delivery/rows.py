@@ -77,6 +77,20 @@ async def list_of_images(connection: Connection, image_ids: Sequence[ImageId]) -
     return [RenditionKey(ImageId(row[0]), row[1]) for row in await connection.fetch(_LIST, image_ids)]
 
 
+_LIST_UNKNOWN = """
+select image_id, digest from unnest($1::text[], $2::text[]) as file (image_id, digest)
+where not exists (
+    select from renditions where renditions.image_id = file.image_id and renditions.digest = file.digest
+)
+"""
+
+
+async def list_unknown(connection: Connection, keys: Sequence[RenditionKey]) -> list[RenditionKey]:
+    """Those that have no row."""
+    rows = await connection.fetch(_LIST_UNKNOWN, [key.image_id for key in keys], [key.digest for key in keys])
+    return [RenditionKey(ImageId(row[0]), row[1]) for row in rows]
+
+
 _FORGET = """
 delete from renditions using unnest($1::text[], $2::text[]) as gone (image_id, digest)
 where renditions.image_id = gone.image_id and renditions.digest = gone.digest

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.accounts import lock_account
+from service.accounts.records import lock_account
 from service.database import Connection
 
 MAX_LIVE = 2

@@ -17,7 +17,8 @@ async def prepare(database_url: str, folder: Path) -> str | None:
     The key lies in `first-key`, and in `first-key.new` from before the commit until it counts: a key that was
     revoked is told from one that a crash kept out of the database.
     """
-    from service import accounts, database, keys  # noqa: PLC0415  not needed to find or stop a server
+    from service import database  # noqa: PLC0415  not needed to find or stop a server
+    from service.accounts import keys, records  # noqa: PLC0415
 
     await database.apply_schema(database_url)
     kept, fresh = folder / "first-key", folder / "first-key.new"
@@ -30,8 +31,8 @@ async def prepare(database_url: str, folder: Path) -> str | None:
         async with connection.transaction():
             try:
                 async with connection.transaction():
-                    await accounts.create_account(connection, _ACCOUNT, _MAX_BYTES)
-            except accounts.AccountExists:
+                    await records.create_account(connection, _ACCOUNT, _MAX_BYTES)
+            except records.AccountExists:
                 return None
             key = await keys.create_key(connection, _ACCOUNT)
             _write(fresh, key)

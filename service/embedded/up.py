@@ -15,7 +15,6 @@ from typing import TypeVar
 import asyncpg
 import click
 
-from service import metric_files
 from service import settings as configuration
 from service.embedded import EmbeddedError, first_key, folder, running, services
 from service.embedded.postgres import Postgres, server_user
@@ -24,6 +23,7 @@ from service.embedded.valkey import Valkey
 from service.processes import StartError, listening, programs
 from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
+from service.telemetry import metric_files
 
 Result = TypeVar("Result")
 

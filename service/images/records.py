@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from service.idempotency import IdempotencyKey
 from service.ids import AccountId, ImageId
+from service.images.idempotency import IdempotencyKey
 
 
 @dataclass(frozen=True, slots=True)

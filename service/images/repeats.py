@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from service.database import Connection
-from service.idempotency import IdempotencyKey
 from service.ids import AccountId
+from service.images.idempotency import IdempotencyKey
 from service.images.records import COLUMNS, Image
 
 # A key by itself tells nothing: tenants do not share keys.

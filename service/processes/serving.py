@@ -8,12 +8,12 @@ import socket
 
 import structlog
 
-from service import logs
 from service.processes import StartError, listening
 from service.processes.programs import api_programs
 from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.telemetry import logs
 
 log = structlog.get_logger("service.serve")
 

@@ -93,13 +93,16 @@ class RenditionFiles:
         return self._write(key, fill)
 
     def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
-        incoming = self.root / _INCOMING / secrets.token_hex(8)
+        incoming, path = self.root / _INCOMING / secrets.token_hex(8), self.path(key)
         try:
             with self._create(incoming) as file:
                 fill(file)
-            size = incoming.stat().st_size
-            self.path(key).parent.mkdir(exist_ok=True)
-            incoming.rename(self.path(key))
+                size = file.seek(0, os.SEEK_END)
+            try:
+                incoming.rename(path)
+            except FileNotFoundError:
+                path.parent.mkdir(exist_ok=True)
+                incoming.rename(path)
         except BaseException:
             incoming.unlink(missing_ok=True)
             raise
@@ -129,6 +132,18 @@ class RenditionFiles:
             with suppress(FileNotFoundError), os.scandir(self._shard(image_id)) as entries:
                 for path in [entry.path for entry in entries if entry.name.startswith(f"{image_id}-")]:
                     Path(path).unlink(missing_ok=True)
+
+    def list_shard(self, number: int, age_s: float) -> list[RenditionKey]:
+        """The files in one of the folders, 0 to 255, that have not changed for so long."""
+        before = time.time() - age_s
+        found = []
+        with suppress(FileNotFoundError), os.scandir(self.root / f"{number:02x}") as entries:
+            for entry in entries:
+                image_id, _, digest = entry.name.partition("-")
+                with suppress(FileNotFoundError):
+                    if len(digest) == 32 and entry.stat().st_mtime < before:
+                        found.append(RenditionKey(ImageId(image_id), digest))
+        return found
 
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""

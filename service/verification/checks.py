@@ -12,14 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.accounts import list_accounts, measure_drift, refresh_counters
+from service.accounts.counters import measure_drift, refresh_counters
+from service.accounts.records import list_accounts
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.audit import StoredRow, find_sha256, find_unclaimed, list_stored_rows
 from service.images.deletions import delete_images
 from service.images.leftovers import Overdue, list_existing, list_overdue
-from service.jobs import JobQueue
+from service.queue.jobs import JobQueue
 from service.removals import list_removals, remove_files
 from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-from service import jobs
 from service.database import Database
 from service.ids import ImageId, parse_image_id
+from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
 from service.storage.disk import DiskStorage

@@ -20,13 +20,13 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 
-from service.accounts import create_account
+from service.accounts.keys import create_key
+from service.accounts.records import create_account
 from service.database import apply_schema
 from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
 from service.embedded.server import Server
 from service.embedded.valkey import Valkey
-from service.keys import create_key
 from service.processes.process import end_orphans, start, wait_ready
 from service.settings import Settings
 from tests.chaos.load import ChaosClient, mixed_load, send

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from service import jobs
 from service.embedded.server import Server
 from service.ids import ImageId
+from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in

@@ -1,4 +1,5 @@
-"""Mutated pictures, sent through the child processes of a worker: each is a finding or a refusal, soon, in its memory.
+"""Mutated pictures, sent through the child processes of a worker: each is a finding or a refusal, soon, in its memory,
+and what was accepted is rendered or refused.
 
 `./run test --fuzz-inputs 100000 tests/fuzz` makes more of them, and `--fuzz-seed` others.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from service.delivery.transformations import Transformation
 from service.errors import CATALOGUE
 from service.probes import MIME_TYPES, Probe, Rejected
 from service.settings import Settings
@@ -85,7 +88,7 @@ def test_most_mutated_pngs_get_past_their_checksums() -> None:
     assert data == whole
 
 
-async def test_a_mutated_picture_is_probed_or_refused(
+async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
     children: Children, form: str, fuzzing: Fuzzing, tmp_path: Path
 ) -> None:
     tally = Tally()
@@ -97,6 +100,8 @@ async def test_a_mutated_picture_is_probed_or_refused(
         try:
             found = await children.probe(str(path))
             check(found)
+            rendered = await children.render([str(path)], some_transformation(number))
+            Image.open(io.BytesIO(rendered)).load()
             tally.outcomes["accepted"] += 1
         except Rejected as refusal:
             tally.outcomes[refusal.code] += 1
@@ -116,6 +121,29 @@ async def test_a_mutated_picture_is_probed_or_refused(
     assert not tally.deaths
     assert tally.slowest_s < _SLOWEST_S
     assert tally.peak_kb < _MOST_KB
+
+
+def some_transformation(number: int) -> Transformation:
+    """Each asks for something else, and none for an AVIF, which takes as long as all others."""
+    rng = random.Random(number)
+    return Transformation(
+        format=rng.choice(("jpeg", "png", "webp", "gif")),
+        quality=rng.randint(1, 100),
+        width=rng.choice((None, 1, 7, 20, 300)),
+        height=rng.choice((None, 1, 5, 33)),
+        fit=rng.choice(("contain", "cover", "scale-down", "fill", "pad")),
+        gravity=rng.choice(("centre", "southwest", "smart", (0.1, 0.9))),
+        crop=rng.choice((None, None, (9, 40))),
+        enlarge=rng.random() < 0.5,
+        trim=rng.choice((None, None, 10.0)),
+        rotate=rng.choice((0, 90)),
+        grayscale=rng.random() < 0.2,
+        blur=rng.choice((0.0, 0.0, 3.0)),
+        ellipse=rng.random() < 0.2,
+        frame=rng.choice((None, None, 1, 2)),
+        metadata=rng.choice(("none", "copyright", "keep")),
+        keep_location=rng.random() < 0.5,
+    )
 
 
 def check(found: Probe) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from service.metrics import metrics
+from service.telemetry.metrics import metrics
 from worker.children.messages import Finding, Request, Unreadable
 from worker.children.process import ChildProcess, ChildUnavailable
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 import structlog
 
 from service.delivery.transformations import Transformation
-from service.metrics import Durations, metrics
 from service.probes import Probe, Rejected
+from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question
 from worker.children.messages import (
     Finding,

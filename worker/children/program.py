@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from service.probes import Rejected
-from worker.children import confinement
+from worker.children import confinement, heap
 from worker.children.messages import (
     LENGTH,
     Answer,
@@ -38,6 +38,7 @@ def main() -> None:
     os.nice(int(sys.argv[4]))
     answers = _claim_stdout()
     confinement.limit_memory()
+    heap.keep_freed_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()

@@ -1,7 +1,7 @@
 """Everything that touches the bytes of a picture: synchronous, and imported only inside child processes.
 
-libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, only ever sees
-our own small pixels: it encodes the preview, and small JPEGs.
+libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, encodes the preview
+and small JPEGs; of clients' bytes it sees JPEGs only, whose header we have read before.
 """
 
 from worker.imaging.loaders import prepare

@@ -55,6 +55,7 @@ TYPES: dict[int, tuple[int, str]] = {
     13: (4, "I"),
     _UTF8: (1, "s"),
 }
+_ORIENTATION = {0x0112: "Orientation"}
 _TEXT_CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16", b"JIS\0\0\0\0\0": "iso2022_jp", bytes(8): "utf-8"}
 
 
@@ -71,18 +72,41 @@ def read_exif(source: bytes | int | None) -> dict[str, object]:
         return {}
     if isinstance(source, int):
         return _read(lambda at, size: os.pread(source, size, at))
-    start = 6 if source.startswith(b"Exif\0\0") else 0
-    return _read(lambda at, size: source[start + at : start + at + size])
+    return _read(_reader(source))
 
 
-def _read(read: Read) -> dict[str, object]:
+def read_orientation(block: bytes | None) -> object:
+    """As `read_exif` finds it in an EXIF block, whatever it is; None where there is none."""
+    found: dict[str, Value] = {}
+    if block is not None:
+        read = _reader(block)
+        if (first := _first_directory(read)) is not None:
+            _read_directory(read, *first, _ORIENTATION, found)
+    return found.get("Orientation")
+
+
+def _reader(block: bytes) -> Read:
+    start = 6 if block.startswith(b"Exif\0\0") else 0
+    return lambda at, size: block[start + at : start + at + size]
+
+
+def _first_directory(read: Read) -> tuple[str, int] | None:
+    """The byte order, and where the directory is."""
     head = read(0, 8)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
     if order is None or len(head) < 8:
+        return None
+    return order, pointer(order, head[4:])
+
+
+def _read(read: Read) -> dict[str, object]:
+    first = _first_directory(read)
+    if first is None:
         return {}
+    order, offset = first
     found: dict[str, Value] = {}
     # Each directory is read once and by name, so a file cannot make a loop of them.
-    pointers = _read_directory(read, order, pointer(order, head[4:]), IMAGE_TAGS, found)
+    pointers = _read_directory(read, order, offset, IMAGE_TAGS, found)
     if EXIF_IFD in pointers:
         inner = _read_directory(read, order, pointers[EXIF_IFD], PHOTO_TAGS, found)
         if INTEROP_IFD in inner:

@@ -113,6 +113,11 @@ class JpegFile:
     header: JpegHeader
     bare: bytes | None
 
+    def read_bare(self) -> bytes:
+        if self.bare is not None:
+            return self.bare
+        return _bare(os.pread(self.source.fd, os.fstat(self.source.fd).st_size, 0), self.header)
+
     def load(self, shrink: int, fail_on: str) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": fail_on, "access": "sequential"}
         if self.bare is None:

@@ -14,8 +14,9 @@ import pyvips
 from service.probes import Rejected
 from worker.imaging import loaders
 from worker.imaging.containers import JpegHeader, png_size, refuse_cut_gif, webp_frames, webp_has_alpha
-from worker.imaging.exif import read_exif
+from worker.imaging.exif import read_orientation
 from worker.imaging.loaders import Source, blob, orientation_of, valid_orientation
+from worker.imaging.rendering.small_jpegs import decode_small
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -102,10 +103,12 @@ def _jpeg(source: Source) -> Original:
 
     def load(scale: float) -> pyvips.Image:
         shrink = next(s for s in (8, 4, 2, 1) if s == 1 or _fits(header, s, scale))
-        image = file.load(shrink, "truncated")
-        file.refuse_other_frame(image, shrink)
+        image = decode_small(file, shrink)
+        if image is None:
+            image = file.load(shrink, "truncated")
+            file.refuse_other_frame(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
-        if (width, height) != (image.width, image.height):  # libvips leaves out what is not a whole pixel
+        if (width, height) != (image.width, image.height):  # one has a pixel for a part of one, the other has none
             image = image.embed(0, 0, width, height, extend="copy")
         return image
 
@@ -113,7 +116,7 @@ def _jpeg(source: Source) -> Original:
         width=header.width,
         height=header.height,
         load=load,
-        orientation=valid_orientation(read_exif(header.exif).get("Orientation")),
+        orientation=valid_orientation(read_orientation(header.exif)),
         exif=header.exif,
         read_xmp=partial(_jpeg_xmp, source, header),
     )

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import structlog
 
-from service.jobs import UNAVAILABLE
+from service.queue.jobs import UNAVAILABLE
 
 log = structlog.get_logger(__name__)
 

@@ -29,8 +29,8 @@ from prometheus_client import (
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service import metric_files
 from service.errors import CATALOGUE
+from service.telemetry import metric_files
 
 log = structlog.get_logger("service")
 

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple, Self
 import structlog
 from redis.asyncio import Redis
 
+from service.accounts.keys import hash_key
 from service.batches import Batcher, running
-from service.jobs import UNAVAILABLE
-from service.keys import hash_key
-from service.metrics import metrics
-from service.rates import Rate
+from service.limits.rates import Rate
+from service.queue.jobs import UNAVAILABLE
+from service.telemetry.metrics import metrics
 
 log = structlog.get_logger(__name__)
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from service.batches import Batcher
 from service.database import Database, changed_nothing
 from service.errors import ServiceError
-from service.idempotency import IdempotencyKey
 from service.ids import AccountId, new_image_id
+from service.images.idempotency import IdempotencyKey
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
 from service.images.outcomes import forget_failed, forget_failed_soon
 from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier
-from service.jobs import Job, ProbeJob
-from service.replies import Replies
+from service.queue.jobs import Job, ProbeJob
+from service.queue.replies import Replies
 from service.storage.disk import DiskStorage, IncomingFile
-from service.uploads import Upload
+from service.uploads.receiving import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
 # A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.accounts import Account, AccountUnknown
+from service.accounts.records import Account, AccountUnknown
 from service.batches import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError

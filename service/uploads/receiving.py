@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
-from service.metrics import metrics
 from service.storage.disk import DiskStorage, IncomingFile
+from service.telemetry.metrics import metrics
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from service.channels import Channel
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.lookups import Wanted, find_images
 from service.images.records import Image
+from service.queue.channels import Channel
 
 # A reply is a hint: whoever waits looks at the row this often, and whenever the channel comes back.
 _LOOK_S = 1.0

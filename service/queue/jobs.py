@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.metrics import QueueState
+from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
 PROBE_IMAGE = "probe_image"

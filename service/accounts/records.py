@@ -1,0 +1,75 @@
+"""Accounts: who owns images, and how much they may store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import asyncpg
+
+from service.database import Connection
+from service.ids import AccountId
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """`used_bytes` and `num_images` count pending and ready images."""
+
+    id: AccountId
+    name: str
+    max_bytes: int
+    used_bytes: int
+    num_images: int
+
+    @property
+    def remaining_bytes(self) -> int:
+        return max(0, self.max_bytes - self.used_bytes)
+
+
+class AccountExists(Exception):
+    """There is an account of this name already."""
+
+
+class AccountUnknown(Exception):
+    """There is no account of this name."""
+
+
+_CREATE = "insert into accounts (name, max_bytes) values ($1, $2) returning id"
+
+
+async def create_account(connection: Connection, name: str, max_bytes: int) -> AccountId:
+    try:
+        return AccountId(await connection.fetchval(_CREATE, name, max_bytes))
+    except asyncpg.UniqueViolationError:
+        raise AccountExists(name) from None
+
+
+_SELECT = "select id, name, max_bytes, used_bytes, num_images from accounts"
+
+
+async def load_account(connection: Connection, account_id: AccountId) -> Account:
+    row = await connection.fetchrow(f"{_SELECT} where id = $1", account_id)
+    if row is None:
+        raise AccountUnknown(account_id)
+    return Account(*row)
+
+
+async def find_account(connection: Connection, name: str) -> Account:
+    row = await connection.fetchrow(f"{_SELECT} where name = $1", name)
+    if row is None:
+        raise AccountUnknown(name)
+    return Account(*row)
+
+
+_LOCK = "select id from accounts where name = $1 for no key update"
+
+
+async def lock_account(connection: Connection, name: str) -> AccountId:
+    """Until the transaction ends: so that what is counted in its next statement still holds in the one after."""
+    account_id = await connection.fetchval(_LOCK, name)
+    if account_id is None:
+        raise AccountUnknown(name)
+    return AccountId(account_id)
+
+
+async def list_accounts(connection: Connection) -> list[Account]:
+    return [Account(*row) for row in await connection.fetch(f"{_SELECT} order by name")]

@@ -1,0 +1,1 @@
+"""Between the API and the workers: jobs, and what is told about them."""

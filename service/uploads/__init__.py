@@ -1,0 +1,1 @@
+"""From a body to an image: the file, its row, its job and the reply."""
