@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ from tests.chaos.report import show_faults
 from tests.samples import jpeg
 from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
+
+# Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest
+# keeps its rewritten tests with it: what is compiled once takes a tenth of the run less.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _numbers = itertools.count()
 
@@ -165,7 +171,7 @@ async def database_url(servers: Servers) -> AsyncIterator[str]:
 async def _create_database(servers: Servers) -> str:
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(servers.postgres.dsn)
-    await connection.execute(f"create database {name} template template_daguerre")
+    await connection.execute(f"create database {name} template template_daguerre strategy file_copy")
     await connection.close()
     return name
 
@@ -186,15 +192,29 @@ _TABLES = {
 }
 
 
+# Without triggers, so in any order. It takes a quarter of the time of TRUNCATE, which leaves no dead rows behind.
+_DELETE = f"""
+set session_replication_role = replica;
+{"".join(f"delete from {table};" for table in sorted(_TABLES - {"applied_schema"}))}
+select setval(seqrelid::regclass, 1, false) from pg_sequence
+"""
+_SIZES = """
+select relname::text as name, pg_relation_size(oid) as size from pg_class
+where relnamespace = 'public'::regnamespace and relkind = 'r'
+"""
+_TRUNCATE = f"truncate {', '.join(_TABLES - {'applied_schema'})} restart identity"
+_LARGE_BYTES = 64 << 10
+
+
 async def _empty(url: str) -> bool:
     """Whether that went well: not where a test left other tables than there were."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(_END_OTHERS)
-        found = await connection.fetch("select tablename from pg_tables where schemaname = 'public'")
-        if {table for (table,) in found} != _TABLES:
+        found = {row["name"]: row["size"] for row in await connection.fetch(_SIZES)}
+        if found.keys() != _TABLES:
             return False
-        await connection.execute(f"truncate {', '.join(_TABLES - {'applied_schema'})} restart identity")
+        await connection.execute(_TRUNCATE if max(found.values()) > _LARGE_BYTES else _DELETE)
         return True
     finally:
         await connection.close()

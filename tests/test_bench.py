@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import ROWS, read_options
-from bench.comparators.start import UnavailableError, command
-from bench.subjects import INSTALLED
+from tests.installed import command_of
 
 
 def run_bench(*options: str) -> str:
@@ -41,10 +40,7 @@ def test_a_row_that_does_not_exist_is_told_with_those_that_do(capsys: pytest.Cap
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(240)  # npm installs
 def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
-    try:
-        command("fastify_sharp", INSTALLED)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    command_of("fastify_sharp")
     printed = run_row("uploads", "--sizes", "s", seconds=1)
     for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
         assert f"\n| {name} | " in printed

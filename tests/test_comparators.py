@@ -16,8 +16,9 @@ import pytest
 import requests
 from PIL import Image
 
-from bench.comparators.start import UnavailableError, command, running
+from bench.comparators.start import running
 from bench.photographs import photograph
+from tests.installed import command_of
 
 KEY = "a-key"
 
@@ -46,14 +47,7 @@ class Comparator:
 
 @pytest.fixture
 def comparator(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[Comparator]:
-    """DAGUERRE_TEST_NODE_FOLDER names a folder to keep what npm and pip install.
-
-    Skips where Node is too old or a registry out of reach, in CI too: nothing of Daguerre needs them.
-    """
-    try:
-        argv = command(request.param, Path(os.environ.get("DAGUERRE_TEST_NODE_FOLDER", tmp_path / "node")))
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    argv = command_of(request.param)
     port, files, log = _free_port(), tmp_path / "files", tmp_path / "log"
     with running(argv, port=port, dsn=database_url, files=files, key=KEY, log=log, fsync=True) as process:
         yield Comparator(request.param, f"http://127.0.0.1:{port}", files)
@@ -71,6 +65,7 @@ def named(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("comparator", names, indirect=True)
 
 
+@pytest.mark.timeout(240)  # npm installs
 @named("fastify_sharp", "fastapi_pillow")
 async def test_an_upload_is_probed_and_read_back(comparator: Comparator, connection: Any) -> None:
     small, large = photograph("s"), photograph("m")
@@ -118,7 +113,7 @@ async def test_the_ceiling_stores_and_reads_rows(comparator: Comparator, connect
     assert comparator.show("i/picture").content == body
 
 
-@pytest.mark.timeout(240)  # pip installs
+@pytest.mark.timeout(240)  # npm and pip install
 @pytest.mark.parametrize(
     ("comparator", "path"),
     [("bare_sharp", "i/picture?width=300"), ("thumbor", "unsafe/300x0/picture.jpg")],

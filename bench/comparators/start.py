@@ -41,8 +41,10 @@ def _command_of_node(name: str, folder: Path) -> list[str]:
         raise UnavailableError(f"{name} needs Node 20.10 or newer, and this is {version}")
     npm = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"]
     _install(name, _FOLDER / name / "package.json", folder, [npm])
-    shutil.copy(_FOLDER / name / "server.js", folder)  # Node looks for modules beside the script
-    return [node, str(folder / "server.js")]
+    script, copy = _FOLDER / name / "server.js", folder / "server.js"  # Node looks for modules beside the script
+    if not copy.exists() or copy.read_bytes() != script.read_bytes():  # another process may be about to run it
+        shutil.copy(script, copy)
+    return [node, str(copy)]
 
 
 def _command_of_thumbor(name: str, folder: Path) -> list[str]:
