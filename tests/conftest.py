@@ -192,17 +192,20 @@ _TABLES = {
 }
 
 
-# Without triggers, so in any order. It takes a quarter of the time of TRUNCATE, which leaves no dead rows behind.
+_EMPTIED = sorted(_TABLES - {"applied_schema"})
+# Without triggers, so in any order. It takes a quarter of the time of TRUNCATE, which leaves no dead rows behind. The
+# lock waits, as TRUNCATE does, for writers that were just told to end.
 _DELETE = f"""
-set session_replication_role = replica;
-{"".join(f"delete from {table};" for table in sorted(_TABLES - {"applied_schema"}))}
+lock table {", ".join(_EMPTIED)} in exclusive mode;
+set local session_replication_role = replica;
+{"".join(f"delete from {table};" for table in _EMPTIED)}
 select setval(seqrelid::regclass, 1, false) from pg_sequence
 """
 _SIZES = """
 select relname::text as name, pg_relation_size(oid) as size from pg_class
 where relnamespace = 'public'::regnamespace and relkind = 'r'
 """
-_TRUNCATE = f"truncate {', '.join(_TABLES - {'applied_schema'})} restart identity"
+_TRUNCATE = f"truncate {', '.join(_EMPTIED)} restart identity"
 _LARGE_BYTES = 64 << 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import struct
 import zlib
@@ -77,6 +78,7 @@ def transparent() -> Image.Image:
     return image
 
 
+@functools.cache
 def every_format() -> dict[str, bytes]:
     """A complete sample of each kind of file, by a name that starts with the format's."""
     photo = landscape(160, 120)
