@@ -37,8 +37,8 @@ from tests.samples import jpeg
 from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
 
-# Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest
-# keeps its rewritten tests with it: what is compiled once takes a tenth of the run less.
+# Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest keeps
+# its rewritten tests with it: they are compiled once.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -50,7 +50,11 @@ _CHAOS = Path(__file__).with_name("chaos")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--chaos", action="store_true", help="Run the faults under load, and nothing else.")
+    parser.addoption(
+        "--chaos",
+        action="store_true",
+        help="Run the faults under load and the rows of the benchmark, and nothing else.",
+    )
     parser.addoption(
         "--fuzz-inputs",
         type=int,

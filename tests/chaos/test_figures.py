@@ -1,12 +1,106 @@
-"""The rows of the benchmark that are about hostile load, and those of renditions, tried whether they run."""
+"""Each row of the benchmark runs to its end and prints its tables; how fast anything is, is not asked here."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from bench.comparators.start import UnavailableError, command
-from bench.subjects import INSTALLED
-from tests.test_bench import run_bench, run_row
+from tests.installed import command_of
+
+
+def run_bench(*options: str) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *options], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_row(name: str, *options: str, seconds: float = 0.4) -> str:
+    """In `seconds` each service has to answer once, on a busy machine too."""
+    return run_bench(name, "--rounds", "1", "--seconds", str(seconds), *options)
+
+
+@pytest.mark.needs("wrk")
+@pytest.mark.timeout(240)  # npm installs
+def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
+    command_of("fastify_sharp")
+    printed = run_row("uploads", "--sizes", "s", seconds=1)
+    for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
+        assert f"\n| {name} | " in printed
+    assert "Daguerre / fastify + sharp: " in printed
+
+
+@pytest.mark.needs("wrk")
+@pytest.mark.timeout(120)
+def test_the_benchmark_of_growth_prints_a_cost_for_each_kind_of_work() -> None:
+    printed = run_row("growth", "--images", "200,400", "--work", "list by a tag, page;delete")
+    for work in ("list by a tag, page 20", "delete", "sweep"):
+        assert f"\nGrowth, {work}" in printed
+        assert f"\nCost of growth, {work}: " in printed
+    assert "\n| 400 images | " in printed
+    assert "its time budget 10 s: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates() -> None:
+    printed = run_row("workers", "--jobs", "200")
+    for workers in (1, 2, 4):
+        assert f"\n| {workers} | " in printed
+    assert "\nIt saturates at " in printed or "\nIt does not saturate " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_the_floor_prints_decoding_and_the_probe() -> None:
+    printed = run_row("floor", "--sizes", "s")
+    for work in ("decoding alone", "the whole probe"):
+        assert f"\n| s, 640 x 480 | {work} | " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_accepting_prints_a_ratio_to_bare_aiohttp() -> None:
+    printed = run_row("accept", seconds=1)
+    for name in ("Daguerre", "bare aiohttp", "bare aiohttp, fsync"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
+    printed = run_row("reads")
+    for name in ("Daguerre", "bare aiohttp", "FastAPI + Pillow"):
+        assert f"\n| {name} | " in printed
+    assert "\nDaguerre / bare aiohttp: " in printed
+    assert "\nDaguerre / FastAPI + Pillow: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_the_queue_prints_what_it_adds() -> None:
+    printed = run_row("queue")
+    assert "\n| from the job enqueued to the reply | " in printed
+    assert "\n| the probe alone | " in printed
+    for name in ("Added by the queue, p50 ms: ", "Added by the queue, p99 ms: ", "CPU of an idle worker over 0.4 s, "):
+        assert f"\n{name}" in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_memory_prints_the_peak() -> None:
+    printed = run_row("memory", "--uploads", "8")
+    assert "\n| start | 0 | " in printed
+    assert "\n| 1 | " in printed
+    assert "\nPeak of the API process, MB: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_the_benchmark_of_previews_prints_both_likenesses() -> None:
+    printed = run_row("previews")
+    assert "\n| Daguerre | " in printed
+    assert "\n| sharp at its best | " in printed
+    assert "\nAll of Daguerre's within 500 bytes: yes\n" in printed
 
 
 @pytest.mark.needs("wrk")
@@ -28,11 +122,8 @@ def test_the_benchmark_of_the_storm_finds_every_upload_again() -> None:
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(240)  # npm and pip install
 def test_the_benchmark_of_renditions_prints_their_cost_beside_others() -> None:
-    try:
-        for name in ("bare_sharp", "thumbor"):
-            command(name, INSTALLED)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    for name in ("bare_sharp", "thumbor"):
+        command_of(name)
     printed = run_row("renditions", "--work", "uncached, 4")
     for name in ("Daguerre", "sharp", "thumbor"):
         assert f"\n| {name} | " in printed
