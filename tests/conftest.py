@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos",
         action="store_true",
-        help="Run the faults under load and the rows of the benchmark, and nothing else.",
+        help="Run the faults under load and the benchmark, nothing else.",
     )
     parser.addoption(
         "--fuzz-inputs",
