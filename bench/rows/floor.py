@@ -1,4 +1,4 @@
-"""What looking at a photograph costs whoever does it: the decoding alone, and Daguerre's whole probe, on all cores."""
+"""What a photograph costs whoever looks at it, or makes it small, on all cores: the decoding alone, and all of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ import pyvips
 
 from bench import turns
 from bench.photographs import SIZES, photograph
+from service.delivery.transformations import Transformation
 from worker import imaging
+from worker.children import heap
+from worker.imaging.formats.small_jpegs import decode_small
+
+_RENDITION = Transformation("jpeg", 80, width=300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,20 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     print(f"\nFloor: one process a core, {cores} of them at once\n")
     print("| photograph | work | files/s, median (least to most) | CPU ms a file |")
     print("|---|---|---|---|")
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=imaging.prepare) as processes:
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_prepare) as processes:
         for size in sizes:
             path = folder / f"{size}.jpg"
             path.write_bytes(photograph(size))
-            works: dict[str, Callable[[str], object]] = {"decoding alone": _decode, "the whole probe": _probe}
+            width, height, _ = SIZES[size]
+            # As few pixels as are needed for a rendition.
+            shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink * (_RENDITION.width or 0) <= width)
+            works: dict[str, Callable[[str], object]] = {
+                "decoding alone": _decode,
+                "the whole probe": _probe,
+                f"decoding at 1/{shrink} by libvips": partial(_decode_by_libvips, shrink),
+                f"decoding at 1/{shrink} by Pillow": partial(_decode_by_pillow, width, height, shrink),
+                "a whole rendition, 300 pixels wide": _render,
+            }
             measured: dict[str, list[Rate]] = {name: [] for name in works}
             for _ in range(rounds):
                 for name, work in works.items():
@@ -43,10 +57,15 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
                     files, cpu_s = sum(rate.files for rate in found), sum(rate.cpu_s for rate in found)
                     measured[name].append(Rate(files, max(rate.seconds for rate in found), cpu_s))
             for name, rates in measured.items():
-                width, height, _ = SIZES[size]
                 spread = turns.spread([rate.files / rate.seconds for rate in rates], 0)
                 cpu_ms = sum(rate.cpu_s for rate in rates) / sum(rate.files for rate in rates) * 1000
                 print(f"| {size}, {width} x {height} | {name} | {spread} | {cpu_ms:.2f} |")
+
+
+def _prepare() -> None:
+    """As a child process is."""
+    heap.keep_freed_memory()
+    imaging.prepare()
 
 
 def _repeat(work: Callable[[str], object], path: str, seconds: float, _: int) -> Rate:
@@ -65,3 +84,16 @@ def _decode(path: str) -> None:
 
 def _probe(path: str) -> None:
     imaging.probe(path, max_pixels=1_000_000_000)
+
+
+def _decode_by_libvips(shrink: int, path: str) -> None:
+    image = pyvips.Image.jpegload(path, shrink=shrink, access="sequential")
+    pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
+
+
+def _decode_by_pillow(width: int, height: int, shrink: int, path: str) -> None:
+    decode_small(Path(path).read_bytes, width, height, shrink)
+
+
+def _render(path: str) -> None:
+    imaging.render(path, _RENDITION, watermark_path=None, max_pixels=1_000_000_000)

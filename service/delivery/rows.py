@@ -56,7 +56,7 @@ returning image_id, digest
 
 
 async def keep_together(database: Database, made: Sequence[Made]) -> list[bool]:
-    """For a Batcher: False for one whose image, or watermark, was deleted meanwhile. Its file is the caller's."""
+    """Whether each has its row now: False for one whose image, or watermark, was deleted. Its file is the caller's."""
     async with database.connection() as connection:
         rows = await connection.fetch(
             _KEEP,

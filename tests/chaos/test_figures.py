@@ -57,7 +57,7 @@ def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates(
 @pytest.mark.needs("wrk")
 def test_the_benchmark_of_the_floor_prints_decoding_and_the_probe() -> None:
     printed = run_row("floor", "--sizes", "s")
-    for work in ("decoding alone", "the whole probe"):
+    for work in ("decoding alone", "the whole probe", "a whole rendition, 300 pixels wide"):
         assert f"\n| s, 640 x 480 | {work} | " in printed
 
 
