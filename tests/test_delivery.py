@@ -372,7 +372,7 @@ async def test_a_deleted_image_does_not_pass_for_a_lost_one(
     monkeypatch.setattr(subjects, "TRUST_S", 60)
     monkeypatch.setattr(Renditions, "_hear", lambda *_: None)
     other = await aiohttp_client(create_app(settings))
-    await resources_of(other).delivery.renditions._channel.wait_connected(5)
+    await resources_of(other).delivery.renditions._news.wait_connected(5)
     assert (await other.get(f"/i/{image_id}")).status == 200
     await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
     answer = await other.get(f"/i/{image_id}/name")

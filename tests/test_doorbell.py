@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import inspect
 import shutil
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -21,12 +23,14 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Worker
 
 from service.errors import ServiceError
+from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
 from tests.conftest import Servers
-from worker.doorbell import DoorbellWorker, JobEnd
+from worker.claims import Claims, JobEnd
+from worker.doorbell import DoorbellWorker
 
-Job = Callable[..., Coroutine[Any, Any, None]]
+Job = Callable[..., Coroutine[Any, Any, object]]
 
 
 @asynccontextmanager
@@ -238,6 +242,34 @@ async def test_a_job_that_is_put_off_comes_back(redis: ArqRedis, redis_url: str)
     assert tries[1] - tries[0] > 0.25
 
 
+async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_is_left(
+    redis: ArqRedis, redis_url: str
+) -> None:
+    """And a channel gets the replies of a group at once."""
+    heard: dict[str, list[list[object]]] = {"one": [], "two": []}
+
+    def hear(message: dict[str, Any]) -> None:
+        heard[message["channel"].decode()].append(jobs.decode(message["data"]))
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> str:
+        if ctx["job_try"] == 1:
+            raise Retry(defer=0.1)
+        return f"of {image_id}"
+
+    queue = JobQueue(redis)
+    a, b = (jobs.ProbeJob(ImageId(image_id), "one", "q") for image_id in ("image01", "image02"))
+    await queue.enqueue([a, b, dataclasses.replace(a, reply_to="two"), a, dataclasses.replace(b, reply_to="")])
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(one=hear, two=hear)
+        async with working(redis_url, job):
+            async with asyncio.timeout(10):
+                while not (heard["one"] and heard["two"]):
+                    await pubsub.get_message(timeout=0.1)
+    assert sorted(chain.from_iterable(heard["one"])) == ["of image01", "of image02"]  # type: ignore[type-var]
+    assert heard["two"] == [["of image01"]]
+    assert await redis.keys("arq:*") == await redis.keys("daguerre:waiting:*") == []
+
+
 async def test_a_job_that_reaches_its_time_limit_is_put_off(redis: ArqRedis, redis_url: str) -> None:
     tries: list[int] = []
 
@@ -289,7 +321,7 @@ async def test_the_job_of_a_dead_worker_runs_elsewhere_within_seconds(redis: Arq
 async def test_the_lease_of_a_long_job_is_renewed(
     redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.doorbell._LEASE_S", 2)
+    monkeypatch.setattr("worker.claims.LEASE_S", 2)
     runs = 0
 
     async def job(ctx: Any, image_id: str, **_: Any) -> None:
@@ -448,16 +480,16 @@ async def test_a_job_whose_end_was_not_recorded_runs_again_and_its_error_is_hear
     redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = 0
-    record = DoorbellWorker._record
+    end = Claims.end
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
 
-    async def record_the_second_time(worker: DoorbellWorker, ends: Sequence[JobEnd]) -> list[None]:
+    async def end_the_second_time(claims: Claims, ends: Sequence[JobEnd]) -> list[None]:
         if runs == 1:
             raise ServiceError("queue-unavailable")
-        return await record(worker, ends)
+        return await end(claims, ends)
 
-    monkeypatch.setattr(DoorbellWorker, "_record", record_the_second_time)
+    monkeypatch.setattr(Claims, "end", end_the_second_time)
 
     async def job(ctx: Any, image_id: str, **_: Any) -> None:
         nonlocal runs

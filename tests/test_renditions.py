@@ -68,10 +68,27 @@ async def code(answer: ClientResponse) -> tuple[int, str]:
 async def test_news_that_is_lost_costs_a_second(
     api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.doorbell.send", lambda *_: None)
+    monkeypatch.setattr("worker.claims.encode_message", lambda _: b"")
     monkeypatch.setattr(renditions, "_LOOK_S", 0.1)
     async with run_worker(settings):
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
+
+
+@pytest.mark.parametrize("size", [10, 400])  # sent along with the news, and not
+async def test_what_was_just_made_is_the_same_as_what_is_on_disk(
+    api: Client, settings: Settings, tenant: Tenant, size: int
+) -> None:
+    async with run_worker(settings):
+        body = pictures.encode("png", pictures.landscape(400, 400))
+        answer = await api.post("/v1/images", data=body, headers=tenant.headers)
+        path = f"/i/{(await answer.json())['response']['id']}?width={size}&format=png"
+        made = await api.get(path)
+    resources_of(api).delivery.hot.forget_all()
+    found = await api.get(path)
+    assert (made.status, made.headers["ETag"]) == (found.status, found.headers["ETag"])
+    assert made.headers["Last-Modified"] == found.headers["Last-Modified"]
+    assert await made.read() == await found.read()
+    assert (len(await made.read()) > 32 << 10) == (size == 400)
 
 
 async def test_an_order_that_redis_lost_is_given_again(
@@ -171,7 +188,7 @@ async def test_the_least_recently_used_go_first_until_there_is_room(
     async with open_resources(changed, redis) as resources:
         keys = [RenditionKey(ID, f"{number:032x}") for number in range(12)]
         for age, key in enumerate(keys):
-            size = resources.renditions.write(key, b"x" * 100)
+            size = resources.renditions.write(key, b"x" * 100).size
             assert await keep_together(resources.database, [Made(key, None, size)]) == [True]
             await connection.execute(
                 "update renditions set used_at = now() - $1 * interval '1 hour' where digest = $2", age, key.digest
@@ -197,12 +214,12 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(changed, redis) as resources:
         for one in (key, other):
-            await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100))])
+            await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100).size)])
         loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
 
         def remove_and_make_again(self: RenditionFiles, keys: Any) -> None:
             remove(self, keys)
-            again = Made(key, None, self.write(key, b"x" * 100))
+            again = Made(key, None, self.write(key, b"x" * 100).size)
             asyncio.run_coroutine_threadsafe(keep_together(resources.database, [again]), loop).result(5)
 
         with monkeypatch.context() as patched:
@@ -286,12 +303,12 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
     async with open_resources(settings, redis) as resources:
         there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
         for key in (there, gone):
-            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x")))
+            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
         await until(lambda: connection.fetchval("select count(*) from renditions"))
         await until(lambda: len(files(settings)) == 1)  # the other's image is no more
         monkeypatch.setattr(ledger, "_GATHER_S", 60)
         last = RenditionKey(ID, "2" * 32)
-        resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x")))
+        resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x").size))
     assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
     assert away < 0
     await redis.aclose(close_connection_pool=True)
@@ -355,7 +372,7 @@ async def test_an_order_of_another_version_is_dropped(settings: Settings) -> Non
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str, connection: Any) -> None:
+async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str) -> None:
     order = RenderOrder.rendition(ImageId(image_id), RED)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
@@ -366,7 +383,6 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert end is not None
     assert end.error is None
     assert [path.read_bytes() for path in files(settings)] == [b"there"]
-    assert await connection.fetchval("select size from renditions") == 5
 
 
 async def test_the_folder_of_renditions_may_be_lost_while_all_runs(
@@ -403,7 +419,7 @@ def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_pat
     source = tmp_path / "source"
     source.write_bytes(b"0123456789")
     key = RenditionKey(ID, "0" * 32)
-    assert store.write_patched(key, source, [(2, b"xx"), (9, b"y")]) == 10
+    assert store.write_patched(key, source, [(2, b"xx"), (9, b"y")]).size == 10
     assert store.path(key).read_bytes() == b"01xx45678y"
     for patch in ((9, b"yy"), (-1, b"y")):
         with pytest.raises(OSError, match="outside"):

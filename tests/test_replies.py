@@ -39,7 +39,7 @@ async def listening(settings: Settings, database: Database) -> AsyncIterator[Rep
 
 
 async def send(listening: Replies, reply: Reply) -> None:
-    async with listening._channel._redis.pipeline(transaction=False) as pipe:
+    async with listening._listener._redis.pipeline(transaction=False) as pipe:
         channels.send(pipe, listening.channel, [reply])
         await pipe.execute()
 
@@ -164,7 +164,7 @@ async def test_nobody_is_left_registered(listening: Replies, tenant: Tenant) -> 
 @pytest.mark.usefixtures("pending")
 async def test_a_message_of_another_version_is_dropped(listening: Replies, connection: Any, tenant: Tenant) -> None:
     with listening.expect(ID, tenant.id) as waiter:
-        await listening._channel._redis.publish(listening.channel, b"\xc1 garbage")
+        await listening._listener._redis.publish(listening.channel, b"\xc1 garbage")
         await mark_ready(connection)
         await send(listening, Reply(ID, await load_image(connection, ID)))
         image = await waiter.wait(5)

@@ -1,32 +1,27 @@
 """An arq worker that a bell wakes, instead of looking at the queue twice a second, and that handles jobs in groups.
 
 arq has no hooks for this: what is overridden here is private, arq is pinned, and tests/test_doorbell.py holds the
-names. The queue stays arq's own, its keys, payloads and leases.
+names.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from arq import Retry
-from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.cron import CronJob
 from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Function, Worker
-from redis.exceptions import NoScriptError
 
 from service.batches import Batcher, running
-from service.errors import ServiceError
-from service.queue.channels import send
-from service.queue.jobs import MOST_TOKENS, UNAVAILABLE, name_worker
+from service.queue.jobs import UNAVAILABLE, name_worker
+from worker.claims import LEASE_S, ClaimedJob, Claims, JobEnd
 
 log = structlog.get_logger("worker")
 
@@ -36,65 +31,10 @@ _LOOK_S = 1.0
 # A burst does not wait for the bell, since it ends once the queue is empty.
 _BURST_DELAY_S = 0.01
 _RECONNECT_S = 0.5
-# A job belongs to its worker for this long, renewed at every look: the jobs of a worker that was killed run elsewhere
-# after some seconds, not after the longest time limit of all functions as arq has it.
-_LEASE_S = 6
 _FORGET_WORKER_S = 60
 # A job that reached its time limit, most likely in line, is put off.
 _OUT_OF_TIME_MS = 1000
-_TRIES_KEPT_S = 24 * 60 * 60
 _MISSED = timedelta(seconds=5)
-
-# Take up to `free` jobs that are due and that nobody runs, with all that is known of them. In one step, where arq makes
-# five round trips a job; and it knows whether it leaves any behind, for which it wakes the next worker. The time is
-# Redis's, as it is where jobs are enqueued: hosts may differ.
-_CLAIM = """
-local queue, bell = KEYS[1], KEYS[2]
-local free, lease_ms, most_tokens = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local running, job, retry = ARGV[4], ARGV[5], ARGV[6]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)
-local claimed, left = {}, 0
-for i = 1, #due, 2 do
-    local key = running .. due[i]
-    if #claimed < free then
-        if redis.call('SET', key, '1', 'NX', 'PX', lease_ms) then
-            local id = due[i]
-            claimed[#claimed + 1] = {id, due[i + 1], redis.call('GET', job .. id), redis.call('GET', retry .. id)}
-        end
-    elseif redis.call('EXISTS', key) == 0 then
-        left = 1
-        redis.call('RPUSH', bell, '')
-        redis.call('LTRIM', bell, -most_tokens, -1)
-        break
-    end
-end
-return {left, claimed, now}
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
-    """A job of this worker's. `score` is when it was due, in milliseconds, and `waited_s` how long ago that was by the
-    clock of Redis; `tries` are those that were put off.
-    """
-
-    id: str
-    score: int
-    waited_s: float
-    payload: bytes | None
-    tries: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobEnd:
-    """A job is done, and whoever waits on the channel `reply_to` is told; or it runs again after some time."""
-
-    job_id: str
-    reply_to: str = ""
-    reply: object = None
-    again_after_ms: int | None = None
 
 
 class DoorbellWorker(Worker):
@@ -102,7 +42,7 @@ class DoorbellWorker(Worker):
 
     `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
     of life; `places` tells how many jobs are worth having at this time, up to `max_jobs`. What a function returns
-    goes to the channel that the job's keyword `reply_to` names.
+    goes to whoever waits for its job.
     """
 
     def __init__(
@@ -114,16 +54,14 @@ class DoorbellWorker(Worker):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
-        self._bell = bell
         self._alive_key = alive_key
         self._places = places or (lambda: self.max_jobs)
-        self.in_progress_timeout_s = _LEASE_S
+        self.in_progress_timeout_s = LEASE_S
         self._name = name_worker()
-        self._claim = ""  # the script's name in Redis
-        self._left_behind = True  # perhaps, before the first look
+        self._claims = Claims(self.pool, self.queue_name, bell)
         self._next_sign_of_life = 0.0
         self._job_ended = asyncio.Event()
-        self._ends = Batcher(self._record)
+        self._ends = Batcher(self._claims.end)
         self._recording = AsyncExitStack()
 
     async def main(self) -> None:
@@ -141,7 +79,7 @@ class DoorbellWorker(Worker):
     async def _poll_iteration(self) -> None:
         try:
             if self._free_places():
-                await self._take_jobs(wait=not self._left_behind)
+                await self._take_jobs(wait=not self._claims.left_behind)
             elif not self.burst:
                 await self._wait_for_an_end()
                 if self._free_places():
@@ -170,13 +108,13 @@ class DoorbellWorker(Worker):
 
     async def _take_jobs(self, *, wait: bool) -> None:
         """In one round trip, which waits for the bell first."""
-        claimed = await self._claim_jobs(self._free_places(), wait=wait and not self.burst)
+        claimed = await self._claims.claim(self._free_places(), wait_s=_LOOK_S if wait and not self.burst else 0)
         self._reap()  # a job that ended meanwhile, unrecorded, may be among those claimed
         ours = [job for job in claimed if not self._runs(job)]
         free = self._free_places()
         if len(ours) > free:
             # Meanwhile told to stop, or the pictures became slow: another worker's.
-            await self._give_back(ours[free:])
+            await self._claims.give_back(ours[free:])
         for job in ours[:free]:
             await self.sem.acquire()
             self.job_counter += 1
@@ -184,35 +122,9 @@ class DoorbellWorker(Worker):
             task.add_done_callback(self._on_job_ended)
             self.tasks[job.id] = task
 
-    async def _claim_jobs(self, most: int, *, wait: bool) -> list[ClaimedJob]:
-        keys = [self.queue_name, self._bell]
-        lease = [_LEASE_S * 1000, MOST_TOKENS, in_progress_key_prefix, job_key_prefix, retry_key_prefix]
-        async with self.pool.pipeline(transaction=False) as pipe:
-            if wait:
-                pipe.blpop([self._bell], timeout=_LOOK_S)  # type: ignore[arg-type] # a list, and parts of a second
-            pipe.evalsha(self._claim, len(keys), *keys, most, *lease)  # type: ignore[arg-type]
-            try:
-                *_, (left, claimed, now) = await pipe.execute()
-            except NoScriptError:  # this worker's first time, or Redis was restarted
-                self._claim = await self.pool.script_load(_CLAIM)
-                self._left_behind = True
-                return []
-        self._left_behind = bool(left)
-        return [
-            ClaimedJob(job_id.decode(), int(float(score)), (now - float(score)) / 1000, payload, int(tries or 0))
-            for job_id, score, payload, tries in claimed
-        ]
-
     def _runs(self, job: ClaimedJob) -> bool:
         """Still, though its lease had ended: Redis was away."""
         return job.id in self.tasks and not self.tasks[job.id].done()
-
-    async def _give_back(self, claimed: Sequence[ClaimedJob]) -> None:
-        async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.delete(*(in_progress_key_prefix + job.id for job in claimed))
-            pipe.rpush(self._bell, b"")
-            pipe.ltrim(self._bell, -MOST_TOKENS, -1)
-            await pipe.execute()
 
     async def run_claimed(self, job: ClaimedJob) -> None:
         """What arq's `run_job` does, without its two round trips for each job, and without an end to the tries: a
@@ -231,7 +143,6 @@ class DoorbellWorker(Worker):
             await self._ends.submit(await self._perform(job, function, args, options))
 
     async def _perform(self, job: ClaimedJob, function: Function, args: Sequence[Any], options: Any) -> JobEnd:
-        reply_to = options.pop("reply_to", "")
         known = {"job_id": job.id, "job_try": job.tries + 1, "score": job.score, "waited_s": job.waited_s}
         context = {**self.ctx, **known}
         try:
@@ -253,33 +164,7 @@ class DoorbellWorker(Worker):
             self.jobs_failed += 1
             return JobEnd(job.id)
         self.jobs_complete += 1
-        return JobEnd(job.id, reply_to, reply)
-
-    async def _record(self, ends: Sequence[JobEnd]) -> list[None]:
-        """In one step, so that no job is in the queue without its payload; the replies go along."""
-        now_ms = time.time_ns() // 1_000_000
-        done = [end.job_id for end in ends if end.again_after_ms is None]
-        spent = [in_progress_key_prefix + end.job_id for end in ends]
-        spent += [prefix + job_id for job_id in done for prefix in (job_key_prefix, retry_key_prefix)]
-        waiting: defaultdict[str, list[object]] = defaultdict(list)
-        async with self.pool.pipeline(transaction=True) as pipe:
-            if done:
-                pipe.zrem(self.queue_name, *done)
-            for end in ends:
-                if end.again_after_ms is not None:
-                    pipe.zadd(self.queue_name, {end.job_id: now_ms + end.again_after_ms}, xx=True)
-                    pipe.incr(retry_key_prefix + end.job_id)
-                    pipe.expire(retry_key_prefix + end.job_id, _TRIES_KEPT_S)
-                elif end.reply is not None and end.reply_to:
-                    waiting[end.reply_to].append(end.reply)
-            pipe.delete(*spent)
-            for channel, replies in waiting.items():
-                send(pipe, channel, replies)
-            try:
-                await pipe.execute()
-            except UNAVAILABLE as error:
-                raise ServiceError("queue-unavailable") from error
-        return [None] * len(ends)
+        return JobEnd(job.id, reply)
 
     def _on_job_ended(self, _: asyncio.Task[None]) -> None:
         self._release_sem_dec_counter_on_complete()
@@ -304,15 +189,13 @@ class DoorbellWorker(Worker):
         if time.monotonic() < self._next_sign_of_life:
             return
         self._next_sign_of_life = time.monotonic() + _LOOK_S
-        now = time.time()
-        async with self.pool.pipeline(transaction=False) as pipe:
-            if self._alive_key is not None:
+        await self._claims.renew([job_id for job_id, task in self.tasks.items() if not task.done()])
+        if self._alive_key is not None:
+            now = time.time()
+            async with self.pool.pipeline(transaction=False) as pipe:
                 pipe.zadd(self._alive_key, {self._name: now})
                 pipe.zremrangebyscore(self._alive_key, "-inf", now - _FORGET_WORKER_S)
-            for job_id, task in self.tasks.items():
-                if not task.done():
-                    pipe.pexpire(in_progress_key_prefix + job_id, _LEASE_S * 1000)
-            await pipe.execute()
+                await pipe.execute()
 
     async def close(self) -> None:
         if unfinished := [task for task in self.tasks.values() if not task.done()]:

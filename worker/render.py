@@ -11,11 +11,12 @@ import msgspec
 import structlog
 from arq import Retry
 
-from service.delivery.orders import RenderEnd, RenderOrder, decode_order
+from service.delivery.orders import RenderEnd, RenderOrder, SmallFile, decode_order
 from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.probes import Rejected
+from service.storage.files import Stored
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
@@ -28,6 +29,8 @@ _RETRY_S = 1
 _MOST_TRIES = 20
 # Whoever asked for it has gone, and asks again if it is still wanted: so a rush leaves behind no hours of work.
 _STALE_S = 60
+# Up to this size the file itself goes along with the news of it, through Redis: it is not looked for on disk again.
+_MOST_SENT_BYTES = 32 << 10
 
 
 async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderEnd | None:
@@ -48,41 +51,51 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         try:
-            code = await _make(worker, wanted)
+            made, code = await _make(worker, wanted), None
+        except _NotMade as reason:
+            made, code = None, reason.code
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
                 raise Retry(defer=_RETRY_S) from error
-            code = "rendition-not-ready"  # whoever still wants it asks again
+            made, code = None, "rendition-not-ready"  # whoever still wants it asks again
         if code is not None:
             metrics.count_render_failure(code)
             log.info("render.failed", code=code)
-        return RenderEnd(wanted.image_id, wanted.digest, code)
+        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made))
 
 
-async def _make(worker: Resources, order: RenderOrder) -> str | None:
-    """Why it cannot be made, an error code of the API; None once it is there."""
+class _NotMade(Exception):
+    """It cannot be made: an error code of the API."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
+    """None where it was made already: who looked for the file before that may order it after."""
     key = RenditionKey(order.image_id, order.digest)
     try:
-        # Who looked for the file before it was made may order it when that is done.
-        size = await asyncio.to_thread(worker.renditions.find_size, key)
-        if size is None:
-            size = await _write(worker, order, key)
+        made = await _write(worker, order, key)
     except Rejected as refusal:
-        return refusal.code
-    except ChildLost:
-        return "rendition-failed"
-    except FileNotFoundError:
-        return await _find_reason(worker, order)
-    # The row comes after the file: a deletion finds it, or is found by the ledger.
-    worker.ledger.note(Made(key, order.watermark_id, size))
-    return None
+        raise _NotMade(refusal.code) from refusal
+    except ChildLost as error:
+        raise _NotMade("rendition-failed") from error
+    except FileNotFoundError as error:
+        raise _NotMade(await _find_reason(worker, order)) from error
+    if made is not None:
+        # The row comes after the file: a deletion finds it, or is found by the ledger.
+        worker.ledger.note(Made(key, order.watermark_id, made.size))
+    return made
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> int:
-    places = worker.storage.places(order.image_id)
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> Stored | None:
+    places, result = worker.storage.places(order.image_id), str(worker.renditions.path(key))
     if order.transformation is None:
-        found = await worker.renderers.find_locations(places)
+        found = await worker.renderers.find_locations(places, result)
+        if found is None:
+            return None
         if found.path not in places:
             raise ChildUnavailable("it has read another file")
         with suppress(FileNotFoundError):
@@ -90,8 +103,14 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> in
         # Moved since, from where it came in to where it is kept.
         return await asyncio.to_thread(worker.renditions.write_patched, key, Path(places[0]), found.patches)
     over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
-    data = await worker.renderers.render(places, order.transformation, over)
-    return await asyncio.to_thread(worker.renditions.write, key, data)
+    data = await worker.renderers.render(places, result, order.transformation, over)
+    return None if data is None else await asyncio.to_thread(worker.renditions.write, key, data)
+
+
+def _small(made: Stored | None) -> SmallFile | None:
+    if made is None or made.data is None or made.size > _MOST_SENT_BYTES:
+        return None
+    return SmallFile(made.data, made.modified_ns)
 
 
 async def _find_reason(worker: Resources, order: RenderOrder) -> str:

@@ -9,9 +9,6 @@ import msgspec
 from service.delivery.transformations import Transformation, digest
 from service.ids import ImageId
 
-# All processes hear of every end: a rendition may be waited for by several, and is made once.
-RENDITIONS_CHANNEL = "daguerre:renditions"
-
 _WITHOUT_LOCATION = "0" * 32
 
 
@@ -36,11 +33,19 @@ class RenderOrder(msgspec.Struct, frozen=True):
 
 
 class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
-    """A rendition is there, or `error` is why it cannot be: an error code of the API."""
+    """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, where it
+    is small enough to be sent along.
+    """
 
     image_id: ImageId
     digest: str
     error: str | None = None
+    file: SmallFile | None = None
+
+
+class SmallFile(msgspec.Struct, frozen=True):
+    data: bytes
+    modified_ns: int
 
 
 class Deleted(msgspec.Struct, frozen=True, tag="deleted"):

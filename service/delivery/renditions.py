@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -11,24 +12,19 @@ from typing import Any, Protocol, Self
 
 from service.batches import Batcher, running
 from service.database import Database
-from service.delivery.orders import (
-    RENDITIONS_CHANNEL,
-    Deleted,
-    News,
-    RenderEnd,
-    RenderOrder,
-    encode_order,
-)
+from service.delivery.orders import Deleted, News, RenderEnd, RenderOrder, encode_order
 from service.delivery.rows import note_uses
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.limits.buckets import RateLimiter
-from service.queue.channels import Channel, send
+from service.queue.channels import Listener, send
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
 from service.telemetry.metrics import metrics
 
+# All processes hear of deletions.
+_DELETIONS = "daguerre:renditions"
 # News may be lost: whoever waits looks at the disk this often, and enqueues again what Redis may have lost.
 _LOOK_S = 1.0
 _LOST_S = 2.0
@@ -90,8 +86,9 @@ class Renditions:
         self._making: dict[RenditionKey, _Making] = {}
         self._refused: dict[RenditionKey, _Refused] = {}
         self._used: dict[RenditionKey, None] = {}
-        self._channel: Channel[News] = Channel(
-            redis, RENDITIONS_CHANNEL, News, deliver=self._hear, changed=self._check_all
+        self._own_channel = f"daguerre:renditions:{secrets.token_hex(8)}"  # for the ends of what it has ordered
+        self._news: Listener[News] = Listener(
+            redis, [self._own_channel, _DELETIONS], News, deliver=self._hear, changed=self._check_all
         )
 
     @classmethod
@@ -101,7 +98,7 @@ class Renditions:
         self = cls(*args, **options)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._end)
-            await stack.enter_async_context(running(self._channel.listen()))
+            await stack.enter_async_context(running(self._news.listen()))
             await stack.enter_async_context(running(self._note_uses()))
             yield self
 
@@ -136,7 +133,7 @@ class Renditions:
         self._forget(image_ids)
         with suppress(*UNAVAILABLE, TimeoutError):  # then the others hear nothing at all, and trust nothing
             async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
-                await send(self._redis, RENDITIONS_CHANNEL, [Deleted(list(image_ids))])
+                await send(self._redis, _DELETIONS, [Deleted(list(image_ids))])
 
     async def _admit(self, account_id: AccountId, cost: int) -> None:
         if self._new_ones is None:
@@ -161,7 +158,7 @@ class Renditions:
 
     async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
         """Until it is there; its requests may all be gone by then."""
-        job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), RENDITIONS_CHANNEL, request_id)
+        job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), self._own_channel, request_id)
         try:
             deadline = time.monotonic() + self._wait_s
             enqueue_at = 0.0
@@ -173,10 +170,12 @@ class Renditions:
                     async with asyncio.timeout(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
                         await making.look.wait()
                 making.look.clear()
-                if making.end is not None and making.end.error is not None:
-                    self._remember_refusal(key, making.end.error)
-                    raise ServiceError(making.end.error)
-                making.end = None
+                end, making.end = making.end, None
+                if end is not None and end.error is not None:
+                    self._remember_refusal(key, end.error)
+                    raise ServiceError(end.error)
+                if end is not None and end.file is not None:
+                    return Stored(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
                 if (stored := await self._files.find(key)) is not None:
                     return stored
                 if time.monotonic() >= deadline:

@@ -32,6 +32,9 @@ BELL = "daguerre:probe:bell"
 RENDER_BELL = "daguerre:render:bell"
 MOST_TOKENS = 8
 
+# With the id of a job: the set of channels that its reply goes to.
+WAITING = "daguerre:waiting:"
+
 # Workers that are alive, by the time of their last sign of life.
 WORKERS = "daguerre:workers"
 WORKER_ALIVE_S = 10
@@ -54,7 +57,7 @@ def open_redis(url: str) -> ArqRedis:
 
 @dataclass(frozen=True, slots=True)
 class ProbeJob:
-    """A look at one image. The reply goes to the channel `reply_to`, if there is one."""
+    """A look at one image. Its reply goes to the channel `reply_to`, if that is not empty."""
 
     image_id: ImageId
     reply_to: str
@@ -65,13 +68,14 @@ class ProbeJob:
         return self.image_id
 
     def serialize(self, now_ms: int) -> bytes:
-        context = {"reply_to": self.reply_to, "request_id": self.request_id}
-        return _serialize(PROBE_IMAGE, (self.image_id,), context, now_ms)
+        return _serialize(PROBE_IMAGE, self.image_id, self.request_id, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """One rendition, to be made once whoever asks for it. `order` is a `delivery.orders.RenderOrder`, encoded."""
+    """One rendition, to be made once whoever asks for it: the reply goes to all of them. `order` is a
+    `delivery.orders.RenderOrder`, encoded.
+    """
 
     id: str
     order: bytes
@@ -79,28 +83,33 @@ class RenderJob:
     request_id: str
 
     def serialize(self, now_ms: int) -> bytes:
-        context = {"reply_to": self.reply_to, "request_id": self.request_id}
-        return _serialize(RENDER_IMAGE, (self.order,), context, now_ms)
+        return _serialize(RENDER_IMAGE, self.order, self.request_id, now_ms)
 
 
-def _serialize(function: str, arguments: tuple[object, ...], context: dict[str, str], now_ms: int) -> bytes:
-    data: bytes = serialize_job(function, arguments, context, None, now_ms, serializer=encode)
+def _serialize(function: str, argument: object, request_id: str, now_ms: int) -> bytes:
+    context = {"request_id": request_id}
+    data: bytes = serialize_job(function, (argument,), context, None, now_ms, serializer=encode)
     return data
 
 
 Job: TypeAlias = ProbeJob | RenderJob
 
-# A job that waits or runs under its id is left alone. It is due now by the clock of Redis, which claims go by too.
-# Each token may wake a worker.
+# A job that waits or runs under its id is left alone; its reply goes to one more. It is due now by the clock of Redis,
+# which claims go by too. Each token may wake a worker.
 _ENQUEUE = """
 local queue, bell = KEYS[1], KEYS[2]
-local prefix, expires_ms, most_tokens = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local job, waiting, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local added = 0
-for i = 4, #ARGV, 2 do
-    redis.call('SET', prefix .. ARGV[i], ARGV[i + 1], 'PX', expires_ms, 'NX')
-    added = added + redis.call('ZADD', queue, 'NX', now, ARGV[i])
+for i = 5, #ARGV, 3 do
+    local id, payload, reply_to = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    redis.call('SET', job .. id, payload, 'PX', expires_ms, 'NX')
+    if reply_to ~= '' then
+        redis.call('SADD', waiting .. id, reply_to)
+        redis.call('PEXPIRE', waiting .. id, expires_ms)
+    end
+    added = added + redis.call('ZADD', queue, 'NX', now, id)
 end
 for _ = 1, math.min(added, most_tokens) do
     redis.call('RPUSH', bell, '')
@@ -132,9 +141,9 @@ class JobQueue:
 
     async def _add(self, jobs: Sequence[Job]) -> int:
         now_ms = time.time_ns() // 1_000_000
-        words: list[Any] = [job_key_prefix, _EXPIRES_MS, MOST_TOKENS]
+        words: list[Any] = [job_key_prefix, WAITING, _EXPIRES_MS, MOST_TOKENS]
         for job in jobs:
-            words += (job.id, job.serialize(now_ms))
+            words += (job.id, job.serialize(now_ms), job.reply_to)
         try:
             return int(await self._enqueue(keys=self._keys, args=words))
         except UNAVAILABLE as error:

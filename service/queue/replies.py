@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.lookups import Wanted, find_images
 from service.images.records import Image
-from service.queue.channels import Channel
+from service.queue.channels import Listener
 
 # A reply is a hint: whoever waits looks at the row this often, and whenever the channel comes back.
 _LOOK_S = 1.0
@@ -71,28 +71,22 @@ class Replies:
     """The replies to this process's jobs."""
 
     def __init__(self, redis: Any, database: Database) -> None:
-        self._channel = Channel(
-            redis, f"daguerre:replies:{secrets.token_hex(8)}", Reply, deliver=self._deliver, changed=self._look
-        )
+        self.channel = f"daguerre:replies:{secrets.token_hex(8)}"  # for a job's `reply_to`
+        self._listener = Listener(redis, [self.channel], Reply, deliver=self._deliver, changed=self._look)
         self._database = database
         self._waiters: dict[ImageId, list[Waiter]] = {}
 
     @property
-    def channel(self) -> str:
-        """For a job's `reply_to`."""
-        return self._channel.name
-
-    @property
     def connected(self) -> bool:
-        return self._channel.connected
+        return self._listener.connected
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Until replies are heard, or the time is up."""
-        await self._channel.wait_connected(timeout_s)
+        await self._listener.wait_connected(timeout_s)
 
     async def listen(self) -> None:
         """Deliver replies until cancelled; reconnects by itself."""
-        await self._channel.listen()
+        await self._listener.listen()
 
     @contextmanager
     def expect(self, image_id: ImageId, account_id: AccountId) -> Iterator[Waiter]:

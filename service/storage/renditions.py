@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -11,14 +12,15 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.disk import SHARDS
-from service.storage.files import Stored, in_thread, look_at, unavailable
+from service.storage.files import SMALL_BYTES, Stored, in_thread, look_at, unavailable
 
 _INCOMING = "incoming"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class RenditionKey(NamedTuple):
@@ -36,6 +38,7 @@ class RenditionFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._name, self._numbers = secrets.token_hex(8), itertools.count()  # of what is being written
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError."""
@@ -59,45 +62,39 @@ class RenditionFiles:
             except FileNotFoundError:
                 return None
 
-    def find_size(self, key: RenditionKey) -> int | None:
-        """In bytes; None where it has not been made, or is gone."""
-        try:
-            return self.path(key).stat().st_size
-        except FileNotFoundError:
-            return None
+    def write(self, key: RenditionKey, data: bytes) -> Stored:
+        def fill(descriptor: int) -> None:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
 
-    def write(self, key: RenditionKey, data: bytes) -> int:
-        """Returns its size in bytes."""
+        return self._write(key, fill, data if len(data) <= SMALL_BYTES else None)
 
-        def fill(file: BinaryIO) -> None:
-            file.write(data)
+    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> Stored:
+        """A copy of a file with these bytes, by their offsets, in place of as many others."""
 
-        return self._write(key, fill)
-
-    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> int:
-        """A copy of a file with these bytes, by their offsets, in place of as many others.
-
-        Returns its size in bytes.
-        """
-
-        def fill(file: BinaryIO) -> None:
-            with source.open("rb") as original:
+        def fill(descriptor: int) -> None:
+            with source.open("rb") as original, open(descriptor, "wb", closefd=False) as file:
                 shutil.copyfileobj(original, file, 1 << 20)
-            size = file.tell()
-            for offset, data in patches:
-                if offset < 0 or offset + len(data) > size:
-                    raise OSError(errno.EINVAL, "a patch outside of its file")
-                file.seek(offset)
-                file.write(data)
+                size = file.tell()
+                for offset, data in patches:
+                    if offset < 0 or offset + len(data) > size:
+                        raise OSError(errno.EINVAL, "a patch outside of its file")
+                    file.seek(offset)
+                    file.write(data)
 
         return self._write(key, fill)
 
-    def _write(self, key: RenditionKey, fill: Callable[[BinaryIO], None]) -> int:
-        incoming, path = self.root / _INCOMING / secrets.token_hex(8), self.path(key)
+    def _write(self, key: RenditionKey, fill: Callable[[int], None], data: bytes | None = None) -> Stored:
+        """With few system calls: each may hand the interpreter to another thread and wait for it again."""
+        incoming, path = self.root / _INCOMING / f"{self._name}{next(self._numbers)}", self.path(key)
         try:
-            with self._create(incoming) as file:
-                fill(file)
-                size = file.seek(0, os.SEEK_END)
+            descriptor = self._create(incoming)
+            try:
+                fill(descriptor)
+                status = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
             try:
                 incoming.rename(path)
             except FileNotFoundError:
@@ -106,18 +103,18 @@ class RenditionFiles:
         except BaseException:
             incoming.unlink(missing_ok=True)
             raise
-        return size
+        return Stored(path, status.st_size, status.st_mtime_ns, data)
 
-    def _create(self, path: Path) -> BinaryIO:
+    def _create(self, path: Path) -> int:
         """The folders may be lost at any time; the one that they are in must not be made anew."""
         try:
-            return path.open("xb")
+            return os.open(path, _CREATE, 0o666)
         except FileNotFoundError:
             pass
         try:
             self.root.mkdir(exist_ok=True)
             path.parent.mkdir(exist_ok=True)
-            return path.open("xb")
+            return os.open(path, _CREATE, 0o666)
         except FileNotFoundError as error:  # a picture's file would be meant by that
             raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error
 

@@ -100,7 +100,8 @@ async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
         try:
             found = await children.probe(str(path))
             check(found)
-            rendered = await children.render([str(path)], some_transformation(number))
+            rendered = await children.render([str(path)], str(path) + "-none", some_transformation(number))
+            assert rendered is not None
             Image.open(io.BytesIO(rendered)).load()
             tally.outcomes["accepted"] += 1
         except Rejected as refusal:

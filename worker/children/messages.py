@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -24,18 +24,20 @@ class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
 
 
 class RenderRequest(msgspec.Struct, frozen=True, tag="render"):
-    """`watermark_paths` are empty where there is none."""
+    """`result` is where the rendition is kept; `watermark_paths` are empty where there is none."""
 
     paths: Sequence[str]
+    result: str
     watermark_paths: Sequence[str]
     transformation: Transformation
     max_pixels: int
 
 
 class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
-    """Which bytes of the file tell where the picture was taken?"""
+    """Which bytes of the file tell where the picture was taken? `result` is where a copy without them is kept."""
 
     paths: Sequence[str]
+    result: str
 
 
 Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
@@ -69,11 +71,15 @@ class Unreadable(msgspec.Struct, frozen=True):
     outdated: bool = False
 
 
+class Present(msgspec.Struct, frozen=True):
+    """It was made meanwhile: there is a file at `result`."""
+
+
 class Missing(msgspec.Struct, frozen=True):
     """The file lies at none of its paths."""
 
 
-Finding: TypeAlias = Probe | Rendered | Patches | Refusal | Unreadable | Missing
+Finding: TypeAlias = Probe | Rendered | Patches | Present | Refusal | Unreadable | Missing
 
 
 # Numbers that can be added up, whatever a child has become.
@@ -90,6 +96,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     probe: Probe | None = None
     rendered: Rendered | None = None
     patches: Patches | None = None
+    present: Present | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
     missing: Missing | None = None
@@ -101,29 +108,28 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, finding: Finding, *, seconds: float, computed_s: float) -> Answer:
-        match finding:
-            case Probe():
-                return cls(seconds, computed_s, probe=finding)
-            case Rendered():
-                return cls(seconds, computed_s, rendered=finding)
-            case Patches():
-                return cls(seconds, computed_s, patches=finding)
-            case Refusal():
-                return cls(seconds, computed_s, refusal=finding)
-            case Unreadable():
-                return cls(seconds, computed_s, unreadable=finding)
-            case Missing():
-                return cls(seconds, computed_s, missing=finding)
+        kind: dict[str, Any] = {_FIELDS[type(finding)]: finding}
+        return cls(seconds, computed_s, **kind)
 
     @property
     def finding(self) -> Finding:
         """Raises ConnectionError if there is none."""
-        findings = (self.probe, self.rendered, self.patches, self.refusal, self.unreadable, self.missing)
-        finding = next((finding for finding in findings if finding is not None), None)
+        findings = (getattr(self, field) for field in _FIELDS.values())
+        finding: Finding | None = next((finding for finding in findings if finding is not None), None)
         if finding is None:
             raise ConnectionError("an empty answer")
         return finding
 
+
+_FIELDS: dict[type[Finding], str] = {
+    Probe: "probe",
+    Rendered: "rendered",
+    Patches: "patches",
+    Present: "present",
+    Refusal: "refusal",
+    Unreadable: "unreadable",
+    Missing: "missing",
+}
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

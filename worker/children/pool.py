@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -21,6 +20,7 @@ from worker.children.messages import (
     LocationRequest,
     Missing,
     Patches,
+    Present,
     ProbeRequest,
     Refusal,
     Rendered,
@@ -31,8 +31,6 @@ from worker.children.messages import (
 from worker.children.process import ChildUnavailable
 
 log = structlog.get_logger("worker")
-
-Found = TypeVar("Found", Probe, Rendered, Patches)
 
 # A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
 # by another worker.
@@ -86,20 +84,35 @@ class Children:
 
         Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
-        return await self._ask(ProbeRequest(paths, self._max_pixels), Probe)
+        match await self._ask(ProbeRequest(paths, self._max_pixels)):
+            case Probe() as probe:
+                return probe
+            case finding:
+                raise _disbelieve(finding)
 
     async def render(
-        self, paths: Sequence[str], transformation: Transformation, watermark_paths: Sequence[str] = ()
-    ) -> bytes:
-        """The file of a rendition."""
-        request = RenderRequest(paths, watermark_paths, transformation, self._max_pixels)
-        return (await self._ask(request, Rendered)).data
+        self, paths: Sequence[str], result: str, transformation: Transformation, watermark_paths: Sequence[str] = ()
+    ) -> bytes | None:
+        """The file of a rendition; None if it is there already, at `result`."""
+        match await self._ask(RenderRequest(paths, result, watermark_paths, transformation, self._max_pixels)):
+            case Rendered(data):
+                return data
+            case Present():
+                return None
+            case finding:
+                raise _disbelieve(finding)
 
-    async def find_locations(self, paths: Sequence[str]) -> Patches:
-        """What to write over a copy of the file, so that it tells no location."""
-        return await self._ask(LocationRequest(paths), Patches)
+    async def find_locations(self, paths: Sequence[str], result: str) -> Patches | None:
+        """What to write over a copy of the file, so that it tells no location; None if that is there, at `result`."""
+        match await self._ask(LocationRequest(paths, result)):
+            case Patches() as patches:
+                return patches
+            case Present():
+                return None
+            case finding:
+                raise _disbelieve(finding)
 
-    async def _ask(self, request: Request, kind: type[Found]) -> Found:
+    async def _ask(self, request: Request) -> Finding:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
         self._waiting.append(Question(request, future))
         self._hand_out()
@@ -110,10 +123,8 @@ class Children:
                 raise ChildUnavailable(cause)
             case Missing():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), request.paths[0])
-            case finding if isinstance(finding, kind):
+            case finding:
                 return finding
-            case finding:  # what a child has become is no reason to believe it
-                raise ChildUnavailable(f"it answers {type(finding).__name__}")
 
     async def end(self) -> None:
         for question in self._waiting:
@@ -133,3 +144,8 @@ class Children:
             question = self._waiting.popleft()
             if not question.finding.done():  # else nobody waits any more
                 child.ask(question)
+
+
+def _disbelieve(finding: Finding) -> ChildUnavailable:
+    """An answer to another question: what a child has become is no reason to believe it."""
+    return ChildUnavailable(f"it answers {type(finding).__name__}")

@@ -19,6 +19,7 @@ from worker.children.messages import (
     LocationRequest,
     Missing,
     Patches,
+    Present,
     ProbeRequest,
     Refusal,
     Rendered,
@@ -78,6 +79,8 @@ def _answer(request: Request, path: str) -> Finding:
     match request:
         case ProbeRequest(max_pixels=max_pixels):
             return imaging.probe(path, max_pixels=max_pixels)
+        case RenderRequest() | LocationRequest() if Path(request.result).exists():
+            return Present()
         case RenderRequest(transformation=transformation, max_pixels=max_pixels):
             over = next((path for path in request.watermark_paths if Path(path).exists()), None)
             if request.watermark_paths and over is None:
