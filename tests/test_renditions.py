@@ -25,8 +25,10 @@ from service.ids import ImageId
 from service.queue import jobs
 from service.settings import Settings
 from service.storage.renditions import RenditionFiles, RenditionKey
+from service.telemetry.metrics import metrics
 from tests import pictures
 from tests.conftest import Client, Tenant, resources_of, run_worker
+from tests.scrapes import Scrape
 from worker import ledger
 from worker.eviction import evict_renditions
 from worker.render import render_image
@@ -378,7 +380,9 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     async with open_resources(settings, redis) as resources:
         resources.renditions.write(RenditionKey(order.image_id, order.digest), b"there")
         context = {"resources": resources, "job_try": 2, "score": 0}
+        before = Scrape(metrics.render(None).decode())
         end = await render_image(context, encode_order(order), request_id="x")
+        assert Scrape(metrics.render(None).decode()).rise(before, "daguerre_render_duration_seconds_count") == 0
     await redis.aclose(close_connection_pool=True)
     assert end is not None
     assert end.error is None

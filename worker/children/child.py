@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from service.telemetry.metrics import metrics
-from worker.children.messages import Finding, Request, Unreadable
+from worker.children.messages import Finding, Present, Request, Unreadable
 from worker.children.process import ChildProcess, ChildUnavailable
 
 log = structlog.get_logger("worker")
@@ -161,5 +161,6 @@ class Child:
             else:
                 future.set_result(finding)
         if seconds is not None:
-            self._note(seconds)
+            if not isinstance(finding, Present):  # which was no work
+                self._note(seconds)
             self._free()
