@@ -52,8 +52,8 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         try:
             made, code = await _make(worker, wanted), None
-        except _NotMade as reason:
-            made, code = None, reason.code
+        except Rejected as refusal:
+            made, code = None, refusal.code
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
@@ -65,25 +65,18 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return RenderEnd(wanted.image_id, wanted.digest, code, _small(made))
 
 
-class _NotMade(Exception):
-    """It cannot be made: an error code of the API."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
-    """None where it was made already: who looked for the file before that may order it after."""
+    """None where it was made already: who looked for the file before that may order it after.
+
+    Raises Rejected where it cannot be made.
+    """
     key = RenditionKey(order.image_id, order.digest)
     try:
         made = await _write(worker, order, key)
-    except Rejected as refusal:
-        raise _NotMade(refusal.code) from refusal
     except ChildLost as error:
-        raise _NotMade("rendition-failed") from error
+        raise Rejected("rendition-failed") from error
     except FileNotFoundError as error:
-        raise _NotMade(await _find_reason(worker, order)) from error
+        raise Rejected(await _find_reason(worker, order)) from error
     if made is not None:
         # The row comes after the file: a deletion finds it, or is found by the ledger.
         worker.ledger.note(Made(key, order.watermark_id, made.size))

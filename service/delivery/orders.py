@@ -32,6 +32,11 @@ class RenderOrder(msgspec.Struct, frozen=True):
         return watermark.image_id if watermark else None
 
 
+class SmallFile(msgspec.Struct, frozen=True):
+    data: bytes
+    modified_ns: int
+
+
 class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, where it
     is small enough to be sent along.
@@ -41,11 +46,6 @@ class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     digest: str
     error: str | None = None
     file: SmallFile | None = None
-
-
-class SmallFile(msgspec.Struct, frozen=True):
-    data: bytes
-    modified_ns: int
 
 
 class Deleted(msgspec.Struct, frozen=True, tag="deleted"):
