@@ -18,7 +18,18 @@ from tests.processes import is_alive
 from tests.samples import jpeg, slow_svg
 from worker.children import program
 from worker.children.child import ChildLost
-from worker.children.messages import LENGTH, Answer, Missing, ProbeRequest, Unreadable, decode_answer, encode_answer
+from worker.children.messages import (
+    LENGTH,
+    Answer,
+    Missing,
+    Patches,
+    Present,
+    ProbeRequest,
+    Refusal,
+    Unreadable,
+    decode_answer,
+    encode_answer,
+)
 from worker.children.pool import MOST_AHEAD, Children
 from worker.children.process import ChildProcess, ChildUnavailable
 
@@ -346,6 +357,23 @@ def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
     for answer in (Answer(seconds, 0, missing=Missing()), Answer(0, seconds, missing=Missing())):
         with pytest.raises(ConnectionError):
             decode_answer(encode_answer(answer)[LENGTH.size :])
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [Answer(0, 0, refusal=Refusal("nonsense")), Answer(0, 0, present=Present()), Answer(0, 0, patches=Patches("", []))],
+)
+async def test_what_cannot_be_said_of_a_picture_is_not_believed(
+    children: Children, picture: str, lie: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a child has become: a code that is none of the API's would be told to clients."""
+
+    async def receive(_: ChildProcess) -> Answer:
+        return lie
+
+    monkeypatch.setattr(ChildProcess, "receive", receive)
+    with pytest.raises(ChildUnavailable, match="it answers"):
+        await children.probe(picture)
 
 
 def test_an_answer_of_endless_depth_is_none() -> None:

@@ -20,6 +20,7 @@ import pytest
 from arq import Retry, cron, func
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.jobs import serialize_job
 from arq.worker import Worker
 
 from service.errors import ServiceError
@@ -268,6 +269,31 @@ async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_
     assert sorted(chain.from_iterable(heard["one"])) == ["of image01", "of image02"]  # type: ignore[type-var]
     assert heard["two"] == [["of image01"]]
     assert await redis.keys("arq:*") == await redis.keys("daguerre:waiting:*") == []
+
+
+async def test_a_job_that_names_whom_to_reply_to_runs_too(redis: ArqRedis, redis_url: str) -> None:
+    """As those of the version before do, which are in the queue after an upgrade; nobody listens there any more."""
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, *, request_id: str) -> None:
+        done.append(image_id)
+
+    payload = serialize_job(
+        PROBE_IMAGE, ("image01",), {"reply_to": "r", "request_id": "q"}, None, 0, serializer=jobs.encode
+    )
+    await redis.set(job_key_prefix + "image01", payload)
+    await redis.zadd(PROBE_QUEUE, {"image01": 0})
+    async with working(redis_url, job):
+        async with asyncio.timeout(10):
+            while await redis.zcard(PROBE_QUEUE):
+                await asyncio.sleep(0.01)
+    assert done == ["image01"]
+
+
+async def test_a_job_that_another_worker_has_ended_is_not_put_off(redis: ArqRedis) -> None:
+    """Else the next one of its id would begin with a try that was never made."""
+    await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+    assert await redis.keys("*") == []
 
 
 async def test_a_job_that_reaches_its_time_limit_is_put_off(redis: ArqRedis, redis_url: str) -> None:

@@ -19,7 +19,7 @@ from arq import Retry
 from service.delivery import renditions, rows
 from service.delivery.orders import RenderOrder, encode_order
 from service.delivery.rows import Made, keep_together
-from service.delivery.transformations import Transformation
+from service.delivery.transformations import Transformation, Watermark
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.queue import jobs
@@ -387,6 +387,26 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert end is not None
     assert end.error is None
     assert [path.read_bytes() for path in files(settings)] == [b"there"]
+
+
+async def test_what_a_killed_worker_made_goes_with_its_watermark(
+    api: Client, image_id: str, settings: Settings, tenant: Tenant
+) -> None:
+    """Its order runs again elsewhere and finds the file, but the row that names the watermark was lost."""
+    async with run_worker(settings):
+        body = pictures.encode("png", pictures.landscape(20, 20))
+        answer = await api.post("/v1/images", data=body, headers=tenant.headers)
+        over = ImageId((await answer.json())["response"]["id"])
+    order = RenderOrder.rendition(ImageId(image_id), Transformation("png", 100, width=10, watermark=Watermark(over)))
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        resources.renditions.write(RenditionKey(order.image_id, order.digest), b"there")
+        context = {"resources": resources, "job_try": 2, "score": 0}
+        await render_image(context, encode_order(order), request_id="x")
+    await redis.aclose(close_connection_pool=True)
+    assert len(files(settings)) == 1
+    await api.delete(f"/v1/images/{over}", headers=tenant.headers)
+    assert files(settings) == []
 
 
 async def test_the_folder_of_renditions_may_be_lost_while_all_runs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import struct
@@ -169,3 +170,27 @@ async def test_a_thread_is_waited_for_however_often_its_call_is_cancelled() -> N
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert ended.is_set()
+
+
+async def test_a_file_that_a_client_left_before_it_was_found_missing_is_no_error_in_the_log() -> None:
+    begun, going_on = threading.Event(), threading.Event()
+    unheard: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+
+    def work() -> None:
+        begun.set()
+        going_on.wait(5)
+        raise FileNotFoundError
+
+    calling = asyncio.create_task(in_thread(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+    calling.cancel()
+    await asyncio.sleep(0.01)
+    going_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    del calling
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unheard == []

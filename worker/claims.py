@@ -62,9 +62,11 @@ local replies = {}
 for i = 6, #ARGV, 3 do
     local id, again_after_ms, reply = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     if again_after_ms ~= '' then
-        redis.call('ZADD', queue, 'XX', now + again_after_ms, id)
-        redis.call('INCR', retry .. id)
-        redis.call('EXPIRE', retry .. id, tries_kept_s)
+        if redis.call('ZSCORE', queue, id) then  -- else another worker ended it meanwhile
+            redis.call('ZADD', queue, now + again_after_ms, id)
+            redis.call('INCR', retry .. id)
+            redis.call('EXPIRE', retry .. id, tries_kept_s)
+        end
         redis.call('DEL', running .. id)
     else
         if reply ~= '' then

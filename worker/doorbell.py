@@ -143,6 +143,7 @@ class DoorbellWorker(Worker):
             await self._ends.submit(await self._perform(job, function, args, options))
 
     async def _perform(self, job: ClaimedJob, function: Function, args: Sequence[Any], options: Any) -> JobEnd:
+        options.pop("reply_to", None)  # of another version's API, which looks for itself
         known = {"job_id": job.id, "job_try": job.tries + 1, "score": job.score, "waited_s": job.waited_s}
         context = {**self.ctx, **known}
         try:

@@ -77,9 +77,11 @@ async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
         raise Rejected("rendition-failed") from error
     except FileNotFoundError as error:
         raise Rejected(await _find_reason(worker, order)) from error
-    if made is not None:
+    # Whoever made it before may have ended without a row of it.
+    size = made.size if made is not None else await asyncio.to_thread(worker.renditions.find_size, key)
+    if size is not None:
         # The row comes after the file: a deletion finds it, or is found by the ledger.
-        worker.ledger.note(Made(key, order.watermark_id, made.size))
+        worker.ledger.note(Made(key, order.watermark_id, size))
     return made
 
 

@@ -35,6 +35,7 @@ async def in_thread(call: Callable[[], Result]) -> Result:
         while not working.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([working])
+        working.exception()  # nobody is left to be told, and asyncio would log it
         raise
 
 

@@ -62,6 +62,13 @@ class RenditionFiles:
             except FileNotFoundError:
                 return None
 
+    def find_size(self, key: RenditionKey) -> int | None:
+        """In bytes; None where it has not been made, or is gone."""
+        try:
+            return self.path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def write(self, key: RenditionKey, data: bytes) -> Stored:
         def fill(descriptor: int) -> None:
             rest = memoryview(data)

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from service.delivery.transformations import Transformation
+from service.errors import CATALOGUE
 from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question
@@ -117,7 +118,7 @@ class Children:
         self._waiting.append(Question(request, future))
         self._hand_out()
         match await future:
-            case Refusal(code):
+            case Refusal(code) if code in CATALOGUE:
                 raise Rejected(code)
             case Unreadable(cause):
                 raise ChildUnavailable(cause)
