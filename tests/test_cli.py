@@ -160,7 +160,9 @@ async def test_signing_keys_are_created_listed_and_revoked(database_url: str) ->
 async def test_presets_are_set_listed_and_deleted(database_url: str) -> None:
     daguerre("accounts", "create", "demo", database_url=database_url)
     parameters = "width=300&height=300&fit=cover"
-    assert daguerre("presets", "set", "demo", "thumb", parameters, database_url=database_url).returncode == 0
+    done = daguerre("presets", "set", "demo", "thumb", parameters, database_url=database_url)
+    assert done.returncode == 0
+    assert "known everywhere within 5 seconds" in done.stderr
     [_, line] = daguerre_process("presets", "list", "demo", database_url=database_url).stdout.splitlines()
     assert line.split()[0] == "thumb"
     assert line.endswith(parameters)

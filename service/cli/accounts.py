@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, with_database
+from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
 from service.settings import parse_size
 
@@ -112,6 +112,6 @@ def accounts_set(name: str, *, require_signature: bool | None, strip_location: b
         return policy
 
     policy = with_database(data, change)
-    click.echo(f"Account {name!r} is changed; see `accounts show`.", err=True)
+    click.echo(f"Account {name!r} is changed, {SOON}; see `accounts show`.", err=True)
     if policy.require_signature and not policy.secrets:
         click.echo("It has no signing key, so nothing of it is shown: make one with `signing-keys create`.", err=True)

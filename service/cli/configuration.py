@@ -20,6 +20,8 @@ DATA = click.option(
     envvar="DAGUERRE_DATA",
     help="Data folder of a running `daguerre up`.",
 )
+# For what processes trust for four seconds after they looked it up.
+SOON = "known everywhere within 5 seconds"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, with_database
+from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
 
 
@@ -61,4 +61,4 @@ def keys_revoke(key_id: int, data: Path | None) -> None:
 
     if not with_database(data, lambda connection: revoke_key(connection, key_id)):
         raise click.ClickException(f"There is no active key {key_id}; see `daguerre keys list ACCOUNT`.")
-    click.echo(f"Key {key_id} is revoked.", err=True)
+    click.echo(f"Key {key_id} is revoked, {SOON}.", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, with_database
+from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
 
 
@@ -34,7 +34,7 @@ def presets_set(account: str, name: str, parameters: str, data: Path | None) -> 
         raise click.ClickException(
             f"Account {account!r} has {MAX_PRESETS} presets: delete one of them first."
         ) from None
-    click.echo(f"Preset {name!r} of account {account!r} is set.", err=True)
+    click.echo(f"Preset {name!r} of account {account!r} is set, {SOON}.", err=True)
 
 
 @presets.command("list")
@@ -70,4 +70,4 @@ def presets_delete(account: str, name: str, data: Path | None) -> None:
 
     if not with_database(data, delete):
         raise click.ClickException(f"Account {account!r} has no preset {name!r}.")
-    click.echo(f"Preset {name!r} of account {account!r} is deleted.", err=True)
+    click.echo(f"Preset {name!r} of account {account!r} is deleted, {SOON}.", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, with_database
+from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
 
 
@@ -29,7 +29,7 @@ def signing_keys_create(account: str, data: Path | None) -> None:
         raise click.ClickException(
             f"Account {account!r} has {MAX_LIVE} live signing keys already: revoke one of them first."
         ) from None
-    click.echo(f"A signing key of account {account!r}, shown this once:", err=True)
+    click.echo(f"A signing key of account {account!r}, {SOON}, shown this once:", err=True)
     click.echo(secret)
 
 
@@ -67,4 +67,4 @@ def signing_keys_revoke(key_id: int, data: Path | None) -> None:
         raise click.ClickException(
             f"There is no active signing key {key_id}; see `daguerre signing-keys list ACCOUNT`."
         )
-    click.echo(f"Signing key {key_id} is revoked.", err=True)
+    click.echo(f"Signing key {key_id} is revoked, {SOON}.", err=True)
