@@ -36,8 +36,12 @@ class Probe:
 
 
 class Rejected(Exception):
-    """The picture is refused for good. `code` is an error code of the API (`service.errors`)."""
+    """The picture is refused for good. `code` is an error code of the API (`service.errors`).
 
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
+    `kind` names what a picture is that the decoders do not support, in a few words for the client: "12-bit JPEG".
+    """
+
+    def __init__(self, code: str, kind: str | None = None) -> None:
+        super().__init__(code if kind is None else f"{code}: {kind}")
         self.code = code
+        self.kind = kind
