@@ -10,7 +10,7 @@ from worker.imaging.containers.isobmff import HeifFile, Malformed, read_heif
 from worker.imaging.formats.source import Source
 
 # Whatever else lies behind a picture may look like a box.
-_KNOWN_BOXES = frozenset({b"meta", b"mdat", b"moov", b"mpvd", b"free", b"skip", b"uuid", b"idat"})
+_KNOWN_BOXES = frozenset({b"meta", b"mdat", b"moov", b"mpvd", b"uuid"})
 
 
 def open_heif(source: Source) -> HeifFile:
