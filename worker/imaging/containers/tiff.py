@@ -7,7 +7,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
@@ -26,6 +26,7 @@ Read = Callable[[int, int], bytes]
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _ARRAY_CODES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
+_COMPRESSION, _PHOTOMETRIC, _DNG_VERSION = 259, 262, 50706
 _SUB_DIRECTORIES, _METADATA = 330, (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
 
@@ -121,27 +122,42 @@ def _read_directory(read: Read, size: int, layout: Layout, at: int, limit: int) 
     return Directory(entries, layout.number(table[length:]))
 
 
-def require_all(read: Read, size: int) -> None:
+@dataclass(slots=True)
+class Contents:
+    """Codes of the compressions of all pages, and of photometric interpretations, of the directories inside of pages
+    too; and whether there is a version of DNG.
+    """
+
+    compressions: set[int] = field(default_factory=set)
+    photometrics: set[int] = field(default_factory=set)
+    is_dng: bool = False
+
+
+def read_contents(read: Read, size: int) -> Contents:
     """Raises CutShort if a directory, a value, a strip or a tile goes on behind the end of a file of `size` bytes: of
     all pages, of the directories inside of them, and of EXIF.
     """
     layout = LAYOUTS[read(4, 0)]
-    _Check(read, size, layout).require_pages(layout.first(read(16, 0)))
+    walk = _Walk(read, size, layout)
+    walk.read_pages(layout.first(read(16, 0)))
+    return walk.contents
 
 
 @dataclass(slots=True)
-class _Check:
+class _Walk:
     read: Read
     size: int
     layout: Layout
+    contents: Contents = field(default_factory=Contents)
     strips_left: int = _MAX_STRIPS
 
-    def require_pages(self, first: int) -> None:
+    def read_pages(self, first: int) -> None:
+        """All pages in a row, and before the next one what is inside of the last."""
         seen: set[int] = set()
-        pending = [first]
+        pending = [(first, True)]
         left = MAX_ENTRIES
         while pending and left > 0:
-            at = pending.pop()
+            at, is_page = pending.pop()
             if not at or at in seen:
                 continue
             seen.add(at)
@@ -149,19 +165,26 @@ class _Check:
             if directory is None:
                 return
             left -= max(len(directory.entries), 1)
-            pending += [*self._require_page(directory), directory.following]
+            inner = self._read_page(directory, is_page=is_page)
+            pending += [(directory.following, is_page), *((at, False) for at in inner)]
 
-    def _require_page(self, page: Directory) -> list[int]:
+    def _read_page(self, page: Directory, *, is_page: bool) -> array[int]:
         """Returns where the directories inside of it are."""
         self._require_values(page)
         by_tag = {entry.tag: entry for entry in page.entries}
+        contents = self.contents
+        contents.is_dng |= _DNG_VERSION in by_tag
+        if _PHOTOMETRIC in by_tag:
+            contents.photometrics.update(self._numbers(by_tag[_PHOTOMETRIC])[:1])
+        if is_page and _COMPRESSION in by_tag:
+            contents.compressions.update(self._numbers(by_tag[_COMPRESSION])[:1])
         for offsets, counts in _STRIPS:
             if offsets in by_tag and counts in by_tag:
                 self._require_strips(by_tag[offsets], by_tag[counts])
         for tag in _METADATA:
             if tag in by_tag:
                 self._require_metadata(self.layout.number(by_tag[tag].field))
-        return [*self._numbers(by_tag[_SUB_DIRECTORIES])] if _SUB_DIRECTORIES in by_tag else []
+        return self._numbers(by_tag[_SUB_DIRECTORIES]) if _SUB_DIRECTORIES in by_tag else array("I")
 
     def _require_values(self, directory: Directory) -> None:
         if not directory.whole:

@@ -24,7 +24,7 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _load(source: Source) -> pyvips.Image:
-    open_heif(source)
+    open_heif(source, "AVIF", b"av01")
     image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     return image

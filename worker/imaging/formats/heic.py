@@ -44,7 +44,7 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    boxes = open_heif(source).boxes
+    boxes = open_heif(source, "HEIC", b"hvc1").boxes
     for meta in (box for box in boxes if box.kind == b"meta"):
         _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:

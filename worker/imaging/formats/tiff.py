@@ -11,7 +11,7 @@ from pathlib import Path
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.containers.tiff import LAYOUTS, CutShort, require_all, walk_directories
+from worker.imaging.containers.tiff import LAYOUTS, CutShort, read_contents, walk_directories
 from worker.imaging.exif import read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
@@ -19,6 +19,7 @@ from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
+from worker.imaging.kinds import name_tiff
 from worker.imaging.pixels import reduce
 
 # Pages of a TIFF that are not all of one size have to be opened one by one, each by walking there from the first:
@@ -88,11 +89,16 @@ def _probe_unequal_pages(source: Source, load: Callable[..., pyvips.Image], firs
 
 
 def _refuse_cut(fd: int) -> None:
-    """libtiff shows the pages before a directory that is cut off, and never looks at what lies inside of pages."""
+    """Refuse a file that is not all there, or of a kind that libtiff does not decode.
+
+    libtiff shows the pages before a directory that is cut off, and never looks at what lies inside of pages.
+    """
     try:
-        require_all(partial(_read_at, fd), os.fstat(fd).st_size)
+        contents = read_contents(partial(_read_at, fd), os.fstat(fd).st_size)
     except CutShort:
         raise Rejected("damaged-image") from None
+    if kind := name_tiff(os.pread(fd, 16, 0), contents):
+        raise Rejected("unsupported-image", kind)
 
 
 def _read_at(fd: int, size: int, at: int) -> bytes:
