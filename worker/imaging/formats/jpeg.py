@@ -136,24 +136,25 @@ class JpegFile:
         The lines that fill up that row count as the picture's then.
         """
         header = self.header
-        missing = -header.height % shrink
-        if not missing or not header.single_scan:
+        left = header.height % header.block_lines
+        if left == 0 or left >= shrink or not header.single_scan:
             return self.load(shrink)
         bare = bytearray(self.read_bare())
         at = 2 + sum(end - start for start, end in header.kept if start < header.frame_at) + _HEIGHT_AT
-        bare[at : at + 2] = struct.pack(">H", min(header.height + missing, 0xFFFF))
+        bare[at : at + 2] = struct.pack(">H", min(header.height - left + shrink, 0xFFFF))
         return pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
 
     def refuse_cut(self) -> None:
         """Refuse a JPEG that ends before its last scan does, and one that is made of scans to keep us busy. What lies
         behind the end, such as a film, does not count.
         """
-        fd = self.source.fd
-        if self.header.single_scan and os.pread(fd, 2, os.fstat(fd).st_size - 2) == _END:
+        fd, data = self.source.fd, self.data
+        last = os.pread(fd, 2, os.fstat(fd).st_size - 2) if data is None else data[-2:]
+        if self.header.single_scan and last == _END:
             return  # it is never found inside of a scan
-        with _mapped(fd) if self.data is None else nullcontext(self.data) as data:
+        with _mapped(fd) if data is None else nullcontext(data) as whole:
             try:
-                scans = count_scans(data, self.header.pixels_at, _MAX_SCANS + 1)
+                scans = count_scans(whole, self.header.pixels_at, _MAX_SCANS + 1)
             except CutShort:
                 raise Rejected("damaged-image") from None
         if scans > _MAX_SCANS:
@@ -202,13 +203,14 @@ def _read_xmp(source: Source, header: JpegHeader) -> bytes | None:
 class JpegHeader:
     """What stands before the pixels. `width` and `height` are as stored, from the first start of frame, which lies at
     `frame_at`; `exif` is the first block of it. `app1` are start and end of the application segments 1, of EXIF and
-    XMP, and `kept` those of all others. `single_scan` means that one scan has all of the pixels; that begins at
-    `pixels_at`.
+    XMP, and `kept` those of all others. `block_lines` are the lines of a row of blocks, of all components
+    together. `single_scan` means that one scan has all of the pixels; that begins at `pixels_at`.
     """
 
     width: int
     height: int
     frame_at: int
+    block_lines: int
     single_scan: bool
     exif: bytes | None
     app1: list[tuple[int, int]]
@@ -240,7 +242,9 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
             if 0 in {width, height}:
                 break
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
-            return JpegHeader(width, height, frame_at, single_scan, exif, app1, kept, end)
+            sampling = read(3 * components, frame_at + len(frame))[1::3]
+            block_lines = 8 * max((factors & 15 for factors in sampling), default=1)
+            return JpegHeader(width, height, frame_at, block_lines, single_scan, exif, app1, kept, end)
         elif head[1] == _JPEG_LS:
             raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")
