@@ -12,8 +12,9 @@ from functools import partial
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import mix_unknown_inks
 from worker.imaging.exif import read_exif, read_orientation
-from worker.imaging.formats.fields import blob, valid_orientation
+from worker.imaging.formats.fields import ICC_PROFILE, blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.small_jpegs import decode_small
@@ -107,8 +108,10 @@ class JpegFile:
     def load(self, shrink: int, fail_on: str) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": fail_on, "access": "sequential"}
         if self.bare is None:
-            return pyvips.Image.jpegload(self.source.path, **options)
-        return pyvips.Image.jpegload_buffer(self.bare, **options)
+            image = pyvips.Image.jpegload(self.source.path, **options)
+        else:
+            image = pyvips.Image.jpegload_buffer(self.bare, **options)
+        return mix_unknown_inks(image, blob(image, ICC_PROFILE))
 
     def refuse_other_frame(self, image: pyvips.Image, shrink: int) -> None:
         """Refuse an image that is not of the size that was admitted."""
@@ -134,7 +137,7 @@ def _picture(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
         pages=1,
         has_alpha=False,
         exif=exif,
-        small=reduce(image, blob(image, "icc-profile-data")),
+        small=reduce(image, blob(image, ICC_PROFILE)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyvips
 
 from worker.imaging.exif import read_exif
-from worker.imaging.formats.fields import blob, orientation_of
+from worker.imaging.formats.fields import ICC_PROFILE, blob, orientation_of
 from worker.imaging.pixels import Small, reduce
 
 
@@ -37,5 +37,5 @@ def picture_of(
         pages=pages,
         has_alpha=bool(image.hasalpha()),
         exif=read_exif(blob(image, "exif-data")),
-        small=reduce(image if first is None else first, blob(image, "icc-profile-data")),
+        small=reduce(image if first is None else first, blob(image, ICC_PROFILE)),
     )
