@@ -11,6 +11,8 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging.exif import read_exif
+from worker.imaging.formats.fields import ICC_PROFILE, blob
+from worker.imaging.formats.heif_colours import read_heif_colours
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import MOST_READS, Source
@@ -26,15 +28,13 @@ def probe(source: Source) -> Picture:
         pages=1,
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
-        small=reduce(file.image, file.info.get("icc_profile")),
+        small=reduce(file.image, blob(file.image, ICC_PROFILE)),
     )
 
 
 def open_original(source: Source, _: Frames) -> Original:
     file = _open_file(source)
     info = file.info
-    if profile := info.get("icc_profile"):
-        file.image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
 
     def read_xmp() -> bytes | None:
         return bytes(info["xmp"]) if info.get("xmp") else None
@@ -57,7 +57,8 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return _HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info)
+    image = image.copy(interpretation=grey if bands < 3 else colour)
+    return _HeicFile(read_heif_colours(source).apply(image), heif.has_alpha, info)
 
 
 @dataclass(frozen=True, slots=True)
