@@ -11,6 +11,15 @@ from worker.imaging.colour.cicp import profile_of_code_points
 from worker.imaging.colour.convert import convert, is_foreign
 from worker.imaging.colour.icc import read_profile
 from worker.imaging.colour.inks import mix_unknown_inks
+from worker.imaging.colour.interpretation import ICC_PROFILE
 from worker.imaging.colour.profiles import gamma_profile
 
-__all__ = ["convert", "gamma_profile", "is_foreign", "mix_unknown_inks", "profile_of_code_points", "read_profile"]
+__all__ = [
+    "ICC_PROFILE",
+    "convert",
+    "gamma_profile",
+    "is_foreign",
+    "mix_unknown_inks",
+    "profile_of_code_points",
+    "read_profile",
+]

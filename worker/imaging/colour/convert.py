@@ -5,9 +5,8 @@ from __future__ import annotations
 import pyvips
 
 from worker.imaging.colour.hdr import to_sdr
-from worker.imaging.colour.interpretation import Interpretation, interpret
+from worker.imaging.colour.interpretation import ICC_PROFILE, Interpretation, interpret
 
-_PROFILE = "icc-profile-data"
 # Profiles that count, by libvips's name for the pixels and the number of their colours. Browsers take RGB for grey too.
 _SPACES = {
     **dict.fromkeys((("b-w", 1), ("grey16", 1)), frozenset({b"GRAY", b"RGB "})),
@@ -73,7 +72,7 @@ def _transform(image: pyvips.Image, meaning: Interpretation) -> pyvips.Image:
         shown = to_sdr(image, meaning.hdr, meaning.to_xyz)
     else:
         tagged = image.copy()
-        tagged.set_type(pyvips.GValue.blob_type, _PROFILE, meaning.profile)
+        tagged.set_type(pyvips.GValue.blob_type, ICC_PROFILE, meaning.profile)
         shown = tagged.icc_transform("srgb", embedded=True, intent="relative", pcs="xyz", depth=8)
     shown = shown.copy_memory()
     return shown.extract_band(1).copy(interpretation="b-w") if grey and meaning.neutral else shown

@@ -12,6 +12,9 @@ from worker.imaging.colour.icc import Profile, read_profile
 from worker.imaging.colour.matrices import D50, Matrix, apply, colorants, transpose
 from worker.imaging.colour.profiles import SRGB, write_profile
 
+# The name of the field in which libvips keeps a profile.
+ICC_PROFILE = "icc-profile-data"
+
 # Profiles of cameras and editors have 0.5 to 4 KB. Those of printers have 0.5 to 3 MB and are not cached.
 _MAX_CACHED_BYTES = 64 << 10
 _MAX_CACHED = 16

@@ -6,6 +6,7 @@ import re
 
 import pyvips
 
+from worker.imaging.formats.heif import open_heif
 from worker.imaging.formats.heif_colours import read_heif_colours
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
@@ -24,9 +25,10 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _load(source: Source) -> pyvips.Image:
+    file = open_heif(source, "AVIF", b"av01")
     image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
-    return read_heif_colours(source).apply(image)
+    return read_heif_colours(source, file).apply(image)
 
 
 def size_of(data: bytes) -> tuple[int, int]:

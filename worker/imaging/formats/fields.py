@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyvips
 
-ICC_PROFILE = "icc-profile-data"
+from worker.imaging.colour import ICC_PROFILE
 
 
 def orientation_of(image: pyvips.Image) -> int:

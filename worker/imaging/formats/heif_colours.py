@@ -10,7 +10,7 @@ import pyvips
 
 from worker.imaging.colour import profile_of_code_points, read_profile
 from worker.imaging.containers.av1 import SEQUENCE_HEADER_BYTES, read_sequence_colours
-from worker.imaging.containers.isobmff import HeifFile, Item, Malformed, Nclx, Read, read_heif
+from worker.imaging.containers.isobmff import HeifFile, Item, Nclx, Read
 from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.source import Source
 
@@ -38,23 +38,15 @@ class HeifColours:
         return with_profile(image, self.profile)
 
 
-def read_heif_colours(source: Source) -> HeifColours:
-    """What cannot be read is sRGB: whether the file is damaged is for the decoder to say."""
-    read = partial(os.pread, source.fd)
-    try:
-        file = read_heif(read, os.fstat(source.fd).st_size)
-    except Malformed:
+def read_heif_colours(source: Source, file: HeifFile) -> HeifColours:
+    """By the primary item or, if that is a grid without colours of its own, by its first tile."""
+    primary = file.primary
+    if primary is None:
         return HeifColours()
-    if file.primary is None:
-        return HeifColours()
-    return _colours_of(read, file, file.primary)
-
-
-def _colours_of(read: Read, file: HeifFile, primary: Item) -> HeifColours:
     tiles = file.references.get((b"dimg", primary.id), ())
     tile = file.items.get(tiles[0], primary) if tiles else primary
     grey = _is_monochrome(tile)
-    nclx = primary.nclx or tile.nclx or _coded_colours(read, tile)
+    nclx = primary.nclx or tile.nclx or _coded_colours(partial(os.pread, source.fd), tile)
     limited = nclx is not None and not nclx.full_range
     profile = primary.icc_profile or tile.icc_profile
     if profile is not None:

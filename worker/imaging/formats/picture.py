@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pyvips
 
+from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
-from worker.imaging.formats.fields import ICC_PROFILE, blob, orientation_of
+from worker.imaging.formats.fields import blob, orientation_of
 from worker.imaging.pixels import Small, reduce
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pyvips
 from PIL.JpegImagePlugin import JpegImageFile
 
-from worker.imaging.formats.fields import ICC_PROFILE
+from worker.imaging.colour import ICC_PROFILE
 
 # Of the result, which lies in memory as a whole. Beyond this libvips goes through it line by line.
 _MOST_PIXELS = 4_000_000

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from worker.imaging.containers.tiff import LAYOUTS, Layout
 from worker.imaging.exif import TYPES
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
-from worker.imaging.formats.tiff import LAYOUTS, Layout
 from worker.imaging.locations.regions import Region, Unreadable
 
 _SUB_IFDS = 0x014A

@@ -10,8 +10,8 @@ from service.delivery import geometry
 from service.delivery.geometry import Geometry, Place, Size
 from service.delivery.transformations import MAX_PIXELS, Transformation
 from service.probes import Rejected
-from worker.imaging.colour import convert
-from worker.imaging.formats.fields import ICC_PROFILE, blob
+from worker.imaging.colour import ICC_PROFILE, convert
+from worker.imaging.formats.fields import blob
 from worker.imaging.formats.original import Original
 from worker.imaging.pixels import premultiply, unpremultiply
 from worker.imaging.rendering.pixels import (
