@@ -6,6 +6,7 @@ import re
 
 import pyvips
 
+from worker.imaging.formats.heif import open_heif
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
@@ -23,6 +24,7 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _load(source: Source) -> pyvips.Image:
+    open_heif(source)
     image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     return image

@@ -11,9 +11,10 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging.exif import read_exif
+from worker.imaging.formats.heif import open_heif
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
-from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.pixels import reduce
 
 
@@ -43,7 +44,9 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    _refuse_unreadable_items(source.fd)
+    boxes = open_heif(source).boxes
+    for meta in (box for box in boxes if box.kind == b"meta"):
+        _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:
         heif = pi_heif.open_heif(source.path)
         width, height = heif.size
@@ -69,28 +72,10 @@ class _HeicFile:
     info: dict[str, Any]
 
 
-def _refuse_unreadable_items(fd: int) -> None:
+def _refuse_unreadable_items(meta: bytes) -> None:
     """Refuse a HEIF whose item types or names are no text, of which pi_heif 1.4 makes none, and uses it: the process
     dies.
     """
-    stored = os.fstat(fd).st_size
-    at = 0
-    for _ in range(MOST_READS):
-        if at + 8 > stored:
-            return
-        head = os.pread(fd, 16, at)
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:  # told in 64 bits
-            size = int.from_bytes(head[8:], "big")
-        elif size == 0:  # to the end of the file
-            size = stored
-        if head[4:8] == b"meta":
-            _refuse_unreadable_items_in(os.pread(fd, min(size, stored), at))
-        at += max(size, 8)
-    raise Rejected("damaged-image")
-
-
-def _refuse_unreadable_items_in(meta: bytes) -> None:
     at = meta.find(b"infe")
     while at != -1:
         size = int.from_bytes(meta[max(0, at - 4) : at], "big")
