@@ -12,6 +12,7 @@ import pyvips
 from service.probes import Rejected
 from worker.imaging.exif import read_exif
 from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.heif_metadata import applied_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
@@ -28,6 +29,7 @@ def probe(source: Source) -> Picture:
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
         small=reduce(file.image, file.info.get("icc_profile")),
+        applied_orientation=file.orientation,
     )
 
 
@@ -44,8 +46,8 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    boxes = open_heif(source).boxes
-    for meta in (box for box in boxes if box.kind == b"meta"):
+    file = open_heif(source)
+    for meta in (box for box in file.boxes if box.kind == b"meta"):
         _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:
         heif = pi_heif.open_heif(source.path)
@@ -60,16 +62,19 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return _HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info)
+    return _HeicFile(
+        image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info, applied_orientation(file)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _HeicFile:
-    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1."""
+    """A decoded HEIC. The decoder has applied the container's rotation and mirroring, which are `orientation`."""
 
     image: pyvips.Image
     has_alpha: bool
     info: dict[str, Any]
+    orientation: int
 
 
 def _refuse_unreadable_items(meta: bytes) -> None:

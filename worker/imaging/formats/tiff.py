@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import pyvips
 
@@ -21,6 +19,7 @@ from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
 from worker.imaging.pixels import reduce
+from worker.imaging.tiff_layouts import LAYOUTS
 
 # Pages of a TIFF that are not all of one size have to be opened one by one, each by walking there from the first:
 # 100 take 0.16 s, 1,000 take 14.
@@ -31,8 +30,6 @@ MOST_ENTRIES = 300_000
 
 # Types that an orientation has: bytes of a BYTE, a SHORT and a LONG.
 _INTEGERS = {1: 1, 3: 2, 4: 4}
-
-Order = Literal["little", "big"]
 
 
 def probe(source: Source) -> Picture:
@@ -90,38 +87,6 @@ def _probe_unequal_pages(source: Source, load: Callable[..., pyvips.Image], firs
         source.admit(seen, 1)
         reduce(image, None)
     return picture
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Bytes of the count of a directory, and of an offset; an entry, of tag, type, number of values, and what they are
-    or where.
-    """
-
-    order: Order
-    count: int
-    word: int
-    packed: struct.Struct
-
-    @property
-    def entry(self) -> int:
-        return self.packed.size
-
-    def number(self, word: bytes) -> int:
-        return int.from_bytes(word, self.order)
-
-    def first(self, head: bytes) -> int:
-        """Where the first directory is, by the first 16 bytes."""
-        return self.number(head[self.word : 2 * self.word])
-
-
-# By the first bytes of a file; those with a + are BigTIFF.
-LAYOUTS = {
-    b"II*\0": Layout("little", 2, 4, struct.Struct("<HHI4s")),
-    b"MM\0*": Layout("big", 2, 4, struct.Struct(">HHI4s")),
-    b"II+\0": Layout("little", 8, 8, struct.Struct("<HHQ8s")),
-    b"MM\0+": Layout("big", 8, 8, struct.Struct(">HHQ8s")),
-}
 
 
 def _false_orientations(fd: int) -> list[tuple[int, bytes]]:

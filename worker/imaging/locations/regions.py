@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
-from worker.imaging.formats.tiff import MOST_ENTRIES, Order
+from worker.imaging.formats.tiff import MOST_ENTRIES
+from worker.imaging.tiff_layouts import Order
 
 _MOST_STEPS = MOST_ENTRIES
 # Bytes looked at, for each of the file's: a file is read about once, except by structures that lie on each other.
