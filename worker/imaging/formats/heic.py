@@ -15,6 +15,7 @@ from worker.imaging.exif import read_exif
 from worker.imaging.formats.fields import blob
 from worker.imaging.formats.heif import open_heif
 from worker.imaging.formats.heif_colours import read_heif_colours
+from worker.imaging.formats.heif_metadata import applied_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
@@ -31,6 +32,7 @@ def probe(source: Source) -> Picture:
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
         small=reduce(file.image, blob(file.image, ICC_PROFILE)),
+        applied_orientation=file.orientation,
     )
 
 
@@ -61,17 +63,18 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    image = image.copy(interpretation=grey if bands < 3 else colour)
-    return _HeicFile(read_heif_colours(source, file).apply(image), heif.has_alpha, info)
+    image = read_heif_colours(source, file).apply(image.copy(interpretation=grey if bands < 3 else colour))
+    return _HeicFile(image, heif.has_alpha, info, applied_orientation(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _HeicFile:
-    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1."""
+    """A decoded HEIC. The decoder has applied the container's rotation and mirroring, which are `orientation`."""
 
     image: pyvips.Image
     has_alpha: bool
     info: dict[str, Any]
+    orientation: int
 
 
 def _refuse_unreadable_items(meta: bytes) -> None:

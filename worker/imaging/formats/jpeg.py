@@ -16,7 +16,7 @@ import pyvips
 from service.probes import Rejected
 from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
 from worker.imaging.containers.jpeg_stream import EOI, SOS, CutShort, count_scans, segments
-from worker.imaging.exif import read_exif, read_orientation
+from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.fields import blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
@@ -50,6 +50,9 @@ _HIERARCHICAL_MARKERS = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _JPEG_LS = 0xF7  # ITU-T T.87 has a start of frame of its own
 APP1 = 0xE1
 _END = bytes([0xFF, EOI])
+EXIF_HEAD = b"Exif\0"  # and one more byte
+# Editors may add a block to that of the camera, and one of 64 KB or more takes several.
+_MAX_EXIF_SEGMENTS = 16
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 # Encoders write about 10. A scan that says nothing takes some bytes, and a walk over all of the picture.
 _MAX_SCANS = 100
@@ -91,8 +94,8 @@ def open_original(source: Source, _: Frames) -> Original:
         width=header.width,
         height=header.height,
         load=load,
-        orientation=valid_orientation(read_orientation(header.exif)),
-        exif=header.exif,
+        orientation=header.orientation,
+        exif=next(filter(is_exif, header.exif), None),
         read_xmp=partial(_read_xmp, source, header),
     )
 
@@ -170,11 +173,12 @@ class JpegFile:
 
 def _picture(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
     file.refuse_other_frame(image, shrink)
-    exif = read_exif(file.header.exif)
+    header = file.header
+    exif = read_exif(*header.exif)
     return Picture(
-        width=file.header.width,
-        height=file.header.height,
-        orientation=valid_orientation(exif.get("Orientation")),
+        width=header.width,
+        height=header.height,
+        orientation=header.orientation if len(header.exif) > 1 else valid_orientation(exif.get("Orientation")),
         pages=1,
         has_alpha=False,
         exif=exif,
@@ -203,7 +207,7 @@ def _read_xmp(source: Source, header: JpegHeader) -> bytes | None:
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
     """What stands before the pixels. `width` and `height` are as stored, from the first start of frame, which lies at
-    `frame_at`; `exif` is the first block of it. `app1` are start and end of the application segments 1, of EXIF and
+    `frame_at`; `exif` are the first blocks of it. `app1` are start and end of the application segments 1, of EXIF and
     XMP, and `kept` those of all others. `single_scan` means that one scan has all of the pixels; that begins at
     `pixels_at`.
     """
@@ -212,10 +216,15 @@ class JpegHeader:
     height: int
     frame_at: int
     single_scan: bool
-    exif: bytes | None
+    exif: list[bytes]
     app1: list[tuple[int, int]]
     kept: list[tuple[int, int]]
     pixels_at: int
+
+    @property
+    def orientation(self) -> int:
+        """That of the first block, as in browsers, also if another one has it."""
+        return valid_orientation(read_orientation(self.exif[0] if self.exif else None))
 
 
 def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
@@ -224,14 +233,14 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
     Our own, since libvips only gives the size after shrink-on-load.
     """
     frame, frame_at = b"", 0
-    exif: bytes | None = None
+    exif: list[bytes] = []
     app1: list[tuple[int, int]] = []
     kept: list[tuple[int, int]] = []
     for head, at, end in segments(read):
         if head[1] == APP1:
             app1.append((at, end))
-            if exif is None and head[4:10] == b"Exif\0\0":
-                exif = read(end - at - 4, at + 4)
+            if head[4:9] == EXIF_HEAD and len(exif) < _MAX_EXIF_SEGMENTS:
+                exif.append(read(end - at - 4, at + 4))
             continue
         kept.append((at, end))
         if head[1] in _SOF_MARKERS and not frame:
@@ -242,7 +251,7 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
             if 0 in {width, height}:
                 break
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
-            return JpegHeader(width, height, frame_at, single_scan, exif, app1, kept, end)
+            return JpegHeader(width, height, frame_at, single_scan, _join(exif), app1, kept, end)
         elif head[1] == _JPEG_LS:
             raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")
@@ -256,6 +265,17 @@ def _refuse_unsupported(frame_marker: int, bits: int) -> None:
         raise Rejected("unsupported-image", "hierarchical JPEG")
     if bits == 12:
         raise Rejected("unsupported-image", "12-bit JPEG")
+
+
+def _join(segments_of_exif: list[bytes]) -> list[bytes]:
+    """The blocks of EXIF: one of more than 64 KB goes on in the next segment, behind the same head."""
+    blocks: list[bytes] = []
+    for segment in segments_of_exif:
+        if blocks and is_exif(blocks[-1]) and not is_exif(segment):
+            blocks[-1] += segment[len(EXIF_HEAD) + 1 :]
+        else:
+            blocks.append(segment)
+    return blocks
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.png_colours import read_png_profile
+from worker.imaging.formats.png_profiles import find_exif
 from worker.imaging.formats.source import MOST_READS, Source
 
 # Of width and height in IHDR, the first chunk.
@@ -28,11 +29,15 @@ def probe(source: Source) -> Picture:
     image = _load(source)
     pages = _count_frames(source.fd)
     source.admit(image.width, image.height, pages)
-    return picture_of(image, image.width, image.height, pages=pages)
+    return picture_of(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
 
 
 def open_original(source: Source, _: Frames) -> Original:
-    return original_of(_load(source))
+    return original_of(_load(source), exif=_find_exif(source.fd))
+
+
+def _find_exif(fd: int) -> bytes | None:
+    return find_exif(fd, chunks(partial(os.pread, fd)))
 
 
 def _load(source: Source) -> pyvips.Image:
