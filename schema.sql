@@ -63,6 +63,8 @@ create table if not exists images (
 -- by the SHA-256 of the URL where the picture came from one. A row that fails gives the key up.
 alter table images add column if not exists idempotency_key text collate "C";
 alter table images add column if not exists idempotency_url bytea;
+-- What an unsupported picture is, in a few words: "12-bit JPEG".
+alter table images add column if not exists error_kind text;
 create unique index if not exists images_idempotency_key on images (account_id, idempotency_key)
     where idempotency_key is not null;
 create index if not exists images_keys_by_age on images (created_at) where idempotency_key is not null;

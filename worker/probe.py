@@ -58,8 +58,8 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
         found = await worker.children.probe(*worker.storage.places(image_id))
         image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
-        log.info("probe.refused", code=refusal.code)
-        image = await _fail(worker, image_id, refusal.code)
+        log.info("probe.refused", code=refusal.code, kind=refusal.kind)
+        image = await _fail(worker, image_id, refusal.code, refusal.kind)
     except FileNotFoundError:
         await worker.storage.require_mounted()
         return await _miss(worker, image_id)
@@ -93,10 +93,10 @@ async def _load(worker: Resources, image_id: ImageId) -> Image | None:
         return await load_image(connection, image_id)
 
 
-async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None:
+async def _fail(worker: Resources, image_id: ImageId, code: str, kind: str | None = None) -> Image | None:
     """Refuse the picture: the row tells why, and the file goes."""
     async with worker.database.connection() as connection:
-        image = await mark_failed(connection, image_id, code)
+        image = await mark_failed(connection, image_id, code, kind)
     if image is not None:
         metrics.count_probe_failure(code)
     if image is not None and code != FILE_MISSING:

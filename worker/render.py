@@ -51,18 +51,18 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         try:
-            made, code = await _make(worker, wanted), None
+            made, code, kind = await _make(worker, wanted), None, None
         except Rejected as refusal:
-            made, code = None, refusal.code
+            made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
                 raise Retry(defer=_RETRY_S) from error
-            made, code = None, "rendition-not-ready"  # whoever still wants it asks again
+            made, code, kind = None, "rendition-not-ready", None  # whoever still wants it asks again
         if code is not None:
             metrics.count_render_failure(code)
             log.info("render.failed", code=code)
-        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made))
+        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind)
 
 
 async def _make(worker: Resources, order: RenderOrder) -> Stored | None:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.accounts.records import Account
 from service.api.parameters import Detail
-from service.errors import ServiceError
+from service.errors import refuse_picture
 from service.ids import IMAGE_ID_PATTERN
 from service.images.records import Image, NewImage
 from service.probes import MIME_TYPES
@@ -107,7 +107,7 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
 def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
     """Raises the error of an image that failed."""
     if image.state == "failed":
-        raise ServiceError(image.error or "unsupported-image")
+        raise refuse_picture(image.error or "unsupported-image", image.error_kind)
     if image.state == "pending":
         return describe_new(image)
     return describe_ready(image, detail, public_url)

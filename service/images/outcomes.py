@@ -59,7 +59,7 @@ FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
     update images set
-        state = 'failed', error = $2, failed_at = now(), idempotency_key = null, idempotency_url = null
+        state = 'failed', error = $2, error_kind = $3, failed_at = now(), idempotency_key = null, idempotency_url = null
     where id = $1 and state = 'pending' returning {COLUMNS}
 ), uncharged as (
     update accounts set
@@ -72,9 +72,12 @@ select * from failed
 """
 
 
-async def mark_failed(connection: Connection, image_id: ImageId, error: str) -> Image | None:
-    """Refuse a pending image: it is uncounted and its file is to be removed. None if it is pending no more."""
-    row = await connection.fetchrow(_MARK_FAILED, image_id, error)
+async def mark_failed(connection: Connection, image_id: ImageId, error: str, kind: str | None = None) -> Image | None:
+    """Refuse a pending image: it is uncounted and its file is to be removed. None if it is pending no more.
+
+    `kind` names what is not supported, as in `Rejected`.
+    """
+    row = await connection.fetchrow(_MARK_FAILED, image_id, error, kind)
     return None if row is None else Image(*row)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from service.batches import Batcher
 from service.database import Database, changed_nothing
-from service.errors import ServiceError
+from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, new_image_id
 from service.images.idempotency import IdempotencyKey
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
@@ -155,7 +155,7 @@ class Ingest:
                 image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
         if image is not None and image.error is not None:
             await self._forget(image, soon=joined or new.idempotency_key is not None)
-            raise ServiceError(image.error)
+            raise refuse_picture(image.error, image.error_kind)
         return image
 
     async def _enqueue(self, job: ProbeJob) -> bool:

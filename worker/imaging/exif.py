@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 
+from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, Layout
 from worker.imaging.exif_tags import (
     ASCII_IN_BYTES,
     CODED_TEXT,
@@ -27,7 +28,6 @@ from worker.imaging.exif_tags import (
     PHOTO_TAGS,
     UTF16_IN_BYTES,
 )
-from worker.imaging.tiff_layouts import HEAD_BYTES, LAYOUTS, Layout
 
 MAX_JSON_BYTES = 16_384
 MAX_TEXT_CHARS = 1_000

@@ -32,7 +32,7 @@ def open_original(source: Source, _: Frames) -> Original:
 
 def _open_file(source: Source) -> tuple[HeifFile, pyvips.Image]:
     """libvips turns the picture as the container says."""
-    file = open_heif(source)
+    file = open_heif(source, "AVIF", b"av01")
     image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     return file, image

@@ -46,7 +46,7 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    file = open_heif(source)
+    file = open_heif(source, "HEIC", b"hvc1")
     for meta in (box for box in file.boxes if box.kind == b"meta"):
         _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:

@@ -8,14 +8,17 @@ from functools import partial
 from service.probes import Rejected
 from worker.imaging.containers.isobmff import HeifFile, Malformed, read_heif
 from worker.imaging.formats.source import Source
+from worker.imaging.kinds import CODECS
 
+# An overlay of a grid of turned tiles.
+_MAX_DERIVATIONS = 4
 # Whatever else lies behind a picture may look like a box.
-_KNOWN_BOXES = frozenset({b"meta", b"mdat", b"moov", b"mpvd", b"free", b"skip", b"uuid", b"idat"})
+_KNOWN_BOXES = frozenset({b"meta", b"mdat", b"moov", b"mpvd", b"uuid"})
 
 
-def open_heif(source: Source) -> HeifFile:
-    """The boxes of the file. Raises Rejected if a box or an item goes on behind the end of the file: decoders show what
-    they have of it, in green or not at all.
+def open_heif(source: Source, form: str, codec: bytes) -> HeifFile:
+    """The boxes of the file, whose picture is of this type of item. Raises Rejected if it is of another one, and if a
+    box or an item goes on behind the end of the file: decoders show what they have of it, in green or not at all.
     """
     size = os.fstat(source.fd).st_size
     try:
@@ -26,4 +29,18 @@ def open_heif(source: Source) -> HeifFile:
     ends += [end for item in file.items.values() for _, end in item.extents]
     if max(ends, default=0) > size:
         raise Rejected("damaged-image")
+    used = _find_codec(file)
+    if used is not None and used != codec:
+        raise Rejected("unsupported-image", f"{form} with {CODECS[used]}")
     return file
+
+
+def _find_codec(file: HeifFile) -> bytes | None:
+    """The type of the item that holds the pixels of the picture, or of the first tile; None if it is not known."""
+    item = file.primary
+    for _ in range(_MAX_DERIVATIONS):
+        if item is None or item.kind in CODECS:
+            break
+        parts = file.references.get((b"dimg", item.id), ())
+        item = file.items.get(parts[0]) if parts else None
+    return item.kind if item is not None and item.kind in CODECS else None

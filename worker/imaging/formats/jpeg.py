@@ -44,6 +44,9 @@ _MAX_STRETCH = 0.25
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HEIGHT_AT = 5
 _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_LOSSLESS_MARKERS = frozenset({0xC3, 0xCB})
+_HIERARCHICAL_MARKERS = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
+_JPEG_LS = 0xF7  # ITU-T T.87 has a start of frame of its own
 APP1 = 0xE1
 _END = bytes([0xFF, EOI])
 EXIF_HEAD = b"Exif\0"  # and one more byte
@@ -242,10 +245,13 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
             frame, frame_at = head, at
         elif head[1] == SOS and len(frame) == len(head) == 10:
             _, kind, _, _, height, width, components = struct.unpack(">BBHBHHB", frame)
+            _refuse_unsupported(kind, frame[4])
             if 0 in {width, height}:
                 break
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
             return JpegHeader(width, height, frame_at, single_scan, _join(exif), app1, kept, end)
+        elif head[1] == _JPEG_LS:
+            raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")
 
 
@@ -258,6 +264,16 @@ def _join(segments_of_exif: list[bytes]) -> list[bytes]:
         else:
             blocks.append(segment)
     return blocks
+
+
+def _refuse_unsupported(frame_marker: int, bits: int) -> None:
+    """Refuse what libjpeg does not decode, by the start of frame: its marker and the bits of a sample."""
+    if frame_marker in _LOSSLESS_MARKERS:
+        raise Rejected("unsupported-image", "lossless JPEG")
+    if frame_marker in _HIERARCHICAL_MARKERS:
+        raise Rejected("unsupported-image", "hierarchical JPEG")
+    if bits == 12:
+        raise Rejected("unsupported-image", "12-bit JPEG")
 
 
 def size_of(data: bytes) -> tuple[int, int]:

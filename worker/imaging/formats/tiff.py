@@ -11,6 +11,7 @@ from pathlib import Path
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.containers.tiff import LAYOUTS, CutShort, read_contents, walk_directories
 from worker.imaging.exif import read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
@@ -18,15 +19,12 @@ from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
+from worker.imaging.kinds import name_tiff
 from worker.imaging.pixels import reduce
-from worker.imaging.tiff_layouts import LAYOUTS
 
 # Pages of a TIFF that are not all of one size have to be opened one by one, each by walking there from the first:
 # 100 take 0.16 s, 1,000 take 14.
 MAX_UNEQUAL_PAGES = 100
-
-# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
-MOST_ENTRIES = 300_000
 
 # Types that an orientation has: bytes of a BYTE, a SHORT and a LONG.
 _INTEGERS = {1: 1, 3: 2, 4: 4}
@@ -37,6 +35,7 @@ def probe(source: Source) -> Picture:
 
     libtiff reports a strip that ends too early as an error, not as a truncation. The tags are the file's own.
     """
+    _refuse_cut(source.fd)
     return replace(_probe_pages(source), exif=read_exif(source.fd))
 
 
@@ -89,34 +88,33 @@ def _probe_unequal_pages(source: Source, load: Callable[..., pyvips.Image], firs
     return picture
 
 
+def _refuse_cut(fd: int) -> None:
+    """Refuse a file that is not all there, or of a kind that libtiff does not decode.
+
+    libtiff shows the pages before a directory that is cut off, and never looks at what lies inside of pages.
+    """
+    try:
+        contents = read_contents(partial(_read_at, fd), os.fstat(fd).st_size)
+    except CutShort:
+        raise Rejected("damaged-image") from None
+    if kind := name_tiff(os.pread(fd, 16, 0), contents):
+        raise Rejected("unsupported-image", kind)
+
+
+def _read_at(fd: int, size: int, at: int) -> bytes:
+    return os.pread(fd, size, at) if at < 1 << 63 else b""
+
+
 def _false_orientations(fd: int) -> list[tuple[int, bytes]]:
     """Entries of any page whose orientation is not 1 to 8: where each lies, and one that says 1 to put there."""
     head = os.pread(fd, 16, 0)
     layout = LAYOUTS[head[:4]]
     upright = layout.packed.pack(ORIENTATION, 3, 1, (1).to_bytes(2, layout.order))
-    stored = os.fstat(fd).st_size
-    seen: set[int] = set()
     false = []
-    left = MOST_ENTRIES
-    at = layout.first(head)
-    while left > 0 and 0 < at < stored and at not in seen:
-        seen.add(at)
-        count = os.pread(fd, layout.count, at)
-        if len(count) < layout.count:
-            break
-        entries = layout.number(count)
-        left -= max(entries, 1)
-        if left < 0:
-            break
-        start, size = at + layout.count, entries * layout.entry
-        table = os.pread(fd, size + layout.word, start)
-        if len(table) < size + layout.word:
-            break
-        for place in range(0, size, layout.entry):
-            tag, kind, _, value = layout.packed.unpack_from(table, place)
-            if tag == ORIENTATION:
-                said = layout.number(value[: _INTEGERS.get(kind, 0)])
-                if not 1 <= said <= 8:
-                    false.append((start + place, upright))
-        at = layout.number(table[size:])
+    for directory in walk_directories(partial(_read_at, fd), os.fstat(fd).st_size, layout, layout.first(head)):
+        for entry in directory.entries:
+            if entry.tag == ORIENTATION:
+                value = layout.number(entry.field[: _INTEGERS.get(entry.kind, 0)])
+                if not 1 <= value <= 8:
+                    false.append((entry.at, upright))
     return false

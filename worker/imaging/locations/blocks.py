@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
+from worker.imaging.containers.tiff import LAYOUTS
 from worker.imaging.formats.jpeg import XMP_HEAD
 from worker.imaging.locations.directories import Blankers, blank_directories
 from worker.imaging.locations.iptc import blank_iptc
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp
-from worker.imaging.tiff_layouts import LAYOUTS
 
 _XMP_TAG, _IPTC_TAG, _RESOURCES_TAG = 0x02BC, 0x83BB, 0x8649
 # Adobe Photoshop File Formats Specification: image resource ids.

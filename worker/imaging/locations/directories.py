@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from worker.imaging.containers.tiff import LAYOUTS, Layout
 from worker.imaging.exif import TYPES
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
 from worker.imaging.locations.regions import Region, Unreadable
-from worker.imaging.tiff_layouts import LAYOUTS, Layout
 
 _SUB_IFDS = 0x014A
 _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})

@@ -7,10 +7,10 @@ import struct
 from typing import NamedTuple
 
 from service.delivery.transformations import Transformation
+from worker.imaging.containers.tiff import Layout
 from worker.imaging.exif import BIG_TIFF_TYPES, TYPES, Read, entries, first_directory, reader
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, ORIENTATION, PHOTO_TAGS
 from worker.imaging.formats.original import Original
-from worker.imaging.tiff_layouts import Layout
 
 # A segment of a JPEG holds as much; a tag of a camera has some hundred bytes.
 MAX_BLOCK_BYTES = 60_000
