@@ -11,6 +11,7 @@ import pyvips
 
 from worker.imaging.containers.isobmff import HeifFile
 from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.heif_colours import read_heif_colours
 from worker.imaging.formats.heif_metadata import applied_orientation, find_exif
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
@@ -35,7 +36,7 @@ def _open_file(source: Source) -> tuple[HeifFile, pyvips.Image]:
     file = open_heif(source, "AVIF", b"av01")
     image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
-    return file, image
+    return file, read_heif_colours(source, file).apply(image)
 
 
 def _find_exif(source: Source, file: HeifFile) -> bytes | None:

@@ -10,8 +10,11 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
+from worker.imaging.formats.fields import blob
 from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.heif_colours import read_heif_colours
 from worker.imaging.formats.heif_metadata import applied_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
@@ -28,7 +31,7 @@ def probe(source: Source) -> Picture:
         pages=1,
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
-        small=reduce(file.image, file.info.get("icc_profile")),
+        small=reduce(file.image, blob(file.image, ICC_PROFILE)),
         applied_orientation=file.orientation,
     )
 
@@ -36,8 +39,6 @@ def probe(source: Source) -> Picture:
 def open_original(source: Source, _: Frames) -> Original:
     file = _open_file(source)
     info = file.info
-    if profile := info.get("icc_profile"):
-        file.image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
 
     def read_xmp() -> bytes | None:
         return bytes(info["xmp"]) if info.get("xmp") else None
@@ -62,9 +63,9 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return _HeicFile(
-        image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info, applied_orientation(file)
-    )
+    image = image.copy(interpretation=grey if bands < 3 else colour)
+    image = read_heif_colours(source, file).apply(image)
+    return _HeicFile(image, heif.has_alpha, info, applied_orientation(file))
 
 
 @dataclass(frozen=True, slots=True)

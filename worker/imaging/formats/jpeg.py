@@ -14,6 +14,7 @@ from functools import partial
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
 from worker.imaging.containers.jpeg_stream import EOI, SOS, CutShort, count_scans, segments
 from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.fields import blob, valid_orientation
@@ -129,8 +130,8 @@ class JpegFile:
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
         if self.data is None:
-            return pyvips.Image.jpegload(self.source.path, **options)
-        return pyvips.Image.jpegload_buffer(self.read_bare(), **options)
+            return mix_unknown_inks(pyvips.Image.jpegload(self.source.path, **options))
+        return mix_unknown_inks(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
 
     def load_all(self, shrink: int) -> pyvips.Image:
         """As `load`, and no line of the picture is left undecoded.
@@ -145,7 +146,8 @@ class JpegFile:
         bare = bytearray(self.read_bare())
         at = 2 + sum(end - start for start, end in header.kept if start < header.frame_at) + _HEIGHT_AT
         bare[at : at + 2] = struct.pack(">H", min(header.height + missing, 0xFFFF))
-        return pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
+        image = pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
+        return mix_unknown_inks(image)
 
     def refuse_cut(self) -> None:
         """Refuse a JPEG that ends before its last scan does, and one that is made of scans to keep us busy. What lies
@@ -180,7 +182,7 @@ def _picture(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
         pages=1,
         has_alpha=False,
         exif=exif,
-        small=reduce(image, blob(image, "icc-profile-data")),
+        small=reduce(image, blob(image, ICC_PROFILE)),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyvips
 
+from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif, read_orientation
 from worker.imaging.formats.fields import blob, orientation_of, valid_orientation
 from worker.imaging.pixels import Small, reduce
@@ -50,5 +51,5 @@ def picture_of(
         pages=pages,
         has_alpha=bool(image.hasalpha()),
         exif=read_exif(block),
-        small=reduce(image if first is None else first, blob(image, "icc-profile-data")),
+        small=reduce(image if first is None else first, blob(image, ICC_PROFILE)),
     )

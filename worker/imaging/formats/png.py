@@ -11,8 +11,10 @@ from zlib import crc32
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.png_colours import read_png_profile
 from worker.imaging.formats.png_profiles import find_exif
 from worker.imaging.formats.source import MOST_READS, Source
 
@@ -42,7 +44,8 @@ def _load(source: Source) -> pyvips.Image:
     source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
     image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
-    return image
+    read = partial(os.pread, source.fd)
+    return with_profile(image, read_png_profile(chunks(read), read))
 
 
 def size_of(head: bytes) -> tuple[int, int]:
