@@ -14,8 +14,8 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,11 @@ from service.settings import SettingsError
 from service.storage.files import Stored, in_thread, look_at, unavailable
 
 SHARDS = 256
+MAX_SET_ASIDE_NAMES = 1000
+
+# What `link` raises on file systems without hard links (exFAT, SMB, some of FUSE), and under Linux's
+# fs.protected_hardlinks for a file of another user.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 
 log = structlog.get_logger("service")
 
@@ -85,8 +90,8 @@ class IncomingFile:
         self.sync()
 
     def move(self, path: Path) -> None:
-        """Blocks; raises OSError."""
-        self._path.rename(path)
+        """Blocks; raises OSError, and FileExistsError if the path is taken."""
+        publish(self._path, path)
         self._path = path
 
     def abandon(self) -> None:
@@ -103,11 +108,23 @@ class IncomingFile:
         self._file.writelines(chunks)
 
 
-def _exists(path: Path) -> bool:
+def publish(source: Path, target: Path) -> None:
+    """Moves a file to a path where there is none; nothing is ever overwritten. Blocks.
+
+    Raises FileExistsError if there is a file, and OSError. A crash may leave the file under both names. Without hard
+    links it is a look and a rename, which are not one step.
+    """
     try:
-        return path.exists()
-    except OSError:
-        return False
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        source.stat()  # a file that another process moved is missing, and its target no conflict
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        source.rename(target)
+    else:
+        source.unlink(missing_ok=True)  # a deletion of the image may have been first
 
 
 def _sync_directory(path: Path) -> None:
@@ -217,37 +234,64 @@ class DiskStorage:
         try:
             await in_thread(partial(self._keep, image_ids))
         except OSError as error:
-            log.warning("storage.not_kept", images=len(image_ids), error=repr(error))
+            log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
 
     def _keep(self, image_ids: Sequence[ImageId]) -> None:
         for image_id in image_ids:
-            try:
-                self.incoming_path(image_id).rename(self.path(image_id))
-            except OSError as error:
-                if not _exists(self.path(image_id)):  # else another process kept it
-                    log.warning("storage.not_kept", image_id=image_id, error=repr(error))
+            with self._logging_failure(image_id):
+                self._publish(image_id, on_conflict=self._replace_orphan)
 
     async def settle(self, image_ids: Sequence[ImageId]) -> None:
         """Do for some of `list_abandoned`, whose rows are committed, what `keep` was to do.
 
-        Where there is a stored file already, the other one came under an id that was taken, and its upload ended
-        before it got another: it goes.
+        If there is a stored file already, the other one came under an id that was taken, and its upload ended before
+        it got another: it is removed. Or a crash left one file under both names.
         """
         await in_thread(partial(self._settle, image_ids))
 
     def _settle(self, image_ids: Sequence[ImageId]) -> None:
         for image_id in image_ids:
-            if not _exists(self.path(image_id)):
-                self._keep([image_id])
-                continue
-            try:
-                self.incoming_path(image_id).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("storage.not_settled", image_id=image_id, error=repr(error))
+            with self._logging_failure(image_id):
+                self._publish(image_id, on_conflict=self._drop_incoming)
 
-    async def rename_incoming(self, file: IncomingFile, to: ImageId) -> None:
+    def _publish(self, image_id: ImageId, *, on_conflict: Callable[[ImageId], None]) -> None:
+        try:
+            publish(self.incoming_path(image_id), self.path(image_id))
+        except FileExistsError:
+            on_conflict(image_id)
+        except FileNotFoundError:
+            if not self.path(image_id).exists():  # else another process moved it
+                raise
+
+    def _drop_incoming(self, image_id: ImageId) -> None:
+        self.incoming_path(image_id).unlink(missing_ok=True)
+
+    def _replace_orphan(self, image_id: ImageId) -> None:
+        """The id was free when its row was inserted, so a file at its path belongs to no image: e.g. the database was
+        restored from an older backup than the files. It is set aside, since it may be the only copy.
+        """
+        incoming, path = self.incoming_path(image_id), self.path(image_id)
+        if not incoming.samefile(path):
+            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.set_aside(path)))
+            publish(incoming, path)
+        else:
+            incoming.unlink(missing_ok=True)
+
+    @contextmanager
+    def _logging_failure(self, image_id: ImageId) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning("storage.move_failed", image_id=image_id, error=repr(error))
+
+    async def rename_incoming(self, file: IncomingFile, to: ImageId) -> bool:
+        """Returns False, and changes nothing, if another upload has a file of that id."""
         with unavailable():
-            await in_thread(partial(file.move, self.incoming_path(to)))
+            try:
+                await in_thread(partial(file.move, self.incoming_path(to)))
+            except FileExistsError:
+                return False
+        return True
 
     async def discard(self, file: IncomingFile) -> None:
         """Remove a received file that gets no row."""
@@ -301,6 +345,15 @@ class DiskStorage:
                         if limit == 0:
                             return
 
+    def find_conflicts(self, image_ids: Sequence[ImageId]) -> set[ImageId]:
+        """Those of `list_abandoned` whose id has another stored file. Blocks; raises OSError."""
+        conflicts = set()
+        for image_id in image_ids:
+            with suppress(FileNotFoundError):
+                if not self.incoming_path(image_id).samefile(self.path(image_id)):
+                    conflicts.add(image_id)
+        return conflicts
+
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
         """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
         for place in self.places(image_id):
@@ -314,10 +367,17 @@ class DiskStorage:
         return list(self._shard(number).iterdir())
 
     def set_aside(self, path: Path) -> Path:
-        """Move a file of `list_shard` to `unclaimed`, where nothing looks. Blocks; raises OSError."""
-        place = self._root / "unclaimed" / path.name
-        place.parent.mkdir(exist_ok=True)
-        return path.rename(place)
+        """Move a file of `list_shard` to `unclaimed`, where nothing looks, and return its path there: with a number
+        behind the name if there is one of that name. Blocks; raises OSError.
+        """
+        folder = self._root / "unclaimed"
+        folder.mkdir(exist_ok=True)
+        for number in range(MAX_SET_ASIDE_NAMES):
+            place = folder / (f"{path.name}.{number}" if number else path.name)
+            with suppress(FileExistsError):
+                publish(path, place)
+                return place
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / path.name))
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""

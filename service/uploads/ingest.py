@@ -99,8 +99,10 @@ class Ingest:
             try:
                 await self.accepting.submit(Arrival(file, new))
             except IdTaken:
-                new = replace(new, id=new_image_id())
-                await self.storage.rename_incoming(file, new.id)
+                image_id = new_image_id()
+                # An id that another upload of this moment has is tried again: its insert is refused as well.
+                if await self.storage.rename_incoming(file, image_id):
+                    new = replace(new, id=image_id)
             except KeyTaken:
                 # None: it was deleted or refused meanwhile, and the key is free again.
                 if (earlier := await self._yield_to_earlier(file, new)) is not None:
