@@ -11,7 +11,8 @@ import pytest
 
 from service.ids import ImageId, new_image_id
 from service.settings import Settings
-from service.storage.disk import DiskStorage, publish
+from service.storage.disk import DiskStorage
+from service.storage.incoming import publish
 from tests.conftest import Client, Tenant
 from tests.samples import jpeg, stored_files
 

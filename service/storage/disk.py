@@ -14,11 +14,11 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeAlias
 
 import aiofiles.os
 import structlog
@@ -27,104 +27,15 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.files import Stored, in_thread, look_at, unavailable
+from service.storage.incoming import IncomingFile, publish
 
 SHARDS = 256
 MAX_SET_ASIDE_NAMES = 1000
 
-# What `link` raises on file systems without hard links (exFAT, SMB, some of FUSE), and under Linux's
-# fs.protected_hardlinks for a file of another user.
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
+# Files that could not be moved or removed.
+Failures: TypeAlias = dict[ImageId, OSError]
 
 log = structlog.get_logger("service")
-
-
-class IncomingFile:
-    """A body on its way to disk.
-
-    Each call takes a thread's turn, which costs more than what is done in it: so chunks are best gathered to some
-    hundred kilobytes, and a body that is no larger than that is written together with others, by `DiskStorage.seal`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._rest: Sequence[bytes] = ()
-        self._durable = self._abandoned = False
-
-    async def write(self, chunks: Sequence[bytes]) -> None:
-        with unavailable():
-            await in_thread(partial(self._write, chunks))
-
-    async def finish(self, chunks: Sequence[bytes]) -> None:
-        """The last chunks."""
-        self._rest = chunks
-        if self._file is not None:  # large: others should not wait for it
-            with unavailable():
-                await in_thread(self._flush_and_sync)
-
-    def flush(self) -> None:
-        """Write what is left, and let the disk begin. Blocks; raises OSError."""
-        if self._durable:
-            return
-        if self._abandoned:
-            raise OSError(errno.EIO, "it could not be written before")
-        self._write(self._rest)
-        self._rest = ()
-        assert self._file is not None  # noqa: S101 - what _write opened
-        self._file.flush()
-        if hasattr(os, "posix_fadvise"):
-            # Linux starts to write at this advice. A file system like ext4 then commits the files of a group together,
-            # and not one by one at their syncs.
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def sync(self) -> None:
-        """The bytes are durable then, and the name once its folder is synced. Blocks; raises OSError."""
-        if not self._durable:
-            assert self._file is not None  # noqa: S101 - what _write opened
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._durable = True
-
-    def _flush_and_sync(self) -> None:
-        self.flush()
-        self.sync()
-
-    def move(self, path: Path) -> None:
-        """Blocks; raises OSError, and FileExistsError if the path is taken."""
-        publish(self._path, path)
-        self._path = path
-
-    def abandon(self) -> None:
-        """Remove it, if it was made here. Not a coroutine, so that a cancelled request cleans up as well."""
-        self._durable, self._abandoned = False, True
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            with suppress(OSError):  # a full disk fails the close, too
-                self._file.close()
-
-    def _write(self, chunks: Sequence[bytes]) -> None:
-        if self._file is None:
-            self._file = self._path.open("xb")
-        self._file.writelines(chunks)
-
-
-def publish(source: Path, target: Path) -> None:
-    """Moves a file to a path where there is none; nothing is ever overwritten. Blocks.
-
-    Raises FileExistsError if there is a file, and OSError. A crash may leave the file under both names. Without hard
-    links it is a look and a rename, which are not one step.
-    """
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        source.stat()  # a file that another process moved is missing, and its target no conflict
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
-        source.rename(target)
-    else:
-        source.unlink(missing_ok=True)  # a deletion of the image may have been first
 
 
 def _sync_directory(path: Path) -> None:
@@ -133,6 +44,17 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Failures:
+    """An error of one file stops no other."""
+    failures = {}
+    for image_id in image_ids:
+        try:
+            do(image_id)
+        except OSError as error:
+            failures[image_id] = error
+    return failures
 
 
 class DiskStorage:
@@ -237,22 +159,22 @@ class DiskStorage:
             log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
 
     def _keep(self, image_ids: Sequence[ImageId]) -> None:
-        for image_id in image_ids:
-            with self._logging_failure(image_id):
-                self._publish(image_id, on_conflict=self._replace_orphan)
+        def move(image_id: ImageId) -> None:
+            self._publish(image_id, on_conflict=self._replace_orphan)
 
-    async def settle(self, image_ids: Sequence[ImageId]) -> None:
+        for image_id, error in _for_each(image_ids, move).items():
+            log.warning("storage.move_failed", image_id=image_id, error=repr(error))
+
+    async def settle(self, image_ids: Sequence[ImageId]) -> Failures:
         """Do for some of `list_abandoned`, whose rows are committed, what `keep` was to do.
 
         If there is a stored file already, the other one came under an id that was taken, and its upload ended before
         it got another: it is removed. Or a crash left one file under both names.
         """
-        await in_thread(partial(self._settle, image_ids))
+        return await in_thread(partial(_for_each, image_ids, self._settle))
 
-    def _settle(self, image_ids: Sequence[ImageId]) -> None:
-        for image_id in image_ids:
-            with self._logging_failure(image_id):
-                self._publish(image_id, on_conflict=self._drop_incoming)
+    def _settle(self, image_id: ImageId) -> None:
+        self._publish(image_id, on_conflict=self._drop_incoming)
 
     def _publish(self, image_id: ImageId, *, on_conflict: Callable[[ImageId], None]) -> None:
         try:
@@ -277,13 +199,6 @@ class DiskStorage:
         else:
             incoming.unlink(missing_ok=True)
 
-    @contextmanager
-    def _logging_failure(self, image_id: ImageId) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            log.warning("storage.move_failed", image_id=image_id, error=repr(error))
-
     async def rename_incoming(self, file: IncomingFile, to: ImageId) -> bool:
         """Returns False, and changes nothing, if another upload has a file of that id."""
         with unavailable():
@@ -298,10 +213,9 @@ class DiskStorage:
         with suppress(OSError):
             await in_thread(file.abandon)
 
-    async def remove_abandoned(self, image_id: ImageId) -> None:
-        """Remove one of `list_abandoned`."""
-        with suppress(FileNotFoundError):
-            await aiofiles.os.remove(self.incoming_path(image_id))
+    async def remove_abandoned(self, image_ids: Sequence[ImageId]) -> Failures:
+        """Remove some of `list_abandoned`."""
+        return await in_thread(partial(_for_each, image_ids, self._drop_incoming))
 
     async def remove(self, image_id: ImageId) -> None:
         """Remove a stored image, wherever it lies; it is no error if it is gone."""
@@ -330,16 +244,16 @@ class DiskStorage:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
         await aiofiles.os.stat(self._incoming)
 
-    async def list_abandoned(self, age_s: float, limit: int) -> list[ImageId]:
-        """Received files that nobody has written to for `age_s`."""
-        return await asyncio.to_thread(lambda: list(self._abandoned(age_s, limit)))
+    async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
+        """Received files that nobody has written to for `age_s`, without those in `skip`."""
+        return await asyncio.to_thread(lambda: list(self._abandoned(age_s, limit, skip)))
 
-    def _abandoned(self, age_s: float, limit: int) -> Iterator[ImageId]:
+    def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
         with os.scandir(self._incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    if entry.stat().st_mtime < before:
+                    if entry.name not in skip and entry.stat().st_mtime < before:
                         yield ImageId(entry.name)
                         limit -= 1
                         if limit == 0:

@@ -19,7 +19,8 @@ from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier
 from service.queue.jobs import Job, ProbeJob
 from service.queue.replies import Replies
-from service.storage.disk import DiskStorage, IncomingFile
+from service.storage.disk import DiskStorage
+from service.storage.incoming import IncomingFile
 from service.uploads.receiving import Upload
 
 _ENQUEUE_TIMEOUT_S = 1

@@ -153,12 +153,10 @@ class Verification:
         conflicts = await asyncio.to_thread(self.storage.find_conflicts, abandoned)
         if self.repair:
             await self.storage.settle([image_id for image_id in abandoned if image_id in existing])
+            await self.storage.remove_abandoned([image_id for image_id in abandoned if image_id not in existing])
         for image_id in abandoned:
             if image_id not in existing:
                 what, done = "it was never accepted", "removed"
-                if self.repair:
-                    with suppress(OSError):  # a file that cannot be removed is reported, and others are mended
-                        await self.storage.remove_abandoned(image_id)
             elif image_id in conflicts:
                 what, done = "it came under an id that was taken", "removed"
             else:
@@ -175,7 +173,7 @@ class Verification:
 
     async def _list_removals(self) -> list[ImageId]:
         async with self.database.connection() as connection:
-            return await list_removals(connection, _REMOVAL_S, _MOST_LEFTOVERS)
+            return [one.image_id for one in await list_removals(connection, _REMOVAL_S, _MOST_LEFTOVERS)]
 
     async def check_pending(self) -> AsyncIterator[Problem]:
         """Every image is looked at within a minute."""
