@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.settings import SettingsError
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
@@ -50,8 +51,14 @@ UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
 def open_redis(url: str) -> ArqRedis:
-    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too."""
-    pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too.
+
+    Raises SettingsError for a URL that it cannot use.
+    """
+    try:
+        pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+    except ValueError as error:
+        raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
     return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
 
 
