@@ -58,8 +58,8 @@ async def remove_files(
     async with database.connection() as connection:
         derived = await list_of_images(connection, image_ids)
     try:
-        blocked = await in_thread(partial(renditions.remove_of_images, image_ids))
-        stuck = await in_thread(partial(renditions.remove, [one.key for one in derived]))
+        blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
+        stuck = await in_thread(renditions.threads, partial(renditions.remove, [one.key for one in derived]))
     except OSError as error:
         log.warning("removal.failed", images=len(image_ids), first_error=repr(error))
         return

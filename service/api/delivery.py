@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -148,7 +149,8 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     )
     headers["Content-Type"] = MIME_TYPES[transformation.format]
     etag = f"{order.digest}-{stored.modified_ns:x}"
-    return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching)
+    threads = visit.delivery.files.threads
+    return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching, threads=threads)
 
 
 async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], caching: Caching) -> Picture:
@@ -161,14 +163,16 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         stored = await visit.delivery.renditions.get(
             order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
-        return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
+        etag, threads = f"{etag}-{stored.modified_ns:x}", visit.delivery.files.threads
+        return _picture(order, stored, etag, created_s, headers, caching=caching, threads=threads)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
         visit.delivery.subjects.forget([image.id])
         is_deleted = await visit.delivery.subjects.find(image.id) is None
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
-    return _picture(order, found, etag, created_s, headers, caching=caching)
+    threads = visit.delivery.storage.threads
+    return _picture(order, found, etag, created_s, headers, caching=caching, threads=threads)
 
 
 async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
@@ -183,7 +187,14 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
 
 
 def _picture(
-    order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str], *, caching: Caching
+    order: RenderOrder,
+    stored: Stored,
+    etag: str,
+    modified_s: int,
+    headers: dict[str, str],
+    *,
+    caching: Caching,
+    threads: Executor,
 ) -> Picture:
     """Fastly and Varnish purge by `Surrogate-Key`, Cloudflare by `Cache-Tag`: all of the images that can be seen."""
     headers["ETag"] = f'"{etag}"'
@@ -193,7 +204,7 @@ def _picture(
     headers["Cache-Tag"] = ",".join(image_ids)
     kind = "images" if stored.path.name == order.image_id else "renditions"
     accel_path = f"/{kind}/{stored.path.parent.name}/{stored.path.name}"
-    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path)
+    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path, threads)
 
 
 def _parameters(request: web.Request) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, NamedTuple
@@ -66,8 +67,8 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
             status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
         )
     with unavailable():
-        file = await in_thread(partial(_open, picture.stored))
-    return FileAnswer(file, part, status, headers)
+        file = await in_thread(picture.threads, partial(_open, picture.stored))
+    return FileAnswer(file, part, status, headers, picture.threads)
 
 
 def _open(stored: Stored) -> BinaryIO:
@@ -125,11 +126,12 @@ class FileAnswer(web.StreamResponse):
     transport has nothing to write.
     """
 
-    def __init__(self, file: BinaryIO, part: Part, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, file: BinaryIO, part: Part, status: int, headers: Mapping[str, str], threads: Executor) -> None:
         super().__init__(status=status, headers=headers)
         self.content_length = part.stop - part.start
         self._file = file
         self._part = part
+        self._threads = threads
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         try:
@@ -149,7 +151,7 @@ class FileAnswer(web.StreamResponse):
             at = self._part.start
             while at < self._part.stop:
                 count = min(self._part.stop - at, _PIECE_BYTES)
-                sent = await in_thread(partial(_sendfile, connection, self._file.fileno(), at, count))
+                sent = await in_thread(self._threads, partial(_sendfile, connection, self._file.fileno(), at, count))
                 if sent == 0:
                     raise ConnectionResetError("the file is shorter than it was")
                 if sent is None:

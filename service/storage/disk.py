@@ -7,7 +7,6 @@ stored; a reader looks at both places. The 256 folders, the shards, exist from t
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -26,7 +25,7 @@ import structlog
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
-from service.storage.files import Stored, in_thread, look_at, unavailable
+from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
 from service.storage.incoming import IncomingFile, publish
 
 SHARDS = 256
@@ -61,6 +60,7 @@ class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
@@ -118,7 +118,7 @@ class DiskStorage:
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
         """A new file for a body, to be finished in the block; it is removed if the block fails."""
-        file = IncomingFile(self.incoming_path(image_id))
+        file = IncomingFile(self.incoming_path(image_id), self.threads)
         try:
             yield file
         except BaseException:
@@ -131,7 +131,7 @@ class DiskStorage:
         Raises `storage-unavailable` where that is so for all of them.
         """
         with unavailable():
-            return await in_thread(partial(self._seal, files))
+            return await in_thread(self.threads, partial(self._seal, files))
 
     def _seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
         errors: dict[int, ServiceError] = {}
@@ -154,7 +154,7 @@ class DiskStorage:
         must not look like a group that failed, which is written again.
         """
         try:
-            await in_thread(partial(self._keep, image_ids))
+            await in_thread(self.threads, partial(self._keep, image_ids))
         except OSError as error:
             log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
 
@@ -171,7 +171,7 @@ class DiskStorage:
         If there is a stored file already, the other one came under an id that was taken, and its upload ended before
         it got another: it is removed. Or a crash left one file under both names.
         """
-        return await in_thread(partial(_for_each, image_ids, self._settle))
+        return await in_thread(self.threads, partial(_for_each, image_ids, self._settle))
 
     def _settle(self, image_id: ImageId) -> None:
         self._publish(image_id, on_conflict=self._drop_incoming)
@@ -203,7 +203,7 @@ class DiskStorage:
         """Returns False, and changes nothing, if another upload has a file of that id."""
         with unavailable():
             try:
-                await in_thread(partial(file.move, self.incoming_path(to)))
+                await in_thread(self.threads, partial(file.move, self.incoming_path(to)))
             except FileExistsError:
                 return False
         return True
@@ -211,17 +211,17 @@ class DiskStorage:
     async def discard(self, file: IncomingFile) -> None:
         """Remove a received file that gets no row."""
         with suppress(OSError):
-            await in_thread(file.abandon)
+            await in_thread(self.threads, file.abandon)
 
     async def remove_abandoned(self, image_ids: Sequence[ImageId]) -> Failures:
         """Remove some of `list_abandoned`."""
-        return await in_thread(partial(_for_each, image_ids, self._drop_incoming))
+        return await in_thread(self.threads, partial(_for_each, image_ids, self._drop_incoming))
 
     async def remove(self, image_id: ImageId) -> None:
         """Remove a stored image, wherever it lies; it is no error if it is gone."""
         for path in (self.incoming_path(image_id), self.path(image_id)):
             with suppress(FileNotFoundError):
-                await aiofiles.os.remove(path)
+                await aiofiles.os.remove(path, executor=self.threads)
 
     def places(self, image_id: ImageId) -> tuple[str, str, str]:
         """Where the file of an image may lie whose row is committed, in the order to look."""
@@ -231,7 +231,7 @@ class DiskStorage:
     async def find(self, image_id: ImageId) -> Stored | None:
         """A stored image's file. Raises `storage-unavailable`."""
         with unavailable():
-            return await in_thread(partial(self._find, image_id))
+            return await in_thread(self.threads, partial(self._find, image_id))
 
     def _find(self, image_id: ImageId) -> Stored | None:
         for place in self.places(image_id):
@@ -242,11 +242,11 @@ class DiskStorage:
 
     async def require_mounted(self) -> None:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
-        await aiofiles.os.stat(self._incoming)
+        await aiofiles.os.stat(self._incoming, executor=self.threads)
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
         """Received files that nobody has written to for `age_s`, without those in `skip`."""
-        return await asyncio.to_thread(lambda: list(self._abandoned(age_s, limit, skip)))
+        return await in_thread(self.threads, lambda: list(self._abandoned(age_s, limit, skip)))
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
@@ -295,7 +295,7 @@ class DiskStorage:
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
-        await asyncio.to_thread(self._write_and_remove)
+        await in_thread(self.threads, self._write_and_remove)
 
     def _write_and_remove(self) -> None:
         with tempfile.TemporaryFile(dir=self._incoming) as file:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -46,22 +47,23 @@ class IncomingFile:
     hundred kilobytes, and a body that is no larger than that is written together with others, by `DiskStorage.seal`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: Executor) -> None:
         self._path = path
+        self._threads = threads
         self._file: BinaryIO | None = None
         self._rest: Sequence[bytes] = ()
         self._durable = self._abandoned = False
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         with unavailable():
-            await in_thread(partial(self._write, chunks))
+            await in_thread(self._threads, partial(self._write, chunks))
 
     async def finish(self, chunks: Sequence[bytes]) -> None:
         """The last chunks."""
         self._rest = chunks
         if self._file is not None:  # large: others should not wait for it
             with unavailable():
-                await in_thread(self._flush_and_sync)
+                await in_thread(self._threads, self._flush_and_sync)
 
     def flush(self) -> None:
         """Write what is left, and let the disk begin. Blocks; raises OSError."""

@@ -19,7 +19,7 @@ import structlog
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.disk import SHARDS
-from service.storage.files import SMALL_BYTES, Stored, in_thread, look_at, unavailable
+from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, unavailable
 
 Owner = TypeVar("Owner", bound=Hashable)
 
@@ -44,6 +44,7 @@ class RenditionFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.threads = disk_threads("renditions")
         self._name, self._numbers = secrets.token_hex(8), itertools.count()  # of what is being written
 
     def prepare(self) -> None:
@@ -64,7 +65,7 @@ class RenditionFiles:
         """None where it has not been made, or is gone. Raises `storage-unavailable`."""
         with unavailable():
             try:
-                return await in_thread(lambda: look_at(self.path(key)))
+                return await in_thread(self.threads, lambda: look_at(self.path(key)))
             except FileNotFoundError:
                 return None
 
