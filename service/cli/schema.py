@@ -17,11 +17,13 @@ def schema(patience_s: float) -> None:
     """Create or update the tables in DAGUERRE_DATABASE_URL, once a server is there."""
     import asyncpg  # noqa: PLC0415
 
-    from service.database import apply_schema  # noqa: PLC0415
+    from service.database import SchemaNewer, apply_schema  # noqa: PLC0415
 
     settings = load_settings()
     try:
         asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
+    except SchemaNewer as error:
+        raise click.ClickException(str(error)) from None
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = describe(error)
         raise click.ClickException(f"DAGUERRE_DATABASE_URL: the database cannot be used: {reason}") from None
