@@ -166,15 +166,16 @@ class JobQueue:
 
     async def measure(self) -> QueueState:
         """Raises `queue-unavailable`."""
-        now = time.time()
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()  # what the scores were made with; the clock of this host may differ
                 pipe.zcard(self._keys[0])
                 pipe.zrange(self._keys[0], 0, 0, withscores=True)
-                pipe.zcount(WORKERS, now - WORKER_ALIVE_S, "+inf")
-                depth, oldest, workers = await pipe.execute()
+                pipe.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
+                (seconds, microseconds), depth, oldest, workers = await pipe.execute()
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
+        now = seconds + microseconds / 1_000_000
         return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)
 
 
