@@ -317,6 +317,18 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
     await redis.aclose(close_connection_pool=True)
 
 
+async def test_the_least_used_refusal_is_forgotten_first(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renditions, "_MOST_REFUSED", 10)
+    refusals = resources_of(api).delivery.renditions
+    used = RenditionKey(ID, "u" * 32)
+    refusals._remember_refusal(used, "rendition-failed")
+    for number in range(30):
+        refusals._remember_refusal(RenditionKey(ID, f"{number:032}"), "rendition-failed")
+        with pytest.raises(ServiceError, match="rendition-failed"):
+            refusals._refuse_again(used)
+    assert len(refusals._refused) == 10
+
+
 def block(path: Path) -> None:
     """No file, so it cannot be unlinked."""
     path.parent.mkdir(parents=True, exist_ok=True)
