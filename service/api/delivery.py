@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from service.api.clients import client_address
-from service.api.middleware import request_id
+from service.api.middleware import ERROR_HEADERS, request_id
 from service.api.resources import resources
 from service.api.sending import FileChanged, send
 from service.delivery import signatures
@@ -32,8 +32,6 @@ from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
 from service.storage.files import Stored
 from service.telemetry.metrics import metrics
-
-_VARIES = web.RequestKey("varies", bool)
 
 # For a file that changes between being found and being sent.
 _MOST_LOOKS = 3
@@ -138,8 +136,8 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     if asked is None:
         return await _find_raw(visit, subject, headers, caching._replace(immutable=True))
     if asked.format is None:
-        visit.request[_VARIES] = True
         headers["Vary"] = "Accept"
+        visit.request[ERROR_HEADERS] = {"Vary": "Accept"}  # whether there is an error depends on it, too
     transformation, pixels = await _resolve(visit, subject, asked)
     order = RenderOrder.rendition(subject.image.id, transformation)
     # What is signed was asked for by the account itself. A million pixels take about as long as all else.
@@ -214,9 +212,3 @@ def _parameters(request: web.Request) -> list[tuple[str, str]]:
         )
     except ValueError as error:
         raise ServiceError("invalid-parameter", f"Send at most {_MOST_PARAMETERS} parameters.") from error
-
-
-async def tell_what_varies(request: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: errors depend on Accept too, where the picture would have."""
-    if request.get(_VARIES):
-        response.headers["Vary"] = "Accept"
