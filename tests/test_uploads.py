@@ -18,7 +18,8 @@ from PIL import Image
 
 from service.ids import ImageId
 from service.settings import Settings
-from service.storage.disk import DiskStorage, IncomingFile
+from service.storage.disk import DiskStorage
+from service.storage.incoming import IncomingFile
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of
 from tests.samples import insert_image, jpeg, stored_files
 

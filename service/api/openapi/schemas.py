@@ -51,10 +51,6 @@ def success(response: Json) -> Json:
     }
 
 
-def list_of(item: Json) -> Json:
-    return {"type": "array", "items": item}
-
-
 def failure(codes: list[str]) -> Json:
     """The error envelope with one of these codes."""
     code = {"type": "object", "properties": {"code": {"enum": codes}}}
