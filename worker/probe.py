@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -13,7 +11,7 @@ from arq import Retry
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.lookups import load_image
-from service.images.outcomes import FILE_MISSING, count_crash, mark_failed
+from service.images.outcomes import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.images.records import Image
 from service.probes import Rejected
 from service.queue.replies import Reply
@@ -43,7 +41,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
-        metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
+        metrics.queue_wait.observe(max(0.0, ctx["waited_s"]))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
             return Reply(image_id, await _finish(worker, image_id))
@@ -70,10 +68,10 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
 
 
 async def _miss(worker: Resources, image_id: ImageId) -> Image | None:
-    image = await _load(worker, image_id)
-    if image is None or image.state != "pending":
-        return image
-    age_s = (datetime.now(UTC) - image.created_at).total_seconds()
+    async with worker.database.connection() as connection:
+        age_s = await find_pending_age_s(connection, image_id)
+    if age_s is None:
+        return await _load(worker, image_id)
     log.error("probe.file_missing", age_s=round(age_s))
     if age_s < _MISSING_S:
         raise Retry(defer=_RETRY_MISSING_S)

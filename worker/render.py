@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.probes import Rejected
-from service.storage.files import Stored
+from service.storage.files import Stored, in_thread
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
@@ -94,12 +96,18 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> St
         if found.path not in places:
             raise ChildUnavailable("it has read another file")
         with suppress(FileNotFoundError):
-            return await asyncio.to_thread(worker.renditions.write_patched, key, Path(found.path), found.patches)
+            return await _write_patched(worker, key, Path(found.path), found.patches)
         # Moved since, from where it came in to where it is kept.
-        return await asyncio.to_thread(worker.renditions.write_patched, key, Path(places[0]), found.patches)
+        return await _write_patched(worker, key, Path(places[0]), found.patches)
     over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
     data = await worker.renderers.render(places, result, order.transformation, over)
     return None if data is None else await asyncio.to_thread(worker.renditions.write, key, data)
+
+
+async def _write_patched(
+    worker: Resources, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]
+) -> Stored:
+    return await in_thread(worker.storage.threads, partial(worker.renditions.write_patched, key, source, patches))
 
 
 def _small(made: Stored | None) -> SmallFile | None:

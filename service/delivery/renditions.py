@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Renditions:
         self._waiting = 0
         self._new_ones = new_ones
         self._making: dict[RenditionKey, _Making] = {}
-        self._refused: dict[RenditionKey, _Refused] = {}
+        self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
         self._used: dict[RenditionKey, None] = {}
         self._own_channel = f"daguerre:renditions:{secrets.token_hex(8)}"  # for the ends of what it has ordered
         self._news: Listener[News] = Listener(
@@ -148,6 +149,7 @@ class Renditions:
         refused = self._refused.get(key)
         if refused is not None:
             if time.monotonic() < refused.until:
+                self._refused.move_to_end(key)
                 raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
@@ -196,8 +198,9 @@ class Renditions:
         if refusal.status >= 500:
             return
         self._refused[key] = _Refused(refusal.code, refusal.message, time.monotonic() + _REFUSED_S)
+        self._refused.move_to_end(key)
         if len(self._refused) > _MOST_REFUSED:
-            del self._refused[next(iter(self._refused))]
+            self._refused.popitem(last=False)
 
     def _hear(self, news: News) -> None:
         match news:

@@ -89,6 +89,17 @@ async def count_crash(connection: Connection, image_id: ImageId) -> int:
     return await connection.fetchval(_COUNT_CRASH, image_id) or 0
 
 
+_PENDING_AGE = """
+select extract(epoch from now() - created_at)::float8 from images where id = $1 and state = 'pending'
+"""
+
+
+async def find_pending_age_s(connection: Connection, image_id: ImageId) -> float | None:
+    """How long ago the image was accepted, by the one clock that knows; None if it is pending no more."""
+    age_s: float | None = await connection.fetchval(_PENDING_AGE, image_id)
+    return age_s
+
+
 _FORGET_FAILED = "delete from images where id = $1 and state = 'failed'"
 
 

@@ -18,6 +18,9 @@ _MAX_METADATA_ENTRIES = 512
 # A file that was so many times as long is left with next to nothing of its pixels.
 _MAX_LOSS = 40
 
+# Of the head of a structure: its byte order, its kind, and where the first directory is.
+HEAD_BYTES = 16
+
 Order = Literal["little", "big"]
 # Answers up to this many bytes (first parameter) at an offset (second).
 Read = Callable[[int, int], bytes]
@@ -28,6 +31,7 @@ _ARRAY_CODES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 _COMPRESSION, _PHOTOMETRIC, _DNG_VERSION = 259, 262, 50706
 _SUB_DIRECTORIES, _METADATA = 330, (34665, 34853, 40965)  # EXIF, GPS, interoperability
+_LONGS = frozenset({4, 13})  # LONG and IFD
 
 
 class CutShort(Exception):
@@ -36,11 +40,12 @@ class CutShort(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Bytes of the count of a directory, and of an offset; an entry, of tag, type, number of values, and what they are
-    or where.
+    """The byte order, also as `struct` writes it; bytes of the count of a directory, and of an offset; an entry, of
+    tag, type, number of values, and what they are or where.
     """
 
     order: Order
+    struct_order: str
     count: int
     word: int
     packed: struct.Struct
@@ -52,17 +57,21 @@ class Layout:
     def number(self, word: bytes) -> int:
         return int.from_bytes(word, self.order)
 
+    def offset(self, kind: int, field: bytes) -> int:
+        """Where the value of an entry of this type is. BigTIFF may have an offset of 32 bits, in front."""
+        return self.number(field[:4] if kind in _LONGS else field)
+
     def first(self, head: bytes) -> int:
-        """Where the first directory is, by the first 16 bytes."""
+        """Where the first directory is, by the first HEAD_BYTES."""
         return self.number(head[self.word : 2 * self.word])
 
 
 # By the first bytes of a file; those with a + are BigTIFF.
 LAYOUTS = {
-    b"II*\0": Layout("little", 2, 4, struct.Struct("<HHI4s")),
-    b"MM\0*": Layout("big", 2, 4, struct.Struct(">HHI4s")),
-    b"II+\0": Layout("little", 8, 8, struct.Struct("<HHQ8s")),
-    b"MM\0+": Layout("big", 8, 8, struct.Struct(">HHQ8s")),
+    b"II*\0": Layout("little", "<", 2, 4, struct.Struct("<HHI4s")),
+    b"MM\0*": Layout("big", ">", 2, 4, struct.Struct(">HHI4s")),
+    b"II+\0": Layout("little", "<", 8, 8, struct.Struct("<HHQ8s")),
+    b"MM\0+": Layout("big", ">", 8, 8, struct.Struct(">HHQ8s")),
 }
 
 
@@ -183,7 +192,7 @@ class _Walk:
                 self._require_strips(by_tag[offsets], by_tag[counts])
         for tag in _METADATA:
             if tag in by_tag:
-                self._require_metadata(self.layout.number(by_tag[tag].field))
+                self._require_metadata(self.layout.offset(by_tag[tag].kind, by_tag[tag].field))
         return self._numbers(by_tag[_SUB_DIRECTORIES]) if _SUB_DIRECTORIES in by_tag else array("I")
 
     def _require_values(self, directory: Directory) -> None:

@@ -10,8 +10,12 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
+from worker.imaging.formats.fields import blob
 from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.heif_colours import read_heif_colours
+from worker.imaging.formats.heif_metadata import applied_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
@@ -27,15 +31,14 @@ def probe(source: Source) -> Picture:
         pages=1,
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
-        small=reduce(file.image, file.info.get("icc_profile")),
+        small=reduce(file.image, blob(file.image, ICC_PROFILE)),
+        applied_orientation=file.orientation,
     )
 
 
 def open_original(source: Source, _: Frames) -> Original:
     file = _open_file(source)
     info = file.info
-    if profile := info.get("icc_profile"):
-        file.image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
 
     def read_xmp() -> bytes | None:
         return bytes(info["xmp"]) if info.get("xmp") else None
@@ -44,8 +47,8 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    boxes = open_heif(source, "HEIC", b"hvc1").boxes
-    for meta in (box for box in boxes if box.kind == b"meta"):
+    file = open_heif(source, "HEIC", b"hvc1")
+    for meta in (box for box in file.boxes if box.kind == b"meta"):
         _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:
         heif = pi_heif.open_heif(source.path)
@@ -60,16 +63,18 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return _HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info)
+    image = read_heif_colours(source, file).apply(image.copy(interpretation=grey if bands < 3 else colour))
+    return _HeicFile(image, heif.has_alpha, info, applied_orientation(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _HeicFile:
-    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1."""
+    """A decoded HEIC. The decoder has applied the container's rotation and mirroring, which are `orientation`."""
 
     image: pyvips.Image
     has_alpha: bool
     info: dict[str, Any]
+    orientation: int
 
 
 def _refuse_unreadable_items(meta: bytes) -> None:

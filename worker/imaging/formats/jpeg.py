@@ -14,8 +14,9 @@ from functools import partial
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
 from worker.imaging.containers.jpeg_stream import EOI, SOS, CutShort, count_scans, segments
-from worker.imaging.exif import read_exif, read_orientation
+from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.fields import blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
@@ -49,6 +50,9 @@ _HIERARCHICAL_MARKERS = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _JPEG_LS = 0xF7  # ITU-T T.87 has a start of frame of its own
 APP1 = 0xE1
 _END = bytes([0xFF, EOI])
+EXIF_HEAD = b"Exif\0"  # and one more byte
+# Editors may add a block to that of the camera, and one of 64 KB or more takes several.
+_MAX_EXIF_SEGMENTS = 16
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 # Encoders write about 10. A scan that says nothing takes some bytes, and a walk over all of the picture.
 _MAX_SCANS = 100
@@ -90,8 +94,8 @@ def open_original(source: Source, _: Frames) -> Original:
         width=header.width,
         height=header.height,
         load=load,
-        orientation=valid_orientation(read_orientation(header.exif)),
-        exif=header.exif,
+        orientation=header.orientation,
+        exif=next(filter(is_exif, header.exif), None),
         read_xmp=partial(_read_xmp, source, header),
     )
 
@@ -126,8 +130,8 @@ class JpegFile:
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
         if self.data is None:
-            return pyvips.Image.jpegload(self.source.path, **options)
-        return pyvips.Image.jpegload_buffer(self.read_bare(), **options)
+            return mix_unknown_inks(pyvips.Image.jpegload(self.source.path, **options))
+        return mix_unknown_inks(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
 
     def load_all(self, shrink: int) -> pyvips.Image:
         """As `load`, and no line of the picture is left undecoded.
@@ -142,7 +146,8 @@ class JpegFile:
         bare = bytearray(self.read_bare())
         at = 2 + sum(end - start for start, end in header.kept if start < header.frame_at) + _HEIGHT_AT
         bare[at : at + 2] = struct.pack(">H", min(header.height - left + shrink, 0xFFFF))
-        return pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
+        image = pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
+        return mix_unknown_inks(image)
 
     def refuse_cut(self) -> None:
         """Refuse a JPEG that ends before its last scan does, and one that is made of scans to keep us busy. What lies
@@ -169,15 +174,16 @@ class JpegFile:
 
 def _picture(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
     file.refuse_other_frame(image, shrink)
-    exif = read_exif(file.header.exif)
+    header = file.header
+    exif = read_exif(*header.exif)
     return Picture(
-        width=file.header.width,
-        height=file.header.height,
-        orientation=valid_orientation(exif.get("Orientation")),
+        width=header.width,
+        height=header.height,
+        orientation=header.orientation if len(header.exif) > 1 else valid_orientation(exif.get("Orientation")),
         pages=1,
         has_alpha=False,
         exif=exif,
-        small=reduce(image, blob(image, "icc-profile-data")),
+        small=reduce(image, blob(image, ICC_PROFILE)),
     )
 
 
@@ -202,7 +208,7 @@ def _read_xmp(source: Source, header: JpegHeader) -> bytes | None:
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
     """What stands before the pixels. `width` and `height` are as stored, from the first start of frame, which lies at
-    `frame_at`; `exif` is the first block of it. `app1` are start and end of the application segments 1, of EXIF and
+    `frame_at`; `exif` are the first blocks of it. `app1` are start and end of the application segments 1, of EXIF and
     XMP, and `kept` those of all others. `block_lines` are the lines of a row of blocks, of all components
     together. `single_scan` means that one scan has all of the pixels; that begins at `pixels_at`.
     """
@@ -212,10 +218,15 @@ class JpegHeader:
     frame_at: int
     block_lines: int
     single_scan: bool
-    exif: bytes | None
+    exif: list[bytes]
     app1: list[tuple[int, int]]
     kept: list[tuple[int, int]]
     pixels_at: int
+
+    @property
+    def orientation(self) -> int:
+        """That of the first block, as in browsers, also if another one has it."""
+        return valid_orientation(read_orientation(self.exif[0] if self.exif else None))
 
 
 def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
@@ -224,14 +235,14 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
     Our own, since libvips only gives the size after shrink-on-load.
     """
     frame, frame_at = b"", 0
-    exif: bytes | None = None
+    exif: list[bytes] = []
     app1: list[tuple[int, int]] = []
     kept: list[tuple[int, int]] = []
     for head, at, end in segments(read):
         if head[1] == APP1:
             app1.append((at, end))
-            if exif is None and head[4:10] == b"Exif\0\0":
-                exif = read(end - at - 4, at + 4)
+            if head[4:9] == EXIF_HEAD and len(exif) < _MAX_EXIF_SEGMENTS:
+                exif.append(read(end - at - 4, at + 4))
             continue
         kept.append((at, end))
         if head[1] in _SOF_MARKERS and not frame:
@@ -244,7 +255,7 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
             sampling = read(3 * components, frame_at + len(frame))[1::3]
             block_lines = 8 * max((factors & 15 for factors in sampling), default=1)
-            return JpegHeader(width, height, frame_at, block_lines, single_scan, exif, app1, kept, end)
+            return JpegHeader(width, height, frame_at, block_lines, single_scan, _join(exif), app1, kept, end)
         elif head[1] == _JPEG_LS:
             raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")
@@ -258,6 +269,17 @@ def _refuse_unsupported(frame_marker: int, bits: int) -> None:
         raise Rejected("unsupported-image", "hierarchical JPEG")
     if bits == 12:
         raise Rejected("unsupported-image", "12-bit JPEG")
+
+
+def _join(segments_of_exif: list[bytes]) -> list[bytes]:
+    """The blocks of EXIF: one of more than 64 KB goes on in the next segment, behind the same head."""
+    blocks: list[bytes] = []
+    for segment in segments_of_exif:
+        if blocks and is_exif(blocks[-1]) and not is_exif(segment):
+            blocks[-1] += segment[len(EXIF_HEAD) + 1 :]
+        else:
+            blocks.append(segment)
+    return blocks
 
 
 def size_of(data: bytes) -> tuple[int, int]:

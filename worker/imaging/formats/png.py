@@ -11,8 +11,11 @@ from zlib import crc32
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.png_colours import read_png_profile
+from worker.imaging.formats.png_profiles import find_exif
 from worker.imaging.formats.source import MOST_READS, Source
 
 # Of width and height in IHDR, the first chunk.
@@ -26,18 +29,23 @@ def probe(source: Source) -> Picture:
     image = _load(source)
     pages = _count_frames(source.fd)
     source.admit(image.width, image.height, pages)
-    return picture_of(image, image.width, image.height, pages=pages)
+    return picture_of(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
 
 
 def open_original(source: Source, _: Frames) -> Original:
-    return original_of(_load(source))
+    return original_of(_load(source), exif=_find_exif(source.fd))
+
+
+def _find_exif(fd: int) -> bytes | None:
+    return find_exif(fd, chunks(partial(os.pread, fd)))
 
 
 def _load(source: Source) -> pyvips.Image:
     source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
     image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
-    return image
+    read = partial(os.pread, source.fd)
+    return with_profile(image, read_png_profile(chunks(read), read))
 
 
 def size_of(head: bytes) -> tuple[int, int]:
