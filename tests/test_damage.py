@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,38 @@ def test_tiff_with_a_stale_pointer_to_exif_is_accepted(outcome: Outcome) -> None
     )
     at = data.index(struct.pack("<HHI", 0x8769, 4, 1)) + 8
     assert outcome(data[:at] + struct.pack("<I", 3000) + data[at + 4 :]) == "accepted"
+
+
+# Files that take long
+
+
+@cache
+def endless() -> dict[str, bytes]:
+    table = struct.pack("<HHII", 330, 4, 400_000, 8) + struct.pack("<HHII", 34665, 4, 1, 8)
+    pages = b"".join(struct.pack("<H", 2) + table + struct.pack("<I", 8 + 30 * n) for n in range(1, 60_000))
+    jpeg = pictures.encode("JPEG", progressive=True)
+    return {
+        "TIFF of pages with the same inner ones": b"II*\0\x08\0\0\0" + pages,
+        "JPEG of markers": jpeg[:-2] + b"\xff\1" * 5_000_000 + b"\xff\xd9",
+        "JPEG of escaped bytes": jpeg[:2] + b"\xff\0" * 5_000_000 + jpeg[2:],
+    }
+
+
+def test_boxes_of_absurd_sizes_are_refused(outcome: Outcome) -> None:
+    """Which no read may be given: 2^64 is no offset, and no length."""
+    for form, data in (("avif", pictures.every_format()["avif"]), ("heic", pictures.HEIC)):
+        for kind in (b"ftyp", b"meta", b"iinf", b"iloc", b"mdat"):
+            at = data.index(kind) - 4
+            for size in (b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8)):
+                absurd = data[:at] + b"\0\0\0\1" + kind + size + data[at + 8 :]
+                assert outcome(absurd) in {"damaged-image", "unsupported-image"}, (form, kind)
+
+
+@pytest.mark.parametrize("name", endless())
+def test_endless_structure_is_read_soon(outcome: Outcome, name: str) -> None:
+    began = time.process_time()
+    assert outcome(endless()[name]) in {"accepted", "damaged-image", "too-many-pixels"}
+    assert time.process_time() - began < 2
 
 
 # WebP

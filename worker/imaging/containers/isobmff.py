@@ -158,8 +158,10 @@ def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
     """The boxes between these places of a file, up to what is none. Raises Malformed if they are too many."""
     at = start
     for _ in range(MAX_ENTRIES):
+        if at + 8 > end:
+            return
         head = read(16, at)
-        if at + 8 > end or len(head) < 8:
+        if len(head) < 8:
             return
         size, contents = int.from_bytes(head[:4]), at + 8
         if size == 1:  # given in 64 bits
@@ -283,11 +285,16 @@ def _associate_properties(read: Read, iprp: Box, items: dict[int, Item]) -> None
             properties.extend((own.kind, read(own.end - own.start, own.start)) for own in held)
         elif box.kind == b"ipma":
             associations.append(_Numbers.of(read, box))
+    left = MAX_ENTRIES
     for ipma in associations:
         wide = ipma.flags & 1
         for _ in range(ipma.count(4)):
             item = items.get(ipma.item_id_of_version(0))
-            for _ in range(ipma.next(1)):
+            count = ipma.next(1)
+            left -= 1 + count
+            if left < 0:
+                raise Malformed("too many properties")
+            for _ in range(count):
                 number = ipma.next(2) & 0x7FFF if wide else ipma.next(1) & 0x7F  # without the bit of what is essential
                 if item is not None and 0 < number <= len(properties):
                     item.properties.append(properties[number - 1])
@@ -297,10 +304,14 @@ def _read_references(read: Read, iref: Box) -> dict[tuple[bytes, int], tuple[int
     """Ids of the items referred to, by type and the id of the item that refers (8.11.12)."""
     references: dict[tuple[bytes, int], tuple[int, ...]] = {}
     version = _Numbers(read(_FULL_BOX_BYTES, iref.start)).version
+    left = MAX_ENTRIES
     for box in iterate_boxes(read, iref.start + _FULL_BOX_BYTES, iref.end):
         numbers = _Numbers(read(box.end - box.start, box.start), at=0)
         of_id = 2 if version == 0 else 4
-        item_id = numbers.next(of_id)
-        targets = tuple(numbers.next(of_id) for _ in range(numbers.count(2)))
+        item_id, count = numbers.next(of_id), numbers.next(2)
+        left -= 1 + count
+        if left < 0:
+            raise Malformed("too many references")
+        targets = tuple(numbers.next(of_id) for _ in range(count))
         references.setdefault((box.kind, item_id), targets)
     return references

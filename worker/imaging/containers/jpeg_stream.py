@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 # A file with more segments than this is no picture but an attempt to keep us busy: 0.1 s.
 MAX_SEGMENTS = 100_000
 
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+EOI, SOS = 0xD9, 0xDA
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 # Decoders skip what is no marker: other bytes, fill bytes of 0xFF, and 0xFF that is escaped by a zero.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 # In the entropy-coded data of a scan restart markers may stand too.
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_BLOCK_BYTES = 4096
+# Most stray bytes are few.
+_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16, 1 << 16
 
 
 class CutShort(Exception):
@@ -34,7 +35,7 @@ def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[b
         if len(head) > 1 and (head[0] != 0xFF or head[1] in {0x00, 0xFF}):
             at = _find_marker(read, at)
             head = read(10, at)
-        if len(head) < 4 or head[1] in {SOI, EOI}:
+        if len(head) < 4 or head[1] == EOI:
             return
         end = at + 2
         if head[1] not in _MARKERS_WITHOUT_LENGTH:
@@ -47,19 +48,23 @@ def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[b
 
 def _find_marker(read: Callable[[int, int], bytes], at: int) -> int:
     """Where the next marker is; the end of the file if there is none."""
-    while len(block := read(_BLOCK_BYTES, at)) > 1:
+    size = _MIN_BLOCK_BYTES
+    while len(block := read(size, at)) > 1:
         if match := _MARKER.search(block):
             return at + match.start()
         at += len(block) - 1
+        size = min(4 * size, _MAX_BLOCK_BYTES)
     return at + len(block)
 
 
 def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
     """How many scans there are up to the end of the picture, or `limit` if there are more. The entropy-coded data of
-    the first one starts at `at`. Raises CutShort if the file ends before.
+    the first one starts at `at`. Raises CutShort if the file ends before, or has more markers than MAX_SEGMENTS.
     """
     scans = 1
-    while scans < limit:
+    for _ in range(MAX_SEGMENTS):
+        if scans == limit:
+            return scans
         match = _SCAN_END.search(data, at)
         if match is None:
             raise CutShort
@@ -69,4 +74,4 @@ def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
         scans += marker == SOS
         if marker not in _MARKERS_WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2]))
-    return scans
+    raise CutShort

@@ -12,8 +12,8 @@ from typing import Literal
 
 # Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
 MAX_ENTRIES = 300_000
-# Strips and tiles whose places are compared with the size of the file: 0.1 s.
-_MAX_STRIPS = 1_000_000
+# Places and sizes of strips and tiles, and places of inner directories, of a file: 0.1 s.
+_MAX_NUMBERS = 2_000_000
 _MAX_METADATA_ENTRIES = 512
 # A file that was so many times as long is left with next to nothing of its pixels.
 _MAX_LOSS = 40
@@ -158,24 +158,29 @@ class _Walk:
     size: int
     layout: Layout
     contents: Contents = field(default_factory=Contents)
-    strips_left: int = _MAX_STRIPS
+    entries_left: int = MAX_ENTRIES
+    numbers_left: int = _MAX_NUMBERS
 
     def read_pages(self, first: int) -> None:
         """All pages in a row, and before the next one what is inside of the last."""
         seen: set[int] = set()
         pending = [(first, True)]
-        left = MAX_ENTRIES
-        while pending and left > 0:
+        while pending:
             at, is_page = pending.pop()
             if not at or at in seen:
                 continue
             seen.add(at)
-            directory = _read_directory(self.read, self.size, self.layout, at, left)
+            directory = self._read_directory(at, MAX_ENTRIES)
             if directory is None:
                 return
-            left -= max(len(directory.entries), 1)
             inner = self._read_page(directory, is_page=is_page)
             pending += [(directory.following, is_page), *((at, False) for at in inner)]
+
+    def _read_directory(self, at: int, limit: int) -> Directory | None:
+        """None if it has more entries than `limit`, or than may still be read of this file."""
+        directory = _read_directory(self.read, self.size, self.layout, at, min(limit, self.entries_left))
+        self.entries_left -= 1 if directory is None else max(len(directory.entries), 1)
+        return directory
 
     def _read_page(self, page: Directory, *, is_page: bool) -> array[int]:
         """Returns where the directories inside of it are."""
@@ -184,9 +189,9 @@ class _Walk:
         contents = self.contents
         contents.is_dng |= _DNG_VERSION in by_tag
         if _PHOTOMETRIC in by_tag:
-            contents.photometrics.update(self._numbers(by_tag[_PHOTOMETRIC])[:1])
+            contents.photometrics.update(self._numbers(by_tag[_PHOTOMETRIC], limit=1))
         if is_page and _COMPRESSION in by_tag:
-            contents.compressions.update(self._numbers(by_tag[_COMPRESSION])[:1])
+            contents.compressions.update(self._numbers(by_tag[_COMPRESSION], limit=1))
         for offsets, counts in _STRIPS:
             if offsets in by_tag and counts in by_tag:
                 self._require_strips(by_tag[offsets], by_tag[counts])
@@ -210,7 +215,7 @@ class _Walk:
         """Writers that do not know it leave its place as it was: what is no directory says nothing."""
         if at > self.size * _MAX_LOSS:
             return
-        directory = _read_directory(self.read, self.size, self.layout, at, _MAX_METADATA_ENTRIES)
+        directory = self._read_directory(at, _MAX_METADATA_ENTRIES)
         if directory is None:
             return
         tags = [entry.tag for entry in directory.entries]
@@ -218,19 +223,20 @@ class _Walk:
             self._require_values(directory)
 
     def _require_strips(self, offsets: Entry, counts: Entry) -> None:
-        self.strips_left -= offsets.count
-        if self.strips_left < 0:  # the decoder finds out
-            return
         if max(map(operator.add, self._numbers(offsets), self._numbers(counts)), default=0) > self.size:
             raise CutShort
 
-    def _numbers(self, entry: Entry) -> array[int]:
-        """The values of an entry whose type is one of whole numbers; none of others."""
+    def _numbers(self, entry: Entry, limit: int = _MAX_NUMBERS) -> array[int]:
+        """The first values of an entry whose type is one of whole numbers. None of others, and none if they are more
+        than may still be read of this file: then the decoder finds out.
+        """
         numbers = array(_ARRAY_CODES.get(entry.kind, "B"))
-        if entry.kind in _ARRAY_CODES:
-            at = self.layout.number(entry.field)
-            data = entry.field if entry.size <= self.layout.word else self.read(entry.size, at)
-            numbers.frombytes(data[: min(entry.size, len(data)) // numbers.itemsize * numbers.itemsize])
+        count = min(entry.count, limit)
+        self.numbers_left -= count
+        if entry.kind in _ARRAY_CODES and self.numbers_left >= 0:
+            at, size = self.layout.number(entry.field), count * numbers.itemsize
+            data = entry.field[:size] if entry.size <= self.layout.word else self.read(size, at)
+            numbers.frombytes(data[: len(data) // numbers.itemsize * numbers.itemsize])
             if self.layout.order != sys.byteorder:
                 numbers.byteswap()
         return numbers
