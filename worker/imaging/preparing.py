@@ -16,7 +16,6 @@ def prepare() -> None:
         "JpegBuffer",
         "PngFile",
         "WebpFile",
-        "NsgifFile",
         "HeifFile",
         "TiffFile",
         "TiffBuffer",
