@@ -29,7 +29,7 @@ from service.delivery.transformations import Format
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
-from service.storage.files import Stored
+from service.storage.files import Stored, starts_with
 from service.telemetry.metrics import metrics
 
 _VARIES = web.RequestKey("varies", bool)
@@ -44,6 +44,7 @@ _EVERY_PICTURE = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
+_GZIP_MAGIC = b"\x1f\x8b"
 # An SVG is a document that may have scripts; a browser that opens it runs none of them.
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
@@ -161,6 +162,7 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         stored = await visit.delivery.renditions.get(
             order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
+        headers |= await _content_encoding(image.format, stored)
         return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
@@ -168,7 +170,14 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         is_deleted = await visit.delivery.subjects.find(image.id) is None
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
+    headers |= await _content_encoding(image.format, found)
     return _picture(order, found, etag, created_s, headers, caching=caching)
+
+
+async def _content_encoding(form: str | None, stored: Stored) -> dict[str, str]:
+    """The header of an SVG that is stored compressed (svgz), which browsers show only if they are told so."""
+    is_packed = form == "svg" and await starts_with(stored, _GZIP_MAGIC)
+    return {"Content-Encoding": "gzip"} if is_packed else {}
 
 
 async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
