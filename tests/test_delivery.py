@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gzip
 import io
+import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -559,6 +561,29 @@ async def test_an_svg_is_served_as_a_document_without_scripts(api: Client, uploa
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert "sandbox" in answer.headers["Content-Security-Policy"]
     assert (await opened(await api.get(f"/i/{image_id}?width=40"))).format == "PNG"
+
+
+async def test_compressed_svg_is_sent_with_its_encoding(api: Client, upload: Upload) -> None:
+    packed = gzip.compress(pictures.SVG)
+    image_id = await upload(packed)
+    answer = await api.get(f"/i/{image_id}")
+    assert (answer.headers["Content-Type"], answer.headers["Content-Encoding"]) == ("image/svg+xml", "gzip")
+    assert answer.headers["Content-Length"] == str(len(packed))
+    assert await answer.read() == pictures.SVG  # the client unpacked it
+    part = await api.get(f"/i/{image_id}", headers={"Range": "bytes=0-1"}, auto_decompress=False)
+    assert (part.status, part.headers["Content-Encoding"], await part.read()) == (206, "gzip", b"\x1f\x8b")
+    assert "Content-Encoding" not in (await api.get(f"/i/{await upload(pictures.SVG)}")).headers
+    assert (await opened(await api.get(f"/i/{image_id}?width=40"))).size == (40, 27)
+
+
+@pytest.mark.settings(x_accel_redirect="/protected")
+async def test_compressed_svg_is_not_left_to_a_proxy(api: Client, upload: Upload) -> None:
+    noise = random.Random(1).randbytes(300_000).hex()
+    packed = gzip.compress(pictures.SVG + f"<!-- {noise} -->".encode())
+    answer = await api.get(f"/i/{await upload(packed)}")
+    assert "X-Accel-Redirect" not in answer.headers
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert (await answer.read()).startswith(pictures.SVG)
 
 
 @pytest.mark.settings(x_accel_redirect="/protected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -598,6 +599,26 @@ def test_metadata_that_a_comment_opens_is_none(strip: Strip) -> None:
     assert b"<!-- <metadata> -->" in clean
     assert b"</metadata><rect" in clean
     assert b'<metadata id="a>b">  ' in clean
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "iso-8859-1"])
+def test_metadata_of_an_svg_in_another_encoding(strip: Strip, encoding: str) -> None:
+    declaration = f'<?xml version="1.0" encoding="{encoding}"?>'
+    data = svg().decode().replace('<?xml version="1.0"?>', declaration).replace("lake", "café").encode(encoding)
+    clean = strip(data).decode(encoding)
+    assert TOWN.decode() in data.decode(encoding)
+    assert TOWN.decode() not in clean
+    assert "A café" in clean
+    assert ElementTree.fromstring(clean.removeprefix(declaration).encode())
+
+
+def test_metadata_of_a_compressed_svg(strip: Strip) -> None:
+    data = gzip.compress(svg())
+    clean = gzip.decompress(strip(data))
+    assert TOWN not in clean
+    assert b'<metadata id="a>b"></metadata>' in clean
+    plain = gzip.compress(pictures.SVG)
+    assert strip(plain) == plain
 
 
 def test_iptc_of_a_tiff_may_have_its_bytes_turned(strip: Strip) -> None:

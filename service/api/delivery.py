@@ -30,7 +30,7 @@ from service.delivery.transformations import Format
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
-from service.storage.files import Stored
+from service.storage.files import Stored, starts_with
 from service.telemetry.metrics import metrics
 
 # For a file that changes between being found and being sent.
@@ -43,6 +43,7 @@ _EVERY_PICTURE = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
+_GZIP_MAGIC = b"\x1f\x8b"
 # An SVG is a document that may have scripts; a browser that opens it runs none of them.
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
@@ -162,6 +163,7 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
             order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
         etag, threads = f"{etag}-{stored.modified_ns:x}", visit.delivery.files.threads
+        headers |= await _content_encoding(image.format, stored, threads)
         return _picture(order, stored, etag, created_s, headers, caching=caching, threads=threads)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
@@ -170,7 +172,14 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
     threads = visit.delivery.storage.threads
+    headers |= await _content_encoding(image.format, found, threads)
     return _picture(order, found, etag, created_s, headers, caching=caching, threads=threads)
+
+
+async def _content_encoding(form: str | None, stored: Stored, threads: Executor) -> dict[str, str]:
+    """The header of an SVG that is stored compressed (svgz), which browsers show only if they are told so."""
+    is_packed = form == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
+    return {"Content-Encoding": "gzip"} if is_packed else {}
 
 
 async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:

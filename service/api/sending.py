@@ -74,7 +74,8 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
         varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
         return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
     data = picture.stored.data
-    if data is None and accel_prefix:
+    # nginx does not take over a Content-Encoding.
+    if data is None and accel_prefix and "Content-Encoding" not in headers:
         del headers["Accept-Ranges"]  # the proxy adds it, and cuts the part out
         headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
         return web.Response(headers=headers)

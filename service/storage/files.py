@@ -71,3 +71,19 @@ def look_at(path: Path) -> Stored:
         status = os.fstat(file.fileno())
         data = file.read(status.st_size) if status.st_size <= SMALL_BYTES else None
         return Stored(path, status.st_size, status.st_mtime_ns, data)
+
+
+async def starts_with(threads: Executor, stored: Stored, magic: bytes) -> bool:
+    """Whether the file's first bytes are these. False if it is gone. Raises `storage-unavailable`."""
+    if stored.data is not None:
+        return stored.data.startswith(magic)
+
+    def read() -> bytes:
+        try:
+            with stored.path.open("rb", buffering=0) as file:
+                return file.read(len(magic))
+        except FileNotFoundError:
+            return b""
+
+    with unavailable():
+        return await in_thread(threads, read) == magic

@@ -1,7 +1,7 @@
 """Everything that touches the bytes of a picture: synchronous, and imported only inside child processes.
 
 libvips decodes, libheif (through pi_heif) where libvips cannot. Pillow, which pi_heif needs anyway, encodes the preview
-and small JPEGs; of clients' bytes it sees JPEGs only, whose header we have read before.
+and small JPEGs; of clients' bytes it sees JPEGs, whose header we have read before, and the compressed pixels of GIFs.
 
 What happens to a picture of one format stands in the module of its name in `formats`, and what of it tells a place in
 the one in `locations`.

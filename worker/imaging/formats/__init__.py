@@ -12,6 +12,7 @@ from worker.imaging.formats import avif, gif, heic, jpeg, png, svg, tiff, webp
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
+from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.kinds import name_kind
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
@@ -44,9 +45,11 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise(source: Source) -> str:
-    """The name of its format, by its first bytes. Raises Rejected where it is none of them."""
+    """The name of its format, by its first bytes or its root element. Raises Rejected if it is none of them."""
     head = os.pread(source.fd, HEAD_BYTES, 0)
     name = sniff(head)
+    if name is None and is_svg(source.fd):
+        name = "svg"
     if name is None:
         raise Rejected("unsupported-image", name_kind(head))
     return name

@@ -7,9 +7,9 @@ import binascii
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
@@ -32,30 +32,59 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "webp": webp.size_of,
     "avif": avif.size_of,
 }
+# Formats of pictures that librsvg as it is built here leaves out, and their names.
+FOREIGN = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
+_UNDECODED = (b"BM", b"\0\0\1\0")
+# Of documents that are shown with attributes longer than libxml2 has them: its own limits for all else.
+_MAX_OTHER_BYTES = 9_000_000
+_MAX_DEPTH = 250
 _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 
-def embedded_pixels(document: bytes) -> int:
-    """Width x height of all pictures in `data:` URIs together, as their headers have it, in documents inside of this
-    one too. Raises Rejected where they are nested, packed or so many as to keep us busy.
-
-    The parser is Python's own, so that entities, default attributes and encodings are seen as librsvg sees them. What
-    it cannot read counts for nothing: the decoder judges it, within the limits of its process.
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A picture that browsers show and librsvg does not: the name of its format, its bytes, and the attribute of the
+    start tag at a place of the document that holds it.
     """
-    seen = _Seen()
-    _look_into(document, seen, 0)
-    return seen.pixels
+
+    form: str
+    data: bytes
+    tag_at: int
+    attribute: str
 
 
 @dataclass(slots=True)
-class _Seen:
+class Embedded:
+    """`pixels` are width x height of all pictures together, as their headers have it, in documents inside of the one
+    too. `is_harmless` says that the document is well-formed, of little depth, without entities, and of some MB without
+    its pictures: then libxml2 needs no limit of its own for what is long.
+    """
+
     pixels: int = 0
+    foreign: list[Foreign] = field(default_factory=list)
+    is_harmless: bool = False
     uris: int = 0
     unpacked_bytes: int = 0
 
 
-def _look_into(document: bytes, seen: _Seen, nested: int) -> None:
-    for data in _data_uris(document):
+def examine(document: bytes) -> Embedded:
+    """The pictures in `data:` URIs of a document in UTF-8. Raises Rejected if they are nested, packed or so many as to
+    keep us busy, or if one inside of another document, or of a format that is not decoded, would be left out.
+
+    The parser is Python's own, so that entities, default attributes and encodings are seen as librsvg sees them. What
+    it cannot read counts for nothing: the decoder judges it, within the limits of its process.
+    """
+    seen = Embedded()
+    _look_into(document, seen, 0)
+    return seen
+
+
+def _look_into(document: bytes, seen: Embedded, nested: int) -> None:
+    references = _References(document)
+    for reference in references.read():
+        data = _decode(reference.value)
+        if data is None:
+            continue
         seen.uris += 1
         if seen.uris > _MOST_URIS:
             raise Rejected("too-many-pixels")
@@ -64,37 +93,76 @@ def _look_into(document: bytes, seen: _Seen, nested: int) -> None:
             with suppress(Rejected, struct.error):  # no picture, which librsvg leaves out
                 width, height = _SIZES[form](data)
                 seen.pixels += width * height
+            if form in FOREIGN and reference.is_picture:
+                _note_foreign(seen, Foreign(form, data, reference.tag_at, reference.attribute), nested)
+        elif reference.is_picture and data.startswith(_UNDECODED):
+            raise Rejected("unsupported-image", "SVG with a BMP or ICO picture inside")
         elif nested == _MOST_NESTED:
             raise Rejected("too-many-pixels")
         else:
             _look_into(_unpacked(data, seen), seen, nested + 1)
+    if not nested:
+        seen.is_harmless = references.is_harmless
 
 
-def _data_uris(document: bytes) -> Iterator[bytes]:
-    """What they hold, of any attribute named `href`: not only images show a picture, inclusions bring some too."""
-    if b"<" not in document:
-        return
-    found: list[str] = []
-    left = len(document) + _MOST_UNFOLDED_CHARS
+def _note_foreign(seen: Embedded, picture: Foreign, nested: int) -> None:
+    if nested:
+        raise Rejected("unsupported-image", f"SVG in an SVG with a {FOREIGN[picture.form]} picture inside")
+    seen.foreign.append(picture)
 
-    def note(_: str, attributes: dict[str, str]) -> None:
-        nonlocal left
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The value of an attribute. `is_picture` if its element shows one."""
+
+    value: str
+    is_picture: bool
+    tag_at: int
+    attribute: str
+
+
+class _References:
+    """All attributes of a document that are named `href`: not only images show a picture, inclusions bring some too."""
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+        self._found: list[_Reference] = []
+        self._left = len(document) + _MOST_UNFOLDED_CHARS
+        self._depth = 0
+        self.is_harmless = True
+        self._parser = parser = expat.ParserCreate()
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.EntityDeclHandler = self._declare
+        parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
+
+    def read(self) -> list[_Reference]:
+        if b"<" in self._document:
+            try:
+                self._parser.Parse(self._document, True)
+            except (expat.ExpatError, LookupError, ValueError):
+                self.is_harmless = False
+        if len(self._document) - sum(len(reference.value) for reference in self._found) > _MAX_OTHER_BYTES:
+            self.is_harmless = False
+        return self._found
+
+    def _start(self, element: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            self.is_harmless = False
         for name, value in attributes.items():
             if name.rpartition(":")[2] == "href":
-                found.append(value)
-                left -= len(value)
-        if left < 0:
+                is_picture = element.rpartition(":")[2] in {"image", "feImage"}
+                self._found.append(_Reference(value, is_picture, self._parser.CurrentByteIndex, name))
+                self._left -= len(value)
+        if self._left < 0:
             raise Rejected("too-many-pixels")
 
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = note
-    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
-    with suppress(expat.ExpatError, LookupError, ValueError):
-        parser.Parse(document, True)
-    for value in found:
-        data = _decode(value)
-        if data is not None:
-            yield data
+    def _end(self, _: str) -> None:
+        self._depth -= 1
+
+    def _declare(self, *_: object) -> None:
+        self.is_harmless = False
 
 
 def _decode(uri: str) -> bytes | None:
@@ -111,7 +179,7 @@ def _decode(uri: str) -> bytes | None:
         return b""
 
 
-def _unpacked(data: bytes, seen: _Seen) -> bytes:
+def _unpacked(data: bytes, seen: Embedded) -> bytes:
     if data[:2] != b"\x1f\x8b":
         return data
     unpacker = zlib.decompressobj(wbits=31)

@@ -4,74 +4,62 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterator
-from functools import partial
-
-import pyvips
 
 from service.probes import Rejected
-from worker.imaging.formats.animations import open_frames, probe_frames
-from worker.imaging.formats.fields import pages_of
-from worker.imaging.formats.original import Frames, Original
-from worker.imaging.formats.picture import Picture
-from worker.imaging.formats.source import Source
+from worker.imaging.formats.animations import FRAMES_PIXELS
+from worker.imaging.formats.gif_blocks import Frame, Gif, blocks, read_gif, size_of
+from worker.imaging.formats.gif_canvas import Canvas
+from worker.imaging.formats.original import Animation, Frames, Original
+from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.source import MAX_PAGES, Source
 
-_IMAGE, _EXTENSION = 0x2C, 0x21
+__all__ = ["blocks", "open_original", "probe", "size_of"]
 
 
 def probe(source: Source) -> Picture:
-    picture = probe_frames(source, _loader(source)(n=-1))
-    _refuse_cut(source.fd)
-    return picture
+    gif, canvas = _open(source)
+    _admit(source, gif, gif.frames)
+    _check_frames(gif, canvas)
+    return picture_of(canvas.first(), gif.width, gif.height, pages=len(gif.frames))
 
 
 def open_original(source: Source, which: Frames) -> Original:
-    load = _loader(source)
-    image = load()
-    if which.number is None and which.all:
-        _refuse_cut(source.fd)
-    return open_frames(source, image, load, which, pages=pages_of(image))
+    gif, canvas = _open(source)
+    pages = len(gif.frames)
+    if which.all and which.number is None and pages > 1:
+        _admit(source, gif, gif.frames)
+        animation = Animation([frame.control.delay_ms for frame in gif.frames], gif.loop, canvas.frames)
+        return Original(gif.width, gif.height, lambda _: canvas.first(), animation=animation)
+    number = min(which.number or 1, pages) - 1
+    for frame in gif.frames[: number + 1]:
+        _admit(source, gif, [frame])
+    return Original(gif.width, gif.height, lambda _: canvas.frame(number))
 
 
-def _loader(source: Source) -> Callable[..., pyvips.Image]:
-    return partial(pyvips.Image.gifload, source.path, fail_on="truncated", access="sequential")
+def _open(source: Source) -> tuple[Gif, Canvas]:
+    """Raises Rejected for a GIF without frames, and for one that ends inside of a block."""
+    data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+    try:
+        gif = read_gif(data, max_frames=MAX_PAGES)
+    except (IndexError, struct.error) as error:
+        raise Rejected("damaged-image") from error
+    if not gif.frames or 0 in {gif.width, gif.height}:
+        raise Rejected("damaged-image")
+    source.admit(1, 1, len(gif.frames))
+    return gif, Canvas(data, gif)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Raises struct.error where there is none."""
-    width, height = struct.unpack_from("<HH", data, 6)
-    return width, height
+def _admit(source: Source, gif: Gif, frames: list[Frame]) -> None:
+    """Frames may be larger than the screen, and are decoded whole."""
+    source.admit(gif.width, gif.height, len(frames))
+    source.admit(sum(frame.width * frame.height for frame in frames), 1)
 
 
-def _refuse_cut(fd: int) -> None:
-    """Refuse a GIF that ends inside a block. libvips shows an animation cut short as one with fewer frames.
-
-    Only the end mark may be missing: no pixel is, and such files are about.
-    """
-    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-        try:
-            for _ in blocks(data):
-                pass
-        except IndexError:
-            raise Rejected("damaged-image") from None
-
-
-def blocks(data: mmap.mmap | bytearray) -> Iterator[tuple[int, int]]:
-    """Start and end of each image and extension, up to what is none. Raises IndexError where the file ends in one."""
-    at = 13 + _colour_table_bytes(data[10])
-    while at < len(data):
-        start = at
-        if data[at] == _IMAGE:
-            at += 11 + _colour_table_bytes(data[at + 9])
-        elif data[at] == _EXTENSION:
-            at += 2
-        else:
-            return
-        while size := data[at]:
-            at += size + 1
-        at += 1
-        yield start, at
-
-
-def _colour_table_bytes(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+def _check_frames(gif: Gif, canvas: Canvas) -> None:
+    """Decode the frames after the first, to see that they can be, up to FRAMES_PIXELS."""
+    left = FRAMES_PIXELS
+    for frame in gif.frames[1:]:
+        left -= frame.width * frame.height
+        if left < 0:
+            break
+        canvas.decode(frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pyvips
@@ -23,10 +23,13 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Animation:
-    """`delays` are in ms, one a frame; `loop` is how often it plays, 0 for ever."""
+    """`delays` are in ms, one a frame; `loop` is how often it plays, 0 for ever. `frames` yields each frame in memory,
+    if the decoder composes them one by one; then `load` returns the first alone.
+    """
 
     delays: list[int]
     loop: int
+    frames: Callable[[], Iterator[pyvips.Image]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,66 +2,145 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.formats.embedded import embedded_pixels
+from worker.imaging.formats.embedded import FOREIGN, Foreign, examine
+from worker.imaging.formats.gif_blocks import read_gif
+from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import Source
+from worker.imaging.formats.source import MAX_PAGES, Source
+from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
+from worker.imaging.formats.svg_size import NaturalSize, natural_size
 from worker.imaging.pixels import SMALL_PX
+
+# Of pictures that are encoded anew for librsvg, all together: 1 s.
+_MAX_CONVERTED_PIXELS = 25_000_000
+# From here on libxml2 may refuse an attribute as too long (XML_MAX_TEXT_LENGTH is 10 MB).
+_LONG_BYTES = 9_000_000
+_FONT_DECLARED = re.compile(rb"\bfont(?:-size)?\s*:")
+_NAME_END = re.compile(rb"[\s/>]")
+_ATTRIBUTE = re.compile(rb"""(?<=[\s"'])([^\s=/>"'<]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
 def probe(source: Source) -> Picture:
-    file = _open_file(source)
-    width, height = file.image.width, file.image.height
+    drawing = _open_file(source)
+    width, height = drawing.width, drawing.height
     scale = max(2 * SMALL_PX / max(width, height), 1 / min(width, height))
-    return picture_of(file.load(scale) if scale < 1 else file.image, width, height)
+    return picture_of(drawing.load(min(scale, 1)), width, height)
 
 
 def open_original(source: Source, _: Frames) -> Original:
-    file = _open_file(source)
-
-    def load(scale: float) -> pyvips.Image:
-        return file.image if scale == 1 else file.load(scale)
-
-    return Original(file.image.width, file.image.height, load, drawing=True)
-
-
-def _open_file(source: Source) -> _SvgFile:
-    data = Path(source.path).read_bytes()
-    source.admit(embedded_pixels(data), 1)
-    image = _draw(data, 1)
-    width, height = image.width, image.height
-    source.admit(width, height)
-    if 1 in {width, height} and not _is_tiny(data):
-        raise Rejected("too-many-pixels")
-    return _SvgFile(data, image)
+    drawing = _open_file(source)
+    return Original(drawing.width, drawing.height, drawing.load, drawing=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _SvgFile:
+class _Drawing:
     """In memory: without a base address librsvg fetches nothing that the picture refers to."""
 
-    data: bytes
-    image: pyvips.Image
+    document: bytes
+    width: int
+    height: int
+    is_long: bool
 
     def load(self, scale: float) -> pyvips.Image:
-        return _draw(self.data, scale)
+        """At 96 dots an inch, as CSS has it; libvips counts them as a scale of 96/72 for all lengths."""
+        return pyvips.Image.svgload_buffer(self.document, dpi=96, scale=0.75 * scale, unlimited=self.is_long)
 
 
-def _draw(data: bytes, scale: float) -> pyvips.Image:
-    """At 96 dots an inch, as CSS has it; libvips counts them as a scale of 96/72 for all lengths."""
-    return pyvips.Image.svgload_buffer(data, dpi=96, scale=0.75 * scale)
+def _open_file(source: Source) -> _Drawing:
+    document = to_utf8(unpack(Path(source.path).read_bytes()))
+    root = read_root(document)
+    size = natural_size(root.attributes)
+    if 0 in {size.width, size.height}:
+        raise Rejected("damaged-image")  # nothing to show
+    source.admit(size.width, size.height)
+    embedded = examine(document)
+    source.admit(embedded.pixels, 1)
+    edits = [
+        (root.start, root.end, _sized(document[root.start : root.end], size)),
+        *_conversions(document, embedded.foreign),
+    ]
+    document = _edited(document, edits)
+    is_long = len(document) > _LONG_BYTES and embedded.is_harmless
+    return _Drawing(document, size.width, size.height, is_long)
 
 
-def _is_tiny(data: bytes) -> bool:
-    """libvips says 1 pixel where a side has more than 100,000,000, and fails where it has more than 2^31."""
-    try:
-        larger = _draw(data, 25)
-    except pyvips.Error:
-        return False
-    return bool(larger.width > 1 and larger.height > 1)
+def _sized(tag: bytes, size: NaturalSize) -> bytes:
+    """The start tag of the root element with its natural size in pixels, which librsvg counts otherwise: it has fonts
+    of 12 pixels, and takes a size from style sheets.
+    """
+    attributes = {key: value[1:-1] for key, value in _ATTRIBUTE.findall(tag)}
+    font = b"%.6gpx" % size.font_px
+    style = attributes.get(b"style", b"").replace(b'"', b"&quot;")
+    if _FONT_DECLARED.search(style):
+        style += b";font-size:" + font
+    attributes |= {
+        b"width": b"%d" % size.width,
+        b"height": b"%d" % size.height,
+        b"font-size": font,
+        b"style": style + b";width:%dpx !important;height:%dpx !important" % (size.width, size.height),
+    }
+    name, _, _ = _NAME_END.sub(b" ", tag, count=1).partition(b" ")
+    written = b"".join(b' %s="%s"' % (key, value.replace(b'"', b"&quot;")) for key, value in attributes.items())
+    return name + written + (b"/>" if tag.endswith(b"/>") else b">")
+
+
+def _conversions(document: bytes, pictures: list[Foreign]) -> Iterator[tuple[int, int, bytes]]:
+    """Edits that put a PNG in the place of what librsvg does not decode. Raises Rejected if one cannot be placed."""
+    left = _MAX_CONVERTED_PIXELS
+    for picture in pictures:
+        place = _find_value(document, picture)
+        if place is None:
+            raise Rejected("unsupported-image", f"SVG with a {FOREIGN[picture.form]} picture inside of an entity")
+        with suppress(pyvips.Error, Rejected):  # damaged ones are left out, as in browsers
+            image = _decode(picture)
+            left -= image.width * image.height
+            if left < 0:
+                break
+            png = image.pngsave_buffer(compression=1, filter="sub", keep="icc")
+            yield (*place, b"data:image/png;base64," + base64.b64encode(png))
+    if left < 0:
+        raise Rejected("too-many-pixels")
+
+
+def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
+    """Where the value of the attribute lies, between its quotes."""
+    tag = START_TAG.match(document, picture.tag_at)
+    if tag is None:
+        return None
+    for match in _ATTRIBUTE.finditer(document, tag.start(), tag.end()):
+        if match[1] == picture.attribute.encode():
+            return match.start(2) + 1, match.end(2) - 1
+    return None
+
+
+def _decode(picture: Foreign) -> pyvips.Image:
+    match picture.form:
+        case "gif":
+            try:
+                return Canvas(picture.data, read_gif(picture.data, max_frames=MAX_PAGES)).first()
+            except IndexError as error:
+                raise Rejected("damaged-image") from error
+        case "webp":
+            return pyvips.Image.webpload_buffer(picture.data)
+        case _:
+            return pyvips.Image.heifload_buffer(picture.data)
+
+
+def _edited(document: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    """The document with other bytes from start to end of each edit."""
+    pieces, at = [], 0
+    for start, end, data in sorted(edits):
+        pieces += [document[at:start], data]
+        at = end
+    return b"".join([*pieces, document[at:]])

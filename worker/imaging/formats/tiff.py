@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,14 +12,22 @@ from pathlib import Path
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.containers.tiff import LAYOUTS, CutShort, read_contents, walk_directories
-from worker.imaging.exif import read_exif
+from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, CutShort, Entry, Layout, read_contents, walk_directories
+from worker.imaging.exif import TYPES, read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
 from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
+from worker.imaging.formats.tiff_pixels import (
+    PHOTOMETRIC,
+    Samples,
+    as_integers,
+    full_scale,
+    needs_full_scale,
+    read_samples,
+)
 from worker.imaging.kinds import name_tiff
 from worker.imaging.pixels import reduce
 
@@ -28,6 +37,8 @@ MAX_UNEQUAL_PAGES = 100
 
 # Types that an orientation has: bytes of a BYTE, a SHORT and a LONG.
 _INTEGERS = {1: 1, 3: 2, 4: 4}
+# Types of values that are numbers.
+_NUMBERS = frozenset(kind for kind, (_, code) in TYPES.items() if code != "s")
 
 
 def probe(source: Source) -> Picture:
@@ -50,15 +61,30 @@ def open_original(source: Source, which: Frames) -> Original:
 
 
 def _loader(source: Source) -> Callable[..., pyvips.Image]:
-    """libtiff reports an orientation that is none as an error too: then it is shown a copy that says 1."""
+    """Answers with a page, or with `n` of them, in 8 or 16 bits. Raises Rejected for a kind that is not supported.
+
+    libtiff is shown a copy of the file where it would misread an entry.
+    """
     options = {"fail_on": "error", "access": "sequential"}
-    false = _false_orientations(source.fd)
-    if not false:
-        return partial(pyvips.Image.tiffload, source.path, **options)
-    data = bytearray(Path(source.path).read_bytes())
-    for at, entry in false:
-        data[at : at + len(entry)] = entry
-    return partial(pyvips.Image.tiffload_buffer, bytes(data), **options)
+    pages, corrections = _read_pages(source.fd)
+    if not corrections:
+        decode = partial(pyvips.Image.tiffload, source.path, **options)
+    else:
+        data = bytearray(Path(source.path).read_bytes())
+        for at, entry in corrections:
+            data[at : at + len(entry)] = entry
+        decode = partial(pyvips.Image.tiffload_buffer, bytes(data), **options)
+
+    def load(page: int = 0, n: int = 1) -> pyvips.Image:
+        samples = pages[min(page, len(pages) - 1)]
+        image, full = decode(page=page, n=n), None
+        if needs_full_scale(samples):
+            first = decode(page=page)
+            source.admit(first.width, first.height)
+            full = full_scale(first)
+        return as_integers(image, samples, full=full)
+
+    return load
 
 
 def _probe_pages(source: Source) -> Picture:
@@ -105,16 +131,48 @@ def _read_at(fd: int, size: int, at: int) -> bytes:
     return os.pread(fd, size, at) if at < 1 << 63 else b""
 
 
-def _false_orientations(fd: int) -> list[tuple[int, bytes]]:
-    """Entries of any page whose orientation is not 1 to 8: where each lies, and one that says 1 to put there."""
-    head = os.pread(fd, 16, 0)
+def _read_pages(fd: int) -> tuple[list[Samples], list[tuple[int, bytes]]]:
+    """What the samples of each page are, and entries to put in the place of others: where, and the bytes.
+
+    Those are of orientations that are none, which libtiff reports as an error, and of pixels that it misreads.
+    """
+    head = os.pread(fd, HEAD_BYTES, 0)
     layout = LAYOUTS[head[:4]]
-    upright = layout.packed.pack(ORIENTATION, 3, 1, (1).to_bytes(2, layout.order))
-    false = []
+    pages: list[Samples] = []
+    corrections: list[tuple[int, bytes]] = []
     for directory in walk_directories(partial(_read_at, fd), os.fstat(fd).st_size, layout, layout.first(head)):
+        by_tag = {entry.tag: entry for entry in reversed(directory.entries)}
+        samples = read_samples(partial(_values, fd, layout, by_tag))
+        pages.append(samples)
         for entry in directory.entries:
             if entry.tag == ORIENTATION:
-                value = layout.number(entry.field[: _INTEGERS.get(entry.kind, 0)])
-                if not 1 <= value <= 8:
-                    false.append((entry.at, upright))
-    return false
+                if not 1 <= layout.number(entry.field[: _INTEGERS.get(entry.kind, 0)]) <= 8:
+                    corrections.append((entry.at, _short(layout, ORIENTATION, 1)))
+            elif entry.tag == PHOTOMETRIC and samples.decoded_photometric != samples.photometric:
+                corrections.append((entry.at, _short(layout, PHOTOMETRIC, samples.decoded_photometric)))
+    if not pages:
+        raise Rejected("damaged-image")
+    return pages, corrections
+
+
+def _short(layout: Layout, tag: int, value: int) -> bytes:
+    return layout.packed.pack(tag, 3, 1, value.to_bytes(2, layout.order))
+
+
+def _values(fd: int, layout: Layout, by_tag: dict[int, Entry], tag: int, limit: int) -> tuple[float, ...]:
+    """The first values of a tag, up to `limit` of them; () if it is missing or not of numbers. Raises Rejected if they
+    lie beyond the end of the file.
+    """
+    entry = by_tag.get(tag)
+    if entry is None or entry.kind not in _NUMBERS:
+        return ()
+    unit, code = TYPES[entry.kind]
+    count = min(entry.count, limit)
+    inline = entry.count * unit <= len(entry.field)
+    data = entry.field if inline else _read_at(fd, count * unit, layout.number(entry.field))
+    if len(data) < count * unit:
+        raise Rejected("damaged-image")
+    numbers = struct.unpack_from(layout.struct_order + code * count, data)
+    if len(code) == 2:  # rationals
+        return tuple(a / b if b else 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+    return numbers

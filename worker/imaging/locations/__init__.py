@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.locations.blocks import blank_exif
 from worker.imaging.locations.gif import blank_gif
 from worker.imaging.locations.heif import blank_heif
@@ -24,14 +25,15 @@ def find_locations(path: str) -> list[Patch]:
     """Patches that take every place out of the file's EXIF, XMP and IPTC, and leave pixels, length and other tags
     alone; none where nothing tells one. In the order of the file, and none over another.
 
-    A structure that cannot be read ends what is looked at of its part. Raises OSError where the file cannot be read.
+    A structure that cannot be read ends what is looked at of its part. Raises OSError where the file cannot be read,
+    and Rejected for an SVG whose compressed document cannot be written anew.
 
     Not looked into: maker notes, some of which hold coordinates under a maker's own tags; free texts such as titles
     and comments; films behind a still picture; C2PA manifests; and pictures inside of an SVG.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        form = sniff(os.pread(fd, HEAD_BYTES, 0))
+        form = sniff(os.pread(fd, HEAD_BYTES, 0)) or ("svg" if is_svg(fd) else None)
         if form is None:
             return []
         # Writes go to pages of this process alone.

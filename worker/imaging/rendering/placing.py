@@ -99,6 +99,9 @@ def _frames(image: pyvips.Image, original: Original) -> Iterator[pyvips.Image]:
     if original.animation is None:
         yield image
         return
+    if original.animation.frames is not None:
+        yield from original.animation.frames()
+        return
     width, height = original.width, original.height
     if (image.width, image.height) != (width, height * len(original.animation.delays)):
         raise Rejected("damaged-image")  # not the frames that were admitted
