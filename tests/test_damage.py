@@ -169,6 +169,16 @@ def endless() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("tag", [259, 262, 273, 279, 330])
+def test_tiff_of_absurd_counts_is_read_soon(outcome: Outcome, tag: int) -> None:
+    """Which no read may be given either."""
+    data = pictures.encode("TIFF", big_tiff=True, tiffinfo={330: (1, 2)})
+    at = data.index(struct.pack("<H", tag), 16)
+    for count in (2**62, 2**64 - 1, 2**31, 10**6):
+        absurd = data[: at + 4] + struct.pack("<QQ", count, 2**63 + 5) + data[at + 20 :]
+        assert outcome(absurd) in {"damaged-image", "unsupported-image", "accepted"}, count
+
+
 def test_boxes_of_absurd_sizes_are_refused(outcome: Outcome) -> None:
     """Which no read may be given: 2^64 is no offset, and no length."""
     for form, data in (("avif", pictures.every_format()["avif"]), ("heic", pictures.HEIC)):

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service.probes import Rejected
 from tests import hostile_pictures, pictures
@@ -40,9 +41,20 @@ def flip(rng: random.Random, data: bytearray, at: int) -> None:
 DAMAGES: tuple[Callable[[random.Random, bytearray, int], None], ...] = (fill, scramble, flip)
 
 
+def photograph() -> Image.Image:
+    """Noise of several sizes, the same in every run: the figures depend on it."""
+    rng = random.Random(1839)
+    photo = Image.new("RGB", (400, 300), "grey")
+    for divisor in (64, 16, 4, 1):
+        size = (400 // divisor, 300 // divisor)
+        noise = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
+        photo = Image.blend(photo, noise.resize(photo.size, Image.Resampling.BICUBIC), 0.05 + divisor / 160)
+    return photo
+
+
 @cache
 def samples() -> dict[str, bytes]:
-    photo = pictures.landscape(400, 300)
+    photo = photograph()
     return {
         "JPEG": pictures.encode("JPEG", photo),
         "JPEG, progressive": pictures.encode("JPEG", photo, progressive=True),
