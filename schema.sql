@@ -1,11 +1,16 @@
--- Daguerre's tables. Applied under an advisory lock at the first start of each version of this file, so every
--- statement can run again; a later version changes a table with `alter table … add column if not exists`.
+-- version: 2
+-- Daguerre's tables. Every change of this file raises the version above by one. It is applied under an advisory lock at
+-- the first start of each version, so every statement can run again; a later version changes a table with `alter table …
+-- add column if not exists`. A start of an older version than was applied refuses.
 
--- The SHA-256 of this file as it was applied last: a start that finds it applied locks nothing.
+-- The version that was applied last, and the SHA-256 of its file: a start that finds its version locks no table.
 create table if not exists applied_schema (
     digest     bytea not null,
     applied_at timestamptz not null default now()
 );
+alter table applied_schema add column if not exists version integer not null default 1;
+-- Without a default, the first version, which knows of no versions, cannot apply itself over a later one.
+alter table applied_schema alter column version drop default;
 
 create table if not exists accounts (
     id           bigint generated always as identity primary key,
@@ -63,6 +68,8 @@ create table if not exists images (
 -- by the SHA-256 of the URL where the picture came from one. A row that fails gives the key up.
 alter table images add column if not exists idempotency_key text collate "C";
 alter table images add column if not exists idempotency_url bytea;
+-- What an unsupported picture is, in a few words: "12-bit JPEG".
+alter table images add column if not exists error_kind text;
 create unique index if not exists images_idempotency_key on images (account_id, idempotency_key)
     where idempotency_key is not null;
 create index if not exists images_keys_by_age on images (created_at) where idempotency_key is not null;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +23,7 @@ _ACQUIRE_TIMEOUT_S = 2
 # Of a statement for a client. A server that vanished without a word is noticed by it.
 _COMMAND_TIMEOUT_S = 5
 _SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
+_VERSION = re.compile(r"-- version: (?P<version>[1-9][0-9]*)\n")
 _SCHEMA_LOCK = 0xDA60E88E
 _SCHEMA_LOCK_TIMEOUT_S = 2
 _SCHEMA_TRIES = 20
@@ -129,18 +132,46 @@ async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Re
             await asyncio.sleep(0.5)
 
 
+class SchemaNewer(Exception):
+    """The tables are those of a later version of Daguerre; the message says what to do, to the operator."""
+
+    def __init__(self, applied: int, known: int) -> None:
+        super().__init__(
+            f"The database has tables of a newer Daguerre (schema {applied}; this one knows {known}): start the newer "
+            "one again, or restore a backup of the database from before it was upgraded."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of this version of Daguerre, as `schema.sql` has them."""
+
+    text: str
+    version: int
+
+    @classmethod
+    def load(cls) -> Schema:
+        text = _SCHEMA.read_text()
+        match = _VERSION.match(text)
+        assert match is not None  # noqa: S101 - the first line has it
+        return cls(text, int(match["version"]))
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.text.encode()).digest()
+
+
 async def apply_schema(url: str, *, patience_s: float = 0) -> None:
     """Create or update the tables, unless that is done; safe to run from several processes at once, and again.
 
-    `patience_s` is how long a server that is not there yet is waited for.
+    `patience_s` is how long a server that is not there yet is waited for. Raises SchemaNewer.
     """
-    schema = _SCHEMA.read_bytes()
-    digest = hashlib.sha256(schema).digest()
+    schema = Schema.load()
     connection = await _connect(url, patience_s)
     try:
         for tries_left in reversed(range(_SCHEMA_TRIES)):
             try:
-                return await _apply_once(connection, schema.decode(), digest)
+                return await _apply_once(connection, schema)
             except asyncpg.LockNotAvailableError:
                 if not tries_left:
                     raise
@@ -149,15 +180,29 @@ async def apply_schema(url: str, *, patience_s: float = 0) -> None:
         await connection.close()
 
 
-async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: str, digest: bytes) -> None:
+async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Schema) -> None:
     async with connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-        if await connection.fetchval("select to_regclass('applied_schema')") is not None and await connection.fetchval(
-            "select exists (select from applied_schema where digest = $1)", digest
-        ):
+        applied = await _find_applied(connection)
+        if applied == schema.version:
             return
+        if applied > schema.version:
+            raise SchemaNewer(applied, schema.version)
         # What waits for a table, behind a vacuum perhaps, makes all others wait behind it: only for a moment.
         await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
-        await connection.execute(schema)
+        await connection.execute(schema.text)
         await connection.execute("delete from applied_schema")
-        await connection.execute("insert into applied_schema (digest) values ($1)", digest)
+        await connection.execute(
+            "insert into applied_schema (digest, version) values ($1, $2)", schema.digest, schema.version
+        )
+
+
+# The first version's table has no such column.
+_APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
+
+
+async def _find_applied(connection: asyncpg.Connection[asyncpg.Record]) -> int:
+    """The version of the tables; 0 without any."""
+    if await connection.fetchval("select to_regclass('applied_schema')") is None:
+        return 0
+    return int(await connection.fetchval(_APPLIED) or 0)

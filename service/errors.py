@@ -4,15 +4,28 @@ from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """An error that the client is told. Two errors are the same kind if their codes are equal."""
+    """An error that the client is told. Two errors are the same kind if their codes are equal.
+
+    `message` is the sentence for the client: `detail` if there is one, or the one of the catalogue.
+    """
 
     def __init__(self, code: str, message: str | None = None, *, retry_after_s: int | None = None) -> None:
         self.code = code
         self.status, default = CATALOGUE[code]
+        self.detail = message
         self.message = message or default
         self.retry_after_s = 1 if retry_after_s is None and self.status == 503 else retry_after_s
         super().__init__(f"{code}: {self.message}")
 
+
+def refuse_picture(code: str, kind: str | None) -> ServiceError:
+    """The error of a picture that was refused with `code`. `kind` names what it is, if it is of a kind that no decoder
+    here supports: "12-bit JPEG".
+    """
+    return ServiceError(code, None if kind is None else f"{kind} is not supported; send {FORMATS}.")
+
+
+FORMATS = "JPEG, PNG, WebP, GIF, AVIF, TIFF, HEIC or SVG"
 
 CATALOGUE: dict[str, tuple[int, str]] = {
     # the request

@@ -20,9 +20,9 @@ MIME_TYPES: dict[str, str] = {
 class Probe:
     """Findings about one picture.
 
-    `width` and `height` are as displayed, with the EXIF orientation applied, and of one page. `orientation` is
-    the EXIF value 1 to 8, 1 where there is none. `exif` has standard tag names and JSON types. `mini_preview`
-    is a baseline JPEG.
+    `width` and `height` are as displayed, and of one page. `orientation` is what was applied to the stored pixels, as a
+    value of EXIF, 1 to 8: of EXIF or, for HEIC and AVIF, of the container's own rotation and mirroring. `exif` has
+    standard tag names and JSON types; its `Orientation` is the file's own value. `mini_preview` is a baseline JPEG.
     """
 
     format: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -16,17 +18,29 @@ from service.storage.renditions import RenditionFiles
 
 log = structlog.get_logger("service")
 
+
+class Removal(NamedTuple):
+    removed_at: datetime
+    image_id: ImageId
+
+
 # Not of an image that has got the id anew.
 _LIST = """
-select image_id from removals where removed_at < now() - $1::float8 * interval '1 second'
+select removed_at, image_id from removals where removed_at < now() - $1::float8 * interval '1 second'
     and not exists (select from images where images.id = removals.image_id and images.state <> 'failed')
-order by removed_at limit $2
+    and ($3::timestamptz is null or (removed_at, image_id) > ($3, $4))
+order by removed_at, image_id limit $2
 """
 
 
-async def list_removals(connection: Connection, age_s: float, limit: int) -> list[ImageId]:
-    """Images that have been gone for longer than `age_s` but whose files may still be there."""
-    return [ImageId(row[0]) for row in await connection.fetch(_LIST, age_s, limit)]
+async def list_removals(
+    connection: Connection, age_s: float, limit: int, after: Removal | None = None
+) -> list[Removal]:
+    """Images that have been gone for longer than `age_s` but whose files may still be there, in order; those behind
+    `after`.
+    """
+    rows = await connection.fetch(_LIST, age_s, limit, *(after or (None, None)))
+    return [Removal(row[0], ImageId(row[1])) for row in rows]
 
 
 _CLEAR = "delete from removals where image_id = any($1)"
@@ -35,26 +49,39 @@ _CLEAR = "delete from removals where image_id = any($1)"
 async def remove_files(
     database: Database, storage: DiskStorage, renditions: RenditionFiles, image_ids: Sequence[ImageId]
 ) -> None:
-    """Remove the files of images whose removal is noted, and before them what was made of them. What cannot be removed
-    now is left to the sweep.
+    """Remove the files of images whose removal is noted, and before them what was made of them.
+
+    An image of which something cannot be removed is left to the sweep, and stops no other.
     """
     if not image_ids:
         return
     async with database.connection() as connection:
-        made = await list_of_images(connection, image_ids)
+        derived = await list_of_images(connection, image_ids)
     try:
-        await in_thread(partial(renditions.remove_of_images, image_ids))
-        await in_thread(partial(renditions.remove, made))
+        blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
+        stuck = await in_thread(renditions.threads, partial(renditions.remove, [one.key for one in derived]))
     except OSError as error:
-        log.warning("removal.failed", renditions=len(made), error=repr(error))
+        log.warning("removal.failed", images=len(image_ids), first_error=repr(error))
         return
-    removed = []
+    for one in derived:
+        if one.key in stuck:
+            blocked |= {one.key.image_id} | ({one.watermark_id} if one.watermark_id else set())
+    removed = await _remove_originals(storage, image_ids)
+    async with database.connection() as connection:
+        await forget_renditions(connection, [one.key for one in derived if one.key not in stuck])
+        await connection.execute(_CLEAR, [image_id for image_id in removed if image_id not in blocked])
+
+
+async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
+    """Those that are gone then; the log has one line for all others."""
+    removed, failures = [], []
     for image_id in image_ids:
         try:
             await storage.remove(image_id)
             removed.append(image_id)
         except OSError as error:
-            log.warning("removal.failed", image_id=image_id, error=repr(error))
-    async with database.connection() as connection:
-        await forget_renditions(connection, made)
-        await connection.execute(_CLEAR, removed)
+            failures.append((image_id, error))
+    if failures:
+        image_id, first = failures[0]
+        log.warning("removal.failed", images=len(failures), image_id=image_id, first_error=repr(first))
+    return removed

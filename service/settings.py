@@ -6,8 +6,10 @@ import hashlib
 import ipaddress
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,16 +19,33 @@ from service.limits.rates import Rate
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
+# What a bigint of PostgreSQL holds.
+MAX_SIZE = 2**63 - 1
+
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
+# More digits than that are refused before they are converted, which takes the square of their number.
+_MAX_SIZE_CHARACTERS = 64
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes from `50MB`, `2GB`, `1.5g` or a plain number; units are powers of 1024, as in the API's answers."""
-    match = _SIZE.fullmatch(str(text).strip())
+    """Bytes from `50MB`, `2GB`, `1.5g` or a plain number; units are powers of 1024, as in the API's answers.
+
+    Raises ValueError, also if it is more than `MAX_SIZE`.
+    """
+    written = str(text).strip()
+    match = _SIZE.fullmatch(written)
     if match is None:
-        raise ValueError(f"{text!r} is not a size: write bytes, or a number with KB, MB, GB or TB")
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+        raise ValueError(f"{_shorten(written)!r} is not a size: write bytes, or a number with KB, MB, GB or TB")
+    if len(written) <= _MAX_SIZE_CHARACTERS:
+        size = int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
+        if size <= MAX_SIZE:
+            return size
+    raise ValueError(f"{_shorten(written)!r} is too large a size: it is at most 8388607TB")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SIZE_CHARACTERS else f"{text[:_MAX_SIZE_CHARACTERS]}…"
 
 
 def default_data_folder() -> Path:
@@ -41,6 +60,23 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the 
 def _check_allowed(text: str) -> str:
     AllowedAddresses.parse(text)
     return text
+
+
+def _check_servers(url: str) -> str:
+    """Of each server in it: `host`, `host:port`, or a folder of sockets as PostgreSQL's URLs have it."""
+    for server in urlsplit(url).netloc.rpartition("@")[2].split(","):
+        parts = urlsplit(f"//{server}")
+        _ = parts.port
+        if parts.hostname and "%" not in parts.hostname:
+            _check_host(parts.hostname)
+    return url
+
+
+def _check_host(name: str) -> None:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{_shorten(name)!r} is not the name of a host") from None
 
 
 def _check_networks(text: str) -> str:
@@ -75,6 +111,10 @@ def _check_rate(text: str) -> str:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+# Bounds beyond what any machine has keep a slip of the pen from becoming an error in the middle of the work.
+Seconds = Annotated[float, Field(le=86400, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=100_000)]
+Processes = Annotated[int, Field(gt=0, le=1000)]
 
 
 class Settings(BaseSettings):
@@ -84,10 +124,10 @@ class Settings(BaseSettings):
 
     data: Path = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
     storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
-    database_url: str = Field(
+    database_url: Annotated[str, AfterValidator(_check_servers)] = Field(
         "postgresql://localhost/daguerre", pattern="^postgres(ql)?://", description="PostgreSQL, as a URL."
     )
-    redis_url: str = Field(
+    redis_url: Annotated[str, AfterValidator(_check_servers)] = Field(
         "redis://localhost:6379/0", pattern="^(rediss?|unix)://", description="Redis or Valkey; `unix://` for a socket."
     )
     public_url: str = Field("http://localhost:8080", description="Where clients reach this service.")
@@ -95,21 +135,21 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the service listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the service listens on; 0 picks a free one.")
 
-    api_processes: int = Field(2, gt=0, description="API processes behind the one port.")
+    api_processes: Processes = Field(2, description="API processes behind the one port.")
 
     max_upload: Size = Field(50 << 20, description="Largest accepted body, in bytes or like `50MB`.")
-    max_pixels: int = Field(100_000_000, gt=0, description="Largest accepted width x height x pages.")
-    uploads_in_flight: int = Field(
-        256, gt=0, description="Uploads that one API process works on at once; more are answered 503."
+    max_pixels: int = Field(100_000_000, gt=0, le=10**12, description="Largest accepted width x height x pages.")
+    uploads_in_flight: Count = Field(
+        256, description="Uploads that one API process works on at once; more are answered 503."
     )
-    upload_idle_timeout_s: float = Field(
+    upload_idle_timeout_s: Seconds = Field(
         30, gt=0, description="Longest pause of a client inside a body, in seconds; then 408."
     )
-    upload_timeout_s: float = Field(
+    upload_timeout_s: Seconds = Field(
         600, gt=0, le=1800, description="Longest time a whole body may take, in seconds; then 408."
     )
-    downloads_in_flight: int = Field(
-        32, gt=0, description="Pictures that one API process fetches from URLs at once; more are answered 503."
+    downloads_in_flight: Count = Field(
+        32, description="Pictures that one API process fetches from URLs at once; more are answered 503."
     )
     fetch_allow: Annotated[str, AfterValidator(_check_allowed)] = Field(
         "", description="Addresses that URLs may lead to though they are not public, like `10.0.0.0/8,127.0.0.1:9000`."
@@ -117,8 +157,8 @@ class Settings(BaseSettings):
     rate_limit: Annotated[str, AfterValidator(_check_rate)] = Field(
         "", description="Requests a key may make, like `100/s,burst=1000`; also `/m` and `/h`. Then 429."
     )
-    wait_s: float = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
-    drain_s: float = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
+    wait_s: Seconds = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
+    drain_s: Seconds = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
 
     renditions: Path | None = Field(
         None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
@@ -127,8 +167,8 @@ class Settings(BaseSettings):
     renditions_memory: Size = Field(
         64 << 20, description="Small pictures that one API process keeps in memory, up to this size."
     )
-    renditions_in_flight: int = Field(
-        512, gt=0, description="Requests of one API process that wait for renditions at once; more are answered 503."
+    renditions_in_flight: Count = Field(
+        512, description="Requests of one API process that wait for renditions at once; more are answered 503."
     )
     rendition_widths: Annotated[str, AfterValidator(_check_widths)] = Field(
         "", description="Widths that unsigned requests may have, like `320,640,1280`; others become the next of them."
@@ -142,17 +182,17 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[str, AfterValidator(_check_networks)] = Field(
         "", description="Networks of proxies whose `X-Forwarded-For` tells a client's address, like `10.0.0.0/8`."
     )
-    max_age_s: int = Field(2_592_000, ge=0, description="Seconds that pictures may be kept in caches.")
+    max_age_s: int = Field(2_592_000, ge=0, le=2**31, description="Seconds that pictures may be kept in caches.")
     x_accel_redirect: str = Field(
         "", pattern="^(/.*[^/])?$", description="Path of internal nginx locations that send files, like `/protected`."
     )
 
-    database_connections: int = Field(10, gt=0, description="Connections of one process to PostgreSQL.")
-    probe_processes: int = Field(2, gt=0, description="Child processes of one worker that run libvips.")
-    probe_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
+    database_connections: Count = Field(10, description="Connections of one process to PostgreSQL.")
+    probe_processes: Processes = Field(2, description="Child processes of one worker that run libvips.")
+    probe_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
 
-    render_processes: int = Field(2, gt=0, description="Child processes of one worker that make renditions.")
-    render_timeout_s: float = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
+    render_processes: Processes = Field(2, description="Child processes of one worker that make renditions.")
+    render_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
 
     metrics: Path | None = Field(
         None, description="Folder where the processes of one host put their metrics together; by default in memory."
@@ -196,4 +236,4 @@ def load(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"DAGUERRE_{name}: {first['msg']}") from None
+        raise SettingsError(f"DAGUERRE_{name}: {first['msg'].removeprefix('Value error, ')}") from None

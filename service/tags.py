@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from service.errors import ServiceError
 
 MAX_TAGS = 20
 MAX_TAG_LENGTH = 64
+# A character of NFC stands for at most 4 of NFD (UAX #15, section 13). A longer text is not normalised at all, because
+# that takes a time that grows with the square of a run of combining marks.
+_MAX_LENGTH_BEFORE_NFC = 4 * MAX_TAG_LENGTH
 # Not str.isprintable: that refuses the joiners of emoji and of several scripts, and what is newer than this Python.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Controls, format characters, marks and blanks, by their general category (UAX #44, table 12).
+_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me", "Zs", "Zl", "Zp"})
+# Letters and symbols that are drawn as a blank, unassigned code points that are ignored (Default_Ignorable_Code_Point
+# of UAX #44), and noncharacters.
+_BLANK = re.compile(
+    "[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\ufdd0-\ufdef\U000e0000-\U000e0fff"
+    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
 
 
-def clean_tags(given: Iterable[str]) -> list[str]:
-    """Trimmed, each once, in the order given; empty ones are dropped.
+def clean_tags(texts: Iterable[str]) -> list[str]:
+    """Normalises tags to NFC and trims them; each is kept once, in the order given. Empty ones are dropped.
 
-    Raises `invalid-parameter` for more than 20, one of more than 64 characters, one with control characters,
-    and one with a comma, which no query string could name.
+    Raises `invalid-parameter` for more than 20 tags, and for a tag of more than 64 characters, with control characters,
+    of nothing visible, or with a comma, which no query string could name.
     """
-    tags = list(dict.fromkeys(tag for tag in (text.strip() for text in given) if tag))
+    tags = list(dict.fromkeys(_normalise(text) for text in texts if text.strip(" ")))
     if len(tags) > MAX_TAGS:
         raise ServiceError("invalid-parameter", f"tags takes at most {MAX_TAGS} tags.")
     for tag in tags:
         if len(tag) > MAX_TAG_LENGTH:
             raise ServiceError("invalid-parameter", f"tags takes tags of at most {MAX_TAG_LENGTH} characters.")
+        if not any(map(_is_visible, tag)):
+            raise ServiceError("invalid-parameter", "A tag needs a visible character, and one of these tags has none.")
         if _CONTROL.search(tag) is not None:
             raise ServiceError("invalid-parameter", "tags takes no control characters.")
         if "," in tag:
             raise ServiceError("invalid-parameter", "A tag has no comma; send each tag by itself.")
     return tags
+
+
+def _normalise(text: str) -> str:
+    text = text.strip()
+    return text if len(text) > _MAX_LENGTH_BEFORE_NFC else unicodedata.normalize("NFC", text)
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _INVISIBLE_CATEGORIES and _BLANK.match(character) is None

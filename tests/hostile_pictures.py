@@ -130,8 +130,10 @@ def heif_sized(data: bytes, width: int, height: int) -> bytes:
     return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
 
 
-def heic_grid(rows: int, columns: int, width: int, height: int) -> bytes:
-    """A grid whose cells, of 64 x 64, are items of their own with one and the same content: the sample's."""
+def heic_grid(rows: int, columns: int, width: int, height: int, *, apart: bool = False) -> bytes:
+    """A grid whose cells, of 64 x 64, are items of their own with one and the same content: the sample's. If `apart`,
+    each has a copy of its own behind that.
+    """
     sample = pictures.HEIC
     coded = sample[sample.index(b"mdat") + 4 :][:56]
     properties = sample[sample.index(b"hvcC") - 4 :][: 118 + 20]  # hvcC and ispe, as they stand there
@@ -140,7 +142,9 @@ def heic_grid(rows: int, columns: int, width: int, height: int) -> bytes:
     count = struct.pack(">H", 1 + len(cells))
 
     def meta(coded_at: int, layout_at: int) -> bytes:
-        places = [(grid, layout_at, len(layout)), *((cell, coded_at, len(coded)) for cell in cells)]
+        step = len(coded) if apart else 0
+        places = [(cell, coded_at + step * number, len(coded)) for number, cell in enumerate(cells)]
+        places.append((grid, layout_at, len(layout)))
         kinds = [(grid, b"grid\0"), *((cell, b"hvc1\0") for cell in cells)]
         uses = [struct.pack(">HBB", grid, 1, 3), *(struct.pack(">HBBB", cell, 2, 0x81, 2) for cell in cells)]
         return _full_box(
@@ -161,6 +165,8 @@ def heic_grid(rows: int, columns: int, width: int, height: int) -> bytes:
 
     head = _box(b"ftyp", b"heic", bytes(4), b"mif1heic")
     start = len(head) + len(meta(0, 0)) + 8
+    if apart:
+        return head + meta(start + len(layout), start) + _box(b"mdat", layout, coded * len(cells))
     return head + meta(start, start + len(coded)) + _box(b"mdat", coded, layout)
 
 

@@ -123,6 +123,25 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
     assert takers == ["behind"] * 10
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(errno.EINVAL, "the client has gone")])
+async def test_a_connection_that_fails_is_not_held(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    made: list[Greeting] = []
+
+    def make() -> Greeting:
+        if not made:
+            made.append(Greeting())
+            raise error
+        return Greeting()
+
+    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    async with Acceptor(listener, make, counts, most=1):
+        with pytest.raises(asyncio.IncompleteReadError):  # it is closed at once
+            await greet(listener)
+        assert counts.held == 0
+        assert await greet(listener) == b"hello"  # the one place is free
+    assert capfd.readouterr().out.count("api.connection_failed") == isinstance(error, RuntimeError)
+
+
 async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()

@@ -89,6 +89,28 @@ async def test_many_keys_that_wait_together_share_a_round_trip(pair: list[RateLi
     assert count_commands(redis_url, "evalsha") <= 4
 
 
+async def test_the_least_used_key_is_forgotten_first(
+    pair: list[RateLimiter], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+    limiter = pair[0]
+    for number in range(30):  # one key in use among many that come once
+        await limiter.admit("used")
+        await limiter.admit(f"key {number}")
+    assert "used" in limiter._shares
+    assert len(limiter._shares) == 10
+    assert count_commands(redis_url, "evalsha") <= 30 + 30 / limiter.block + 2
+
+
+async def test_a_refused_key_in_use_is_not_forgotten(pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+    limiter = pair[0]
+    assert (await ask(limiter, "guesses", 150))[True] == 50
+    for number in range(30):
+        assert limiter.refused_for_s("guesses") > 0
+        await limiter.admit(f"key {number}")
+
+
 async def test_the_rest_of_a_block_goes_back_after_a_while(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:

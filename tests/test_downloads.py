@@ -7,9 +7,11 @@ import gzip
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from aiohttp import ClientSession, web
@@ -19,6 +21,7 @@ from yarl import URL
 
 from service.addresses import AllowedAddresses
 from service.downloads.connections import GuardedResolver
+from service.downloads.decoding import decode
 from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
 from service.settings import Settings
@@ -265,7 +268,7 @@ async def test_the_status_of_the_origin_is_told(
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 422, "origin-refused"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 422, "origin-refused"),
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", 422, "origin-refused"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 422, "origin-refused"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 422, "origin-refused"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", 422, "origin-refused"),
         (b"", 422, "origin-refused"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 415, "not-an-image"),
@@ -299,13 +302,13 @@ async def test_a_declared_length_over_the_limit_is_refused_before_the_body(api: 
 
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", max_upload=200_000)
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [None, "gzip", "x-gzip"])
 async def test_a_body_over_the_limit_is_cut_off(
-    api: Client, tenant: Tenant, serve: Serve, settings: Settings, compressed: bool
+    api: Client, tenant: Tenant, serve: Serve, settings: Settings, compressed: str | None
 ) -> None:
     async def flood(request: web.Request) -> web.StreamResponse:
         if compressed:
-            return web.Response(body=gzip.compress(bytes(50_000_000)), headers={"Content-Encoding": "gzip"})
+            return web.Response(body=gzip.compress(bytes(50_000_000)), headers={"Content-Encoding": compressed})
         response = web.StreamResponse()
         await response.prepare(request)
         for _ in range(10_000):
@@ -527,11 +530,64 @@ def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
     ("given", "sent"),
     [
         ("/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20", "/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20"),
-        ("/a b/é?q=ü|", "/a%20b/%C3%A9?q=%C3%BC%7C"),
+        ("/a b/é?q=ü|", "/a%20b/%C3%A9?q=%C3%BC|"),
+        ("/a%2fb|{c}?X=%7e%27%26%40%2F[1]^`\\&e=%zz%", "/a%2fb|{c}?X=%7e%27%26%40%2F[1]^`\\&e=%zz%"),
+        ('/"<\u200b>?"<>', "/%22%3C%E2%80%8B%3E?%22%3C%3E"),
+        ("/a/../b//./%2e%2e/c?", "/a/../b//./%2e%2e/c?"),
+        ("?a=/../b", "/?a=/../b"),
+        ("/caf\udce9", "/caf%E9"),
         ("", "/"),
     ],
 )
-async def test_a_url_is_asked_for_as_it_is_spelled(serve: Serve, given: str, sent: str) -> None:
+async def test_url_is_sent_byte_for_byte(given: str, sent: str) -> None:
+    assert await targets_of(given, [PICTURE]) == [sent]
+
+
+@pytest.mark.parametrize(
+    ("location", "sent"),
+    [
+        *((target, target) for target in ("/x%27y%26%40%2F%7E?sig=%2b%2F%3d&a=[1]", "/a|{b}?c=%27|{d}", "/?", "/%e9%")),
+        ("../x?y=%27", "/a/x?y=%27"),
+        ("?z=%7e", "/a/b%2fc/d?z=%7e"),
+        ("e/./f/../%2e%2e", "/a/b%2fc/e/%2e%2e"),
+        ("/a b/é#part", "/a%20b/%C3%A9"),
+        (b"/caf\xe9?\xc3\xa9", "/caf%E9?%C3%A9"),
+        ("  /blank\t", "/blank"),
+        ("//{host}/%7e", "/%7e"),
+        ("HTTP://{host}/%7e?{x}", "/%7e?{x}"),
+    ],
+)
+async def test_redirect_is_followed_byte_for_byte(location: str | bytes, sent: str) -> None:
+    raw = location if isinstance(location, bytes) else location.encode()
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: " + raw + b"\r\nContent-Length: 0\r\n\r\n"
+    assert await targets_of("/a/b%2fc/d?q=%27", [redirect, PICTURE]) == ["/a/b%2fc/d?q=%27", sent]
+
+
+PICTURE = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+
+
+async def targets_of(target: str, answers: list[bytes]) -> list[str]:
+    """The targets of the request lines that an origin with these answers reads. `{host}` stands for its own address."""
+    lines: list[bytes] = []
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+        writer.write(answers[len(lines) - 1].replace(b"{host}", host.encode()))
+        writer.close()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with (
+            Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
+            origins.get(parse_url(f"http://{host}{target}#part")),
+        ):
+            pass
+    return [line.decode("ascii").removeprefix("GET ").removesuffix(" HTTP/1.1") for line in lines]
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_url_parameter_is_decoded_once(api: Client, tenant: Tenant, serve: Serve) -> None:
     heard = []
 
     async def listen(request: web.Request) -> web.Response:
@@ -539,11 +595,123 @@ async def test_a_url_is_asked_for_as_it_is_spelled(serve: Serve, given: str, sen
         return await picture(request)
 
     origin = await serve(listen)
+    target = "a%27b%252F|{c}?sig=%2b+%7E&x=[1]"
+    for query in (quote(f"{origin}{target}", safe=""), quote_plus(f"{origin}{target}")):
+        address = URL(f"/v1/images?url={query}", encoded=True)
+        assert (await api.get(address, headers=tenant.headers)).status == 200
+    address = URL(f"/v1/images?url={quote(str(origin))}caf%E9", encoded=True)
+    assert (await api.get(address, headers=tenant.headers)).status == 200
+    response = await api.post("/v1/images", json={"url": f"{origin}{target}"}, headers=tenant.headers)
+    assert response.status == 200
+    assert heard == [f"/{target}", f"/{target}", "/caf%E9", f"/{target}"]
+
+
+async def test_host_is_sent_as_idna(serve: Serve) -> None:
+    heard = []
+
+    async def listen(request: web.Request) -> web.Response:
+        heard.append(request.headers["Host"])
+        return await picture(request)
+
+    port = (await serve(listen)).port
+    resolver = Liar("127.0.0.1")
     async with (
-        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
-        origins.get(parse_url(f"{origin.origin()}{given}#part")),
+        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
+        origins.get(parse_url(f"http://B\u00fccher.example:{port}/%27")),
     ):
-        assert heard == [sent]
+        assert heard == [f"xn--bcher-kva.example:{port}"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_share_one_timeout(settings: Settings, status: int) -> None:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.25)
+        writer.write(f"HTTP/1.1 {status} Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        with pytest.raises(ServiceError, match="origin-too-slow"):
+            await fetch(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", settings)
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("size", [8_000, 20_000, 65_000])
+async def test_origin_may_send_long_headers(api: Client, tenant: Tenant, size: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Security-Policy: " + b"x" * size + b"\r\n"
+    async with raw_origin(head + b"Content-Length: %d\r\n\r\n" % len(jpeg()) + jpeg()) as url:
+        assert (await get(api, tenant, url)).status == 200
+
+
+def deflate(data: bytes) -> bytes:
+    return zlib.compress(data)[2:-4]
+
+
+@LOCAL
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("coding", "code"),
+    [
+        *((name, gzip.compress) for name in ("x-gzip", "X-GZip", "GZIP", "identity, gzip", "aws-chunked,gzip")),
+        ("gzip", lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:])),
+        ("gzip", lambda data: gzip.compress(data) + b"\0\0trailer"),
+        ("deflate", zlib.compress),
+        ("deflate", deflate),
+        ("deflate, x-gzip", lambda data: gzip.compress(zlib.compress(data))),
+        *((name, bytes) for name in ("identity", "aws-chunked", "UTF-8", "none")),
+    ],
+)
+async def test_coded_body_is_stored_decoded(
+    api: Client, tenant: Tenant, settings: Settings, coding: str, code: Callable[[bytes], bytes]
+) -> None:
+    body = code(jpeg())
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with raw_origin(head.encode() + body) as url:
+        assert (await get(api, tenant, url)).status == 200
+    [file] = stored_files(settings)
+    assert file.read_bytes() == jpeg()
+
+
+def _gzip(data: bytes) -> bytes:
+    """The same bytes in every process: parameters name tests."""
+    return gzip.compress(data, mtime=0)
+
+
+@LOCAL
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("x-gzip", b"hello"),
+        ("x-gzip", _gzip(bytes(1000))[:-3]),
+        ("gzip", _gzip(b"") * 200),
+        ("gzip, gzip, gzip", _gzip(_gzip(_gzip(bytes(1000))))),
+        ("deflate", b"\xff" * 100),
+        ("br", b"hello"),
+        ("zstd", b"hello"),
+    ],
+)
+async def test_body_that_cannot_be_decoded_is_refused(
+    api: Client, tenant: Tenant, settings: Settings, coding: str, body: bytes
+) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with raw_origin(head.encode() + body) as url:
+        assert await refusal(api, tenant, url) == (422, "origin-refused")
+    assert stored_files(settings) == []
+
+
+async def test_decoding_does_not_depend_on_chunks() -> None:
+    data = bytes(200_000) + jpeg()
+    body = gzip.compress(data[:7]) + gzip.compress(data[7:])
+    for size in (1, 7, 1000, len(body)):
+
+        async def cut(size: int = size) -> AsyncIterator[bytes]:
+            for at in range(0, len(body), size):
+                yield body[at : at + size]
+
+        pieces = [piece async for piece in decode(cut(), ["gzip"])]
+        assert b"".join(pieces) == data
+        assert max(map(len, pieces)) <= 65_536
 
 
 async def test_a_redirect_is_checked_like_the_first_url(

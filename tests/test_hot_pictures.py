@@ -10,8 +10,9 @@ import pytest
 from service.delivery import pictures
 from service.delivery.pictures import Caching, HotPictures, Picture
 from service.ids import ImageId
-from service.storage.files import Stored
+from service.storage.files import Stored, disk_threads
 
+THREADS = disk_threads("test")
 ONE, TWO = ImageId("AAAAAAA"), ImageId("BBBBBBB")
 FAR = time.monotonic() + 1000
 
@@ -23,7 +24,7 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> Picture:
     stored = Stored(Path("x"), size, 0, b"x" * size if small else None)
-    return Picture(image_ids or (ONE,), stored, "etag", 0, {}, Caching(60), "/x")
+    return Picture(image_ids or (ONE,), stored, "etag", 0, {}, Caching(60), "/x", THREADS)
 
 
 def put(hot: HotPictures, key: str, shown: Picture, until: float = FAR) -> None:

@@ -164,7 +164,8 @@ def _grey_pixel(orientation: int) -> list[pictures.Entry]:
 
 def test_heic_is_turned_once_by_its_container(probe: ProbeBytes) -> None:
     found = probe(pictures.HEIC)
-    assert (found.width, found.height, found.orientation) == (32, 48, 1)
+    assert (found.width, found.height, found.orientation) == (32, 48, 6)
+    assert found.exif["Orientation"] == 6
     assert found.exif["Make"] == "Daguerre"
     assert found.exif["GPSLatitude"] == -33.5
     shown = preview(found)
@@ -614,12 +615,19 @@ def test_the_first_exif_block_of_a_jpeg_counts_wherever_it_lies(probe: ProbeByte
         assert (found.exif["Make"], found.mini_preview) == ("Canon", probe(plain).mini_preview)
 
 
-@pytest.mark.parametrize("length", [0, 1, 9, 0xFFFF])
-def test_a_jpeg_whose_exif_segment_has_a_wrong_length_is_damaged(refusal: Callable[..., str], length: int) -> None:
-    plain = pictures.encode("JPEG")
-    segment = _segment(0xE1, _typical_block())
-    data = plain[:2] + segment[:2] + length.to_bytes(2, "big") + segment[4:] + plain[2:]
-    assert refusal(data) == "damaged-image"
+def _with_exif_of_length(length: int) -> bytes:
+    plain, segment = pictures.encode("JPEG"), _segment(0xE1, _typical_block())
+    return plain[:2] + segment[:2] + length.to_bytes(2, "big") + segment[4:] + plain[2:]
+
+
+@pytest.mark.parametrize("length", [0, 1, 9])
+def test_rest_of_a_short_exif_segment_is_skipped(probe: ProbeBytes, length: int) -> None:
+    found = probe(_with_exif_of_length(length))
+    assert (found.exif, found.mini_preview) == ({}, probe(pictures.encode("JPEG")).mini_preview)
+
+
+def test_jpeg_inside_its_exif_segment_is_damaged(refusal: Callable[..., str]) -> None:
+    assert refusal(_with_exif_of_length(0xFFFF)) == "damaged-image"
 
 
 @pytest.mark.needs("exiftool")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,13 @@ from service.queue import jobs
 from service.queue.jobs import JobQueue, ProbeJob
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.telemetry.metrics import metrics
 from tests.conftest import RunBurst, Tenant
 from tests.samples import insert_image, jpeg
+from tests.scrapes import Scrape
 from worker.children.pool import Children
 from worker.main import make_housekeeper, make_prober, make_renderer
+from worker.probe import probe_image
 from worker.resources import open_resources
 
 PICTURE = ImageId("picture")
@@ -32,6 +36,28 @@ async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     await JobQueue(redis).enqueue([ProbeJob(PICTURE, "", "")])
     await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
+    """The score is a time of that clock, and this host's may differ from it by any amount."""
+    before = Scrape(metrics.render(None).decode())
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        await probe_image({"resources": resources, "job_try": 1, "score": 0, "waited_s": 1.5}, PICTURE, request_id="")
+    after = Scrape(metrics.render(None).decode())
+    assert after.rise(before, "daguerre_queue_wait_seconds_sum") == 1.5
+
+
+@pytest.mark.usefixtures("pending")
+async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    now = time.time()
+    monkeypatch.setattr("service.queue.jobs.time.time", lambda: now + 3600)
+    state = await JobQueue(redis).measure()
+    await redis.aclose(close_connection_pool=True)
+    assert state.depth == 1
+    assert 0 <= state.oldest_s < 30
 
 
 @pytest.mark.usefixtures("pending")

@@ -219,10 +219,11 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
             await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100).size)])
         loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
 
-        def remove_and_make_again(self: RenditionFiles, keys: Any) -> None:
-            remove(self, keys)
+        def remove_and_make_again(self: RenditionFiles, keys: Any) -> Any:
+            stuck = remove(self, keys)
             again = Made(key, None, self.write(key, b"x" * 100).size)
             asyncio.run_coroutine_threadsafe(keep_together(resources.database, [again]), loop).result(5)
+            return stuck
 
         with monkeypatch.context() as patched:
             patched.setattr(RenditionFiles, "remove", remove_and_make_again)
@@ -313,6 +314,72 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
         resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x").size))
     assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
     assert away < 0
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_the_least_used_refusal_is_forgotten_first(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renditions, "_MOST_REFUSED", 10)
+    refusals = resources_of(api).delivery.renditions
+    used = RenditionKey(ID, "u" * 32)
+    refusals._remember_refusal(used, ServiceError("rendition-failed"))
+    for number in range(30):
+        refusals._remember_refusal(RenditionKey(ID, f"{number:032}"), ServiceError("rendition-failed"))
+        with pytest.raises(ServiceError, match="rendition-failed"):
+            refusals._refuse_again(used)
+    assert len(refusals._refused) == 10
+
+
+def block(path: Path) -> None:
+    """No file, so it cannot be unlinked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir()
+
+
+async def test_a_stuck_file_stops_no_rows(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_GATHER_S", 0.01)
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        stuck = RenditionKey(ImageId("BBBBBBB"), "1" * 32)  # of no image
+        block(resources.renditions.path(stuck))
+        resources.ledger.note(Made(stuck, None, 1))
+        for digit in "123":
+            key = RenditionKey(ID, digit * 32)
+            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
+        await until(lambda: connection.fetchval("select count(*) = 3 from renditions"))
+        await until(lambda: not resources.ledger._waiting)
+        after = RenditionKey(ID, "4" * 32)
+        resources.ledger.note(Made(after, None, resources.renditions.write(after, b"x").size))
+        await until(lambda: connection.fetchval("select count(*) = 4 from renditions"))
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_stuck_renditions_stop_no_eviction(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.eviction._AT_ONCE", 2)
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings.model_copy(update={"renditions_size": 100}), redis) as resources:
+        for number in range(7):  # the oldest three are stuck, and as large as all that may be kept
+            key = RenditionKey(ID, str(number) * 32)
+            if number < 3:
+                block(resources.renditions.path(key))
+            else:
+                resources.renditions.write(key, b"x")
+            await connection.execute(
+                "insert into renditions (image_id, digest, size, used_at)"
+                " values ($1, $2, 30, now() - $3 * interval '1 hour')",
+                *key,
+                10 - number,
+            )
+        await evict_renditions({"resources": resources})
+        left = await connection.fetchval("select array_agg(left(digest, 1) order by digest) from renditions")
+        assert left == ["0", "1", "2"]
+        assert files(settings) == []
     await redis.aclose(close_connection_pool=True)
 
 

@@ -22,9 +22,10 @@ from service.api import sending
 from service.api.protocol import Runner
 from service.api.sending import FileAnswer, Part
 from service.api.server import DESCRIPTORS_OF_A_CONNECTION
-from service.storage.files import in_thread
+from service.storage.files import disk_threads, in_thread
 
 SIZE = 600_000
+THREADS = disk_threads("test")
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
@@ -36,7 +37,7 @@ async def serving(path: Path) -> AsyncIterator[tuple[Runner, socket.socket]]:
     """An application that has this file, and a client; little lies between them."""
 
     async def show(_: web.Request) -> web.StreamResponse:
-        return FileAnswer(path.open("rb", buffering=0), Part(0, SIZE), 200, {})
+        return FileAnswer(path.open("rb", buffering=0), Part(0, SIZE), 200, {}, THREADS)
 
     app = web.Application()
     app.router.add_get("/", show)
@@ -159,7 +160,7 @@ async def test_a_thread_is_waited_for_however_often_its_call_is_cancelled() -> N
         going_on.wait(5)
         ended.set()
 
-    calling = asyncio.create_task(in_thread(work))
+    calling = asyncio.create_task(in_thread(THREADS, work))
     while not begun.is_set():
         await asyncio.sleep(0.01)
     for _ in range(3):
@@ -182,7 +183,7 @@ async def test_a_file_that_a_client_left_before_it_was_found_missing_is_no_error
         going_on.wait(5)
         raise FileNotFoundError
 
-    calling = asyncio.create_task(in_thread(work))
+    calling = asyncio.create_task(in_thread(THREADS, work))
     while not begun.is_set():
         await asyncio.sleep(0.01)
     calling.cancel()

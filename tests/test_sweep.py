@@ -16,6 +16,7 @@ from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.renditions import RenditionKey
 from tests.conftest import Client, RunBurst, Tenant
 from tests.samples import jpeg, stored_files
 from worker.resources import Resources, open_resources
@@ -161,6 +162,76 @@ async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
     await sweep({"resources": resources})
     assert stored_files(settings) == []
     assert [row["image_id"] for row in await connection.fetch("select image_id from removals")] == ["STUCK02"]
+
+
+def block(path: Path) -> Path:
+    """No file, so it cannot be unlinked."""
+    path.mkdir()
+    os.utime(path, (0, 0))
+    return path
+
+
+async def test_stuck_received_files_starve_no_other(
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await insert(connection, tenant, "ready", age_s=4000)
+    for number in range(1300):  # more than two pages, with the others before, between and behind
+        if number % 400 == 0:
+            put(resources.storage.incoming_path(ImageId(f"File{number:03}")), age_s=4000)
+        if number == 600:
+            put(resources.storage.incoming_path(ID), age_s=4000)
+        block(resources.storage.incoming_path(ImageId(f"Stuck{number:03}")))
+    await sweep({"resources": resources})
+    assert stored_files(settings) == [resources.storage.path(ID)]
+    assert capfd.readouterr().out.count("not_settled") == 1
+
+
+async def test_stuck_removals_starve_no_other(
+    resources: Resources, connection: Any, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1200):
+        block(resources.storage.path(ImageId(f"Stuck{number:04}")))
+    put(resources.storage.path(ID))
+    await connection.execute(
+        "insert into removals select 'Stuck' || to_char(n, 'FM0000'), now() - interval '1 hour'"
+        " from generate_series(0, 1199) as n"
+    )
+    await connection.execute("insert into removals values ($1, now() - interval '31 s')", ID)
+    await sweep({"resources": resources})
+    assert stored_files(settings) == []
+    assert await connection.fetchval("select count(*) from removals where image_id = $1", ID) == 0
+    assert await connection.fetchval("select count(*) from removals") == 1200
+    assert capfd.readouterr().out.count("removal.failed") == 3
+
+
+async def test_a_stuck_rendition_stops_no_removal(
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings
+) -> None:
+    """Of three images that are gone: one has it, one is its watermark, and one has nothing to do with it."""
+    resources.renditions.prepare()
+    digest = "1" * 32
+    stuck = resources.renditions.path(RenditionKey(ImageId("STUCK01"), digest))
+    stuck.parent.mkdir(exist_ok=True)
+    block(stuck)
+    other = RenditionKey(ID, digest)
+    resources.renditions.write(other, b"x")
+    await connection.execute(
+        "insert into renditions (image_id, digest, watermark_id, size)"
+        " values ('STUCK01', $1, 'MARK001', 1), ('AAAAAAA', $1, null, 1)",
+        digest,
+    )
+    for image_id in ("STUCK01", "MARK001", ID):
+        put(resources.storage.path(ImageId(image_id)))
+        await connection.execute("insert into removals values ($1, now() - interval '31 s')", image_id)
+    await sweep({"resources": resources})
+    assert stored_files(settings) == []
+    assert not resources.renditions.path(other).exists()
+    rows = await connection.fetch("select image_id from removals order by image_id")
+    assert [row["image_id"] for row in rows] == ["MARK001", "STUCK01"]
+    assert await connection.fetchval("select array_agg(image_id) from renditions") == ["STUCK01"]
+    stuck.rmdir()
+    await sweep({"resources": resources})
+    assert await connection.fetchval("select count(*) from removals") == 0
 
 
 @pytest.mark.parametrize("how", ["folder away", "folder empty"])

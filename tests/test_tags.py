@@ -13,7 +13,7 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.tags import change_tags
 from service.settings import Settings
-from service.tags import MAX_TAGS
+from service.tags import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
 from tests.samples import insert_image, jpeg
 
@@ -237,6 +237,50 @@ async def test_tags_of_any_script_come_back_as_they_are(api: Client, tenant: Ten
     assert (status, answer["response"]["tags"]) == (200, ODD_TAGS)
     status, answer = await remove(api, tenant, ID, ",".join(ODD_TAGS[1:]))
     assert (status, answer["response"]["tags"]) == (200, ODD_TAGS[:1])
+
+
+async def test_tags_are_normalised_to_nfc(api: Client, tenant: Tenant, connection: Any) -> None:
+    await insert_image(connection, tenant, ID)
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    status, answer = await change(api, tenant, "PUT", f"{ID}/tags", json={"tags": [decomposed, composed, "\u212b"]})
+    assert (status, answer["response"]["tags"]) == (200, [composed, "\u00c5"])
+    found = await api.get("/v1/images/search", params={"tags": decomposed}, headers=tenant.headers)
+    assert len((await found.json())["response"]["images"]) == 1
+    assert (await remove(api, tenant, ID, decomposed))[1]["response"]["tags"] == ["\u00c5"]
+
+
+async def test_stored_tags_become_nfc_when_tags_change(api: Client, tenant: Tenant, connection: Any) -> None:
+    await insert_image(connection, tenant, ID, tags=["cafe\u0301", "a", "u\u0308"])
+    status, answer = await remove(api, tenant, ID, "caf\u00e9")
+    assert (status, answer["response"]["tags"]) == (200, ["a", "\u00fc"])
+    assert await connection.fetch("select tag from image_tags order by tag") == [("a",), ("\u00fc",)]
+
+
+def test_tag_length_counts_after_nfc() -> None:
+    assert clean_tags(["e\u0301" * MAX_TAG_LENGTH]) == ["\u00e9" * MAX_TAG_LENGTH]
+    for longer in ("e\u0301" * (MAX_TAG_LENGTH + 1), "\U0001d160" * 22, "a" + "\u0316\u0301" * 30_000):
+        with pytest.raises(ServiceError, match="at most 64"):
+            clean_tags([longer])
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *("\u200b", "\u200d\ufe0f", "\u0301", "\u20dd", "\u0903", "\u00ad", "\u2060", "\ufeff", "\u202e", "\u034f"),
+        *("\u00a0", "\u2003", "\u3000", "\u1680", "\u2800", "\u3164", "\u115f", "\uffa0", "\t", "\x85", "\u2028"),
+        *("\ud800", "\ufffe", "\U000e0041", "\U0001fffe", " \u200b ", "\x00"),
+    ],
+)
+def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
+    with pytest.raises(ServiceError, match="visible character"):
+        clean_tags(["lake", tag])
+
+
+@pytest.mark.parametrize(
+    "tag", ["\U0001f408", "\u2764\ufe0f", "1\ufe0f\u20e3", "\u0915\u093f", "\U000f0000", "-", "\ufffd"]
+)
+def test_tag_with_a_visible_character_is_taken(tag: str) -> None:
+    assert clean_tags([tag]) == [tag]
 
 
 async def test_more_than_twenty_tags_are_refused_for_all(api: Client, tenant: Tenant, connection: Any) -> None:

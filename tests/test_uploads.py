@@ -18,7 +18,8 @@ from PIL import Image
 
 from service.ids import ImageId
 from service.settings import Settings
-from service.storage.disk import DiskStorage, IncomingFile
+from service.storage.disk import DiskStorage
+from service.storage.incoming import IncomingFile
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of
 from tests.samples import insert_image, jpeg, stored_files
 
@@ -152,6 +153,59 @@ async def test_a_form_with_one_file_is_an_upload(api: Client, tenant: Tenant, se
     assert response.status == 200, answer
     assert answer["response"]["filesize"] == len(body)
     assert [file.read_bytes() for file in stored_files(settings)] == [body]
+
+
+NAMED = 'form-data; name="file"'
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.filterwarnings("ignore::aiohttp.BadContentDispositionHeader", "ignore::aiohttp.BadContentDispositionParam")
+@pytest.mark.parametrize(
+    ("disposition", "content_type"),
+    [
+        *((NAMED, kind) for kind in ("Image/PNG", "image/jpeg;q=1", " IMAGE/JPEG ; name=x", "image/*")),
+        *((NAMED, kind) for kind in ("application/octet-stream; charset=binary", "Application/Octet-Stream")),
+        *((NAMED, kind) for kind in (None, "", "text/plain")),
+        (None, "image/jpeg"),
+        (f"{NAMED}; filename=a.jpg", None),
+        (f'{NAMED}; filename=""', ""),
+        (f'{NAMED}; filename="na\u00efve;b.jpg"', "text/plain; charset=UTF-8"),
+        (f"{NAMED}; filename*=UTF-8''na%C3%AFve.jpg", None),
+        (f"{NAMED}; filename*=na.jpg", None),
+        (f"{NAMED}; filename=my photo (1).jpg", None),
+        (f'{NAMED}; filename="a.jpg";', None),
+        ('FORM-DATA;FileName="a.jpg";Name=f', None),
+    ],
+)
+async def test_form_of_every_client_is_an_upload(
+    api: Client, tenant: Tenant, disposition: str | None, content_type: str | None
+) -> None:
+    headers = {"Content-Disposition": disposition, "Content-Type": content_type}
+    response = await post_form(api, tenant, headers, jpeg())
+    assert response.status == 200, await response.text()
+
+
+@pytest.mark.parametrize("disposition", [NAMED, 'form-data; name="; filename=x"', f'{NAMED}; note="; filename=\\"'])
+async def test_text_field_of_a_form_is_refused(api: Client, tenant: Tenant, disposition: str) -> None:
+    response = await post_form(api, tenant, {"Content-Disposition": disposition}, b"dog")
+    assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid-body")
+
+
+async def post_form(api: Client, tenant: Tenant, headers: dict[str, str | None], body: bytes) -> Any:
+    """A form of one part with these headers, written byte by byte."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
+    return await api.post(
+        "/v1/images",
+        data=b"--=_1 (2)\r\n" + head.encode() + b"\r\n" + body + b"\r\n--=_1 (2)--\r\n",
+        headers=tenant.headers | {"Content-Type": 'Multipart/Form-Data; charset=UTF-8; Boundary="=_1 (2)"'},
+    )
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("kind", ["Image/PNG", "application/octet-stream; charset=binary", "IMAGE/*;q=1", ""])
+async def test_content_type_is_read_by_its_grammar(api: Client, tenant: Tenant, kind: str) -> None:
+    response = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | {"Content-Type": kind})
+    assert response.status == 200
 
 
 async def test_a_form_holds_one_file_and_nothing_else(api: Client, tenant: Tenant, settings: Settings) -> None:

@@ -235,6 +235,42 @@ class TestFiles:
         assert storage.path(ID).exists()
         assert (await verify(settings)).problems == []
 
+    async def test_repair_never_replaces_a_picture(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        """A file came under an id that was taken, and its process ended before it got another."""
+        await insert(connection, tenant)
+        stored = put(storage.path(ID))
+        put(storage.incoming_path(ID), b"another upload", age_s=5000)
+        problem = f"file incoming/{ID}: it came under an id that was taken"
+        assert (await verify(settings)).problems == [problem]
+        assert (await verify(settings, repair=True)).problems == [f"{problem}; removed"]
+        assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(stored, PICTURE)]
+        assert (await verify(settings)).problems == []
+
+    async def test_one_file_under_both_names_is_mended(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant)
+        os.link(put(storage.incoming_path(ID), age_s=5000), storage.path(ID))
+        problem = f"file incoming/{ID}: it was not moved to its place"
+        assert (await verify(settings, repair=True)).problems == [f"{problem}; moved"]
+        assert stored_files(settings) == [storage.path(ID)]
+
+    async def test_one_stuck_file_stops_no_repair(self, settings: Settings, storage: DiskStorage) -> None:
+        for name in ("STUCK01", "ZZZZZZ1"):
+            storage.incoming_path(ImageId(name)).mkdir()  # no file, so it cannot be unlinked
+            os.utime(storage.incoming_path(ImageId(name)), (0, 0))
+        put(storage.incoming_path(ID), age_s=5000)
+        told = await verify(settings, repair=True)
+        for name in ("STUCK01", "ZZZZZZ1"):
+            storage.incoming_path(ImageId(name)).rmdir()
+        assert sorted(told.problems) == [
+            f"file incoming/{ID}: it was never accepted; removed",
+            "file incoming/STUCK01: it was never accepted",
+            "file incoming/ZZZZZZ1: it was never accepted",
+        ]
+
 
 async def test_an_image_that_nobody_looked_at_is_enqueued(
     settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant

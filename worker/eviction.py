@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
-from service.delivery.rows import forget_evicted, list_oldest, list_unknown, sum_bytes
+from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, sum_bytes
 from service.errors import ServiceError
 from service.storage.disk import SHARDS
 from service.telemetry.metrics import metrics
@@ -41,27 +42,37 @@ async def _evict(worker: Resources) -> None:
         kept = await sum_bytes(connection)
     if kept <= worker.renditions_size:
         return
-    evicted, excess = 0, kept - int(worker.renditions_size * _KEPT_PART)
+    evicted = stuck = 0
+    excess = kept - int(worker.renditions_size * _KEPT_PART)
     for _ in range(_MOST_PAGES):
         if excess <= 0:
             break
         async with worker.database.connection() as connection:
-            oldest = await list_oldest(connection, _AT_ONCE)
-        going = []
-        for rendition in oldest:
-            if excess <= 0:
-                break
-            excess -= rendition.size
-            going.append(rendition)
+            oldest = await list_oldest(connection, _AT_ONCE, skip=stuck)
+        going = _choose(oldest, excess)
         if not going:
             break
         # The row outlives the file, so that none is forgotten that is still there.
-        await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in going])
+        failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in going])
+        gone = [rendition for rendition in going if rendition.key not in failures]
         async with worker.database.connection() as connection:
-            await forget_evicted(connection, going)
-        evicted += len(going)
+            await forget_evicted(connection, gone)
+        excess -= sum(rendition.size for rendition in gone)
+        evicted += len(gone)
+        stuck += len(failures)  # they stay the oldest: younger ones go in their place
     metrics.renditions_evicted.inc(evicted)
-    log.info("renditions.evicted", renditions=evicted, bytes_before=kept)
+    log.info("renditions.evicted", renditions=evicted, not_removed=stuck, bytes_before=kept)
+
+
+def _choose(oldest: Sequence[Kept], excess: int) -> list[Kept]:
+    """The first of them, until their sizes reach the excess."""
+    chosen = []
+    for rendition in oldest:
+        if excess <= 0:
+            break
+        excess -= rendition.size
+        chosen.append(rendition)
+    return chosen
 
 
 async def _remove_unknown(worker: Resources, shard: int) -> None:
@@ -70,6 +81,6 @@ async def _remove_unknown(worker: Resources, shard: int) -> None:
     for at in range(0, len(keys), _AT_ONCE):
         async with worker.database.connection() as connection:
             unknown = await list_unknown(connection, keys[at : at + _AT_ONCE])
-        await asyncio.to_thread(worker.renditions.remove, unknown)
-        if unknown:
-            log.info("renditions.unknown_removed", renditions=len(unknown))
+        failures = await asyncio.to_thread(worker.renditions.remove, unknown)
+        if len(unknown) > len(failures):
+            log.info("renditions.unknown_removed", renditions=len(unknown) - len(failures))

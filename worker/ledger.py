@@ -63,13 +63,17 @@ class RenditionLedger:
                 await asyncio.sleep(_RETRY_S)
 
     async def _write(self) -> None:
-        """Takes out what is written, and nothing where that fails."""
+        """Takes out what is written, and nothing if that fails.
+
+        A file that belongs to no image and cannot be removed is left to the eviction, which looks for files without
+        rows: it must not keep the rows of others from being written.
+        """
         while self._waiting:
             group = [self._waiting[at] for at in range(min(len(self._waiting), _AT_ONCE))]
             kept = await keep_together(self._database, group)
-            await asyncio.to_thread(
-                self._files.remove, [made.key for made, there in zip(group, kept, strict=True) if not there]
-            )
             for made in group:
                 if self._waiting and self._waiting[0] is made:  # else more came than may wait
                     self._waiting.popleft()
+            await asyncio.to_thread(
+                self._files.remove, [made.key for made, there in zip(group, kept, strict=True) if not there]
+            )

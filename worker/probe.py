@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -13,7 +11,7 @@ from arq import Retry
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.lookups import load_image
-from service.images.outcomes import FILE_MISSING, count_crash, mark_failed
+from service.images.outcomes import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.images.records import Image
 from service.probes import Rejected
 from service.queue.replies import Reply
@@ -43,7 +41,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
-        metrics.queue_wait.observe(max(0.0, time.time() - ctx["score"] / 1000))
+        metrics.queue_wait.observe(max(0.0, ctx["waited_s"]))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
             return Reply(image_id, await _finish(worker, image_id))
@@ -58,8 +56,8 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
         found = await worker.children.probe(*worker.storage.places(image_id))
         image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
-        log.info("probe.refused", code=refusal.code)
-        image = await _fail(worker, image_id, refusal.code)
+        log.info("probe.refused", code=refusal.code, kind=refusal.kind)
+        image = await _fail(worker, image_id, refusal.code, refusal.kind)
     except FileNotFoundError:
         await worker.storage.require_mounted()
         return await _miss(worker, image_id)
@@ -70,10 +68,10 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
 
 
 async def _miss(worker: Resources, image_id: ImageId) -> Image | None:
-    image = await _load(worker, image_id)
-    if image is None or image.state != "pending":
-        return image
-    age_s = (datetime.now(UTC) - image.created_at).total_seconds()
+    async with worker.database.connection() as connection:
+        age_s = await find_pending_age_s(connection, image_id)
+    if age_s is None:
+        return await _load(worker, image_id)
     log.error("probe.file_missing", age_s=round(age_s))
     if age_s < _MISSING_S:
         raise Retry(defer=_RETRY_MISSING_S)
@@ -93,10 +91,10 @@ async def _load(worker: Resources, image_id: ImageId) -> Image | None:
         return await load_image(connection, image_id)
 
 
-async def _fail(worker: Resources, image_id: ImageId, code: str) -> Image | None:
+async def _fail(worker: Resources, image_id: ImageId, code: str, kind: str | None = None) -> Image | None:
     """Refuse the picture: the row tells why, and the file goes."""
     async with worker.database.connection() as connection:
-        image = await mark_failed(connection, image_id, code)
+        image = await mark_failed(connection, image_id, code, kind)
     if image is not None:
         metrics.count_probe_failure(code)
     if image is not None and code != FILE_MISSING:

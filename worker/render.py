@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from service.delivery.rows import Made
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.probes import Rejected
-from service.storage.files import Stored
+from service.storage.files import Stored, in_thread
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
@@ -51,18 +53,18 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         try:
-            made, code = await _make(worker, wanted), None
+            made, code, kind = await _make(worker, wanted), None, None
         except Rejected as refusal:
-            made, code = None, refusal.code
+            made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
                 raise Retry(defer=_RETRY_S) from error
-            made, code = None, "rendition-not-ready"  # whoever still wants it asks again
+            made, code, kind = None, "rendition-not-ready", None  # whoever still wants it asks again
         if code is not None:
             metrics.count_render_failure(code)
             log.info("render.failed", code=code)
-        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made))
+        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind)
 
 
 async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
@@ -94,12 +96,18 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> St
         if found.path not in places:
             raise ChildUnavailable("it has read another file")
         with suppress(FileNotFoundError):
-            return await asyncio.to_thread(worker.renditions.write_patched, key, Path(found.path), found.patches)
+            return await _write_patched(worker, key, Path(found.path), found.patches)
         # Moved since, from where it came in to where it is kept.
-        return await asyncio.to_thread(worker.renditions.write_patched, key, Path(places[0]), found.patches)
+        return await _write_patched(worker, key, Path(places[0]), found.patches)
     over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
     data = await worker.renderers.render(places, result, order.transformation, over)
     return None if data is None else await asyncio.to_thread(worker.renditions.write, key, data)
+
+
+async def _write_patched(
+    worker: Resources, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]
+) -> Stored:
+    return await in_thread(worker.storage.threads, partial(worker.renditions.write_patched, key, source, patches))
 
 
 def _small(made: Stored | None) -> SmallFile | None:

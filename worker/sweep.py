@@ -7,9 +7,10 @@ from typing import Any
 import structlog
 
 from service.errors import ServiceError
+from service.ids import ImageId
 from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
 from service.images.repeats import forget_expired
-from service.removals import list_removals, remove_files
+from service.removals import Removal, list_removals, remove_files
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
@@ -57,27 +58,43 @@ async def _enqueue_overdue(worker: Resources) -> None:
 
 
 async def _settle_abandoned(worker: Resources) -> None:
-    """A received file goes to its place if its row was committed, and away if not."""
-    abandoned = await worker.storage.list_abandoned(_ABANDONED_S, _AT_ONCE)
-    if not abandoned:
-        return
-    async with worker.database.connection() as connection:
-        existing = await list_existing(connection, abandoned)
-    await worker.storage.settle([image_id for image_id in abandoned if image_id in existing])
-    for image_id in abandoned:
-        if image_id in existing:
-            continue
-        try:
-            await worker.storage.remove_abandoned(image_id)
-        except OSError as error:  # one that cannot be removed keeps no other from it
-            log.warning("sweep.not_settled", image_id=image_id, error=repr(error))
-    log.info("sweep.settled", kept=len(existing), removed=len(abandoned) - len(existing))
+    """A received file goes to its place if its row was committed, and away if not.
+
+    Files that cannot be moved or removed stay in the folder, so each page skips the pages before.
+    """
+    seen: set[ImageId] = set()
+    kept = 0
+    failures: dict[ImageId, OSError] = {}
+    for _ in range(_MOST_PAGES):
+        abandoned = await worker.storage.list_abandoned(_ABANDONED_S, _AT_ONCE, skip=seen)
+        if abandoned:
+            seen.update(abandoned)
+            async with worker.database.connection() as connection:
+                existing = await list_existing(connection, abandoned)
+            kept += len(existing)
+            failures |= await worker.storage.settle([one for one in abandoned if one in existing])
+            failures |= await worker.storage.remove_abandoned([one for one in abandoned if one not in existing])
+        if len(abandoned) < _AT_ONCE:
+            break
+    if failures:
+        image_id, error = next(iter(failures.items()))
+        log.warning("sweep.not_settled", files=len(failures), image_id=image_id, first_error=repr(error))
+    if seen:
+        log.info("sweep.settled", kept=kept, removed=len(seen) - kept, failed=len(failures))
 
 
 async def _remove_files(worker: Resources) -> None:
-    async with worker.database.connection() as connection:
-        removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE)
-    await remove_files(worker.database, worker.storage, worker.renditions, removals)
+    """All of them, also behind those that cannot be removed."""
+    last: Removal | None = None
+    for _ in range(_MOST_PAGES):
+        async with worker.database.connection() as connection:
+            removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE, last)
+        if removals:
+            last = removals[-1]
+            image_ids = [removal.image_id for removal in removals]
+            await remove_files(worker.database, worker.storage, worker.renditions, image_ids)
+        if len(removals) < _AT_ONCE:
+            break
 
 
 async def _forget_failures(worker: Resources) -> None:

@@ -106,9 +106,11 @@ class Acceptor:
             log.warning(event, **fields)
 
     async def _open(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         try:
+            connection.setblocking(False)
             await self._loop.connect_accepted_socket(self._make_connection, connection)
-        except OSError:  # gone
+        except Exception as error:
             connection.close()
-            self._counts.add(-1)
+            self._counts.add(-1)  # there is no protocol whose end would do that
+            if not isinstance(error, OSError):  # else the client has gone
+                log.exception("api.connection_failed")

@@ -22,7 +22,6 @@ from service.settings import Settings
 def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[answer, cors.answer_options])
     app.on_response_prepare.append(cors.allow_answer)
-    app.on_response_prepare.append(delivery.tell_what_varies)
     if (rate := Rate.parse(settings.rate_limit)) is not None:
         app.on_response_prepare.append(ShowRateLimit(rate))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -25,15 +26,22 @@ MAX_PART_HEADERS = 16
 MAX_LINES_AROUND_PARTS = 32
 # What surrounds the file in a form: boundaries and the part's headers.
 _FORM_OVERHEAD_BYTES = 16 * 1024
+# A quoted string (RFC 9110, section 5.6.4), or one without an end.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_FILE_NAME = re.compile(r";\s*filename\*?\s*=", re.IGNORECASE)
 # How aiohttp tells of a body that is not what its headers say.
 _MALFORMED = (ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
 
 def check_content_type(request: web.Request) -> None:
     """Raises `unsupported-content-type`, which names the header to send."""
-    kind = request.content_type
-    if kind not in ("application/octet-stream", "multipart/form-data") and not kind.startswith("image/"):
+    if request.content_type != "multipart/form-data" and not _is_binary(request.content_type):
         raise ServiceError("unsupported-content-type")
+
+
+def _is_binary(content_type: str) -> bool:
+    """Whether a picture may have this type, given in lower case and without parameters."""
+    return content_type == "application/octet-stream" or content_type.startswith("image/")
 
 
 def declared_length(request: web.Request) -> int | None:
@@ -85,28 +93,38 @@ class _Form(MultipartReader):
 
 
 async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
-    found = False
+    has_file = False
     async for part in _Form(request.headers, request.content, max_headers=MAX_PART_HEADERS):
-        if not isinstance(part, BodyPartReader) or (part.filename is None and not _is_binary(part)):
+        chunk = await part.read_chunk(_CHUNK_BYTES) if isinstance(part, BodyPartReader) else b""
+        if not isinstance(part, BodyPartReader) or not _is_file(part, chunk):
             raise ServiceError(
                 "invalid-body",
                 "A form may hold one file and nothing else; send parameters in the query string.",
             )
-        if found:
+        if has_file:
             raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
         if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
             # aiohttp decodes a piece at a time, and would spoil what is escaped across the end of one.
             raise ServiceError("invalid-body", "Send the form's file as it is, not quoted-printable.")
-        found = True
-        while chunk := await part.read_chunk(_CHUNK_BYTES):
+        has_file = True
+        while chunk:
             yield part.decode(chunk)
-    if not found:
+            chunk = await part.read_chunk(_CHUNK_BYTES)
+    if not has_file:
         raise ServiceError("empty-body")
 
 
-def _is_binary(part: BodyPartReader) -> bool:
-    kind = part.headers.get("Content-Type", "")
-    return kind == "application/octet-stream" or kind.startswith("image/")
+def _is_file(part: BodyPartReader, chunk: bytes) -> bool:
+    """Whether a part is a file and no text field (RFC 7578): by its file name, its type, or a zero byte in its first
+    chunk, which no text has: several clients send neither name nor type.
+    """
+    content_type = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return _has_file_name(part.headers.get("Content-Disposition", "")) or _is_binary(content_type) or b"\0" in chunk
+
+
+def _has_file_name(disposition: str) -> bool:
+    """Also in a header that breaks the grammar, such as one with spaces in a name without quotes."""
+    return _FILE_NAME.search(_QUOTED.sub('""', disposition)) is not None
 
 
 @asynccontextmanager

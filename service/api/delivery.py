@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -14,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from service.api.clients import client_address
-from service.api.middleware import request_id
+from service.api.middleware import ERROR_HEADERS, request_id
 from service.api.resources import resources
 from service.api.sending import FileChanged, send
 from service.delivery import signatures
@@ -31,8 +32,6 @@ from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
 from service.storage.files import Stored, starts_with
 from service.telemetry.metrics import metrics
-
-_VARIES = web.RequestKey("varies", bool)
 
 # For a file that changes between being found and being sent.
 _MOST_LOOKS = 3
@@ -138,8 +137,8 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     if asked is None:
         return await _find_raw(visit, subject, headers, caching._replace(immutable=True))
     if asked.format is None:
-        visit.request[_VARIES] = True
         headers["Vary"] = "Accept"
+        visit.request[ERROR_HEADERS] = {"Vary": "Accept"}  # whether there is an error depends on it, too
     transformation, pixels = await _resolve(visit, subject, asked)
     order = RenderOrder.rendition(subject.image.id, transformation)
     # What is signed was asked for by the account itself. A million pixels take about as long as all else.
@@ -149,7 +148,8 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     )
     headers["Content-Type"] = MIME_TYPES[transformation.format]
     etag = f"{order.digest}-{stored.modified_ns:x}"
-    return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching)
+    threads = visit.delivery.files.threads
+    return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching, threads=threads)
 
 
 async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], caching: Caching) -> Picture:
@@ -162,21 +162,23 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         stored = await visit.delivery.renditions.get(
             order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
-        headers |= await _content_encoding(image.format, stored)
-        return _picture(order, stored, f"{etag}-{stored.modified_ns:x}", created_s, headers, caching=caching)
+        etag, threads = f"{etag}-{stored.modified_ns:x}", visit.delivery.files.threads
+        headers |= await _content_encoding(image.format, stored, threads)
+        return _picture(order, stored, etag, created_s, headers, caching=caching, threads=threads)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
         visit.delivery.subjects.forget([image.id])
         is_deleted = await visit.delivery.subjects.find(image.id) is None
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
     metrics.pictures_from_disk.inc()
-    headers |= await _content_encoding(image.format, found)
-    return _picture(order, found, etag, created_s, headers, caching=caching)
+    threads = visit.delivery.storage.threads
+    headers |= await _content_encoding(image.format, found, threads)
+    return _picture(order, found, etag, created_s, headers, caching=caching, threads=threads)
 
 
-async def _content_encoding(form: str | None, stored: Stored) -> dict[str, str]:
+async def _content_encoding(form: str | None, stored: Stored, threads: Executor) -> dict[str, str]:
     """The header of an SVG that is stored compressed (svgz): browsers show none without it."""
-    is_packed = form == "svg" and await starts_with(stored, _GZIP_MAGIC)
+    is_packed = form == "svg" and await starts_with(stored, _GZIP_MAGIC, threads)
     return {"Content-Encoding": "gzip"} if is_packed else {}
 
 
@@ -192,7 +194,14 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
 
 
 def _picture(
-    order: RenderOrder, stored: Stored, etag: str, modified_s: int, headers: dict[str, str], *, caching: Caching
+    order: RenderOrder,
+    stored: Stored,
+    etag: str,
+    modified_s: int,
+    headers: dict[str, str],
+    *,
+    caching: Caching,
+    threads: Executor,
 ) -> Picture:
     """Fastly and Varnish purge by `Surrogate-Key`, Cloudflare by `Cache-Tag`: all of the images that can be seen."""
     headers["ETag"] = f'"{etag}"'
@@ -202,7 +211,7 @@ def _picture(
     headers["Cache-Tag"] = ",".join(image_ids)
     kind = "images" if stored.path.name == order.image_id else "renditions"
     accel_path = f"/{kind}/{stored.path.parent.name}/{stored.path.name}"
-    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path)
+    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path, threads)
 
 
 def _parameters(request: web.Request) -> list[tuple[str, str]]:
@@ -212,9 +221,3 @@ def _parameters(request: web.Request) -> list[tuple[str, str]]:
         )
     except ValueError as error:
         raise ServiceError("invalid-parameter", f"Send at most {_MOST_PARAMETERS} parameters.") from error
-
-
-async def tell_what_varies(request: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: errors depend on Accept too, where the picture would have."""
-    if request.get(_VARIES):
-        response.headers["Vary"] = "Accept"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from service.api.resources import Resources, resources
+from service.api.shared import SharedCall
 
-_CHECK_TIMEOUT_S = 2
+Check: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def alive(_: web.Request) -> web.Response:
@@ -19,13 +22,13 @@ async def alive(_: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """GET /readyz: 200 if database, queue, storage and at least one worker work, else 503 that names what does not."""
     service = resources(request)
-    checks = {
-        "database": _database(service),
-        "queue": _queue(service),
-        "storage": service.storage.check(),
-        "worker": _worker(service),
+    checks: dict[str, Check] = {
+        "database": partial(_database, service),
+        "queue": partial(_queue, service),
+        "storage": service.storage.check,
+        "worker": partial(_worker, service),
     }
-    results = await asyncio.gather(*(_passes(check) for check in checks.values()))
+    results = await asyncio.gather(*(_passes(service.readiness[name], check) for name, check in checks.items()))
     report = {name: "ok" if passed else "unavailable" for name, passed in zip(checks, results, strict=True)}
     passed = all(results)
     return web.json_response(
@@ -35,9 +38,9 @@ async def ready(request: web.Request) -> web.Response:
     )
 
 
-async def _passes(check: Awaitable[None]) -> bool:
+async def _passes(shared: SharedCall[None], check: Check) -> bool:
     try:
-        await asyncio.wait_for(check, _CHECK_TIMEOUT_S)
+        await shared.get(check)
     except Exception:
         return False
     return True

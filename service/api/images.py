@@ -72,7 +72,7 @@ async def _copy(request: web.Request, account: Account, url: str, tags: Sequence
         new, image = repeated or await _download(request, account, source, tags, key)
     except ServiceError as error:
         if error.code == "unsupported-image":
-            raise ServiceError("not-an-image") from error
+            raise ServiceError("not-an-image", error.detail) from error
         raise
     return await answers.created(new, image, service, account, detail)
 

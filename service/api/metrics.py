@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from aiohttp import web
 
@@ -16,9 +17,15 @@ _QUEUE_TIMEOUT_S = 1
 async def show(request: web.Request) -> web.Response:
     """GET /metrics. Without a key: it tells nothing of accounts and images."""
     service = resources(request)
-    async with service.scraping:
-        body = await asyncio.to_thread(metrics.render, await _measure_queue(service))
+    try:
+        body = await service.scraping.get(partial(_scrape, service))
+    except TimeoutError as error:
+        raise ServiceError("busy", "The metrics take too long to put together; try again shortly.") from error
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
+
+
+async def _scrape(service: Resources) -> bytes:
+    return await asyncio.to_thread(metrics.render, await _measure_queue(service))
 
 
 async def _measure_queue(service: Resources) -> QueueState | None:

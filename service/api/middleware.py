@@ -7,20 +7,24 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 from service.api import envelope
+from service.api.sending import FileAnswer, SendingEnd
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
 from service.telemetry.logs import requests
-from service.telemetry.metrics import UNMATCHED, metrics
+from service.telemetry.metrics import CLIENT_LEFT, UNMATCHED, metrics
 
 log = structlog.get_logger("service.api")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# What an error answer gets beside its own, if the handler has set it.
+ERROR_HEADERS = web.RequestKey("error_headers", Mapping[str, str])
 _REQUEST_ID = web.RequestKey("request_id", str)
 _ACCEPTED_ID = re.compile(rf"(?!{KEY_PATTERN.pattern}$)[0-9A-Za-z._-]{{1,64}}")  # a key in this place is not logged
 _QUIET = frozenset({"/healthz", "/metrics", "/readyz"})
@@ -35,55 +39,79 @@ def choose_request_id(given: str | None) -> str:
     return given if given and _ACCEPTED_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """A request from its head to the end of its answer. `code` and `cause` are of the error that it is answered."""
+
+    request: web.Request
+    started: float
+    code: str | None = None
+    cause: BaseException | None = None
+
+    def end(self, end: SendingEnd) -> None:
+        """Count it and log it."""
+        if end.code is not None:
+            self.code, self.cause = end.code, end.cause
+        seconds = self._count(end.status)
+        if self.request.path not in _QUIET:
+            self._log(end.status, seconds)
+
+    def leave(self) -> None:
+        """The client left before there was an answer."""
+        self._count(CLIENT_LEFT)
+
+    def _count(self, status: int) -> float:
+        """Returns how long it took, in seconds."""
+        seconds = time.perf_counter() - self.started
+        resource = self.request.match_info.route.resource
+        route = UNMATCHED if resource is None else resource.canonical
+        if status == CLIENT_LEFT:
+            metrics.count_cut_off(self.request.method, route)
+        else:
+            metrics.count_answer(self.request.method, route, status, self.code, seconds)
+        return seconds
+
+    def _log(self, status: int, seconds: float) -> None:
+        fields: dict[str, object] = {
+            "request_id": request_id(self.request),
+            "method": self.request.method,
+            "path": without_keys(self.request.path),
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+        }
+        if self.code is not None:
+            fields["code"] = self.code
+        if self.cause is not None:
+            fields["cause"] = repr(self.cause)
+        requests.write(logging.WARNING if status >= 500 else logging.INFO, fields)
+
+
 @web.middleware
 async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    started = time.perf_counter()
+    exchange = _Exchange(request, time.perf_counter())
     request[_REQUEST_ID] = choose_request_id(request.headers.get("X-Request-Id"))
-    code = cause = None
     try:
         response = await handler(request)
     except ServiceError as problem:
-        code, cause = problem.code, problem.__cause__
-        response = envelope.error(problem)
+        exchange.code, exchange.cause = problem.code, problem.__cause__
+        response = envelope.error(problem, request.get(ERROR_HEADERS))
     except web.HTTPException as refusal:
         translated, headers = _of_router(refusal)
-        code = translated.code
+        exchange.code = translated.code
         response = envelope.error(translated, headers)
     except (ConnectionError, asyncio.CancelledError):
-        _count(request, started, None, None)
+        exchange.leave()
         raise  # the client is gone: there is nobody to answer
     except Exception:
-        code = "internal"
+        exchange.code = "internal"
         log.exception("request.failed", request_id=request_id(request), path=without_keys(request.path))
-        response = envelope.error(ServiceError(code))
+        response = envelope.error(ServiceError("internal"), request.get(ERROR_HEADERS))
     response.headers["X-Request-Id"] = request_id(request)
-    seconds = _count(request, started, response.status, code)
-    if request.path not in _QUIET:
-        fields: dict[str, object] = {
-            "request_id": request_id(request),
-            "method": request.method,
-            "path": without_keys(request.path),
-            "status": response.status,
-            "ms": round(seconds * 1000, 1),
-        }
-        if code is not None:
-            fields["code"] = code
-        if cause is not None:
-            fields["cause"] = repr(cause)
-        requests.write(logging.WARNING if response.status >= 500 else logging.INFO, fields)
-    return response
-
-
-def _count(request: web.Request, started: float, status: int | None, code: str | None) -> float:
-    """Returns how long the request took, in seconds."""
-    seconds = time.perf_counter() - started
-    resource = request.match_info.route.resource
-    route = UNMATCHED if resource is None else resource.canonical
-    if status is None or request.transport is None:
-        metrics.count_cut_off(request.method, route)
+    if isinstance(response, FileAnswer):
+        response.on_end = exchange.end  # it is sent after this, and may take minutes
     else:
-        metrics.count_answer(request.method, route, status, code, seconds)
-    return seconds
+        exchange.end(SendingEnd(response.status if request.transport is not None else CLIENT_LEFT))
+    return response
 
 
 def without_keys(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -64,13 +65,18 @@ def tags(request: web.Request) -> list[str]:
 
 
 def url(request: web.Request) -> str:
-    """The required `url`; whether it can be used is for `service.downloads.origins` to say."""
-    given = query(request).get("url", "")
-    if not given:
+    """The required `url`, decoded once; `service.downloads.origins` checks it.
+
+    Surrogates stand for bytes that are no UTF-8 (PEP 383).
+    """
+    # Not by `query`, which loses bytes that are no UTF-8.
+    text = request.rel_url.raw_query_string.lstrip("?")
+    values = (value for name, value in parse_qsl(text, errors="surrogateescape") if name == "url")
+    if not (value := next(values, "")):
         raise ServiceError(
             "invalid-parameter", "url is required: the address of a picture. To send the picture itself, POST it."
         )
-    return given
+    return value
 
 
 def idempotency_key(request: web.Request, url: URL | None = None) -> IdempotencyKey | None:

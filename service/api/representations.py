@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.accounts.records import Account
 from service.api.parameters import Detail
-from service.errors import ServiceError
+from service.errors import refuse_picture
 from service.ids import IMAGE_ID_PATTERN
 from service.images.records import Image, NewImage
 from service.probes import MIME_TYPES
@@ -21,11 +21,20 @@ from service.sizes import readable
 Id = Annotated[str, Meta(pattern=f"^{IMAGE_ID_PATTERN.pattern}$")]
 Bytes = Annotated[int, Meta(ge=0, description="Bytes.")]
 Readable = Annotated[str, Meta(description="In powers of 1024.", examples=["2 GB", "107 MB", "1.9 GB"])]
-Pixels = Annotated[int, Meta(ge=1, description="As displayed, with the EXIF orientation applied.")]
+Pixels = Annotated[int, Meta(ge=1, description="As displayed, with `orientation` applied.")]
 Format = Annotated[str, Meta(extra_json_schema={"enum": list(MIME_TYPES)})]
 Mime = Annotated[str, Meta(extra_json_schema={"enum": list(MIME_TYPES.values())})]
 Time = Annotated[str, Meta(description="UTC.", extra_json_schema={"format": "date-time"})]
-Orientation = Annotated[int, Meta(ge=1, le=8, description="Of EXIF; 1 where there is none.")]
+Orientation = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=8,
+        description="What was applied to the stored pixels, as an orientation of EXIF: EXIF's own or, for HEIC and "
+        "AVIF, the container's rotation and mirroring. 1 is none. `exif.Orientation` is the file's own value and may "
+        "differ.",
+    ),
+]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Url = Annotated[str, Meta(description="Where the picture is served.", extra_json_schema={"format": "uri"})]
 Exif = Annotated[msgspec.Raw, Meta(description="By standard tag names.", extra_json_schema={"type": "object"})]
@@ -98,7 +107,7 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
 def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
     """Raises the error of an image that failed."""
     if image.state == "failed":
-        raise ServiceError(image.error or "unsupported-image")
+        raise refuse_picture(image.error or "unsupported-image", image.error_kind)
     if image.state == "pending":
         return describe_new(image)
     return describe_ready(image, detail, public_url)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from aiohttp import web
 from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
+from service.api.shared import SharedCall
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
@@ -29,6 +31,14 @@ from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
+
+# Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
+_CHECK_S = 2.0
+_SCRAPE_S = 5.0
+
+
+def _make_checks() -> Mapping[str, SharedCall[None]]:
+    return defaultdict(partial(SharedCall[None], _CHECK_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,8 @@ class Resources:
     origins: Origins
     download_limits: UploadLimits
     delivery: Delivery
-    scraping: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: anybody may ask
+    readiness: Mapping[str, SharedCall[None]] = field(default_factory=_make_checks)
+    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S))
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.

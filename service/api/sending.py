@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, NamedTuple
@@ -19,14 +21,35 @@ from service.api.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
 from service.storage.files import Stored, in_thread, unavailable
+from service.telemetry.metrics import CLIENT_LEFT
 
 # The system takes less at a time, as a rule; this bounds what one client is given before the others.
 _PIECE_BYTES = 1 << 20
+# What sendfile raises about its connection; all else is about its file.
+_OF_CONNECTION = frozenset(
+    {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN}
+)
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,20})-(?P<last>[0-9]{0,20})", re.IGNORECASE)
+
+
+class _FileFailed(ConnectionError):
+    """The file cannot be read to its end. All that is left to do is to end the connection, which aiohttp does at a
+    ConnectionError without a traceback.
+    """
 
 
 class FileChanged(Exception):
     """Since it was found, the file was removed, moved or made anew; what is there now has to be found again."""
+
+
+class SendingEnd(NamedTuple):
+    """How an answer ended. `status` is CLIENT_LEFT if its client left before the last byte; `code` is of an error that
+    came after the head was sent.
+    """
+
+    status: int
+    code: str | None = None
+    cause: BaseException | None = None
 
 
 class Part(NamedTuple):
@@ -67,8 +90,8 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
             status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
         )
     with unavailable():
-        file = await in_thread(partial(_open, picture.stored))
-    return FileAnswer(file, part, status, headers)
+        file = await in_thread(picture.threads, partial(_open, picture.stored))
+    return FileAnswer(file, part, status, headers, picture.threads)
 
 
 def _open(stored: Stored) -> BinaryIO:
@@ -124,13 +147,18 @@ class FileAnswer(web.StreamResponse):
     """Bytes that go from the file to the connection inside the system (sendfile), in a thread, since the disk may be
     slow; uvloop's transports have no way to do that, so it is done on a copy of the connection's descriptor while the
     transport has nothing to write.
+
+    `on_end` hears once of its end: of the last byte that the system took, or of what kept it from that.
     """
 
-    def __init__(self, file: BinaryIO, part: Part, status: int, headers: Mapping[str, str]) -> None:
+    on_end: Callable[[SendingEnd], None] | None = None
+
+    def __init__(self, file: BinaryIO, part: Part, status: int, headers: Mapping[str, str], threads: Executor) -> None:
         super().__init__(status=status, headers=headers)
         self.content_length = part.stop - part.start
         self._file = file
         self._part = part
+        self._threads = threads
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         try:
@@ -138,9 +166,22 @@ class FileAnswer(web.StreamResponse):
             if writer is not None and request.method != "HEAD":
                 await writer.drain()  # this returns when the system has taken the headers
                 await self._send(request)
+        except _FileFailed as error:
+            self._end(SendingEnd(503, "storage-unavailable", error.__cause__))
+            raise
+        except BaseException:  # cancelled too
+            self._end(SendingEnd(CLIENT_LEFT))
+            raise
+        else:
+            self._end(SendingEnd(self.status))
             return writer
         finally:
             self._file.close()
+
+    def _end(self, end: SendingEnd) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(end)
 
     async def _send(self, request: web.BaseRequest) -> None:
         if request.transport is None:
@@ -150,9 +191,7 @@ class FileAnswer(web.StreamResponse):
             at = self._part.start
             while at < self._part.stop:
                 count = min(self._part.stop - at, _PIECE_BYTES)
-                sent = await in_thread(partial(_sendfile, connection, self._file.fileno(), at, count))
-                if sent == 0:
-                    raise ConnectionResetError("the file is shorter than it was")
+                sent = await in_thread(self._threads, partial(_sendfile, connection, self._file.fileno(), at, count))
                 if sent is None:
                     await _until_writable(connection)
                     if _is_gone(request):
@@ -168,11 +207,18 @@ def _is_gone(request: web.BaseRequest) -> bool:
 
 
 def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None:
-    """None where the connection takes nothing now."""
+    """None where the connection takes nothing now. Raises _FileFailed, and ConnectionResetError."""
     try:
-        return os.sendfile(connection, file, offset, count)
+        sent = os.sendfile(connection, file, offset, count)
     except BlockingIOError:
         return None
+    except OSError as error:
+        if error.errno in _OF_CONNECTION:
+            raise ConnectionResetError("the client has left") from error
+        raise _FileFailed("the file cannot be read") from error
+    if sent == 0:
+        raise _FileFailed("the file is shorter") from OSError(errno.ENODATA, "it is shorter than it was")
+    return sent
 
 
 async def _until_writable(connection: int) -> None:

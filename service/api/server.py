@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 import uvloop
@@ -22,8 +21,6 @@ from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
-# Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
-_DISK_THREADS = 32
 # How long an idle connection stays open for a request that may be on its way when the drain begins.
 _LINGER_S = 0.5
 # aiohttp waits twice so long for what the drain has waited for already. A supervisor kills 5 s after the drain.
@@ -52,7 +49,6 @@ def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts)
 
 async def _serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk"))
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)

@@ -11,6 +11,8 @@ from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
 from service.settings import parse_size
 
+_MAX_NAME_CHARACTERS = 200
+
 
 @click.group()
 def accounts() -> None:
@@ -26,6 +28,8 @@ def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
     from service.accounts.keys import create_key  # noqa: PLC0415
     from service.accounts.records import AccountExists, create_account  # noqa: PLC0415
 
+    if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
+        raise click.BadParameter(f"it has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")
     try:
         max_bytes = parse_size(max_storage)
     except ValueError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,11 @@ from service.processes import StartError
 from service.settings import Settings, SettingsError, load
 
 Result = TypeVar("Result")
+
+_CONNECT_S = 10
+# A statement waits for a row that another command has locked.
+_COMMAND_S = 30
+_CLOSE_S = 2
 
 DATA = click.option(
     "--data",
@@ -24,6 +31,19 @@ DATA = click.option(
 SOON = "known everywhere within 5 seconds"
 
 
+class _Seconds(click.FloatRange):
+    """Without nan, which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(0, 86400)
+
+
 def load_settings(**overrides: object) -> Settings:
     try:
         return load(**overrides)
@@ -33,23 +53,48 @@ def load_settings(**overrides: object) -> Settings:
 
 def with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Do `work` on a connection to the configured database, or to that of a running `up` on the data folder."""
+    return asyncio.run(_connect_and_work(locate(data).database_url, work))
+
+
+async def _connect_and_work(url: str, work: Callable[[Any], Awaitable[Result]]) -> Result:
     import asyncpg  # noqa: PLC0415
 
     from service.accounts.records import AccountUnknown  # noqa: PLC0415
 
-    async def connect_and_work() -> Result:
-        try:
-            connection = await asyncpg.connect(locate(data).database_url, timeout=10)
-        except (OSError, asyncpg.PostgresError) as error:
-            raise click.ClickException(f"The database cannot be reached: {error}") from None
-        try:
+    try:
+        connection = await asyncpg.connect(url, timeout=_CONNECT_S, command_timeout=_COMMAND_S)
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise click.ClickException(f"The database cannot be reached: {describe(error)}") from None
+    try:
+        with explained_errors():
             return await work(connection)
-        except AccountUnknown as unknown:
-            raise click.ClickException(f"There is no account {str(unknown)!r}.") from None
-        finally:
-            await connection.close()
+    except AccountUnknown as unknown:
+        raise click.ClickException(f"There is no account {str(unknown)!r}.") from None
+    finally:
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # the server may be away
+            await connection.close(timeout=_CLOSE_S)
 
-    return asyncio.run(connect_and_work())
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """What PostgreSQL refuses, and that it went away, becomes a sentence."""
+    import asyncpg  # noqa: PLC0415
+
+    try:
+        yield
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+        raise click.ClickException(
+            f"The database does not have the tables of this version: run `daguerre schema` first ({describe(error)})."
+        ) from None
+    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+        raise click.ClickException(f"The database refuses a value: {describe(error)}") from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise click.ClickException(f"The database cannot be used: {describe(error)}") from None
+
+
+def describe(error: Exception) -> str:
+    """In one line."""
+    return " ".join(str(error).split()) or "it does not answer"
 
 
 def locate(data: Path | None) -> Settings:

@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from service.cli.configuration import load_settings
+from service.settings import SettingsError
 
 
 @click.command()
@@ -16,5 +17,9 @@ def health(part: str) -> None:
     from service import liveness  # noqa: PLC0415
 
     find_problem = liveness.find_api_problem if part == "api" else liveness.find_worker_problem
-    if problem := asyncio.run(find_problem(load_settings())):
+    try:
+        problem = asyncio.run(find_problem(load_settings()))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    if problem:
         raise click.ClickException(problem)

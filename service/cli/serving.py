@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import click
@@ -40,7 +41,12 @@ def serve(
 
 
 def _listen(settings: Settings, fd: int | None) -> socket.socket:
-    return listening.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    if fd is None:
+        return listening.bind(settings.host, settings.port)
+    try:
+        return socket.socket(fileno=fd)
+    except OSError as error:
+        raise StartError(f"--fd {fd} is no socket: {os.strerror(error.errno or 0).lower()}") from None
 
 
 @click.command()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TextIO
 
 import click
 
-from service.cli.configuration import DATA, locate
+from service.cli.configuration import DATA, describe, explained_errors, locate
 from service.settings import SettingsError
 
 
@@ -24,7 +25,6 @@ def verify(*, repair: bool, drop_missing: bool, quick: bool, expect: TextIO | No
 
     It may run at any time. What is uploaded or deleted meanwhile is not held against anyone.
     """
-    from service.errors import ServiceError  # noqa: PLC0415
     from service.verification import report  # noqa: PLC0415
 
     try:
@@ -32,22 +32,24 @@ def verify(*, repair: bool, drop_missing: bool, quick: bool, expect: TextIO | No
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--expect") from None
     settings = locate(data)
-    try:
-        is_well = asyncio.run(
+    with explained_errors():
+        is_well = _run(
             report.verify(
-                settings,
-                read=not quick,
-                repair=repair,
-                drop_missing=drop_missing,
-                expected=expected,
-                tell=click.echo,
+                settings, read=not quick, repair=repair, drop_missing=drop_missing, expected=expected, tell=click.echo
             )
         )
+    if not is_well:
+        sys.exit(1)
+
+
+def _run(verification: Coroutine[None, None, bool]) -> bool:
+    from service.errors import ServiceError  # noqa: PLC0415
+
+    try:
+        return asyncio.run(verification)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(f"It could not be finished: {error.code}. Run it again once that works.") from None
     except OSError as error:
-        raise click.ClickException(f"It could not be finished: {error}") from None
-    if not is_well:
-        sys.exit(1)
+        raise click.ClickException(f"It could not be finished: {describe(error)}") from None

@@ -39,13 +39,14 @@ class SmallFile(msgspec.Struct, frozen=True):
 
 class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, where it
-    is small enough to be sent along.
+    is small enough to be sent along. `kind` names what is not supported, as in `Rejected`.
     """
 
     image_id: ImageId
     digest: str
     error: str | None = None
     file: SmallFile | None = None
+    kind: str | None = None
 
 
 class Deleted(msgspec.Struct, frozen=True, tag="deleted"):

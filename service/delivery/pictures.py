@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Caching(NamedTuple):
 class Picture:
     """`headers` are those of every answer that shows it, beside what `caching` says; `etag` is one of them, without its
     quotes. `image_ids` are whose deletion ends it. `accel_path` is where it lies below the internal locations of a
-    proxy. `head` is what all answers of 200 begin with, once one was written.
+    proxy, and `threads` are those of its disk. `head` is what all answers of 200 begin with, once one was written.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -42,6 +43,7 @@ class Picture:
     headers: Mapping[str, str]
     caching: Caching
     accel_path: str
+    threads: Executor
     head: bytes = b""
 
 

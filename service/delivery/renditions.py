@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.orders import Deleted, News, RenderEnd, RenderOrder, encode_order
 from service.delivery.rows import note_uses
-from service.errors import ServiceError
+from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId
 from service.limits.buckets import RateLimiter
 from service.queue.channels import Listener, send
@@ -38,7 +39,8 @@ _ANNOUNCE_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    error: str
+    code: str
+    message: str
     until: float
 
 
@@ -84,7 +86,7 @@ class Renditions:
         self._waiting = 0
         self._new_ones = new_ones
         self._making: dict[RenditionKey, _Making] = {}
-        self._refused: dict[RenditionKey, _Refused] = {}
+        self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
         self._used: dict[RenditionKey, None] = {}
         self._own_channel = f"daguerre:renditions:{secrets.token_hex(8)}"  # for the ends of what it has ordered
         self._news: Listener[News] = Listener(
@@ -147,7 +149,8 @@ class Renditions:
         refused = self._refused.get(key)
         if refused is not None:
             if time.monotonic() < refused.until:
-                raise ServiceError(refused.error)
+                self._refused.move_to_end(key)
+                raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
     def _begin(self, key: RenditionKey, order: RenderOrder, request_id: str) -> _Making:
@@ -172,8 +175,9 @@ class Renditions:
                 making.look.clear()
                 end, making.end = making.end, None
                 if end is not None and end.error is not None:
-                    self._remember_refusal(key, end.error)
-                    raise ServiceError(end.error)
+                    refusal = refuse_picture(end.error, end.kind)
+                    self._remember_refusal(key, refusal)
+                    raise refusal
                 if end is not None and end.file is not None:
                     return Stored(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
                 if (stored := await self._files.find(key)) is not None:
@@ -190,12 +194,13 @@ class Renditions:
                 return True
         return False
 
-    def _remember_refusal(self, key: RenditionKey, error: str) -> None:
-        if ServiceError(error).status >= 500:
+    def _remember_refusal(self, key: RenditionKey, refusal: ServiceError) -> None:
+        if refusal.status >= 500:
             return
-        self._refused[key] = _Refused(error, time.monotonic() + _REFUSED_S)
+        self._refused[key] = _Refused(refusal.code, refusal.message, time.monotonic() + _REFUSED_S)
+        self._refused.move_to_end(key)
         if len(self._refused) > _MOST_REFUSED:
-            del self._refused[next(iter(self._refused))]
+            self._refused.popitem(last=False)
 
     def _hear(self, news: News) -> None:
         match news:

@@ -69,12 +69,20 @@ async def keep_together(database: Database, made: Sequence[Made]) -> list[bool]:
     return [one.key in kept for one in made]
 
 
-_LIST = "select image_id, digest from renditions where image_id = any($1) or watermark_id = any($1)"
+class Derived(NamedTuple):
+    """A rendition, by the image that it shows and the one that is its watermark."""
+
+    key: RenditionKey
+    watermark_id: ImageId | None
 
 
-async def list_of_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[RenditionKey]:
+_LIST = "select image_id, digest, watermark_id from renditions where image_id = any($1) or watermark_id = any($1)"
+
+
+async def list_of_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[Derived]:
     """All that was made of these images, or with one of them as the watermark."""
-    return [RenditionKey(ImageId(row[0]), row[1]) for row in await connection.fetch(_LIST, image_ids)]
+    rows = await connection.fetch(_LIST, image_ids)
+    return [Derived(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]
 
 
 _LIST_UNKNOWN = """
@@ -139,9 +147,10 @@ async def sum_bytes(connection: Connection) -> int:
     return int(await connection.fetchval("select coalesce(sum(size), 0)::bigint from renditions"))
 
 
-async def list_oldest(connection: Connection, limit: int) -> list[Kept]:
-    """Those that were asked for least recently, the oldest first."""
-    rows = await connection.fetch(
-        "select image_id, digest, size, used_at from renditions order by used_at limit $1", limit
-    )
+_OLDEST = "select image_id, digest, size, used_at from renditions order by used_at limit $1 offset $2"
+
+
+async def list_oldest(connection: Connection, limit: int, *, skip: int = 0) -> list[Kept]:
+    """Those that were asked for least recently, the oldest first, without the first `skip` of them."""
+    rows = await connection.fetch(_OLDEST, limit, skip)
     return [Kept(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]

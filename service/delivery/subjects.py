@@ -54,6 +54,7 @@ class _Memory(Generic[Key, Value]):
 
     def put(self, key: Key, seen: _Seen[Value]) -> None:
         self._seen[key] = seen
+        self._seen.move_to_end(key)  # one that is looked up again has its old place
         if len(self._seen) > _MOST_REMEMBERED:
             self._seen.popitem(last=False)
 

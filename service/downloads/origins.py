@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import aiohttp
-from aiohttp import ClientHandlerType, ClientRequest, hdrs
+from aiohttp import hdrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from service.addresses import AllowedAddresses
 from service.downloads.connections import AddressRefused, GuardedResolver, guarded_connector
+from service.downloads.decoding import DecodingError, decode, parse_codings
+from service.downloads.urls import CredentialsInURL, parse_absolute, resolve_redirect
 from service.errors import ServiceError
 
 MAX_URL_LENGTH = 8000
-_QUOTED = re.compile(r"[!#-;=?-\[\]_a-z~]+")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
+# Of the status line, and of each header field. aiohttp takes 8 KB; curl takes 100.
+_MAX_HEADER_BYTES = 64 * 1024
+_MIN_TIMEOUT_S = 0.001  # 0 is no limit to aiohttp
 _READ_BYTES = 64 * 1024
 
 
@@ -32,40 +37,20 @@ class OriginTimeouts:
     total_s: float = 30
 
 
-class _CredentialsRefused(Exception):
-    """A redirect leads to a URL with a user name or a password."""
-
-
-async def _refuse_credentials(request: ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
-    """aiohttp's middleware, which each request passes, the redirected ones too.
-
-    aiohttp makes a header of what a URL holds before its host. Here no URL may hold it, neither the client's nor one
-    that a redirect names: curl sends it, browsers keep it from scripts across origins, and no public picture needs it.
-    """
-    if hdrs.AUTHORIZATION in request.headers:
-        raise _CredentialsRefused
-    return await handler(request)
-
-
 class OriginFailure(Exception):
     """What went wrong, by the name of its kind alone: libraries' own errors quote the URL, which may hold secrets."""
 
 
 def parse_url(text: str) -> URL:
-    """An absolute http or https URL without credentials. Raises `invalid-url`."""
-    text = text.strip()
+    """The URL of a picture, as `service.downloads.urls` parses it. Raises `invalid-url`."""
     if len(text) > MAX_URL_LENGTH:
         raise ServiceError("invalid-url", f"The URL has more than {MAX_URL_LENGTH} characters.")
     try:
-        # Quoted anew only if it must be: a URL that is signed as a string would not be the same any more.
-        url = URL(text, encoded=_QUOTED.fullmatch(text) is not None)
-        if not text.isprintable() or url.scheme not in ("http", "https") or not url.host or not url.port:
-            raise ServiceError("invalid-url")
-        if url.user is not None or url.password is not None:
-            raise ServiceError("invalid-url", "The URL holds a user name or a password; send one without.")
+        return parse_absolute(text)
+    except CredentialsInURL:
+        raise ServiceError("invalid-url", "The URL holds a user name or a password; send one without.") from None
     except ValueError as error:
         raise ServiceError("invalid-url") from OriginFailure(type(error).__name__)
-    return url
 
 
 class Origin:
@@ -76,14 +61,15 @@ class Origin:
 
     @property
     def length(self) -> int | None:
-        """The declared length of the body; None where it tells nothing: of a compressed body, or 0."""
-        return None if "Content-Encoding" in self._response.headers else self._response.content_length or None
+        """The declared length of the body, if it is that of the picture: None for a body that is coded, or for 0."""
+        return None if hdrs.CONTENT_ENCODING in self._response.headers else self._response.content_length or None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, decompressed. Raises `origin-refused`, `origin-too-slow`; `not-an-image` if empty."""
+        """The body as it arrives, decoded. Raises `origin-refused`, `origin-too-slow`; `not-an-image` if empty."""
         empty = True
         with _as_origin_errors():
-            async for chunk in self._response.content.iter_any():
+            codings = parse_codings(",".join(self._response.headers.getall(hdrs.CONTENT_ENCODING, [])))
+            async for chunk in decode(self._response.content.iter_any(), codings):
                 empty = False
                 yield chunk
         if empty:
@@ -93,8 +79,9 @@ class Origin:
 class Origins:
     """Nothing of the client's request travels to an origin: no header, no key, no cookie; and no proxy is asked."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, timeouts: OriginTimeouts) -> None:
         self._session = session
+        self._timeouts = timeouts
 
     @classmethod
     @asynccontextmanager
@@ -110,13 +97,12 @@ class Origins:
         resolver = resolver or GuardedResolver(allowed, lookups)
         session = aiohttp.ClientSession(
             connector=guarded_connector(allowed, resolver),
-            timeout=aiohttp.ClientTimeout(
-                total=timeouts.total_s, connect=timeouts.connect_s, sock_read=timeouts.read_s
-            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
-            middlewares=(_refuse_credentials,),
+            auto_decompress=False,
             read_bufsize=_READ_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
             headers={
                 "User-Agent": f"Daguerre/{version('daguerre')}",
                 "Accept": "image/*, */*;q=0.5",
@@ -125,7 +111,7 @@ class Origins:
         )
         try:
             async with session:
-                yield cls(session)
+                yield cls(session, timeouts)
         finally:
             await resolver.close()
 
@@ -136,14 +122,44 @@ class Origins:
         Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`, `busy`.
         """
         with _as_origin_errors():
-            # aiohttp refuses the redirect whose number is `max_redirects`.
-            response = await self._session.get(url, max_redirects=_MAX_REDIRECTS + 1)
+            response = await self._follow(url)
         async with response:
             if response.status in (404, 410):
                 raise ServiceError("origin-not-found")
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
             yield Origin(response)
+
+    async def _follow(self, url: URL) -> aiohttp.ClientResponse:
+        """The first answer that is no redirect. aiohttp's own redirects would encode URLs anew."""
+        deadline = asyncio.get_running_loop().time() + self._timeouts.total_s
+        for _ in range(1 + _MAX_REDIRECTS):
+            response = await self._session.get(url, allow_redirects=False, timeout=self._timeout(deadline))
+            location = response.headers.get(hdrs.LOCATION)
+            if response.status not in _REDIRECTS or location is None:
+                return response
+            response.close()
+            url = _resolve(url, location)
+        raise ServiceError("origin-refused", f"The URL redirects more than {_MAX_REDIRECTS} times.")
+
+    def _timeout(self, deadline: float) -> aiohttp.ClientTimeout:
+        left = deadline - asyncio.get_running_loop().time()
+        return aiohttp.ClientTimeout(
+            total=max(left, _MIN_TIMEOUT_S), connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s
+        )
+
+
+def _resolve(url: URL, location: str) -> URL:
+    """The URL that a redirect leads to. It may have no credentials: curl sends them, browsers keep them from scripts of
+    other origins, and no public picture needs them.
+    """
+    try:
+        return resolve_redirect(url, location)
+    except CredentialsInURL:
+        raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.") from None
+    except ValueError as error:
+        message = "The URL redirects to something that is not an http or https URL."
+        raise ServiceError("origin-refused", message) from OriginFailure(type(error).__name__)
 
 
 @contextmanager
@@ -152,8 +168,6 @@ def _as_origin_errors() -> Iterator[None]:
         yield
     except AddressRefused:
         raise ServiceError("url-not-allowed") from None
-    except _CredentialsRefused:
-        raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:  # time-outs are OSErrors
         raise _translate(error) from OriginFailure(type(error).__name__)
 
@@ -162,10 +176,8 @@ def _translate(error: Exception) -> ServiceError:
     match error:
         case TimeoutError():
             return ServiceError("origin-too-slow")
-        case aiohttp.RedirectClientError():
-            return ServiceError("origin-refused", "The URL redirects to what is no http or https URL.")
-        case aiohttp.TooManyRedirects():
-            return ServiceError("origin-refused", f"The URL redirects more than {_MAX_REDIRECTS} times.")
+        case DecodingError():
+            return ServiceError("origin-refused", "The URL's server sent a body that cannot be decoded.")
         case aiohttp.InvalidURL():
             return ServiceError("invalid-url")
         case aiohttp.ClientConnectorDNSError():

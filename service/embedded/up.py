@@ -16,6 +16,7 @@ import asyncpg
 import click
 
 from service import settings as configuration
+from service.database import SchemaNewer
 from service.embedded import EmbeddedError, first_key, folder, running, services
 from service.embedded.postgres import Postgres, server_user
 from service.embedded.screen import Screen
@@ -137,5 +138,7 @@ def _finish(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Resu
 
     try:
         return asyncio.run(watch())
+    except SchemaNewer as error:
+        raise EmbeddedError(str(error)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise EmbeddedError(f"The database cannot be used: {str(error) or type(error).__name__}") from error

@@ -59,7 +59,7 @@ FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
     update images set
-        state = 'failed', error = $2, failed_at = now(), idempotency_key = null, idempotency_url = null
+        state = 'failed', error = $2, error_kind = $3, failed_at = now(), idempotency_key = null, idempotency_url = null
     where id = $1 and state = 'pending' returning {COLUMNS}
 ), uncharged as (
     update accounts set
@@ -72,9 +72,12 @@ select * from failed
 """
 
 
-async def mark_failed(connection: Connection, image_id: ImageId, error: str) -> Image | None:
-    """Refuse a pending image: it is uncounted and its file is to be removed. None if it is pending no more."""
-    row = await connection.fetchrow(_MARK_FAILED, image_id, error)
+async def mark_failed(connection: Connection, image_id: ImageId, error: str, kind: str | None = None) -> Image | None:
+    """Refuse a pending image: it is uncounted and its file is to be removed. None if it is pending no more.
+
+    `kind` names what is not supported, as in `Rejected`.
+    """
+    row = await connection.fetchrow(_MARK_FAILED, image_id, error, kind)
     return None if row is None else Image(*row)
 
 
@@ -84,6 +87,17 @@ _COUNT_CRASH = "update images set crashes = crashes + 1 where id = $1 and state 
 async def count_crash(connection: Connection, image_id: ImageId) -> int:
     """How often this picture has taken its child process with it, this time included; 0 if it is pending no more."""
     return await connection.fetchval(_COUNT_CRASH, image_id) or 0
+
+
+_PENDING_AGE = """
+select extract(epoch from now() - created_at)::float8 from images where id = $1 and state = 'pending'
+"""
+
+
+async def find_pending_age_s(connection: Connection, image_id: ImageId) -> float | None:
+    """How long ago the image was accepted, by the one clock that knows; None if it is pending no more."""
+    age_s: float | None = await connection.fetchval(_PENDING_AGE, image_id)
+    return age_s
 
 
 _FORGET_FAILED = "delete from images where id = $1 and state = 'failed'"

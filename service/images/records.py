@@ -29,7 +29,8 @@ class Image:
     orientation: int | None
     pages: int | None
     has_alpha: bool | None
-    error: str | None
+    error: str | None = None
+    error_kind: str | None = None
     exif: str | None = None
     mini_preview: bytes | None = None
 
@@ -47,7 +48,8 @@ WHOLE = Large(exif=True, mini_preview=True)
 # What a statement selects or returns to make an Image, without what is large.
 COLUMNS = """
 images.id, images.account_id, images.state, images.size, images.sha256, images.tags, images.created_at,
-images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error
+images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error,
+images.error_kind
 """
 
 

@@ -14,6 +14,7 @@ from service.tags import MAX_TAGS
 
 # All or nothing, decided on the rows as they are once locked, which may be newer than what the statement sees
 # elsewhere: so what was there before is taken from `locked` alone. Images that change in nothing are not written.
+# Tags that were stored before tags were normalised become NFC here.
 _CHANGE = f"""
 with locked as materialized (
     select {COLUMNS}, case when $5 then images.exif::text end as exif,
@@ -21,7 +22,8 @@ with locked as materialized (
     from images where id = any($1) and account_id = $2 and state <> 'failed' order by id for no key update
 ), changed as materialized (
     select id, tags as before, array(
-        select tag from unnest(tags || $3::text[]) with ordinality as every (tag, place)
+        select tag from unnest(tags || $3::text[]) with ordinality as every (stored, place),
+            normalize(stored, nfc) as tag
         where tag <> all($4::text[]) group by tag order by min(place)
     ) as after
     from locked

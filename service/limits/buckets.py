@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class RateLimiter:
         self.block = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _BLOCK_PART)))
         self._redis = redis
         self._script = redis.register_script(_TAKE)
-        self._shares: dict[str, _Share] = {}
+        self._shares: OrderedDict[str, _Share] = OrderedDict()  # least recently used first
         self._taking: Batcher[_Wanted, _Taken | None] = Batcher(self._take)
         self._away_since: float | None = None
         self._retry_at = 0.0
@@ -134,6 +135,8 @@ class RateLimiter:
         share = self._shares.get(key)
         if share is None:
             share = self._remember(key)
+        else:
+            self._shares.move_to_end(key)
         while True:
             now = time.monotonic()
             if share.left and now < share.spend_until:
@@ -158,12 +161,13 @@ class RateLimiter:
         now = time.monotonic()
         if share is None or share.left or now >= share.next_at:
             return 0
+        self._shares.move_to_end(key)
         return max(1, math.ceil(share.next_at - now))
 
     def _remember(self, key: str) -> _Share:
         share = self._shares[key] = _Share(self._prefix + hash_key(key).hex())
         if len(self._shares) > _REMEMBERED_KEYS:
-            del self._shares[next(iter(self._shares))]
+            self._shares.popitem(last=False)
         return share
 
     def _begin_taking(self, share: _Share) -> asyncio.Task[None]:

@@ -31,7 +31,7 @@ def bind(host: str, port: int, *, patience_s: float = 0) -> socket.socket:
     deadline = time.monotonic() + patience_s
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # e.g. a label of more than 63 characters
         raise StartError(f"{host} is no address to listen on: name another one with --host") from None
     family, _, _, _, address = found[0]
     while True:

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.settings import SettingsError
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
@@ -50,8 +51,14 @@ UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
 def open_redis(url: str) -> ArqRedis:
-    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too."""
-    pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too.
+
+    Raises SettingsError for a URL that it cannot use.
+    """
+    try:
+        pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+    except ValueError as error:
+        raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
     return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
 
 
@@ -159,15 +166,16 @@ class JobQueue:
 
     async def measure(self) -> QueueState:
         """Raises `queue-unavailable`."""
-        now = time.time()
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()  # what the scores were made with; the clock of this host may differ
                 pipe.zcard(self._keys[0])
                 pipe.zrange(self._keys[0], 0, 0, withscores=True)
-                pipe.zcount(WORKERS, now - WORKER_ALIVE_S, "+inf")
-                depth, oldest, workers = await pipe.execute()
+                pipe.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
+                (seconds, microseconds), depth, oldest, workers = await pipe.execute()
         except UNAVAILABLE as error:
             raise ServiceError("queue-unavailable") from error
+        now = seconds + microseconds / 1_000_000
         return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)
 
 

@@ -7,18 +7,17 @@ stored; a reader looks at both places. The 256 folders, the shards, exist from t
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeAlias
 
 import aiofiles.os
 import structlog
@@ -26,88 +25,16 @@ import structlog
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
-from service.storage.files import Stored, in_thread, look_at, unavailable
+from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
+from service.storage.incoming import IncomingFile, publish
 
 SHARDS = 256
+MAX_SET_ASIDE_NAMES = 1000
+
+# Files that could not be moved or removed.
+Failures: TypeAlias = dict[ImageId, OSError]
 
 log = structlog.get_logger("service")
-
-
-class IncomingFile:
-    """A body on its way to disk.
-
-    Each call takes a thread's turn, which costs more than what is done in it: so chunks are best gathered to some
-    hundred kilobytes, and a body that is no larger than that is written together with others, by `DiskStorage.seal`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._rest: Sequence[bytes] = ()
-        self._durable = self._abandoned = False
-
-    async def write(self, chunks: Sequence[bytes]) -> None:
-        with unavailable():
-            await in_thread(partial(self._write, chunks))
-
-    async def finish(self, chunks: Sequence[bytes]) -> None:
-        """The last chunks."""
-        self._rest = chunks
-        if self._file is not None:  # large: others should not wait for it
-            with unavailable():
-                await in_thread(self._flush_and_sync)
-
-    def flush(self) -> None:
-        """Write what is left, and let the disk begin. Blocks; raises OSError."""
-        if self._durable:
-            return
-        if self._abandoned:
-            raise OSError(errno.EIO, "it could not be written before")
-        self._write(self._rest)
-        self._rest = ()
-        assert self._file is not None  # noqa: S101 - what _write opened
-        self._file.flush()
-        if hasattr(os, "posix_fadvise"):
-            # Linux starts to write at this advice. A file system like ext4 then commits the files of a group together,
-            # and not one by one at their syncs.
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def sync(self) -> None:
-        """The bytes are durable then, and the name once its folder is synced. Blocks; raises OSError."""
-        if not self._durable:
-            assert self._file is not None  # noqa: S101 - what _write opened
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._durable = True
-
-    def _flush_and_sync(self) -> None:
-        self.flush()
-        self.sync()
-
-    def move(self, path: Path) -> None:
-        """Blocks; raises OSError."""
-        self._path.rename(path)
-        self._path = path
-
-    def abandon(self) -> None:
-        """Remove it, if it was made here. Not a coroutine, so that a cancelled request cleans up as well."""
-        self._durable, self._abandoned = False, True
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            with suppress(OSError):  # a full disk fails the close, too
-                self._file.close()
-
-    def _write(self, chunks: Sequence[bytes]) -> None:
-        if self._file is None:
-            self._file = self._path.open("xb")
-        self._file.writelines(chunks)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _sync_directory(path: Path) -> None:
@@ -118,10 +45,22 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Failures:
+    """An error of one file stops no other."""
+    failures = {}
+    for image_id in image_ids:
+        try:
+            do(image_id)
+        except OSError as error:
+            failures[image_id] = error
+    return failures
+
+
 class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
@@ -179,7 +118,7 @@ class DiskStorage:
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
         """A new file for a body, to be finished in the block; it is removed if the block fails."""
-        file = IncomingFile(self.incoming_path(image_id))
+        file = IncomingFile(self.incoming_path(image_id), self.threads)
         try:
             yield file
         except BaseException:
@@ -192,7 +131,7 @@ class DiskStorage:
         Raises `storage-unavailable` where that is so for all of them.
         """
         with unavailable():
-            return await in_thread(partial(self._seal, files))
+            return await in_thread(self.threads, partial(self._seal, files))
 
     def _seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
         errors: dict[int, ServiceError] = {}
@@ -215,55 +154,74 @@ class DiskStorage:
         must not look like a group that failed, which is written again.
         """
         try:
-            await in_thread(partial(self._keep, image_ids))
+            await in_thread(self.threads, partial(self._keep, image_ids))
         except OSError as error:
-            log.warning("storage.not_kept", images=len(image_ids), error=repr(error))
+            log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
 
     def _keep(self, image_ids: Sequence[ImageId]) -> None:
-        for image_id in image_ids:
-            try:
-                self.incoming_path(image_id).rename(self.path(image_id))
-            except OSError as error:
-                if not _exists(self.path(image_id)):  # else another process kept it
-                    log.warning("storage.not_kept", image_id=image_id, error=repr(error))
+        def move(image_id: ImageId) -> None:
+            self._publish(image_id, on_conflict=self._replace_orphan)
 
-    async def settle(self, image_ids: Sequence[ImageId]) -> None:
+        for image_id, error in _for_each(image_ids, move).items():
+            log.warning("storage.move_failed", image_id=image_id, error=repr(error))
+
+    async def settle(self, image_ids: Sequence[ImageId]) -> Failures:
         """Do for some of `list_abandoned`, whose rows are committed, what `keep` was to do.
 
-        Where there is a stored file already, the other one came under an id that was taken, and its upload ended
-        before it got another: it goes.
+        If there is a stored file already, the other one came under an id that was taken, and its upload ended before
+        it got another: it is removed. Or a crash left one file under both names.
         """
-        await in_thread(partial(self._settle, image_ids))
+        return await in_thread(self.threads, partial(_for_each, image_ids, self._settle))
 
-    def _settle(self, image_ids: Sequence[ImageId]) -> None:
-        for image_id in image_ids:
-            if not _exists(self.path(image_id)):
-                self._keep([image_id])
-                continue
-            try:
-                self.incoming_path(image_id).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("storage.not_settled", image_id=image_id, error=repr(error))
+    def _settle(self, image_id: ImageId) -> None:
+        self._publish(image_id, on_conflict=self._drop_incoming)
 
-    async def rename_incoming(self, file: IncomingFile, to: ImageId) -> None:
+    def _publish(self, image_id: ImageId, *, on_conflict: Callable[[ImageId], None]) -> None:
+        try:
+            publish(self.incoming_path(image_id), self.path(image_id))
+        except FileExistsError:
+            on_conflict(image_id)
+        except FileNotFoundError:
+            if not self.path(image_id).exists():  # else another process moved it
+                raise
+
+    def _drop_incoming(self, image_id: ImageId) -> None:
+        self.incoming_path(image_id).unlink(missing_ok=True)
+
+    def _replace_orphan(self, image_id: ImageId) -> None:
+        """The id was free when its row was inserted, so a file at its path belongs to no image: e.g. the database was
+        restored from an older backup than the files. It is set aside, since it may be the only copy.
+        """
+        incoming, path = self.incoming_path(image_id), self.path(image_id)
+        if not incoming.samefile(path):
+            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.set_aside(path)))
+            publish(incoming, path)
+        else:
+            incoming.unlink(missing_ok=True)
+
+    async def rename_incoming(self, file: IncomingFile, to: ImageId) -> bool:
+        """Returns False, and changes nothing, if another upload has a file of that id."""
         with unavailable():
-            await in_thread(partial(file.move, self.incoming_path(to)))
+            try:
+                await in_thread(self.threads, partial(file.move, self.incoming_path(to)))
+            except FileExistsError:
+                return False
+        return True
 
     async def discard(self, file: IncomingFile) -> None:
         """Remove a received file that gets no row."""
         with suppress(OSError):
-            await in_thread(file.abandon)
+            await in_thread(self.threads, file.abandon)
 
-    async def remove_abandoned(self, image_id: ImageId) -> None:
-        """Remove one of `list_abandoned`."""
-        with suppress(FileNotFoundError):
-            await aiofiles.os.remove(self.incoming_path(image_id))
+    async def remove_abandoned(self, image_ids: Sequence[ImageId]) -> Failures:
+        """Remove some of `list_abandoned`."""
+        return await in_thread(self.threads, partial(_for_each, image_ids, self._drop_incoming))
 
     async def remove(self, image_id: ImageId) -> None:
         """Remove a stored image, wherever it lies; it is no error if it is gone."""
         for path in (self.incoming_path(image_id), self.path(image_id)):
             with suppress(FileNotFoundError):
-                await aiofiles.os.remove(path)
+                await aiofiles.os.remove(path, executor=self.threads)
 
     def places(self, image_id: ImageId) -> tuple[str, str, str]:
         """Where the file of an image may lie whose row is committed, in the order to look."""
@@ -273,7 +231,7 @@ class DiskStorage:
     async def find(self, image_id: ImageId) -> Stored | None:
         """A stored image's file. Raises `storage-unavailable`."""
         with unavailable():
-            return await in_thread(partial(self._find, image_id))
+            return await in_thread(self.threads, partial(self._find, image_id))
 
     def _find(self, image_id: ImageId) -> Stored | None:
         for place in self.places(image_id):
@@ -284,22 +242,31 @@ class DiskStorage:
 
     async def require_mounted(self) -> None:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
-        await aiofiles.os.stat(self._incoming)
+        await aiofiles.os.stat(self._incoming, executor=self.threads)
 
-    async def list_abandoned(self, age_s: float, limit: int) -> list[ImageId]:
-        """Received files that nobody has written to for `age_s`."""
-        return await asyncio.to_thread(lambda: list(self._abandoned(age_s, limit)))
+    async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
+        """Received files that nobody has written to for `age_s`, without those in `skip`."""
+        return await in_thread(self.threads, lambda: list(self._abandoned(age_s, limit, skip)))
 
-    def _abandoned(self, age_s: float, limit: int) -> Iterator[ImageId]:
+    def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
         with os.scandir(self._incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    if entry.stat().st_mtime < before:
+                    if entry.name not in skip and entry.stat().st_mtime < before:
                         yield ImageId(entry.name)
                         limit -= 1
                         if limit == 0:
                             return
+
+    def find_conflicts(self, image_ids: Sequence[ImageId]) -> set[ImageId]:
+        """Those of `list_abandoned` whose id has another stored file. Blocks; raises OSError."""
+        conflicts = set()
+        for image_id in image_ids:
+            with suppress(FileNotFoundError):
+                if not self.incoming_path(image_id).samefile(self.path(image_id)):
+                    conflicts.add(image_id)
+        return conflicts
 
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
         """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
@@ -314,14 +281,21 @@ class DiskStorage:
         return list(self._shard(number).iterdir())
 
     def set_aside(self, path: Path) -> Path:
-        """Move a file of `list_shard` to `unclaimed`, where nothing looks. Blocks; raises OSError."""
-        place = self._root / "unclaimed" / path.name
-        place.parent.mkdir(exist_ok=True)
-        return path.rename(place)
+        """Move a file of `list_shard` to `unclaimed`, where nothing looks, and return its path there: with a number
+        behind the name if there is one of that name. Blocks; raises OSError.
+        """
+        folder = self._root / "unclaimed"
+        folder.mkdir(exist_ok=True)
+        for number in range(MAX_SET_ASIDE_NAMES):
+            place = folder / (f"{path.name}.{number}" if number else path.name)
+            with suppress(FileExistsError):
+                publish(path, place)
+                return place
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / path.name))
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
-        await asyncio.to_thread(self._write_and_remove)
+        await in_thread(self.threads, self._write_and_remove)
 
     def _write_and_remove(self) -> None:
         with tempfile.TemporaryFile(dir=self._incoming) as file:

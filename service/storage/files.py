@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,25 @@ from service.errors import ServiceError
 
 Result = TypeVar("Result")
 
+# Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
+DISK_THREADS = 32
 # Up to this size a file is read as it is found, and may be kept in memory.
 SMALL_BYTES = 256 << 10
 
 
-async def in_thread(call: Callable[[], Result]) -> Result:
+def disk_threads(name: str) -> ThreadPoolExecutor:
+    """Threads for one disk: if it hangs, e.g. one over the network, nothing but what needs that disk waits for it."""
+    return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=name)
+
+
+async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
     """Returns only when the thread is done, however often it is cancelled: what it makes can be removed then, and what
     it works with closed. (Else the number of a descriptor may be another one's before the thread is done with it.)
 
     Raises OSError where the system gives no thread.
     """
     try:
-        working = asyncio.get_running_loop().run_in_executor(None, call)
+        working = asyncio.get_running_loop().run_in_executor(threads, call)
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, str(error)) from error
     try:
@@ -65,7 +73,7 @@ def look_at(path: Path) -> Stored:
         return Stored(path, status.st_size, status.st_mtime_ns, data)
 
 
-async def starts_with(stored: Stored, magic: bytes) -> bool:
+async def starts_with(stored: Stored, magic: bytes, threads: Executor) -> bool:
     """Whether the file's first bytes are these. False if it is gone. Raises `storage-unavailable`."""
     if stored.data is not None:
         return stored.data.startswith(magic)
@@ -78,4 +86,4 @@ async def starts_with(stored: Stored, magic: bytes) -> bool:
             return b""
 
     with unavailable():
-        return await in_thread(read) == magic
+        return await in_thread(threads, read) == magic

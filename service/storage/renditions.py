@@ -9,15 +9,21 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import structlog
 
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.disk import SHARDS
-from service.storage.files import SMALL_BYTES, Stored, in_thread, look_at, unavailable
+from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, unavailable
+
+Owner = TypeVar("Owner", bound=Hashable)
+
+log = structlog.get_logger("service")
 
 _INCOMING = "incoming"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -38,6 +44,7 @@ class RenditionFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.threads = disk_threads("renditions")
         self._name, self._numbers = secrets.token_hex(8), itertools.count()  # of what is being written
 
     def prepare(self) -> None:
@@ -58,7 +65,7 @@ class RenditionFiles:
         """None where it has not been made, or is gone. Raises `storage-unavailable`."""
         with unavailable():
             try:
-                return await in_thread(lambda: look_at(self.path(key)))
+                return await in_thread(self.threads, lambda: look_at(self.path(key)))
             except FileNotFoundError:
                 return None
 
@@ -125,17 +132,27 @@ class RenditionFiles:
         except FileNotFoundError as error:  # a picture's file would be meant by that
             raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error
 
-    def remove(self, keys: Iterable[RenditionKey]) -> None:
-        """It is no error if they are gone."""
-        for key in keys:
-            self.path(key).unlink(missing_ok=True)
+    def remove(self, keys: Iterable[RenditionKey]) -> set[RenditionKey]:
+        """Returns those that cannot be removed, and stops at none of them. It is no error if they are gone."""
+        return _log_failures(_remove_each((key, self.path(key)) for key in keys))
 
-    def remove_of_images(self, image_ids: Iterable[ImageId]) -> None:
-        """All that is there of these images, known of or not: rows may have been lost."""
+    def remove_of_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
+        """All that is there of these images, known of or not: rows may have been lost.
+
+        Returns those of which something cannot be removed, and stops at none of them.
+        """
+        failures: dict[ImageId, OSError] = {}
         for image_id in image_ids:
-            with suppress(FileNotFoundError), os.scandir(self._shard(image_id)) as entries:
-                for path in [entry.path for entry in entries if entry.name.startswith(f"{image_id}-")]:
-                    Path(path).unlink(missing_ok=True)
+            try:
+                failures |= _remove_each((image_id, path) for path in self._list_of_image(image_id))
+            except OSError as error:  # its folder cannot be read
+                failures[image_id] = error
+        return _log_failures(failures)
+
+    def _list_of_image(self, image_id: ImageId) -> list[Path]:
+        with suppress(FileNotFoundError), os.scandir(self._shard(image_id)) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(f"{image_id}-")]
+        return []
 
     def list_shard(self, number: int, age_s: float) -> list[RenditionKey]:
         """The files in one of the folders, 0 to 255, that have not changed for so long."""
@@ -152,8 +169,33 @@ class RenditionFiles:
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""
         before = time.time() - age_s
+        old = []
         with suppress(FileNotFoundError), os.scandir(self.root / _INCOMING) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if entry.stat().st_mtime < before:
-                        Path(entry.path).unlink()
+            old = [entry for entry in entries if _is_older(entry, before)]
+        _log_failures(_remove_each((entry.name, Path(entry.path)) for entry in old))
+
+
+def _is_older(entry: os.DirEntry[str], before: float) -> bool:
+    try:
+        return entry.stat().st_mtime < before
+    except FileNotFoundError:
+        return False
+
+
+def _remove_each(paths: Iterable[tuple[Owner, Path]]) -> dict[Owner, OSError]:
+    """Returns the owners of the files that cannot be removed."""
+    failures = {}
+    for owner, path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failures[owner] = error
+    return failures
+
+
+def _log_failures(failures: Mapping[Owner, OSError]) -> set[Owner]:
+    """One line for all of them."""
+    if failures:
+        first = next(iter(failures.values()))
+        log.warning("renditions.not_removed", count=len(failures), first_error=repr(first))
+    return set(failures)

@@ -39,7 +39,7 @@ UNMATCHED = "unmatched"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
-_CUT_OFF = 499  # nginx's number for a client who left before the answer
+CLIENT_LEFT = 499  # nginx's number for a client who left before the end of the answer
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SCRAPE_TIMEOUT_S = 10
 _VERSION = importlib.metadata.version("daguerre")
@@ -77,7 +77,9 @@ class Metrics:
             "status",
         )
         self._request_seconds = self._histogram(
-            "daguerre_http_request_duration_seconds", "Time from a request's headers to its answer.", "route"
+            "daguerre_http_request_duration_seconds",
+            "Time from a request's headers to its answer; of a picture over 256 KB, to its last byte.",
+            "route",
         )
         self._errors = self._by_code("daguerre_errors", "Errors that clients were told, by code.")
         self.upload_bytes = self._counter("daguerre_upload_bytes", "Bytes of images received, kept or not.")
@@ -160,8 +162,8 @@ class Metrics:
         )
 
     def count_cut_off(self, method: str, route: str) -> None:
-        """A client left before the answer."""
-        self._count_request(method, route, _CUT_OFF)
+        """A client left before the end of the answer."""
+        self._count_request(method, route, CLIENT_LEFT)
 
     def count_refusal(self, method: str, code: str) -> None:
         """A request that was refused before it had a route."""

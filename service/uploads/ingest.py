@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from service.batches import Batcher
 from service.database import Database, changed_nothing
-from service.errors import ServiceError
+from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, new_image_id
 from service.images.idempotency import IdempotencyKey
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
@@ -19,7 +19,8 @@ from service.images.records import Image, NewImage
 from service.images.repeats import find_earlier
 from service.queue.jobs import Job, ProbeJob
 from service.queue.replies import Replies
-from service.storage.disk import DiskStorage, IncomingFile
+from service.storage.disk import DiskStorage
+from service.storage.incoming import IncomingFile
 from service.uploads.receiving import Upload
 
 _ENQUEUE_TIMEOUT_S = 1
@@ -99,8 +100,10 @@ class Ingest:
             try:
                 await self.accepting.submit(Arrival(file, new))
             except IdTaken:
-                new = replace(new, id=new_image_id())
-                await self.storage.rename_incoming(file, new.id)
+                image_id = new_image_id()
+                # An id that another upload of this moment has is tried again: its insert is refused as well.
+                if await self.storage.rename_incoming(file, image_id):
+                    new = replace(new, id=image_id)
             except KeyTaken:
                 # None: it was deleted or refused meanwhile, and the key is free again.
                 if (earlier := await self._yield_to_earlier(file, new)) is not None:
@@ -155,7 +158,7 @@ class Ingest:
                 image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
         if image is not None and image.error is not None:
             await self._forget(image, soon=joined or new.idempotency_key is not None)
-            raise ServiceError(image.error)
+            raise refuse_picture(image.error, image.error_kind)
         return image
 
     async def _enqueue(self, job: ProbeJob) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
-from service.storage.disk import DiskStorage, IncomingFile
+from service.storage.disk import DiskStorage
+from service.storage.incoming import IncomingFile
 from service.telemetry.metrics import metrics
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads

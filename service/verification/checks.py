@@ -135,22 +135,32 @@ class Verification:
 
     def _look_at_unclaimed(self, path: Path) -> Problem:
         path.stat()
-        place = self.storage.set_aside(path) if self.repair else None
-        return Problem(f"file {path}", "no image belongs to it", f"moved to {place}" if place else "")
+        what, mended = "no image belongs to it", ""
+        if self.repair:
+            try:
+                mended = f"moved to {self.storage.set_aside(path)}"
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                what += f", and it cannot be moved: {(error.strerror or repr(error)).lower()}"
+        return Problem(f"file {path}", what, mended)
 
     async def check_leftovers(self) -> AsyncIterator[Problem]:
         """What the sweep should have dealt with: received files without an end, files that are to be removed."""
         abandoned = await self.storage.list_abandoned(_ABANDONED_S, _MOST_LEFTOVERS)
         async with self.database.connection() as connection:
             existing = await list_existing(connection, abandoned)
+        conflicts = await asyncio.to_thread(self.storage.find_conflicts, abandoned)
         if self.repair:
-            await self.storage.keep([image_id for image_id in abandoned if image_id in existing])
+            await self.storage.settle([image_id for image_id in abandoned if image_id in existing])
+            await self.storage.remove_abandoned([image_id for image_id in abandoned if image_id not in existing])
         for image_id in abandoned:
-            what, done = "it was not moved to its place", "moved"
             if image_id not in existing:
                 what, done = "it was never accepted", "removed"
-                if self.repair:
-                    await self.storage.remove_abandoned(image_id)
+            elif image_id in conflicts:
+                what, done = "it came under an id that was taken", "removed"
+            else:
+                what, done = "it was not moved to its place", "moved"
             is_left = await asyncio.to_thread(self.storage.incoming_path(image_id).exists)
             yield Problem(f"file incoming/{image_id}", what, done if self.repair and not is_left else "")
         removals = await self._list_removals()
@@ -163,7 +173,7 @@ class Verification:
 
     async def _list_removals(self) -> list[ImageId]:
         async with self.database.connection() as connection:
-            return await list_removals(connection, _REMOVAL_S, _MOST_LEFTOVERS)
+            return [one.image_id for one in await list_removals(connection, _REMOVAL_S, _MOST_LEFTOVERS)]
 
     async def check_pending(self) -> AsyncIterator[Problem]:
         """Every image is looked at within a minute."""

@@ -1,5 +1,5 @@
 """Mutated pictures, sent through the child processes of a worker: each is a finding or a refusal, soon, in its memory,
-and what was accepted is rendered or refused.
+and what was accepted is rendered in every way.
 
 `./run test --fuzz-inputs 100000 tests/fuzz` makes more of them, and `--fuzz-seed` others.
 """
@@ -98,11 +98,8 @@ async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
         path.write_bytes(data)
         began = time.monotonic()
         try:
-            found = await children.probe(str(path))
-            check(found)
-            rendered = await children.render([str(path)], str(path) + "-none", some_transformation(number))
-            assert rendered is not None
-            Image.open(io.BytesIO(rendered)).load()
+            check(await children.probe(str(path)))
+            await render_all(children, path, number)
             tally.outcomes["accepted"] += 1
         except Rejected as refusal:
             tally.outcomes[refusal.code] += 1
@@ -122,6 +119,29 @@ async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
     assert not tally.deaths
     assert tally.slowest_s < _SLOWEST_S
     assert tally.peak_kb < _MOST_KB
+
+
+async def render_all(children: Children, path: Path, number: int) -> None:
+    """An accepted picture can be shown in every way: no refusal of a rendition says that it is damaged."""
+    for transformation in (*_RENDITIONS, some_transformation(number)):
+        try:
+            rendered = await children.render([str(path)], str(path) + "-none", transformation)
+        except Rejected as refusal:
+            assert refusal.code == "rendition-too-large", transformation  # noqa: PT017 - any other is a fault
+            continue
+        assert rendered is not None
+        Image.open(io.BytesIO(rendered)).load()
+
+
+# What decodes all of a picture, a small copy, one of its frames, and all of them.
+_RENDITIONS = (
+    Transformation(format="png", quality=80),
+    Transformation(format="jpeg", quality=80, width=20),
+    Transformation(format="jpeg", quality=80, width=16, height=16, fit="cover", gravity="smart"),
+    Transformation(format="png", quality=80, trim=10.0),
+    Transformation(format="jpeg", quality=80, frame=2),
+    Transformation(format="webp", quality=10),
+)
 
 
 def some_transformation(number: int) -> Transformation:

@@ -56,10 +56,15 @@ class Patches(msgspec.Struct, frozen=True):
     patches: Sequence[tuple[int, bytes]]
 
 
+# A child may be hostile, and a client reads this.
+_Kind = Annotated[str, msgspec.Meta(max_length=64, pattern="^[ -~]+\\Z")]
+
+
 class Refusal(msgspec.Struct, frozen=True):
-    """The picture is refused, with an error code of the API."""
+    """The picture is refused, with an error code of the API; `kind` names what is not supported, as in `Rejected`."""
 
     code: str
+    kind: _Kind | None = None
 
 
 class Unreadable(msgspec.Struct, frozen=True):

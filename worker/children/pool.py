@@ -118,8 +118,8 @@ class Children:
         self._waiting.append(Question(request, future))
         self._hand_out()
         match await future:
-            case Refusal(code) if code in CATALOGUE:
-                raise Rejected(code)
+            case Refusal(code, kind) if code in CATALOGUE:
+                raise Rejected(code, kind)
             case Unreadable(cause):
                 raise ChildUnavailable(cause)
             case Missing():

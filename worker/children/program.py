@@ -65,7 +65,7 @@ def _find(request: Request) -> Finding:
         except FileNotFoundError:
             continue
         except Rejected as refusal:
-            return Refusal(refusal.code)
+            return Refusal(refusal.code, refusal.kind)
         except OSError as error:
             if error.errno is None:
                 raise  # a decoder's or encoder's own, which is about the picture

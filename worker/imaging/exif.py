@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 
+from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, Layout
 from worker.imaging.exif_tags import (
     ASCII_IN_BYTES,
     CODED_TEXT,
@@ -33,6 +34,7 @@ MAX_TEXT_CHARS = 1_000
 MAX_LIST_ITEMS = 64
 MAX_VALUE_BYTES = 8 + 4 * MAX_TEXT_CHARS  # a character code, and characters of 4 bytes
 MAX_ENTRIES = 512  # of one directory; a camera writes about 40
+_MAX_OFFSET = 1 << 62
 
 Number = int | float
 Value = str | Number | list[Number]
@@ -54,110 +56,135 @@ TYPES: dict[int, tuple[int, str]] = {
     11: (4, "f"),
     12: (8, "d"),
     13: (4, "I"),
+    16: (8, "Q"),
+    17: (8, "q"),
+    18: (8, "Q"),
     _UTF8: (1, "s"),
 }
+BIG_TIFF_TYPES = frozenset({16, 17, 18})
 _ORIENTATION_ALONE = {ORIENTATION: "Orientation"}
+# Some cameras write tags of the photo into the first directory, and some editors the other way round.
+_BOTH_TAGS = IMAGE_TAGS | PHOTO_TAGS
+_PHOTO_NAMES = frozenset(PHOTO_TAGS.values())
 _TEXT_CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16", b"JIS\0\0\0\0\0": "iso2022_jp", bytes(8): "utf-8"}
 
 
-def read_exif(source: bytes | int | None) -> dict[str, object]:
-    """The tags of an EXIF block, or of the first page of a TIFF file given by its descriptor.
+def read_exif(*sources: bytes | int | None) -> dict[str, object]:
+    """The tags of EXIF blocks, or of the first page of a TIFF file given by its descriptor.
 
-    Names are those of the standard, in file order. Numbers are int or float (rationals are divided, to 10 digits),
-    enumerations are the standard's integers, texts are trimmed, several values are a list. GPS coordinates are signed
-    decimal degrees and the altitude is signed metres, as `exiftool -n` prints them; `GPSTimeStamp` is "HH:MM:SS".
-    Empty texts, blobs and values that are no numbers (a denominator of 0) are left out. Fit for JSON and jsonb
-    whatever the file says: no NUL, no lone surrogates, nothing infinite, at most MAX_JSON_BYTES.
+    Names are those of the standard, in file order; of several blocks the first one with a tag wins. Numbers are int or
+    float (rationals are divided, to 10 digits), enumerations are the standard's integers, texts are trimmed, several
+    values are a list. GPS coordinates are signed decimal degrees and the altitude is signed metres, as `exiftool -n`
+    prints them; `GPSTimeStamp` is "HH:MM:SS". Empty texts, blobs and values that are no numbers (a denominator of 0)
+    are left out. Fit for JSON and jsonb whatever the file says: no NUL, no lone surrogates, nothing infinite, at most
+    MAX_JSON_BYTES.
     """
-    if source is None:
-        return {}
-    if isinstance(source, int):
-        return _read(lambda at, size: os.pread(source, size, at))
-    return _read(_reader(source))
+    values: dict[str, Value] = {}
+    for source in sources:
+        if source is not None:
+            for name, value in _read(reader(source)).items():
+                values.setdefault(name, value)
+    return _within_budget(values)
 
 
 def read_orientation(block: bytes | None) -> object:
-    """As `read_exif` finds it in an EXIF block, whatever it is; None where there is none."""
-    found: dict[str, Value] = {}
-    if block is not None:
-        read = _reader(block)
-        if (first := _first_directory(read)) is not None:
-            _read_directory(read, *first, _ORIENTATION_ALONE, found)
-    return found.get("Orientation")
-
-
-def _reader(block: bytes) -> Read:
-    start = 6 if block.startswith(b"Exif\0\0") else 0
-    return lambda at, size: block[start + at : start + at + size]
-
-
-def _first_directory(read: Read) -> tuple[str, int] | None:
-    """The byte order, and where the directory is."""
-    head = read(0, 8)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
-    if order is None or len(head) < 8:
+    """The value that `read_exif` gives for an EXIF block, of any type; None without one."""
+    if block is None or (start := first_directory(read := reader(block))) is None:
         return None
-    return order, pointer(order, head[4:])
+    values: dict[str, Value] = {}
+    pointers = _read_directory(read, *start, _ORIENTATION_ALONE, values)
+    if not values and EXIF_IFD in pointers:
+        _read_directory(read, start[0], pointers[EXIF_IFD], _ORIENTATION_ALONE, values)
+    return values.get("Orientation")
 
 
-def _read(read: Read) -> dict[str, object]:
-    first = _first_directory(read)
-    if first is None:
+def is_exif(block: bytes) -> bool:
+    """Whether a block starts as EXIF does: as a TIFF structure, maybe behind the head that it has in a JPEG."""
+    return block.startswith(tuple(LAYOUTS), _head_bytes(block))
+
+
+def reader(source: bytes | int) -> Read:
+    """Reads from the TIFF structure of a block or of a file: answers up to so many bytes (second parameter) at an
+    offset (first); none at an offset of BigTIFF that no file has.
+    """
+    if isinstance(source, int):
+        return lambda at, size: os.pread(source, size, at) if at <= _MAX_OFFSET else b""
+    start = _head_bytes(source)
+    return lambda at, size: source[start + at : start + at + size]
+
+
+def _head_bytes(block: bytes) -> int:
+    """The last byte of the head is a zero, or 0xFF by some writers."""
+    return 6 if block.startswith(b"Exif\0") else 0
+
+
+def first_directory(read: Read) -> tuple[Layout, int] | None:
+    """The layout of a TIFF structure, and where its first directory is."""
+    head = read(0, HEAD_BYTES)
+    layout = LAYOUTS.get(head[:4])
+    if layout is None or len(head) < 2 * layout.word:
+        return None
+    return layout, layout.first(head)
+
+
+def _read(read: Read) -> dict[str, Value]:
+    start = first_directory(read)
+    if start is None:
         return {}
-    order, offset = first
-    found: dict[str, Value] = {}
+    layout, offset = start
+    values: dict[str, Value] = {}
+    inner: dict[str, Value] = {}
     # Each directory is read once and by name, so a file cannot make a loop of them.
-    pointers = _read_directory(read, order, offset, IMAGE_TAGS, found)
+    pointers = _read_directory(read, layout, offset, _BOTH_TAGS, values)
     if EXIF_IFD in pointers:
-        inner = _read_directory(read, order, pointers[EXIF_IFD], PHOTO_TAGS, found)
-        if INTEROP_IFD in inner:
-            _read_directory(read, order, inner[INTEROP_IFD], INTEROP_TAGS, found)
+        pointers = _read_directory(read, layout, pointers[EXIF_IFD], _BOTH_TAGS, inner) | pointers
+        # The directory that a tag belongs to wins.
+        values |= {name: value for name, value in inner.items() if name not in values or name in _PHOTO_NAMES}
+    if INTEROP_IFD in pointers:
+        _read_directory(read, layout, pointers[INTEROP_IFD], INTEROP_TAGS, values)
     if GPS_IFD in pointers:
-        _read_directory(read, order, pointers[GPS_IFD], GPS_TAGS, found)
-        _sign_gps(found)
-    return _within_budget(found)
+        _read_directory(read, layout, pointers[GPS_IFD], GPS_TAGS, values)
+        _sign_gps(values)
+    return values
 
 
 def _read_directory(
-    read: Read, order: str, offset: int, names: dict[int, str], found: dict[str, Value]
+    read: Read, layout: Layout, offset: int, names: dict[int, str], values: dict[str, Value]
 ) -> dict[int, int]:
-    """Add the directory's values to `found`, where the first of equal tags wins. Returns its pointers."""
+    """Add the directory's values to `values`, where the first of equal tags wins. Returns its pointers."""
     pointers: dict[int, int] = {}
-    for tag, kind, count, field in entries(read, order, offset):
+    for tag, kind, count, field in entries(read, layout, offset):
         if tag in {EXIF_IFD, GPS_IFD, INTEROP_IFD}:
-            pointers.setdefault(tag, pointer(order, field))
+            pointers.setdefault(tag, layout.offset(kind, field))
         name = names.get(tag)
-        if name is None or name in found or kind not in TYPES or count == 0:
+        if name is None or name in values or kind not in TYPES or count == 0:
             continue
         size = count * TYPES[kind][0]
         # Long texts are cut and long lists dropped, so more than this need not be read.
-        data = field[:size] if size <= 4 else read(pointer(order, field), min(size, MAX_VALUE_BYTES))
-        value = _text(name, kind, data, order) or _numbers(name, kind, count, data, order)
+        data = field[:size] if size <= layout.word else read(layout.number(field), min(size, MAX_VALUE_BYTES))
+        value = _text(name, kind, data, layout) or _numbers(name, kind, count, data, layout)
         if value is not None:
-            found[name] = value
+            values[name] = value
     return pointers
 
 
-def entries(read: Read, order: str, offset: int) -> Iterator[tuple[int, int, int, bytes]]:
-    count = read(offset, 2)
-    if len(count) < 2:
+def entries(read: Read, layout: Layout, offset: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """Tag, type, number of values, and their bytes or their offset, of the first MAX_ENTRIES of a directory."""
+    count = read(offset, layout.count)
+    if len(count) < layout.count:
         return
-    table = read(offset + 2, 12 * min(struct.unpack(order + "H", count)[0], MAX_ENTRIES))
-    yield from struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])
+    table = read(offset + layout.count, layout.entry * min(layout.number(count), MAX_ENTRIES))
+    yield from layout.packed.iter_unpack(table[: len(table) // layout.entry * layout.entry])
 
 
-def pointer(order: str, field: bytes) -> int:
-    return int(struct.unpack(order + "I", field)[0])
-
-
-def _text(name: str, kind: int, data: bytes, order: str) -> str | None:
+def _text(name: str, kind: int, data: bytes, layout: Layout) -> str | None:
     """The value, if it is one of the standard's texts; None for an empty one too."""
     if kind in {_ASCII, _UTF8} or name in ASCII_IN_BYTES:
         text = _decode(data.partition(b"\0")[0])
     elif name in UTF16_IN_BYTES:
         text = data[: len(data) // 2 * 2].decode("utf-16-le", "ignore")
     elif name in CODED_TEXT:
-        text = _decode_coded(data, order)
+        text = _decode_coded(data, layout)
     else:
         return None
     return text.partition("\0")[0].strip()[:MAX_TEXT_CHARS] or None
@@ -172,22 +199,22 @@ def _decode(data: bytes) -> str:
         return data.decode("cp1252", "replace")  # the standard says ASCII, cameras wrote Latin-1
 
 
-def _decode_coded(data: bytes, order: str) -> str:
+def _decode_coded(data: bytes, layout: Layout) -> str:
     """A text that names its character code in its first 8 bytes. UNICODE is UTF-16 in the order of the file."""
     encoding = _TEXT_CODES.get(data[:8])
     if encoding is None:
         return ""
     if encoding == "utf-16" and data[8:10] not in {b"\xff\xfe", b"\xfe\xff"}:
-        encoding = "utf-16-le" if order == "<" else "utf-16-be"
+        encoding = "utf-16-le" if layout.order == "little" else "utf-16-be"
     return data[8:].decode(encoding, "ignore")
 
 
-def _numbers(name: str, kind: int, count: int, data: bytes, order: str) -> Value | None:
+def _numbers(name: str, kind: int, count: int, data: bytes, layout: Layout) -> Value | None:
     unit, code = TYPES[kind]
     blob = kind == _UNDEFINED and name not in NUMBERS_IN_BYTES
     if code == "s" or blob or name in NOT_NUMBERS or count > MAX_LIST_ITEMS or len(data) < count * unit:
         return None
-    numbers: tuple[Number, ...] = struct.unpack(order + code * count, data)
+    numbers: tuple[Number, ...] = struct.unpack(layout.struct_order + code * count, data)
     if kind in {_RATIONAL, _SRATIONAL}:
         if 0 in numbers[1::2]:
             return None

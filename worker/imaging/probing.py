@@ -23,7 +23,7 @@ def probe(path: str, *, max_pixels: int) -> Probe:
         format=form,
         width=picture.height if turned else picture.width,
         height=picture.width if turned else picture.height,
-        orientation=picture.orientation,
+        orientation=picture.orientation if picture.applied_orientation == 1 else picture.applied_orientation,
         pages=picture.pages,
         has_alpha=picture.has_alpha,
         exif=picture.exif,

@@ -261,6 +261,7 @@ _SERVICE = (
                 headers=("Cache-Control",),
             ),
         ),
+        errors=("busy",),
         needs_key=False,
     ),
     Operation(

@@ -20,8 +20,13 @@ _SHOWN = [
 ]
 
 ID: Json = {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}$"}
-# A blank one is left out.
-TAG: Json = {"type": "string", "maxLength": MAX_TAG_LENGTH, "pattern": r"^[^,\x00-\x1f\x7f-\x9f\u2028\u2029]*$"}
+TAG: Json = {
+    "type": "string",
+    "description": "Normalised to NFC, which the length counts. A tag needs a visible character; spaces alone are left "
+    "out.",
+    "maxLength": MAX_TAG_LENGTH,
+    "pattern": r"^[^,\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
+}
 TAGS: Json = {"type": "array", "items": TAG, "maxItems": MAX_TAGS}
 SOME_TAGS: Json = TAGS | {"minItems": 1, "contains": {"type": "string", "pattern": r"\S"}}
 FLAG: Json = {"type": "boolean", "default": False}
@@ -44,10 +49,6 @@ def success(response: Json) -> Json:
         "required": ["success", "response"],
         "properties": {"success": {"const": True}, "response": response},
     }
-
-
-def list_of(item: Json) -> Json:
-    return {"type": "array", "items": item}
 
 
 def failure(codes: list[str]) -> Json:

@@ -13,6 +13,7 @@ from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import is_svg
+from worker.imaging.kinds import name_kind
 from worker.imaging.sniffing import HEAD_BYTES, sniff
 
 __all__ = ["FORMATS", "Format", "recognise"]
@@ -45,9 +46,10 @@ FORMATS: dict[str, Format] = {
 
 def recognise(source: Source) -> str:
     """The name of its format, by its first bytes or its root element. Raises Rejected if it is none of them."""
-    name = sniff(os.pread(source.fd, HEAD_BYTES, 0))
+    head = os.pread(source.fd, HEAD_BYTES, 0)
+    name = sniff(head)
     if name is None and is_svg(source.fd):
         name = "svg"
     if name is None:
-        raise Rejected("unsupported-image")
+        raise Rejected("unsupported-image", name_kind(head))
     return name

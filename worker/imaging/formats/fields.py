@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyvips
 
+from worker.imaging.colour import ICC_PROFILE
+
 
 def orientation_of(image: pyvips.Image) -> int:
     return valid_orientation(image.get("orientation") if image.get_typeof("orientation") else 1)
@@ -19,3 +21,15 @@ def pages_of(image: pyvips.Image) -> int:
 
 def blob(image: pyvips.Image, name: str) -> bytes | None:
     return bytes(image.get(name)) if image.get_typeof(name) else None
+
+
+def with_profile(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    """The image with this ICC profile, whatever its decoder says; None means sRGB."""
+    if profile is None and not image.get_typeof(ICC_PROFILE):
+        return image
+    image = image.copy()
+    if profile is None:
+        image.remove(ICC_PROFILE)
+    else:
+        image.set_type(pyvips.GValue.blob_type, ICC_PROFILE, profile)
+    return image

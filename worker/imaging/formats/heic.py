@@ -10,10 +10,15 @@ import pi_heif
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
+from worker.imaging.formats.fields import blob
+from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.heif_colours import read_heif_colours
+from worker.imaging.formats.heif_metadata import applied_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
-from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.pixels import reduce
 
 
@@ -26,15 +31,14 @@ def probe(source: Source) -> Picture:
         pages=1,
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
-        small=reduce(file.image, file.info.get("icc_profile")),
+        small=reduce(file.image, blob(file.image, ICC_PROFILE)),
+        applied_orientation=file.orientation,
     )
 
 
 def open_original(source: Source, _: Frames) -> Original:
     file = _open_file(source)
     info = file.info
-    if profile := info.get("icc_profile"):
-        file.image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
 
     def read_xmp() -> bytes | None:
         return bytes(info["xmp"]) if info.get("xmp") else None
@@ -43,7 +47,9 @@ def open_original(source: Source, _: Frames) -> Original:
 
 
 def _open_file(source: Source) -> _HeicFile:
-    _refuse_unreadable_items(source.fd)
+    file = open_heif(source, "HEIC", b"hvc1")
+    for meta in (box for box in file.boxes if box.kind == b"meta"):
+        _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
     try:
         heif = pi_heif.open_heif(source.path)
         width, height = heif.size
@@ -57,40 +63,24 @@ def _open_file(source: Source) -> _HeicFile:
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
     image._references.append(heif)
     grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
-    return _HeicFile(image.copy(interpretation=grey if bands < 3 else colour), heif.has_alpha, info)
+    image = read_heif_colours(source, file).apply(image.copy(interpretation=grey if bands < 3 else colour))
+    return _HeicFile(image, heif.has_alpha, info, applied_orientation(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _HeicFile:
-    """A decoded HEIC. The container's own rotation and mirroring are applied, so its orientation is 1."""
+    """A decoded HEIC. The decoder has applied the container's rotation and mirroring, which are `orientation`."""
 
     image: pyvips.Image
     has_alpha: bool
     info: dict[str, Any]
+    orientation: int
 
 
-def _refuse_unreadable_items(fd: int) -> None:
+def _refuse_unreadable_items(meta: bytes) -> None:
     """Refuse a HEIF whose item types or names are no text, of which pi_heif 1.4 makes none, and uses it: the process
     dies.
     """
-    stored = os.fstat(fd).st_size
-    at = 0
-    for _ in range(MOST_READS):
-        if at + 8 > stored:
-            return
-        head = os.pread(fd, 16, at)
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:  # told in 64 bits
-            size = int.from_bytes(head[8:], "big")
-        elif size == 0:  # to the end of the file
-            size = stored
-        if head[4:8] == b"meta":
-            _refuse_unreadable_items_in(os.pread(fd, min(size, stored), at))
-        at += max(size, 8)
-    raise Rejected("damaged-image")
-
-
-def _refuse_unreadable_items_in(meta: bytes) -> None:
     at = meta.find(b"infe")
     while at != -1:
         size = int.from_bytes(meta[max(0, at - 4) : at], "big")

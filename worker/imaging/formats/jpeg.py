@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.exif import read_exif, read_orientation
+from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
+from worker.imaging.containers.jpeg_stream import EOI, SOS, CutShort, count_scans, segments
+from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.fields import blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.small_jpegs import decode_small
-from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.pixels import reduce
 
 # The long side that a JPEG is scaled to at least, by its own transform, which costs nothing; see SMALL_PX for others.
@@ -27,33 +31,48 @@ JPEG_SMALL_PX = 64
 # A JPEG of up to this size is decoded from memory, without its EXIF; in a larger one that saves little.
 IN_MEMORY_BYTES = 1 << 20
 
-# The first warnings of libjpeg that mean lost pixels. Others are habits of cameras: stray bytes before a marker, odd
-# SOS parameters, unknown JFIF revisions.
-_LOST_PIXELS = ("premature end", "bad Huffman code", "bad arithmetic code", "instead of RST")
+# Warnings of libjpeg that mean lost pixels. Others are habits of cameras: bytes before the end marker, odd SOS
+# parameters, unknown JFIF revisions. It reports the first of a file only.
+_LOST_PIXELS = re.compile(
+    r"premature end|bad Huffman code|bad arithmetic code|instead of RST|extraneous bytes before marker 0xd[0-7]",
+    re.IGNORECASE,
+)
 
 # In pixels of the result, of all the width or height together.
 _MAX_STRETCH = 0.25
 
 # Start of frame: 0xC0 to 0xCF without DHT, JPG and DAC.
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HEIGHT_AT = 5
 _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_START_OF_SCAN, APP1 = 0xDA, 0xE1
+_LOSSLESS_MARKERS = frozenset({0xC3, 0xCB})
+_HIERARCHICAL_MARKERS = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
+_JPEG_LS = 0xF7  # ITU-T T.87 has a start of frame of its own
+APP1 = 0xE1
+_END = bytes([0xFF, EOI])
+EXIF_HEAD = b"Exif\0"  # and one more byte
+# Editors may add a block to that of the camera, and one of 64 KB or more takes several.
+_MAX_EXIF_SEGMENTS = 16
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 # Encoders write about 10. A scan that says nothing takes some bytes, and a walk over all of the picture.
-_MOST_SCANS = 100
+_MAX_SCANS = 100
 
 
 def probe(source: Source) -> Picture:
     file = open_file(source)
+    file.refuse_cut()
     short, long = sorted((file.header.width, file.header.height))
     shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
-    try:
-        return _picture(file.load(shrink, "warning"), file, shrink)
-    except pyvips.Error as error:
-        if any(sign in str(error) for sign in _LOST_PIXELS):
-            raise
-        return _picture(file.load(shrink, "truncated"), file, shrink)
+    picture = _picture(file.load_all(shrink), file, shrink)
+    _refuse_lost_pixels()
+    return picture
+
+
+def _refuse_lost_pixels() -> None:
+    """libvips leaves libjpeg's warning among its messages, and would fail for it only before the last lines."""
+    warning = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode("utf-8", "replace")
+    if _LOST_PIXELS.search(warning):
+        raise Rejected("damaged-image")
 
 
 def open_original(source: Source, _: Frames) -> Original:
@@ -64,7 +83,7 @@ def open_original(source: Source, _: Frames) -> Original:
         shrink = next(s for s in (8, 4, 2, 1) if s == 1 or _fits(header, s, scale))
         image = decode_small(file.read_bare, header.width, header.height, shrink)
         if image is None:
-            image = file.load(shrink, "truncated")
+            image = file.load(shrink)
             file.refuse_other_frame(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
         if (width, height) != (image.width, image.height):  # one has a pixel for a part of one, the other has none
@@ -75,8 +94,8 @@ def open_original(source: Source, _: Frames) -> Original:
         width=header.width,
         height=header.height,
         load=load,
-        orientation=valid_orientation(read_orientation(header.exif)),
-        exif=header.exif,
+        orientation=header.orientation,
+        exif=next(filter(is_exif, header.exif), None),
         read_xmp=partial(_read_xmp, source, header),
     )
 
@@ -86,29 +105,64 @@ def open_file(source: Source) -> JpegFile:
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
     header = _read_header(partial(os.pread, source.fd) if data is None else partial(_part, data))
     source.admit(header.width, header.height)
-    if header.progressive:
-        _refuse_many_scans(source.fd, header.pixels_at)
-    return JpegFile(source, header, None if data is None else _bare(data, header))
+    file = JpegFile(source, header, data)
+    if not header.single_scan:
+        file.refuse_cut()
+    return file
 
 
 @dataclass(frozen=True, slots=True)
 class JpegFile:
-    """A JPEG whose header was read and admitted. `bare` is all of it but EXIF, where it is decoded from memory."""
+    """A JPEG whose header was read and admitted. `data` is all of it, where it is decoded from memory."""
 
     source: Source
     header: JpegHeader
-    bare: bytes | None
+    data: bytes | None
 
     def read_bare(self) -> bytes:
-        if self.bare is not None:
-            return self.bare
-        return _bare(os.pread(self.source.fd, os.fstat(self.source.fd).st_size, 0), self.header)
+        """All but EXIF, of which libvips makes a text of every tag: that takes long beside the pixels of a small
+        picture. Stray bytes are left out too, as they would hide the warnings behind them.
+        """
+        data = self.data or os.pread(self.source.fd, os.fstat(self.source.fd).st_size, 0)
+        header = self.header
+        return b"".join([data[:2], *(data[start:end] for start, end in header.kept), data[header.pixels_at :]])
 
-    def load(self, shrink: int, fail_on: str) -> pyvips.Image:
-        options = {"shrink": shrink, "fail_on": fail_on, "access": "sequential"}
-        if self.bare is None:
-            return pyvips.Image.jpegload(self.source.path, **options)
-        return pyvips.Image.jpegload_buffer(self.bare, **options)
+    def load(self, shrink: int) -> pyvips.Image:
+        options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
+        if self.data is None:
+            return mix_unknown_inks(pyvips.Image.jpegload(self.source.path, **options))
+        return mix_unknown_inks(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
+
+    def load_all(self, shrink: int) -> pyvips.Image:
+        """As `load`, and no line of the picture is left undecoded.
+
+        libvips gives whole pixels only, so it stops before the last row of blocks if that has fewer lines than a pixel.
+        The lines that fill up that row count as the picture's then.
+        """
+        header = self.header
+        missing = -header.height % shrink
+        if not missing or not header.single_scan:
+            return self.load(shrink)
+        bare = bytearray(self.read_bare())
+        at = 2 + sum(end - start for start, end in header.kept if start < header.frame_at) + _HEIGHT_AT
+        bare[at : at + 2] = struct.pack(">H", min(header.height + missing, 0xFFFF))
+        image = pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
+        return mix_unknown_inks(image)
+
+    def refuse_cut(self) -> None:
+        """Refuse a JPEG that ends before its last scan does, and one that is made of scans to keep us busy. What lies
+        behind the end, such as a film, does not count.
+        """
+        fd = self.source.fd
+        if self.header.single_scan and os.pread(fd, 2, os.fstat(fd).st_size - 2) == _END:
+            return  # it is never found inside of a scan
+        with _mapped(fd) if self.data is None else nullcontext(self.data) as data:
+            try:
+                scans = count_scans(data, self.header.pixels_at, _MAX_SCANS + 1)
+            except CutShort:
+                raise Rejected("damaged-image") from None
+        if scans > _MAX_SCANS:
+            raise Rejected("probe-failed")
 
     def refuse_other_frame(self, image: pyvips.Image, shrink: int) -> None:
         """Refuse an image that is not of the size that was admitted."""
@@ -117,24 +171,18 @@ class JpegFile:
             raise Rejected("damaged-image")
 
 
-def _bare(data: bytes, header: JpegHeader) -> bytes:
-    """Without EXIF: libvips makes a text of every tag, which takes long beside the pixels of a small picture."""
-    ends = [0, *(end for _, end in header.app1)]
-    starts = [*(start for start, _ in header.app1), len(data)]
-    return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
-
-
 def _picture(image: pyvips.Image, file: JpegFile, shrink: int) -> Picture:
     file.refuse_other_frame(image, shrink)
-    exif = read_exif(file.header.exif)
+    header = file.header
+    exif = read_exif(*header.exif)
     return Picture(
-        width=file.header.width,
-        height=file.header.height,
-        orientation=valid_orientation(exif.get("Orientation")),
+        width=header.width,
+        height=header.height,
+        orientation=header.orientation if len(header.exif) > 1 else valid_orientation(exif.get("Orientation")),
         pages=1,
         has_alpha=False,
         exif=exif,
-        small=reduce(image, blob(image, "icc-profile-data")),
+        small=reduce(image, blob(image, ICC_PROFILE)),
     )
 
 
@@ -158,40 +206,76 @@ def _read_xmp(source: Source, header: JpegHeader) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """Width and height as stored, from the first start of frame; the first EXIF block; where the application segments
-    1, of EXIF and XMP, lie as far as they come before the pixels: pairs of start and end; and where those begin."""
+    """What stands before the pixels. `width` and `height` are as stored, from the first start of frame, which lies at
+    `frame_at`; `exif` are the first blocks of it. `app1` are start and end of the application segments 1, of EXIF and
+    XMP, and `kept` those of all others. `single_scan` means that one scan has all of the pixels; that begins at
+    `pixels_at`.
+    """
 
     width: int
     height: int
-    progressive: bool
-    exif: bytes | None
+    frame_at: int
+    single_scan: bool
+    exif: list[bytes]
     app1: list[tuple[int, int]]
+    kept: list[tuple[int, int]]
     pixels_at: int
+
+    @property
+    def orientation(self) -> int:
+        """That of the first block, as in browsers, also if another one has it."""
+        return valid_orientation(read_orientation(self.exif[0] if self.exif else None))
 
 
 def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
-    """`read` answers up to so many bytes (first parameter) at an offset (second).
+    """`read` answers up to so many bytes (first parameter) at an offset (second). Raises Rejected.
 
     Our own, since libvips only gives the size after shrink-on-load.
     """
-    size: tuple[int, int] | None = None
-    progressive = False
-    exif: bytes | None = None
+    frame, frame_at = b"", 0
+    exif: list[bytes] = []
     app1: list[tuple[int, int]] = []
-    pixels_at = 2
+    kept: list[tuple[int, int]] = []
     for head, at, end in segments(read):
-        pixels_at = end
-        if head[1] in _SOF_MARKERS and size is None:
-            height, width = struct.unpack_from(">HH", head, 5)
-            size = (width, height)
-            progressive = head[1] in _PROGRESSIVE_MARKERS
-        elif head[1] == APP1:
+        if head[1] == APP1:
             app1.append((at, end))
-            if exif is None and head[4:10] == b"Exif\0\0":
-                exif = read(end - at - 4, at + 4)
-    if size is None or 0 in size:
-        raise Rejected("damaged-image")
-    return JpegHeader(*size, progressive, exif, app1, pixels_at)
+            if head[4:9] == EXIF_HEAD and len(exif) < _MAX_EXIF_SEGMENTS:
+                exif.append(read(end - at - 4, at + 4))
+            continue
+        kept.append((at, end))
+        if head[1] in _SOF_MARKERS and not frame:
+            frame, frame_at = head, at
+        elif head[1] == SOS and len(frame) == len(head) == 10:
+            _, kind, _, _, height, width, components = struct.unpack(">BBHBHHB", frame)
+            _refuse_unsupported(kind, frame[4])
+            if 0 in {width, height}:
+                break
+            single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
+            return JpegHeader(width, height, frame_at, single_scan, _join(exif), app1, kept, end)
+        elif head[1] == _JPEG_LS:
+            raise Rejected("unsupported-image", "JPEG-LS")
+    raise Rejected("damaged-image")
+
+
+def _refuse_unsupported(frame_marker: int, bits: int) -> None:
+    """Refuse what libjpeg does not decode, by the start of frame: its marker and the bits of a sample."""
+    if frame_marker in _LOSSLESS_MARKERS:
+        raise Rejected("unsupported-image", "lossless JPEG")
+    if frame_marker in _HIERARCHICAL_MARKERS:
+        raise Rejected("unsupported-image", "hierarchical JPEG")
+    if bits == 12:
+        raise Rejected("unsupported-image", "12-bit JPEG")
+
+
+def _join(segments_of_exif: list[bytes]) -> list[bytes]:
+    """The blocks of EXIF: one of more than 64 KB goes on in the next segment, behind the same head."""
+    blocks: list[bytes] = []
+    for segment in segments_of_exif:
+        if blocks and is_exif(blocks[-1]) and not is_exif(segment):
+            blocks[-1] += segment[len(EXIF_HEAD) + 1 :]
+        else:
+            blocks.append(segment)
+    return blocks
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -204,36 +288,5 @@ def _part(data: bytes, size: int, at: int) -> bytes:
     return data[at : at + size]
 
 
-def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[bytes, int, int]]:
-    """The first 10 bytes or fewer, start and end of each segment up to the pixels, or to what is none; also of each
-    fill byte and each marker without a length. An end may lie behind that of the file.
-    """
-    for _ in range(MOST_READS):
-        head = read(10, at)
-        if len(head) < 9 or head[0] != 0xFF:
-            return
-        length = int.from_bytes(head[2:4], "big")
-        end = at + 2 + length
-        if head[1] == 0xFF:  # fill byte
-            end = at + 1
-        elif head[1] in _MARKERS_WITHOUT_LENGTH:
-            end = at + 2
-        elif head[1] == _START_OF_SCAN or length < 2:
-            return
-        yield head, at, end
-        at = end
-
-
-def _refuse_many_scans(fd: int, start: int) -> None:
-    """Refuse a JPEG that is made of scans to keep us busy. Neither a scan nor the end of the picture is found inside of
-    a scan, where 0xFF is escaped; what lies behind the end, such as a film, does not count.
-    """
-    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-        end = data.find(b"\xff\xd9", start)
-        end = len(data) if end == -1 else end
-        at = start
-        for _ in range(_MOST_SCANS + 1):
-            at = data.find(bytes([0xFF, _START_OF_SCAN]), at, end) + 2
-            if at < 2:
-                return
-    raise Rejected("probe-failed")
+def _mapped(fd: int) -> closing[mmap.mmap]:
+    return closing(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))

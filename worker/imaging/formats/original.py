@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pyvips
 
-from worker.imaging.formats.fields import blob, orientation_of
+from worker.imaging.exif import read_orientation
+from worker.imaging.formats.fields import blob, orientation_of, valid_orientation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +55,21 @@ def original_of(
     load: Callable[[float], pyvips.Image] | None = None,
     animation: Animation | None = None,
     keeps_alpha: bool = True,
-    exif: int | None = None,
+    exif: bytes | int | None = None,
 ) -> Original:
-    """Of the size of an image that was admitted, which is what is loaded where `load` does not know better."""
+    """Of the size of an image that was admitted, which is what is loaded where `load` does not know better.
+
+    `exif` is the file's block, if libvips does not know it or changes it, or the descriptor of a TIFF. The orientation
+    is that of the block, if there is one.
+    """
+    exif = blob(image, "exif-data") if exif is None else exif
     return Original(
         image.width,
         image.height,
         load or (lambda _: image),
-        orientation=orientation_of(image),
+        orientation=valid_orientation(read_orientation(exif)) if isinstance(exif, bytes) else orientation_of(image),
         animation=animation,
         keeps_alpha=keeps_alpha,
-        exif=blob(image, "exif-data") if exif is None else exif,
+        exif=exif,
         read_xmp=lambda: blob(image, "xmp-data"),
     )

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pyvips
 from PIL.JpegImagePlugin import JpegImageFile
 
+from worker.imaging.colour import ICC_PROFILE
+
 # Of the result, which lies in memory as a whole. Beyond this libvips goes through it line by line.
 _MOST_PIXELS = 4_000_000
 _INTERPRETATIONS = {"L": "b-w", "RGB": "srgb"}
@@ -34,5 +36,5 @@ def decode_small(read: Callable[[], bytes], width: int, height: int, shrink: int
     image = pyvips.Image.new_from_memory(pixels, *size, len(picture.getbands()), "uchar")
     image = image.copy(interpretation=_INTERPRETATIONS[picture.mode])
     if profile := picture.info.get("icc_profile"):
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+        image.set_type(pyvips.GValue.blob_type, ICC_PROFILE, profile)
     return image

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.containers.tiff import LAYOUTS, CutShort, Entry, Layout, read_contents, walk_directories
 from worker.imaging.exif import TYPES, read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
@@ -28,21 +28,17 @@ from worker.imaging.formats.tiff_pixels import (
     needs_full_scale,
     read_samples,
 )
+from worker.imaging.kinds import name_tiff
 from worker.imaging.pixels import reduce
 
 # Pages of a TIFF that are not all of one size have to be opened one by one, each by walking there from the first:
 # 100 take 0.16 s, 1,000 take 14.
 MAX_UNEQUAL_PAGES = 100
 
-# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
-MOST_ENTRIES = 300_000
-
 # Types that an orientation has: bytes of a BYTE, a SHORT and a LONG.
 _INTEGERS = {1: 1, 3: 2, 4: 4}
 # Types of values that are numbers.
 _NUMBERS = frozenset(kind for kind, (_, code) in TYPES.items() if code != "s")
-
-Order = Literal["little", "big"]
 
 
 def probe(source: Source) -> Picture:
@@ -50,6 +46,7 @@ def probe(source: Source) -> Picture:
 
     libtiff reports a strip that ends too early as an error, not as a truncation. The tags are the file's own.
     """
+    _refuse_cut(source.fd)
     return replace(_probe_pages(source), exif=read_exif(source.fd))
 
 
@@ -117,47 +114,21 @@ def _probe_unequal_pages(source: Source, load: Callable[..., pyvips.Image], firs
     return picture
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Bytes of the count of a directory, and of an offset; an entry, of tag, type, number of values, and what they are
-    or where.
+def _refuse_cut(fd: int) -> None:
+    """Refuse a file that is not all there, or of a kind that libtiff does not decode.
+
+    libtiff shows the pages before a directory that is cut off, and never looks at what lies inside of pages.
     """
-
-    order: Order
-    count: int
-    word: int
-    packed: struct.Struct
-
-    @property
-    def entry(self) -> int:
-        return self.packed.size
-
-    def number(self, word: bytes) -> int:
-        return int.from_bytes(word, self.order)
-
-    def first(self, head: bytes) -> int:
-        """Where the first directory is, by the first 16 bytes."""
-        return self.number(head[self.word : 2 * self.word])
+    try:
+        contents = read_contents(partial(_read_at, fd), os.fstat(fd).st_size)
+    except CutShort:
+        raise Rejected("damaged-image") from None
+    if kind := name_tiff(os.pread(fd, 16, 0), contents):
+        raise Rejected("unsupported-image", kind)
 
 
-# By the first bytes of a file; those with a + are BigTIFF.
-LAYOUTS = {
-    b"II*\0": Layout("little", 2, 4, struct.Struct("<HHI4s")),
-    b"MM\0*": Layout("big", 2, 4, struct.Struct(">HHI4s")),
-    b"II+\0": Layout("little", 8, 8, struct.Struct("<HHQ8s")),
-    b"MM\0+": Layout("big", 8, 8, struct.Struct(">HHQ8s")),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """`at` is where the entry lies, `field` the value, or where that lies."""
-
-    at: int
-    tag: int
-    kind: int
-    count: int
-    field: bytes
+def _read_at(fd: int, size: int, at: int) -> bytes:
+    return os.pread(fd, size, at) if at < 1 << 63 else b""
 
 
 def _read_pages(fd: int) -> tuple[list[Samples], list[tuple[int, bytes]]]:
@@ -165,14 +136,15 @@ def _read_pages(fd: int) -> tuple[list[Samples], list[tuple[int, bytes]]]:
 
     Those are of orientations that are none, which libtiff reports as an error, and of pixels that it misreads.
     """
-    layout = LAYOUTS[os.pread(fd, 4, 0)]
+    head = os.pread(fd, 16, 0)
+    layout = LAYOUTS[head[:4]]
     pages: list[Samples] = []
     corrections: list[tuple[int, bytes]] = []
-    for entries in _directories(fd, layout):
-        by_tag = {entry.tag: entry for entry in reversed(entries)}
+    for directory in walk_directories(partial(_read_at, fd), os.fstat(fd).st_size, layout, layout.first(head)):
+        by_tag = {entry.tag: entry for entry in reversed(directory.entries)}
         samples = read_samples(partial(_values, fd, layout, by_tag))
         pages.append(samples)
-        for entry in entries:
+        for entry in directory.entries:
             if entry.tag == ORIENTATION:
                 if not 1 <= layout.number(entry.field[: _INTEGERS.get(entry.kind, 0)]) <= 8:
                     corrections.append((entry.at, _short(layout, ORIENTATION, 1)))
@@ -187,7 +159,7 @@ def _short(layout: Layout, tag: int, value: int) -> bytes:
     return layout.packed.pack(tag, 3, 1, value.to_bytes(2, layout.order))
 
 
-def _values(fd: int, layout: Layout, by_tag: dict[int, _Entry], tag: int, limit: int) -> tuple[float, ...]:
+def _values(fd: int, layout: Layout, by_tag: dict[int, Entry], tag: int, limit: int) -> tuple[float, ...]:
     """The first values of a tag, up to `limit` of them; () if it is missing or not of numbers. Raises Rejected if they
     lie beyond the end of the file.
     """
@@ -197,36 +169,10 @@ def _values(fd: int, layout: Layout, by_tag: dict[int, _Entry], tag: int, limit:
     unit, code = TYPES[entry.kind]
     count = min(entry.count, limit)
     inline = entry.count * unit <= len(entry.field)
-    data = entry.field if inline else os.pread(fd, count * unit, layout.number(entry.field))
+    data = entry.field if inline else _read_at(fd, count * unit, layout.offset(entry.kind, entry.field))
     if len(data) < count * unit:
         raise Rejected("damaged-image")
-    order = "<" if layout.order == "little" else ">"
-    numbers = struct.unpack_from(order + code * count, data)
+    numbers = struct.unpack_from(layout.struct_order + code * count, data)
     if len(code) == 2:  # rationals
         return tuple(a / b if b else 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True))
     return numbers
-
-
-def _directories(fd: int, layout: Layout) -> Iterator[list[_Entry]]:
-    """The entries of each page, up to one that was seen before or MOST_ENTRIES."""
-    stored = os.fstat(fd).st_size
-    seen: set[int] = set()
-    left = MOST_ENTRIES
-    at = layout.first(os.pread(fd, 16, 0))
-    while left > 0 and 0 < at < stored and at not in seen:
-        seen.add(at)
-        count = os.pread(fd, layout.count, at)
-        if len(count) < layout.count:
-            return
-        entries = layout.number(count)
-        left -= max(entries, 1)
-        if left < 0:
-            return
-        start, size = at + layout.count, entries * layout.entry
-        table = os.pread(fd, size + layout.word, start)
-        if len(table) < size + layout.word:
-            return
-        places = range(start, start + size, layout.entry)
-        fields = layout.packed.iter_unpack(table[:size])
-        yield [_Entry(place, *values) for place, values in zip(places, fields, strict=True)]
-        at = layout.number(table[size:])

@@ -19,9 +19,12 @@ from worker.imaging.pixels import SMALL_PX
 
 
 def probe(source: Source) -> Picture:
-    source.admit(1, 1, _count_frames(source.fd))
+    frames = _count_frames(source.fd)
+    source.admit(1, 1, frames)
     load = _loader(source)
     image = load(n=-1)
+    if image.height != frames * image.get_page_height():  # libwebp leaves out a frame that it cannot read
+        raise Rejected("damaged-image")
     if image.height != image.get_page_height():
         picture = probe_frames(source, image, load_some=lambda pages: load(n=pages))
         return replace(picture, has_alpha=_says_alpha(source.fd))
@@ -72,9 +75,12 @@ def _count_frames(fd: int) -> int:
     if head[12:16] != b"VP8X" or len(head) < 21 or not head[20] & 0x02:
         return 1
     frames = 0
-    for number, (kind, _, _) in enumerate(chunks(partial(os.pread, fd))):
+    end = 8 + int.from_bytes(head[4:8], "little")
+    for number, (kind, start, _) in enumerate(chunks(partial(os.pread, fd))):
         if number == MOST_READS:
             raise Rejected("damaged-image")
+        if start > end:  # what lies behind the picture is none of it
+            break
         frames += kind == b"ANMF"
     return frames
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
+from worker.imaging.containers.tiff import LAYOUTS
 from worker.imaging.formats.jpeg import XMP_HEAD
-from worker.imaging.formats.tiff import LAYOUTS
 from worker.imaging.locations.directories import Blankers, blank_directories
 from worker.imaging.locations.iptc import blank_iptc
 from worker.imaging.locations.regions import Copy, Region, Unreadable

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from worker.imaging.containers.tiff import LAYOUTS, Layout
 from worker.imaging.exif import TYPES
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
-from worker.imaging.formats.tiff import LAYOUTS, Layout
 from worker.imaging.locations.regions import Region, Unreadable
 
 _SUB_IFDS = 0x014A
 _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
 # GeoTIFF 1.1: pixel scale, tie points (twice), transformation, keys and the keys' numbers and texts.
 _GEO_TIFF = frozenset({0x830E, 0x8482, 0x8480, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
-_SIZES = {kind: size for kind, (size, _) in TYPES.items()} | {16: 8, 17: 8, 18: 8}  # those of BigTIFF
+_SIZES = {kind: size for kind, (size, _) in TYPES.items()}
 # The standard ends at 0x1F.
 _LAST_GPS_TAG = 0xFF
 # No value of a place is longer, and what says so may reach over all of the file.
@@ -80,7 +80,7 @@ def _blank_directory(region: Region, layout: Layout, at: int, blankers: Blankers
     kept, gone = [], 0
     for entry in _entries(region, layout, at):
         if entry.tag == GPS_IFD:
-            found.places.append(layout.number(entry.field))
+            found.places.append(layout.offset(entry.kind, entry.field))
             gone += 1
         elif entry.tag in _GEO_TIFF:
             _blank_value(region, layout, entry)
@@ -113,9 +113,11 @@ def _outer_value(region: Region, layout: Layout, entry: _Entry) -> Region:
 def _offsets(region: Region, layout: Layout, entry: _Entry) -> list[int]:
     """One, or those of several sub-directories."""
     outer = _outer_value(region, layout, entry)
-    words = outer.read(0, outer.size) or entry.field
-    region.copy.step(len(words) // layout.word)
-    return [layout.number(words[at : at + layout.word]) for at in range(0, len(words), layout.word)]
+    if not outer.size and entry.values == 1:
+        return [layout.offset(entry.kind, entry.field)]
+    words, size = outer.read(0, outer.size) or entry.field, _SIZES.get(entry.kind, layout.word)
+    region.copy.step(len(words) // size)
+    return [layout.number(words[at : at + size]) for at in range(0, len(words), size)]
 
 
 def _blank_value(region: Region, layout: Layout, entry: _Entry) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from worker.imaging.formats import jpeg
-from worker.imaging.formats.jpeg import XMP_HEAD
+from worker.imaging.containers.jpeg_stream import segments
+from worker.imaging.formats.jpeg import APP1, XMP_HEAD
 from worker.imaging.locations.blocks import blank_exif, blank_resources
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import empty_xmp, names_place
@@ -37,20 +37,24 @@ class _Segments:
 
 
 def _blank_picture(copy: Copy, start: int) -> None:
-    segments = _segments(copy, start)
-    for pieces in segments.exif:
+    found = _find_metadata(copy, start)
+    for pieces in found.exif:
         with suppress(Unreadable):
             blank_exif(copy.region(*pieces))
     with suppress(Unreadable):
-        blank_resources(copy.region(*segments.resources))
-    _blank_xmp([copy.region(piece) for piece in segments.xmp], [copy.region(piece) for piece in segments.more_xmp])
+        blank_resources(copy.region(*found.resources))
+    _blank_xmp([copy.region(piece) for piece in found.xmp], [copy.region(piece) for piece in found.more_xmp])
 
 
-def _segments(copy: Copy, start: int) -> _Segments:
+def _find_metadata(copy: Copy, start: int) -> _Segments:
+    def read(size: int, at: int) -> bytes:
+        copy.spend(size)
+        return copy.read(size, at)
+
     found = _Segments()
-    for head, at, end in jpeg.segments(copy.read, start + 2):
+    for head, at, end in segments(read, start + 2):
         copy.step()
-        if head[1] not in {jpeg.APP1, _APP13}:
+        if head[1] not in {APP1, _APP13}:
             continue
         body = copy.read(min(end - at - 4, len(_MORE_XMP_HEAD)), at + 4)
         if head[1] == _APP13:

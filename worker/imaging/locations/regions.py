@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
-from worker.imaging.formats.tiff import MOST_ENTRIES, Order
+from worker.imaging.containers.tiff import MAX_ENTRIES, Order
 
-_MOST_STEPS = MOST_ENTRIES
+_MOST_STEPS = MAX_ENTRIES
 # Bytes looked at, for each of the file's: a file is read about once, except by structures that lie on each other.
 _MOST_READINGS = 4
 _LEAST_BYTES = 20_000_000

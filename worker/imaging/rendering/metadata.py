@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from typing import NamedTuple
 
 from service.delivery.transformations import Transformation
-from worker.imaging.exif import TYPES, Read, entries, pointer
+from worker.imaging.containers.tiff import Layout
+from worker.imaging.exif import BIG_TIFF_TYPES, TYPES, Read, entries, first_directory, reader
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, ORIENTATION, PHOTO_TAGS
 from worker.imaging.formats.original import Original
 
@@ -23,6 +23,7 @@ _OF_THE_PIXELS = frozenset(
 )
 _IMAGE_KEPT = frozenset(IMAGE_TAGS) - _OF_THE_PIXELS
 _PHOTO_KEPT = frozenset(PHOTO_TAGS) - _OF_THE_PIXELS
+_TYPES = TYPES.keys() - BIG_TIFF_TYPES  # the block is no BigTIFF
 
 # Pictures inside of XMP would show what was cut off; the orientation was applied.
 _XMP_PICTURES = re.compile(rb"Thumbnails|xmpGImg|xapGImg|GDepth|GImage|HDRGainMap")
@@ -40,18 +41,11 @@ def choose(original: Original, asked: Transformation) -> Metadata:
     if asked.metadata == "none":
         return Metadata(None, None)
     try:
-        exif = _rewrite(_reader(original.exif), asked)
+        exif = None if original.exif is None else _rewrite(reader(original.exif), asked)
     except (struct.error, ValueError):
         exif = None
     xmp = original.read_xmp() if asked.metadata == "keep" and asked.keep_location else None
     return Metadata(exif, _clean(xmp) if xmp else None)
-
-
-def _reader(exif: bytes | int | None) -> Read:
-    if isinstance(exif, int):
-        return lambda at, size: os.pread(exif, size, at)
-    block = (exif or b"").removeprefix(b"Exif\0\0")
-    return lambda at, size: block[at : at + size]
 
 
 class _Entry(NamedTuple):
@@ -63,45 +57,49 @@ class _Entry(NamedTuple):
 
 def _rewrite(read: Read, asked: Transformation) -> bytes | None:
     """A block with known tags alone: no thumbnail, no notes of the maker. None where nothing is to be told."""
-    head = read(0, 8)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
-    if order is None or len(head) < 8:
+    start = first_directory(read)
+    if start is None:
         return None
-    start = pointer(order, head[4:])
-    if asked.metadata == "copyright":
-        own, _ = _directory(read, order, start, _COPYRIGHT_TAGS)
-        return _block(order, own, {}) if own else None
-    own, pointers = _directory(read, order, start, _IMAGE_KEPT)
-    inner = {}
-    wanted = [(EXIF_IFD, _PHOTO_KEPT)]
-    if asked.keep_location:
-        wanted.append((GPS_IFD, frozenset(GPS_TAGS)))
-    for tag, kept in wanted:
-        if tag in pointers:
-            found, _ = _directory(read, order, pointers[tag], kept)
-            if found:
-                inner[tag] = found
-    if not own and not inner:
+    layout, offset = start
+    kept = _COPYRIGHT_TAGS if asked.metadata == "copyright" else _IMAGE_KEPT | _PHOTO_KEPT
+    first, pointers = _directory(read, layout, offset, kept)
+    inner: dict[int, _Entry] = {}
+    if EXIF_IFD in pointers:
+        inner, more = _directory(read, layout, pointers[EXIF_IFD], kept)
+        pointers = more | pointers
+    # Each tag goes into the directory that it belongs to, where it may have stood in the other one.
+    own = [entry for tag, entry in (inner | first).items() if tag in _IMAGE_KEPT]
+    photo = [entry for tag, entry in (first | inner).items() if tag in _PHOTO_KEPT]
+    directories = {EXIF_IFD: photo} if photo else {}
+    if asked.keep_location and asked.metadata == "keep" and GPS_IFD in pointers:
+        places, _ = _directory(read, layout, pointers[GPS_IFD], frozenset(GPS_TAGS))
+        if places:
+            directories[GPS_IFD] = list(places.values())
+    if not own and not directories:
         return None
-    own.append(_Entry(ORIENTATION, 3, 1, struct.pack(order + "H", 1)))
-    return _block(order, own, inner)
+    if asked.metadata == "keep":
+        own.append(_Entry(ORIENTATION, 3, 1, struct.pack(layout.struct_order + "H", 1)))
+    return _block(layout.struct_order, own, directories)
 
 
-def _directory(read: Read, order: str, offset: int, kept: frozenset[int]) -> tuple[list[_Entry], dict[int, int]]:
-    found: dict[int, _Entry] = {}
+def _directory(
+    read: Read, layout: Layout, offset: int, kept: frozenset[int]
+) -> tuple[dict[int, _Entry], dict[int, int]]:
+    """The entries of these tags, and the directory's pointers, by their tags."""
+    values: dict[int, _Entry] = {}
     pointers: dict[int, int] = {}
-    for tag, kind, count, field in entries(read, order, offset):
+    for tag, kind, count, field in entries(read, layout, offset):
         if tag in {EXIF_IFD, GPS_IFD}:
-            pointers.setdefault(tag, pointer(order, field))
-        if tag not in kept or tag in found or kind not in TYPES or count == 0:
+            pointers.setdefault(tag, layout.offset(kind, field))
+        if tag not in kept or tag in values or kind not in _TYPES or count == 0:
             continue
         size = count * TYPES[kind][0]
         if size > _MAX_TAG_BYTES:
             continue
-        data = field[:size] if size <= 4 else read(pointer(order, field), size)
+        data = field[:size] if size <= layout.word else read(layout.number(field), size)
         if len(data) == size:
-            found[tag] = _Entry(tag, kind, count, data)
-    return list(found.values()), pointers
+            values[tag] = _Entry(tag, kind, count, data)
+    return values, pointers
 
 
 def _block(order: str, own: list[_Entry], inner: dict[int, list[_Entry]]) -> bytes | None:

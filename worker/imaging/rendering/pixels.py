@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyvips
 
 from service.delivery.transformations import Rgba, Transformation
-from worker.imaging.pixels import fetch, is_foreign, to_srgb
+from worker.imaging.pixels import fetch
 
 # Up to this many bytes of all that is decoded, pixels are fetched in this thread, in one piece; more are streamed.
 _ONE_PIECE_BYTES = 16 << 20
@@ -29,38 +29,9 @@ def bare(image: pyvips.Image) -> pyvips.Image:
     return image
 
 
-def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    """8-bit sRGB or grey of an image in memory; alpha stays."""
-    if not image.hasalpha():
-        return to_srgb(image, profile) if is_foreign(image, profile) else image
-    colour, alpha = split(image)
-    if is_foreign(colour, profile):
-        colour = to_srgb(colour, profile)
-        alpha = _eight_bits(alpha)
-    return colour.bandjoin(alpha)
-
-
 def split(image: pyvips.Image) -> tuple[pyvips.Image, pyvips.Image]:
     """The colours and the alpha of an image that has one."""
     return image.extract_band(0, n=image.bands - 1), image.extract_band(image.bands - 1)
-
-
-def _eight_bits(alpha: pyvips.Image) -> pyvips.Image:
-    if alpha.format == "ushort":
-        return (alpha >> 8).cast("uchar")
-    return alpha.cast("uchar")
-
-
-def premultiply(image: pyvips.Image) -> pyvips.Image:
-    return image.premultiply(max_alpha=_full(image)).rint().cast(image.format)
-
-
-def unpremultiply(image: pyvips.Image) -> pyvips.Image:
-    return image.unpremultiply(max_alpha=_full(image)).rint().cast(image.format)
-
-
-def _full(image: pyvips.Image) -> int:
-    return 65535 if image.format == "ushort" else 255
 
 
 def resized(image: pyvips.Image, width: int, height: int) -> pyvips.Image:

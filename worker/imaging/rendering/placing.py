@@ -10,18 +10,17 @@ from service.delivery import geometry
 from service.delivery.geometry import Geometry, Place, Size
 from service.delivery.transformations import MAX_PIXELS, Transformation
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE, convert
 from worker.imaging.formats.fields import blob
 from worker.imaging.formats.original import Original
+from worker.imaging.pixels import premultiply, unpremultiply
 from worker.imaging.rendering.pixels import (
-    convert,
     decoded,
     ground,
     in_colour,
     laid_on,
-    premultiply,
     resized,
     split,
-    unpremultiply,
     with_alpha,
 )
 from worker.imaging.rendering.turning import Turn, asked_turn, upright
@@ -60,7 +59,7 @@ def _streamed(original: Original, asked: Transformation) -> Iterator[pyvips.Imag
 def _from_whole(original: Original, asked: Transformation) -> Iterator[pyvips.Image]:
     """Where something is looked for in the picture, all of it has to be there."""
     image = original.load(1)
-    profile = blob(image, "icc-profile-data")
+    profile = blob(image, ICC_PROFILE)
     box: tuple[Place, Size] | None = None
     fitting: _Fitting | None = None
     for stored in _frames(image, original):
@@ -135,7 +134,7 @@ class _Fitting:
 
     def fit(self, frame: pyvips.Image, source: pyvips.Image, turn: Turn) -> pyvips.Image:
         """`frame` is made of `source`, which may still have to be decoded, and was cropped. It is turned last."""
-        profile = blob(source, "icc-profile-data")
+        profile = blob(source, ICC_PROFILE)
         scaled, size = self._plan.scaled, self._plan.size
         width, height = turn.size(scaled)
         # A colour counts for as much as is seen of it.

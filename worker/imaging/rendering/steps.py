@@ -5,14 +5,13 @@ from __future__ import annotations
 import pyvips
 
 from service.delivery.transformations import Rgba, Transformation
+from worker.imaging.pixels import premultiply, unpremultiply
 from worker.imaging.rendering.pixels import (
     ground,
     in_colour,
-    premultiply,
     resized,
     solid,
     split,
-    unpremultiply,
     with_alpha,
 )
 

@@ -1,0 +1,306 @@
+"""Boxes of ISO base media files (ISO/IEC 14496-12) and the items of HEIF (ISO/IEC 23008-12): HEIC, AVIF.
+
+A file that contradicts itself raises Malformed; what a newer version adds is skipped. Every loop is bounded by
+MAX_ENTRIES, and nothing is read but the heads of boxes and the whole of `meta`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+# Answers up to this many bytes (first parameter) at an offset of the file (second), as os.pread does.
+Read = Callable[[int, int], bytes]
+
+# Of one list: items, extents, properties, references. An iPhone's picture has 50 to 150 items.
+MAX_ENTRIES = 100_000
+
+# Where an item lies (`construction_method`): in the file, in the box `idat`, or in another item.
+_IN_FILE, _IN_IDAT, _IN_ITEM = 0, 1, 2
+_FULL_BOX_BYTES = 4  # version and flags
+
+
+class Malformed(Exception):
+    """The boxes contradict themselves, end too early, or are too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box by its type, and where its contents lie in the file. The end may lie behind that of the file."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nclx:
+    """Coded colours, by the code points of ISO/IEC 23091-2 (H.273)."""
+
+    primaries: int
+    transfer: int
+    matrix: int
+    full_range: bool
+
+
+@dataclass(slots=True)
+class Item:
+    """An item of `meta`. `text` is what follows its type: name, content type and encoding, each ended by a zero byte.
+
+    `extents` are pairs of start and end in the file, in order; an end may lie behind that of the file, and an extent
+    without a length goes on up to it. `elsewhere` means that the item lies in another item or another file, which
+    leaves no extents. `properties` are type and contents of each associated property, in the order of association.
+    """
+
+    id: int
+    kind: bytes = b""
+    text: bytes = b""
+    extents: list[tuple[int, int]] = field(default_factory=list)
+    elsewhere: bool = False
+    properties: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def find_property(self, kind: bytes) -> bytes | None:
+        """The contents of the first property of this type."""
+        return next((contents for name, contents in self.properties if name == kind), None)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height in pixels (`ispe`), before any rotation."""
+        contents = self.find_property(b"ispe") or b""
+        return struct.unpack_from(">II", contents, 4) if len(contents) >= 12 else None
+
+    @property
+    def nclx(self) -> Nclx | None:
+        contents = self._colour(b"nclx")
+        if contents is None or len(contents) < 7:
+            return None
+        primaries, transfer, matrix = struct.unpack_from(">HHH", contents)
+        return Nclx(primaries, transfer, matrix, full_range=bool(contents[6] & 0x80))
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        return self._colour(b"prof") or self._colour(b"rICC")
+
+    @property
+    def bit_depths(self) -> tuple[int, ...]:
+        """Bits of each channel (`pixi`); empty if it is not given."""
+        contents = self.find_property(b"pixi") or b""
+        return tuple(contents[5 : 5 + contents[4]]) if len(contents) > 5 else ()
+
+    @property
+    def rotation(self) -> int:
+        """Degrees anticlockwise (`irot`): 0, 90, 180 or 270."""
+        contents = self.find_property(b"irot")
+        return 90 * (contents[0] & 3) if contents else 0
+
+    @property
+    def mirror(self) -> int | None:
+        """The axis of `imir`: 0 exchanges top and bottom, 1 left and right."""
+        contents = self.find_property(b"imir")
+        return contents[0] & 1 if contents else None
+
+    @property
+    def aux_type(self) -> str | None:
+        """The URN of an auxiliary picture (`auxC`): alpha, depth, a gain map."""
+        contents = self.find_property(b"auxC")
+        return None if contents is None else contents[_FULL_BOX_BYTES:].partition(b"\0")[0].decode("latin-1")
+
+    def read(self, read: Read, limit: int) -> bytes:
+        """The item's bytes, at most `limit` of them."""
+        pieces: list[bytes] = []
+        for start, end in self.extents:
+            pieces.append(read(min(end - start, limit), start))
+            limit -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _colour(self, kind: bytes) -> bytes | None:
+        """The contents of a `colr` of this type: an item may have one of nclx and one of a profile."""
+        return next((body[4:] for name, body in self.properties if name == b"colr" and body[:4] == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class HeifFile:
+    """What a HEIF file says of itself. `references` are the ids that an item refers to, by type and the item's id:
+    `dimg` the tiles of a grid, `thmb` and `auxl` from the thumbnail or auxiliary picture to the master, `cdsc` from
+    metadata to the picture.
+    """
+
+    boxes: list[Box]
+    brands: tuple[bytes, ...]
+    items: dict[int, Item]
+    primary_id: int | None
+    references: dict[tuple[bytes, int], tuple[int, ...]]
+
+    @property
+    def primary(self) -> Item | None:
+        return None if self.primary_id is None else self.items.get(self.primary_id)
+
+
+def read_heif(read: Read, size: int) -> HeifFile:
+    """Reads the boxes of a file of `size` bytes. Raises Malformed."""
+    top = list(iterate_boxes(read, 0, size))
+    ftyp = next((box for box in top if box.kind == b"ftyp"), None)
+    brands = _read_brands(read(min(ftyp.end, size) - ftyp.start, ftyp.start)) if ftyp else ()
+    meta = next((box for box in top if box.kind == b"meta"), None)
+    if meta is None:
+        return HeifFile(top, brands, {}, None, {})
+    held = read(min(meta.end, size) - meta.start, meta.start)
+    at = meta.start
+
+    def read_meta(length: int, place: int) -> bytes:
+        return held[place - at : place - at + length] if place >= at else b""
+
+    return _read_meta(top, brands, read_meta, Box(b"meta", at, at + len(held)), size)
+
+
+def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
+    """The boxes between these places of a file, up to what is none. Raises Malformed if they are too many."""
+    at = start
+    for _ in range(MAX_ENTRIES):
+        head = read(16, at)
+        if at + 8 > end or len(head) < 8:
+            return
+        size, contents = int.from_bytes(head[:4]), at + 8
+        if size == 1:  # given in 64 bits
+            size, contents = int.from_bytes(head[8:]), at + 16
+        elif size == 0:  # up to the end
+            size = end - at
+        if at + size < contents:
+            return
+        yield Box(head[4:8], contents, at + size)
+        at += size
+    raise Malformed("too many boxes")
+
+
+def _read_brands(ftyp: bytes) -> tuple[bytes, ...]:
+    """The major brand, then the compatible ones."""
+    return (ftyp[:4], *(ftyp[at : at + 4] for at in range(8, min(len(ftyp), 4 * MAX_ENTRIES) - 3, 4)))
+
+
+def _read_meta(top: list[Box], brands: tuple[bytes, ...], read: Read, meta: Box, size: int) -> HeifFile:
+    boxes: dict[bytes, Box] = {}
+    for box in iterate_boxes(read, meta.start + _FULL_BOX_BYTES, meta.end):
+        boxes.setdefault(box.kind, box)
+    items = _read_items(read, boxes[b"iinf"]) if b"iinf" in boxes else {}
+    if b"iloc" in boxes:
+        idat = boxes.get(b"idat")
+        _locate_items(_Numbers.of(read, boxes[b"iloc"]), items, idat, size)
+    if b"iprp" in boxes:
+        _associate_properties(read, boxes[b"iprp"], items)
+    primary = _Numbers.of(read, boxes[b"pitm"]).item_id_of_version(0) if b"pitm" in boxes else None
+    references = _read_references(read, boxes[b"iref"]) if b"iref" in boxes else {}
+    return HeifFile(top, brands, items, primary, references)
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """The contents of a full box, read number by number."""
+
+    data: bytes
+    at: int = _FULL_BOX_BYTES
+
+    @classmethod
+    def of(cls, read: Read, box: Box) -> _Numbers:
+        return cls(read(box.end - box.start, box.start))
+
+    @property
+    def version(self) -> int:
+        return self.data[0] if self.data else 0
+
+    @property
+    def flags(self) -> int:
+        return int.from_bytes(self.data[1:4])
+
+    def next(self, size: int) -> int:
+        """The next big-endian number of `size` bytes. Raises Malformed at the end of the box."""
+        if self.at + size > len(self.data):
+            raise Malformed("a box ends too early")
+        self.at += size
+        return int.from_bytes(self.data[self.at - size : self.at])
+
+    def item_id_of_version(self, short: int) -> int:
+        """An id has 16 bits up to the version `short`, 32 bits in later ones."""
+        return self.next(2 if self.version <= short else 4)
+
+    def count(self, size: int) -> int:
+        """As `next`, of how many entries follow. Raises Malformed if they are too many."""
+        count = self.next(size)
+        if count > MAX_ENTRIES:
+            raise Malformed("too many entries")
+        return count
+
+
+def _read_items(read: Read, iinf: Box) -> dict[int, Item]:
+    """The items by their ids (8.11.6)."""
+    items: dict[int, Item] = {}
+    version = read(1, iinf.start)
+    entries = iinf.start + _FULL_BOX_BYTES + (2 if version == b"\0" else 4)
+    for box in iterate_boxes(read, entries, iinf.end):
+        if box.kind != b"infe":
+            continue
+        numbers = _Numbers.of(read, box)
+        item = Item(numbers.item_id_of_version(2))
+        numbers.next(2)  # its protection
+        if numbers.version >= 2:
+            item.kind = numbers.next(4).to_bytes(4)
+        item.text = numbers.data[numbers.at :]
+        items.setdefault(item.id, item)
+    return items
+
+
+def _locate_items(iloc: _Numbers, items: dict[int, Item], idat: Box | None, size: int) -> None:
+    """Note where each item lies (8.11.3)."""
+    sizes = iloc.next(2)
+    of_offset, of_length, of_base = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    of_index = sizes & 15 if iloc.version in {1, 2} else 0
+    left = MAX_ENTRIES
+    for _ in range(iloc.count(2 if iloc.version < 2 else 4)):
+        item_id = iloc.item_id_of_version(1)
+        item = items.get(item_id) or Item(item_id)
+        method = iloc.next(2) & 15 if iloc.version in {1, 2} else _IN_FILE
+        item.elsewhere = bool(iloc.next(2)) or method == _IN_ITEM
+        base, extents = iloc.next(of_base), iloc.next(2)
+        left -= 1 + extents
+        if left < 0:
+            raise Malformed("too many extents")
+        for _ in range(extents):
+            iloc.next(of_index)
+            offset, length = base + iloc.next(of_offset), iloc.next(of_length)
+            if item.elsewhere:
+                continue
+            start, end = (0, size) if method == _IN_FILE else (idat.start, idat.end) if idat else (size, size)
+            item.extents.append((start + offset, start + offset + length if length else end))
+
+
+def _associate_properties(read: Read, iprp: Box, items: dict[int, Item]) -> None:
+    """Give each item its properties (ISO/IEC 23008-12, 9.3). An index of none is skipped."""
+    properties: list[tuple[bytes, bytes]] = []
+    associations: list[_Numbers] = []
+    for box in iterate_boxes(read, iprp.start, iprp.end):
+        if box.kind == b"ipco":
+            held = iterate_boxes(read, box.start, box.end)
+            properties.extend((own.kind, read(own.end - own.start, own.start)) for own in held)
+        elif box.kind == b"ipma":
+            associations.append(_Numbers.of(read, box))
+    for ipma in associations:
+        wide = ipma.flags & 1
+        for _ in range(ipma.count(4)):
+            item = items.get(ipma.item_id_of_version(0))
+            for _ in range(ipma.next(1)):
+                number = ipma.next(2) & 0x7FFF if wide else ipma.next(1) & 0x7F  # without the bit of what is essential
+                if item is not None and 0 < number <= len(properties):
+                    item.properties.append(properties[number - 1])
+
+
+def _read_references(read: Read, iref: Box) -> dict[tuple[bytes, int], tuple[int, ...]]:
+    """Ids of the items referred to, by type and the id of the item that refers (8.11.12)."""
+    references: dict[tuple[bytes, int], tuple[int, ...]] = {}
+    version = _Numbers(read(_FULL_BOX_BYTES, iref.start)).version
+    for box in iterate_boxes(read, iref.start + _FULL_BOX_BYTES, iref.end):
+        numbers = _Numbers(read(box.end - box.start, box.start), at=0)
+        of_id = 2 if version == 0 else 4
+        item_id = numbers.next(of_id)
+        targets = tuple(numbers.next(of_id) for _ in range(numbers.count(2)))
+        references.setdefault((box.kind, item_id), targets)
+    return references

@@ -1,0 +1,72 @@
+"""The stream of a JPEG (ITU-T T.81, annex B): its segments up to the first scan, and its scans up to the end."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable, Iterator
+
+# A file with more segments than this is no picture but an attempt to keep us busy: 0.1 s.
+MAX_SEGMENTS = 100_000
+
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+_MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+# Decoders skip what is no marker: other bytes, fill bytes of 0xFF, and 0xFF that is escaped by a zero.
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+# In the entropy-coded data of a scan restart markers may stand too.
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_BLOCK_BYTES = 4096
+
+
+class CutShort(Exception):
+    """The file ends before its scans do."""
+
+
+def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[bytes, int, int]]:
+    """The first 10 bytes or fewer, start and end of each segment up to the first start of scan, which is the last one;
+    also of each marker without a length. An end may lie behind that of the file.
+
+    `read` answers up to so many bytes (first parameter) at an offset (second). Stray bytes between segments, as cameras
+    and editors leave them, are skipped as libjpeg does (`next_marker`).
+    """
+    for _ in range(MAX_SEGMENTS):
+        head = read(10, at)
+        if len(head) > 1 and (head[0] != 0xFF or head[1] in {0x00, 0xFF}):
+            at = _find_marker(read, at)
+            head = read(10, at)
+        if len(head) < 4 or head[1] in {SOI, EOI}:
+            return
+        end = at + 2
+        if head[1] not in _MARKERS_WITHOUT_LENGTH:
+            end += max(2, int.from_bytes(head[2:4]))  # too short a length is skipped alone
+        yield head, at, end
+        if head[1] == SOS:
+            return
+        at = end
+
+
+def _find_marker(read: Callable[[int, int], bytes], at: int) -> int:
+    """Where the next marker is; the end of the file if there is none."""
+    while len(block := read(_BLOCK_BYTES, at)) > 1:
+        if match := _MARKER.search(block):
+            return at + match.start()
+        at += len(block) - 1
+    return at + len(block)
+
+
+def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
+    """How many scans there are up to the end of the picture, or `limit` if there are more. The entropy-coded data of
+    the first one starts at `at`. Raises CutShort if the file ends before.
+    """
+    scans = 1
+    while scans < limit:
+        match = _SCAN_END.search(data, at)
+        if match is None:
+            raise CutShort
+        at, marker = match.end(), data[match.end() - 1]
+        if marker == EOI:
+            return scans
+        scans += marker == SOS
+        if marker not in _MARKERS_WITHOUT_LENGTH:
+            at += max(2, int.from_bytes(data[at : at + 2]))
+    return scans

@@ -1,0 +1,236 @@
+"""Directories of a TIFF or BigTIFF file (TIFF 6.0, section 2): their entries, and whether all they name is there."""
+
+from __future__ import annotations
+
+import operator
+import struct
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Of all pages of a TIFF together, with 15 or so each; directories may lie on each other. 0.2 s.
+MAX_ENTRIES = 300_000
+# Strips and tiles whose places are compared with the size of the file: 0.1 s.
+_MAX_STRIPS = 1_000_000
+_MAX_METADATA_ENTRIES = 512
+# A file that was so many times as long is left with next to nothing of its pixels.
+_MAX_LOSS = 40
+
+# Of the head of a structure: its byte order, its kind, and where the first directory is.
+HEAD_BYTES = 16
+
+Order = Literal["little", "big"]
+# Answers up to this many bytes (first parameter) at an offset (second).
+Read = Callable[[int, int], bytes]
+
+# Types to bytes of a value.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_ARRAY_CODES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
+_COMPRESSION, _PHOTOMETRIC, _DNG_VERSION = 259, 262, 50706
+_SUB_DIRECTORIES, _METADATA = 330, (34665, 34853, 40965)  # EXIF, GPS, interoperability
+_LONGS = frozenset({4, 13})  # LONG and IFD
+
+
+class CutShort(Exception):
+    """The file ends before what its directories name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The byte order, also as `struct` writes it; bytes of the count of a directory, and of an offset; an entry, of
+    tag, type, number of values, and what they are or where.
+    """
+
+    order: Order
+    struct_order: str
+    count: int
+    word: int
+    packed: struct.Struct
+
+    @property
+    def entry(self) -> int:
+        return self.packed.size
+
+    def number(self, word: bytes) -> int:
+        return int.from_bytes(word, self.order)
+
+    def offset(self, kind: int, field: bytes) -> int:
+        """Where the value of an entry of this type is. BigTIFF may have an offset of 32 bits, in front."""
+        return self.number(field[:4] if kind in _LONGS else field)
+
+    def first(self, head: bytes) -> int:
+        """Where the first directory is, by the first HEAD_BYTES."""
+        return self.number(head[self.word : 2 * self.word])
+
+
+# By the first bytes of a file; those with a + are BigTIFF.
+LAYOUTS = {
+    b"II*\0": Layout("little", "<", 2, 4, struct.Struct("<HHI4s")),
+    b"MM\0*": Layout("big", ">", 2, 4, struct.Struct(">HHI4s")),
+    b"II+\0": Layout("little", "<", 8, 8, struct.Struct("<HHQ8s")),
+    b"MM\0+": Layout("big", ">", 8, 8, struct.Struct(">HHQ8s")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry that lies at `at`. `field` is the value, or where it lies if it is larger than the field."""
+
+    at: int
+    tag: int
+    kind: int
+    count: int
+    field: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values; 0 for types that are not known."""
+        return self.count * _TYPE_BYTES.get(self.kind, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """`whole` is False if the file ends before it does: then it has no entries."""
+
+    entries: list[Entry]
+    following: int
+    whole: bool = True
+
+
+def walk_directories(read: Read, size: int, layout: Layout, at: int) -> Iterator[Directory]:
+    """The directories that follow each other from this place on, up to one that was seen before."""
+    seen: set[int] = set()
+    left = MAX_ENTRIES
+    while at and at not in seen:
+        seen.add(at)
+        directory = _read_directory(read, size, layout, at, left)
+        if directory is None:
+            return
+        yield directory
+        left -= max(len(directory.entries), 1)
+        at = directory.following
+
+
+def _read_directory(read: Read, size: int, layout: Layout, at: int, limit: int) -> Directory | None:
+    """None if it has more entries than `limit`."""
+    start = at + layout.count
+    if start > size:
+        return Directory([], 0, whole=False)
+    length = layout.number(read(layout.count, at)) * layout.entry
+    if length > limit * layout.entry:
+        return None
+    if start + length + layout.word > size:
+        return Directory([], 0, whole=False)
+    table = read(length + layout.word, start)
+    places = range(start, start + length, layout.entry)
+    fields = layout.packed.iter_unpack(table[:length])
+    entries = [Entry(place, *values) for place, values in zip(places, fields, strict=True)]
+    return Directory(entries, layout.number(table[length:]))
+
+
+@dataclass(slots=True)
+class Contents:
+    """Codes of the compressions of all pages, and of photometric interpretations, of the directories inside of pages
+    too; and whether there is a version of DNG.
+    """
+
+    compressions: set[int] = field(default_factory=set)
+    photometrics: set[int] = field(default_factory=set)
+    is_dng: bool = False
+
+
+def read_contents(read: Read, size: int) -> Contents:
+    """Raises CutShort if a directory, a value, a strip or a tile goes on behind the end of a file of `size` bytes: of
+    all pages, of the directories inside of them, and of EXIF.
+    """
+    layout = LAYOUTS[read(4, 0)]
+    walk = _Walk(read, size, layout)
+    walk.read_pages(layout.first(read(16, 0)))
+    return walk.contents
+
+
+@dataclass(slots=True)
+class _Walk:
+    read: Read
+    size: int
+    layout: Layout
+    contents: Contents = field(default_factory=Contents)
+    strips_left: int = _MAX_STRIPS
+
+    def read_pages(self, first: int) -> None:
+        """All pages in a row, and before the next one what is inside of the last."""
+        seen: set[int] = set()
+        pending = [(first, True)]
+        left = MAX_ENTRIES
+        while pending and left > 0:
+            at, is_page = pending.pop()
+            if not at or at in seen:
+                continue
+            seen.add(at)
+            directory = _read_directory(self.read, self.size, self.layout, at, left)
+            if directory is None:
+                return
+            left -= max(len(directory.entries), 1)
+            inner = self._read_page(directory, is_page=is_page)
+            pending += [(directory.following, is_page), *((at, False) for at in inner)]
+
+    def _read_page(self, page: Directory, *, is_page: bool) -> array[int]:
+        """Returns where the directories inside of it are."""
+        self._require_values(page)
+        by_tag = {entry.tag: entry for entry in page.entries}
+        contents = self.contents
+        contents.is_dng |= _DNG_VERSION in by_tag
+        if _PHOTOMETRIC in by_tag:
+            contents.photometrics.update(self._numbers(by_tag[_PHOTOMETRIC])[:1])
+        if is_page and _COMPRESSION in by_tag:
+            contents.compressions.update(self._numbers(by_tag[_COMPRESSION])[:1])
+        for offsets, counts in _STRIPS:
+            if offsets in by_tag and counts in by_tag:
+                self._require_strips(by_tag[offsets], by_tag[counts])
+        for tag in _METADATA:
+            if tag in by_tag:
+                self._require_metadata(self.layout.offset(by_tag[tag].kind, by_tag[tag].field))
+        return self._numbers(by_tag[_SUB_DIRECTORIES]) if _SUB_DIRECTORIES in by_tag else array("I")
+
+    def _require_values(self, directory: Directory) -> None:
+        if not directory.whole:
+            raise CutShort
+        for entry in directory.entries:
+            if entry.size > self.layout.word and self._is_cut(self.layout.number(entry.field), entry.size):
+                raise CutShort
+
+    def _is_cut(self, at: int, size: int) -> bool:
+        """Whether that was in the file once. What lies far away was never there: metadata may lie."""
+        return at + size > self.size and at + size <= self.size * _MAX_LOSS
+
+    def _require_metadata(self, at: int) -> None:
+        """Writers that do not know it leave its place as it was: what is no directory says nothing."""
+        if at > self.size * _MAX_LOSS:
+            return
+        directory = _read_directory(self.read, self.size, self.layout, at, _MAX_METADATA_ENTRIES)
+        if directory is None:
+            return
+        tags = [entry.tag for entry in directory.entries]
+        if tags == sorted(tags) and all(entry.size for entry in directory.entries):
+            self._require_values(directory)
+
+    def _require_strips(self, offsets: Entry, counts: Entry) -> None:
+        self.strips_left -= offsets.count
+        if self.strips_left < 0:  # the decoder finds out
+            return
+        if max(map(operator.add, self._numbers(offsets), self._numbers(counts)), default=0) > self.size:
+            raise CutShort
+
+    def _numbers(self, entry: Entry) -> array[int]:
+        """The values of an entry whose type is one of whole numbers; none of others."""
+        numbers = array(_ARRAY_CODES.get(entry.kind, "B"))
+        if entry.kind in _ARRAY_CODES:
+            at = self.layout.number(entry.field)
+            data = entry.field if entry.size <= self.layout.word else self.read(entry.size, at)
+            numbers.frombytes(data[: min(entry.size, len(data)) // numbers.itemsize * numbers.itemsize])
+            if self.layout.order != sys.byteorder:
+                numbers.byteswap()
+        return numbers

@@ -1,0 +1,95 @@
+"""The colours of AVIF and HEIC: a profile in the container or, as code points, there or in AV1 itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import pyvips
+
+from worker.imaging.colour import profile_of_code_points, read_profile
+from worker.imaging.containers.av1 import SEQUENCE_HEADER_BYTES, read_sequence_colours
+from worker.imaging.containers.isobmff import HeifFile, Item, Nclx, Read
+from worker.imaging.formats.fields import with_profile
+from worker.imaging.formats.source import Source
+
+# Browsers show the curves of television (BT.709, BT.601, BT.2020) as that of sRGB, since cameras of stills mean it.
+_TELEVISION, _SRGB_TRANSFER, _SRGB_PRIMARIES = frozenset({1, 6, 11, 12, 14, 15}), 13, 1
+_UNSPECIFIED = 2
+_GREY_SPACES, _COLOUR_SPACES = (b"GRAY", b"RGB "), (b"RGB ",)
+
+
+@dataclass(frozen=True, slots=True)
+class HeifColours:
+    """`profile` means what the file says, None sRGB. `limited` is brightness from 16 to 235 (of 8 bits)."""
+
+    profile: bytes | None = None
+    grey: bool = False
+    limited: bool = False
+
+    def apply(self, image: pyvips.Image) -> pyvips.Image:
+        """The decoded image with this profile. Grey, of which libheif makes RGB in the range that is stored, has one
+        band and full range.
+        """
+        if self.grey:
+            image = _grey(image)
+            image = _widened(image) if self.limited else image
+        return with_profile(image, self.profile)
+
+
+def read_heif_colours(source: Source, file: HeifFile) -> HeifColours:
+    """By the primary item or, if that is a grid without colours of its own, by its first tile."""
+    primary = file.primary
+    if primary is None:
+        return HeifColours()
+    tiles = file.references.get((b"dimg", primary.id), ())
+    tile = file.items.get(tiles[0], primary) if tiles else primary
+    grey = _is_monochrome(tile)
+    nclx = primary.nclx or tile.nclx or _coded_colours(partial(os.pread, source.fd), tile)
+    limited = nclx is not None and not nclx.full_range
+    profile = primary.icc_profile or tile.icc_profile
+    if profile is not None:
+        parsed = read_profile(profile)
+        if parsed is not None and parsed.space in (_GREY_SPACES if grey else _COLOUR_SPACES):
+            return HeifColours(profile, grey, limited)
+    return HeifColours(None if nclx is None else _profile_of(nclx), grey, limited)
+
+
+def _is_monochrome(item: Item) -> bool:
+    """By the configuration of AV1 (av1C, 2.3.3) or of HEVC (ISO/IEC 14496-15, 8.3.3.1)."""
+    av1, hevc = item.find_property(b"av1C") or b"", item.find_property(b"hvcC") or b""
+    return bool(av1[2:3] and av1[2] & 0x10) or bool(hevc[16:17] and hevc[16] & 3 == 0)
+
+
+def _coded_colours(read: Read, item: Item) -> Nclx | None:
+    if item.kind != b"av01":
+        return None
+    configured = (item.find_property(b"av1C") or b"")[4:]
+    return read_sequence_colours(configured or item.read(read, SEQUENCE_HEADER_BYTES))
+
+
+def _profile_of(nclx: Nclx) -> bytes | None:
+    transfer = _SRGB_TRANSFER if nclx.transfer in _TELEVISION | {_UNSPECIFIED} else nclx.transfer
+    primaries = _SRGB_PRIMARIES if nclx.primaries == _UNSPECIFIED else nclx.primaries
+    if (primaries, transfer) == (_SRGB_PRIMARIES, _SRGB_TRANSFER):
+        return None
+    return profile_of_code_points(primaries, transfer)
+
+
+def _grey(image: pyvips.Image) -> pyvips.Image:
+    if image.bands < 3:
+        return image
+    grey = image.extract_band(0)
+    if image.hasalpha():
+        grey = grey.bandjoin(image.extract_band(image.bands - 1))
+    return grey.copy(interpretation="grey16" if image.format == "ushort" else "b-w")
+
+
+def _widened(image: pyvips.Image) -> pyvips.Image:
+    """From limited to full range; of 8 bits, or of more, shifted to 16."""
+    black, white, full = (16 << 8, 235 << 8, 65535) if image.format == "ushort" else (16, 235, 255)
+    factor = full / (white - black)
+    alphas = image.bands - 1
+    widened = image.linear([factor] + [1.0] * alphas, [-black * factor] + [0.0] * alphas)
+    return widened.rint().cast(image.format).copy(interpretation=image.interpretation)
