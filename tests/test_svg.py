@@ -262,6 +262,8 @@ def test_svg_with_a_damaged_picture_shows_the_rest(show: Show) -> None:
 def test_svg_pictures_to_convert_are_bounded(refuse: Refuse) -> None:
     images = image_of(data_uri(green("GIF", (1500, 1500)), "image/gif")) * 9
     assert refuse(svg(images).encode()) == ("too-many-pixels", None)
+    large = gif((20, 20), frame(0, 0, 20, 20).replace(b"\x14\0\x14\0", b"\xff\xff\xff\xff"))
+    assert refuse(svg(image_of(data_uri(large, "image/gif"))).encode()) == ("too-many-pixels", None)
 
 
 def test_svg_with_a_picture_of_12_mb_is_shown(show: Show) -> None:

@@ -292,7 +292,7 @@ def test_tiff_lab_has_the_colours_of_lcms(show: Show, photometric: int, bits: in
         ("4-bit multi-band TIFF", {"bits": 4, "samples": 3, "photometric": RGB}),
         ("mixed-depth TIFF", {"bits": [5, 6, 5], "samples": 3, "photometric": RGB}),
         ("complex TIFF", {"bits": 32, "form": tiffs.COMPLEX, "photometric": BLACK_IS_ZERO}),
-        ("raw sensor TIFF", {"photometric": 32803}),
+        ("LogL TIFF", {"photometric": 32844}),
         ("multi-ink TIFF", {"samples": 6, "photometric": CMYK}),
         ("planar 16-bit float TIFF", {"bits": 16, "samples": 3, "planar": True, "form": FLOAT, "photometric": RGB}),
         ("32-bit associated-alpha TIFF", {"bits": 32, "samples": 4, "extra": [1], "photometric": RGB}),

@@ -126,7 +126,7 @@ class _References:
 
     def __init__(self, document: bytes) -> None:
         self._document = document
-        self._found: list[_Reference] = []
+        self._references: list[_Reference] = []
         self._left = len(document) + _MOST_UNFOLDED_CHARS
         self._depth = 0
         self.is_harmless = True
@@ -142,9 +142,9 @@ class _References:
                 self._parser.Parse(self._document, True)
             except (expat.ExpatError, LookupError, ValueError):
                 self.is_harmless = False
-        if len(self._document) - sum(len(reference.value) for reference in self._found) > _MAX_OTHER_BYTES:
+        if len(self._document) - sum(len(reference.value) for reference in self._references) > _MAX_OTHER_BYTES:
             self.is_harmless = False
-        return self._found
+        return self._references
 
     def _start(self, element: str, attributes: dict[str, str]) -> None:
         self._depth += 1
@@ -153,7 +153,7 @@ class _References:
         for name, value in attributes.items():
             if name.rpartition(":")[2] == "href":
                 is_picture = element.rpartition(":")[2] in {"image", "feImage"}
-                self._found.append(_Reference(value, is_picture, self._parser.CurrentByteIndex, name))
+                self._references.append(_Reference(value, is_picture, self._parser.CurrentByteIndex, name))
                 self._left -= len(value)
         if self._left < 0:
             raise Rejected("too-many-pixels")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyvips
 
 from service.probes import Rejected
 from worker.imaging.formats.embedded import FOREIGN, Foreign, examine
-from worker.imaging.formats.gif_blocks import read_gif
+from worker.imaging.formats.gif_blocks import Gif, read_gif
 from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import MAX_PAGES, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
 from worker.imaging.formats.svg_size import NaturalSize, natural_size
 from worker.imaging.pixels import SMALL_PX
@@ -96,21 +98,22 @@ def _sized(tag: bytes, size: NaturalSize) -> bytes:
 
 
 def _conversions(document: bytes, pictures: list[Foreign]) -> Iterator[tuple[int, int, bytes]]:
-    """Edits that put a PNG in the place of what librsvg does not decode. Raises Rejected if one cannot be placed."""
+    """Edits that put a PNG in the place of what librsvg does not decode. Damaged ones are left out, as in browsers.
+
+    Raises Rejected if one cannot be placed, or if all together are too large.
+    """
     left = _MAX_CONVERTED_PIXELS
     for picture in pictures:
         place = _find_value(document, picture)
         if place is None:
             raise Rejected("unsupported-image", f"SVG with a {FOREIGN[picture.form]} picture inside of an entity")
-        with suppress(pyvips.Error, Rejected):  # damaged ones are left out, as in browsers
-            image = _decode(picture)
-            left -= image.width * image.height
+        with suppress(pyvips.Error, IndexError, struct.error):
+            width, height, load = _open_picture(picture)
+            left -= width * height
             if left < 0:
-                break
-            png = image.pngsave_buffer(compression=1, filter="sub", keep="icc")
+                raise Rejected("too-many-pixels")
+            png = load().pngsave_buffer(compression=1, filter="sub", keep="icc")
             yield (*place, b"data:image/png;base64," + base64.b64encode(png))
-    if left < 0:
-        raise Rejected("too-many-pixels")
 
 
 def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
@@ -124,17 +127,21 @@ def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
     return None
 
 
-def _decode(picture: Foreign) -> pyvips.Image:
-    match picture.form:
-        case "gif":
-            try:
-                return Canvas(picture.data, read_gif(picture.data, max_frames=MAX_PAGES)).first()
-            except IndexError as error:
-                raise Rejected("damaged-image") from error
-        case "webp":
-            return pyvips.Image.webpload_buffer(picture.data)
-        case _:
-            return pyvips.Image.heifload_buffer(picture.data)
+def _open_picture(picture: Foreign) -> tuple[int, int, Callable[[], pyvips.Image]]:
+    """Width, height, and what decodes its first frame. Raises pyvips.Error, IndexError or struct.error."""
+    if picture.form == "gif":
+        gif = read_gif(picture.data, max_frames=1)
+        return gif.width, gif.height, partial(_decode_gif, picture.data, gif)
+    load = pyvips.Image.webpload_buffer if picture.form == "webp" else pyvips.Image.heifload_buffer
+    image = load(picture.data)
+    return image.width, image.height, lambda: image
+
+
+def _decode_gif(data: bytes, gif: Gif) -> pyvips.Image:
+    try:
+        return Canvas(data, gif).first()
+    except Rejected as error:
+        raise pyvips.Error("damaged GIF") from error
 
 
 def _edited(document: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:

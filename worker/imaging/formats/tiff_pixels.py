@@ -48,7 +48,7 @@ _COLOURS = {
 # What libvips makes 16 bits of that the rest of the code knows.
 _READY = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO, Photometric.RGB, Photometric.PALETTE})
 _LAB = frozenset({Photometric.CIELAB, Photometric.ICCLAB})
-_OTHER_PHOTOMETRICS = {10: "ITU Lab", 32803: "raw sensor", 34892: "raw sensor", 32844: "LogL"}
+_OTHER_PHOTOMETRICS = {10: "ITU Lab", 32844: "LogL"}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _COMPLEX = frozenset({5, 6})
 _ASSOCIATED, _UNASSOCIATED = 1, 2

@@ -67,12 +67,12 @@ def _packed(document: bytes, size: int) -> bytes:
 
 def _places(document: bytes) -> list[tuple[int, int]]:
     """Start and end of what each element of metadata holds that names a place, in a document in UTF-8."""
-    found = []
+    places = []
     for start, end in _metadata(document):
         tag = START_TAG.match(document, start, end)
         if tag is not None and names_place(document[tag.end() : end]):  # else without contents, or from an entity
-            found.append((tag.end(), end))
-    return found
+            places.append((tag.end(), end))
+    return places
 
 
 def _metadata(document: bytes) -> list[tuple[int, int]]:
