@@ -133,22 +133,25 @@ def _read_directory(read: Read, size: int, layout: Layout, at: int, limit: int) 
 
 @dataclass(slots=True)
 class Contents:
-    """Codes of the compressions of all pages, and of photometric interpretations, of the directories inside of pages
-    too; and whether there is a version of DNG.
+    """The number of pages; the codes of their compressions; those of photometric interpretations, of the directories
+    inside of pages too; and whether there is a version of DNG.
     """
 
+    pages: int = 0
     compressions: set[int] = field(default_factory=set)
     photometrics: set[int] = field(default_factory=set)
     is_dng: bool = False
 
 
-def read_contents(read: Read, size: int) -> Contents:
-    """Raises CutShort if a directory, a value, a strip or a tile goes on behind the end of a file of `size` bytes: of
-    all pages, of the directories inside of them, and of EXIF.
+def read_contents(read: Read, size: int, *, max_pages: int) -> Contents:
+    """Reads no further than one page more than `max_pages`.
+
+    Raises CutShort if a directory, a value, a strip or a tile goes on behind the end of a file of `size` bytes: of all
+    pages, of the directories inside of them, and of EXIF.
     """
     layout = LAYOUTS[read(4, 0)]
     walk = _Walk(read, size, layout)
-    walk.read_pages(layout.first(read(16, 0)))
+    walk.read_pages(layout.first(read(HEAD_BYTES, 0)), max_pages)
     return walk.contents
 
 
@@ -161,11 +164,11 @@ class _Walk:
     entries_left: int = MAX_ENTRIES
     numbers_left: int = _MAX_NUMBERS
 
-    def read_pages(self, first: int) -> None:
+    def read_pages(self, first: int, max_pages: int) -> None:
         """All pages in a row, and before the next one what is inside of the last."""
         seen: set[int] = set()
         pending = [(first, True)]
-        while pending:
+        while pending and self.contents.pages <= max_pages:
             at, is_page = pending.pop()
             if not at or at in seen:
                 continue
@@ -173,6 +176,7 @@ class _Walk:
             directory = self._read_directory(at, MAX_ENTRIES)
             if directory is None:
                 return
+            self.contents.pages += is_page
             inner = self._read_page(directory, is_page=is_page)
             pending += [(directory.following, is_page), *((at, False) for at in inner)]
 

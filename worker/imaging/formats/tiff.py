@@ -19,7 +19,7 @@ from worker.imaging.formats.animations import probe_frames
 from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import Source
+from worker.imaging.formats.source import MAX_PAGES, Source
 from worker.imaging.formats.tiff_pixels import (
     PHOTOMETRIC,
     Samples,
@@ -46,7 +46,7 @@ def probe(source: Source) -> Picture:
 
     libtiff reports a strip that ends too early as an error, not as a truncation. The tags are the file's own.
     """
-    _refuse_cut(source.fd)
+    _refuse_cut(source)
     return replace(_probe_pages(source), exif=read_exif(source.fd))
 
 
@@ -114,17 +114,19 @@ def _probe_unequal_pages(source: Source, load: Callable[..., pyvips.Image], firs
     return picture
 
 
-def _refuse_cut(fd: int) -> None:
-    """Refuse a file that is not all there, or of a kind that libtiff does not decode.
+def _refuse_cut(source: Source) -> None:
+    """Refuse a file that is not all there, of a kind that libtiff does not decode, or of too many pages.
 
     libtiff shows the pages before a directory that is cut off, and never looks at what lies inside of pages.
     """
     try:
-        contents = read_contents(partial(_read_at, fd), os.fstat(fd).st_size)
+        size = os.fstat(source.fd).st_size
+        contents = read_contents(partial(_read_at, source.fd), size, max_pages=MAX_PAGES)
     except CutShort:
         raise Rejected("damaged-image") from None
-    if kind := name_tiff(os.pread(fd, 16, 0), contents):
+    if kind := name_tiff(os.pread(source.fd, HEAD_BYTES, 0), contents):
         raise Rejected("unsupported-image", kind)
+    source.admit(1, 1, contents.pages)
 
 
 def _read_at(fd: int, size: int, at: int) -> bytes:
