@@ -130,8 +130,8 @@ class JpegFile:
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
         if self.data is None:
-            return mix_unknown_inks(pyvips.Image.jpegload(self.source.path, **options))
-        return mix_unknown_inks(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
+            return self._in_colour(pyvips.Image.jpegload(self.source.path, **options))
+        return self._in_colour(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
 
     def load_all(self, shrink: int) -> pyvips.Image:
         """As `load`, and no line of the picture is left undecoded.
@@ -147,7 +147,10 @@ class JpegFile:
         at = 2 + sum(end - start for start, end in header.kept if start < header.frame_at) + _HEIGHT_AT
         bare[at : at + 2] = struct.pack(">H", min(header.height - left + shrink, 0xFFFF))
         image = pyvips.Image.jpegload_buffer(bytes(bare), shrink=shrink, fail_on="truncated", access="sequential")
-        return mix_unknown_inks(image)
+        return self._in_colour(image)
+
+    def _in_colour(self, image: pyvips.Image) -> pyvips.Image:
+        return mix_unknown_inks(image) if self.header.components == 4 else image
 
     def refuse_cut(self) -> None:
         """Refuse a JPEG that ends before its last scan does, and one that is made of scans to keep us busy. What lies
@@ -215,6 +218,7 @@ class JpegHeader:
 
     width: int
     height: int
+    components: int
     frame_at: int
     block_lines: int
     single_scan: bool
@@ -255,7 +259,9 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
             sampling = read(3 * components, frame_at + len(frame))[1::3]
             block_lines = 8 * max((factors & 15 for factors in sampling), default=1)
-            return JpegHeader(width, height, frame_at, block_lines, single_scan, _join(exif), app1, kept, end)
+            return JpegHeader(
+                width, height, components, frame_at, block_lines, single_scan, _join(exif), app1, kept, end
+            )
         elif head[1] == _JPEG_LS:
             raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")
