@@ -103,7 +103,7 @@ class Database:
         finally:
             try:
                 await asyncio.wait_for(pool.close(), timeout=5)
-            except TimeoutError:
+            except OSError:  # a time-out is one, and so is a connection that the server has just ended
                 pool.terminate()
 
     @asynccontextmanager

@@ -46,7 +46,7 @@ async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
     async with open_resources(settings, redis) as resources:
         await probe_image({"resources": resources, "job_try": 1, "score": 0, "waited_s": 1.5}, PICTURE, request_id="")
     after = Scrape(metrics.render(None).decode())
-    assert after.rise(before, "daguerre_queue_wait_seconds_sum") == 1.5
+    assert after.rise(before, "daguerre_queue_wait_seconds_sum") == pytest.approx(1.5)
 
 
 @pytest.mark.usefixtures("pending")
