@@ -13,7 +13,7 @@ from service.delivery.transformations import Format, Transformation
 from service.probes import Probe, Rejected
 from tests.gifs import BLUE, COLOURS, GREEN, RED, YELLOW, frame, gif, letters, lzw
 from worker import imaging
-from worker.imaging.formats.gif_blocks import read_gif
+from worker.imaging.containers.gif import read_gif
 from worker.imaging.formats.gif_canvas import Canvas
 
 FILLED = " ".join(["gggggg"] * 4)

@@ -6,14 +6,14 @@ import mmap
 import struct
 
 from service.probes import Rejected
+from worker.imaging.containers.gif import Frame, Gif, read_gif, size_of
 from worker.imaging.formats.animations import FRAMES_PIXELS
-from worker.imaging.formats.gif_blocks import Frame, Gif, blocks, read_gif, size_of
 from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Animation, Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import MAX_PAGES, Source
 
-__all__ = ["blocks", "open_original", "probe", "size_of"]
+__all__ = ["open_original", "probe", "size_of"]
 
 
 def probe(source: Source) -> Picture:

@@ -13,7 +13,7 @@ import pyvips
 from PIL import Image
 
 from service.probes import Rejected
-from worker.imaging.formats.gif_blocks import BACKGROUND, PREVIOUS, Bytes, Frame, Gif
+from worker.imaging.containers.gif import BACKGROUND, PREVIOUS, Bytes, Frame, Gif
 
 _NOTHING = (0, 0, 0, 0)
 

@@ -15,7 +15,7 @@ import pyvips
 
 from service.probes import Rejected
 from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
-from worker.imaging.containers.jpeg_stream import EOI, SOS, CutShort, count_scans, segments
+from worker.imaging.containers.jpeg import EOI, SOS, CutShort, count_scans, segments
 from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.fields import blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original

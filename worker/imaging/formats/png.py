@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
 from functools import partial
 from zlib import crc32
 
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.containers.png import chunks
 from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.png_colours import read_png_profile
-from worker.imaging.formats.png_profiles import find_exif
-from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.formats.png_exif import find_exif
+from worker.imaging.formats.source import Source
 
 # Of width and height in IHDR, the first chunk.
 _SIZE_END = 24
@@ -85,15 +85,3 @@ def _has_checksum(fd: int, start: int, end: int) -> bool:
     for at in range(start + 4, end - 4, _READ_BYTES):
         checksum = crc32(os.pread(fd, min(_READ_BYTES, end - 4 - at), at), checksum)
     return os.pread(fd, 4, end - 4) == checksum.to_bytes(4)
-
-
-def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk whose first 12 bytes are there. An end may lie behind that of the file."""
-    at = 8
-    for _ in range(MOST_READS):
-        head = read(12, at)
-        if len(head) < 12:
-            return
-        end = at + 12 + int.from_bytes(head[:4], "big")
-        yield head[4:8], at, end
-        at = end

@@ -15,9 +15,6 @@ from service.probes import Rejected
 # Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
 MAX_PAGES = 10_000
 
-# A file with more chunks or segments than this is no picture but an attempt to keep us busy: 0.1 s.
-MOST_READS = 100_000
-
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pyvips
 
 from service.probes import Rejected
-from worker.imaging.formats.embedded import FOREIGN, Foreign, examine
-from worker.imaging.formats.gif_blocks import Gif, read_gif
+from worker.imaging.containers.gif import Gif, read_gif
 from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
+from worker.imaging.formats.svg_pictures import FOREIGN, Foreign, examine
 from worker.imaging.formats.svg_size import NaturalSize, natural_size
 from worker.imaging.pixels import SMALL_PX
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.containers.riff import MAX_CHUNKS, chunks
 from worker.imaging.formats.animations import open_frames, probe_frames
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import MOST_READS, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.pixels import SMALL_PX
 
 
@@ -77,23 +78,12 @@ def _count_frames(fd: int) -> int:
     frames = 0
     end = 8 + int.from_bytes(head[4:8], "little")
     for number, (kind, start, _) in enumerate(chunks(partial(os.pread, fd))):
-        if number == MOST_READS:
+        if number == MAX_CHUNKS:
             raise Rejected("damaged-image")
         if start > end:  # what lies behind the picture is none of it
             break
         frames += kind == b"ANMF"
     return frames
-
-
-def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and start and end of the contents, of each chunk whose head is there. They may lie behind the file's end.
-    `read` answers up to so many bytes (first parameter) at an offset (second).
-    """
-    at = 12
-    while len(head := read(8, at)) == 8:
-        size = int.from_bytes(head[4:], "little")
-        yield head[:4], at + 8, at + 8 + size
-        at += 8 + size + size % 2
 
 
 def _says_alpha(fd: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from worker.imaging.formats import gif
+from worker.imaging.containers.gif import blocks
 from worker.imaging.locations.regions import Copy
 from worker.imaging.locations.xmp import blank_xmp
 
@@ -16,7 +16,7 @@ _TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 def blank_gif(copy: Copy) -> None:
     with suppress(IndexError):
-        for start, end in gif.blocks(copy.data):
+        for start, end in blocks(copy.data):
             copy.step()
             if copy.read(len(_XMP_HEAD), start) == _XMP_HEAD:
                 blank_xmp(copy.region(*_pieces(copy, start + len(_XMP_HEAD), end)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from worker.imaging.containers.jpeg_stream import segments
+from worker.imaging.containers.jpeg import segments
 from worker.imaging.formats.jpeg import APP1, XMP_HEAD
 from worker.imaging.locations.blocks import blank_exif, blank_resources
 from worker.imaging.locations.regions import Copy, Region, Unreadable

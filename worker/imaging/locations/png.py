@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from contextlib import suppress
 
-from worker.imaging.formats import png
-from worker.imaging.formats.png_profiles import PROFILE_KEYWORD, TEXT_CHUNKS, Text, decode_profile, parse_text
+from worker.imaging.containers.png import TEXT_CHUNKS, Text, chunks, parse_text
+from worker.imaging.formats.png_exif import PROFILE_KEYWORD, decode_profile
 from worker.imaging.locations.blocks import blank_exif, tells_place
 from worker.imaging.locations.regions import Copy, Region, Unreadable
 from worker.imaging.locations.xmp import blank_xmp, names_place
@@ -15,7 +15,7 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 
 
 def blank_png(copy: Copy) -> None:
-    for kind, start, end in png.chunks(copy.read):
+    for kind, start, end in chunks(copy.read):
         if kind == b"IEND" or end > copy.size:
             return
         if kind != b"eXIf" and kind not in TEXT_CHUNKS:

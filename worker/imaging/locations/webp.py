@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from worker.imaging.formats import webp
+from worker.imaging.containers.riff import chunks
 from worker.imaging.locations.blocks import blank_exif
 from worker.imaging.locations.regions import Copy, Unreadable
 from worker.imaging.locations.xmp import blank_xmp
@@ -13,7 +13,7 @@ _BLANKERS = {b"EXIF": blank_exif, b"XMP ": blank_xmp}
 
 
 def blank_webp(copy: Copy) -> None:
-    for kind, start, end in webp.chunks(copy.read):
+    for kind, start, end in chunks(copy.read):
         copy.step()
         blank = _BLANKERS.get(kind)
         if blank is not None:

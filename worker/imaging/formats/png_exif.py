@@ -1,4 +1,4 @@
-"""Metadata in texts of a PNG, and where its EXIF is.
+"""Where the EXIF of a PNG is.
 
 ImageMagick and ExifTool write a block as a text of hexadecimal digits, because PNG had no chunk for EXIF before 2017.
 The chunk `eXIf` may stand anywhere between IHDR and IEND (PNG, third edition, 11.3.4.6; ImageMagick writes it behind
@@ -11,55 +11,18 @@ import os
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from worker.imaging.containers.png import MAX_TEXT_BYTES, TEXT_CHUNKS, Text, parse_text
 from worker.imaging.exif import is_exif
 
-TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 PROFILE_KEYWORD = b"Raw profile type "
 # APP1 is what a JPEG's segment of the name holds: EXIF, or XMP.
 _EXIF_KEYWORDS = frozenset({PROFILE_KEYWORD + b"exif", PROFILE_KEYWORD + b"APP1"})
 # A line with the profile's name, the number of its bytes, and their digits in lines. Possessive, or spaces would keep
 # us busy.
 _PROFILE = re.compile(rb"\s*+(?:[^\n]++\n\s*+|\S++\s++)\d++\s([0-9a-fA-F\s]*+)\0*+\Z")
-MAX_TEXT_BYTES = 4_000_000
 # Profiles of EXIF that are tried in one file.
 _MAX_PROFILES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A chunk's text, which starts at this offset of its contents."""
-
-    keyword: bytes
-    start: int
-    data: bytes
-    packed: bool
-
-    def unpack(self) -> bytes:
-        """The text itself. Raises ValueError for one of more than MAX_TEXT_BYTES, and zlib.error."""
-        if not self.packed:
-            return self.data
-        inflater = zlib.decompressobj()
-        text = inflater.decompress(self.data, MAX_TEXT_BYTES)
-        if inflater.unconsumed_tail:
-            raise ValueError("a text longer than any profile")
-        return text
-
-
-def parse_text(kind: bytes, contents: bytes) -> Text | None:
-    """The text of a chunk of TEXT_CHUNKS (PNG, third edition, 11.3.3); None if there is none."""
-    keyword, end, rest = contents.partition(b"\0")
-    if not end:
-        return None
-    packed = kind == b"zTXt"
-    text = rest[packed:]
-    if kind == b"iTXt":  # whether it is packed, how, its language, the keyword in that
-        flags, (_, *texts) = rest[:2], rest[2:].split(b"\0", 2)
-        if len(texts) < 2:
-            return None
-        packed, text = flags[:1] == b"\1", texts[1]
-    return Text(keyword, len(contents) - len(text), text, packed)
 
 
 def decode_profile(text: bytes) -> bytes:
