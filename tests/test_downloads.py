@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ from yarl import URL
 
 from service.addresses import AllowedAddresses
 from service.downloads.connections import GuardedResolver
-from service.downloads.decoding import decode
+from service.downloads.decoding import DecodingError, decode
 from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
 from service.settings import Settings
@@ -698,6 +699,32 @@ async def test_body_that_cannot_be_decoded_is_refused(
     async with raw_origin(head.encode() + body) as url:
         assert await refusal(api, tenant, url) == (422, "origin-refused")
     assert stored_files(settings) == []
+
+
+async def test_empty_blocks_of_two_codings_are_refused() -> None:
+    """They cost much time, and yield no byte that a limit would count."""
+    inner = zlib.compressobj(wbits=31)
+    empty_blocks = inner.compress(b"") + b"\0\0\0\xff\xff" * 1_000_000
+    outer = gzip.compress(empty_blocks)
+    assert len(outer) < 20_000
+
+    async def send() -> AsyncIterator[bytes]:
+        yield outer
+
+    with pytest.raises(DecodingError, match="for nothing"):
+        _ = [piece async for piece in decode(send(), ["gzip", "gzip"])]
+
+
+async def test_incompressible_body_is_decoded() -> None:
+    data = random.Random(1).randbytes(4 << 20)
+    stored = zlib.compressobj(0, wbits=31)
+
+    async def send() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 1000):  # each flushed by itself, as servers do that stream
+            yield stored.compress(data[at : at + 1000]) + stored.flush(zlib.Z_SYNC_FLUSH)
+        yield stored.flush()
+
+    assert b"".join([piece async for piece in decode(send(), ["gzip"])]) == data
 
 
 async def test_decoding_does_not_depend_on_chunks() -> None:

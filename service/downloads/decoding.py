@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 MAX_CODINGS = 2
 # Of one gzip stream (RFC 1952, section 2.2). Empty ones cost time and yield no byte that a limit would count.
 MAX_MEMBERS = 100
+# What a coding may take in beyond twice of what it yields. Empty blocks of deflate are bytes for nothing, and as the
+# content of a second coding 80 MB of them arrive as 100 KB.
+MAX_EMPTY_BYTES = 1 << 20
 _PIECE_BYTES = 64 * 1024
 _GZIP_BITS, _ZLIB_BITS = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 _GZIP = frozenset({"gzip", "x-gzip"})
@@ -61,6 +64,7 @@ class _Inflater:
         self._gzip = coding in _GZIP
         self._stream = zlib.decompressobj()
         self._streams = 0
+        self._taken = self._yielded = 0
         self._pending = b""
         self._skips = False
 
@@ -69,6 +73,10 @@ class _Inflater:
         return self._stream.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        if not self._skips:
+            self._taken += len(data)
+        if self._taken > MAX_EMPTY_BYTES + 2 * self._yielded:
+            raise DecodingError("too many bytes for nothing")
         data, self._pending = self._pending + data, b""
         while data and not self._skips:
             if self._streams == 0 or self._stream.eof:
@@ -96,6 +104,7 @@ class _Inflater:
             piece = self._stream.decompress(data, _PIECE_BYTES)
             data = self._stream.unconsumed_tail
             if piece:
+                self._yielded += len(piece)
                 yield piece
             if not data and len(piece) < _PIECE_BYTES:  # a full piece may leave more in the stream
                 return
