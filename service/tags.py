@@ -17,10 +17,13 @@ _MAX_LENGTH_BEFORE_NFC = 4 * MAX_TAG_LENGTH
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Controls, format characters, marks and blanks, by their general category (UAX #44, table 12).
 _INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me", "Zs", "Zl", "Zp"})
-# Letters and symbols that are drawn as a blank, unassigned code points that are ignored (Default_Ignorable_Code_Point
-# of UAX #44), and noncharacters.
+# Format characters that are drawn (Prepended_Concatenation_Mark of UAX #44), such as the end of a verse.
+_DRAWN = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]")
+# Letters and symbols that are drawn as a blank, format characters that this Python may not know, unassigned code points
+# that are ignored (Default_Ignorable_Code_Point of UAX #44), and noncharacters.
 _BLANK = re.compile(
-    "[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\ufdd0-\ufdef\U000e0000-\U000e0fff"
+    "[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\ufdd0-\ufdef\U00013439-\U0001343f\U00013441\U00013442"
+    "\U0001d159\U000e0000-\U000e0fff"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
     + "]"
 )
@@ -53,4 +56,6 @@ def _normalise(text: str) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    return unicodedata.category(character) not in _INVISIBLE_CATEGORIES and _BLANK.match(character) is None
+    if unicodedata.category(character) in _INVISIBLE_CATEGORIES:
+        return _DRAWN.match(character) is not None
+    return _BLANK.match(character) is None

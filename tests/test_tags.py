@@ -268,7 +268,7 @@ def test_tag_length_counts_after_nfc() -> None:
     [
         *("\u200b", "\u200d\ufe0f", "\u0301", "\u20dd", "\u0903", "\u00ad", "\u2060", "\ufeff", "\u202e", "\u034f"),
         *("\u00a0", "\u2003", "\u3000", "\u1680", "\u2800", "\u3164", "\u115f", "\uffa0", "\t", "\x85", "\u2028"),
-        *("\ud800", "\ufffe", "\U000e0041", "\U0001fffe", " \u200b ", "\x00"),
+        *("\ud800", "\ufffe", "\U000e0041", "\U0001fffe", " \u200b ", "\x00", "\U0001d159", "\U00013441"),
     ],
 )
 def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
@@ -277,7 +277,7 @@ def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["\U0001f408", "\u2764\ufe0f", "1\ufe0f\u20e3", "\u0915\u093f", "\U000f0000", "-", "\ufffd"]
+    "tag", ["\U0001f408", "\u2764\ufe0f", "1\ufe0f\u20e3", "\u0915\u093f", "\U000f0000", "-", "\ufffd", "\u06dd"]
 )
 def test_tag_with_a_visible_character_is_taken(tag: str) -> None:
     assert clean_tags([tag]) == [tag]

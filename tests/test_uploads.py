@@ -174,6 +174,9 @@ NAMED = 'form-data; name="file"'
         (f"{NAMED}; filename*=na.jpg", None),
         (f"{NAMED}; filename=my photo (1).jpg", None),
         (f'{NAMED}; filename="a.jpg";', None),
+        (f'{NAMED}; filename*0="a"; filename*1=".jpg"', None),
+        (f"{NAMED}; filename*0*=UTF-8''na%C3%AF", None),
+        ('filename="a.jpg"', None),
         ('FORM-DATA;FileName="a.jpg";Name=f', None),
     ],
 )
@@ -183,6 +186,18 @@ async def test_form_of_every_client_is_an_upload(
     headers = {"Content-Disposition": disposition, "Content-Type": content_type}
     response = await post_form(api, tenant, headers, jpeg())
     assert response.status == 200, await response.text()
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b'\n<?xml version="1.0"?>\n'])
+@pytest.mark.parametrize("content_type", [None, "text/plain", "text/xml"])
+async def test_svg_without_a_file_name_is_an_upload(
+    api: Client, tenant: Tenant, content_type: str | None, before: bytes
+) -> None:
+    body = before + b'<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>'
+    response = await post_form(api, tenant, {"Content-Disposition": NAMED, "Content-Type": content_type}, body)
+    assert response.status in {200, 415}, await response.text()  # XML has no blank before its declaration
+    assert (response.status == 200) == (before[:1] != b"\n")
 
 
 @pytest.mark.parametrize("disposition", [NAMED, 'form-data; name="; filename=x"', f'{NAMED}; note="; filename=\\"'])

@@ -28,7 +28,9 @@ MAX_LINES_AROUND_PARTS = 32
 _FORM_OVERHEAD_BYTES = 16 * 1024
 # A quoted string (RFC 9110, section 5.6.4), or one without an end.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-_FILE_NAME = re.compile(r";\s*filename\*?\s*=", re.IGNORECASE)
+# Also as of RFC 2231: `filename*`, `filename*0`, `filename*0*`.
+_FILE_NAME = re.compile(r"(?:^|[;,\s])filename(?:\*(?:[0-9]+\*?)?)?\s*=", re.IGNORECASE)
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark is three of them
 # How aiohttp tells of a body that is not what its headers say.
 _MALFORMED = (ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
@@ -115,11 +117,12 @@ async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _is_file(part: BodyPartReader, chunk: bytes) -> bool:
-    """Whether a part is a file and no text field (RFC 7578): by its file name, its type, or a zero byte in its first
-    chunk, which no text has: several clients send neither name nor type.
+    """Whether a part is a file and no text field (RFC 7578): by its file name, its type, or its first chunk, since
+    several clients send neither name nor type. No text has a zero byte, and no parameter starts with `<`, as SVG does.
     """
     content_type = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return _has_file_name(part.headers.get("Content-Disposition", "")) or _is_binary(content_type) or b"\0" in chunk
+    is_named = _has_file_name(part.headers.get("Content-Disposition", ""))
+    return is_named or _is_binary(content_type) or b"\0" in chunk or chunk.lstrip(_BLANKS).startswith(b"<")
 
 
 def _has_file_name(disposition: str) -> bool:
