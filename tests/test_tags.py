@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 
-from service.database import Database
+from service.accounts.records import create_account
+from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.tags import change_tags
 from service.settings import Settings
 from service.tags import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
-from tests.conftest import Client, NewTenant, RunBurst, Tenant
+from tests.conftest import Client, NewTenant, RunBurst, Servers, Tenant
 from tests.samples import insert_image, jpeg
 
 ID = "AAAAAAA"
@@ -254,6 +256,21 @@ async def test_stored_tags_become_nfc_when_tags_change(api: Client, tenant: Tena
     status, answer = await remove(api, tenant, ID, "caf\u00e9")
     assert (status, answer["response"]["tags"]) == (200, ["a", "\u00fc"])
     assert await connection.fetch("select tag from image_tags order by tag") == [("a",), ("\u00fc",)]
+
+
+async def test_tags_change_in_an_sql_ascii_database(servers: Servers) -> None:
+    """PostgreSQL's own encoding where no locale is set, in which it normalises nothing."""
+    admin = await asyncpg.connect(servers.postgres.dsn)
+    await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'")
+    await admin.close()
+    dsn = servers.postgres.dsn_of("ascii")
+    await apply_schema(dsn)
+    connection = await asyncpg.connect(dsn)
+    tenant = Tenant(await create_account(connection, "ascii", 1 << 20), "ascii", "")
+    await insert_image(connection, tenant, ID, tags=["\u00e9"])
+    [image] = await change_tags(connection, [ImageId(ID)], tenant.id, add=["\u732b"])
+    await connection.close()
+    assert image.tags == ["\u00e9", "\u732b"]
 
 
 def test_tag_length_counts_after_nfc() -> None:

@@ -14,7 +14,7 @@ from service.tags import MAX_TAGS
 
 # All or nothing, decided on the rows as they are once locked, which may be newer than what the statement sees
 # elsewhere: so what was there before is taken from `locked` alone. Images that change in nothing are not written.
-# Tags that were stored before tags were normalised become NFC here.
+# Tags that were stored before tags were normalised become NFC here, as far as the encoding of the database lets them.
 _CHANGE = f"""
 with locked as materialized (
     select {COLUMNS}, case when $5 then images.exif::text end as exif,
@@ -22,8 +22,9 @@ with locked as materialized (
     from images where id = any($1) and account_id = $2 and state <> 'failed' order by id for no key update
 ), changed as materialized (
     select id, tags as before, array(
-        select tag from unnest(tags || $3::text[]) with ordinality as every (stored, place),
-            normalize(stored, nfc) as tag
+        select tag from unnest(tags || $3::text[]) with ordinality as every (stored, place), lateral (
+            select case when getdatabaseencoding() = 'UTF8' then normalize(stored, nfc) else stored end as tag
+        ) as normalised
         where tag <> all($4::text[]) group by tag order by min(place)
     ) as after
     from locked
