@@ -9,7 +9,7 @@ import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -63,8 +63,14 @@ def _check_allowed(text: str) -> str:
 
 
 def _check_servers(url: str) -> str:
-    """Of each server in it: `host`, `host:port`, or a folder of sockets as PostgreSQL's URLs have it."""
-    for server in urlsplit(url).netloc.rpartition("@")[2].split(","):
+    """Of each server in it: `host`, `host:port`, or a folder of sockets as PostgreSQL's URLs have it. The query may
+    have ports as well.
+    """
+    address = urlsplit(url)
+    for ports in parse_qs(address.query).get("port", []):
+        for port in ports.split(","):
+            _ = urlsplit(f"//host:{port}").port
+    for server in address.netloc.rpartition("@")[2].split(","):
         parts = urlsplit(f"//{server}")
         _ = parts.port
         if parts.hostname and "%" not in parts.hostname:

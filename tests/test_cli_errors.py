@@ -153,6 +153,7 @@ def test_an_absurd_value(database_url: str, arguments: tuple[str, ...], sentence
     ("name", "value", "reason"),
     [
         ("DATABASE_URL", "postgresql://host:many/x", "Port could not be cast to integer value as 'many'"),
+        ("DATABASE_URL", "postgresql:///x?port=many", "Port could not be cast to integer value as 'many'"),
         ("DATABASE_URL", "postgresql://[::1/x", "Invalid IPv6 URL"),
         ("DATABASE_URL", "postgresql://a..b/x", "'a..b' is not the name of a host"),
         ("REDIS_URL", "redis://host:99999/0", "Port out of range 0-65535"),
@@ -165,8 +166,17 @@ def test_an_unusable_setting(command: str, name: str, value: str, reason: str) -
 
 
 @pytest.mark.parametrize("command", ["verify", "health worker", "worker", "serve --processes 1 --port 0"])
-def test_an_unusable_redis_option(settings: Settings, environment: dict[str, str], command: str) -> None:
-    given = environment | {"DAGUERRE_REDIS_URL": "redis://127.0.0.1/0?db=many", "DAGUERRE_DATA": str(settings.data)}
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("db=many", "Invalid value for 'db' in connection URL."),
+        ("timeout=5", "got an unexpected keyword argument 'timeout'"),
+    ],
+)
+def test_an_unusable_redis_option(
+    settings: Settings, environment: dict[str, str], command: str, option: str, reason: str
+) -> None:
+    given = environment | {"DAGUERRE_REDIS_URL": f"redis://127.0.0.1/0?{option}", "DAGUERRE_DATA": str(settings.data)}
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", *command.split()],
         env={"DAGUERRE_DATABASE_URL": settings.database_url, **given},
@@ -176,7 +186,7 @@ def test_an_unusable_redis_option(settings: Settings, environment: dict[str, str
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "Error: DAGUERRE_REDIS_URL: Invalid value for 'db' in connection URL."
+    assert done.stderr.splitlines()[-1] == f"Error: DAGUERRE_REDIS_URL: {reason}"
     assert "Traceback" not in done.stderr
 
 

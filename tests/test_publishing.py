@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,17 @@ async def test_a_crash_between_two_names_is_mended(storage: DiskStorage, setting
     """Of `publish` with hard links: the file has its own path, and is still in `incoming`."""
     put(storage.incoming_path(ID), b"image")
     os.link(storage.incoming_path(ID), storage.path(ID))
-    await getattr(storage, step)([ID])
+    await (storage.keep([ID]) if step == "keep" else storage.settle({ID: bytes(32)}))
     assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(storage.path(ID), b"image")]
+
+
+async def test_the_row_tells_which_file_is_the_image(storage: DiskStorage, settings: Settings) -> None:
+    put(storage.path(ID), b"orphan")
+    put(storage.incoming_path(ID), b"image")
+    assert await storage.settle({ID: hashlib.sha256(b"image").digest()}) == {}
+    aside = settings.storage_folder / "unclaimed" / ID
+    contents = {path: path.read_bytes() for path in stored_files(settings)}
+    assert contents == {storage.path(ID): b"image", aside: b"orphan"}
 
 
 async def test_a_deletion_between_two_names_leaves_nothing(storage: DiskStorage, settings: Settings) -> None:

@@ -248,6 +248,32 @@ class TestFiles:
         assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(stored, PICTURE)]
         assert (await verify(settings)).problems == []
 
+    async def test_an_orphan_in_the_place_is_set_aside(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        """The process ended between the commit and the move, and the row tells which file is the image."""
+        await insert(connection, tenant)
+        put(storage.path(ID), b"of no image")
+        put(storage.incoming_path(ID), age_s=5000)
+        problem = f"file incoming/{ID}: another file is in its place"
+        assert problem in (await verify(settings)).problems
+        told = await verify(settings, repair=True)
+        assert f"{problem}; moved, and the other one to `unclaimed`" in told.problems
+        assert storage.path(ID).read_bytes() == PICTURE
+        assert (settings.storage_folder / "unclaimed" / ID).read_bytes() == b"of no image"
+        assert (await verify(settings)).problems == []
+
+    async def test_a_folder_in_the_place_loses_no_picture(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant)
+        storage.path(ID).mkdir()
+        received = put(storage.incoming_path(ID), age_s=5000)
+        told = await verify(settings, repair=True)
+        storage.path(ID).rmdir()
+        assert f"file incoming/{ID}: it came under an id that was taken" in told.problems
+        assert received.read_bytes() == PICTURE
+
     async def test_one_file_under_both_names_is_mended(
         self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
     ) -> None:

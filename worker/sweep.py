@@ -8,7 +8,8 @@ import structlog
 
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.leftovers import Overdue, list_existing, list_overdue, purge_failed
+from service.images.audit import find_sha256
+from service.images.leftovers import Overdue, list_overdue, purge_failed
 from service.images.repeats import forget_expired
 from service.removals import Removal, list_removals, remove_files
 from service.telemetry.metrics import metrics
@@ -70,9 +71,9 @@ async def _settle_abandoned(worker: Resources) -> None:
         if abandoned:
             seen.update(abandoned)
             async with worker.database.connection() as connection:
-                existing = await list_existing(connection, abandoned)
+                existing = await find_sha256(connection, abandoned)
             kept += len(existing)
-            failures |= await worker.storage.settle([one for one in abandoned if one in existing])
+            failures |= await worker.storage.settle(existing)
             failures |= await worker.storage.remove_abandoned([one for one in abandoned if one not in existing])
         if len(abandoned) < _AT_ONCE:
             break

@@ -92,7 +92,7 @@ def explained_errors() -> Iterator[None]:
         raise click.ClickException(f"The database cannot be used: {describe(error)}") from None
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """In one line."""
     return " ".join(str(error).split()) or "it does not answer"
 

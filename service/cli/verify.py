@@ -50,6 +50,8 @@ def _run(verification: Coroutine[None, None, bool]) -> bool:
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
-        raise click.ClickException(f"It could not be finished: {error.code}. Run it again once that works.") from None
+        reason = "" if error.__cause__ is None else f" ({describe(error.__cause__)})"
+        message = f"It could not be finished: {error.code}{reason}. Run it again once that works."
+        raise click.ClickException(message) from None
     except OSError as error:
         raise click.ClickException(f"It could not be finished: {describe(error)}") from None

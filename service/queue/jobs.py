@@ -57,6 +57,9 @@ def open_redis(url: str) -> ArqRedis:
     """
     try:
         pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+        pool.make_connection()  # type: ignore[no-untyped-call] # it does not connect yet
+    except TypeError as error:  # of a parameter that no connection has
+        raise SettingsError(f"DAGUERRE_REDIS_URL: {str(error).rpartition('() ')[2]}") from None
     except ValueError as error:
         raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
     return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)

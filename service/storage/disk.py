@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,11 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Failures:
@@ -165,16 +170,29 @@ class DiskStorage:
         for image_id, error in _for_each(image_ids, move).items():
             log.warning("storage.move_failed", image_id=image_id, error=repr(error))
 
-    async def settle(self, image_ids: Sequence[ImageId]) -> Failures:
-        """Do for some of `list_abandoned`, whose rows are committed, what `keep` was to do.
+    async def settle(self, expected: Mapping[ImageId, bytes]) -> Failures:
+        """Do for some of `list_abandoned`, whose rows are committed and have these SHA-256, what `keep` was to do.
 
-        If there is a stored file already, the other one came under an id that was taken, and its upload ended before
-        it got another: it is removed. Or a crash left one file under both names.
+        If there is a stored file already, the row tells which of the two is the image. As a rule the other one came
+        under an id that was taken, and its upload ended before it got another: it is removed. Or a crash left one file
+        under both names.
         """
-        return await in_thread(self.threads, partial(_for_each, image_ids, self._settle))
 
-    def _settle(self, image_id: ImageId) -> None:
-        self._publish(image_id, on_conflict=self._drop_incoming)
+        def settle_one(image_id: ImageId) -> None:
+            self._publish(image_id, on_conflict=lambda _: self._settle_conflict(image_id, expected[image_id]))
+
+        return await in_thread(self.threads, partial(_for_each, expected, settle_one))
+
+    def _settle_conflict(self, image_id: ImageId, sha256: bytes) -> None:
+        if self._is_orphan_stored(image_id, sha256):
+            self._replace_orphan(image_id)
+        else:
+            self._drop_incoming(image_id)
+
+    def _is_orphan_stored(self, image_id: ImageId, sha256: bytes) -> bool:
+        """Whether the received file is the image, and the stored one is not. Blocks; raises OSError."""
+        incoming, path = self.incoming_path(image_id), self.path(image_id)
+        return not incoming.samefile(path) and _digest(path) != sha256 and _digest(incoming) == sha256
 
     def _publish(self, image_id: ImageId, *, on_conflict: Callable[[ImageId], None]) -> None:
         try:
@@ -259,13 +277,16 @@ class DiskStorage:
                         if limit == 0:
                             return
 
-    def find_conflicts(self, image_ids: Sequence[ImageId]) -> set[ImageId]:
-        """Those of `list_abandoned` whose id has another stored file. Blocks; raises OSError."""
-        conflicts = set()
-        for image_id in image_ids:
-            with suppress(FileNotFoundError):
+    def find_conflicts(self, expected: Mapping[ImageId, bytes]) -> dict[ImageId, bool]:
+        """Those of `list_abandoned`, whose rows have these SHA-256, whose id has another stored file; True if that one
+        is the orphan. Blocks.
+        """
+        conflicts = {}
+        for image_id, sha256 in expected.items():
+            with suppress(OSError):
                 if not self.incoming_path(image_id).samefile(self.path(image_id)):
-                    conflicts.add(image_id)
+                    conflicts[image_id] = False
+                    conflicts[image_id] = self._is_orphan_stored(image_id, sha256)
         return conflicts
 
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:

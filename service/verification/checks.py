@@ -149,14 +149,16 @@ class Verification:
         """What the sweep should have dealt with: received files without an end, files that are to be removed."""
         abandoned = await self.storage.list_abandoned(_ABANDONED_S, _MOST_LEFTOVERS)
         async with self.database.connection() as connection:
-            existing = await list_existing(connection, abandoned)
-        conflicts = await asyncio.to_thread(self.storage.find_conflicts, abandoned)
+            existing = await find_sha256(connection, abandoned)
+        conflicts = await asyncio.to_thread(self.storage.find_conflicts, existing)
         if self.repair:
-            await self.storage.settle([image_id for image_id in abandoned if image_id in existing])
+            await self.storage.settle(existing)
             await self.storage.remove_abandoned([image_id for image_id in abandoned if image_id not in existing])
         for image_id in abandoned:
             if image_id not in existing:
                 what, done = "it was never accepted", "removed"
+            elif conflicts.get(image_id):
+                what, done = "another file is in its place", "moved, and the other one to `unclaimed`"
             elif image_id in conflicts:
                 what, done = "it came under an id that was taken", "removed"
             else:
