@@ -64,7 +64,7 @@ async def _settle_abandoned(worker: Resources) -> None:
     Files that cannot be moved or removed stay in the folder, so each page skips the pages before.
     """
     seen: set[ImageId] = set()
-    kept = 0
+    accepted: set[ImageId] = set()
     failures: dict[ImageId, OSError] = {}
     for _ in range(_MOST_PAGES):
         abandoned = await worker.storage.list_abandoned(_ABANDONED_S, _AT_ONCE, skip=seen)
@@ -72,7 +72,7 @@ async def _settle_abandoned(worker: Resources) -> None:
             seen.update(abandoned)
             async with worker.database.connection() as connection:
                 existing = await find_sha256(connection, abandoned)
-            kept += len(existing)
+            accepted.update(existing)
             failures |= await worker.storage.settle(existing)
             failures |= await worker.storage.remove_abandoned([one for one in abandoned if one not in existing])
         if len(abandoned) < _AT_ONCE:
@@ -80,8 +80,8 @@ async def _settle_abandoned(worker: Resources) -> None:
     if failures:
         image_id, error = next(iter(failures.items()))
         log.warning("sweep.not_settled", files=len(failures), image_id=image_id, first_error=repr(error))
-    if seen:
-        log.info("sweep.settled", kept=kept, removed=len(seen) - kept, failed=len(failures))
+    if settled := seen - failures.keys():
+        log.info("sweep.settled", kept=len(settled & accepted), removed=len(settled - accepted))
 
 
 async def _remove_files(worker: Resources) -> None:
