@@ -144,6 +144,9 @@ async def test_metrics_have_a_time_limit(api: Client, monkeypatch: pytest.Monkey
         patch.setattr(resources_of(api).scraping, "_timeout_s", 0.3)
         answers = await asyncio.gather(*(api.get("/metrics") for _ in range(MANY)))
         assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} == {(503, "1")}
+        async with asyncio.timeout(5):
+            while not waiting:  # its look at the queue may outlast the answers
+                await asyncio.sleep(0.01)
         assert len(waiting) == 1
         going_on.set()
         async with asyncio.timeout(5):
