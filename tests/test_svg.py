@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.delivery.transformations import Transformation
 from service.probes import Probe, Rejected
-from tests import pictures
+from tests import hostile_pictures, pictures
 from tests.gifs import frame, gif
 from worker import imaging
 from worker.imaging.formats.svg_document import MAX_DOCUMENT_BYTES
@@ -114,6 +114,9 @@ def data_uri(data: bytes, mime: str) -> str:
         ('height="90" viewBox="0 0 300 150"', (180, 90)),
         ('width="100.5" viewBox="0 0 300 150"', (101, 50)),
         ('width="100"', (100, 150)),
+        ('width="100" preserveAspectRatio="none"', (300, 150)),
+        ('height="90" viewBox="0 0 10 20" preserveAspectRatio=" none slice"', (300, 150)),
+        ('height="90" viewBox="0 0 10 20" preserveAspectRatio="nonesuch"', (45, 90)),
         ('height="500"', (300, 500)),
         ('width="100" height="50%" viewBox="0 0 10 20"', (100, 200)),
         ('width="10em" height="5em"', (160, 80)),
@@ -264,6 +267,8 @@ def test_svg_pictures_to_convert_are_bounded(refuse: Refuse) -> None:
     assert refuse(svg(images).encode()) == ("too-many-pixels", None)
     large = gif((20, 20), frame(0, 0, 20, 20).replace(b"\x14\0\x14\0", b"\xff\xff\xff\xff"))
     assert refuse(svg(image_of(data_uri(large, "image/gif"))).encode()) == ("too-many-pixels", None)
+    small = hostile_pictures.gif(1)
+    assert refuse(svg(image_of(data_uri(small, "image/gif")) * 2_600).encode()) == ("too-many-pixels", None)
 
 
 def test_svg_with_a_picture_of_12_mb_is_shown(show: Show) -> None:

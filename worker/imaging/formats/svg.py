@@ -26,6 +26,8 @@ from worker.imaging.pixels import SMALL_PX
 
 # Of pictures that are encoded anew for librsvg, all together: 1 s.
 _MAX_CONVERTED_PIXELS = 25_000_000
+# What the smallest of them counts for: each takes 1 ms.
+_MIN_CONVERTED_PIXELS = 10_000
 # From here on libxml2 may refuse an attribute as too long (XML_MAX_TEXT_LENGTH is 10 MB).
 _LONG_BYTES = 9_000_000
 _FONT_DECLARED = re.compile(rb"\bfont(?:-size)?\s*:")
@@ -109,7 +111,7 @@ def _conversions(document: bytes, pictures: list[Foreign]) -> Iterator[tuple[int
             raise Rejected("unsupported-image", f"SVG with a {FOREIGN[picture.form]} picture inside of an entity")
         with suppress(pyvips.Error, IndexError, struct.error):
             width, height, load = _open_picture(picture)
-            left -= width * height
+            left -= max(width * height, _MIN_CONVERTED_PIXELS)
             if left < 0:
                 raise Rejected("too-many-pixels")
             png = load().pngsave_buffer(compression=1, filter="sub", keep="icc")
