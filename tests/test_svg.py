@@ -15,6 +15,7 @@ from service.delivery.transformations import Transformation
 from service.probes import Probe, Rejected
 from tests import hostile_pictures, pictures
 from tests.gifs import frame, gif
+from tests.icc_profiles import P3, SRGB_CURVE_TAG, rgb_profile
 from worker import imaging
 from worker.imaging.formats.svg_document import MAX_DOCUMENT_BYTES
 
@@ -228,6 +229,27 @@ def test_svg_shows_pictures_of_every_web_format(show: Show, form: str) -> None:
     pixel = show(data).getpixel((10, 10))
     assert isinstance(pixel, tuple)
     assert max(abs(a - b) for a, b in zip(pixel, GREEN, strict=True)) < 4
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_svg_pictures_have_the_colours_of_profiles(show: Show, form: str) -> None:
+    options = {"quality": 95} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    p3 = rgb_profile(P3, SRGB_CURVE_TAG)
+    picture = pictures.encode(form, Image.new("RGB", (20, 20), (200, 80, 60)), icc_profile=p3, **options)
+    pixel = show(svg(image_of(data_uri(picture, f"image/{form.lower()}"))).encode()).getpixel((10, 10))
+    assert isinstance(pixel, tuple)
+    assert max(abs(a - b) for a, b in zip(pixel[:3], (216, 69, 50), strict=True)) < 4
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_svg_pictures_are_upright_as_in_browsers(show: Show, form: str) -> None:
+    upper = Image.new("RGB", (16, 16), "blue")
+    upper.paste(GREEN[:3], (0, 0, 16, 8))
+    head = b"Exif\0\0" if form == "JPEG" else b""
+    picture = pictures.encode(form, upper, exif=head + pictures.exif_block([(0x0112, 3, 1, b"\6\0")]))
+    shown = show(svg(image_of(data_uri(picture, f"image/{form.lower()}"))).encode())
+    pixels = [shown.getpixel(place) for place in ((5, 10), (15, 10))]
+    assert [isinstance(pixel, tuple) and pixel[2] > pixel[1] for pixel in pixels] == [True, False]
 
 
 @pytest.mark.parametrize("form", ["text", "wrapped", "references", "xlink", "quotes", "an entity", "UTF-16"])
