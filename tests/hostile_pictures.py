@@ -312,6 +312,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "HEIC grid of 961 cells": lambda: heic_grid(31, 31, 1_984, 1_984),
     "HEIC grid larger than its cells": lambda: heic_grid(2, 2, 10_000, 10_000),
     "HEIC grid of 2^32 - 1 squared": lambda: heic_grid(1, 1, 2**32 - 1, 2**32 - 1),
+    "HEIC of a million entries in each other": lambda: (
+        _box(b"ftyp", b"heic", bytes(4), b"mif1heic") + _full_box(b"meta", b"infe" * 1_000_000)
+    ),
     "AVIF of 100,000 x 100,000": lambda: heif_sized(pictures.encode("AVIF", speed=10), 100_000, 100_000),
     "SVG of 1e9 x 1e9": lambda: svg("", 'width="1e9" height="1e9"'),
     "SVG of 1e38 x 1e-38": lambda: svg("", 'width="1e38" height="1e-38"'),

@@ -55,6 +55,8 @@ KINDS = {
     "PNG optimised for iOS (CgBI)": hostile_pictures.png((b"CgBI", bytes(4)), (b"IHDR", bytes(13))),
     "BMP": encoded("BMP"),
     "ICO": encoded("ICO"),
+    "CUR": b"\0\0\2\0\1\0" + bytes(30),
+    "TGA": encoded("TGA"),
     "PSD": b"8BPS" + bytes(30),
     "PDF": encoded("PDF"),
     "PNM": encoded("PPM"),
@@ -83,6 +85,14 @@ def test_kind_without_decoder_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Rejected) as refusal:
         imaging.probe(str(path), max_pixels=10_000)
     assert (refusal.value.code, refusal.value.kind) == ("unsupported-image", kind)
+
+
+def test_kind_of_a_cut_container_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(pictures.HEIC[:10])
+    with pytest.raises(Rejected, match="unsupported-image") as refusal:
+        imaging.probe(str(path), max_pixels=10_000)
+    assert refusal.value.kind is None
 
 
 def test_png_without_header_is_damaged(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from service.delivery.transformations import Transformation
 from service.probes import Probe, Rejected
-from tests import pictures
+from tests import hostile_pictures, pictures
 from tests.gifs import frame, gif
+from tests.icc_profiles import P3, SRGB_CURVE_TAG, rgb_profile
 from worker import imaging
 from worker.imaging.formats.svg_document import MAX_DOCUMENT_BYTES
 
@@ -114,6 +115,9 @@ def data_uri(data: bytes, mime: str) -> str:
         ('height="90" viewBox="0 0 300 150"', (180, 90)),
         ('width="100.5" viewBox="0 0 300 150"', (101, 50)),
         ('width="100"', (100, 150)),
+        ('width="100" preserveAspectRatio="none"', (300, 150)),
+        ('height="90" viewBox="0 0 10 20" preserveAspectRatio=" none slice"', (300, 150)),
+        ('height="90" viewBox="0 0 10 20" preserveAspectRatio="nonesuch"', (45, 90)),
         ('height="500"', (300, 500)),
         ('width="100" height="50%" viewBox="0 0 10 20"', (100, 200)),
         ('width="10em" height="5em"', (160, 80)),
@@ -227,6 +231,27 @@ def test_svg_shows_pictures_of_every_web_format(show: Show, form: str) -> None:
     assert max(abs(a - b) for a, b in zip(pixel, GREEN, strict=True)) < 4
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_svg_pictures_have_the_colours_of_profiles(show: Show, form: str) -> None:
+    options = {"quality": 95} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    p3 = rgb_profile(P3, SRGB_CURVE_TAG)
+    picture = pictures.encode(form, Image.new("RGB", (20, 20), (200, 80, 60)), icc_profile=p3, **options)
+    pixel = show(svg(image_of(data_uri(picture, f"image/{form.lower()}"))).encode()).getpixel((10, 10))
+    assert isinstance(pixel, tuple)
+    assert max(abs(a - b) for a, b in zip(pixel[:3], (216, 69, 50), strict=True)) < 4
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_svg_pictures_are_upright_as_in_browsers(show: Show, form: str) -> None:
+    upper = Image.new("RGB", (16, 16), "blue")
+    upper.paste(GREEN[:3], (0, 0, 16, 8))
+    head = b"Exif\0\0" if form == "JPEG" else b""
+    picture = pictures.encode(form, upper, exif=head + pictures.exif_block([(0x0112, 3, 1, b"\6\0")]))
+    shown = show(svg(image_of(data_uri(picture, f"image/{form.lower()}"))).encode())
+    pixels = [shown.getpixel(place) for place in ((5, 10), (15, 10))]
+    assert [isinstance(pixel, tuple) and pixel[2] > pixel[1] for pixel in pixels] == [True, False]
+
+
 @pytest.mark.parametrize("form", ["text", "wrapped", "references", "xlink", "quotes", "an entity", "UTF-16"])
 def test_svg_webp_is_found_however_it_is_written(show: Show, form: str) -> None:
     uri = data_uri(green("WEBP"), "image/webp")
@@ -264,6 +289,8 @@ def test_svg_pictures_to_convert_are_bounded(refuse: Refuse) -> None:
     assert refuse(svg(images).encode()) == ("too-many-pixels", None)
     large = gif((20, 20), frame(0, 0, 20, 20).replace(b"\x14\0\x14\0", b"\xff\xff\xff\xff"))
     assert refuse(svg(image_of(data_uri(large, "image/gif"))).encode()) == ("too-many-pixels", None)
+    small = hostile_pictures.gif(1)
+    assert refuse(svg(image_of(data_uri(small, "image/gif")) * 2_600).encode()) == ("too-many-pixels", None)
 
 
 def test_svg_with_a_picture_of_12_mb_is_shown(show: Show) -> None:

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageCms
@@ -251,6 +252,24 @@ def test_tiff_mask_is_black_and_white(show: Show) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("photometric", [WHITE_IS_ZERO, BLACK_IS_ZERO])
+def test_tiff_grey_in_planes_with_an_alpha(show: Show, photometric: int, bits: int) -> None:
+    factor = (2**bits - 1) // 255
+    stored = [255 - grey if photometric == WHITE_IS_ZERO else grey for (grey,) in GREYS]
+    codes = {8: "B", 16: "H", 32: "I"}
+    planes = struct.pack(f"<32{codes[bits]}", *(value * factor for value in [*stored, *[102] * 16]))
+    options: dict[str, Any] = {"photometric": photometric, "samples": 2, "bits": bits, "planar": True}
+    assert near(show(tiff((4, 4), planes, extra=[UNASSOCIATED], **options)), [(grey, 102) for (grey,) in GREYS])
+    assert near(show(tiff((4, 4), planes, extra=[UNSPECIFIED], **options)), GREYS)
+
+
+@pytest.mark.parametrize(("bits", "code", "full"), [(8, "b", 127), (16, "h", 32767)])
+def test_tiff_signed_integers_whose_white_is_zero(show: Show, bits: int, code: str, full: int) -> None:
+    values = struct.pack(f"<16{code}", *(round(full * (1 - value)) for value in RAMP))
+    assert near(show(tiff((4, 4), values, photometric=WHITE_IS_ZERO, bits=bits, form=SIGNED)), GREYS)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
 def test_tiff_cmyk_of_every_width(render: Callable[[bytes], Image.Image], bits: int) -> None:
     code, full = {8: ("B", 255), 16: ("H", 65535), 32: ("I", 2**32 - 1)}[bits]
     values = [round(value * full) for value in (0.1, 0.2, 0.3, 0.4, 0.5)]
@@ -281,6 +300,10 @@ def test_tiff_lab_has_the_colours_of_lcms(show: Show, photometric: int, bits: in
     assert isinstance(colour, tuple)
     data = tiff((4, 4), pixel * 16, photometric=photometric, samples=3, bits=bits, form=form)
     assert near(show(data), [colour] * 16, by=2)
+    unit = len(pixel) // 3
+    planes = b"".join(pixel[at : at + unit] * 16 for at in range(0, len(pixel), unit))
+    data = tiff((4, 4), planes, photometric=photometric, samples=3, bits=bits, form=form, planar=True)
+    assert near(show(data), [colour] * 16, by=2)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +319,12 @@ def test_tiff_lab_has_the_colours_of_lcms(show: Show, photometric: int, bits: in
         ("multi-ink TIFF", {"samples": 6, "photometric": CMYK}),
         ("planar 16-bit float TIFF", {"bits": 16, "samples": 3, "planar": True, "form": FLOAT, "photometric": RGB}),
         ("32-bit associated-alpha TIFF", {"bits": 32, "samples": 4, "extra": [1], "photometric": RGB}),
+        ("signed associated-alpha TIFF", {"samples": 4, "extra": [1], "form": SIGNED, "photometric": RGB}),
+        (
+            "planar associated-alpha TIFF",
+            {"bits": 16, "samples": 2, "extra": [1], "planar": True, "photometric": BLACK_IS_ZERO},
+        ),
+        ("planar palette TIFF", {"samples": 2, "extra": [2], "planar": True, "photometric": PALETTE}),
         ("subsampled YCbCr TIFF", {"samples": 3, "planar": True, "photometric": YCBCR}),
         (
             "tiled planar TIFF",

@@ -15,8 +15,6 @@ _MAGIC = (
     (0, b"II\xbc\x01", "JPEG XR"),
     (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
     (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
-    (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
     (0, b"icns", "ICNS"),
     (0, b"8BPS", "PSD"),
     (0, b"gimp xcf", "XCF"),
@@ -48,6 +46,7 @@ _MAGIC = (
     (0, b"PK\3\4", "ZIP archive"),
 )
 # The container of HEIF holds other codecs and films as well (ISO/IEC 14496-12).
+_MAX_BRANDS_BYTES = 256
 _BRANDS = {
     b"crx ": "raw camera file (CR3)",
     b"vvic": "HEIF with VVC",
@@ -91,6 +90,10 @@ def _name_loosely(head: bytes) -> str | None:
     """By more than some bytes at a place, which would be too few to be sure."""
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "AVI video"
+    if _ICON.match(head):
+        return "ICO" if head[2] == 1 else "CUR"
+    if _TGA.match(head):
+        return "TGA"
     if head[:2] == b"BM" and head[14:18] in _BMP_HEADER_SIZES:
         return "BMP"
     if _PNM.match(head):
@@ -98,12 +101,18 @@ def _name_loosely(head: bytes) -> str | None:
     return "HTML page" if _HTML.match(head) else None
 
 
+# The number of pictures tells it from a TGA, whose colour map has no entries.
+_ICON = re.compile(rb"\0\0[\1\2]\0[^\0]\0")
+_TGA = re.compile(rb"\0\0[\2\3\n\v]\0{5}.{8}[\x08\x0f\x10\x18\x20]", re.DOTALL)
 _PNM = re.compile(rb"P[1-7fF][\s#]")
 _HTML = re.compile(rb"\s*<(!doctype\s+html|html)", re.IGNORECASE)
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 
 
-def _name_brand(head: bytes) -> str:
+def _name_brand(head: bytes) -> str | None:
+    """None if the file ends before its brands do."""
+    if len(head) < min(int.from_bytes(head[:4]), _MAX_BRANDS_BYTES):
+        return None
     size = min(int.from_bytes(head[:4]), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
     for brand in brands:

@@ -15,6 +15,7 @@ def prepare() -> None:
         "JpegFile",
         "JpegBuffer",
         "PngFile",
+        "PngBuffer",
         "WebpFile",
         "WebpBuffer",
         "HeifFile",

@@ -80,13 +80,20 @@ class _HeicFile:
 def _refuse_unreadable_items(meta: bytes) -> None:
     """Refuse a HEIF whose item types or names are no text, of which pi_heif 1.4 makes none, and uses it: the process
     dies.
+
+    What looks like entries that lie on each other is refused too, or reading them would keep us busy.
     """
+    left = len(meta)
     at = meta.find(b"infe")
     while at != -1:
         size = int.from_bytes(meta[max(0, at - 4) : at], "big")
         ids = 4 if meta[at + 4 : at + 5] == b"\x03" else 2
+        text = meta[at + 8 + ids + 2 : max(at, at - 4 + size)]
+        left -= len(text)
+        if left < 0:
+            raise Rejected("damaged-image")
         try:
-            meta[at + 8 + ids + 2 : max(at, at - 4 + size)].decode()
+            text.decode()
         except UnicodeDecodeError:
             raise Rejected("damaged-image") from None
         at = meta.find(b"infe", at + 4)

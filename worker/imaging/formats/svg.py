@@ -14,10 +14,14 @@ from pathlib import Path
 import pyvips
 
 from service.probes import Rejected
+from worker.imaging.colour import ICC_PROFILE, convert, is_foreign, mix_unknown_inks
 from worker.imaging.containers.gif import Gif, read_gif
+from worker.imaging.containers.png import chunks
+from worker.imaging.formats.fields import blob, orientation_of, with_profile
 from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.png_colours import read_png_profile
 from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
 from worker.imaging.formats.svg_pictures import FOREIGN, Foreign, examine
@@ -26,8 +30,18 @@ from worker.imaging.pixels import SMALL_PX
 
 # Of pictures that are encoded anew for librsvg, all together: 1 s.
 _MAX_CONVERTED_PIXELS = 25_000_000
+# What each counts for beside, as it takes 1 ms; and how often those count that librsvg decodes as well, without turning
+# them or converting their colours: what is too large is shown so.
+_PIXELS_A_PICTURE = 10_000
+_OPTIONAL_FACTOR = 2
 # From here on libxml2 may refuse an attribute as too long (XML_MAX_TEXT_LENGTH is 10 MB).
 _LONG_BYTES = 9_000_000
+_LOADERS: dict[str, Callable[..., pyvips.Image]] = {
+    "jpeg": pyvips.Image.jpegload_buffer,
+    "png": pyvips.Image.pngload_buffer,
+    "webp": pyvips.Image.webpload_buffer,
+    "avif": pyvips.Image.heifload_buffer,
+}
 _FONT_DECLARED = re.compile(rb"\bfont(?:-size)?\s*:")
 _NAME_END = re.compile(rb"[\s/>]")
 _ATTRIBUTE = re.compile(rb"""(?<=[\s"'])([^\s=/>"'<]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
@@ -98,21 +112,28 @@ def _sized(tag: bytes, size: NaturalSize) -> bytes:
 
 
 def _conversions(document: bytes, pictures: list[Foreign]) -> Iterator[tuple[int, int, bytes]]:
-    """Edits that put a PNG in the place of what librsvg does not decode. Damaged ones are left out, as in browsers.
+    """Edits that put a PNG in the place of what librsvg does not decode, or shows otherwise than browsers.
 
-    Raises Rejected if one cannot be placed, or if all together are too large.
+    Damaged ones are left out, as in browsers. Raises Rejected if one that librsvg does not decode cannot be placed, or
+    if all together are too large.
     """
     left = _MAX_CONVERTED_PIXELS
     for picture in pictures:
-        place = _find_value(document, picture)
-        if place is None:
+        place, is_needed = _find_value(document, picture), picture.form in FOREIGN
+        if place is None and is_needed:
             raise Rejected("unsupported-image", f"SVG with a {FOREIGN[picture.form]} picture inside of an entity")
+        left -= _PIXELS_A_PICTURE
+        if place is None or (left < 0 and not is_needed):
+            continue
         with suppress(pyvips.Error, IndexError, struct.error):
             width, height, load = _open_picture(picture)
-            left -= width * height
+            cost = width * height * (1 if is_needed else _OPTIONAL_FACTOR)
+            if load is None or (cost > left and not is_needed):
+                continue
+            left -= cost
             if left < 0:
                 raise Rejected("too-many-pixels")
-            png = load().pngsave_buffer(compression=1, filter="sub", keep="icc")
+            png = load().pngsave_buffer(compression=1, filter="sub", keep="none")
             yield (*place, b"data:image/png;base64," + base64.b64encode(png))
 
 
@@ -127,14 +148,33 @@ def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
     return None
 
 
-def _open_picture(picture: Foreign) -> tuple[int, int, Callable[[], pyvips.Image]]:
-    """Width, height, and what decodes its first frame. Raises pyvips.Error, IndexError or struct.error."""
+def _open_picture(picture: Foreign) -> tuple[int, int, Callable[[], pyvips.Image] | None]:
+    """Width, height, and what decodes its first frame, upright and in sRGB; None if librsvg shows it so itself.
+
+    Raises pyvips.Error, IndexError or struct.error.
+    """
     if picture.form == "gif":
         gif = read_gif(picture.data, max_frames=1)
         return gif.width, gif.height, partial(_decode_gif, picture.data, gif)
-    load = pyvips.Image.webpload_buffer if picture.form == "webp" else pyvips.Image.heifload_buffer
-    image = load(picture.data)
-    return image.width, image.height, lambda: image
+    image = _LOADERS[picture.form](picture.data)
+    if picture.form == "png":
+        read = partial(_part, picture.data)
+        image = with_profile(image, read_png_profile(chunks(read), read))
+    is_turned = picture.form in {"jpeg", "png"} and orientation_of(image) != 1  # browsers turn these alone
+    if picture.form in FOREIGN or is_turned or is_foreign(image, blob(image, ICC_PROFILE)):
+        return image.width, image.height, partial(_as_shown, image, is_turned=is_turned)
+    return image.width, image.height, None
+
+
+def _as_shown(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
+    profile = blob(image, ICC_PROFILE)
+    if is_foreign(image, profile):
+        image = convert(mix_unknown_inks(image).copy_memory(), profile)
+    return image.autorot() if is_turned else image
+
+
+def _part(data: bytes, size: int, at: int) -> bytes:
+    return data[at : at + size]
 
 
 def _decode_gif(data: bytes, gif: Gif) -> pyvips.Image:

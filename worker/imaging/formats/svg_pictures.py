@@ -34,6 +34,8 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
 }
 # Formats of pictures that librsvg as it is built here leaves out, and their names.
 FOREIGN = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
+# What tells that browsers may turn a picture or convert its colours, where librsvg takes it as it is stored.
+_MARKS = {"jpeg": (b"Exif\0\0", b"ICC_PROFILE\0"), "png": (b"eXIf", b"cICP", b"iCCP", b"gAMA")}
 _UNDECODED = (b"BM", b"\0\0\1\0")
 # Of documents that are shown with attributes longer than libxml2 has them: its own limits for all else.
 _MAX_OTHER_BYTES = 9_000_000
@@ -43,8 +45,8 @@ _UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A picture that browsers show and librsvg does not: the name of its format, its bytes, and the attribute of the
-    start tag at a place of the document that holds it.
+    """A picture that browsers show and librsvg does not, or may show otherwise: the name of its format, its bytes, and
+    the attribute of the start tag at a place of the document that holds it.
     """
 
     form: str
@@ -93,7 +95,7 @@ def _look_into(document: bytes, seen: Embedded, nested: int) -> None:
             with suppress(Rejected, struct.error):  # no picture, which librsvg leaves out
                 width, height = _SIZES[form](data)
                 seen.pixels += width * height
-            if form in FOREIGN and reference.is_picture:
+            if reference.is_picture and (form in FOREIGN or (not nested and _is_marked(form, data))):
                 _note_foreign(seen, Foreign(form, data, reference.tag_at, reference.attribute), nested)
         elif reference.is_picture and data.startswith(_UNDECODED):
             raise Rejected("unsupported-image", "SVG with a BMP or ICO picture inside")
@@ -103,6 +105,10 @@ def _look_into(document: bytes, seen: Embedded, nested: int) -> None:
             _look_into(_unpacked(data, seen), seen, nested + 1)
     if not nested:
         seen.is_harmless = references.is_harmless
+
+
+def _is_marked(form: str | None, data: bytes) -> bool:
+    return any(mark in data for mark in _MARKS.get(form or "", ()))
 
 
 def _note_foreign(seen: Embedded, picture: Foreign, nested: int) -> None:

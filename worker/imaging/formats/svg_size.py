@@ -48,6 +48,8 @@ def natural_size(attributes: Mapping[str, str]) -> NaturalSize:
     width = _length_px(attributes.get("width", ""), font_px)
     height = _length_px(attributes.get("height", ""), font_px)
     ratio = _ratio(attributes)
+    if _is_stretched(attributes) and None in {width, height}:  # browsers do not take one side alone then
+        width, height = _DEFAULT_WIDTH, _DEFAULT_HEIGHT
     if width is None and height is None:
         width = min(_DEFAULT_WIDTH, _DEFAULT_HEIGHT * ratio) if ratio else _DEFAULT_WIDTH
     if width is None:
@@ -85,9 +87,13 @@ def _font_px(attributes: Mapping[str, str]) -> float:
     return _MEDIUM_PX if size is None else min(size, _MAX_SIDE)
 
 
+def _is_stretched(attributes: Mapping[str, str]) -> bool:
+    return attributes.get("preserveAspectRatio", "").split()[:1] == ["none"]
+
+
 def _ratio(attributes: Mapping[str, str]) -> float | None:
     """Width / height of the view box, if it keeps its aspect."""
-    if attributes.get("preserveAspectRatio", "").strip().startswith("none"):
+    if _is_stretched(attributes):
         return None
     try:
         _, _, width, height = map(float, _SEPARATORS.split(attributes.get("viewBox", "").strip()))

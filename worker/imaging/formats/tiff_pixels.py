@@ -48,6 +48,7 @@ _COLOURS = {
 # What libvips makes 16 bits of that the rest of the code knows.
 _READY = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO, Photometric.RGB, Photometric.PALETTE})
 _LAB = frozenset({Photometric.CIELAB, Photometric.ICCLAB})
+_GREY = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO, Photometric.MASK})
 _OTHER_PHOTOMETRICS = {10: "ITU Lab", 32844: "LogL"}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _COMPLEX = frozenset({5, 6})
@@ -103,13 +104,28 @@ class Samples:
     def decoded_photometric(self) -> int:
         """What a decoder has to be shown that takes such samples for something else, or does not take them."""
         match self.photometric:
+            case _ if self.is_planar_grey:
+                return Photometric.RGB
             case Photometric.MASK:
+                return Photometric.BLACK_IS_ZERO
+            case Photometric.WHITE_IS_ZERO if self.format == _SIGNED:
                 return Photometric.BLACK_IS_ZERO
             case Photometric.YCBCR if self.is_plain_ycbcr and (self.planar or self.count > 3):
                 return Photometric.RGB
-            case Photometric.CIELAB | Photometric.ICCLAB if self.depth == 8:
+            case Photometric.CIELAB | Photometric.ICCLAB if self.depth == 8 or self.planar:
                 return Photometric.RGB
         return self.photometric
+
+    @property
+    def is_planar_grey(self) -> bool:
+        """Whether libvips takes the lines of a strip from the wrong places, unless it is shown colours."""
+        return self.planar and self.photometric in _GREY
+
+    @property
+    def is_inverted(self) -> bool:
+        """Whether white is 0 and decoders leave it so."""
+        left = self.format == _FLOAT or self.decoded_photometric != Photometric.WHITE_IS_ZERO
+        return self.photometric == Photometric.WHITE_IS_ZERO and left
 
     @property
     def is_plain_ycbcr(self) -> bool:
@@ -152,6 +168,7 @@ def _unsupported(samples: Samples) -> str | None:
     if photometric not in list(Photometric):
         return _OTHER_PHOTOMETRICS.get(photometric, f"photometric {photometric}")
     is_float = samples.format == _FLOAT
+    is_associated = _ASSOCIATED in (samples.extra or ())
     kinds = {
         "complex": samples.format in _COMPLEX,
         "mixed-depth": len(set(samples.bits)) > 1,
@@ -160,7 +177,10 @@ def _unsupported(samples: Samples) -> str | None:
         f"{depth}-bit multi-band": depth < 8 and samples.count > 1,
         "tiled planar": samples.tiled and samples.planar,
         "planar 16-bit float": samples.planar and is_float and depth == 16,
-        "32-bit associated-alpha": depth == 32 and not is_float and _ASSOCIATED in (samples.extra or ()),
+        "planar palette": samples.planar and photometric == Photometric.PALETTE,
+        "32-bit associated-alpha": is_associated and depth == 32 and not is_float,
+        "signed associated-alpha": is_associated and samples.format == _SIGNED,
+        "planar associated-alpha": is_associated and samples.is_planar_grey and depth != 8,
         "multi-ink": photometric == Photometric.CMYK
         and samples.count - len(samples.extra or ()) > samples.colours + (samples.extra is None),
         "subsampled YCbCr": photometric == Photometric.YCBCR
@@ -197,6 +217,8 @@ def as_integers(image: pyvips.Image, samples: Samples, *, full: float | None = N
     and Windows have it; those with one are taken as the profile has it.
     """
     colours = samples.colours
+    if samples.is_planar_grey:
+        image = image.copy(interpretation="grey16" if image.format == "ushort" else "b-w")
     if samples.photometric == Photometric.PALETTE:  # libvips has looked the colours up
         colours = image.bands - (image.bands in {2, 4})
     at = None if samples.alpha is None else colours + samples.alpha
@@ -214,6 +236,8 @@ def as_integers(image: pyvips.Image, samples: Samples, *, full: float | None = N
 
 def _is_ready(image: pyvips.Image, samples: Samples) -> bool:
     """Whether the colours are what they should be."""
+    if samples.is_inverted:
+        return False
     if image.format == "uchar":
         return not samples.is_plain_ycbcr and samples.photometric not in _LAB
     return image.format == "ushort" and samples.photometric in _READY
@@ -232,7 +256,7 @@ def _colour(image: pyvips.Image, samples: Samples, full: float) -> pyvips.Image:
         return image.colourspace("rgb16")
     if image.format == "float" and image.bands == 3 and not image.get_typeof("icc-profile-data"):
         return image.copy(interpretation="scrgb").colourspace("rgb16")
-    if image.format == "float" and samples.photometric == Photometric.WHITE_IS_ZERO:  # libvips inverts integers alone
+    if samples.is_inverted:
         image = full - image
     kind = "grey16" if image.bands == 1 else "rgb16"
     return _scaled(image, 65535 / full, "ushort").copy(interpretation=kind)
