@@ -147,7 +147,7 @@ async def test_every_answer_is_counted_once(
 
 @pytest.mark.settings(x_accel_redirect="/protected")
 async def test_an_answer_for_a_proxy_is_counted_at_once(port: int, ends: Ends) -> None:
-    """The proxy sends the file, and its log tells how that ended."""
+    """The proxy sends the file, and its log says how that ended."""
     async with aiohttp.request("GET", f"http://127.0.0.1:{port}/i/{ID}") as answer:
         assert answer.headers["X-Accel-Redirect"].endswith(f"/{ID}")
     await ends.until(200)

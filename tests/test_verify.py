@@ -251,7 +251,7 @@ class TestFiles:
     async def test_an_orphan_in_the_place_is_set_aside(
         self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
     ) -> None:
-        """The process ended between the commit and the move, and the row tells which file is the image."""
+        """The process ended between the commit and the move, and the row decides which file is the image."""
         await insert(connection, tenant)
         put(storage.path(ID), b"of no image")
         put(storage.incoming_path(ID), age_s=5000)

@@ -60,7 +60,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
             log.warning("render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
                 raise Retry(defer=_RETRY_S) from error
-            made, code, kind = None, "rendition-not-ready", None  # whoever still wants it asks again
+            made, code, kind = None, "rendition-not-ready", None  # a client that still wants it asks again
         if code is not None:
             metrics.count_render_failure(code)
             log.info("render.failed", code=code)

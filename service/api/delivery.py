@@ -177,7 +177,7 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
 
 
 async def _content_encoding(form: str | None, stored: Stored, threads: Executor) -> dict[str, str]:
-    """The header of an SVG that is stored compressed (svgz), which browsers show only if they are told so."""
+    """The header of an SVG that is stored compressed (svgz), which browsers show only with this header."""
     is_packed = form == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
     return {"Content-Encoding": "gzip"} if is_packed else {}
 

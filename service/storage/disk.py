@@ -173,9 +173,9 @@ class DiskStorage:
     async def settle(self, expected: Mapping[ImageId, bytes]) -> Failures:
         """Do for some of `list_abandoned`, whose rows are committed and have these SHA-256, what `keep` was to do.
 
-        If there is a stored file already, the row tells which of the two is the image. As a rule the other one came
-        under an id that was taken, and its upload ended before it got another: it is removed. Or a crash left one file
-        under both names.
+        If there is a stored file already, the SHA-256 of the row decides which of the two is the image. As a rule the
+        other one came under an id that was taken, and its upload ended before it got another: it is removed. Or a crash
+        left one file under both names.
         """
 
         def settle_one(image_id: ImageId) -> None:

@@ -104,7 +104,7 @@ def is_exif(block: bytes) -> bool:
 
 
 def reader(source: bytes | int) -> Read:
-    """Reads from the TIFF structure of a block or of a file: answers up to so many bytes (second parameter) at an
+    """Reads from the TIFF structure of a block or of a file: returns up to `size` bytes (second parameter) from an
     offset (first); none at an offset of BigTIFF that no file has.
     """
     if isinstance(source, int):

@@ -101,7 +101,7 @@ def _name_loosely(head: bytes) -> str | None:
     return "HTML page" if _HTML.match(head) else None
 
 
-# The number of pictures tells it from a TGA, whose colour map has no entries.
+# The number of pictures distinguishes it from a TGA, whose colour map has no entries.
 _ICON = re.compile(rb"\0\0[\1\2]\0[^\0]\0")
 _TGA = re.compile(rb"\0\0[\2\3\n\v]\0{5}.{8}[\x08\x0f\x10\x18\x20]", re.DOTALL)
 _PNM = re.compile(rb"P[1-7fF][\s#]")

@@ -13,7 +13,6 @@ _SPACES = {
     **dict.fromkeys((("srgb", 3), ("rgb", 3), ("rgb16", 3)), frozenset({b"RGB "})),
     ("cmyk", 4): frozenset({b"CMYK"}),
 }
-_LAB = frozenset({"lab", "labs", "labq"})
 
 
 def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
@@ -52,9 +51,6 @@ def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
             return _transform(image, meaning)
         except pyvips.Error:
             pass  # lcms refuses it: go without, as browsers do
-    if image.interpretation in _LAB:
-        # By lcms, against D50, as TIFF has it; libvips's own goes by D65.
-        return image.colourspace("lab").icc_export(output_profile="srgb", intent="relative", depth=8).copy_memory()
     grey = image.bands < 3
     try:
         image = image.colourspace("b-w" if grey else "srgb")

@@ -27,8 +27,8 @@ def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[b
     """The first 10 bytes or fewer, start and end of each segment up to the first start of scan, which is the last one;
     also of each marker without a length. An end may lie behind that of the file.
 
-    `read` answers up to so many bytes (first parameter) at an offset (second). Stray bytes between segments, as cameras
-    and editors leave them, are skipped as libjpeg does (`next_marker`).
+    `read` returns up to `size` bytes (first parameter) from an offset (second). Stray bytes between segments, as
+    cameras and editors leave them, are skipped as libjpeg does (`next_marker`).
     """
     for _ in range(MAX_SEGMENTS):
         head = read(10, at)

@@ -10,7 +10,7 @@ MAX_CHUNKS = 100_000
 
 def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
     """Kind, and start and end of the contents, of each chunk whose head is there. They may lie behind the file's end.
-    `read` answers up to so many bytes (first parameter) at an offset (second).
+    `read` returns up to `size` bytes (first parameter) from an offset (second).
     """
     at = 12
     while len(head := read(8, at)) == 8:

@@ -15,7 +15,7 @@ MAX_ENTRIES = 300_000
 # Places and sizes of strips and tiles, and places of inner directories, of a file: 0.1 s.
 _MAX_NUMBERS = 2_000_000
 _MAX_METADATA_ENTRIES = 512
-# A file that was so many times as long is left with next to nothing of its pixels.
+# A file that lost all but this part of its bytes (1 in 40) has next to nothing of its pixels left.
 _MAX_LOSS = 40
 
 # Of the head of a structure: its byte order, its kind, and where the first directory is.

@@ -26,7 +26,7 @@ _ORIENTATIONS = {
 def find_exif(file: HeifFile, read: Callable[[int, int], bytes]) -> bytes | None:
     """The block as it is in the file. libvips takes the orientation out of it, because the picture is turned.
 
-    `read` answers up to so many bytes (first parameter) at an offset (second).
+    `read` returns up to `size` bytes (first parameter) from an offset (second).
     """
     item = _find_exif_item(file)
     if item is None:

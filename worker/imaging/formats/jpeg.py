@@ -234,7 +234,7 @@ class JpegHeader:
 
 
 def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
-    """`read` answers up to so many bytes (first parameter) at an offset (second). Raises Rejected.
+    """`read` returns up to `size` bytes (first parameter) from an offset (second). Raises Rejected.
 
     Our own, since libvips only gives the size after shrink-on-load.
     """

@@ -25,7 +25,7 @@ _GAMMA_TOLERANCE = 0.05
 def read_png_profile(chunks: Iterable[tuple[bytes, int, int]], read: Callable[[int, int], bytes]) -> bytes | None:
     """A profile that means what the chunks before IDAT say; None if they mean sRGB or nothing.
 
-    `chunks` are kind, start and end; `read` answers up to so many bytes (first parameter) at an offset (second).
+    `chunks` are kind, start and end; `read` returns up to `size` bytes (first parameter) from an offset (second).
     """
     bodies: dict[bytes, bytes] = {}
     palette = False

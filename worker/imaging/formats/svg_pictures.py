@@ -34,7 +34,7 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
 }
 # Formats of pictures that librsvg as it is built here leaves out, and their names.
 FOREIGN = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
-# What tells that browsers may turn a picture or convert its colours, where librsvg takes it as it is stored.
+# Marks of what browsers apply to a picture and librsvg does not: an orientation or a profile.
 _MARKS = {"jpeg": (b"Exif\0\0", b"ICC_PROFILE\0"), "png": (b"eXIf", b"cICP", b"iCCP", b"gAMA")}
 _UNDECODED = (b"BM", b"\0\0\1\0")
 # Of documents that are shown with attributes longer than libxml2 has them: its own limits for all else.

@@ -62,7 +62,7 @@ _FULL = {"uchar": 255, "ushort": 65535, "uint": 2**32 - 1, "char": 127, "short":
 _MAX_UNIT = 16
 _INFINITE = 1e38
 
-# The values of a tag, at most so many (second parameter); () if the page has none.
+# The first values of a tag, up to a number of them (second parameter); () if the page has none.
 Tags = Callable[[int, int], tuple[float, ...]]
 
 
@@ -320,4 +320,4 @@ def _from_lab(image: pyvips.Image, *, is_signed: bool) -> pyvips.Image:
         lab = lightness.bandjoin(chroma)
     lab = lab.cast("float").copy(interpretation="lab")
     lab.remove("icc-profile-data")  # a profile of Lab says nothing that Lab does not
-    return lab.icc_export(output_profile="srgb", depth=8)
+    return lab.icc_export(output_profile="srgb", intent="relative", depth=8)
