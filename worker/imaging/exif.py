@@ -82,8 +82,7 @@ def read_exif(*sources: bytes | int | None) -> dict[str, object]:
     values: dict[str, Value] = {}
     for source in sources:
         if source is not None:
-            for name, value in _read(reader(source)).items():
-                values.setdefault(name, value)
+            values |= {name: value for name, value in _read(reader(source)).items() if name not in values}
     return _within_budget(values)
 
 
@@ -161,7 +160,8 @@ def _read_directory(
             continue
         size = count * TYPES[kind][0]
         # Long texts are cut and long lists dropped, so more than this need not be read.
-        data = field[:size] if size <= layout.word else read(layout.number(field), min(size, MAX_VALUE_BYTES))
+        inline = size <= layout.word
+        data = field[:size] if inline else read(int.from_bytes(field, layout.order), min(size, MAX_VALUE_BYTES))
         value = _text(name, kind, data, layout) or _numbers(name, kind, count, data, layout)
         if value is not None:
             values[name] = value
