@@ -287,6 +287,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "TIFF of 5,000 pages": lambda: tiff(5_000),
     "TIFF of 50,000 x 50,000": lambda: tiff_of(width=50_000, height=50_000),
     "TIFF of 2^32 - 1 squared": lambda: tiff_of(width=2**32 - 1, height=2**32 - 1),
+    "TIFF of 16,646,153 x 5": lambda: tiff_of(width=16_646_153, height=5),
     "TIFF of 10,000 x 10,000, one strip": lambda: tiff_of(width=10_000, height=10_000, compression=5),
     "JPEG of 65,500 x 65,500": lambda: jpeg_sized(65_500, 65_500),
     "JPEG of 65,500 x 1,500": lambda: jpeg_sized(65_500, 1_500),

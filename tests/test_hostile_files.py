@@ -115,6 +115,7 @@ OUTCOMES = {
         "SVG of 1e9 x 1e9",
         "TIFF of 50,000 pages",
         "TIFF of 50,000 x 50,000",
+        "TIFF of 16,646,153 x 5",
         "WebP of 16,383 squared",
         "WebP of 50,000 frames",
     },
