@@ -80,6 +80,14 @@ def test_jpeg_cut_in_its_last_rows_is_refused(outcome: Outcome, height: int, sub
         assert outcome(data + behind) == "accepted"
 
 
+def test_jpeg_without_sampling_factors_is_refused(outcome: Outcome) -> None:
+    data = bytearray(pictures.encode("JPEG"))
+    frame = data.index(b"\xff\xc0")
+    for component in range(data[frame + 9]):
+        data[frame + 11 + 3 * component] = 0
+    assert outcome(bytes(data)) == "damaged-image"
+
+
 def test_jpeg_damaged_in_its_last_rows_is_refused(outcome: Outcome) -> None:
     data = bytearray(pictures.encode("JPEG", pictures.landscape(1600, 900)))
     data[-40:-10] = b"\xff\0" * 15  # no code that Huffman's tables have

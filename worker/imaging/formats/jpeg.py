@@ -254,11 +254,11 @@ def _read_header(read: Callable[[int, int], bytes]) -> JpegHeader:
         elif head[1] == SOS and len(frame) == len(head) == 10:
             _, kind, _, _, height, width, components = struct.unpack(">BBHBHHB", frame)
             _refuse_unsupported(kind, frame[4])
-            if 0 in {width, height}:
+            sampling = [factors & 15 for factors in read(3 * components, frame_at + len(frame))[1::3]]
+            if 0 in {width, height, max(sampling, default=0)}:
                 break
             single_scan = kind not in _PROGRESSIVE_MARKERS and head[4] == components
-            sampling = read(3 * components, frame_at + len(frame))[1::3]
-            block_lines = 8 * max((factors & 15 for factors in sampling), default=1)
+            block_lines = 8 * max(sampling)
             return JpegHeader(
                 width, height, components, frame_at, block_lines, single_scan, _join(exif), app1, kept, end
             )
