@@ -10,7 +10,7 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -58,6 +58,32 @@ async def serve() -> AsyncIterator[Serve]:
         await server.close()
 
 
+Say = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(say: Say) -> AsyncIterator[int]:
+    """A server on loopback, by its port. Its connections end with the block, which asyncio's own leaves open."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await say(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(serve_one(reader, writer)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+    for connection in connections:
+        connection.cancel()
+    await asyncio.gather(*connections, return_exceptions=True)
+
+
 @asynccontextmanager
 async def raw_origin(answer: bytes, *, then_close: bool = True) -> AsyncIterator[str]:
     """An origin that says just this, and then hangs up or says nothing more."""
@@ -67,11 +93,9 @@ async def raw_origin(answer: bytes, *, then_close: bool = True) -> AsyncIterator
         writer.write(answer)
         if not then_close:
             await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(say, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/picture.jpg"
+    async with listening(say) as port:
+        yield f"http://127.0.0.1:{port}/picture.jpg"
 
 
 async def picture(_: web.Request) -> web.Response:
@@ -574,10 +598,9 @@ async def targets_of(target: str, answers: list[bytes]) -> list[str]:
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
         writer.write(answers[len(lines) - 1].replace(b"{host}", host.encode()))
-        writer.close()
 
-    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
-        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listening(say) as port:
+        host = f"127.0.0.1:{port}"
         async with (
             Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
             origins.get(parse_url(f"http://{host}{target}#part")),
@@ -629,11 +652,10 @@ async def test_redirects_share_one_timeout(settings: Settings, status: int) -> N
         await reader.readuntil(b"\r\n\r\n")
         await asyncio.sleep(0.25)
         writer.write(f"HTTP/1.1 {status} Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n".encode())
-        writer.close()
 
-    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+    async with listening(say) as port:
         with pytest.raises(ServiceError, match="origin-too-slow"):
-            await fetch(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", settings)
+            await fetch(f"http://127.0.0.1:{port}/", settings)
 
 
 @LOCAL
