@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from service.api.resources import Resources, resources
-from service.api.shared import SharedCall
+from service.api.shared_calls import SharedCall
 
 Check: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
-from service.api.shared import SharedCall
+from service.api.shared_calls import SharedCall
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
