@@ -21,7 +21,7 @@ from worker.imaging.formats.fields import blob, valid_orientation
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.small_jpegs import decode_small
-from worker.imaging.formats.source import Source
+from worker.imaging.formats.source import Source, reader
 from worker.imaging.pixels import reduce
 
 # The long side that a JPEG is scaled to at least, by its own transform, which costs nothing; see SMALL_PX for others.
@@ -103,7 +103,7 @@ def open_original(source: Source, _: Frames) -> Original:
 def open_file(source: Source) -> JpegFile:
     stored = os.fstat(source.fd).st_size
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
-    header = _read_header(partial(os.pread, source.fd) if data is None else partial(_part, data))
+    header = _read_header(partial(os.pread, source.fd) if data is None else reader(data))
     source.admit(header.width, header.height)
     file = JpegFile(source, header, data)
     if not header.single_scan:
@@ -290,12 +290,8 @@ def _join(segments_of_exif: list[bytes]) -> list[bytes]:
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Raises Rejected where there is none."""
-    header = _read_header(partial(_part, data))
+    header = _read_header(reader(data))
     return header.width, header.height
-
-
-def _part(data: bytes, size: int, at: int) -> bytes:
-    return data[at : at + size]
 
 
 def _mapped(fd: int) -> closing[mmap.mmap]:

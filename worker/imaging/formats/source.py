@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,11 @@ class Source:
     def admit(self, width: int, height: int, pages: int = 1) -> None:
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")
+
+
+def reader(data: bytes) -> Callable[[int, int], bytes]:
+    """As `os.pread` of a file: returns up to `size` bytes (first parameter) from an offset (second)."""
+    return lambda size, at: data[at : at + size]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.png_colours import read_png_profile
-from worker.imaging.formats.source import Source
+from worker.imaging.formats.source import Source, reader
 from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
 from worker.imaging.formats.svg_pictures import FOREIGN, Foreign, examine
 from worker.imaging.formats.svg_size import NaturalSize, natural_size
@@ -158,7 +158,7 @@ def _open_picture(picture: Foreign) -> tuple[int, int, Callable[[], pyvips.Image
         return gif.width, gif.height, partial(_decode_gif, picture.data, gif)
     image = _LOADERS[picture.form](picture.data)
     if picture.form == "png":
-        read = partial(_part, picture.data)
+        read = reader(picture.data)
         image = with_profile(image, read_png_profile(chunks(read), read))
     is_turned = picture.form in {"jpeg", "png"} and orientation_of(image) != 1  # browsers turn these alone
     if picture.form in FOREIGN or is_turned or is_foreign(image, blob(image, ICC_PROFILE)):
@@ -171,10 +171,6 @@ def _as_shown(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
     if is_foreign(image, profile):
         image = convert(mix_unknown_inks(image).copy_memory(), profile)
     return image.autorot() if is_turned else image
-
-
-def _part(data: bytes, size: int, at: int) -> bytes:
-    return data[at : at + size]
 
 
 def _decode_gif(data: bytes, gif: Gif) -> pyvips.Image:
