@@ -55,7 +55,7 @@ def stored(tmp_path: Path) -> Callable[[bytes], str]:
 def rendition(stored: Callable[[bytes], str]) -> Callable[..., Image.Image]:
     def render(data: bytes, **params: Any) -> Image.Image:
         asked = Transformation(format="png", quality=90, **params)
-        return Image.open(io.BytesIO(imaging.render(stored(data), asked, watermark_path=None, max_pixels=1_000_000)))
+        return Image.open(io.BytesIO(imaging.render(stored(data), asked, watermark=None, max_pixels=1_000_000)))
 
     return render
 

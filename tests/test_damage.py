@@ -232,4 +232,4 @@ def test_bytes_behind_a_picture_are_ignored(tmp_path: Path, outcome: Outcome, na
     path = tmp_path / "behind"
     path.write_bytes(data)
     for form in ("webp", "png"):
-        imaging.render(str(path), Transformation(format=form, quality=50), watermark_path=None, max_pixels=MAX_PIXELS)
+        imaging.render(str(path), Transformation(format=form, quality=50), watermark=None, max_pixels=MAX_PIXELS)

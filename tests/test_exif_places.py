@@ -58,7 +58,7 @@ def render(tmp_path: Path) -> RenderBytes:
     def run(data: bytes, form: str = "png", **parameters: object) -> Image.Image:
         (tmp_path / "picture").write_bytes(data)
         transformation = Transformation(format=form, quality=90, **parameters)  # type: ignore[arg-type]
-        rendition = imaging.render(str(tmp_path / "picture"), transformation, watermark_path=None, max_pixels=1_000_000)
+        rendition = imaging.render(str(tmp_path / "picture"), transformation, watermark=None, max_pixels=1_000_000)
         return Image.open(io.BytesIO(rendition))
 
     return run

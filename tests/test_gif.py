@@ -43,9 +43,7 @@ def render(path: Path) -> Callable[..., Image.Image]:
     def run(data: bytes, form: Format = "png", frame: int | None = None) -> Image.Image:
         path.write_bytes(data)
         transformation = Transformation(format=form, quality=90, frame=frame)
-        return Image.open(
-            io.BytesIO(imaging.render(str(path), transformation, watermark_path=None, max_pixels=10_000_000))
-        )
+        return Image.open(io.BytesIO(imaging.render(str(path), transformation, watermark=None, max_pixels=10_000_000)))
 
     return run
 

@@ -42,7 +42,7 @@ def render(tmp_path: Path) -> RenderBytes:
             mark_path.write_bytes(mark)
         asked = Transformation(**{"format": "png", "quality": 90, **words})
         return imaging.render(
-            str(path), asked, watermark_path=None if mark is None else str(mark_path), max_pixels=max_pixels
+            str(path), asked, watermark=None if mark is None else str(mark_path), max_pixels=max_pixels
         )
 
     return run
@@ -720,7 +720,7 @@ def test_a_rendition_that_would_be_too_large_is_refused(refusal: Callable[..., s
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     asked = Transformation(format="png", quality=80)
     with pytest.raises(FileNotFoundError):
-        imaging.render(str(tmp_path / "none"), asked, watermark_path=None, max_pixels=10**6)
+        imaging.render(str(tmp_path / "none"), asked, watermark=None, max_pixels=10**6)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF"])

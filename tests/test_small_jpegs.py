@@ -32,7 +32,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
             path.write_bytes(data)
             fd = os.open(path, os.O_RDONLY)
             stack.callback(os.close, fd)
-            return jpeg.open_file(Source(str(path), fd, 100_000_000))
+            return jpeg.open_file(Source(fd, 100_000_000))
 
         yield run
 

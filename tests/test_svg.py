@@ -52,7 +52,7 @@ def show(path: Path, probe: Callable[[bytes], Probe]) -> Show:
     def run(data: bytes) -> Image.Image:
         found = probe(data)
         whole = Transformation(format="png", quality=90)
-        png = imaging.render(str(path), whole, watermark_path=None, max_pixels=20_000_000)
+        png = imaging.render(str(path), whole, watermark=None, max_pixels=20_000_000)
         image = Image.open(io.BytesIO(png))
         assert image.size == (found.width, found.height)
         return image.convert("RGBA")

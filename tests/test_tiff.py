@@ -62,7 +62,7 @@ def render(path: Path) -> Callable[[bytes], Image.Image]:
     def run(data: bytes) -> Image.Image:
         path.write_bytes(data)
         whole = Transformation(format="png", quality=90)
-        png = imaging.render(str(path), whole, watermark_path=None, max_pixels=10_000_000)
+        png = imaging.render(str(path), whole, watermark=None, max_pixels=10_000_000)
         return Image.open(io.BytesIO(png))
 
     return run

@@ -96,4 +96,4 @@ def _decode_by_pillow(width: int, height: int, shrink: int, path: str) -> None:
 
 
 def _render(path: str) -> None:
-    imaging.render(path, _RENDITION, watermark_path=None, max_pixels=1_000_000_000)
+    imaging.render(path, _RENDITION, watermark=None, max_pixels=1_000_000_000)

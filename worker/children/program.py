@@ -85,7 +85,7 @@ def _answer(request: Request, path: str) -> Finding:
             over = next((path for path in request.watermark_paths if Path(path).exists()), None)
             if request.watermark_paths and over is None:
                 return Missing()
-            return Rendered(imaging.render(path, transformation, watermark_path=over, max_pixels=max_pixels))
+            return Rendered(imaging.render(path, transformation, watermark=over, max_pixels=max_pixels))
         case LocationRequest():
             return Patches(path, imaging.find_locations(path))
 

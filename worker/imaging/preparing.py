@@ -12,15 +12,15 @@ def prepare() -> None:
     """Set libvips up for untrusted files, once a process: only the loaders used here, one thread, nothing cached."""
     pyvips.operation_block_set("VipsForeignLoad", True)
     for loader in (
-        "JpegFile",
+        "JpegSource",
         "JpegBuffer",
-        "PngFile",
+        "PngSource",
         "PngBuffer",
-        "WebpFile",
+        "WebpSource",
         "WebpBuffer",
-        "HeifFile",
+        "HeifSource",
         "HeifBuffer",
-        "TiffFile",
+        "TiffSource",
         "TiffBuffer",
         "SvgBuffer",
     ):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from service.probes import Probe
 from worker.imaging.formats import FORMATS, recognise
-from worker.imaging.formats.source import open_source
+from worker.imaging.formats.source import File, open_source
 from worker.imaging.preview import encode_preview
 
 
-def probe(path: str, *, max_pixels: int) -> Probe:
+def probe(file: File, *, max_pixels: int) -> Probe:
     """Decode the whole picture once and say what it is.
 
     `max_pixels` bounds width x height x pages, by the header, before any pixel is decoded. Raises `Rejected` with
     `unsupported-image`, `damaged-image`, `too-many-pixels` or `probe-failed`, and OSError where the file cannot be
     read.
     """
-    with open_source(path, max_pixels) as source:
+    with open_source(file, max_pixels) as source:
         form = recognise(source)
         picture = FORMATS[form].probe(source)
     turned = picture.orientation >= 5

@@ -34,7 +34,7 @@ def open_original(source: Source, _: Frames) -> Original:
 def _open_file(source: Source) -> tuple[HeifFile, pyvips.Image]:
     """libvips turns the picture as the container says."""
     file = open_heif(source, "AVIF", b"av01")
-    image = pyvips.Image.heifload(source.path, fail_on="truncated", access="sequential")
+    image = source.decode(pyvips.Image.heifload_source, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     return file, read_heif_colours(source, file).apply(image)
 

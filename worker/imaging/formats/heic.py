@@ -50,8 +50,9 @@ def _open_file(source: Source) -> _HeicFile:
     file = open_heif(source, "HEIC", b"hvc1")
     for meta in (box for box in file.boxes if box.kind == b"meta"):
         _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
+    data = source.read_all()  # not below: an error of the disk is no damage
     try:
-        heif = pi_heif.open_heif(source.path)
+        heif = pi_heif.open_heif(data)
         width, height = heif.size
         source.admit(width, height)
         pixels, mode, info = heif.data, heif.mode, heif.info

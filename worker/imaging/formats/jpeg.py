@@ -123,14 +123,14 @@ class JpegFile:
         """All but EXIF, of which libvips makes a text of every tag: that takes long beside the pixels of a small
         picture. Stray bytes are left out too, as they would hide the warnings behind them.
         """
-        data = self.data or os.pread(self.source.fd, os.fstat(self.source.fd).st_size, 0)
+        data = self.data or self.source.read_all()
         header = self.header
         return b"".join([data[:2], *(data[start:end] for start, end in header.kept), data[header.pixels_at :]])
 
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
         if self.data is None:
-            return self._in_colour(pyvips.Image.jpegload(self.source.path, **options))
+            return self._in_colour(self.source.decode(pyvips.Image.jpegload_source, **options))
         return self._in_colour(pyvips.Image.jpegload_buffer(self.read_bare(), **options))
 
     def load_all(self, shrink: int) -> pyvips.Image:

@@ -42,7 +42,7 @@ def _find_exif(fd: int) -> bytes | None:
 
 def _load(source: Source) -> pyvips.Image:
     source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
-    image = pyvips.Image.pngload(source.path, fail_on="truncated", access="sequential")
+    image = source.decode(pyvips.Image.pngload_source, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     read = partial(os.pread, source.fd)
     return with_profile(image, read_png_profile(chunks(read), read))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeAlias
 
 import pyvips
 
@@ -15,18 +16,37 @@ from service.probes import Rejected
 # Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
 MAX_PAGES = 10_000
 
+# A path, or the descriptor of an open file, as `open` takes either. A child process can open no picture by its path.
+File: TypeAlias = str | int
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Source:
-    """A file to load: the path for libvips, the same file opened for our own small reads."""
+    """An open file: `fd` for our own small reads, `decode` for libvips."""
 
-    path: str
     fd: int
     max_pixels: int
+    _data: mmap.mmap | None = None
 
     def admit(self, width: int, height: int, pages: int = 1) -> None:
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")
+
+    def decode(self, load: Callable[..., pyvips.Image], **options: object) -> pyvips.Image:
+        """Opens the file with a loader of libvips that takes a source, e.g. `pngload_source`.
+
+        libvips reads the mapped file. A loader that reads a descriptor moves its position, which all duplicates share:
+        two images of one file would take bytes from each other.
+        """
+        if self._data is None:
+            self._data = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        image = load(pyvips.Source.new_from_memory(self._data), **options)
+        # pyvips keeps what images refer to, but not what their sources do. Regions keep neither: they need this object.
+        image._references.append(self._data)
+        return image
+
+    def read_all(self) -> bytes:
+        return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
 
 
 def reader(data: bytes) -> Callable[[int, int], bytes]:
@@ -35,17 +55,24 @@ def reader(data: bytes) -> Callable[[int, int], bytes]:
 
 
 @contextmanager
-def open_source(path: str, max_pixels: int) -> Iterator[Source]:
+def open_source(file: File, max_pixels: int) -> Iterator[Source]:
     """Raises Rejected, also where a decoder fails inside of the context, and OSError where the file cannot be read."""
     # What a picture before this one left there without failing would be read as a message about this one.
     pyvips.vips_lib.vips_error_clear()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with opened_file(file) as fd, _refusing_damage():
+        source = Source(fd, max_pixels)  # lives as long as the context
+        yield source
+
+
+@contextmanager
+def opened_file(file: File) -> Iterator[int]:
+    """Yields the descriptor. Closes the file if it was a path; a descriptor stays open, since it is the caller's."""
+    if isinstance(file, int):
+        yield file
+        return
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with _refusing_damage():
-            yield Source(path, fd, max_pixels)
-    except Rejected:
-        Path(path).stat()  # FileNotFoundError if it was moved before a decoder opened it: not the picture's fault
-        raise
+        yield fd
     finally:
         os.close(fd)
 

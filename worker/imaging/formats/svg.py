@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pyvips
 
@@ -74,7 +73,7 @@ class _Drawing:
 
 
 def _open_file(source: Source) -> _Drawing:
-    document = to_utf8(unpack(Path(source.path).read_bytes()))
+    document = to_utf8(unpack(source.read_all()))
     root = read_root(document)
     size = natural_size(root.attributes)
     if 0 in {size.width, size.height}:

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pyvips
 
@@ -72,9 +71,9 @@ def _loader(source: Source) -> Callable[..., pyvips.Image]:
     options = {"fail_on": "error", "access": "sequential"}
     pages, corrections = _read_pages(source.fd)
     if not corrections:
-        decode = partial(pyvips.Image.tiffload, source.path, **options)
+        decode = partial(source.decode, pyvips.Image.tiffload_source, **options)
     else:
-        data = bytearray(Path(source.path).read_bytes())
+        data = bytearray(source.read_all())
         for at, entry in corrections:
             data[at : at + len(entry)] = entry
         decode = partial(pyvips.Image.tiffload_buffer, bytes(data), **options)

@@ -55,7 +55,7 @@ def open_original(source: Source, which: Frames) -> Original:
 
 
 def _loader(source: Source) -> Callable[..., pyvips.Image]:
-    return partial(pyvips.Image.webpload, source.path, fail_on="truncated", access="sequential")
+    return partial(source.decode, pyvips.Image.webpload_source, fail_on="truncated", access="sequential")
 
 
 def size_of(data: bytes) -> tuple[int, int]:

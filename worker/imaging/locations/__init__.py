@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+from worker.imaging.formats.source import File, opened_file
 from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.locations.blocks import blank_exif
 from worker.imaging.locations.gif import blank_gif
@@ -21,7 +22,7 @@ from worker.imaging.sniffing import HEAD_BYTES, sniff
 __all__ = ["Patch", "find_locations"]
 
 
-def find_locations(path: str) -> list[Patch]:
+def find_locations(file: File) -> list[Patch]:
     """Patches that take every place out of the file's EXIF, XMP and IPTC, and leave pixels, length and other tags
     alone; none where nothing tells one. In the order of the file, and none over another.
 
@@ -31,8 +32,7 @@ def find_locations(path: str) -> list[Patch]:
     Not looked into: maker notes, some of which hold coordinates under a maker's own tags; free texts such as titles
     and comments; films behind a still picture; C2PA manifests; and pictures inside of an SVG.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened_file(file) as fd:
         form = sniff(os.pread(fd, HEAD_BYTES, 0)) or ("svg" if is_svg(fd) else None)
         if form is None:
             return []
@@ -42,8 +42,6 @@ def find_locations(path: str) -> list[Patch]:
             with suppress(Unreadable):
                 _BLANKERS[form](copy)
             return copy.patches()
-    finally:
-        os.close(fd)
 
 
 def _blank_tiff(copy: Copy) -> None:

@@ -10,6 +10,7 @@ from service.delivery import geometry
 from service.delivery.geometry import Place, Size
 from service.delivery.transformations import Transformation, Watermark
 from worker.imaging.formats.original import Frames
+from worker.imaging.formats.source import File
 from worker.imaging.rendering.opening import opened
 from worker.imaging.rendering.pixels import composed, in_colour, split, with_alpha
 from worker.imaging.rendering.placing import placed_frames
@@ -28,7 +29,7 @@ class Mark:
         return marked if image.hasalpha() else marked.extract_band(0, n=3)
 
 
-def open_mark(path: str, asked: Watermark, size: Size, max_pixels: int) -> Mark:
+def open_mark(file: File, asked: Watermark, size: Size, max_pixels: int) -> Mark:
     """For frames of this size. Raises what `opened` does."""
     margin = round(_MARGIN * min(size))
     inside = Size(max(1, size.width - 2 * margin), max(1, size.height - 2 * margin))
@@ -40,7 +41,7 @@ def open_mark(path: str, asked: Watermark, size: Size, max_pixels: int) -> Mark:
         height=inside.height,
         enlarge=True,
     )
-    with opened(path, max_pixels, Frames()) as original:
+    with opened(file, max_pixels, Frames()) as original:
         (image,) = placed_frames(original, box)
     image = with_alpha(in_colour(image))
     if asked.opacity < 1:
