@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,10 @@ from worker.children.child import ChildLost
 from worker.children.messages import (
     LENGTH,
     Answer,
-    Missing,
     Patches,
-    Present,
     ProbeRequest,
     Refusal,
+    Rendered,
     Unreadable,
     decode_answer,
     encode_answer,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 async def children(tmp_path: Path) -> AsyncIterator[Children]:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
     await children.start()
     yield children
     await children.end()
@@ -99,7 +99,7 @@ async def test_a_child_that_died_while_idle_costs_nothing(children: Children, pi
 
 
 async def test_a_child_that_computes_for_too_long_is_ended(tmp_path: Path, picture: str, endless: str) -> None:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
     with pytest.raises(ChildLost):
@@ -112,7 +112,7 @@ async def test_a_child_that_computes_for_too_long_is_ended(tmp_path: Path, pictu
 async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(
     picture: str, tmp_path: Path
 ) -> None:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
     os.mkfifo(tmp_path / "silent")
@@ -127,7 +127,7 @@ async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_to
     tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChildProcess, "computed_s", lambda _: None)
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=0.3)
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
     await children.start()
     os.kill(pid_of(children), signal.SIGSTOP)
     with pytest.raises(ChildLost):
@@ -139,7 +139,7 @@ async def test_children_that_do_not_die_are_left_behind_but_not_without_end(
     tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a disk hangs: a process that waits for it outlives its SIGKILL."""
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=0.3)
+    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
     left: list[int] = []
     with monkeypatch.context() as undying:
         undying.setattr("asyncio.subprocess.Process.kill", lambda _: None)
@@ -196,7 +196,7 @@ async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
     tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
     with pytest.raises(ChildUnavailable):
         await children.probe(picture)
 
@@ -207,7 +207,7 @@ async def test_where_no_child_can_be_started_all_who_wait_are_told(
     async def fail(*_: object, **__: object) -> None:
         raise BlockingIOError("no more processes")
 
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
     with monkeypatch.context() as full:
         full.setattr("worker.children.process._start_process", fail)
         async with asyncio.timeout(5):
@@ -220,7 +220,7 @@ async def test_where_no_child_can_be_started_all_who_wait_are_told(
 async def test_a_child_that_cannot_be_started_lets_the_others_work(
     tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = Children(2, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
+    children = Children(2, max_pixels=1_000_000, timeout_s=5)
     await children._all[1].start()
 
     async def fail(*_: object, **__: object) -> None:
@@ -237,7 +237,7 @@ async def test_a_child_that_cannot_be_started_lets_the_others_work(
 async def test_children_end_with_their_worker(tmp_path: Path) -> None:
     script = (
         "import asyncio, pathlib\nfrom worker.children.pool import Children\nasync def main():\n"
-        "    children = Children(1, storage=pathlib.Path(), max_pixels=1, timeout_s=1)\n    await children.start()\n"
+        "    children = Children(1, max_pixels=1, timeout_s=1)\n    await children.start()\n"
         "    print(children._all[0].process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
     )
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
@@ -268,7 +268,7 @@ async def test_a_file_is_looked_for_at_all_of_its_places(children: Children, pic
 async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_blamed(
     picture: str, endless: str, tmp_path: Path
 ) -> None:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     for _ in range(40):  # they are quick, so it is given many at a time
         await children.probe(picture)
@@ -284,7 +284,7 @@ async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_bla
 
 
 async def test_the_log_names_the_picture_that_a_child_was_lost_at(picture: str, endless: str, tmp_path: Path) -> None:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
 
     async def probe(path: str, image_id: str) -> None:
@@ -310,11 +310,12 @@ async def test_what_a_child_printed_over_one_picture_is_not_said_of_the_next(
     chatty.write_text(f'#!/bin/sh\nprintf noise >&2\nexec "{sys.executable}" "$@"\n')
     chatty.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(chatty))
-    process = ChildProcess(tmp_path, 5)
+    process = ChildProcess(5)
     await process.start()
     assert process.last_words() == "noise"
     Path(f"/proc/{process.pid}/fd/2").write_bytes(b"more noise")  # as the child would
-    process.send(ProbeRequest([picture], 1_000_000))
+    with FileIO(picture) as file:
+        process.send(ProbeRequest(1_000_000), [file])
     await process.receive()
     assert process.last_words() == ""
     await process.end()
@@ -343,7 +344,7 @@ async def test_a_signal_to_the_whole_group_lets_the_picture_at_hand_finish(child
 
 
 async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(tmp_path: Path, picture: str) -> None:
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=5)
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
     starting = asyncio.create_task(children.probe(picture))
     await asyncio.sleep(0.05)
     starting.cancel()
@@ -354,14 +355,18 @@ async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(t
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
-    for answer in (Answer(seconds, 0, missing=Missing()), Answer(0, seconds, missing=Missing())):
+    for answer in (Answer(seconds, 0, unreadable=Unreadable("")), Answer(0, seconds, unreadable=Unreadable(""))):
         with pytest.raises(ConnectionError):
             decode_answer(encode_answer(answer)[LENGTH.size :])
 
 
 @pytest.mark.parametrize(
     "lie",
-    [Answer(0, 0, refusal=Refusal("nonsense")), Answer(0, 0, present=Present()), Answer(0, 0, patches=Patches("", []))],
+    [
+        Answer(0, 0, refusal=Refusal("nonsense")),
+        Answer(0, 0, rendered=Rendered(b"")),
+        Answer(0, 0, patches=Patches([])),
+    ],
 )
 async def test_what_cannot_be_said_of_a_picture_is_not_believed(
     children: Children, picture: str, lie: Answer, monkeypatch: pytest.MonkeyPatch
@@ -382,12 +387,14 @@ def test_an_answer_of_endless_depth_is_none() -> None:
 
 
 def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = ProbeRequest(["/"], 1)
-    assert isinstance(program._find(request), Unreadable)
+    request = ProbeRequest(1)
+    folder = os.open("/", os.O_RDONLY)
+    assert isinstance(program._find(request, [folder]), Unreadable)
+    os.close(folder)
 
     def encode(*_: object, **__: object) -> None:
         raise OSError("encoder error -2")
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        program._find(request)
+        program._find(request, [0])

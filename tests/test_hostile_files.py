@@ -60,7 +60,7 @@ class Worker:
 
 @pytest.fixture
 async def child(tmp_path: Path) -> AsyncIterator[Worker]:
-    children = Children(1, storage=tmp_path, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
     await children.start()
     worker = Worker(children, tmp_path / "picture")
     pid = worker.pid
@@ -137,7 +137,7 @@ async def test_a_bomb_is_told_by_its_header_or_costs_little(child: Worker, form:
 async def test_a_picture_without_end_is_ended(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(hostile.ENDLESS[name]())
-    children = Children(1, storage=tmp_path, max_pixels=_DEFAULTS.max_pixels, timeout_s=0.5)
+    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=0.5)
     await children.start()
     began = time.monotonic()
     with pytest.raises(ChildLost):

@@ -136,7 +136,7 @@ async def test_a_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     before = await scrape(api)
     picture = tmp_path / "picture"
     picture.write_bytes(slow_svg(1000))
-    children = Children(1, storage=tmp_path, max_pixels=1_000_000, timeout_s=1)
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     with pytest.raises(ChildLost):
         await children.probe(str(picture))

@@ -73,41 +73,39 @@ async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
     Raises Rejected where it cannot be made.
     """
     key = RenditionKey(order.image_id, order.digest)
-    try:
-        made = await _write(worker, order, key)
-    except ChildLost as error:
-        raise Rejected("rendition-failed") from error
-    except FileNotFoundError as error:
-        raise Rejected(await _find_reason(worker, order)) from error
-    # Whoever made it before may have ended without a row of it.
-    size = made.size if made is not None else await asyncio.to_thread(worker.renditions.find_size, key)
-    if size is not None:
-        # The row comes after the file: a deletion finds it, or is found by the ledger.
-        worker.ledger.note(Made(key, order.watermark_id, size))
+    made = None
+    size = await asyncio.to_thread(worker.renditions.find_size, key)
+    if size is None:
+        try:
+            made = await _write(worker, order, key)
+        except ChildLost as error:
+            raise Rejected("rendition-failed") from error
+        except FileNotFoundError as error:
+            raise Rejected(await _find_reason(worker, order)) from error
+        size = made.size
+    # The row comes after the file: a deletion finds it, or is found by the ledger. One that was made before needs it
+    # too: its worker may have ended without.
+    worker.ledger.note(Made(key, order.watermark_id, size))
     return made
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> Stored | None:
-    places, result = worker.storage.places(order.image_id), str(worker.renditions.path(key))
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> Stored:
+    places = worker.storage.places(order.image_id)
     if order.transformation is None:
-        found = await worker.renderers.find_locations(places, result)
-        if found is None:
-            return None
-        if found.path not in places:
-            raise ChildUnavailable("it has read another file")
-        with suppress(FileNotFoundError):
-            return await _write_patched(worker, key, Path(found.path), found.patches)
-        # Moved since, from where it came in to where it is kept.
-        return await _write_patched(worker, key, Path(places[0]), found.patches)
-    over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
-    data = await worker.renderers.render(places, result, order.transformation, over)
-    return None if data is None else await asyncio.to_thread(worker.renditions.write, key, data)
+        patches = await worker.renderers.find_locations(places)
+        return await in_thread(worker.storage.threads, partial(_write_patched, worker, key, places, patches))
+    watermark = worker.storage.places(order.watermark_id) if order.watermark_id else None
+    data = await worker.renderers.render(places, order.transformation, watermark)
+    return await asyncio.to_thread(worker.renditions.write, key, data)
 
 
-async def _write_patched(
-    worker: Resources, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]
+def _write_patched(
+    worker: Resources, key: RenditionKey, places: Sequence[str], patches: Sequence[tuple[int, bytes]]
 ) -> Stored:
-    return await in_thread(worker.storage.threads, partial(worker.renditions.write_patched, key, source, patches))
+    for place in places[:-1]:
+        with suppress(FileNotFoundError):
+            return worker.renditions.write_patched(key, Path(place), patches)
+    return worker.renditions.write_patched(key, Path(places[-1]), patches)
 
 
 def _small(made: Stored | None) -> SmallFile | None:

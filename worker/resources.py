@@ -60,7 +60,6 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
         )
         children = Children(
             settings.probe_processes,
-            storage=settings.storage_folder,
             max_pixels=settings.max_pixels,
             timeout_s=settings.probe_timeout_s,
         )
@@ -68,7 +67,6 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
         await children.start()
         renderers = Children(
             settings.render_processes,
-            storage=settings.storage_folder,
             max_pixels=settings.max_pixels,
             timeout_s=settings.render_timeout_s,
             durations=metrics.render_seconds,

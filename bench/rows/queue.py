@@ -68,9 +68,7 @@ def _measure_idle(subject: Subject, seconds: float) -> float:
 
 async def _measure(settings: Settings, key: str, body: bytes, seconds: float) -> tuple[list[float], list[float]]:
     """Milliseconds through the queue and of the probe alone, in turn."""
-    children = Children(
-        1, storage=settings.storage_folder, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s
-    )
+    children = Children(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
     queued: list[float] = []
     direct: list[float] = []
     await children.start()

@@ -62,7 +62,7 @@ class Tally:
 
 @pytest.fixture
 async def children(tmp_path: Path) -> AsyncIterator[Children]:
-    children = Children(1, storage=tmp_path, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
     await children.start()
     yield children
     await children.end()
@@ -125,11 +125,10 @@ async def render_all(children: Children, path: Path, number: int) -> None:
     """An accepted picture can be shown in every way: no refusal of a rendition says that it is damaged."""
     for transformation in (*_RENDITIONS, some_transformation(number)):
         try:
-            rendered = await children.render([str(path)], str(path) + "-none", transformation)
+            rendered = await children.render([str(path)], transformation)
         except Rejected as refusal:
             assert refusal.code == "rendition-too-large", transformation  # noqa: PT017 - any other is a fault
             continue
-        assert rendered is not None
         Image.open(io.BytesIO(rendered)).load()
 
 

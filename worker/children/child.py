@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import FileIO
 
 import structlog
 
 from service.telemetry.metrics import metrics
-from worker.children.messages import Finding, Present, Request, Unreadable
+from worker.children.messages import Finding, Request
 from worker.children.process import ChildProcess, ChildUnavailable
 
 log = structlog.get_logger("worker")
@@ -31,9 +31,12 @@ class ChildLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`context` is who asks, for the log: one task works on the questions of many."""
+    """`context` is who asks, for the log: one task works on the questions of many. `files` are open until `finding`
+    is done.
+    """
 
     request: Request
+    files: Sequence[FileIO]
     finding: asyncio.Future[Finding]
     context: Context = field(default_factory=copy_context)
 
@@ -47,14 +50,13 @@ class Child:
 
     def __init__(
         self,
-        storage: Path,
         timeout_s: float,
         *,
         note: Callable[[float], None],
         free: Callable[[], None],
         niceness: int = 0,
     ) -> None:
-        self.process = ChildProcess(storage, timeout_s, niceness)
+        self.process = ChildProcess(timeout_s, niceness)
         self.unconfined: Sequence[str] = ()  # what the system lacks to confine it
         self._timeout_s = timeout_s
         self._note = note
@@ -90,7 +92,7 @@ class Child:
             self._working = asyncio.create_task(self._work())
             self._working.add_done_callback(lambda _: self._free())
         elif self._listening:
-            self.process.send(question.request)
+            self.process.send(question.request, question.files)
 
     async def end(self) -> None:
         """Returns once the process is dead, or leaves it behind if it does not die soon."""
@@ -104,8 +106,10 @@ class Child:
         try:
             while self._questions:
                 await self.start()
+                # Nobody waits for the others any more, and their files are closed.
+                self._questions = deque(question for question in self._questions if not question.finding.done())
                 for question in self._questions:
-                    self.process.send(question.request)
+                    self.process.send(question.request, question.files)
                 await self._listen()
         except Exception as error:
             self._resting_until = time.monotonic() + _REST_S
@@ -125,13 +129,7 @@ class Child:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self.process.receive()
                 self._computed_s = answer.computed_s
-                finding = answer.finding
-                self._settle(finding, answer.seconds)
-                if isinstance(finding, Unreadable) and finding.outdated:
-                    log.info("child.outdated")
-                    self._listening = False
-                    await self.process.end()
-                    return
+                self._settle(answer.finding, answer.seconds)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._listening = False
             await self._lose(error, began)
@@ -161,6 +159,5 @@ class Child:
             else:
                 future.set_result(finding)
         if seconds is not None:
-            if not isinstance(finding, Present):  # which was no work
-                self._note(seconds)
+            self._note(seconds)
             self._free()

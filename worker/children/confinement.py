@@ -54,9 +54,10 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def confine(storage: Path) -> list[str]:
-    """For good, and before there are other threads: they would stay as they are. Of files, only those in `storage` and
-    of the installation can be read from now on. Answers with what this system lacks.
+def confine() -> list[str]:
+    """Confines the process for good. Of files, only those of the installation can be opened from now on.
+
+    Comes before there are other threads, which would stay as they are. Returns what this system lacks.
     """
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
     # What it has to say goes through pipes. Python ignores SIGXFSZ: a library that tries to write is told, not ended.
@@ -69,7 +70,7 @@ def confine(storage: Path) -> list[str]:
         missing.append("no_new_privs")
     if not _drop_capabilities(libc):
         missing.append("capabilities")
-    if not _restrict_files(libc, storage):
+    if not _restrict_files(libc):
         missing.append("Landlock")
     if not system_calls.refuse(libc):
         missing.append("seccomp")
@@ -92,7 +93,7 @@ def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) == 0)
 
 
-def _restrict_files(libc: ctypes.CDLL, storage: Path) -> bool:
+def _restrict_files(libc: ctypes.CDLL) -> bool:
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return False
@@ -104,9 +105,7 @@ def _restrict_files(libc: ctypes.CDLL, storage: Path) -> bool:
     if rules < 0:
         return False
     try:
-        # The storage's files by their names: what else lies there cannot be listed.
-        allowed = [_allow(libc, rules, storage, _READ_FILE)]
-        allowed += [_allow(libc, rules, path, _READ_FILE | _READ_DIR) for path in _installation()]
+        allowed = [_allow(libc, rules, path, _READ_FILE | _READ_DIR) for path in _installation()]
         return all(allowed) and libc.syscall(_RESTRICT_SELF, rules, 0) == 0
     finally:
         os.close(rules)

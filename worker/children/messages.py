@@ -1,4 +1,7 @@
-"""What a worker and its children say to each other: a length, then msgpack."""
+"""What a worker and its children say to each other: a length, then msgpack.
+
+A request comes through a socket, with the descriptors of its files; an answer goes through a pipe, which takes none.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,27 @@ from service.delivery.transformations import Transformation
 from service.probes import Probe
 
 LENGTH = struct.Struct("<I")
+# A picture and its watermark.
+MAX_FILES = 2
 # A probe is some kilobytes, since EXIF and the preview are bounded; a rendition of 50 million pixels is less than this.
 MAX_MESSAGE_BYTES = 256 << 20
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
-    """`paths` are where the file may lie: the first that is there is looked at."""
+    """Of one file, the picture."""
 
-    paths: Sequence[str]
     max_pixels: int
 
 
 class RenderRequest(msgspec.Struct, frozen=True, tag="render"):
-    """`result` is where the rendition is kept; `watermark_paths` are empty where there is none."""
+    """Of the picture and, if there is one, its watermark."""
 
-    paths: Sequence[str]
-    result: str
-    watermark_paths: Sequence[str]
     transformation: Transformation
     max_pixels: int
 
 
 class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
-    """Which bytes of the file tell where the picture was taken? `result` is where a copy without them is kept."""
-
-    paths: Sequence[str]
-    result: str
+    """Which bytes of the file tell where the picture was taken?"""
 
 
 Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
@@ -50,9 +48,8 @@ class Rendered(msgspec.Struct, frozen=True):
 
 
 class Patches(msgspec.Struct, frozen=True):
-    """What to write over a copy of the file that lies at `path`, so that it tells no location any more."""
+    """What to write over a copy of the file, so that it tells no location any more: offsets and bytes."""
 
-    path: str
     patches: Sequence[tuple[int, bytes]]
 
 
@@ -68,23 +65,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """The file could not be read, which says nothing about the picture. `outdated` if the storage is another folder by
-    now than the one that this child may read.
-    """
+    """The file could not be read, which says nothing about the picture."""
 
     cause: str
-    outdated: bool = False
 
 
-class Present(msgspec.Struct, frozen=True):
-    """It was made meanwhile: there is a file at `result`."""
-
-
-class Missing(msgspec.Struct, frozen=True):
-    """The file lies at none of its paths."""
-
-
-Finding: TypeAlias = Probe | Rendered | Patches | Present | Refusal | Unreadable | Missing
+Finding: TypeAlias = Probe | Rendered | Patches | Refusal | Unreadable
 
 
 # Numbers that can be added up, whatever a child has become.
@@ -101,10 +87,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     probe: Probe | None = None
     rendered: Rendered | None = None
     patches: Patches | None = None
-    present: Present | None = None
     refusal: Refusal | None = None
     unreadable: Unreadable | None = None
-    missing: Missing | None = None
     unconfined: Sequence[str] = ()
 
     @classmethod
@@ -130,10 +114,8 @@ _FIELDS: dict[type[Finding], str] = {
     Probe: "probe",
     Rendered: "rendered",
     Patches: "patches",
-    Present: "present",
     Refusal: "refusal",
     Unreadable: "unreadable",
-    Missing: "missing",
 }
 
 _encoder = msgspec.msgpack.Encoder()

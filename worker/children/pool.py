@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 import structlog
 
@@ -16,12 +13,11 @@ from service.errors import CATALOGUE
 from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question
+from worker.children.files import PictureFiles, Places
 from worker.children.messages import (
     Finding,
     LocationRequest,
-    Missing,
     Patches,
-    Present,
     ProbeRequest,
     Refusal,
     Rendered,
@@ -43,23 +39,21 @@ _MEAN_WEIGHT = 1 / 8
 class Children:
     """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
 
-    Their pictures lie in `storage`: they can read no other. `durations` counts the seconds that each took,
-    as those of probes if there is none.
+    They get each picture as an open file. `durations` counts the seconds that each took, as those of probes if there
+    is none.
     """
 
     def __init__(
         self,
         count: int,
         *,
-        storage: Path,
         max_pixels: int,
         timeout_s: float,
         durations: Durations | None = None,
         niceness: int = 0,
     ) -> None:
-        self._all = [
-            Child(storage, timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)
-        ]
+        self._all = [Child(timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)]
+        self._files = PictureFiles(timeout_s)
         self._durations = durations or metrics.probe_seconds
         self._waiting: deque[Question] = deque()
         self._max_pixels = max_pixels
@@ -85,46 +79,43 @@ class Children:
 
         Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
-        match await self._ask(ProbeRequest(paths, self._max_pixels)):
+        match await self._ask(ProbeRequest(self._max_pixels), paths):
             case Probe() as probe:
                 return probe
             case finding:
                 raise _disbelieve(finding)
 
     async def render(
-        self, paths: Sequence[str], result: str, transformation: Transformation, watermark_paths: Sequence[str] = ()
-    ) -> bytes | None:
-        """The file of a rendition; None if it is there already, at `result`."""
-        match await self._ask(RenderRequest(paths, result, watermark_paths, transformation, self._max_pixels)):
+        self, paths: Places, transformation: Transformation, watermark_paths: Places | None = None
+    ) -> bytes:
+        """The file of a rendition."""
+        pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
+        match await self._ask(RenderRequest(transformation, self._max_pixels), *pictures):
             case Rendered(data):
                 return data
-            case Present():
-                return None
             case finding:
                 raise _disbelieve(finding)
 
-    async def find_locations(self, paths: Sequence[str], result: str) -> Patches | None:
-        """What to write over a copy of the file, so that it tells no location; None if that is there, at `result`."""
-        match await self._ask(LocationRequest(paths, result)):
-            case Patches() as patches:
+    async def find_locations(self, paths: Places) -> Sequence[tuple[int, bytes]]:
+        """What to write over a copy of the file, so that it tells no location: offsets and bytes."""
+        match await self._ask(LocationRequest(), paths):
+            case Patches(patches):
                 return patches
-            case Present():
-                return None
             case finding:
                 raise _disbelieve(finding)
 
-    async def _ask(self, request: Request) -> Finding:
+    async def _ask(self, request: Request, *pictures: Places) -> Finding:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Question(request, future))
-        self._hand_out()
-        match await future:
+        async with self._files.opened(*pictures) as files:
+            self._waiting.append(Question(request, files, future))
+            self._hand_out()
+            finding = await future
+        match finding:
             case Refusal(code, kind) if code in CATALOGUE:
                 raise Rejected(code, kind)
             case Unreadable(cause):
                 raise ChildUnavailable(cause)
-            case Missing():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), request.paths[0])
-            case finding:
+            case _:
                 return finding
 
     async def end(self) -> None:

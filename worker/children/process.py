@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, Request, decode_answer, encode_request
@@ -27,13 +30,14 @@ class ChildUnavailable(Exception):
 class ChildProcess:
     """There is one process at a time, and those before it that were killed and do not die yet.
 
-    It may read the files of `storage`, and compute for `timeout_s` a picture. The system prefers others to it by
-    `niceness`.
+    It may read the files that come with requests, and compute for `timeout_s` a picture. The system prefers others to
+    it by `niceness`.
     """
 
-    def __init__(self, storage: Path, timeout_s: float, niceness: int = 0) -> None:
-        self._args = (str(storage), str(timeout_s), str(niceness))
+    def __init__(self, timeout_s: float, niceness: int = 0) -> None:
+        self._args = (str(timeout_s), str(niceness))
         self._process: Process | None = None
+        self._requests: socket.socket | None = None  # to its stdin
         self._printed: int | None = None  # a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
 
@@ -64,10 +68,18 @@ class ChildProcess:
         self._process = process
         return greeting
 
-    def send(self, request: Request) -> None:
-        assert self._process is not None and self._process.stdin is not None  # noqa: S101, PT018 - what start made
-        if not self._process.stdin.is_closing():  # else its end is about to be heard
-            self._process.stdin.write(encode_request(request))
+    def send(self, request: Request, files: Sequence[FileIO]) -> None:
+        """Sends the request, and duplicates of the descriptors of its files. A process that does not take them ends."""
+        assert self._process is not None and self._requests is not None  # noqa: S101, PT018 - what start made
+        frame = encode_request(request)
+        try:
+            sent = socket.send_fds(self._requests, [frame], [file.fileno() for file in files])
+        except OSError:
+            sent = 0
+        # The socket holds much more than all requests that a child has ahead: it is at its end, or does not read.
+        if sent < len(frame):
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def receive(self) -> Answer:
         """Raises IncompleteReadError or ConnectionError where the process died."""
@@ -93,6 +105,9 @@ class ChildProcess:
         if process is not None:
             self._kill(process)
         await self._bury()
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
         if self._printed is not None:
             os.close(self._printed)
             self._printed = None
@@ -108,13 +123,17 @@ class ChildProcess:
             return None
 
     async def _start_process(self) -> Process:
+        self._requests, requests = socket.socketpair()
         self._printed, printing = os.pipe()
         try:
+            self._requests.setblocking(False)
+            self._requests.shutdown(socket.SHUT_RD)  # answers come through a pipe, which takes no descriptors
             # What nobody reads is dropped: a child that prints much neither waits nor fills a log.
             os.set_blocking(self._printed, False)
             os.set_blocking(printing, False)
-            return await _start_process(*self._args, printing=printing)
+            return await _start_process(*self._args, requests=requests, printing=printing)
         finally:
+            requests.close()
             os.close(printing)
 
     @staticmethod
@@ -142,7 +161,7 @@ async def _receive(process: Process) -> Answer:
     return decode_answer(await process.stdout.readexactly(length))
 
 
-async def _start_process(*args: str, printing: int) -> Process:
+async def _start_process(*args: str, requests: socket.socket, printing: int) -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # whatever lies in the folder where the worker was started is not imported
@@ -150,7 +169,7 @@ async def _start_process(*args: str, printing: int) -> Process:
         "worker.children.program",
         str(os.getpid()),
         *args,
-        stdin=PIPE,
+        stdin=requests.fileno(),
         stdout=PIPE,
         stderr=printing,
         env=_environment(),

@@ -5,21 +5,21 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from service.probes import Rejected
 from worker.children import confinement, heap
 from worker.children.messages import (
     LENGTH,
+    MAX_FILES,
     Answer,
     Finding,
     LocationRequest,
-    Missing,
     Patches,
-    Present,
     ProbeRequest,
     Refusal,
     Rendered,
@@ -34,76 +34,67 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    worker, storage, timeout_s = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    worker, timeout_s = int(sys.argv[1]), float(sys.argv[2])
     _die_with(worker)
-    os.nice(int(sys.argv[4]))
+    os.nice(int(sys.argv[3]))
+    requests = socket.socket(fileno=sys.stdin.fileno())
     answers = _claim_stdout()
     confinement.limit_memory()
     heap.keep_freed_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()
-    folder = _identify(storage)
-    unconfined = confinement.confine(storage)
+    unconfined = confinement.confine()
     answers.write(encode_answer(Answer.greeting(computed_s=time.process_time(), unconfined=unconfined)))
     answers.flush()
-    while (request := _next_request(sys.stdin.buffer)) is not None:
+    while (received := _receive(requests)) is not None:
         began = time.monotonic()
         confinement.allow_cpu(timeout_s)
-        finding = _find(request)
-        if isinstance(finding, Unreadable):
-            finding = Unreadable(finding.cause, outdated=_identify(storage) != folder)
+        request, files = received
+        finding = _find(request, files)
+        for fd in files:
+            os.close(fd)
         answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
         answers.write(encode_answer(answer))
         answers.flush()
 
 
-def _find(request: Request) -> Finding:
-    for path in request.paths:
-        try:
-            return _answer(request, path)
-        except FileNotFoundError:
-            continue
-        except Rejected as refusal:
-            return Refusal(refusal.code, refusal.kind)
-        except OSError as error:
-            if error.errno is None:
-                raise  # a decoder's or encoder's own, which is about the picture
-            return Unreadable(repr(error))
-    return Missing()
+def _find(request: Request, files: Sequence[int]) -> Finding:
+    try:
+        return _answer(request, *files)
+    except Rejected as refusal:
+        return Refusal(refusal.code, refusal.kind)
+    except OSError as error:
+        if error.errno is None:
+            raise  # a decoder's or encoder's own, which is about the picture
+        return Unreadable(repr(error))
 
 
-def _answer(request: Request, path: str) -> Finding:
+def _answer(request: Request, picture: int, watermark: int | None = None) -> Finding:
     from worker import imaging  # noqa: PLC0415
 
     match request:
         case ProbeRequest(max_pixels=max_pixels):
-            return imaging.probe(path, max_pixels=max_pixels)
-        case RenderRequest() | LocationRequest() if Path(request.result).exists():
-            return Present()
+            return imaging.probe(picture, max_pixels=max_pixels)
         case RenderRequest(transformation=transformation, max_pixels=max_pixels):
-            over = next((path for path in request.watermark_paths if Path(path).exists()), None)
-            if request.watermark_paths and over is None:
-                return Missing()
-            return Rendered(imaging.render(path, transformation, watermark=over, max_pixels=max_pixels))
+            return Rendered(imaging.render(picture, transformation, watermark=watermark, max_pixels=max_pixels))
         case LocationRequest():
-            return Patches(path, imaging.find_locations(path))
+            return Patches(imaging.find_locations(picture))
 
 
-def _identify(storage: Path) -> tuple[int, int] | None:
-    """Which folder lies there; None if there is none. Another one, mounted since, is none that this child may read."""
-    try:
-        found = storage.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _next_request(source: BinaryIO) -> Request | None:
-    header = source.read(LENGTH.size)
+def _receive(requests: socket.socket) -> tuple[Request, Sequence[int]] | None:
+    """The next request, and the descriptors of its files, which come with its first byte. None at the end."""
+    header, files, _, _ = socket.recv_fds(requests, LENGTH.size, MAX_FILES, socket.MSG_WAITALL)
     if len(header) < LENGTH.size:
         return None
-    return decode_request(source.read(LENGTH.unpack(header)[0]))
+    left = LENGTH.unpack(header)[0]
+    payload = b""
+    while left > len(payload):
+        piece = os.read(requests.fileno(), left - len(payload))
+        if not piece:
+            return None
+        payload += piece
+    return decode_request(payload), files
 
 
 def _claim_stdout() -> BinaryIO:
