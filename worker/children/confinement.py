@@ -29,7 +29,7 @@ CPU_MARGIN_S = 2
 
 _PR_SET_NO_NEW_PRIVS = 38
 
-# linux/capability.h: version 3, and reading what others own, where the storage is not root's.
+# linux/capability.h: version 3, and reading what others own, where the installation is not root's.
 _CAPABILITY_VERSION = 0x20080522
 _CAP_DAC_READ_SEARCH = 1 << 2
 
@@ -72,7 +72,7 @@ def confine() -> list[str]:
         missing.append("capabilities")
     if not _restrict_files(libc):
         missing.append("Landlock")
-    if not system_calls.refuse(libc):
+    if not system_calls.restrict(libc):
         missing.append("seccomp")
     return missing
 
