@@ -109,17 +109,34 @@ async def test_a_child_that_computes_for_too_long_is_ended(tmp_path: Path, pictu
     await children.end()
 
 
-async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(
-    picture: str, tmp_path: Path
-) -> None:
+async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(picture: str) -> None:
     children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
     pid = pid_of(children)
-    os.mkfifo(tmp_path / "silent")
+    os.kill(pid, signal.SIGSTOP)  # as a disk does that hangs while the file is read
     with pytest.raises(ChildUnavailable):
-        await children.probe(str(tmp_path / "silent"))
+        await children.probe(picture)
     assert not is_alive(pid)
     assert (await children.probe(picture)).width == 120
+    await children.end()
+
+
+async def test_a_lost_child_leaves_nothing_to_a_picture_that_nobody_waits_for(picture: str, endless: str) -> None:
+    """Its file is closed, and the number of its descriptor may be another's."""
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+    for _ in range(40):  # they are quick, so it is given many at a time
+        await children.probe(picture)
+    lost = asyncio.create_task(children.probe(endless))
+    await asyncio.sleep(0.1)
+    left = asyncio.create_task(children.probe(picture))
+    after = asyncio.create_task(children.probe(picture))
+    await asyncio.sleep(0.1)
+    assert children._all[0].unanswered == 3
+    left.cancel()
+    with pytest.raises(ChildLost):
+        await lost
+    assert (await after).width == 120
     await children.end()
 
 
@@ -275,8 +292,9 @@ async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_bla
     before = asyncio.create_task(children.probe(picture))
     lost = asyncio.create_task(children.probe(endless))
     after = [asyncio.create_task(children.probe(picture)) for _ in range(4)]
-    await asyncio.sleep(0)
-    assert children.unanswered == MOST_AHEAD
+    async with asyncio.timeout(5):
+        while children.unanswered < MOST_AHEAD:
+            await asyncio.sleep(0)
     with pytest.raises(ChildLost):
         await lost
     assert [found.width for found in await asyncio.gather(before, *after)] == [120] * 5
@@ -330,8 +348,9 @@ async def test_a_child_is_given_one_picture_at_a_time_where_they_take_long(child
 
 async def test_who_waits_for_a_picture_is_told_when_the_children_end(children: Children, picture: str) -> None:
     children._note(10)
+    os.kill(pid_of(children), signal.SIGSTOP)
     probing = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     await children.end()
     outcomes = await asyncio.gather(*probing, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3

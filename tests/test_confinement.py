@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from service.delivery.transformations import Transformation, Watermark
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from tests import pictures
@@ -278,6 +279,30 @@ async def test_every_format_is_found_the_same_at_both_places_of_the_storage(chil
             Path(place).write_bytes(data)
             unconfined = imaging.probe(place, max_pixels=100_000_000)
             assert await children.probe(kept, incoming) == unconfined, name
+
+
+SHIFT_JIS = '<?xml version="1.0" encoding="Shift_JIS"?><svg xmlns="http://www.w3.org/2000/svg"><text>漢字</text></svg>'
+RENDITIONS = [
+    *(Transformation(format=form, quality=50, width=40) for form in ("avif", "gif", "jpeg", "png", "webp")),
+    Transformation(format="jpeg", quality=80, width=16, height=16, fit="cover", gravity="smart", metadata="keep"),
+    Transformation(format="png", quality=80, trim=10.0, rotate=90, blur=20.0, sharpen=2.0, ellipse=True),
+    Transformation(format="webp", quality=80, contrast=1.5, watermark=Watermark(ImageId("mark"), opacity=0.5)),
+]
+
+
+async def test_renditions_are_the_same_behind_the_filter(children: Children, tmp_path: Path) -> None:
+    imaging.prepare()
+    picture, mark = str(tmp_path / "picture"), str(tmp_path / "mark")
+    Path(mark).write_bytes(pictures.encode("PNG", pictures.quarters(30, 20)))
+    samples = pictures.every_format() | {"svg, text": TEXT, "svg, Shift_JIS": SHIFT_JIS.encode("shift_jis")}
+    for name, data in samples.items():
+        Path(picture).write_bytes(data)
+        assert await children.find_locations([picture]) == imaging.find_locations(picture), name
+        for transformation in RENDITIONS:
+            watermark = mark if transformation.watermark else None
+            unconfined = imaging.render(picture, transformation, watermark=watermark, max_pixels=100_000_000)
+            confined = await children.render([picture], transformation, watermark and [watermark])
+            assert confined == unconfined, (name, transformation)
 
 
 async def test_a_tiff_of_many_pages_needs_no_more_files_than_are_allowed(children: Children, tmp_path: Path) -> None:

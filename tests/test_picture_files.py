@@ -1,0 +1,156 @@
+"""Files that are opened for child processes: at the first of their places, in time or not at all, and closed again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.samples import jpeg
+from worker.children.files import PictureFiles
+from worker.children.pool import Children
+from worker.children.process import ChildUnavailable
+
+SECONDS = 0.5
+
+
+@pytest.fixture
+def files() -> PictureFiles:
+    return PictureFiles(SECONDS)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture"
+    path.write_bytes(jpeg(120, 80))
+    return str(path)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Path]:
+    """A file that does not open, as on a disk that hangs, until `release` is called on it."""
+    path = tmp_path / "hanging"
+    os.mkfifo(path)
+    yield path
+    release(path)
+
+
+def release(path: Path) -> None:
+    with suppress(OSError):  # nobody waits
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files of a folder that this process has open."""
+    names = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            names.append(str(link.readlink()))
+    return [name for name in names if name.startswith(str(folder))]
+
+
+async def until_closed(folder: Path) -> None:
+    async with asyncio.timeout(5):
+        while open_files(folder):
+            await asyncio.sleep(0.01)
+
+
+async def test_files_are_closed_with_the_context(files: PictureFiles, picture: str, tmp_path: Path) -> None:
+    async with files.opened([str(tmp_path / "none"), picture], [picture]) as opened:
+        assert [file.read(2) for file in opened] == [b"\xff\xd8"] * 2
+        assert open_files(tmp_path) == [picture] * 2
+    assert open_files(tmp_path) == []
+
+
+async def test_a_missing_watermark_is_missing(files: PictureFiles, picture: str, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as error:
+        async with files.opened([picture], [missing, missing]):
+            pass
+    assert error.value.filename == missing
+    assert open_files(tmp_path) == []
+
+
+async def test_a_folder_is_no_picture(files: PictureFiles, tmp_path: Path) -> None:
+    with pytest.raises(ChildUnavailable, match="IsADirectoryError"):
+        async with files.opened([str(tmp_path)]):
+            pass
+
+
+async def test_a_hanging_file_is_given_up_in_time(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ChildUnavailable, match="does not open"):
+        async with files.opened([str(hanging)]):
+            pass
+    assert SECONDS <= time.monotonic() - began < SECONDS + 2
+    release(hanging)
+    await until_closed(tmp_path)
+
+
+async def test_a_hanging_file_takes_one_thread(files: PictureFiles, hanging: Path, picture: str) -> None:
+    for _ in range(40):  # more than there are threads
+        with pytest.raises(ChildUnavailable):
+            async with files.opened([str(hanging)]):
+                pass
+    async with files.opened([picture]) as opened:
+        assert len(opened) == 1
+    release(hanging)
+    async with asyncio.timeout(5):
+        while files._hanging:
+            await asyncio.sleep(0.01)
+    hanging.unlink()
+    hanging.write_bytes(jpeg())
+    async with files.opened([str(hanging)]) as opened:
+        assert len(opened) == 1
+
+
+async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
+    async def use() -> None:
+        async with files.opened([str(hanging)]):
+            pass
+
+    opening = asyncio.create_task(use())
+    await asyncio.sleep(0.1)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    release(hanging)
+    await until_closed(tmp_path)
+
+
+async def test_a_hanging_file_delays_no_other_picture(hanging: Path, picture: str) -> None:
+    children = Children(1, max_pixels=1_000_000, timeout_s=3)
+    await children.start()
+    waiting = asyncio.create_task(children.probe(str(hanging)))
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    assert (await children.probe(picture)).width == 120
+    assert time.monotonic() - began < 2
+    with pytest.raises(ChildUnavailable):
+        await waiting
+    await children.end()
+
+
+async def test_no_descriptor_stays_open(picture: str, tmp_path: Path) -> None:
+    """Neither in the worker nor in the child, also where nobody waits for the answer any more."""
+    children = Children(1, max_pixels=1_000_000, timeout_s=5)
+    await children.start()
+    descriptors = Path(f"/proc/{children._all[0].process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        await children.probe(picture)
+    probing = [asyncio.create_task(children.probe(picture)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    for task in probing:
+        task.cancel()
+    await asyncio.gather(*probing, return_exceptions=True)
+    await until_closed(tmp_path)
+    await children.probe(picture)
+    assert len(list(descriptors.iterdir())) == before
+    assert open_files(tmp_path) == []
+    await children.end()
