@@ -218,12 +218,12 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
 ) -> None:
     _, worker = await daguerre.start()
     [child] = worker.children()
-    stop_process(child)
+    stop_process(worker.pid)
     uploading = asyncio.create_task(daguerre.upload(jpeg()))
     picture = await kept.wait_stored()
     good = picture.rename(tmp_path / "good")
     picture.write_bytes(ENDLESS)
-    os.kill(child, signal.SIGCONT)
+    os.kill(worker.pid, signal.SIGCONT)
     await until(lambda: not is_alive(child))
     good.replace(picture)
     answer = await uploading
@@ -251,14 +251,13 @@ async def test_a_storage_that_hangs_never_counts_against_the_picture(
     daguerre: Daguerre, kept: Kept, tmp_path: Path
 ) -> None:
     _, worker = await daguerre.start()
-    stopped = worker.children()
-    stop_process(stopped[0])
+    stop_process(worker.pid)
     uploading = asyncio.create_task(daguerre.upload(jpeg()))
     picture = await kept.wait_stored()
     good = picture.rename(tmp_path / "good")
-    os.mkfifo(picture)  # it is there, and to read it hangs
-    os.kill(stopped[0], signal.SIGCONT)
-    await until(lambda: worker.log.read_text().count('"child.waited"') >= 3)
+    os.mkfifo(picture)  # it is there, and to open it hangs
+    os.kill(worker.pid, signal.SIGCONT)
+    await until(lambda: worker.log.read_text().count("its file does not open") >= 3)
     good.replace(picture)
     answer = await uploading
     assert answer.status == 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,8 +22,10 @@ SECONDS = 0.5
 
 
 @pytest.fixture
-def files() -> PictureFiles:
-    return PictureFiles(SECONDS)
+def files() -> Iterator[PictureFiles]:
+    files = PictureFiles(SECONDS)
+    yield files
+    files.close()
 
 
 @pytest.fixture
@@ -32,17 +36,19 @@ def picture(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[Path]:
+def hanging(tmp_path: Path) -> Path:
     """A file that does not open, as on a disk that hangs, until `release` is called on it."""
     path = tmp_path / "hanging"
     os.mkfifo(path)
-    yield path
-    release(path)
+    return path
 
 
-def release(path: Path) -> None:
-    with suppress(OSError):  # nobody waits
-        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+async def release(path: Path, files: PictureFiles) -> None:
+    """Lets the file open, and waits until that has come to the loop."""
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    async with asyncio.timeout(5):
+        while files._threads._unfinished:
+            await asyncio.sleep(0.01)
 
 
 def open_files(folder: Path) -> list[str]:
@@ -88,8 +94,8 @@ async def test_a_hanging_file_is_given_up_in_time(files: PictureFiles, hanging: 
         async with files.opened([str(hanging)]):
             pass
     assert SECONDS <= time.monotonic() - began < SECONDS + 2
-    release(hanging)
-    await until_closed(tmp_path)
+    await release(hanging, files)
+    assert open_files(tmp_path) == []
 
 
 async def test_a_hanging_file_takes_one_thread(files: PictureFiles, hanging: Path, picture: str) -> None:
@@ -99,14 +105,35 @@ async def test_a_hanging_file_takes_one_thread(files: PictureFiles, hanging: Pat
                 pass
     async with files.opened([picture]) as opened:
         assert len(opened) == 1
-    release(hanging)
-    async with asyncio.timeout(5):
-        while files._hanging:
-            await asyncio.sleep(0.01)
-    hanging.unlink()
+    assert files._threads._threads == 2
+    await release(hanging, files)
+
+
+async def test_a_file_that_hangs_for_good_opens_later(files: PictureFiles, hanging: Path) -> None:
+    """As on a disk that is mounted anew: what waits for the old one never ends."""
+    with pytest.raises(ChildUnavailable):
+        async with files.opened([str(hanging)]):
+            pass
+    hanging.rename(hanging.with_name("old"))
     hanging.write_bytes(jpeg())
+    with pytest.raises(ChildUnavailable):  # too soon
+        async with files.opened([str(hanging)]):
+            pass
+    await asyncio.sleep(SECONDS)
     async with files.opened([str(hanging)]) as opened:
         assert len(opened) == 1
+    await release(hanging.with_name("old"), files)
+
+
+def test_a_hanging_file_keeps_no_worker_from_ending(hanging: Path) -> None:
+    script = (
+        "import asyncio, sys\nfrom worker.children.files import PictureFiles\nasync def main():\n"
+        "    async with PictureFiles(0.1).opened([sys.argv[1]]):\n        pass\nasyncio.run(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(hanging)], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert "its file does not open" in done.stderr
 
 
 async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
@@ -119,8 +146,8 @@ async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    release(hanging)
-    await until_closed(tmp_path)
+    await release(hanging, files)
+    assert open_files(tmp_path) == []
 
 
 async def test_a_hanging_file_delays_no_other_picture(hanging: Path, picture: str) -> None:
@@ -133,6 +160,7 @@ async def test_a_hanging_file_delays_no_other_picture(hanging: Path, picture: st
     assert time.monotonic() - began < 2
     with pytest.raises(ChildUnavailable):
         await waiting
+    await release(hanging, children._files)
     await children.end()
 
 

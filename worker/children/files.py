@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from io import FileIO
 from typing import TypeAlias
 
-from service.storage.files import disk_threads
 from worker.children.process import ChildUnavailable
+from worker.children.threads import HangingThreads
 
 # Paths where the file of a picture may lie, in the order to look.
 Places: TypeAlias = Sequence[str]
@@ -23,8 +24,9 @@ class PictureFiles:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._threads = disk_threads("pictures")
-        self._hanging: set[str] = set()  # first places of pictures: at most one thread waits for each
+        self._threads: HangingThreads[Sequence[FileIO]] = HangingThreads("pictures")
+        # By the first place of a picture: since when it hangs, and when the next thread may try.
+        self._hanging: dict[str, tuple[float, float]] = {}
 
     @asynccontextmanager
     async def opened(self, *pictures: Places) -> AsyncIterator[Sequence[FileIO]]:
@@ -33,50 +35,47 @@ class PictureFiles:
         Raises FileNotFoundError if one lies at none of its places, and ChildUnavailable if one cannot be opened in
         time or at all.
         """
-        with ExitStack() as stack:
-            yield [stack.enter_context(closing(file)) for file in await self._open(pictures)]
+        files = await self._open(pictures)
+        try:
+            yield files
+        finally:
+            _close_each(files)
+
+    def close(self) -> None:
+        self._threads.close()
 
     async def _open(self, pictures: Sequence[Places]) -> Sequence[FileIO]:
-        if any(places[0] in self._hanging for places in pictures):
-            raise ChildUnavailable("its file is still being opened")
-        try:
-            opening = self._threads.submit(_open_each, pictures)
-        except RuntimeError as error:  # the system gives no thread
-            raise ChildUnavailable(str(error)) from error
+        now = time.monotonic()
+        if self._hanging and any(self._hanging.get(places[0], (0, 0))[1] > now for places in pictures):
+            raise ChildUnavailable("its file does not open")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.wrap_future(opening)
+                return await self._threads.submit(partial(self._open_each, pictures), _close_each)
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            self._abandon(opening, pictures)
-            raise ChildUnavailable("the disk does not open its file") from error
+            self._note_hanging(pictures)
+            raise ChildUnavailable("its file does not open") from error
         except OSError as error:
             raise ChildUnavailable(repr(error)) from error
-        except asyncio.CancelledError:
-            self._abandon(opening, pictures)
-            raise
 
-    def _abandon(self, opening: Future[Sequence[FileIO]], pictures: Sequence[Places]) -> None:
-        """Closes the files when the disk has opened them after all."""
-        names = {places[0] for places in pictures}
+    def _note_hanging(self, pictures: Sequence[Places]) -> None:
+        """Each try may take a thread for good, so that the next comes after as long as the file has hung already."""
+        now = time.monotonic()
+        for places in pictures:
+            since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
+            self._hanging[places[0]] = since, 2 * now - since
 
-        def close(opening: Future[Sequence[FileIO]]) -> None:
-            self._hanging.difference_update(names)
-            if not opening.cancelled() and opening.exception() is None:
-                for file in opening.result():
-                    file.close()
-
-        self._hanging.update(names)
-        opening.add_done_callback(close)
-
-
-def _open_each(pictures: Sequence[Places]) -> Sequence[FileIO]:
-    """Blocks; raises OSError, and closes what it has opened then."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(_open_first(places)) for places in pictures]
-        stack.pop_all()
-        return files
+    def _open_each(self, pictures: Sequence[Places]) -> Sequence[FileIO]:
+        """Blocks; raises OSError, and closes what it has opened then."""
+        try:
+            with ExitStack() as stack:
+                files = [stack.enter_context(_open_first(places)) for places in pictures]
+                stack.pop_all()
+                return files
+        finally:
+            for places in pictures:
+                self._hanging.pop(places[0], None)
 
 
 def _open_first(places: Places) -> FileIO:
@@ -86,3 +85,8 @@ def _open_first(places: Places) -> FileIO:
         except FileNotFoundError:
             continue
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), places[0])
+
+
+def _close_each(files: Sequence[FileIO]) -> None:
+    for file in files:
+        file.close()

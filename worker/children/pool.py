@@ -123,6 +123,7 @@ class Children:
             question.finding.cancel()
         self._waiting.clear()
         await asyncio.gather(*(child.end() for child in self._all))
+        self._files.close()
 
     def _note(self, seconds: float) -> None:
         self._durations.observe(seconds)
