@@ -76,6 +76,7 @@ FORBIDDEN = {
     "read through a link out of the storage": ("open(storage / 'link')", "EACCES"),
     "read the worker's environment": ("open(f'/proc/{os.getppid()}/environ')", "EACCES"),
     "read the worker's memory": ("open(f'/proc/{os.getppid()}/mem', 'rb')", "EACCES"),
+    "see which files the worker has open": ("os.readlink(f'/proc/{os.getppid()}/fd/0')", "EACCES"),
     "list the processes": ("os.listdir('/proc')", "EACCES"),
     "open a TCP socket": ("socket.socket()", "EPERM"),
     "open a UDP socket": ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", "EPERM"),
