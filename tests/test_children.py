@@ -121,7 +121,7 @@ async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_t
     await children.end()
 
 
-async def test_a_lost_child_leaves_nothing_to_a_picture_that_nobody_waits_for(picture: str, endless: str) -> None:
+async def test_abandoned_pictures_are_not_sent_again(picture: str, endless: str) -> None:
     """Its file is closed, and the number of its descriptor may be another's."""
     children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()

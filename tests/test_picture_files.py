@@ -150,6 +150,25 @@ async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging
     assert open_files(tmp_path) == []
 
 
+async def test_files_of_a_cancelled_task_are_closed(files: PictureFiles, picture: str, tmp_path: Path) -> None:
+    """Also if they came in the same turn of the loop as the end of the task."""
+
+    async def use() -> None:
+        async with files.opened([picture]):
+            await asyncio.sleep(10)
+
+    for turns in range(20):
+        using = asyncio.create_task(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        while turns % 2 and files._threads._unfinished:
+            await asyncio.sleep(0)
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+    await until_closed(tmp_path)
+
+
 async def test_a_hanging_file_delays_no_other_picture(hanging: Path, picture: str) -> None:
     children = Children(1, max_pixels=1_000_000, timeout_s=3)
     await children.start()

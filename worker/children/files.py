@@ -13,7 +13,7 @@ from io import FileIO
 from typing import TypeAlias
 
 from worker.children.process import ChildUnavailable
-from worker.children.threads import HangingThreads
+from worker.children.threads import MAX_CALLS, HangingThreads
 
 # Paths where the file of a picture may lie, in the order to look.
 Places: TypeAlias = Sequence[str]
@@ -49,8 +49,7 @@ class PictureFiles:
         if self._hanging and any(self._hanging.get(places[0], (0, 0))[1] > now for places in pictures):
             raise ChildUnavailable("its file does not open")
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._threads.submit(partial(self._open_each, pictures), _close_each)
+            return await self._wait(self._threads.submit(partial(self._open_each, pictures), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
@@ -59,9 +58,20 @@ class PictureFiles:
         except OSError as error:
             raise ChildUnavailable(repr(error)) from error
 
+    async def _wait(self, opening: asyncio.Future[Sequence[FileIO]]) -> Sequence[FileIO]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await opening
+        except (TimeoutError, asyncio.CancelledError):
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                _close_each(opening.result())  # they came in the same turn of the loop
+            raise
+
     def _note_hanging(self, pictures: Sequence[Places]) -> None:
         """Each try may take a thread for good, so that the next comes after as long as the file has hung already."""
         now = time.monotonic()
+        if len(self._hanging) > MAX_CALLS:
+            self._hanging.clear()  # some are deleted by now, and nobody asks for them any more
         for places in pictures:
             since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
             self._hanging[places[0]] = since, 2 * now - since
