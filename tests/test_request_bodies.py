@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import socket
+import struct
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -152,6 +154,18 @@ async def test_a_client_that_leaves_is_not_waited_for(port: int) -> None:
     writer.close()
     await asyncio.sleep(LINGER_S / 4)
     assert len(asyncio.all_tasks()) < before
+
+
+async def test_a_client_that_resets_is_no_error(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    for pause_s in (0, 0.001, 0.01) * 10:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REFUSED["404"] + bytes(100_000))
+        await asyncio.sleep(pause_s)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    await asyncio.sleep(0.2)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 CHUNK = b"1\r\nx\r\n"

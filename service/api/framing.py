@@ -11,6 +11,8 @@ from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+_VERSIONS = (HttpVersion11, HttpVersion10)
+
 
 def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
     """Returns what is wrong with a head that the parser accepted; None for an ordinary request.
@@ -18,11 +20,11 @@ def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
     The only transfer coding is `chunked`, and HTTP/1.0 has none (RFC 9112, section 6.1).
     """
     version, headers = message.version, message.headers
-    if version is not HttpVersion11 and version != HttpVersion10:
+    if version is not HttpVersion11 and version not in _VERSIONS:
         return "unsupported version"
     coding = headers.get(TRANSFER_ENCODING)
     if coding is not None:
-        if version is not HttpVersion11 or coding.lower() != "chunked":
+        if version == HttpVersion10 or coding.lower() != "chunked":
             return "unsupported Transfer-Encoding"
     elif payload is EMPTY_PAYLOAD and headers.get(CONTENT_LENGTH, "").strip("0"):
         return "Content-Length out of range"  # the parser takes the largest number of 64 bits for no length at all

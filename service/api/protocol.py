@@ -209,7 +209,8 @@ class HttpConnection(RequestHandler):
             return
         self._lingering = asyncio.Event()
         self._messages.clear()
-        self.transport.write_eof()
+        with suppress(OSError):  # the client has left, and nobody has heard of it yet
+            self.transport.write_eof()
         if self._dropped <= MAX_DROPPED_BYTES:
             self._resume_transport_reading()
         with suppress(TimeoutError):
