@@ -196,3 +196,14 @@ async def test_an_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) ->
     answers = await talk(port, head, body[:1000], body[1000:])
     assert statuses(answers) == [200]
     assert f'"filesize":{len(body)}'.encode() in answers
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("case", ["chunked in 1.0", "version 2.0", "LF alone", "two lengths"])
+async def test_a_complete_upload_before_a_fault_is_stored(port: int, tenant: Tenant, case: str) -> None:
+    """They arrive in one piece: the fault is not the upload's."""
+    body = jpeg()
+    head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", f"Content-Length: {len(body)}")
+    answers = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
+    assert statuses(answers) == [200, 400]
+    assert b"smuggled" not in answers

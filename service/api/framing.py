@@ -14,6 +14,18 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
+def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
+    """Whether a head says nothing of a body or of another protocol, as most do: nothing can be wrong with it."""
+    headers = message.headers
+    return (
+        payload is EMPTY_PAYLOAD
+        and message.version is HttpVersion11
+        and not message.upgrade
+        and headers.get(TRANSFER_ENCODING) is None
+        and headers.get(CONTENT_LENGTH) is None
+    )
+
+
 def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
     """Returns what is wrong with a head that the parser accepted; None for an ordinary request.
 

@@ -160,9 +160,12 @@ class HttpConnection(RequestHandler):
         if data:  # aiohttp calls this with nothing to go on after a pause
             self._head_begun = not in_body and self._request_count == requests
         if self._request_count > requests:
-            self._check_framing(self._request_count - requests)
             message, self._body = self._messages[-1]
-            if in_body and isinstance(message, _ErrInfo):
+            count = self._request_count - requests
+            if count > 1 or isinstance(message, _ErrInfo) or not framing.is_plain(message, self._body):
+                self._check_framing(count)
+                message, self._body = self._messages[-1]
+            if isinstance(message, _ErrInfo) and not body.is_eof():
                 # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
                 body.set_exception(RequestPayloadError("malformed body"))
                 self._messages.pop()  # the reader of the body answers

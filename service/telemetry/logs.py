@@ -107,9 +107,8 @@ class Requests:
             self._structured.log(level, "request", **fields)
         elif level >= self._level:
             now = datetime.now(UTC)
-            _escape(None, "", fields)
             line = {**self._process, **fields, "event": "request", "level": _NAMES[level], "timestamp": now}
-            self._lines.msg(_to_json(line))
+            self._lines.msg(_to_clean_json(line))
 
 
 requests = Requests()
@@ -168,6 +167,15 @@ def _indent_exception(_logger: object, _name: str, event: MutableMapping[str, An
     for key in _OF_LINES & event.keys():
         event[key] = "\n".join(f"  {line}" for line in str(event[key]).split("\n"))
     return event
+
+
+def _to_clean_json(line: dict[str, Any]) -> str:
+    """Escape what has to be escaped. A look at the whole line costs less than one at each of its values."""
+    try:
+        text = _to_json(line)
+    except UnicodeEncodeError:  # a lone surrogate
+        text = "\\"
+    return text if text.isascii() and "\\" not in text and "\x7f" not in text else _to_json(_escape(None, "", line))
 
 
 def _to_json(event: object, **_: object) -> str:
