@@ -54,6 +54,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         415,
         "Send the header Content-Type: application/octet-stream (or image/*, multipart/form-data, application/json).",
     ),
+    "unsupported-content-encoding": (
+        415,
+        "Send the body as it is, without a Content-Encoding such as gzip.",
+    ),
     "expectation-failed": (417, "Only Expect: 100-continue is understood."),
     "idempotency-key-reused": (
         422,

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.conftest import Tenant
+from tests.daguerre_processes import processes_of, until
 
 _SCRIPT = """
 import logging, structlog
@@ -80,3 +88,80 @@ def test_the_line_of_a_request_looks_like_any_other() -> None:
     assert len(shown) == 5
     assert "request" in shown[0]
     assert "status" in shown[0]
+
+
+_HOSTILE = """
+import logging, sys, structlog
+from service.telemetry import logs
+from service.settings import Settings
+logs.configure(Settings(log_level="info", log_format=sys.argv[1]), part="test", pid=1)
+TEXTS = [
+    "\\x1b[2J\\x1b[31mred", "\\x1b]0;title\\x07", "\\x9b31m", "\\x08\\x08\\x7f", "\\x00",
+    "\\r\\nforged [info] line=1", "\\x85a", "\\u202eevil\\u202c", "\\u2066a\\u2069", "\\u200ba\\ufeff",
+    "a\\u2028b\\u2029c", "\\udcff", "\\U000e0041", "\\ud83d", "\\xad",
+]
+class Odd:
+    def __repr__(self):
+        return TEXTS[0]
+log = structlog.get_logger("service")
+for text in TEXTS:
+    logs.requests.write(logging.INFO, {"request_id": text, "path": text, "cause": text})
+    log.warning("child.lost", said=text, inner={text: [text, (text,)]}, odd=Odd())
+    log.info(text)
+    logging.getLogger("aiohttp.server").warning("Error handling %s", text)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        log.exception("request.failed", error=error)
+        logging.getLogger("asyncio").exception("lost")
+"""
+
+
+def run_hostile(log_format: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _HOSTILE, log_format], capture_output=True, timeout=20, check=True, encoding="utf-8"
+    )
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_control_characters_of_clients_are_escaped(log_format: str) -> None:
+    shown = run_hostile(log_format)
+    assert [letter for letter in shown if not letter.isprintable() and letter != "\n"] == []
+    for escape in (r"\x1b[2J", r"\x9b31m", r"\x7f", r"\u202e", r"\u2028", r"\udcff", r"\U000e0041"):
+        assert escape in shown
+    assert not [line for line in shown.splitlines() if line.startswith("forged")]
+
+
+def test_escaped_lines_are_still_json() -> None:
+    lines = [json.loads(line) for line in run_hostile("json").split("\n")[:-1]]
+    assert len(lines) == 15 * 6
+    assert lines[0]["path"] == r"\x1b[2J\x1b[31mred"
+    assert lines[1]["inner"] == {lines[0]["path"]: [lines[0]["path"], [lines[0]["path"]]]}
+    assert lines[4]["exception"].startswith("Traceback (most recent call last):\n")
+
+
+@pytest.mark.settings(log_format="console")
+async def test_what_a_client_sends_is_escaped(settings: Settings, tenant: Tenant, tmp_path: Path) -> None:
+    """Over a real connection and in the log of a real process."""
+    async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
+        api = daguerre.start_api()
+        await daguerre.wait_away("worker")
+        for target in (
+            "/%1b%5B31m%0A%0Dforged%E2%80%AE%C2%9B",
+            "/a\x1b[31m",
+            "/\x9b31m",
+            "/x?\x1b=%1b&%1b=%1b",
+            "/\udcff",
+        ):
+            for name, value in (("X-Request-Id", "\x1b[2J"), ("X-Request-Id", "\u202e"), ("\x1b", "a"), ("X", "%1b")):
+                reader, writer = await asyncio.open_connection("127.0.0.1", daguerre.port)
+                request = f"GET {target} HTTP/1.1\r\nHost: x\r\n{name}: {value}\r\n\r\n"
+                writer.write(request.encode("utf-8", "surrogateescape"))
+                assert (await reader.readline()).split()[1] in {b"400", b"404"}
+                writer.close()
+        await until(lambda: "forged" in api.log.read_text())
+        shown = api.log.read_bytes().decode()
+    assert r"/\x1b[31m\n\rforged\u202e\x9b" in shown.replace("\\\\", "\\")
+    assert [letter for letter in shown if not letter.isprintable() and letter != "\n"] == []

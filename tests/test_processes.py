@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.processes import StartError, leash
-from service.processes.process import Program, trim_log
+from service.processes.process import Program, last_words, trim_log
 from service.processes.supervisor import Supervisor
 from tests.processes import is_alive, wait_for
 
@@ -29,6 +29,14 @@ def test_logs_are_bounded(tmp_path: Path) -> None:
     trim_log(log)
     assert log.stat().st_size == 0
     assert (tmp_path / "server.log.1").stat().st_size == 10 << 20
+
+
+def test_last_words_move_no_cursor(tmp_path: Path) -> None:
+    """A server's log may repeat what a client sent."""
+    log = tmp_path / "server.log"
+    log.write_text("ready\nFATAL:  no role \x1b[2J\x9b31m\u202e\n")
+    words = last_words(Program("server", ["/bin/false"], log=log))
+    assert words == rf"'no role \x1b[2J\x9b31m\u202e' (more in {log})"
 
 
 class TestLeash:

@@ -76,6 +76,7 @@ async def test_what_asks_for_more_goes_the_way_of_all_requests(
         ({"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}, 304),
         ({"Connection": "close"}, 200),
         ({"Expect": "100-continue"}, 200),
+        ({"Connection": "Upgrade", "Upgrade": "h2c"}, 200),
     ]:
         async with session.get(path, headers=headers) as answer:
             assert answer.status == status

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +39,13 @@ def place() -> Iterator[Path]:
 class Up:
     """A `daguerre up` on a free port."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     log: Path
+    data: Path
+
+    @property
+    def key(self) -> str:
+        return (self.data / "first-key").read_text().strip()
 
     @property
     def text(self) -> str:
@@ -71,36 +78,61 @@ class Up:
 
 
 @contextlib.contextmanager
-def up(data: Path, *options: str, given: Mapping[str, str] = MappingProxyType({}), ready: bool = True) -> Iterator[Up]:
+def terminal(log: Path) -> Iterator[int]:
+    """A descriptor that is a terminal's; what is written there goes to the log."""
+    ours, theirs = pty.openpty()
+
+    def copy() -> None:
+        with log.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # EIO at the end
+            while piece := os.read(ours, 4096):
+                file.write(piece)
+
+    copying = threading.Thread(target=copy)
+    copying.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        copying.join(20)
+        os.close(ours)
+
+
+@contextlib.contextmanager
+def up(
+    data: Path,
+    *options: str,
+    given: Mapping[str, str] = MappingProxyType({}),
+    ready: bool = True,
+    on_terminal: bool = False,
+) -> Iterator[Up]:
     """Stopped with SIGTERM at the end, if it has not ended by then. `given` are variables of its environment."""
     log = data.with_suffix(".log")
     env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
-    with log.open("w") as output:
+    with terminal(log) if on_terminal else log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options],
             cwd=ROOT,
             env={**env, "PYTHONPATH": str(ROOT), **given},
             stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-    started = Up(process, log)
-    try:
-        if ready:
-            wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
-            assert process.poll() is None, started.text
-        yield started
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(20)
+        started = Up(process, log, data)
+        try:
+            if ready:
+                wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
+                assert process.poll() is None, started.text
+            yield started
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(20)
 
 
 class TestUp:
     def test_serves_keeps_and_ends(self, place: Path) -> None:
         data = place / "data"
         with up(data, "--workers", "1") as first:
-            key, sample = first.told(r"Key +(\w{40})"), first.sample
+            key, sample = first.key, first.sample
             status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
             assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
             image = re.search(r'"id":"(\w+)"', answer)
@@ -122,9 +154,11 @@ class TestUp:
             assert first.process.wait(20) == 0, first.text
         assert not any(is_alive(pid) for pid in parts)
         assert "Traceback" not in first.text
+        assert key not in first.text  # it may be kept as a log
         assert running.find(data) is None
         with up(data, "--workers", "1") as again:
-            assert again.told(r"Key +(\w{40})") == key
+            assert again.told(r"Key +to see it: cat (\S+)") == str(data / "first-key")
+            assert again.key == key
             assert again.get(f"/v1/images/{image[1]}?key={key}")[0] == 200
             parts = again.parts()
             assert len(parts) >= 5
@@ -132,6 +166,19 @@ class TestUp:
             wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
         assert running.find(data) is None
         metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
+
+    @pytest.mark.needs("curl")
+    def test_a_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
+        data = place / "some data"
+        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(data, given=given, on_terminal=True) as first:
+            assert first.text.count(first.key) == 1
+            assert first.told(r"again: (.+)\)") == f"cat '{data}/first-key'"
+            command = first.told(r"(curl .+)\r?\n").replace("\x1b[0m", "")
+            assert '"success":true' in subprocess.check_output(["/bin/sh", "-c", command], text=True)
+        with up(data, given=given, on_terminal=True) as again:
+            assert again.key not in again.text
+            assert again.told(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
 
     def test_replaces_what_dies(self, place: Path) -> None:
         with up(place / "data", "--workers", "1") as started:
@@ -142,7 +189,7 @@ class TestUp:
                 killed.append(pid)
             for pid in killed:
                 wait_for(lambda: f"(process {pid}) was killed by signal 9: starting it again" in started.text)  # noqa: B023
-            key, sample = started.told(r"Key +(\w{40})"), started.sample
+            key, sample = started.key, started.sample
             wait_for(lambda: started.get("/readyz")[0] == 200)
             wait_for(lambda: started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200)
             assert not any(is_alive(pid) for pid in killed)

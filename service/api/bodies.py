@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import BodyPartReader, ClientError, HttpVersion11, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDictProxy
 
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
@@ -24,6 +25,7 @@ MAX_JSON_BYTES = 64 * 1024
 # Of a form: its part's headers, and the lines around its parts, which cost much more time than the bytes of a picture.
 MAX_PART_HEADERS = 16
 MAX_LINES_AROUND_PARTS = 32
+MAX_FORM_LINE_BYTES = 8190
 # What surrounds the file in a form: boundaries and the part's headers.
 _FORM_OVERHEAD_BYTES = 16 * 1024
 # A quoted string (RFC 9110, section 5.6.4), or one without an end.
@@ -44,6 +46,15 @@ def check_content_type(request: web.Request) -> None:
 def _is_binary(content_type: str) -> bool:
     """Whether a picture may have this type, given in lower case and without parameters."""
     return content_type == "application/octet-stream" or content_type.startswith("image/")
+
+
+def check_encoding(headers: CIMultiDictProxy[str]) -> None:
+    """Raises `unsupported-content-encoding` if the headers, of a request or of a form's part, say that what follows is
+    compressed: a megabyte may stand for a gigabyte (RFC 9110, section 8.4).
+    """
+    codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
+        raise ServiceError("unsupported-content-encoding")
 
 
 def declared_length(request: web.Request) -> int | None:
@@ -91,7 +102,10 @@ class _Form(MultipartReader):
         self._lines += 1
         if self._lines > MAX_LINES_AROUND_PARTS:
             raise ServiceError("invalid-body", "The form has too many lines outside its file; send the file alone.")
-        return await super()._readline()
+        if self._unread:
+            return self._unread.pop()
+        # aiohttp joins a line piece by piece, which takes the square of its length if it comes byte by byte.
+        return await self._content.readline(max_line_length=MAX_FORM_LINE_BYTES)
 
 
 async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
@@ -103,6 +117,7 @@ async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
                 "invalid-body",
                 "A form may hold one file and nothing else; send parameters in the query string.",
             )
+        check_encoding(part.headers)
         if has_file:
             raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
         if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
@@ -155,8 +170,9 @@ async def while_connected(request: web.Request) -> AsyncIterator[None]:
 async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -> Value:
     """A body of at most 64 KiB as a value of this type.
 
-    Raises `invalid-body` with what is wrong, `upload-too-large`, `upload-timeout`.
+    Raises `invalid-body` with what is wrong, `unsupported-content-encoding`, `upload-too-large`, `upload-timeout`.
     """
+    check_encoding(request.headers)
     body = bytearray()
     too_large = ServiceError("upload-too-large", f"The JSON has more than {MAX_JSON_BYTES} bytes.")
     if (request.content_length or 0) > MAX_JSON_BYTES:

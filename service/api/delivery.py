@@ -147,8 +147,12 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
         order, subject.image.account_id, cost=cost, request_id=request_id(visit.request)
     )
     headers["Content-Type"] = MIME_TYPES[transformation.format]
-    etag = f"{order.digest}-{stored.modified_ns:x}"
-    threads = visit.delivery.files.threads
+    return _rendered(visit, order, stored, headers, caching)
+
+
+def _rendered(visit: Visit, order: RenderOrder, stored: Stored, headers: dict[str, str], caching: Caching) -> Picture:
+    """Neither ETag nor Last-Modified of what was made of an image comes from its original."""
+    etag, threads = f"{order.digest}-{stored.modified_ns:x}", visit.delivery.files.threads
     return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching, threads=threads)
 
 
@@ -157,14 +161,12 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
-    etag, created_s = image.sha256.hex(), int(image.created_at.timestamp())
     if subject.policy.strip_location:  # one copy and no more: it costs nothing
         stored = await visit.delivery.renditions.get(
             order, image.account_id, cost=0, request_id=request_id(visit.request)
         )
-        etag, threads = f"{etag}-{stored.modified_ns:x}", visit.delivery.files.threads
-        headers |= await _content_encoding(image.format, stored, threads)
-        return _picture(order, stored, etag, created_s, headers, caching=caching, threads=threads)
+        headers |= await _content_encoding(image.format, stored, visit.delivery.files.threads)
+        return _rendered(visit, order, stored, headers, caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
         visit.delivery.subjects.forget([image.id])
@@ -173,6 +175,7 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
     metrics.pictures_from_disk.inc()
     threads = visit.delivery.storage.threads
     headers |= await _content_encoding(image.format, found, threads)
+    etag, created_s = image.sha256.hex(), int(image.created_at.timestamp())
     return _picture(order, found, etag, created_s, headers, caching=caching, threads=threads)
 
 

@@ -32,4 +32,6 @@ def error(problem: ServiceError, headers: Mapping[str, str] | None = None) -> we
         answer.headers["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:
         answer.headers["WWW-Authenticate"] = 'Bearer realm="daguerre"'
+    if problem.code == "unsupported-content-encoding":
+        answer.headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
     return answer

@@ -35,6 +35,7 @@ async def create(request: web.Request) -> web.Response:
     account = await authenticate(request)
     detail, tags, key = parameters.detail(request), parameters.tags(request), parameters.idempotency_key(request)
     bodies.check_content_type(request)
+    bodies.check_encoding(request.headers)
     await service.admission.check_length(account, bodies.declared_length(request), key)
     with service.admission.upload():
         upload = await receiving.receive(bodies.chunks(request), service.storage, service.upload_limits)

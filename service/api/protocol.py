@@ -2,7 +2,7 @@
 
 The parser refuses lower-case methods, bad characters and long lines before any middleware runs, with a plain-text 400
 that quotes the request line, key included, and a log line that does so too. Everything here leans on names that are
-private to aiohttp 3.14; tests/test_protocol.py holds them.
+private to aiohttp 3.14; tests/test_protocol.py and tests/test_framing.py hold them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, TypeAlias, cast
 
 import structlog
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
-from service.api import cors, envelope
+from service.api import cors, envelope, framing
 from service.errors import ServiceError
 from service.processes.connection_counts import ConnectionCounts
 from service.telemetry.metrics import metrics
@@ -39,6 +39,11 @@ _LOOK_S = 0.05
 # For so long a client may take nothing of an answer. It is looked at several times meanwhile, to end soon after.
 UNREAD_S = 30
 LOOKS = 6
+# After the last answer of a connection whose client may still be sending: what is read and dropped, and for how long.
+# A connection that is closed with bytes unread is reset, and the client may lose the answer (RFC 9112, section 9.6).
+# Go's net/http has the same bound of bytes.
+MAX_DROPPED_BYTES = 256 * 1024
+LINGER_S = 2.0
 
 # Bounded, so that it costs nothing on a stream of letters.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
@@ -53,12 +58,32 @@ def count_unconfirmed(connection: int) -> int:
 
 
 class HttpConnection(RequestHandler):
-    __slots__ = ("_body", "_connection", "_head_begun", "_next_look", "_unread_s")
+    """Bodies are taken as they are sent: a compressed one is never inflated here.
+
+    `_is_last` is set when no request may follow those that were received. What arrives behind them is dropped, and the
+    last answer closes the connection.
+    """
+
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_dropped",
+        "_head_begun",
+        "_is_last",
+        "_lingering",
+        "_next_look",
+        "_resuming",
+        "_unread_s",
+    )
 
     def __init__(self, manager: Server, *, unread_timeout: float = UNREAD_S, **options: Any) -> None:
-        super().__init__(manager, **options)
+        super().__init__(manager, auto_decompress=False, lingering_time=0, **options)
         self._body: StreamReader = EMPTY_PAYLOAD
         self._head_begun = False
+        self._is_last = False
+        self._dropped = 0
+        self._lingering: asyncio.Event | None = None
+        self._resuming: asyncio.Handle | None = None
         self._connection: asyncio.Transport | None = None  # aiohttp forgets its own before all is sent
         self._next_look: asyncio.TimerHandle | None = None
         self._unread_s = unread_timeout
@@ -73,6 +98,10 @@ class HttpConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_looking()
         self._connection = None
+        if self._resuming is not None:
+            self._resuming.cancel()
+        if self._lingering is not None:
+            self._lingering.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -122,6 +151,9 @@ class HttpConnection(RequestHandler):
         # Told by what has arrived and not by what is done about it, which lags behind: the first bytes may be here
         # before the task that handles the connection has begun.
         in_body = not body.is_eof()
+        if self._lingering is not None or (self._is_last and not in_body):
+            self._drop(data)
+            return
         if not in_body and not self._head_begun and (method := _METHOD.match(data)) and not method[0].isupper():
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
@@ -129,9 +161,64 @@ class HttpConnection(RequestHandler):
             self._head_begun = not in_body and self._request_count == requests
         if self._request_count > requests:
             message, self._body = self._messages[-1]
-            if in_body and isinstance(message, _ErrInfo):
+            count = self._request_count - requests
+            if count > 1 or isinstance(message, _ErrInfo) or not framing.is_plain(message, self._body):
+                self._check_framing(count)
+                message, self._body = self._messages[-1]
+            if isinstance(message, _ErrInfo) and not body.is_eof():
                 # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
                 body.set_exception(RequestPayloadError("malformed body"))
+                self._messages.pop()  # the reader of the body answers
+
+    def _check_framing(self, count: int) -> None:
+        """Look at the last `count` messages. None may follow one that is refused, or that asks for another protocol,
+        which may have begun behind it (RFC 9110, section 7.8); the parser drops what it holds there.
+        """
+        for place in range(-count, 0):
+            message, payload = self._messages[place]
+            if isinstance(message, _ErrInfo) or message.upgrade:  # as for CONNECT
+                self._is_last = True
+            elif (fault := framing.find_fault(message, payload)) is not None:
+                self._messages[place] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
+                self._is_last = True
+            if self._is_last:
+                for _ in range(place + 1, 0):
+                    self._messages.pop()
+                self._message_tail = b""  # aiohttp would parse it
+                return
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on in the next turn of the loop. aiohttp parses the next piece of what has arrived within the read of the
+        one before, so that a body in thousands of tiny chunks holds everyone up.
+        """
+        if not resume_parser:
+            super().resume_reading(resume_parser)
+        elif self._resuming is None:
+            self._resuming = self._loop.call_soon(self._resume_reading)
+
+    def _resume_reading(self) -> None:
+        self._resuming = None
+        if self._parser is not None:  # else the connection is lost
+            super().resume_reading()
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        if self._dropped > MAX_DROPPED_BYTES:
+            self._pause_transport_reading()
+
+    async def _linger(self) -> None:
+        """Say that no answer follows, and give the client a while to read the last one before the connection closes."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        self._lingering = asyncio.Event()
+        self._messages.clear()
+        with suppress(OSError):  # the client has left, and nobody has heard of it yet
+            self.transport.write_eof()
+        if self._dropped <= MAX_DROPPED_BYTES:
+            self._resume_transport_reading()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._lingering.wait()
 
     def is_busy(self) -> bool:
         """Also while an answer is sent, by whatever way: for aiohttp there is no current request any more."""
@@ -141,13 +228,17 @@ class HttpConnection(RequestHandler):
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
     ) -> tuple[web.StreamResponse, bool]:
         server = self._manager
-        if isinstance(server, DrainingServer) and server.quick is not None and not server.draining:
+        if isinstance(server, DrainingServer) and server.quick is not None and not (server.draining or self._is_last):
             answer = server.quick(request)
             if answer is not None:
                 return await self._answer_quickly(request, answer)
         if request.headers.get("Expect", "100-continue").lower() != "100-continue":
             request_handler = _refuse_expectation  # else aiohttp answers it before any middleware, as plain text
-        return await super()._handle_request(request, start_time, request_handler)
+        response, is_over = await super()._handle_request(request, start_time, request_handler)
+        if not is_over and self._is_last and not self._messages:
+            await self._linger()
+            is_over = True
+        return response, is_over
 
     async def _answer_quickly(self, request: web.BaseRequest, answer: bytes) -> tuple[web.StreamResponse, bool]:
         """All that aiohttp does for a prepared response."""
@@ -163,8 +254,10 @@ class HttpConnection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         resp.headers["Server"] = "Daguerre"  # aiohttp's own names the versions of what it runs on
-        unread = not request.content.is_eof()  # the rest of a body must not be taken for a request
-        if unread or (isinstance(self._manager, DrainingServer) and self._manager.draining):
+        if not request.content.is_eof():
+            self._is_last = True  # the rest of a body must not be taken for a request
+        is_draining = isinstance(self._manager, DrainingServer) and self._manager.draining
+        if is_draining or (self._is_last and not self._messages):
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
 

@@ -1,4 +1,4 @@
-"""The first account and its key, which every start can show again."""
+"""The first account and its key, which is kept in a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ _ACCOUNT = "default"
 _MAX_BYTES = 10 << 30
 
 
+def path(folder: Path) -> Path:
+    """Where the key is kept, for who may read the data folder."""
+    return folder / "first-key"
+
+
 async def prepare(database_url: str, folder: Path) -> str | None:
     """Apply the schema and give the first account's key; None if it was revoked, or if it was never ours.
 
@@ -21,7 +26,7 @@ async def prepare(database_url: str, folder: Path) -> str | None:
     from service.accounts import keys, records  # noqa: PLC0415
 
     await database.apply_schema(database_url)
-    kept, fresh = folder / "first-key", folder / "first-key.new"
+    kept, fresh = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:
         if (key := _read(fresh)) and await keys.key_is_active(connection, key):
@@ -42,16 +47,16 @@ async def prepare(database_url: str, folder: Path) -> str | None:
         await connection.close()
 
 
-def _read(path: Path) -> str | None:
+def _read(file: Path) -> str | None:
     try:
-        return path.read_text().strip() or None
+        return file.read_text().strip() or None
     except FileNotFoundError:
         return None
 
 
-def _write(path: Path, key: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{key}\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _write(file: Path, key: str) -> None:
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(f"{key}\n")
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -16,8 +16,8 @@ class Screen:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()
-        self._colours = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.is_terminal = stream.isatty()
+        self._colours = self.is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._signs = {"done": "✓", "failed": "✗", "begun": "·", "note": "!"}
         try:
             "✓✗·".encode(stream.encoding or "ascii")
@@ -32,7 +32,7 @@ class Screen:
     def step(self, text: str, *, talkative: bool = False) -> Iterator[None]:
         """One line a step, with the seconds it took. Of a talkative one, other lines come in between."""
         begun = time.monotonic()
-        if self._terminal:
+        if self.is_terminal:
             self._write(f"  {self._paint(self._signs['begun'], _DIM)} {text} " + ("\n" if talkative else ""))
         try:
             yield
@@ -59,7 +59,7 @@ class Screen:
         self._write(f"{text}\n")
 
     def _finish(self, sign: str, text: str, begun: float) -> None:
-        start = "\r" if self._terminal else ""
+        start = "\r" if self.is_terminal else ""
         elapsed = self._paint(f"{time.monotonic() - begun:5.1f} s", _DIM)
         self._write(f"{start}  {sign} {text:<44}{elapsed}\n")
 

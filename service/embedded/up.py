@@ -63,6 +63,7 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
             found = _start_servers(
                 settings, workers, place, supervisor, screen, local_url=listening.local_url(listener)
             )
+            is_new = not first_key.path(place.path).exists()
             with screen.step("Schema and first account"):
                 key = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
@@ -73,7 +74,9 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
                 services.wait_ready(supervisor, listener, screen.note)
             running.announce(place.path, found)
             was_ready = True
-            _show_banner(screen, found, key, place.path)
+            # Output that is no terminal's may be kept in a log.
+            shown = _describe_key(place.path, key, show=is_new and screen.is_terminal)
+            _show_banner(screen, found, place.path, shown, "" if key is None else _sample_request(found, place.path))
             supervisor.run()
         except Stopped:
             pass
@@ -110,17 +113,28 @@ def _start_servers(
     return running.Running(os.getpid(), database_url, redis_url, local_url, public_url)
 
 
-def _show_banner(screen: Screen, found: running.Running, key: str | None, data: Path) -> None:
+def _describe_key(data: Path, key: str | None, *, show: bool) -> str:
+    """Returns where the first account's key is kept; with `show`, the key itself as well."""
+    if key is None:
+        command = f"{os.environ.get('DAGUERRE_COMMAND', 'daguerre')} keys create default"
+        return f"the first one was revoked; make another: {command} --data {shlex.quote(str(data))}"
+    command = f"cat {shlex.quote(str(first_key.path(data)))}"
+    return f"{key} (shown once; to see it again: {command})" if show else f"to see it: {command}"
+
+
+def _sample_request(found: running.Running, data: Path) -> str:
+    """Returns a command that uploads a picture. The key comes from its file, and is no part of what is shown."""
+    key = f"$(cat {shlex.quote(str(first_key.path(data)))})"
+    url = f"{found.local_url}/v1/images?key={key}&with_exif=true&verbose=true"
+    return f"curl \"{url}\" -H 'Content-Type: image/jpeg' --data-binary {shlex.quote(f'@{_SAMPLE}')}"
+
+
+def _show_banner(screen: Screen, found: running.Running, data: Path, key: str, command: str) -> None:
     rows = [("Address", found.local_url)]
     if found.public_url != found.local_url:
         rows.append(("Public", found.public_url))
-    another = f"{os.environ.get('DAGUERRE_COMMAND', 'daguerre')} keys create default --data {shlex.quote(str(data))}"
-    rows.append(("Key", key or f"the first one was revoked; make another: {another}"))
-    closing = f"Ctrl-C stops it; everything is kept in {data}."
-    url = f"{found.local_url}/v1/images?key={key}&with_exif=true&verbose=true"
-    sample = shlex.quote(f"@{_SAMPLE}")
-    command = f"curl '{url}' -H 'Content-Type: image/jpeg' --data-binary {sample}"
-    screen.ready(rows, command if key else "", closing)
+    rows.append(("Key", key))
+    screen.ready(rows, command, f"Ctrl-C stops it; everything is kept in {data}.")
 
 
 def _finish(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Result:

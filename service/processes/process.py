@@ -148,6 +148,8 @@ def last_words(program: Program) -> str:
     lines = [line for line in program.log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines[-20:] if "FATAL" in line or "rror" in line]
     told = (errors or lines or ["it said nothing"])[-1].rpartition("FATAL:")[2].strip()
+    if not told.isprintable():  # a server's log may repeat what a client sent
+        told = ascii(told)
     return f"{told} (more in {program.log})"
 
 

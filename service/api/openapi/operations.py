@@ -43,7 +43,7 @@ _DOWNLOAD = (
     "origin-too-slow",
     "not-an-image",
 )
-_BODY = ("invalid-body", "upload-too-large", "upload-timeout")
+_BODY = ("invalid-body", "unsupported-content-encoding", "upload-too-large", "upload-timeout")
 
 _PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
 _LEADS_TO = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")

@@ -28,6 +28,10 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": '^"key";r=[0-9]+;t=[0-9]+$'},
     },
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
+    "Accept-Encoding": {
+        "description": "`identity`, where the Content-Encoding of the body was refused.",
+        "schema": {"const": "identity"},
+    },
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "Cache-Control": {"schema": {"type": "string"}},
     "ETag": {"schema": {"type": "string"}},
@@ -48,7 +52,13 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}(,{IMAGE_ID_PATTERN.pattern})?$"},
     },
 }
-_OF_STATUS = {401: ("WWW-Authenticate",), 416: ("Content-Range",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_OF_STATUS = {
+    401: ("WWW-Authenticate",),
+    415: ("Accept-Encoding",),
+    416: ("Content-Range",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 # Of every answer to a key that is limited.
 OF_LIMIT = ("RateLimit-Policy", "RateLimit")
 
