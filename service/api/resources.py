@@ -24,6 +24,7 @@ from service.images.lookups import Wanted, find_together, is_any_stored
 from service.images.records import Image
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
+from service.processes.arriving_bytes import ArrivingBytes
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
@@ -31,6 +32,7 @@ from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
+from service.uploads.reservations import Reservations
 
 # Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
 _CHECK_S = 2.0
@@ -74,8 +76,10 @@ def resources(request: web.Request) -> Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Connect to everything; tasks and connections end with the block."""
+async def open_resources(settings: Settings, arriving: ArrivingBytes | None = None) -> AsyncIterator[Resources]:
+    """Connect to everything; tasks and connections end with the block. `arriving` is shared with other API processes of
+    this machine, if there are any.
+    """
     timeouts = OriginTimeouts()
     storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
@@ -114,7 +118,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             rate_limiter=rate_limiter,
             jobs=queue,
             replies=replies,
-            admission=Admission(settings, database, replies),
+            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
             finding=finding,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
