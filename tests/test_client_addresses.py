@@ -8,14 +8,16 @@ from typing import Any, cast
 import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
+from structlog.testing import capture_logs
 
-from service.api.clients import client_address
+from service.api.clients import MAX_WARNINGS, ProxyWarnings, client_address
 from service.delivery.misses import Misses
 from service.errors import ServiceError
 from service.limits import buckets
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
 from service.settings import SettingsError, load, parse_networks, parse_widths
+from tests.conftest import Client
 
 PROXIES = parse_networks("127.0.0.0/8, 10.0.0.0/8, fd00::/8")
 
@@ -60,6 +62,46 @@ def test_the_client_is_the_nearest_that_is_no_trusted_proxy(remote: str, forward
 
 def test_without_trusted_proxies_nothing_is_believed() -> None:
     assert address("127.0.0.1", "203.0.113.9", trusted=()) == "127.0.0.1"
+
+
+def warnings_of(trusted: Any, *requests: tuple[str, dict[str, str]]) -> list[tuple[str, str]]:
+    """The events that requests from these addresses, with these headers, are logged with; and the addresses."""
+    proxies = ProxyWarnings(trusted)
+    with capture_logs() as logs:
+        for remote, headers in requests:
+            transport = cast("Any", _Transport(remote))
+            proxies.look_at(make_mocked_request("GET", "/i/a", headers=headers, transport=transport))
+    return [(line["event"], line["address"]) for line in logs]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "x-forwarded-for", "Forwarded", "X-Real-IP"])
+def test_an_untrusted_proxy_is_warned_about_once(header: str) -> None:
+    asked = [(remote, {header: "203.0.113.9"}) for remote in ("192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1")]
+    expected = [("proxy.not_trusted", "192.0.2.1"), ("proxy.not_trusted", "192.0.2.2")]
+    assert warnings_of(PROXIES, *asked) == warnings_of((), *asked) == expected
+
+
+def test_a_trusted_proxy_and_a_client_are_no_warning() -> None:
+    assert warnings_of(PROXIES, ("10.0.0.1", {"X-Forwarded-For": "203.0.113.9"}), ("203.0.113.9", {})) == []
+
+
+def test_a_proxy_that_names_clients_in_vain_is_warned_about() -> None:
+    asked = [("10.0.0.1", {"Forwarded": "for=203.0.113.9"})] * 3
+    assert warnings_of(PROXIES, *asked) == [("proxy.forwards_no_address", "10.0.0.1")]
+
+
+def test_warnings_about_proxies_are_bounded() -> None:
+    asked = [(f"192.0.2.{number}", {"Forwarded": "for=x"}) for number in range(100)]
+    assert len(warnings_of((), *asked)) == MAX_WARNINGS
+
+
+async def test_the_warning_names_the_setting(api: Client) -> None:
+    with capture_logs() as logs:
+        for _ in range(3):
+            await api.get("/i/AAAAAAA", headers={"X-Forwarded-For": "203.0.113.9"})
+    [warning] = [line for line in logs if line["event"] == "proxy.not_trusted"]
+    assert warning["log_level"] == "warning"
+    assert (warning["address"], warning["setting"]) == ("127.0.0.1", "DAGUERRE_TRUSTED_PROXIES")
 
 
 async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_looked_up(redis_url: str) -> None:

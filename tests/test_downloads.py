@@ -8,6 +8,7 @@ import random
 import socket
 import sys
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -852,6 +853,24 @@ async def test_a_proxy_in_the_environment_is_ignored(
 
 
 # Slow origins, with short time-outs
+
+
+async def test_an_origin_below_the_least_pace_is_too_slow(serve: Serve, settings: Settings) -> None:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(200):
+            await response.write(b"x" * 10)
+            await asyncio.sleep(0.05)
+        return response
+
+    timeouts = OriginTimeouts(connect_s=0.3, read_s=0.3, total_s=10)
+    url = str(await serve(drip))
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match="origin-too-slow"):
+        await fetch(url, settings, timeouts)
+    assert 0.2 < time.monotonic() - began < 2
+    assert stored_files(settings) == []
 
 
 async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> receiving.Upload:

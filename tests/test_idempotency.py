@@ -779,7 +779,7 @@ async def test_a_url_that_is_stored_is_answered_without_a_place_among_the_downlo
 ) -> None:
     first = await get_url(api, tenant, url)
 
-    def refuse(_: Admission) -> None:
+    def refuse(*_: object) -> None:
         raise ServiceError("busy")
 
     monkeypatch.setattr(Admission, "download", refuse)

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from service.api.app import create_app
 from service.api.protocol import HttpConnection, Runner
+from service.limits import pace
 from service.settings import Settings
 from tests.conftest import Tenant
 from tests.samples import jpeg
@@ -381,6 +382,19 @@ def test_a_client_that_reads_slowly_gets_the_whole_answer(play: Play) -> None:
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
         assert is_whole(await read_all(client, pause_s=0.03))
         assert time.monotonic() - began > 0.7  # longer than a client may pause
+
+    play(scene)
+
+
+def test_a_client_that_reads_too_slowly_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 10_000_000)
+
+    async def scene(_: Runner, client: socket.socket) -> None:
+        began = time.monotonic()
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
+        with pytest.raises(ConnectionResetError):
+            await read_all(client, pause_s=0.1)
+        assert 0.4 < time.monotonic() - began < 3
 
     play(scene)
 

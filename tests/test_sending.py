@@ -22,6 +22,7 @@ from service.api import sending
 from service.api.protocol import Runner
 from service.api.sending import FileAnswer, Part
 from service.api.server import DESCRIPTORS_OF_A_CONNECTION
+from service.limits import pace
 from service.storage.files import disk_threads, in_thread
 
 SIZE = 600_000
@@ -114,6 +115,22 @@ def test_a_client_that_takes_nothing_is_left(play: Play, monkeypatch: pytest.Mon
         while runner.draining_server.connections:
             await asyncio.sleep(0.01)
         assert await read(client) < SIZE
+
+    play(scene)
+
+
+def test_a_client_below_the_least_pace_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "UNREAD_S", 0.5)
+    monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 10_000_000)
+
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await ask(client)
+        reading = asyncio.create_task(read(client, pauses=1000))
+        async with asyncio.timeout(3):
+            while runner.draining_server.connections:
+                await asyncio.sleep(0.01)
+        assert not reading.done()
+        reading.cancel()
 
     play(scene)
 

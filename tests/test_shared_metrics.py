@@ -33,6 +33,7 @@ async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncI
 
 
 async def scrape(daguerre: Daguerre) -> Scrape:
+    """Perhaps of the second before: a process uses its text again for so long."""
     async with daguerre.session.get("/metrics") as answer:
         assert answer.status == 200
         return Scrape(await answer.text())
@@ -101,10 +102,12 @@ async def test_the_counts_of_a_killed_process_remain_and_its_gauges_go(daguerre:
     await wait_in_flight(daguerre, 1)
     [survivor] = await start_apis(daguerre, 1)
     asked = await ask_each(daguerre, [killed, survivor])
+    await asyncio.sleep(1)
     before = total(await scrape(daguerre))
     assert before == asked
     killed.process.kill()
     await killed.exit_code()
+    await asyncio.sleep(1)
     after = await scrape(daguerre)
     assert (total(after), after.value("daguerre_uploads_in_flight")) == (before, 0)
     writer.close()
@@ -113,6 +116,7 @@ async def test_the_counts_of_a_killed_process_remain_and_its_gauges_go(daguerre:
     for _ in range(2):
         [replacement] = await start_apis(daguerre, 1)
         asked += await ask_each(daguerre, [replacement])
+        await asyncio.sleep(1)
         shown = await scrape(daguerre)
         assert (total(shown), shown.value("daguerre_uploads_in_flight")) == (asked, 0)
         replacement.process.kill()

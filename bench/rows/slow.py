@@ -1,7 +1,7 @@
 """What 1,000 slow clients cost everybody else: the p99 of normal requests beside them and without them, in turns.
 
-They send a byte a second each: 400 of them the body of an upload, since two API processes take 512 of those at once,
-and the others the head of a request. One that is refused or cut off comes back.
+They send a byte a second each: 400 of them the body of an upload, which is more than two API processes take of one
+account at once, and the others the head of a request. One that is refused or cut off comes back.
 """
 
 from __future__ import annotations

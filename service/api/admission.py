@@ -2,73 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+import math
 
-from service.accounts.records import Account, load_account
-from service.database import Database
+from service.accounts.records import Account
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
-from service.images.repeats import find_taken
+from service.limits.pace import GRACE_S, Pace
 from service.queue.replies import Replies
 from service.settings import Settings
-from service.telemetry.metrics import InFlight, metrics
-from service.uploads.receiving import too_large
-
-
-@dataclass(slots=True)
-class _Places:
-    all: int
-    gauge: InFlight
-    taken: int = 0
+from service.telemetry.metrics import metrics
+from service.uploads.places import Places
+from service.uploads.receiving import Body, too_large
+from service.uploads.reservations import Reservation, Reservations
 
 
 class Admission:
-    def __init__(self, settings: Settings, database: Database, replies: Replies) -> None:
-        self._settings = settings
-        self._database = database
+    def __init__(self, settings: Settings, reservations: Reservations, replies: Replies) -> None:
+        self._max_bytes = settings.max_upload
+        self._upload_grace_s = max(GRACE_S, settings.upload_idle_timeout_s)
+        self._reservations = reservations
         self._replies = replies
-        self._uploads = _Places(settings.uploads_in_flight, metrics.uploads_in_flight)
-        self._downloads = _Places(settings.downloads_in_flight, metrics.downloads_in_flight)
+        self._uploads = Places(settings.uploads_in_flight, metrics.uploads_in_flight)
+        self._downloads = Places(settings.downloads_in_flight, metrics.downloads_in_flight)
 
-    def upload(self) -> AbstractContextManager[None]:
-        """Hold one of this process's places. Raises `busy`, or `queue-unavailable` while no job can be enqueued."""
-        return self._admit(self._uploads)
+    async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
+        """A place, and bytes of the account, for a body of this declared length.
 
-    def download(self) -> AbstractContextManager[None]:
-        """The same for a picture from a URL: slow origins must not take the places of uploads."""
-        return self._admit(self._downloads)
-
-    @contextmanager
-    def _admit(self, places: _Places) -> Iterator[None]:
-        if places.taken >= places.all:
-            raise ServiceError("busy")
-        if not self._replies.connected:
-            raise ServiceError("queue-unavailable")
-        places.taken += 1
-        places.gauge.inc()
-        try:
-            yield
-        finally:
-            places.taken -= 1
-            places.gauge.dec()
-
-    async def check_length(self, account: Account, length: int | None, key: IdempotencyKey | None) -> None:
-        """A first look at a picture's declared length; the bytes that arrive are counted all the same.
-
-        Raises `upload-too-large`, `empty-body`, `quota-exceeded`. A request under a key that stands for an image may
-        be that image's own, which perhaps filled the account: it is let in.
+        Raises `upload-too-large`, `empty-body`, `quota-exceeded`, `busy`, and `queue-unavailable` while no job can be
+        enqueued.
         """
-        if length is not None and length > self._settings.max_upload:
-            raise too_large(self._settings.max_upload)
+        reservation = self._reservations.open(account, key)
+        try:
+            await self.reserve(reservation, length)
+            return self._take(self._uploads, reservation, self._upload_grace_s)
+        except BaseException:
+            reservation.close()
+            raise
+
+    async def download(self, account: Account, key: IdempotencyKey | None) -> Body:
+        """The same for a picture from a URL: slow origins must not take the places of uploads."""
+        reservation = self._reservations.open(account, key)
+        try:
+            await self.reserve(reservation, None)
+            reservation.release()  # until its length is known, it keeps no other from that room
+            return self._take(self._downloads, reservation, math.inf)  # an origin's own time limits come first
+        except BaseException:
+            reservation.close()
+            raise
+
+    async def reserve(self, reservation: Reservation, length: int | None) -> None:
+        """Reserve a picture's declared length, as far as one is; the bytes that arrive are counted all the same.
+
+        Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
+        """
+        if length is not None and length > self._max_bytes:
+            raise too_large(self._max_bytes)
         if length == 0:
             raise ServiceError("empty-body")
-        if account.remaining_bytes < (length or 1):
-            # What the key ring remembers may be older than a delete.
-            async with self._database.connection() as connection:
-                account = await load_account(connection, account.id)
-                if account.remaining_bytes < (length or 1) and not (
-                    key and await find_taken(connection, [(account.id, key.text)])
-                ):
-                    raise ServiceError("quota-exceeded")
+        await reservation.cover(length or 1)
+
+    def _take(self, places: Places, reservation: Reservation, grace_s: float) -> Body:
+        if not self._replies.connected:
+            raise ServiceError("queue-unavailable")
+        pace = Pace(grace_s)
+        pace.begin_wait()
+        return Body(places, places.take(reservation.account.id, pace), reservation)

@@ -16,17 +16,18 @@ from service.api.quick import QuickAnswers
 from service.api.resources import RESOURCES, open_resources
 from service.batches import running
 from service.limits.rates import Rate
+from service.processes.arriving_bytes import ArrivingBytes
 from service.settings import Settings
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
     app = web.Application(middlewares=[answer, cors.answer_options])
     app.on_response_prepare.append(cors.allow_answer)
     if (rate := Rate.parse(settings.rate_limit)) is not None:
         app.on_response_prepare.append(ShowRateLimit(rate))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
-        async with open_resources(settings) as opened:
+        async with open_resources(settings, arriving) as opened:
             quick = QuickAnswers(opened.delivery)
             app[RESOURCES], app[QUICK_ANSWER] = opened, quick.find
             async with running(quick.run()):

@@ -64,7 +64,9 @@ class Visit:
 
 async def show(request: web.Request) -> web.StreamResponse:
     """GET /i/{id} and /i/{id}/{name}: the picture."""
-    delivery = resources(request).delivery
+    service = resources(request)
+    delivery = service.delivery
+    service.proxies.look_at(request)
     address = client_address(request, delivery.trusted_proxies)
     delivery.misses.check(address)
     taken = accepted(request.headers.get("Accept", ""))

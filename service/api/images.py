@@ -36,9 +36,9 @@ async def create(request: web.Request) -> web.Response:
     detail, tags, key = parameters.detail(request), parameters.tags(request), parameters.idempotency_key(request)
     bodies.check_content_type(request)
     bodies.check_encoding(request.headers)
-    await service.admission.check_length(account, bodies.declared_length(request), key)
-    with service.admission.upload():
-        upload = await receiving.receive(bodies.chunks(request), service.storage, service.upload_limits)
+    with await service.admission.upload(account, bodies.declared_length(request), key) as body:
+        with body.place:
+            upload = await receiving.receive(bodies.chunks(request), service.storage, service.upload_limits, body)
         new, image = await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
     return await answers.created(new, image, service, account, detail)
 
@@ -82,11 +82,11 @@ async def _download(
     request: web.Request, account: Account, source: URL, tags: Sequence[str], key: IdempotencyKey | None
 ) -> tuple[NewImage, Image | None]:
     service = resources(request)
-    await service.admission.check_length(account, None, key)
-    with service.admission.download():
-        async with bodies.while_connected(request), service.origins.get(source) as origin:
-            await service.admission.check_length(account, origin.length, key)
-            upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits)
+    with await service.admission.download(account, key) as body:
+        with body.place:
+            async with bodies.while_connected(request), service.origins.get(source) as origin:
+                await service.admission.reserve(body.reservation, origin.length)
+                upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits, body)
         return await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
 
 

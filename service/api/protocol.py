@@ -27,6 +27,7 @@ from aiohttp.web_server import Server
 
 from service.api import cors, envelope, framing
 from service.errors import ServiceError
+from service.limits.pace import Pace
 from service.processes.connection_counts import ConnectionCounts
 from service.telemetry.metrics import metrics
 
@@ -106,27 +107,33 @@ class HttpConnection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._look_again(self._count_unread(), self._loop.time())
+        pace = Pace(self._unread_s)
+        pace.begin_wait()
+        self._look_again(self._count_unread(), self._loop.time(), pace)
 
     def resume_writing(self) -> None:
         self._stop_looking()
         super().resume_writing()
 
-    def _look_again(self, unread: int, moved_at: float) -> None:
-        self._next_look = self._loop.call_later(self._unread_s / LOOKS, self._look, unread, moved_at)
+    def _look_again(self, unread: int, moved_at: float, pace: Pace) -> None:
+        self._next_look = self._loop.call_later(self._unread_s / LOOKS, self._look, unread, moved_at, pace)
 
     def _stop_looking(self) -> None:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
 
-    def _look(self, before: int, moved_at: float) -> None:
-        """End the connection of a client that has taken nothing for too long; `close` would wait for it for ever."""
+    def _look(self, before: int, moved_at: float, pace: Pace) -> None:
+        """End the connection of a client that has taken nothing for too long, or is slower than the least pace; `close`
+        would wait for it for ever.
+        """
         unread, now = self._count_unread(), self._loop.time()
         if unread < before:
             moved_at = now
-        if now - moved_at < self._unread_s:
-            self._look_again(unread, moved_at)
+            pace.end_wait(before - unread)
+            pace.begin_wait()
+        if now - moved_at < self._unread_s and pace.left_s > 0:
+            self._look_again(unread, moved_at, pace)
         else:
             log.info("connection.unread", bytes=unread)
             self.abort()

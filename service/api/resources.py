@@ -14,6 +14,7 @@ from aiohttp import web
 from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
+from service.api.clients import ProxyWarnings
 from service.api.shared_calls import SharedCall
 from service.batches import Batcher, running
 from service.database import Database
@@ -24,6 +25,7 @@ from service.images.lookups import Wanted, find_together, is_any_stored
 from service.images.records import Image
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
+from service.processes.arriving_bytes import ArrivingBytes
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
@@ -31,10 +33,13 @@ from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
+from service.uploads.reservations import Reservations
 
 # Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
 _CHECK_S = 2.0
 _SCRAPE_S = 5.0
+# A scrape costs 12 ms of a core, and needs no key.
+_SCRAPE_KEEP_S = 1.0
 
 
 def _make_checks() -> Mapping[str, SharedCall[None]]:
@@ -57,8 +62,9 @@ class Resources:
     origins: Origins
     download_limits: UploadLimits
     delivery: Delivery
+    proxies: ProxyWarnings
     readiness: Mapping[str, SharedCall[None]] = field(default_factory=_make_checks)
-    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S))
+    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
@@ -74,8 +80,10 @@ def resources(request: web.Request) -> Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Connect to everything; tasks and connections end with the block."""
+async def open_resources(settings: Settings, arriving: ArrivingBytes | None = None) -> AsyncIterator[Resources]:
+    """Connect to everything; tasks and connections end with the block. `arriving` is shared with other API processes of
+    this machine, if there are any.
+    """
     timeouts = OriginTimeouts()
     storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
@@ -114,7 +122,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             rate_limiter=rate_limiter,
             jobs=queue,
             replies=replies,
-            admission=Admission(settings, database, replies),
+            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
             finding=finding,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
@@ -122,6 +130,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             # An origin's own time-outs come first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
             delivery=delivery,
+            proxies=ProxyWarnings(delivery.trusted_proxies),
         )
 
 

@@ -20,6 +20,7 @@ from service.api import envelope
 from service.api.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.delivery.pictures import Picture
 from service.errors import ServiceError
+from service.limits.pace import Pace
 from service.storage.files import Stored, in_thread, unavailable
 from service.telemetry.metrics import CLIENT_LEFT
 
@@ -188,12 +189,12 @@ class FileAnswer(web.StreamResponse):
             raise ConnectionResetError("the client has left")
         connection = os.dup(request.transport.get_extra_info("socket").fileno())
         try:
-            at = self._part.start
+            at, pace = self._part.start, Pace(UNREAD_S)
             while at < self._part.stop:
                 count = min(self._part.stop - at, _PIECE_BYTES)
                 sent = await in_thread(self._threads, partial(_sendfile, connection, self._file.fileno(), at, count))
                 if sent is None:
-                    await _until_writable(connection)
+                    await _until_writable(connection, at - self._part.start, pace)
                     if _is_gone(request):
                         raise ConnectionResetError("the client has left")
                 else:
@@ -221,9 +222,10 @@ def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None
     return sent
 
 
-async def _until_writable(connection: int) -> None:
-    """Raises ConnectionResetError for a client that takes nothing for too long. One that takes a little is waited for:
-    the system wants a good part of what it holds to be gone before it takes more.
+async def _until_writable(connection: int, sent: int, pace: Pace) -> None:
+    """Raises ConnectionResetError for a client that takes nothing for too long, or is slower than the least pace. Until
+    then one that takes a little is waited for: the system wants a good part of what it holds to be gone before it takes
+    more. `sent` are the bytes that the system took, `pace` counts those that the client did.
     """
     loop = asyncio.get_running_loop()
     writable = asyncio.Event()
@@ -231,13 +233,15 @@ async def _until_writable(connection: int) -> None:
     try:
         unread, moved_at = count_unconfirmed(connection), loop.time()
         while not writable.is_set():
+            pace.begin_wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(UNREAD_S / LOOKS):
+                async with asyncio.timeout(min(pace.left_s, UNREAD_S / LOOKS)):
                     await writable.wait()
             before, unread = unread, count_unconfirmed(connection)
+            pace.end_wait(max(0, sent - unread - pace.size))
             if unread < before:
                 moved_at = loop.time()
-            elif loop.time() - moved_at >= UNREAD_S:
-                raise ConnectionResetError("the client takes nothing")
+            if not writable.is_set() and (loop.time() - moved_at >= UNREAD_S or pace.left_s == 0):
+                raise ConnectionResetError("the client takes nothing, or too slowly")
     finally:
         loop.remove_writer(connection)

@@ -14,6 +14,7 @@ import uvloop
 from service.api.acceptor import Acceptor
 from service.api.app import create_app
 from service.api.protocol import UNREAD_S, Runner
+from service.processes.arriving_bytes import ArrivingBytes
 from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings
 from service.telemetry import logs
@@ -39,22 +40,24 @@ DESCRIPTORS_OF_A_CONNECTION = 3
 _READ_BYTES = 64 * 1024
 
 
-def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts) -> None:
+def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts, arriving: ArrivingBytes) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError where the storage cannot be used."""
     logs.configure(settings, part="api", pid=os.getpid())
     metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, counts))
+        runner.run(_serve(settings, listener, counts, arriving))
 
 
-async def _serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts) -> None:
+async def _serve(
+    settings: Settings, listener: socket.socket, counts: ConnectionCounts, arriving: ArrivingBytes
+) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
 
     runner = Runner(
-        create_app(settings),
+        create_app(settings, arriving),
         access_log=None,
         keepalive_timeout=KEEPALIVE_S,
         unread_timeout=UNREAD_S,

@@ -9,6 +9,7 @@ import click
 
 from service.cli.configuration import load_settings
 from service.processes import StartError, listening
+from service.processes.arriving_bytes import ArrivingBytes
 from service.processes.connection_counts import ConnectionCounts
 from service.settings import Settings, SettingsError
 
@@ -16,13 +17,13 @@ from service.settings import Settings, SettingsError
 @click.command()
 @click.option("--fd", type=int, help="Serve on this inherited listening socket, as one process.")
 @click.option(
-    "--counts", type=int, nargs=2, help="Share it with others: a descriptor, and the place in it.", hidden=True
+    "--shared", type=int, nargs=3, help="Descriptors of memory shared with others, and the place in it.", hidden=True
 )
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
 def serve(
-    fd: int | None, counts: tuple[int, int] | None, host: str | None, port: int | None, processes: int | None
+    fd: int | None, shared: tuple[int, int, int] | None, host: str | None, port: int | None, processes: int | None
 ) -> None:
     """Run the API, as several processes behind one port."""
     settings = load_settings(host=host, port=port, api_processes=processes)
@@ -35,9 +36,16 @@ def serve(
             else:
                 from service.api import server  # noqa: PLC0415
 
-                server.serve(settings, listener, ConnectionCounts(*counts) if counts else ConnectionCounts.alone())
+                server.serve(settings, listener, *_open_shared(shared))
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:
+    if shared is None:
+        return ConnectionCounts.alone(), ArrivingBytes.alone()
+    counts, arriving, number = shared
+    return ConnectionCounts(counts, number), ArrivingBytes(arriving, number)
 
 
 def _listen(settings: Settings, fd: int | None) -> socket.socket:

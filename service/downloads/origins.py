@@ -18,6 +18,7 @@ from service.downloads.connections import AddressRefused, GuardedResolver, guard
 from service.downloads.decoding import DecodingError, decode, parse_codings
 from service.downloads.urls import CredentialsInURL, parse_absolute, resolve_redirect
 from service.errors import ServiceError
+from service.limits.pace import Pace
 
 MAX_URL_LENGTH = 8000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -30,7 +31,10 @@ _READ_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OriginTimeouts:
-    """For resolving the name and connecting, TLS included; for the first byte, and every later pause; for it all."""
+    """For resolving the name and connecting, TLS included; for the first byte, and every later pause; for it all.
+
+    After `read_s` a body has to have the least pace of `service.limits.pace` as well.
+    """
 
     connect_s: float = 5
     read_s: float = 10
@@ -56,8 +60,9 @@ def parse_url(text: str) -> URL:
 class Origin:
     """An answer whose headers have arrived."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, pace: Pace) -> None:
         self._response = response
+        self._pace = pace
 
     @property
     def length(self) -> int | None:
@@ -69,11 +74,22 @@ class Origin:
         empty = True
         with _as_origin_errors():
             codings = parse_codings(",".join(self._response.headers.getall(hdrs.CONTENT_ENCODING, [])))
-            async for chunk in decode(self._response.content.iter_any(), codings):
+            async for chunk in decode(self._read(), codings):
                 empty = False
                 yield chunk
         if empty:
             raise ServiceError("not-an-image")
+
+    async def _read(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises TimeoutError if it is slower than the least pace."""
+        while True:
+            self._pace.begin_wait()
+            async with asyncio.timeout(self._pace.left_s):
+                chunk = await self._response.content.readany()
+            if not chunk:
+                return
+            self._pace.end_wait(len(chunk))
+            yield chunk
 
 
 class Origins:
@@ -128,7 +144,7 @@ class Origins:
                 raise ServiceError("origin-not-found")
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
-            yield Origin(response)
+            yield Origin(response, Pace(self._timeouts.read_s))
 
     async def _follow(self, url: URL) -> aiohttp.ClientResponse:
         """The first answer that is no redirect. aiohttp's own redirects would encode URLs anew."""

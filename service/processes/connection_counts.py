@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
-import tempfile
 from typing import Self
+
+from service.processes.shared_memory import create_memory
 
 _CELL_BYTES = 4
 # Processes may differ by so many connections and this part of them: an exact balance would make a burst wait.
@@ -50,11 +50,4 @@ class ConnectionCounts:
 
 def create(processes: int) -> int:
     """A descriptor for as many processes to inherit. It is the caller's to close."""
-    size = processes * _CELL_BYTES
-    if sys.platform == "linux":
-        descriptor = os.memfd_create("connection counts")
-        os.truncate(descriptor, size)
-        return descriptor
-    with tempfile.TemporaryFile() as file:
-        file.truncate(size)
-        return os.dup(file.fileno())
+    return create_memory("connection counts", processes * _CELL_BYTES)

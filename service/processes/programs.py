@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
-from service.processes import connection_counts
+from service.processes import arriving_bytes, connection_counts
 from service.processes.process import Program
 from service.settings import Settings
 
@@ -17,9 +17,10 @@ def api_programs(
 ) -> list[Program]:
     """As many as the settings say. `death_signal` is what they are sent if this process dies."""
     host, port = listener.getsockname()[:2]
-    shared = listener.fileno(), connection_counts.create(settings.api_processes)
+    processes = settings.api_processes
+    shared = listener.fileno(), connection_counts.create(processes), arriving_bytes.create(processes)
     env = {**env, "DAGUERRE_HOST": str(host), "DAGUERRE_PORT": str(port)}
-    words = "serve --fd {} --counts {}".format(*shared).split()
+    words = "serve --fd {} --shared {} {}".format(*shared).split()
     return [
         _program(f"API {number + 1}", [*words, str(number)], env, settings, death_signal, *shared)
         for number in range(settings.api_processes)

@@ -22,6 +22,7 @@ from service.queue.replies import Replies
 from service.storage.disk import DiskStorage
 from service.storage.incoming import IncomingFile
 from service.uploads.receiving import Upload
+from service.uploads.reservations import Reservation
 
 _ENQUEUE_TIMEOUT_S = 1
 # A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what
@@ -32,10 +33,11 @@ _LOST_S = 2
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A received file, and what its row is to be."""
+    """A received file, what its row is to be, and the bytes that are reserved for it."""
 
     file: IncomingFile
     image: NewImage
+    reservation: Reservation | None = None
 
 
 async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Arrival]) -> Sequence[Exception | None]:
@@ -44,7 +46,11 @@ async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Ar
     Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do. Raises `storage-unavailable`.
     """
     unsealed = await storage.seal([arrival.file for arrival in arrivals])
-    images = [arrival.image for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
+    sealed = [arrival for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
+    for arrival in sealed:
+        if arrival.reservation is not None:
+            arrival.reservation.hand_over()
+    images = [arrival.image for arrival in sealed]
     outcomes = await insert_pending(database, images)
     await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
     inserted = iter(outcomes)
@@ -79,7 +85,7 @@ class Ingest:
         refused.
         """
         new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
-        accepted = await self._accept(upload.file, new)
+        accepted = await self._accept(upload, new)
         if isinstance(accepted, NewImage):
             return accepted, await self._wait(accepted, request_id)
         return await self._join(accepted, request_id)
@@ -94,11 +100,12 @@ class Ingest:
         earlier = await self._find_earlier(account_id, key)
         return None if earlier is None else await self._join(earlier, request_id)
 
-    async def _accept(self, file: IncomingFile, new: NewImage) -> NewImage | Image:
+    async def _accept(self, upload: Upload, new: NewImage) -> NewImage | Image:
         """The row that was inserted, or the image that has its key."""
+        file = upload.file
         while True:
             try:
-                await self.accepting.submit(Arrival(file, new))
+                await self.accepting.submit(Arrival(file, new, upload.reservation))
             except IdTaken:
                 image_id = new_image_id()
                 # An id that another upload of this moment has is tried again: its insert is refused as well.

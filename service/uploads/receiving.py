@@ -6,12 +6,16 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Self
 
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
+from service.limits.pace import Pace
 from service.storage.disk import DiskStorage
 from service.storage.incoming import IncomingFile
 from service.telemetry.metrics import metrics
+from service.uploads.places import Place, Places
+from service.uploads.reservations import Reservation
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
@@ -28,6 +32,22 @@ class UploadLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What a body that is let in holds until the block ends: one of the places, and bytes of its account."""
+
+    places: Places
+    place: Place
+    reservation: Reservation
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.places.give_back(self.place)
+        self.reservation.close()
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """A received body: its file is finished, and still to be sealed."""
 
@@ -35,49 +55,60 @@ class Upload:
     size: int
     sha256: bytes
     file: IncomingFile
+    reservation: Reservation | None = None
 
 
-async def receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits) -> Upload:
-    """Stream a body to disk, hashing and counting on the way.
+async def receive(
+    chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits, body: Body | None = None
+) -> Upload:
+    """Stream a body to disk, hashing and counting on the way. Without `body` it is held against `limits` alone.
 
-    Raises `empty-body`, `upload-too-large` at the first byte over the limit, `upload-timeout` when the sender pauses
-    or takes for too long, and what `chunks` raises; nothing is left behind then.
+    Raises `empty-body`, `upload-too-large` at the first byte over the limit, `quota-exceeded` at the first byte that
+    the account has no room for, `upload-timeout` if the sender pauses or takes for too long or is slower than the least
+    pace, `busy` if another takes its place, and what `chunks` raises; nothing is left behind then.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
-            return await _receive(chunks, storage, limits)
+            return await _receive(chunks, storage, limits, body)
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
 
 
-async def _receive(chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits) -> Upload:
+async def _receive(
+    chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits, body: Body | None
+) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
-    size = gathered = 0
+    pace, reservation = (body.place.pace, body.reservation) if body else (Pace(), None)
+    gathered = 0
     piece: list[bytes] = []
     try:
         async with storage.receive(image_id) as file:
-            while (chunk := await _next(chunks, limits.idle_timeout_s)) is not None:
-                size += len(chunk)
-                if size > limits.max_bytes:
+            while (chunk := await _next(chunks, pace, limits.idle_timeout_s)) is not None:
+                if pace.size > limits.max_bytes:
                     raise too_large(limits.max_bytes)
+                if reservation is not None and pace.size > reservation.size:
+                    await reservation.cover(pace.size)
                 hasher.update(chunk)
                 piece.append(chunk)
                 gathered += len(chunk)
                 if gathered >= _PIECE_BYTES:
                     await file.write(piece)
                     piece, gathered = [], 0
-            if not size:
+            if not pace.size:
                 raise ServiceError("empty-body")
             await file.finish(piece)
     finally:
-        metrics.upload_bytes.inc(size)
-    return Upload(image_id, size, hasher.digest(), file)
+        metrics.upload_bytes.inc(pace.size)
+    return Upload(image_id, pace.size, hasher.digest(), file, reservation)
 
 
-async def _next(chunks: AsyncIterator[bytes], idle_timeout_s: float) -> bytes | None:
-    async with asyncio.timeout(idle_timeout_s):
-        return await anext(chunks, None)
+async def _next(chunks: AsyncIterator[bytes], pace: Pace, idle_timeout_s: float) -> bytes | None:
+    pace.begin_wait()
+    async with asyncio.timeout(min(idle_timeout_s, pace.left_s)):
+        chunk = await anext(chunks, None)
+    pace.end_wait(len(chunk or b""))
+    return chunk
 
 
 def too_large(max_bytes: int) -> ServiceError:
