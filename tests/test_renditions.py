@@ -153,11 +153,11 @@ async def test_requests_that_wait_are_bounded(api: Client, image_id: str, settin
 
 async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, settings: Settings) -> None:
     first, second = (asyncio.create_task(api.get(f"/i/{image_id}?width=10")) for _ in range(2))
-    await until(lambda: resources_of(api).delivery.renditions._waiting == 2)
+    await until(lambda: resources_of(api).delivery.renditions._waiting.taken == 2)
     first.cancel()
     async with run_worker(settings):
         assert (await second).status == 200
-    assert resources_of(api).delivery.renditions._waiting == 0
+    assert resources_of(api).delivery.renditions._waiting.taken == 0
     assert making(api) == {}
 
 
