@@ -61,14 +61,16 @@ for i, bucket in ipairs(KEYS) do
         local passed = math.max(0, now - tonumber(kept[2]))
         tokens = math.min(burst, tonumber(kept[1]) + passed * per_ms)
     end
+    local owed = -max_debt - (tokens + given_back)
     tokens = math.max(-max_debt, math.min(burst, tokens + given_back))
     local taken = math.max(0, math.min(wanted, math.floor(tokens + 1e-6)))
     tokens = tokens - taken
     redis.call('HSET', bucket, 'tokens', string.format('%.9f', tokens), 'at', string.format('%.3f', now))
     redis.call('PEXPIRE', bucket, string.format('%.0f', math.ceil((burst - tokens) / per_ms) + 1000))
-    answer[3 * i - 2] = taken
-    answer[3 * i - 1] = math.max(0, math.floor(tokens))
-    answer[3 * i] = math.ceil(math.max(0, 1 - tokens) / per_ms)
+    answer[4 * i - 3] = taken
+    answer[4 * i - 2] = math.max(0, math.floor(tokens))
+    answer[4 * i - 1] = math.ceil(math.max(0, 1 - tokens) / per_ms)
+    answer[4 * i] = math.ceil(math.max(0, owed))
 end
 return answer
 """
@@ -90,9 +92,12 @@ class _Wanted(NamedTuple):
 
 
 class _Taken(NamedTuple):
+    """`forgiven` is what a debt would have been beyond the largest."""
+
     tokens: int
     remaining: int
     next_s: float
+    forgiven: int
 
 
 @dataclass(slots=True)
@@ -105,6 +110,7 @@ class _Share:
     left: float = 0.0
     spend_until: float = 0
     remaining: int = 0  # in the bucket, when it was last looked into
+    forgiven: float = 0.0  # of debts that came from here
     ask_at: float = 0
     next_at: float = 0
     taking: asyncio.Task[None] | None = None
@@ -149,7 +155,8 @@ class RateLimiter:
             now = time.monotonic()
             if share.left >= 1 and now < share.spend_until:
                 self._add(share, -cost)
-                return Standing(max(0, int(share.left)) + share.remaining, self.rate.next_after_s, refused=False)
+                remaining = max(0, int(share.left + share.remaining))
+                return Standing(remaining, self.rate.next_after_s, refused=False)
             if now < share.ask_at:
                 return Standing(0, max(1, math.ceil(share.next_at - now)), refused=True)
             if self._away_since is not None:
@@ -187,7 +194,13 @@ class RateLimiter:
         return share
 
     def _add(self, share: _Share, tokens: float) -> None:
-        """Debts go to the bucket at once, for all processes, and what comes back while the bucket may be in debt."""
+        """Debts go to the bucket at once, for all processes, and what comes back while the bucket may be in debt. What
+        was forgiven does not come back.
+        """
+        if tokens > 0:
+            unpaid = min(tokens, share.forgiven)
+            share.forgiven -= unpaid
+            tokens -= unpaid
         share.left += tokens
         in_debt = share.left < 0 or (tokens > 0 and time.monotonic() < share.ask_at)
         if in_debt and share.taking is None and self._away_since is None:
@@ -209,10 +222,11 @@ class RateLimiter:
         now = time.monotonic()
         share.left += taken.tokens  # what was corrected meanwhile counts
         share.remaining = taken.remaining
+        share.forgiven += taken.forgiven
         share.spend_until = now + _KEEP_S
         share.next_at = now + taken.next_s
-        if taken.tokens < self.block:
-            share.ask_at = now + min(max(taken.next_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+        pause_s = 0.0 if taken.tokens == self.block else min(max(taken.next_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+        share.ask_at = now + pause_s
 
     async def _take(self, wanted: Sequence[_Wanted]) -> list[_Taken | None]:
         """A block of each bucket in one step; None for each of them where Redis is away."""
@@ -232,8 +246,8 @@ class RateLimiter:
             return [None] * len(wanted)
         self._note_back()
         return [
-            _Taken(tokens, remaining, wait_ms / 1000)
-            for tokens, remaining, wait_ms in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+            _Taken(tokens, remaining, wait_ms / 1000, forgiven)
+            for tokens, remaining, wait_ms, forgiven in zip(*(answer[at::4] for at in range(4)), strict=True)
         ]
 
     def _note_away(self, error: Exception) -> None:
