@@ -58,7 +58,8 @@ def test_ordinary_rendition_costs_a_token() -> None:
         ("width=320&format=gif", image("gif", 640, 480, 40), 20),
         ("width=320&format=webp", image("webp", 640, 480, 40), 8),
         ("width=10&format=jpeg&frame=300", image("gif", 500, 500, 300), 10),
-        ("width=4000", image("svg", 4000, 3000), 8),
+        ("width=4000", image("svg", 4000, 3000, size=1000), 8),
+        ("width=10", image("svg", size=1_000_000), 10),
     ],
 )
 def test_dear_rendition_costs_several_tokens(query: str, source: Image, least: float) -> None:

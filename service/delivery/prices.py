@@ -19,7 +19,7 @@ _DECODE_MS = {"jpeg": 4, "png": 12, "webp": 10, "gif": 10, "tiff": 12, "avif": 2
 _SHRUNK_JPEG_MS = 3
 # Colours are converted for the whole picture, then it is searched for edges, or for what draws attention.
 _TRIM_MS, _SMART_CROP_MS = 14, 5
-_DRAW_MS = 30
+_DRAW_MS, _DRAW_MS_PER_MB = 30, 1000
 _ENCODE_MS = {"jpeg": 12, "png": 35, "webp": 40, "avif": 55, "gif": 370}
 _ANIMATION_MS = {"webp": 120, "gif": 400}
 # Small AVIFs are encoded with more effort.
@@ -59,7 +59,7 @@ def _source_ms(image: Image, transformation: Transformation, plan: Geometry, fra
     """Decoding: all frames up to the last that is needed."""
     form, is_smart_crop = image.format or "svg", transformation.crop is not None and transformation.gravity == "smart"
     if form == "svg":
-        return plan.scaled.width * plan.scaled.height / 1e6 * _DRAW_MS
+        return plan.scaled.width * plan.scaled.height / 1e6 * _DRAW_MS + image.size / 1e6 * _DRAW_MS_PER_MB
     rate = _DECODE_MS[form]
     is_whole = transformation.trim is not None or transformation.crop is not None
     if form == "jpeg" and not is_whole and 2 * plan.scaled.width <= (image.width or 0):
