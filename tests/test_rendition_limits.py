@@ -159,6 +159,17 @@ async def test_address_has_a_quarter_of_the_places(
             assert (await api.get(f"/i/{image_id}?width=14", headers=from_address(1))).status == 200
 
 
+@pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=20)
+async def test_dear_rendition_takes_several_places(api: Client, image_id: str, settings: Settings) -> None:
+    """Else those of one address would keep the children busy for longer than another one waits."""
+    dear = f"/i/{image_id}?enlarge&format=gif&width="
+    async with waiting(api, (f"{dear}1600", 1)) as tasks:
+        refused = await api.get(f"{dear}1601", headers=from_address(1))
+        assert await code(refused) == (429, "too-many-renditions")
+        async with waiting(api, (f"{dear}1601", 2)) as others, run_worker(settings):
+            assert {(await task).status for task in [*tasks, *others]} == {200}
+
+
 @pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
 async def test_account_leaves_places_to_others(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings

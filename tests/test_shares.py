@@ -51,17 +51,30 @@ def test_holder_over_its_share_is_named() -> None:
     places.take({"account": 3.0, "other": 1 / 3})
 
 
+def test_dear_work_takes_several_places() -> None:
+    places = SharedPlaces(512)
+    places.take({"a": 1 / 3}, 400)
+    with pytest.raises(OverShare):
+        places.take({"a": 1 / 3})
+    places.take({"b": 1 / 3}, 400)  # it held nothing
+    with pytest.raises(Full):
+        places.take({"c": 1.0})
+    places.release({"b": 1 / 3}, 400)
+    places.take({"c": 1.0})
+
+
 def test_released_places_are_free_again() -> None:
     places, chance = SharedPlaces(20), random.Random(1839)
-    taken: list[dict[Hashable, float]] = []
+    taken: list[tuple[dict[Hashable, float], int]] = []
     for _ in range(2000):
         weights: dict[Hashable, float] = {chance.choice("abc"): 1.0, chance.choice("xyz"): 3.0}
+        count = chance.randrange(1, 5)
         try:
-            places.take(weights)
-            taken.append(weights)
+            places.take(weights, count)
+            taken.append((weights, count))
         except (Full, OverShare):
-            places.release(taken.pop(chance.randrange(len(taken))))
+            places.release(*taken.pop(chance.randrange(len(taken))))
     for held in taken:
-        places.release(held)
+        places.release(*held)
     assert places.taken == 0
     assert places._held == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.charges import Charges, Payer
 from service.delivery.orders import Deleted, News, RenderEnd, RenderOrder, encode_order
+from service.delivery.prices import count_tokens
 from service.delivery.rows import note_uses
 from service.errors import ServiceError, refuse_picture
 from service.ids import ImageId
@@ -38,7 +40,8 @@ _REFUSED_S = 30.0
 _MOST_REFUSED = 10_000
 _NOTE_S = 30.0
 _ANNOUNCE_TIMEOUT_S = 1.0
-# Alone, an address has at most a quarter of the places for renditions in flight, and an account three quarters.
+# A rendition in flight takes a place for each token that it costs, so the places are seconds that the next one waits.
+# Alone, an address has at most a quarter of them, and an account three quarters.
 _ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
 # Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
 _REQUESTS_PER_PLACE, _RENDITION_WEIGHT = 16, 1.0
@@ -153,7 +156,7 @@ class Renditions:
             if (making := self._making.get(key)) is not None:
                 return making
             raise
-        return self._making.get(key) or self._begin(key, order, payer, request_id)
+        return self._making.get(key) or self._begin(key, order, payer, math.ceil(count_tokens(seconds)), request_id)
 
     def _refuse_again(self, key: RenditionKey) -> None:
         refused = self._refused.get(key)
@@ -163,17 +166,17 @@ class Renditions:
                 raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
-    def _begin(self, key: RenditionKey, order: RenderOrder, payer: Payer, request_id: str) -> _Making:
+    def _begin(self, key: RenditionKey, order: RenderOrder, payer: Payer, places: int, request_id: str) -> _Making:
         weights = _weigh(payer)
         try:
-            _take(self._in_flight, weights)
+            _take(self._in_flight, weights, places)
         except ServiceError:
             self._charges.cancel(key)
             raise
         making = self._making[key] = _Making()
         making.task = asyncio.create_task(self._make(key, order, making, request_id))
         making.task.add_done_callback(_retrieve)
-        making.task.add_done_callback(lambda _: self._in_flight.release(weights))
+        making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
         return making
 
     async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
@@ -289,10 +292,10 @@ def _require(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
         ) from None
 
 
-def _take(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
+def _take(places: SharedPlaces, weights: Mapping[Hashable, float], count: int = 1) -> None:
     """Raises what `_require` does."""
     _require(places, weights)
-    places.take(weights)
+    places.take(weights, count)
 
 
 def _retrieve(task: asyncio.Task[Stored]) -> None:

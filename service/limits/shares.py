@@ -21,9 +21,9 @@ class OverShare(Exception):
 class SharedPlaces:
     """Each place is held for one or more holders, e.g. an address and an account, each with a weight.
 
-    A holder may take a place while it holds less than its weight times the places that are free (dynamic thresholds,
-    Choudhury and Hahne 1998). So a holder of weight 1 takes at most half of all places while it is alone and less
-    beside others; one that holds nothing always gets a place until all are taken.
+    A holder may take places, as many as it needs, while it holds less than its weight times the places that are free
+    (dynamic thresholds, Choudhury and Hahne 1998). So a holder of weight 1 takes at most half of all places while it is
+    alone, and what it took last, and less beside others. One that holds nothing gets what it needs until all are taken.
     """
 
     def __init__(self, total: int) -> None:
@@ -41,16 +41,17 @@ class SharedPlaces:
             if held and held >= weight * free:
                 raise OverShare(holder)
 
-    def take(self, weights: Mapping[Hashable, float]) -> None:
+    def take(self, weights: Mapping[Hashable, float], count: int = 1) -> None:
         """Raises what `require` does."""
         self.require(weights)
-        self.taken += 1
-        self._held.update(weights.keys())
-
-    def release(self, weights: Mapping[Hashable, float]) -> None:
-        """Free a place that was taken with the same holders."""
-        self.taken -= 1
+        self.taken += count
         for holder in weights:
-            self._held[holder] -= 1
+            self._held[holder] += count
+
+    def release(self, weights: Mapping[Hashable, float], count: int = 1) -> None:
+        """Free as many places as were taken with the same holders."""
+        self.taken -= count
+        for holder in weights:
+            self._held[holder] -= count
             if not self._held[holder]:
                 del self._held[holder]
