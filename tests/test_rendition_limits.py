@@ -43,8 +43,8 @@ async def image_id(upload: Upload) -> str:
 
 
 def slow_drawing() -> bytes:
-    """It has few pixels, and its line crosses itself so often that it takes a second: no estimate knows of that."""
-    curves = "".join(f"C{n % 97} {n * 7 % 89} {n * 3 % 83} {n % 79} {n * 5 % 73} {n % 71}" for n in range(1, 5000))
+    """It has few pixels, and its line crosses itself so often that no estimate knows how long it takes."""
+    curves = "".join(f"C{n % 97} {n * 7 % 89} {n * 3 % 83} {n % 79} {n * 5 % 73} {n % 71}" for n in range(1, 2500))
     path = f'<path d="M0 0{curves}" fill="none" stroke="#000" stroke-width="9"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="100" height="100">{path}</svg>'.encode()
 
@@ -84,7 +84,7 @@ async def test_large_trim_costs_many_tokens(api: Client, upload: Upload, setting
     assert int(answers[-1].headers["Retry-After"]) > 0
 
 
-@pytest.mark.settings(rendition_rate="8/h", wait_s=20)
+@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
 async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upload, settings: Settings) -> None:
     slow = await upload(slow_drawing())
     async with run_worker(settings):
@@ -92,15 +92,16 @@ async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upl
         assert await code(await api.get(f"/i/{slow}?width=11&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="8/h", wait_s=20)
+@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
 async def test_failed_rendition_is_settled_by_its_seconds(
     api: Client, upload: Upload, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.children.child._WAITING_SHARE", 0)
     slow = await upload(slow_drawing())
-    async with run_worker(settings, render_timeout_s=0.5):
-        assert await code(await api.get(f"/i/{slow}?width=10&format=png")) == (422, "rendition-failed")
-        assert await code(await api.get(f"/i/{slow}?width=11&format=png")) == (429, "too-many-renditions")
+    async with run_worker(settings, render_timeout_s=0.1):
+        for width in (10, 11):  # two tokens each
+            assert await code(await api.get(f"/i/{slow}?width={width}&format=png")) == (422, "rendition-failed")
+        assert await code(await api.get(f"/i/{slow}?width=12&format=png")) == (429, "too-many-renditions")
 
 
 @pytest.mark.settings(rendition_rate="12/h")
