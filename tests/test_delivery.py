@@ -485,7 +485,7 @@ async def test_a_large_rendition_counts_as_several(api: Client, image_id: str) -
 async def test_a_rendition_that_counts_for_more_than_the_rate_allows_at_once_takes_all_of_it(
     api: Client, image_id: str
 ) -> None:
-    assert (await api.get(f"/i/{image_id}?enlarge&format=gif&width=2000")).status == 200
+    assert (await api.get(f"/i/{image_id}?enlarge&format=gif&width=1000")).status == 200
     assert await code(await api.get(f"/i/{image_id}?width=10")) == "too-many-renditions"
 
 
