@@ -57,7 +57,7 @@ def run(
 
 async def _run(folder: Path, rounds: int) -> None:
     images = {path.name: _describe(path) for path in _make_sources(folder)}
-    children = Children(1, storage=folder, max_pixels=_MAX_PIXELS, timeout_s=_TIMEOUT_S)
+    children = Children(1, max_pixels=_MAX_PIXELS, timeout_s=_TIMEOUT_S)
     await children.start()
     try:
         ordinary = [
@@ -84,7 +84,7 @@ async def _measure(children: Children, folder: Path, images: dict[str, Image], w
     least = float("inf")
     for _ in range(rounds):
         usage = Usage()
-        await children.render([str(folder / work.source)], str(folder / "none"), transformation, usage=usage)
+        await children.render([str(folder / work.source)], transformation, usage=usage)
         least = min(least, usage.seconds)
     estimated = estimate_rendition_s(image, transformation, plan, frames=frames)
     print(f"  {least * 1000:6.0f} ms, estimated {estimated * 1000:6.0f} ({estimated / least:4.1f})  {work}")
