@@ -9,6 +9,7 @@ name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _REFUSED_IPV4 = [
@@ -48,6 +49,9 @@ _REFUSED_IPV6 = [
 ]
 # The middle of an ISATAP interface identifier, before the IPv4 address: locally and universally administered.
 _ISATAP = (0x00005EFE, 0x02005EFE)
+
+# Who has one IPv6 address has all of these.
+_CLIENT_IPV6_BITS = 64
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
@@ -103,3 +107,17 @@ def _port(text: str) -> int:
     if not 0 < port < 65536:
         raise ValueError(text)
     return port
+
+
+@lru_cache(4096)
+def client_network(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the network of an IPv6 address. Other text is its own."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:  # a socket without one
+        return address
+    if isinstance(parsed, IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((int(parsed), _CLIENT_IPV6_BITS), strict=False))

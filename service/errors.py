@@ -85,7 +85,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "too-many-renditions": (
         429,
-        "Too many new renditions of this account's images were asked for; wait as many seconds as Retry-After says.",
+        "Too many new renditions of this account, or from this address; wait as many seconds as Retry-After says.",
     ),
     "too-many-misses": (
         429,

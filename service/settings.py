@@ -169,18 +169,24 @@ class Settings(BaseSettings):
     renditions: Path | None = Field(
         None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
     )
-    renditions_size: Size = Field(10 << 30, description="Renditions are kept up to this size, the last used ones.")
+    renditions_size: Size = Field(
+        10 << 30, description="Renditions are kept up to this size on disk, the last used ones."
+    )
     renditions_memory: Size = Field(
         64 << 20, description="Small pictures that one API process keeps in memory, up to this size."
     )
     renditions_in_flight: Count = Field(
-        512, description="Requests of one API process that wait for renditions at once; more are answered 503."
+        512,
+        description="Renditions that one API process waits for at once;"
+        " more are answered 503, and an address or account over its share 429.",
     )
     rendition_widths: Annotated[str, AfterValidator(_check_widths)] = Field(
         "", description="Widths that unsigned requests may have, like `320,640,1280`; others become the next of them."
     )
     rendition_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
-        "1000/m", description="New renditions of an account's images that unsigned requests may ask for. Then 429."
+        "1000/m",
+        description="New renditions that unsigned requests may ask for, of an account's images;"
+        " one address gets three quarters. Then 429.",
     )
     miss_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
         "60/m,burst=300", description="Ids that do not exist that one address may ask for under `/i`. Then 429."

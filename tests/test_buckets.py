@@ -156,6 +156,66 @@ async def test_what_is_left_is_told(redis_url: str) -> None:
     assert told[-1] == (80, 1, False)
 
 
+async def test_debt_is_paid_off_before_the_next_request(redis_url: str) -> None:
+    """By the rate, with parts of tokens, and in every process."""
+    async with AsyncExitStack() as stack:
+        rate = Rate(per_s=20, burst=10)
+        pair = [await stack.enter_async_context(RateLimiter.open(redis_url, rate)) for _ in range(2)]
+        assert await pair[0].admit("a", 30.5) == (0, 1, False)
+        began = time.monotonic()
+        await asyncio.sleep(0.05)
+        for limiter in pair:
+            refused = await limiter.admit("a")
+            assert refused is not None
+            assert (refused.refused, refused.next_s) == (True, 2)
+        while (await pair[1].admit("a")).refused:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+    assert 21 / rate.per_s <= time.monotonic() - began < 21 / rate.per_s + 1.5
+
+
+async def test_debt_is_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.limits.buckets.MAX_DEBT_S", 3)
+    async with RateLimiter.open(redis_url, Rate(per_s=10, burst=10)) as limiter:
+        for _ in range(3):
+            await limiter.admit("a", 1000)
+            limiter.correct("a", -1e6)
+        await asyncio.sleep(0.05)
+        refused = await limiter.admit("a")
+        assert refused is not None
+        assert (refused.refused, refused.next_s) == (True, 4)  # 31 tokens, rounded up
+        assert limiter.refused_for_s("a") == 4
+
+
+async def test_forgiven_debt_is_not_given_back(redis_url: str) -> None:
+    """A price that is far too high, and is corrected, would else fill the bucket."""
+    async with RateLimiter.open(redis_url, SLOW) as limiter:
+        for key, price, correction in (("a", 90, 85), ("b", 100_000, 99_000)):
+            await limiter.admit(key, price)
+            await asyncio.sleep(0.05)
+            limiter.correct(key, correction)
+            await asyncio.sleep(0.05)
+        assert (await ask(limiter, "a", 200))[False] == 95
+        assert await ask(limiter, "b", 10) == {True: 10}
+
+
+async def test_corrected_tokens_can_be_spent(pair: list[RateLimiter]) -> None:
+    await ask(pair[0], "a", 40)
+    pair[0].correct("a", -30)
+    await asyncio.sleep(0.05)
+    passed = [await ask(limiter, "a", 100) for limiter in pair]
+    assert sum(passed, Counter())[False] == 30
+    pair[0].correct("a", 20.5)
+    await asyncio.sleep(0.05)
+    assert (await ask(pair[0], "a", 100))[False] == 20
+
+
+async def test_tokens_beyond_the_burst_are_not_given_back(pair: list[RateLimiter]) -> None:
+    await ask(pair[0], "a", 1)
+    pair[0].correct("a", 1e6)
+    pair[0]._shares["a"].spend_until = 0  # what was not spent goes back to the bucket
+    assert (await ask(pair[0], "a", 200))[False] == SLOW.burst
+
+
 async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: list[RateLimiter]) -> None:
     first = asyncio.create_task(pair[0].admit("a"))
     others = asyncio.create_task(ask(pair[0], "a", 5))

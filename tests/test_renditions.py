@@ -153,11 +153,11 @@ async def test_requests_that_wait_are_bounded(api: Client, image_id: str, settin
 
 async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, settings: Settings) -> None:
     first, second = (asyncio.create_task(api.get(f"/i/{image_id}?width=10")) for _ in range(2))
-    await until(lambda: resources_of(api).delivery.renditions._waiting == 2)
+    await until(lambda: resources_of(api).delivery.renditions._waiting.taken == 2)
     first.cancel()
     async with run_worker(settings):
         assert (await second).status == 200
-    assert resources_of(api).delivery.renditions._waiting == 0
+    assert resources_of(api).delivery.renditions._waiting.taken == 0
     assert making(api) == {}
 
 
@@ -202,6 +202,53 @@ async def test_the_least_recently_used_go_first_until_there_is_room(
         assert {path.name for path in files(settings)} == {resources.renditions.path(key).name for key in keys[:9]}
         assert await connection.fetchval("select sum(size) from renditions") == 900
     await redis.aclose(close_connection_pool=True)
+
+
+async def test_tiny_renditions_count_as_their_blocks(
+    api: Client, image_id: str, settings: Settings, connection: Any
+) -> None:
+    async with run_worker(settings):
+        for width in range(1, 6):
+            assert (await api.get(f"/i/{image_id}?width={width}&format=jpeg")).status == 200
+        await until(lambda: connection.fetchval("select count(*) = 5 from renditions"))
+    taken = sum(path.stat().st_blocks * 512 for path in files(settings))
+    assert await connection.fetchval("select sum(size) from renditions") == taken >= 5 * 4096
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings.model_copy(update={"renditions_size": 3 * taken // 5}), redis) as resources:
+        await evict_renditions({"resources": resources})
+    await redis.aclose(close_connection_pool=True)
+    assert len(files(settings)) == 2  # nine tenths of three
+
+
+@pytest.mark.parametrize(("size", "least"), [(0, 4096), (1, 4096), (4096, 4096), (4097, 8192), (1 << 20, 1 << 20)])
+def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
+    store = RenditionFiles(tmp_path / "renditions")
+    store.prepare()
+    key = RenditionKey(ID, "0" * 32)
+    written = store.write(key, b"x" * size)
+    assert (written.size, written.disk_size) == (size, store.find_disk_size(key))
+    assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
+
+
+async def test_rows_of_older_files_are_recounted(
+    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connection.execute(
+        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
+    )
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        keys = [RenditionKey(ID, digit * 32) for digit in "123"]
+        for key in keys:
+            resources.renditions.write(key, b"x" * 100)
+            os.utime(resources.renditions.path(key), (0, 0))
+        await keep_together(resources.database, [Made(key, None, 100) for key in keys])
+        shard = int(resources.renditions.path(keys[0]).parent.name, 16)
+        at = (time.time() // (256 * 30) - 1) * 256 * 30 + shard * 30
+        monkeypatch.setattr("worker.eviction.time.time", lambda: at)
+        await evict_renditions({"resources": resources})
+    await redis.aclose(close_connection_pool=True)
+    assert await connection.fetch("select distinct size from renditions") == [(4096,)]
 
 
 async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(

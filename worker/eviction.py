@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, sum_bytes
+from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
 from service.errors import ServiceError
 from service.storage.disk import SHARDS
 from service.telemetry.metrics import metrics
@@ -32,7 +32,7 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     try:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
-        await _remove_unknown(worker, int(time.time() / _FOLDER_S) % SHARDS)
+        await _check_folder(worker, int(time.time() / _FOLDER_S) % SHARDS)
     except (ServiceError, OSError) as error:  # what it needs is away
         log.warning("eviction.put_off", error=repr(error))
 
@@ -75,12 +75,14 @@ def _choose(oldest: Sequence[Kept], excess: int) -> list[Kept]:
     return chosen
 
 
-async def _remove_unknown(worker: Resources, shard: int) -> None:
-    """Files whose row was lost would be evicted never."""
-    keys = await asyncio.to_thread(worker.renditions.list_shard, shard, _ABANDONED_S)
-    for at in range(0, len(keys), _AT_ONCE):
+async def _check_folder(worker: Resources, shard: int) -> None:
+    """Remove files whose row was lost, since they would be evicted never, and correct the sizes in the others."""
+    sizes = list((await asyncio.to_thread(worker.renditions.list_shard, shard, _ABANDONED_S)).items())
+    for at in range(0, len(sizes), _AT_ONCE):
+        part = dict(sizes[at : at + _AT_ONCE])
         async with worker.database.connection() as connection:
-            unknown = await list_unknown(connection, keys[at : at + _AT_ONCE])
+            unknown = await list_unknown(connection, list(part))
+            await recount(connection, part)
         failures = await asyncio.to_thread(worker.renditions.remove, unknown)
         if len(unknown) > len(failures):
             log.info("renditions.unknown_removed", renditions=len(unknown) - len(failures))

@@ -21,7 +21,7 @@ from service.probes import Rejected
 from service.storage.files import Stored, in_thread
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
-from worker.children.child import ChildLost
+from worker.children.child import ChildLost, Usage
 from worker.children.process import ChildUnavailable
 from worker.resources import Resources
 
@@ -52,8 +52,9 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         log.warning("render.undecodable", error=repr(error))
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
+        usage = Usage()
         try:
-            made, code, kind = await _make(worker, wanted), None, None
+            made, code, kind = await _make(worker, wanted, usage), None, None
         except Rejected as refusal:
             made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
@@ -64,38 +65,39 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         if code is not None:
             metrics.count_render_failure(code)
             log.info("render.failed", code=code)
-        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind)
+        seconds = None if wanted.transformation is None else usage.seconds  # a copy is made by the worker itself
+        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind, seconds, wanted.ordered_by)
 
 
-async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
+async def _make(worker: Resources, order: RenderOrder, usage: Usage) -> Stored | None:
     """None where it was made already: who looked for the file before that may order it after.
 
     Raises Rejected where it cannot be made.
     """
     key = RenditionKey(order.image_id, order.digest)
     made = None
-    size = await asyncio.to_thread(worker.renditions.find_size, key)
+    size = await asyncio.to_thread(worker.renditions.find_disk_size, key)
     if size is None:
         try:
-            made = await _write(worker, order, key)
+            made = await _write(worker, order, key, usage)
         except ChildLost as error:
             raise Rejected("rendition-failed") from error
         except FileNotFoundError as error:
             raise Rejected(await _find_reason(worker, order)) from error
-        size = made.size
+        size = made.disk_size
     # The row comes after the file: a deletion finds it, or is found by the ledger. One that was made before needs it
     # too: its worker may have ended without.
     worker.ledger.note(Made(key, order.watermark_id, size))
     return made
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> Stored:
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, usage: Usage) -> Stored:
     places = worker.storage.places(order.image_id)
     if order.transformation is None:
         patches = await worker.renderers.find_locations(places)
         return await in_thread(worker.storage.threads, partial(_write_patched, worker, key, places, patches))
     watermark = worker.storage.places(order.watermark_id) if order.watermark_id else None
-    data = await worker.renderers.render(places, order.transformation, watermark)
+    data = await worker.renderers.render(places, order.transformation, watermark, usage=usage)
     return await asyncio.to_thread(worker.renditions.write, key, data)
 
 

@@ -14,19 +14,22 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 from aiohttp import web
 
+from service.addresses import client_network
 from service.api.clients import client_address
 from service.api.middleware import ERROR_HEADERS, request_id
 from service.api.resources import resources
 from service.api.sending import FileChanged, send
 from service.delivery import signatures
+from service.delivery.charges import Payer
 from service.delivery.delivery import Delivery
 from service.delivery.negotiation import accepted
 from service.delivery.orders import RenderOrder
 from service.delivery.parsing import Asked, parse
 from service.delivery.pictures import Caching, Picture
-from service.delivery.resolution import Resolved, resolve
+from service.delivery.prices import estimate_copy_s, estimate_rendition_s
+from service.delivery.resolution import resolve
 from service.delivery.subjects import Subject
-from service.delivery.transformations import Format
+from service.delivery.transformations import Format, Transformation
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
@@ -141,12 +144,10 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     if asked.format is None:
         headers["Vary"] = "Accept"
         visit.request[ERROR_HEADERS] = {"Vary": "Accept"}  # whether there is an error depends on it, too
-    transformation, pixels = await _resolve(visit, subject, asked)
+    transformation, seconds = await _resolve(visit, subject, asked)
     order = RenderOrder.rendition(subject.image.id, transformation)
-    # What is signed was asked for by the account itself. A million pixels take about as long as all else.
-    cost = 0 if visit.is_signed else 1 + pixels // 1_000_000
     stored = await visit.delivery.renditions.get(
-        order, subject.image.account_id, cost=cost, request_id=request_id(visit.request)
+        order, _payer(visit, subject), seconds=seconds, request_id=request_id(visit.request)
     )
     headers["Content-Type"] = MIME_TYPES[transformation.format]
     return _rendered(visit, order, stored, headers, caching)
@@ -163,9 +164,9 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
-    if subject.policy.strip_location:  # one copy and no more: it costs nothing
+    if subject.policy.strip_location:
         stored = await visit.delivery.renditions.get(
-            order, image.account_id, cost=0, request_id=request_id(visit.request)
+            order, _payer(visit, subject), seconds=estimate_copy_s(image), request_id=request_id(visit.request)
         )
         headers |= await _content_encoding(image.format, stored, visit.delivery.files.threads)
         return _rendered(visit, order, stored, headers, caching)
@@ -187,15 +188,24 @@ async def _content_encoding(form: str | None, stored: Stored, threads: Executor)
     return {"Content-Encoding": "gzip"} if is_packed else {}
 
 
-async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> Resolved:
-    delivery = visit.delivery
+def _payer(visit: Visit, subject: Subject) -> Payer:
+    """What is signed was asked for by the account itself."""
+    return Payer(subject.image.account_id, None if visit.is_signed else client_network(visit.address))
+
+
+async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[Transformation, float]:
+    """With the seconds that it will take."""
+    delivery, mark = visit.delivery, None
     if asked.watermark is not None:
         over = await _look_up(visit, asked.watermark.image_id)
         if over is None or over.image.account_id != subject.image.account_id or over.image.state != "ready":
             raise ServiceError("invalid-parameter", "watermark must be the id of an image of the same account.")
+        mark = over.image
     if subject.policy.strip_location:
         asked = msgspec.structs.replace(asked, keep_location=False)
-    return resolve(asked, subject.image, taken=visit.taken, widths=() if visit.is_signed else delivery.widths)
+    widths = () if visit.is_signed else delivery.widths
+    transformation, plan, frames = resolve(asked, subject.image, taken=visit.taken, widths=widths)
+    return transformation, estimate_rendition_s(subject.image, transformation, plan, frames=frames, watermark=mark)
 
 
 def _picture(

@@ -12,6 +12,7 @@ from arq.connections import ArqRedis
 
 from service.batches import Batcher, running
 from service.database import Database
+from service.delivery.charges import Charges
 from service.delivery.misses import Misses
 from service.delivery.pictures import HotPictures
 from service.delivery.renditions import Renditions
@@ -22,6 +23,9 @@ from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
 from service.settings import Network, Settings, parse_networks, parse_widths
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
+
+# Of the rate of an account's renditions: what one address leaves to others.
+_ADDRESS_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,11 @@ class Delivery:
                     enqueuing,
                     (subjects, hot),
                     wait_s=settings.wait_s,
-                    most_waiting=settings.renditions_in_flight,
-                    new_ones=await _open_limiter(stack, settings, settings.rendition_rate, "renditions"),
+                    max_in_flight=settings.renditions_in_flight,
+                    charges=await _open_charges(stack, settings),
                 )
             )
-            misses = Misses(await _open_limiter(stack, settings, settings.miss_rate, "misses"))
+            misses = Misses(await _open_limiter(stack, settings, Rate.parse(settings.miss_rate), "misses"))
             yield cls(
                 storage=storage,
                 files=files,
@@ -82,8 +86,15 @@ class Delivery:
             )
 
 
-async def _open_limiter(stack: AsyncExitStack, settings: Settings, written: str, name: str) -> RateLimiter | None:
-    rate = Rate.parse(written)
+async def _open_charges(stack: AsyncExitStack, settings: Settings) -> Charges:
+    rate = Rate.parse(settings.rendition_rate)
+    return Charges(
+        await _open_limiter(stack, settings, rate, "renditions"),
+        await _open_limiter(stack, settings, rate and rate.part(_ADDRESS_SHARE), "renditions-of-address"),
+    )
+
+
+async def _open_limiter(stack: AsyncExitStack, settings: Settings, rate: Rate | None, name: str) -> RateLimiter | None:
     if rate is None:
         return None
     return await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate, name))

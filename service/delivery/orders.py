@@ -15,12 +15,13 @@ _WITHOUT_LOCATION = "0" * 32
 class RenderOrder(msgspec.Struct, frozen=True):
     """What is to be made of an image: a rendition, or without a transformation the file itself without its location.
 
-    `digest` names the result among those of its image.
+    `digest` names the result among those of its image. `ordered_by` is the channel of the process that ordered it.
     """
 
     image_id: ImageId
     digest: str = _WITHOUT_LOCATION
     transformation: Transformation | None = None
+    ordered_by: str = ""
 
     @classmethod
     def rendition(cls, image_id: ImageId, transformation: Transformation) -> RenderOrder:
@@ -39,7 +40,8 @@ class SmallFile(msgspec.Struct, frozen=True):
 
 class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, where it
-    is small enough to be sent along. `kind` names what is not supported, as in `Rejected`.
+    is small enough to be sent along. `kind` names what is not supported, as in `Rejected`. `seconds` of a child were
+    spent on it, as far as is known, by order of the process whose channel is `ordered_by`.
     """
 
     image_id: ImageId
@@ -47,6 +49,8 @@ class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     error: str | None = None
     file: SmallFile | None = None
     kind: str | None = None
+    seconds: float | None = None
+    ordered_by: str = ""
 
 
 class Deleted(msgspec.Struct, frozen=True, tag="deleted"):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import msgspec
+
 from service.batches import Batcher, running
 from service.database import Database
+from service.delivery.charges import Charges, Payer
 from service.delivery.orders import Deleted, News, RenderEnd, RenderOrder, encode_order
+from service.delivery.prices import count_tokens
 from service.delivery.rows import note_uses
 from service.errors import ServiceError, refuse_picture
-from service.ids import AccountId, ImageId
-from service.limits.buckets import RateLimiter
+from service.ids import ImageId
+from service.limits.shares import Full, OverShare, SharedPlaces
 from service.queue.channels import Listener, send
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.storage.files import Stored
@@ -35,6 +40,12 @@ _REFUSED_S = 30.0
 _MOST_REFUSED = 10_000
 _NOTE_S = 30.0
 _ANNOUNCE_TIMEOUT_S = 1.0
+# A rendition in flight takes a place for each token that it costs, so the places are seconds that the next one waits.
+# Alone, an address has at most a quarter of them, and an account three quarters.
+_ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
+# Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
+_REQUESTS_PER_PLACE, _RENDITION_WEIGHT = 16, 1.0
+_OVER_SHARE_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +84,8 @@ class Renditions:
         memories: Sequence[Forgetful],
         *,
         wait_s: float,
-        most_waiting: int,
-        new_ones: RateLimiter | None,
+        max_in_flight: int,
+        charges: Charges,
     ) -> None:
         self._redis = redis
         self._database = database
@@ -82,9 +93,9 @@ class Renditions:
         self._enqueuing = enqueuing
         self._memories = memories
         self._wait_s = wait_s
-        self._most_waiting = most_waiting
-        self._waiting = 0
-        self._new_ones = new_ones
+        self._in_flight = SharedPlaces(max_in_flight)
+        self._waiting = SharedPlaces(max_in_flight * _REQUESTS_PER_PLACE)
+        self._charges = charges
         self._making: dict[RenditionKey, _Making] = {}
         self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
         self._used: dict[RenditionKey, None] = {}
@@ -104,8 +115,8 @@ class Renditions:
             await stack.enter_async_context(running(self._note_uses()))
             yield self
 
-    async def get(self, order: RenderOrder, account_id: AccountId, *, cost: int, request_id: str) -> Stored:
-        """The file, once it is there. A new one counts so much against the account's rate as it costs.
+    async def get(self, order: RenderOrder, payer: Payer, *, seconds: float, request_id: str) -> Stored:
+        """The file, once it is there. The first request for a new one pays for the seconds that a child will take.
 
         Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
         """
@@ -116,17 +127,14 @@ class Renditions:
             metrics.pictures_from_disk.inc()
             return stored
         self._refuse_again(key)
-        if cost and key not in self._making:
-            await self._admit(account_id, cost)
-        if self._waiting >= self._most_waiting:
-            raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.")
-        making = self._making.get(key) or self._begin(key, order, request_id)
-        assert making.task is not None  # noqa: S101 - what _begin made
-        self._waiting += 1
+        weights = {**_weigh(payer), key: _RENDITION_WEIGHT}
+        _take(self._waiting, weights)
         try:
+            making = self._making.get(key) or await self._order(key, order, payer, seconds, request_id)
+            assert making.task is not None  # noqa: S101 - what _begin made
             stored = await asyncio.shield(making.task)
         finally:
-            self._waiting -= 1
+            self._waiting.release(weights)
         metrics.pictures_made.inc()
         return stored
 
@@ -137,13 +145,18 @@ class Renditions:
             async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
                 await send(self._redis, _DELETIONS, [Deleted(list(image_ids))])
 
-    async def _admit(self, account_id: AccountId, cost: int) -> None:
-        if self._new_ones is None:
-            return
-        for _ in range(min(cost, self._new_ones.rate.burst)):  # else it could never be had
-            standing = await self._new_ones.admit(str(account_id))
-            if standing is not None and standing.refused:
-                raise ServiceError("too-many-renditions", retry_after_s=standing.next_s)
+    async def _order(
+        self, key: RenditionKey, order: RenderOrder, payer: Payer, seconds: float, request_id: str
+    ) -> _Making:
+        """Pay for it and begin, unless another request does so meanwhile."""
+        _require(self._in_flight, _weigh(payer))
+        try:
+            await self._charges.debit(key, payer, seconds)
+        except ServiceError:
+            if (making := self._making.get(key)) is not None:
+                return making
+            raise
+        return self._making.get(key) or self._begin(key, order, payer, math.ceil(count_tokens(seconds)), request_id)
 
     def _refuse_again(self, key: RenditionKey) -> None:
         refused = self._refused.get(key)
@@ -153,14 +166,22 @@ class Renditions:
                 raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
-    def _begin(self, key: RenditionKey, order: RenderOrder, request_id: str) -> _Making:
+    def _begin(self, key: RenditionKey, order: RenderOrder, payer: Payer, places: int, request_id: str) -> _Making:
+        weights = _weigh(payer)
+        try:
+            _take(self._in_flight, weights, places)
+        except ServiceError:
+            self._charges.cancel(key)
+            raise
         making = self._making[key] = _Making()
         making.task = asyncio.create_task(self._make(key, order, making, request_id))
         making.task.add_done_callback(_retrieve)
+        making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
         return making
 
     async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
         """Until it is there; its requests may all be gone by then."""
+        order = msgspec.structs.replace(order, ordered_by=self._own_channel)
         job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), self._own_channel, request_id)
         try:
             deadline = time.monotonic() + self._wait_s
@@ -205,7 +226,12 @@ class Renditions:
     def _hear(self, news: News) -> None:
         match news:
             case RenderEnd():
-                making = self._making.get(RenditionKey(news.image_id, news.digest))
+                key = RenditionKey(news.image_id, news.digest)
+                if news.ordered_by in {"", self._own_channel}:
+                    self._charges.settle(key, news.seconds)
+                else:  # another process, whose request pays
+                    self._charges.cancel(key)
+                making = self._making.get(key)
                 if making is not None:
                     making.end = news
                     making.look.set()
@@ -237,6 +263,39 @@ class Renditions:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _weigh(payer: Payer) -> dict[Hashable, float]:
+    """The holders of a place, with their weights. A signed URL is the account's own: its address does not count."""
+    weights: dict[Hashable, float] = {payer.account_id: _ACCOUNT_WEIGHT}
+    if payer.address is not None:
+        weights[payer.address] = _ADDRESS_WEIGHT
+    return weights
+
+
+def _require(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
+    """Raises `busy` if all places are taken, `too-many-renditions` if one of the holders has its share."""
+    try:
+        places.require(weights)
+    except Full:
+        raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.") from None
+    except OverShare as error:
+        match error.holder:
+            case str():
+                cause = "This address waits for too many new renditions"
+            case int():
+                cause = "Too many new renditions of this account's images are waited for"
+            case _:
+                cause = "Too many requests wait for this rendition"
+        raise ServiceError(
+            "too-many-renditions", f"{cause}; try again shortly.", retry_after_s=_OVER_SHARE_RETRY_S
+        ) from None
+
+
+def _take(places: SharedPlaces, weights: Mapping[Hashable, float], count: int = 1) -> None:
+    """Raises what `_require` does."""
+    _require(places, weights)
+    places.take(weights, count)
 
 
 def _retrieve(task: asyncio.Task[Stored]) -> None:

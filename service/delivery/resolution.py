@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from service.delivery import geometry, negotiation
-from service.delivery.geometry import Size
+from service.delivery.geometry import Geometry, Size
 from service.delivery.parsing import Asked
 from service.delivery.transformations import MAX_PIXELS, MAX_SIDE, Format, Transformation
 from service.errors import ServiceError
@@ -26,10 +26,11 @@ _PAGED = _ANIMATED | {"tiff"}
 
 
 class Resolved(NamedTuple):
-    """`pixels` are those of the result, of all its frames."""
+    """`plan` is for the picture before it is trimmed; `frames` are those of the result."""
 
     transformation: Transformation
-    pixels: int
+    plan: Geometry
+    frames: int
 
 
 def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Sequence[int]) -> Resolved:
@@ -51,10 +52,9 @@ def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Se
     except geometry.TooLarge as error:
         raise _too_large(error.size, 1) from error
     frames = _frames(image) if _is_animated(asked, image) and form in _ANIMATED else 1
-    pixels = frames * plan.size.width * plan.size.height
-    if pixels > MAX_PIXELS:
+    if frames * plan.size.width * plan.size.height > MAX_PIXELS:
         raise _too_large(plan.size, frames)
-    return Resolved(transformation, pixels)
+    return Resolved(transformation, plan, frames)
 
 
 def _transform(asked: Asked, form: Format) -> Transformation:

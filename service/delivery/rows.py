@@ -5,7 +5,7 @@ Every statement takes its rows in the order of their keys, so that none waits fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -20,7 +20,7 @@ USE_NOTED_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A rendition whose file is written. `size` is in bytes."""
+    """A rendition whose file is written. `size` is what it takes on disk, in bytes."""
 
     key: RenditionKey
     watermark_id: ImageId | None
@@ -97,6 +97,24 @@ async def list_unknown(connection: Connection, keys: Sequence[RenditionKey]) -> 
     """Those that have no row."""
     rows = await connection.fetch(_LIST_UNKNOWN, [key.image_id for key in keys], [key.digest for key in keys])
     return [RenditionKey(ImageId(row[0]), row[1]) for row in rows]
+
+
+_RECOUNT = """
+update renditions set size = file.size
+from (
+    select renditions.image_id, renditions.digest, file.size from renditions
+    join unnest($1::text[], $2::text[], $3::bigint[]) as file (image_id, digest, size) using (image_id, digest)
+    where renditions.size <> file.size
+    order by renditions.image_id, renditions.digest for update of renditions
+) as file
+where renditions.image_id = file.image_id and renditions.digest = file.digest
+"""
+
+
+async def recount(connection: Connection, sizes: Mapping[RenditionKey, int]) -> None:
+    """Correct the sizes in the rows, e.g. of files that were moved to another disk."""
+    image_ids, digests = [key.image_id for key in sizes], [key.digest for key in sizes]
+    await connection.execute(_RECOUNT, image_ids, digests, list(sizes.values()))
 
 
 _FORGET = """

@@ -29,6 +29,10 @@ class Rate:
         count = int(match["count"])
         return cls(count / _SECONDS[match["unit"]], int(match["burst"] or count))
 
+    def part(self, share: float) -> Rate:
+        """A share of it, 0 to 1; at least one at once."""
+        return Rate(self.per_s * share, math.ceil(self.burst * share))
+
     @property
     def full_after_s(self) -> float:
         """How long it takes until all of the burst is there again."""

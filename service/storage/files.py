@@ -20,6 +20,10 @@ Result = TypeVar("Result")
 DISK_THREADS = 32
 # Up to this size a file is read as it is found, and may be kept in memory.
 SMALL_BYTES = 256 << 10
+# `st_blocks` counts these whatever the file system's own blocks are (stat(2)).
+_STAT_BLOCK = 512
+# The block of ext4, XFS and Btrfs on nearly every machine.
+_DISK_BLOCK = 4096
 
 
 def disk_threads(name: str) -> ThreadPoolExecutor:
@@ -57,12 +61,18 @@ def unavailable() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file that was found: `data` is all of it where it is small."""
+    """A file that was found: `data` is all of it where it is small, `disk_size` what it takes on disk where known."""
 
     path: Path
     size: int
     modified_ns: int
     data: bytes | None = None
+    disk_size: int = 0
+
+
+def size_on_disk(status: os.stat_result) -> int:
+    """The bytes of its blocks, at least what whole blocks of 4 KB hold: some file systems count a new file late."""
+    return max(status.st_blocks * _STAT_BLOCK, -(-status.st_size // _DISK_BLOCK) * _DISK_BLOCK, _DISK_BLOCK)
 
 
 def look_at(path: Path) -> Stored:

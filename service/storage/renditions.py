@@ -19,7 +19,7 @@ import structlog
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.disk import SHARDS
-from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, unavailable
+from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, size_on_disk, unavailable
 
 Owner = TypeVar("Owner", bound=Hashable)
 
@@ -69,10 +69,10 @@ class RenditionFiles:
             except FileNotFoundError:
                 return None
 
-    def find_size(self, key: RenditionKey) -> int | None:
-        """In bytes; None where it has not been made, or is gone."""
+    def find_disk_size(self, key: RenditionKey) -> int | None:
+        """What it takes on disk, in bytes; None where it has not been made, or is gone."""
         try:
-            return self.path(key).stat().st_size
+            return size_on_disk(self.path(key).stat())
         except FileNotFoundError:
             return None
 
@@ -117,7 +117,7 @@ class RenditionFiles:
         except BaseException:
             incoming.unlink(missing_ok=True)
             raise
-        return Stored(path, status.st_size, status.st_mtime_ns, data)
+        return Stored(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
 
     def _create(self, path: Path) -> int:
         """The folders may be lost at any time; the one that they are in must not be made anew."""
@@ -154,17 +154,17 @@ class RenditionFiles:
             return [Path(entry.path) for entry in entries if entry.name.startswith(f"{image_id}-")]
         return []
 
-    def list_shard(self, number: int, age_s: float) -> list[RenditionKey]:
-        """The files in one of the folders, 0 to 255, that have not changed for so long."""
+    def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
+        """The files in one of the folders, 0 to 255, that have not changed for so long, with their sizes on disk."""
         before = time.time() - age_s
-        found = []
+        sizes = {}
         with suppress(FileNotFoundError), os.scandir(self.root / f"{number:02x}") as entries:
             for entry in entries:
                 image_id, _, digest = entry.name.partition("-")
                 with suppress(FileNotFoundError):
-                    if len(digest) == 32 and entry.stat().st_mtime < before:
-                        found.append(RenditionKey(ImageId(image_id), digest))
-        return found
+                    if len(digest) == 32 and (status := entry.stat()).st_mtime < before:
+                        sizes[RenditionKey(ImageId(image_id), digest)] = size_on_disk(status)
+        return sizes
 
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""

@@ -29,6 +29,13 @@ class ChildLost(Exception):
     """The child died, or computed for too long and was ended, while it worked on a picture."""
 
 
+@dataclass(slots=True)
+class Usage:
+    """The seconds of a child that a question has taken: of CPU, or of time if the child was lost."""
+
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """`context` is who asks, for the log: one task works on the questions of many. `files` are open until `finding`
@@ -38,6 +45,7 @@ class Question:
     request: Request
     files: Sequence[FileIO]
     finding: asyncio.Future[Finding]
+    usage: Usage = field(default_factory=Usage)
     context: Context = field(default_factory=copy_context)
 
 
@@ -128,6 +136,7 @@ class Child:
                 began = time.monotonic()
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self.process.receive()
+                self._count_usage(answer.computed_s - self._computed_s)
                 self._computed_s = answer.computed_s
                 self._settle(answer.finding, answer.seconds)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
@@ -149,7 +158,12 @@ class Child:
         else:
             metrics.child_crashes.inc()
             asking.run(log.warning, "child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
+            self._count_usage(time.monotonic() - began)
             self._settle(ChildLost(), time.monotonic() - began)
+
+    def _count_usage(self, seconds: float) -> None:
+        """Within what the worker allows, whatever the child says."""
+        self._questions[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
         future = self._questions.popleft().finding

@@ -12,7 +12,7 @@ from service.delivery.transformations import Transformation
 from service.errors import CATALOGUE
 from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
-from worker.children.child import Child, Question
+from worker.children.child import Child, Question, Usage
 from worker.children.files import PictureFiles, Places
 from worker.children.messages import (
     Finding,
@@ -86,11 +86,16 @@ class Children:
                 raise _disbelieve(finding)
 
     async def render(
-        self, paths: Places, transformation: Transformation, watermark_paths: Places | None = None
+        self,
+        paths: Places,
+        transformation: Transformation,
+        watermark_paths: Places | None = None,
+        *,
+        usage: Usage | None = None,
     ) -> bytes:
-        """The file of a rendition."""
+        """The file of a rendition. Its seconds are added to `usage`."""
         pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
-        match await self._ask(RenderRequest(transformation, self._max_pixels), *pictures):
+        match await self._ask(RenderRequest(transformation, self._max_pixels), *pictures, usage=usage):
             case Rendered(data):
                 return data
             case finding:
@@ -104,10 +109,10 @@ class Children:
             case finding:
                 raise _disbelieve(finding)
 
-    async def _ask(self, request: Request, *pictures: Places) -> Finding:
+    async def _ask(self, request: Request, *pictures: Places, usage: Usage | None = None) -> Finding:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
         async with self._files.opened(*pictures) as files:
-            self._waiting.append(Question(request, files, future))
+            self._waiting.append(Question(request, files, future, usage or Usage()))
             self._hand_out()
             finding = await future
         match finding:

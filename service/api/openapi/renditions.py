@@ -119,7 +119,8 @@ _SHOW = Operation(
     description="Without parameters it is the file that was sent. With any it is a rendition, made when it is first "
     f"asked for: at most {MAX_SIDE} pixels a side, and {MAX_PIXELS // 10**6} million in all frames together. "
     "A parameter that is unknown, there twice or in conflict with another is a 400. Conditional requests and one Range "
-    "are understood.",
+    "are understood. Unsigned requests for new renditions are limited, by the time that these take: a large source, "
+    "`trim`, sharpening or a large result counts as several.",
     parameters=(ID_IN_PATH, *RENDITION, *SIGNED),
     answers=(
         Answer("The picture.", media_types=_MEDIA_TYPES, headers=(*_HEADERS, "Accept-Ranges")),
