@@ -12,6 +12,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
+from worker.children.confinement import MEMORY_BYTES
 from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, Request, decode_answer, encode_request
 
 _START_TIMEOUT_S = 30
@@ -182,5 +183,7 @@ def _environment() -> dict[str, str]:
     return kept | {
         "PYTHONPATH": str(Path(__file__).parents[2]),  # the same code as the worker's own
         "VIPS_CONCURRENCY": "1",
+        # Pixels that a loader cannot stream, such as a WebP's, stay in memory: a child can write no temporary file.
+        "VIPS_DISC_THRESHOLD": str(MEMORY_BYTES),
         "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
     }
