@@ -11,10 +11,8 @@ from typing import TypeAlias
 
 import pyvips
 
-from service.probes import Rejected
+from service.probes import MAX_PAGES, Rejected
 
-# Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
-MAX_PAGES = 10_000
 # In the messages of libvips; the limit is RLIMIT_AS of the child process.
 _OUT_OF_MEMORY = "out of memory"
 
