@@ -24,9 +24,9 @@ import pyvips
 from PIL import Image, ImageOps
 
 from bench.photographs import SIZES, photograph
-from service.probes import Rejected
+from service.probes import MAX_PREVIEW_BYTES, Rejected
 from worker import imaging
-from worker.imaging.preview import MAX_PREVIEW_BYTES, without_spare_headers
+from worker.imaging.preview import without_spare_headers
 
 DISPLAY_PX = 320
 BLUR_SIGMA = 6.0

@@ -15,6 +15,15 @@ MIME_TYPES: dict[str, str] = {
     "svg": "image/svg+xml",
 }
 
+# As JSON text.
+MAX_EXIF_BYTES = 16_384
+MAX_EXIF_TEXT_CHARS = 1_000
+MAX_EXIF_LIST_ITEMS = 64
+MAX_PREVIEW_BYTES = 500
+MAX_PREVIEW_SIDE = 48
+# Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
+MAX_PAGES = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

@@ -22,10 +22,7 @@ from worker.children.child import ChildLost
 from worker.children.messages import (
     LENGTH,
     Answer,
-    Patches,
     ProbeRequest,
-    Refusal,
-    Rendered,
     Unreadable,
     decode_answer,
     encode_answer,
@@ -379,25 +376,25 @@ def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
             decode_answer(encode_answer(answer)[LENGTH.size :])
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        Answer(0, 0, refusal=Refusal("nonsense")),
-        Answer(0, 0, rendered=Rendered(b"")),
-        Answer(0, 0, patches=Patches([])),
-    ],
-)
-async def test_what_cannot_be_said_of_a_picture_is_not_believed(
-    children: Children, picture: str, lie: Answer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", ["_MAX_PICTURES", "_MAX_KEPT_BYTES"])
+async def test_worn_child_is_replaced(
+    children: Children, picture: str, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a child has become: a code that is none of the API's would be told to clients."""
+    """What a hostile picture has made of it ends after some thousand others, or with the memory that it takes."""
+    monkeypatch.setattr(f"worker.children.child.{limit}", 3)
+    monkeypatch.setattr("worker.children.child._MEMORY_CHECK_PICTURES", 3)
+    before = pid_of(children)
+    assert [(await children.probe(picture)).width for _ in range(2)] == [120] * 2
+    assert pid_of(children) == before
+    assert [probe.width for probe in await asyncio.gather(*(children.probe(picture) for _ in range(20)))] == [120] * 20
+    assert pid_of(children) != before
+    assert not is_alive(before)
 
-    async def receive(_: ChildProcess) -> Answer:
-        return lie
 
-    monkeypatch.setattr(ChildProcess, "receive", receive)
-    with pytest.raises(ChildUnavailable, match="it answers"):
-        await children.probe(picture)
+async def test_child_of_few_pictures_is_kept(children: Children, picture: str) -> None:
+    before = pid_of(children)
+    await asyncio.gather(*(children.probe(picture) for _ in range(200)))
+    assert pid_of(children) == before
 
 
 def test_an_answer_of_endless_depth_is_none() -> None:

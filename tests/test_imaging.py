@@ -14,11 +14,11 @@ import pytest
 import pyvips
 from PIL import Image
 
-from service.probes import MIME_TYPES, Probe, Rejected
+from service.probes import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
 from tests import hostile_pictures, pictures
 from worker import imaging
-from worker.imaging.exif import MAX_JSON_BYTES, read_exif
-from worker.imaging.sniffing import sniff
+from worker.imaging.exif import read_exif
+from worker.sniffing import sniff
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of public test suites is not here")
@@ -548,7 +548,7 @@ def test_exif_stays_small_and_fit_for_jsonb() -> None:
     ]
     table = (0x0214, 3, 4000, bytes(8000))
     text = json.dumps(read_exif(pictures.exif_block([*texts, table])), allow_nan=False)
-    assert len(text) <= MAX_JSON_BYTES
+    assert len(text) <= MAX_EXIF_BYTES
     assert "ReferenceBlackWhite" not in text
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from arq import Retry
 
 from service.ids import ImageId
 from service.probes import Probe
 from service.queue import jobs
 from service.queue.jobs import JobQueue, ProbeJob
+from service.queue.replies import Reply
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.telemetry.metrics import metrics
@@ -21,7 +26,7 @@ from tests.scrapes import Scrape
 from worker.children.pool import Children
 from worker.main import make_housekeeper, make_prober, make_renderer
 from worker.probe import probe_image
-from worker.resources import open_resources
+from worker.resources import Resources, open_resources
 
 PICTURE = ImageId("picture")
 
@@ -84,6 +89,33 @@ async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_t
     monkeypatch.setattr(Children, "probe", lie)
     await burst()
     assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
+
+
+@pytest.mark.usefixtures("pending")
+async def test_child_that_never_reads_is_given_up(
+    settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker can read the file, so it is not the disk that the child waits for."""
+
+    async def probe(worker: Resources, tries: int) -> Reply | None:
+        await worker.children.start()
+        pid = worker.children._all[0].process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with suppress(Retry):
+            return await probe_image(
+                {"resources": worker, "job_try": tries, "score": 0, "waited_s": 0}, PICTURE, request_id=""
+            )
+        return None
+
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings.model_copy(update={"probe_timeout_s": 0.3}), redis) as resources:
+        assert await probe(resources, 19) is None
+        assert await connection.fetchval("select crashes from images") == 0
+        assert await probe(resources, 20) is None
+        assert await connection.fetchval("select crashes from images") == 1
+        assert await probe(resources, 21) is not None
+    assert tuple(await connection.fetchrow("select state, error from images")) == ("failed", "probe-failed")
 
 
 async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:

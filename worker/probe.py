@@ -18,7 +18,7 @@ from service.queue.replies import Reply
 from service.removals import remove_files
 from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost
-from worker.children.process import ChildUnavailable
+from worker.children.process import ChildStalled, ChildUnavailable
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
@@ -26,6 +26,8 @@ log = structlog.get_logger("worker")
 # A picture that took its child along once may have met a machine short of memory; twice is the picture.
 _CRASHES_ALLOWED = 1
 _RETRY_S = 2
+# A child that does not read a file that the worker can read may have met a disk that hung; so often it is the picture.
+_MAX_STALLED_TRIES = 20
 # PostgreSQL's refusals of what a child found: its fault, or the picture's.
 _UNKEEPABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 # A file that is missing may be on a disk that comes back.
@@ -44,14 +46,14 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
         metrics.queue_wait.observe(max(0.0, ctx["waited_s"]))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
-            return Reply(image_id, await _finish(worker, image_id))
+            return Reply(image_id, await _finish(worker, image_id, ctx["job_try"]))
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("probe.put_off", error=repr(error))
             raise Retry(defer=_RETRY_S) from error
 
 
-async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
-    """The finished row; None if it was deleted."""
+async def _finish(worker: Resources, image_id: ImageId, tries: int) -> Image | None:
+    """The finished row; None if it was deleted. `tries` counts this one."""
     try:
         found = await worker.children.probe(*worker.storage.places(image_id))
         image = await worker.findings.submit((image_id, found))
@@ -61,7 +63,9 @@ async def _finish(worker: Resources, image_id: ImageId) -> Image | None:
     except FileNotFoundError:
         await worker.storage.require_mounted()
         return await _miss(worker, image_id)
-    except (ChildLost, *_UNKEEPABLE) as error:
+    except (ChildLost, ChildStalled, *_UNKEEPABLE) as error:
+        if isinstance(error, ChildStalled) and tries < _MAX_STALLED_TRIES:
+            raise
         log.warning("probe.failed", error=repr(error))
         image = await _count_crash(worker, image_id)
     return image or await _load(worker, image_id)

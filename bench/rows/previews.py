@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import preview_quality as quality
+from service.probes import MAX_PREVIEW_BYTES
 from worker import imaging
-from worker.imaging.preview import MAX_PREVIEW_BYTES
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - nothing is timed

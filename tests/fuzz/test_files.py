@@ -20,7 +20,7 @@ from PIL import Image
 
 from service.delivery.transformations import Transformation
 from service.errors import CATALOGUE
-from service.probes import MIME_TYPES, Probe, Rejected
+from service.probes import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
 from service.settings import Settings
 from tests.conftest import Fuzzing
 from tests.fuzz.mutations import mend_png_checksums, mutate
@@ -28,7 +28,6 @@ from tests.fuzz.seeds import seeds_of
 from tests.processes import peak_kb
 from worker.children.child import ChildLost
 from worker.children.pool import Children
-from worker.imaging.exif import MAX_JSON_BYTES
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
 
@@ -173,6 +172,6 @@ def check(found: Probe) -> None:
     assert 1 <= found.orientation <= 8
     text = json.dumps(found.exif, allow_nan=False, ensure_ascii=False)
     assert "\\u0000" not in text
-    assert len(text.encode()) <= 4 * MAX_JSON_BYTES
+    assert len(text.encode()) <= 4 * MAX_EXIF_BYTES
     assert len(found.mini_preview) <= 500
     Image.open(io.BytesIO(found.mini_preview)).load()

@@ -8,25 +8,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from io import FileIO
 
 import structlog
 
 from service.telemetry.metrics import metrics
-from worker.children.messages import Finding, Request
-from worker.children.process import ChildProcess, ChildUnavailable
+from worker.children.checks import check, max_answer_bytes
+from worker.children.files import PictureFile
+from worker.children.messages import Finding, OddAnswer, Request
+from worker.children.process import ChildProcess, ChildWaited
 
 log = structlog.get_logger("worker")
 
 # A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
 # picture that takes too long counts as one even where several children share a core.
 _WAITING_SHARE = 0.1
+# A process is replaced after this many pictures, or if it keeps this much memory between two: what a hostile picture
+# has made of it ends then.
+_MAX_PICTURES = 10_000
+_MAX_KEPT_BYTES = 512 << 20
+_MEMORY_CHECK_PICTURES = 64
 # After a start that did not succeed.
 _REST_S = 1.0
 
 
 class ChildLost(Exception):
-    """The child died, or computed for too long and was ended, while it worked on a picture."""
+    """The child died, computed for too long or answered oddly while it worked on a picture; it was ended then."""
 
 
 @dataclass(slots=True)
@@ -43,7 +49,7 @@ class Question:
     """
 
     request: Request
-    files: Sequence[FileIO]
+    files: Sequence[PictureFile]
     finding: asyncio.Future[Finding]
     usage: Usage = field(default_factory=Usage)
     context: Context = field(default_factory=copy_context)
@@ -71,6 +77,7 @@ class Child:
         self._free = free
         self._resting_until = 0.0
         self._computed_s = 0.0
+        self._answered = 0  # by this process
         self._questions: deque[Question] = deque()
         self._working: asyncio.Task[None] | None = None
         self._listening = False  # the process was sent all questions there are
@@ -89,11 +96,12 @@ class Child:
         greeting = await self.process.start()
         if greeting is not None:
             self._computed_s = greeting.computed_s
+            self._answered = 0
             self.unconfined = greeting.unconfined
 
     def ask(self, question: Question) -> None:
-        """The finding is ChildLost if the process died or was ended at this picture, ChildUnavailable if there is none
-        or if it spent all of its time waiting.
+        """The finding is ChildLost if the process died, was ended or answered oddly at this picture, ChildUnavailable
+        if there is none, and ChildWaited if it spent all of its time waiting.
         """
         self._questions.append(question)
         if self._working is None or self._working.done():
@@ -135,15 +143,35 @@ class Child:
             while self._questions:
                 began = time.monotonic()
                 async with asyncio.timeout(self._timeout_s):
-                    answer = await self.process.receive()
-                self._count_usage(answer.computed_s - self._computed_s)
-                self._computed_s = answer.computed_s
-                self._settle(answer.finding, answer.seconds)
+                    finding, seconds = await self._receive()
+                self._settle(finding, seconds)
+                if self._is_worn():
+                    log.info("child.replaced", pictures=self._answered)
+                    self._listening = False
+                    await self.process.end()
+                    await self.start()
+                    return
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._listening = False
             await self._lose(error, began)
         finally:
             self._listening = False
+
+    async def _receive(self) -> tuple[Finding, float]:
+        """The answer to the first question, and the seconds that it took. Raises OddAnswer, as ChildProcess does."""
+        question = self._questions[0]
+        answer = await self.process.receive(max_answer_bytes(question.request, question.files[0]))
+        finding = answer.finding
+        check(question.request, question.files[0], finding)
+        self._count_usage(answer.computed_s - self._computed_s)
+        self._computed_s = answer.computed_s
+        self._answered += 1
+        return finding, min(answer.seconds, self._timeout_s)
+
+    def _is_worn(self) -> bool:
+        if self._answered % _MEMORY_CHECK_PICTURES == 0 and self.process.resident_bytes() > _MAX_KEPT_BYTES:
+            return True
+        return self._answered >= _MAX_PICTURES
 
     async def _lose(self, error: Exception, began: float) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
@@ -154,10 +182,11 @@ class Child:
         asking = self._questions[0].context
         if isinstance(error, TimeoutError) and waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
-            self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - began)
+            self._settle(ChildWaited("it waited for the disk"), time.monotonic() - began)
         else:
             metrics.child_crashes.inc()
-            asking.run(log.warning, "child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
+            cause = f"{type(error).__name__}: {error}" if isinstance(error, OddAnswer) else type(error).__name__
+            asking.run(log.warning, "child.lost", cause=cause, exit_code=exit_code, said=said)
             self._count_usage(time.monotonic() - began)
             self._settle(ChildLost(), time.monotonic() - began)
 

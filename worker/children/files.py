@@ -14,9 +14,37 @@ from typing import TypeAlias
 
 from worker.children.process import ChildUnavailable
 from worker.children.threads import MAX_CALLS, HangingThreads
+from worker.headers import read_size
+from worker.sniffing import HEAD_BYTES, sniff
+
+_READ_BYTES = 1 << 20
 
 # Paths where the file of a picture may lie, in the order to look.
 Places: TypeAlias = Sequence[str]
+
+
+class PictureFile(FileIO):
+    """An open file, and what is known of it by its first bytes, whatever a child says of it.
+
+    `form` is None if they name no format, `header_size` if no width and height stand there.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            self.size = os.fstat(self.fileno()).st_size
+            self._head = os.pread(self.fileno(), HEAD_BYTES, 0)
+            self.form = sniff(self._head)
+            self.header_size = read_size(self.form, self._read_at) if self.form else None
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_at(self, size: int, at: int) -> bytes:
+        """Few calls of the system: each may hand the interpreter to another thread and wait for it again."""
+        if at + size <= len(self._head):
+            return self._head[at : at + size]
+        return os.pread(self.fileno(), size, at)
 
 
 class PictureFiles:
@@ -24,12 +52,12 @@ class PictureFiles:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._threads: HangingThreads[Sequence[FileIO]] = HangingThreads("pictures")
+        self._threads: HangingThreads[Sequence[PictureFile]] = HangingThreads("pictures")
         # By the first place of a picture: since when it hangs, and when the next thread may try.
         self._hanging: dict[str, tuple[float, float]] = {}
 
     @asynccontextmanager
-    async def opened(self, *pictures: Places) -> AsyncIterator[Sequence[FileIO]]:
+    async def opened(self, *pictures: Places) -> AsyncIterator[Sequence[PictureFile]]:
         """Yields the open file of each picture, and closes them with the context.
 
         Raises FileNotFoundError if one lies at none of its places, and ChildUnavailable if one cannot be opened in
@@ -44,7 +72,18 @@ class PictureFiles:
     def close(self) -> None:
         self._threads.close()
 
-    async def _open(self, pictures: Sequence[Places]) -> Sequence[FileIO]:
+    async def can_read(self, *pictures: Places) -> bool:
+        """Whether this process can read all bytes of the files at this time, within the time of a picture."""
+        try:
+            await self._wait(self._threads.submit(partial(self._read_each, pictures), _close_each))
+        except TimeoutError:
+            self._note_hanging(pictures)
+            return False
+        except OSError:
+            return False
+        return True
+
+    async def _open(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
         now = time.monotonic()
         if self._hanging and any(self._hanging.get(places[0], (0, 0))[1] > now for places in pictures):
             raise ChildUnavailable("its file does not open")
@@ -58,7 +97,7 @@ class PictureFiles:
         except OSError as error:
             raise ChildUnavailable(repr(error)) from error
 
-    async def _wait(self, opening: asyncio.Future[Sequence[FileIO]]) -> Sequence[FileIO]:
+    async def _wait(self, opening: asyncio.Future[Sequence[PictureFile]]) -> Sequence[PictureFile]:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await opening
@@ -76,7 +115,7 @@ class PictureFiles:
             since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
             self._hanging[places[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[Places]) -> Sequence[FileIO]:
+    def _open_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
         """Blocks; raises OSError, and closes what it has opened then."""
         try:
             with ExitStack() as stack:
@@ -87,16 +126,27 @@ class PictureFiles:
             for places in pictures:
                 self._hanging.pop(places[0], None)
 
+    def _read_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
+        """Blocks; raises OSError. Returns no file, as they are closed."""
+        files = self._open_each(pictures)
+        try:
+            for file in files:
+                while file.read(_READ_BYTES):
+                    pass
+        finally:
+            _close_each(files)
+        return []
 
-def _open_first(places: Places) -> FileIO:
+
+def _open_first(places: Places) -> PictureFile:
     for place in places:
         try:
-            return FileIO(place)
+            return PictureFile(place)
         except FileNotFoundError:
             continue
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), places[0])
 
 
-def _close_each(files: Sequence[FileIO]) -> None:
+def _close_each(files: Sequence[PictureFile]) -> None:
     for file in files:
         file.close()

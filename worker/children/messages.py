@@ -17,8 +17,13 @@ from service.probes import Probe
 LENGTH = struct.Struct("<I")
 # A picture and its watermark.
 MAX_FILES = 2
-# A probe is some kilobytes, since EXIF and the preview are bounded; a rendition of 50 million pixels is less than this.
-MAX_MESSAGE_BYTES = 256 << 20
+# A greeting; EXIF, a preview, the words of an error. All answers but a file or parts of one are within it.
+MAX_WORDS_BYTES = 64 << 10
+MAX_CAUSE_CHARS = 200
+
+
+class OddAnswer(ConnectionError):
+    """What a child process says is no answer to its request: it is not to be asked again."""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
@@ -67,7 +72,7 @@ class Refusal(msgspec.Struct, frozen=True):
 class Unreadable(msgspec.Struct, frozen=True):
     """The file could not be read, which says nothing about the picture."""
 
-    cause: str
+    cause: Annotated[str, msgspec.Meta(max_length=MAX_CAUSE_CHARS)]
 
 
 Finding: TypeAlias = Probe | Rendered | Patches | Refusal | Unreadable
@@ -102,11 +107,11 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def finding(self) -> Finding:
-        """Raises ConnectionError if there is none."""
+        """Raises OddAnswer if there is none."""
         findings = (getattr(self, field) for field in _FIELDS.values())
         finding: Finding | None = next((finding for finding in findings if finding is not None), None)
         if finding is None:
-            raise ConnectionError("an empty answer")
+            raise OddAnswer("an empty answer")
         return finding
 
 
@@ -140,8 +145,8 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(payload: bytes) -> Answer:
-    """Raises ConnectionError for what is none."""
+    """Raises OddAnswer for what is none."""
     try:
         return _answers.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ConnectionError(f"no answer: {error}") from error
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: no UTF-8
+        raise OddAnswer("no message") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeVar
 
 import structlog
 
 from service.delivery.transformations import Transformation
-from service.errors import CATALOGUE
 from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question, Usage
@@ -25,7 +25,7 @@ from worker.children.messages import (
     Request,
     Unreadable,
 )
-from worker.children.process import ChildUnavailable
+from worker.children.process import ChildStalled, ChildWaited
 
 log = structlog.get_logger("worker")
 
@@ -34,6 +34,8 @@ log = structlog.get_logger("worker")
 _AHEAD_S = 0.02
 MOST_AHEAD = 4
 _MEAN_WEIGHT = 1 / 8
+
+_Expected = TypeVar("_Expected", Probe, Rendered, Patches)
 
 
 class Children:
@@ -79,11 +81,7 @@ class Children:
 
         Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
-        match await self._ask(ProbeRequest(self._max_pixels), paths):
-            case Probe() as probe:
-                return probe
-            case finding:
-                raise _disbelieve(finding)
+        return await self._ask(Probe, ProbeRequest(self._max_pixels), paths)
 
     async def render(
         self,
@@ -95,33 +93,26 @@ class Children:
     ) -> bytes:
         """The file of a rendition. Its seconds are added to `usage`."""
         pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
-        match await self._ask(RenderRequest(transformation, self._max_pixels), *pictures, usage=usage):
-            case Rendered(data):
-                return data
-            case finding:
-                raise _disbelieve(finding)
+        rendered = await self._ask(Rendered, RenderRequest(transformation, self._max_pixels), *pictures, usage=usage)
+        return rendered.data
 
     async def find_locations(self, paths: Places) -> Sequence[tuple[int, bytes]]:
         """What to write over a copy of the file, so that it tells no location: offsets and bytes."""
-        match await self._ask(LocationRequest(), paths):
-            case Patches(patches):
-                return patches
-            case finding:
-                raise _disbelieve(finding)
+        return (await self._ask(Patches, LocationRequest(), paths)).patches
 
-    async def _ask(self, request: Request, *pictures: Places, usage: Usage | None = None) -> Finding:
+    async def _ask(
+        self, kind: type[_Expected], request: Request, *pictures: Places, usage: Usage | None = None
+    ) -> _Expected:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
         async with self._files.opened(*pictures) as files:
             self._waiting.append(Question(request, files, future, usage or Usage()))
             self._hand_out()
-            finding = await future
-        match finding:
-            case Refusal(code, kind) if code in CATALOGUE:
-                raise Rejected(code, kind)
-            case Unreadable(cause):
-                raise ChildUnavailable(cause)
-            case _:
-                return finding
+            try:
+                return _accept(await future, kind)
+            except ChildWaited as error:
+                if await self._files.can_read(*pictures):
+                    raise ChildStalled(str(error)) from error
+                raise
 
     async def end(self) -> None:
         for question in self._waiting:
@@ -144,6 +135,11 @@ class Children:
                 child.ask(question)
 
 
-def _disbelieve(finding: Finding) -> ChildUnavailable:
-    """An answer to another question: what a child has become is no reason to believe it."""
-    return ChildUnavailable(f"it answers {type(finding).__name__}")
+def _accept(finding: Finding, kind: type[_Expected]) -> _Expected:
+    match finding:
+        case Refusal(code, name):
+            raise Rejected(code, name)
+        case Unreadable(cause):
+            raise ChildWaited(cause)
+    assert isinstance(finding, kind)  # noqa: S101 - it was checked when it came
+    return finding

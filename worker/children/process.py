@@ -12,7 +12,16 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from worker.children.messages import LENGTH, MAX_MESSAGE_BYTES, Answer, Request, decode_answer, encode_request
+from worker.children.confinement import MEMORY_BYTES
+from worker.children.messages import (
+    LENGTH,
+    MAX_WORDS_BYTES,
+    Answer,
+    OddAnswer,
+    Request,
+    decode_answer,
+    encode_request,
+)
 
 _START_TIMEOUT_S = 30
 # A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
@@ -25,6 +34,14 @@ _LAST_WORDS_BYTES = 1000
 
 class ChildUnavailable(Exception):
     """No child can be started, or it cannot read the file; nothing is known about the picture."""
+
+
+class ChildWaited(ChildUnavailable):
+    """The child did not get the bytes of the file, or says so."""
+
+
+class ChildStalled(ChildWaited):
+    """The same of a file that the worker can read: the disk is not the cause."""
 
 
 class ChildProcess:
@@ -58,7 +75,7 @@ class ChildProcess:
             raise ChildUnavailable("it does not start") from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                greeting = await _receive(process)
+                greeting = await _receive(process, MAX_WORDS_BYTES)
         except BaseException as error:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
@@ -81,10 +98,10 @@ class ChildProcess:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def receive(self) -> Answer:
-        """Raises IncompleteReadError or ConnectionError where the process died."""
+    async def receive(self, max_bytes: int = MAX_WORDS_BYTES) -> Answer:
+        """Raises IncompleteReadError or ConnectionError if the process died, OddAnswer for one of more bytes."""
         assert self._process is not None  # noqa: S101 - what start made
-        answer = await _receive(self._process)
+        answer = await _receive(self._process, max_bytes)
         self._read_printed()  # over that picture, and not the one that it may be lost at
         return answer
 
@@ -112,6 +129,14 @@ class ChildProcess:
             os.close(self._printed)
             self._printed = None
         return process.returncode if process else None
+
+    def resident_bytes(self) -> int:
+        """Memory that it has at this time; 0 if the system does not say."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
+            return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return 0
 
     def computed_s(self) -> float | None:
         """CPU time of the process and its threads so far; None where the system does not tell."""
@@ -153,11 +178,11 @@ class ChildProcess:
         self._dying = [process for process in self._dying if process.returncode is None]
 
 
-async def _receive(process: Process) -> Answer:
+async def _receive(process: Process, max_bytes: int) -> Answer:
     assert process.stdout is not None  # noqa: S101 - opened as a pipe
     (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
-    if length > MAX_MESSAGE_BYTES:
-        raise ConnectionError(f"a message of {length} bytes")
+    if length > max_bytes:
+        raise OddAnswer(f"{length} bytes, of at most {max_bytes}")
     return decode_answer(await process.stdout.readexactly(length))
 
 
@@ -182,5 +207,7 @@ def _environment() -> dict[str, str]:
     return kept | {
         "PYTHONPATH": str(Path(__file__).parents[2]),  # the same code as the worker's own
         "VIPS_CONCURRENCY": "1",
+        # Pixels that a loader cannot stream, such as a WebP's, stay in memory: a child can write no temporary file.
+        "VIPS_DISC_THRESHOLD": str(MEMORY_BYTES),
         "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
     }

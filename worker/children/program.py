@@ -15,6 +15,7 @@ from service.probes import Rejected
 from worker.children import confinement, heap
 from worker.children.messages import (
     LENGTH,
+    MAX_CAUSE_CHARS,
     MAX_FILES,
     Answer,
     Finding,
@@ -67,7 +68,7 @@ def _find(request: Request, files: Sequence[int]) -> Finding:
     except OSError as error:
         if error.errno is None:
             raise  # a decoder's or encoder's own, which is about the picture
-        return Unreadable(repr(error))
+        return Unreadable(repr(error)[:MAX_CAUSE_CHARS])
 
 
 def _answer(request: Request, picture: int, watermark: int | None = None) -> Finding:

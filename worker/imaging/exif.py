@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 
+from service.probes import MAX_EXIF_BYTES, MAX_EXIF_LIST_ITEMS, MAX_EXIF_TEXT_CHARS
 from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, Layout
 from worker.imaging.exif_tags import (
     ASCII_IN_BYTES,
@@ -29,10 +30,7 @@ from worker.imaging.exif_tags import (
     UTF16_IN_BYTES,
 )
 
-MAX_JSON_BYTES = 16_384
-MAX_TEXT_CHARS = 1_000
-MAX_LIST_ITEMS = 64
-MAX_VALUE_BYTES = 8 + 4 * MAX_TEXT_CHARS  # a character code, and characters of 4 bytes
+MAX_VALUE_BYTES = 8 + 4 * MAX_EXIF_TEXT_CHARS  # a character code, and characters of 4 bytes
 MAX_ENTRIES = 512  # of one directory; a camera writes about 40
 _MAX_OFFSET = 1 << 62
 
@@ -77,7 +75,7 @@ def read_exif(*sources: bytes | int | None) -> dict[str, object]:
     values are a list. GPS coordinates are signed decimal degrees and the altitude is signed metres, as `exiftool -n`
     prints them; `GPSTimeStamp` is "HH:MM:SS". Empty texts, blobs and values that are no numbers (a denominator of 0)
     are left out. Fit for JSON and jsonb whatever the file says: no NUL, no lone surrogates, nothing infinite, at most
-    MAX_JSON_BYTES.
+    MAX_EXIF_BYTES.
     """
     values: dict[str, Value] = {}
     for source in sources:
@@ -187,7 +185,7 @@ def _text(name: str, kind: int, data: bytes, layout: Layout) -> str | None:
         text = _decode_coded(data, layout)
     else:
         return None
-    return text.partition("\0")[0].strip()[:MAX_TEXT_CHARS] or None
+    return text.partition("\0")[0].strip()[:MAX_EXIF_TEXT_CHARS] or None
 
 
 def _decode(data: bytes) -> str:
@@ -212,7 +210,7 @@ def _decode_coded(data: bytes, layout: Layout) -> str:
 def _numbers(name: str, kind: int, count: int, data: bytes, layout: Layout) -> Value | None:
     unit, code = TYPES[kind]
     blob = kind == _UNDEFINED and name not in NUMBERS_IN_BYTES
-    if code == "s" or blob or name in NOT_NUMBERS or count > MAX_LIST_ITEMS or len(data) < count * unit:
+    if code == "s" or blob or name in NOT_NUMBERS or count > MAX_EXIF_LIST_ITEMS or len(data) < count * unit:
         return None
     numbers: tuple[Number, ...] = struct.unpack(layout.struct_order + code * count, data)
     if kind in {_RATIONAL, _SRATIONAL}:
@@ -266,7 +264,7 @@ def _sign_gps(found: dict[str, Value]) -> None:
 
 
 def _within_budget(found: dict[str, Value]) -> dict[str, object]:
-    left = MAX_JSON_BYTES - 2
+    left = MAX_EXIF_BYTES - 2
     kept: dict[str, object] = {}
     for name, value in found.items():
         left -= len(name) + 6 + (len(json.dumps(value)) if isinstance(value, str) else len(str(value)))

@@ -13,15 +13,14 @@ import math
 
 from PIL import Image
 
+from service.probes import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE
 from worker.imaging.formats.picture import Picture
 
 # Its encoders are loaded now: a child does not wait for them at its first picture, when it is confined.
 Image.preinit()
 
-MAX_PREVIEW_BYTES = 500
-
 # Long side; the first that fits. 48 is three whole blocks of 16 and fits every photograph; noise may need less.
-PREVIEW_PX = (48, 32, 16)
+PREVIEW_PX = (MAX_PREVIEW_SIDE, 32, 16)
 
 # Quantization steps of the lowest frequency, 3 % apart. Higher frequencies get up to 2.4 times as much.
 _STEPS = tuple(4 * 1.03**i for i in range(142))

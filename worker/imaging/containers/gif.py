@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from worker.headers import gif_size
+
 _IMAGE, _EXTENSION = 0x2C, 0x21
 _GRAPHIC_CONTROL = b"\x21\xf9"
 _LOOP = (b"\x21\xff\x0bNETSCAPE2.0\x03\x01", b"\x21\xff\x0bANIMEXTS1.0\x03\x01")
@@ -80,7 +82,7 @@ def read_gif(data: Bytes, *, max_frames: int) -> Gif:
     Reads no further than one frame more than `max_frames`. Raises IndexError or struct.error if the file ends inside of
     a block. Only the end mark may be missing: no pixel is, and such files are about.
     """
-    width, height = size_of(data[:10])
+    width, height = gif_size(data[:10])
     shared = data[13 : 13 + _colour_table_bytes(data[10])]
     control, loop = Control(), 1
     frames: list[Frame] = []
@@ -99,12 +101,6 @@ def read_gif(data: Bytes, *, max_frames: int) -> Gif:
         width = max(width, frames[0].left + frames[0].width)
         height = max(height, frames[0].top + frames[0].height)
     return Gif(width, height, frames, loop)
-
-
-def size_of(data: bytes | bytearray) -> tuple[int, int]:
-    """Width and height of the screen. Raises struct.error if there are none."""
-    width, height = struct.unpack_from("<HH", data, 6)
-    return width, height
 
 
 def blocks(data: Bytes) -> Iterator[tuple[int, int]]:

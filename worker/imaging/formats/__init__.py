@@ -14,7 +14,7 @@ from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.kinds import name_kind
-from worker.imaging.sniffing import HEAD_BYTES, sniff
+from worker.sniffing import HEAD_BYTES, sniff
 
 __all__ = ["FORMATS", "Format", "recognise"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -16,8 +15,6 @@ from worker.imaging.formats.heif_metadata import applied_orientation, find_exif
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
-
-_ISPE = re.compile(rb"ispe(?=.{4}(.{4})(.{4}))", re.DOTALL)
 
 
 def probe(source: Source) -> Picture:
@@ -41,9 +38,3 @@ def _open_file(source: Source) -> tuple[HeifFile, pyvips.Image]:
 
 def _find_exif(source: Source, file: HeifFile) -> bytes | None:
     return find_exif(file, partial(os.pread, source.fd))
-
-
-def size_of(data: bytes) -> tuple[int, int]:
-    """The largest of any item, since what comes first may be a thumbnail."""
-    sizes = [(int.from_bytes(size[1]), int.from_bytes(size[2])) for size in _ISPE.finditer(data)]
-    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import mmap
 import struct
 
-from service.probes import Rejected
-from worker.imaging.containers.gif import Frame, Gif, read_gif, size_of
+from service.probes import MAX_PAGES, Rejected
+from worker.imaging.containers.gif import Frame, Gif, read_gif
 from worker.imaging.formats.animations import FRAMES_PIXELS
 from worker.imaging.formats.gif_canvas import Canvas
 from worker.imaging.formats.original import Animation, Frames, Original
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import MAX_PAGES, Source
-
-__all__ = ["open_original", "probe", "size_of"]
+from worker.imaging.formats.source import Source
 
 
 def probe(source: Source) -> Picture:

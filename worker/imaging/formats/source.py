@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import pyvips
 
-from service.probes import Rejected
+from service.probes import MAX_PAGES, Rejected
 
-# Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
-MAX_PAGES = 10_000
+# In the messages of libvips; the limit is RLIMIT_AS of the child process.
+_OUT_OF_MEMORY = "out of memory"
 
 # A path, or the descriptor of an open file, as `open` takes either. A child process can open no picture by its path.
 File: TypeAlias = str | int
@@ -82,7 +82,7 @@ def _refusing_damage() -> Iterator[None]:
     try:
         yield
     except pyvips.Error as error:
-        raise Rejected("damaged-image") from error
+        raise Rejected("probe-failed" if _OUT_OF_MEMORY in str(error) else "damaged-image") from error
     except UnicodeDecodeError as error:
         # libvips's message repeats bytes of the file, and pyvips takes them for UTF-8 before it empties the buffer.
         pyvips.vips_lib.vips_error_clear()

@@ -14,8 +14,9 @@ from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
 from service.probes import Rejected
-from worker.imaging.formats import avif, gif, jpeg, png, webp
-from worker.imaging.sniffing import HEAD_BYTES, sniff
+from worker.headers import avif_size, gif_size, webp_size
+from worker.imaging.formats import jpeg, png
+from worker.sniffing import HEAD_BYTES, sniff
 
 # Documents inside of documents; one of an editor holds a photo, or a drawing with a photo.
 _MOST_NESTED = 4
@@ -28,9 +29,9 @@ _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "jpeg": jpeg.size_of,
     "png": png.size_of,
-    "gif": gif.size_of,
-    "webp": webp.size_of,
-    "avif": avif.size_of,
+    "gif": gif_size,
+    "webp": webp_size,
+    "avif": avif_size,
 }
 # Formats of pictures that librsvg as it is built here leaves out, and their names.
 FOREIGN = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}

@@ -10,7 +10,7 @@ from functools import partial
 
 import pyvips
 
-from service.probes import Rejected
+from service.probes import MAX_PAGES, Rejected
 from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, CutShort, Entry, Layout, read_contents, walk_directories
 from worker.imaging.exif import TYPES, read_exif
 from worker.imaging.exif_tags import ORIENTATION
@@ -18,7 +18,7 @@ from worker.imaging.formats.animations import probe_frames
 from worker.imaging.formats.fields import pages_of
 from worker.imaging.formats.original import Frames, Original, original_of
 from worker.imaging.formats.picture import Picture, picture_of
-from worker.imaging.formats.source import MAX_PAGES, Source
+from worker.imaging.formats.source import Source
 from worker.imaging.formats.tiff_pixels import (
     PHOTOMETRIC,
     Samples,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -56,18 +55,6 @@ def open_original(source: Source, which: Frames) -> Original:
 
 def _loader(source: Source) -> Callable[..., pyvips.Image]:
     return partial(source.decode, pyvips.Image.webpload_source, fail_on="truncated", access="sequential")
-
-
-def size_of(data: bytes) -> tuple[int, int]:
-    """Raises struct.error where there is none."""
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
 
 
 def _count_frames(fd: int) -> int:

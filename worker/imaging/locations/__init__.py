@@ -17,7 +17,7 @@ from worker.imaging.locations.png import blank_png
 from worker.imaging.locations.regions import Copy, Patch, Unreadable
 from worker.imaging.locations.svg import blank_svg
 from worker.imaging.locations.webp import blank_webp
-from worker.imaging.sniffing import HEAD_BYTES, sniff
+from worker.sniffing import HEAD_BYTES, sniff
 
 __all__ = ["Patch", "find_locations"]
 
