@@ -53,7 +53,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         try:
-            made, code, kind = await _make(worker, wanted), None, None
+            made, code, kind = await _make(worker, wanted, ctx.get("account", "")), None, None
         except Rejected as refusal:
             made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
@@ -67,14 +67,14 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind)
 
 
-async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
+async def _make(worker: Resources, order: RenderOrder, account: str) -> Stored | None:
     """None where it was made already: who looked for the file before that may order it after.
 
     Raises Rejected where it cannot be made.
     """
     key = RenditionKey(order.image_id, order.digest)
     try:
-        made = await _write(worker, order, key)
+        made = await _write(worker, order, key, account)
     except ChildLost as error:
         raise Rejected("rendition-failed") from error
     except FileNotFoundError as error:
@@ -87,10 +87,10 @@ async def _make(worker: Resources, order: RenderOrder) -> Stored | None:
     return made
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> Stored | None:
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str) -> Stored | None:
     places, result = worker.storage.places(order.image_id), str(worker.renditions.path(key))
     if order.transformation is None:
-        found = await worker.renderers.find_locations(places, result)
+        found = await worker.renderers.find_locations(places, result, account)
         if found is None:
             return None
         if found.path not in places:
@@ -100,7 +100,7 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey) -> St
         # Moved since, from where it came in to where it is kept.
         return await _write_patched(worker, key, Path(places[0]), found.patches)
     over = worker.storage.places(order.watermark_id) if order.watermark_id else ()
-    data = await worker.renderers.render(places, result, order.transformation, over)
+    data = await worker.renderers.render(places, result, order.transformation, over, account)
     return None if data is None else await asyncio.to_thread(worker.renditions.write, key, data)
 
 

@@ -120,7 +120,7 @@ class Renditions:
             await self._admit(account_id, cost)
         if self._waiting >= self._most_waiting:
             raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.")
-        making = self._making.get(key) or self._begin(key, order, request_id)
+        making = self._making.get(key) or self._begin(key, order, account_id, request_id)
         assert making.task is not None  # noqa: S101 - what _begin made
         self._waiting += 1
         try:
@@ -153,15 +153,15 @@ class Renditions:
                 raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
-    def _begin(self, key: RenditionKey, order: RenderOrder, request_id: str) -> _Making:
+    def _begin(self, key: RenditionKey, order: RenderOrder, account_id: AccountId, request_id: str) -> _Making:
         making = self._making[key] = _Making()
-        making.task = asyncio.create_task(self._make(key, order, making, request_id))
+        job = RenderJob(f"{key.image_id}:{key.digest}", account_id, encode_order(order), self._own_channel, request_id)
+        making.task = asyncio.create_task(self._make(key, job, making))
         making.task.add_done_callback(_retrieve)
         return making
 
-    async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
+    async def _make(self, key: RenditionKey, job: RenderJob, making: _Making) -> Stored:
         """Until it is there; its requests may all be gone by then."""
-        job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), self._own_channel, request_id)
         try:
             deadline = time.monotonic() + self._wait_s
             enqueue_at = 0.0

@@ -31,10 +31,11 @@ class ChildLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`context` is who asks, for the log: one task works on the questions of many."""
+    """`context` is who asks, for the log: one task works on the questions of many. `account` owns the picture."""
 
     request: Request
     finding: asyncio.Future[Finding]
+    account: str = ""
     context: Context = field(default_factory=copy_context)
 
 
@@ -42,7 +43,7 @@ class Child:
     """Its process is started when needed and again after it died.
 
     It answers the questions in their order, so the first of them is the one that it works on. `note` is told how many
-    seconds each took, and `free` that there is room for another one.
+    seconds each took and whose it was, and `free` that there is room for another one.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Child:
         storage: Path,
         timeout_s: float,
         *,
-        note: Callable[[float], None],
+        note: Callable[[float, str], None],
         free: Callable[[], None],
         niceness: int = 0,
     ) -> None:
@@ -64,10 +65,21 @@ class Child:
         self._questions: deque[Question] = deque()
         self._working: asyncio.Task[None] | None = None
         self._listening = False  # the process was sent all questions there are
+        self._began = 0.0  # with its first question
 
     @property
     def unanswered(self) -> int:
         return len(self._questions)
+
+    @property
+    def account(self) -> str | None:
+        """Whose pictures it has; None if it has none."""
+        return self._questions[0].account if self._questions else None
+
+    @property
+    def working_s(self) -> float:
+        """How long it has worked on its first question."""
+        return time.monotonic() - self._began if self._questions and self._listening else 0.0
 
     @property
     def load(self) -> tuple[bool, int]:
@@ -117,11 +129,10 @@ class Child:
                 self._questions.popleft().finding.cancel()
 
     async def _listen(self) -> None:
-        began = time.monotonic()
+        self._began = time.monotonic()
         self._listening = True
         try:
             while self._questions:
-                began = time.monotonic()
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self.process.receive()
                 self._computed_s = answer.computed_s
@@ -134,11 +145,11 @@ class Child:
                     return
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._listening = False
-            await self._lose(error, began)
+            await self._lose(error)
         finally:
             self._listening = False
 
-    async def _lose(self, error: Exception, began: float) -> None:
+    async def _lose(self, error: Exception) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
         computed_s = self.process.computed_s()
         said = self.process.last_words()
@@ -147,14 +158,16 @@ class Child:
         asking = self._questions[0].context
         if isinstance(error, TimeoutError) and waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
-            self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - began)
+            self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - self._began)
         else:
             metrics.child_crashes.inc()
             asking.run(log.warning, "child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)
-            self._settle(ChildLost(), time.monotonic() - began)
+            self._settle(ChildLost(), time.monotonic() - self._began)
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
-        future = self._questions.popleft().finding
+        question = self._questions.popleft()
+        self._began = time.monotonic()
+        future = question.finding
         if not future.done():  # else nobody waits any more
             if isinstance(finding, Exception):
                 future.set_exception(finding)
@@ -162,5 +175,5 @@ class Child:
                 future.set_result(finding)
         if seconds is not None:
             if not isinstance(finding, Present):  # which was no work
-                self._note(seconds)
+                self._note(seconds, question.account)
             self._free()

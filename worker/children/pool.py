@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -16,6 +15,7 @@ from service.errors import CATALOGUE
 from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question
+from worker.children.line import Line
 from worker.children.messages import (
     Finding,
     LocationRequest,
@@ -44,7 +44,7 @@ class Children:
     """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
 
     Their pictures lie in `storage`: they can read no other. `durations` counts the seconds that each took,
-    as those of probes if there is none.
+    as those of probes if there is none. An account gets at most `share` of them, by default all.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Children:
         storage: Path,
         max_pixels: int,
         timeout_s: float,
+        share: int | None = None,
         durations: Durations | None = None,
         niceness: int = 0,
     ) -> None:
@@ -61,7 +62,7 @@ class Children:
             Child(storage, timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)
         ]
         self._durations = durations or metrics.probe_seconds
-        self._waiting: deque[Question] = deque()
+        self._line = Line(self._all, count if share is None else share)
         self._max_pixels = max_pixels
         self._mean_s = _AHEAD_S
 
@@ -80,22 +81,32 @@ class Children:
         if missing := {name for child in self._all for name in child.unconfined}:
             log.warning("children.not_confined", missing=sorted(missing))
 
-    async def probe(self, *paths: str) -> Probe:
+    def slow_accounts(self) -> Collection[str]:
+        """Accounts of which a picture takes long, or took long lately: together they get one share of the children."""
+        return self._line.slow_accounts()
+
+    async def probe(self, *paths: str, account: str = "") -> Probe:
         """Look at the file that lies at the first of these paths that is there.
 
         Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
-        match await self._ask(ProbeRequest(paths, self._max_pixels)):
+        match await self._ask(ProbeRequest(paths, self._max_pixels), account):
             case Probe() as probe:
                 return probe
             case finding:
                 raise _disbelieve(finding)
 
     async def render(
-        self, paths: Sequence[str], result: str, transformation: Transformation, watermark_paths: Sequence[str] = ()
+        self,
+        paths: Sequence[str],
+        result: str,
+        transformation: Transformation,
+        watermark_paths: Sequence[str] = (),
+        account: str = "",
     ) -> bytes | None:
         """The file of a rendition; None if it is there already, at `result`."""
-        match await self._ask(RenderRequest(paths, result, watermark_paths, transformation, self._max_pixels)):
+        request = RenderRequest(paths, result, watermark_paths, transformation, self._max_pixels)
+        match await self._ask(request, account):
             case Rendered(data):
                 return data
             case Present():
@@ -103,9 +114,9 @@ class Children:
             case finding:
                 raise _disbelieve(finding)
 
-    async def find_locations(self, paths: Sequence[str], result: str) -> Patches | None:
+    async def find_locations(self, paths: Sequence[str], result: str, account: str = "") -> Patches | None:
         """What to write over a copy of the file, so that it tells no location; None if that is there, at `result`."""
-        match await self._ask(LocationRequest(paths, result)):
+        match await self._ask(LocationRequest(paths, result), account):
             case Patches() as patches:
                 return patches
             case Present():
@@ -113,9 +124,9 @@ class Children:
             case finding:
                 raise _disbelieve(finding)
 
-    async def _ask(self, request: Request) -> Finding:
+    async def _ask(self, request: Request, account: str) -> Finding:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Question(request, future))
+        self._line.add(Question(request, future, account))
         self._hand_out()
         match await future:
             case Refusal(code, kind) if code in CATALOGUE:
@@ -128,21 +139,17 @@ class Children:
                 return finding
 
     async def end(self) -> None:
-        for question in self._waiting:
-            question.finding.cancel()
-        self._waiting.clear()
+        self._line.clear()
         await asyncio.gather(*(child.end() for child in self._all))
 
-    def _note(self, seconds: float) -> None:
+    def _note(self, seconds: float, account: str = "") -> None:
         self._durations.observe(seconds)
         self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
+        self._line.note(account, seconds)
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            child = min(self._all, key=lambda child: child.load)
-            if child.unanswered >= self.ahead:
-                return
-            question = self._waiting.popleft()
+        while (turn := self._line.take(self.ahead)) is not None:
+            question, child = turn
             if not question.finding.done():  # else nobody waits any more
                 child.ask(question)
 
