@@ -82,9 +82,9 @@ class Child:
         return time.monotonic() - self._began if self._questions and self._listening else 0.0
 
     @property
-    def load(self) -> tuple[bool, int]:
-        """By which the next question goes to the least. A child that could not start lets others go first."""
-        return time.monotonic() < self._resting_until, self.unanswered
+    def is_resting(self) -> bool:
+        """It could not start lately: others go first."""
+        return time.monotonic() < self._resting_until
 
     async def start(self) -> None:
         """Raises ChildUnavailable."""
@@ -112,9 +112,13 @@ class Child:
         await self.process.end()
 
     async def _work(self) -> None:
-        """Until every question has its answer. A process that was lost is replaced for those that are left."""
+        """Until every question has its answer. A process that was lost is replaced for those that are left, and one of
+        low priority for those that come.
+        """
         try:
-            while self._questions:
+            while self._questions or self.process.is_lowered:
+                if not self._questions:
+                    await self.process.end()
                 await self.start()
                 for question in self._questions:
                     self.process.send(question.request)

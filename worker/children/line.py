@@ -56,11 +56,15 @@ class Line:
         self._slow.note(account, seconds)
 
     def slow_accounts(self) -> Collection[str]:
-        """Also those whose picture takes long at this time."""
+        """Also those whose picture takes long at this time. Their children get a low priority."""
         for child in self._children:
             if child.account is not None:
                 self._slow.note(child.account, child.working_s)
-        return self._slow.current()
+        slow = self._slow.current()
+        for child in self._children:
+            if child.account in slow:
+                child.process.lower_priority()
+        return slow
 
     def take(self, ahead: int) -> tuple[Question, Child] | None:
         """The next question and its child; None if no child may get one. A child has at most `ahead` questions."""
@@ -75,7 +79,8 @@ class Line:
                 child for child in self._fitting(account, may_hold_more=may_hold_more) if child.unanswered < ahead
             ]
             if fitting:
-                return self._pop(account), min(fitting, key=lambda child: child.load)
+                is_slow = account in slow
+                return self._pop(account), min(fitting, key=lambda child: _rank(child, is_slow=is_slow))
         return None
 
     def clear(self) -> None:
@@ -98,3 +103,8 @@ class Line:
         else:
             del self._waiting[account]
         return question
+
+
+def _rank(child: Child, *, is_slow: bool) -> tuple[bool, bool, int]:
+    """The least is the best child for a question of an account that is slow, or is not."""
+    return child.is_resting, child.process.is_lowered != is_slow, child.unanswered
