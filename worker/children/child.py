@@ -21,6 +21,8 @@ log = structlog.get_logger("worker")
 # A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
 # picture that takes too long counts as one even where several children share a core.
 _WAITING_SHARE = 0.1
+# One of low priority that computed for less than this share was waiting for a core that others had.
+_LOWERED_WAITING_SHARE = 0.5
 # After a start that did not succeed.
 _REST_S = 1.0
 
@@ -156,13 +158,14 @@ class Child:
     async def _lose(self, error: Exception) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
         computed_s = self.process.computed_s()
+        waiting_share = _LOWERED_WAITING_SHARE if self.process.is_lowered else _WAITING_SHARE
         said = self.process.last_words()
         exit_code = await self.process.end()
-        waited = computed_s is not None and computed_s - self._computed_s < _WAITING_SHARE * self._timeout_s
+        waited = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
         asking = self._questions[0].context
         if isinstance(error, TimeoutError) and waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
-            self._settle(ChildUnavailable("it waited for the disk"), time.monotonic() - self._began)
+            self._settle(ChildUnavailable("it waited for the disk or a core"), time.monotonic() - self._began)
         else:
             metrics.child_crashes.inc()
             asking.run(log.warning, "child.lost", cause=type(error).__name__, exit_code=exit_code, said=said)

@@ -80,7 +80,10 @@ class Line:
             ]
             if fitting:
                 is_slow = account in slow
-                return self._pop(account), min(fitting, key=lambda child: _rank(child, is_slow=is_slow))
+                child = min(fitting, key=lambda child: _rank(child, is_slow=is_slow))
+                if is_slow:
+                    child.process.lower_priority()
+                return self._pop(account), child
         return None
 
     def clear(self) -> None:
