@@ -104,6 +104,7 @@ elseif offset >= 0 or (depth ~= known and redis.call('EXISTS', turns) == 0) then
 end
 
 local claimed, left, skipped, dropped = {}, 0, 0, 0
+local is_alone = redis.call('ZCARD', turns) == 1
 while true do
     local account = redis.call('ZRANGE', turns, skipped, skipped)[1]
     if not account then
@@ -137,7 +138,7 @@ while true do
         end
         if redis.call('EXISTS', line .. account) == 0 then
             redis.call('ZREM', turns, account)
-        elseif is_claimed then
+        elseif is_claimed and not is_alone then
             give_last_turn(account)
         end
     end

@@ -108,6 +108,6 @@ class Line:
         return question
 
 
-def _rank(child: Child, *, is_slow: bool) -> tuple[bool, bool, int]:
+def _rank(child: Child, *, is_slow: bool) -> tuple[bool, bool, int, bool]:
     """The least is the best child for a question of an account that is slow, or is not."""
-    return child.is_resting, child.process.is_lowered != is_slow, child.unanswered
+    return child.is_resting, child.process.is_lowered != is_slow, child.unanswered, child.process.pid is None
