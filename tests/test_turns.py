@@ -300,6 +300,17 @@ async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, r
         released.update(f"image{number}" for number in range(8))
 
 
+async def test_one_account_alone_drains_its_line_without_waits(redis: ArqRedis, redis_url: str) -> None:
+    done: list[str] = []
+
+    async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    await enqueue(redis, *(f"image{number:03}" for number in range(300)))
+    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)):
+        await until(lambda: len(done) == 300, timeout_s=10)  # a look takes a second, and there are a hundred claims
+
+
 async def test_another_worker_takes_what_one_has_no_room_for(redis: ArqRedis, redis_url: str) -> None:
     by_worker: list[tuple[int, float]] = []
     end = asyncio.Event()

@@ -64,7 +64,7 @@ class DoorbellWorker(Worker):
         self._next_sign_of_life = 0.0
         self._job_ended = asyncio.Event()
         self._ringing: asyncio.Task[object] | None = None  # a wait for a token of the bell for other accounts
-        self._full: frozenset[str] = frozenset()  # accounts without room at the last claim
+        self._full: frozenset[str] = frozenset()  # accounts without room after the last claim
         self._ends = Batcher(self._claims.end)
         self._recording = AsyncExitStack()
 
@@ -121,7 +121,7 @@ class DoorbellWorker(Worker):
             self._ringing = asyncio.create_task(self._wait_for_others())
             self._ringing.add_done_callback(lambda _: self._job_ended.set())
         deadline = time.monotonic() + _LOOK_S
-        while not self._ringing.done() and self._full <= self._shares.rooms().full:
+        while not self._ringing.done() and self._full and self._full <= self._shares.rooms().full:
             if (left_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
                 return
             await self._wait_for_an_end(left_s)
@@ -136,9 +136,8 @@ class DoorbellWorker(Worker):
         """In one round trip, which waits for the bell first."""
         if not (free := self._free_places()):
             return
-        rooms = self._shares.rooms()
-        self._full = rooms.full
-        claimed = await self._claims.claim(free, rooms, wait_s=_LOOK_S if wait and not self.burst else 0)
+        wait_s = _LOOK_S if wait and not self.burst else 0
+        claimed = await self._claims.claim(free, self._shares.rooms(), wait_s=wait_s)
         self._reap()  # a job that ended meanwhile, unrecorded, may be among those claimed
         ours = [job for job in claimed if not self._runs(job)]
         free = self._free_places()
@@ -152,6 +151,7 @@ class DoorbellWorker(Worker):
             task = self.loop.create_task(self.run_claimed(job))
             task.add_done_callback(partial(self._on_job_ended, job.account))
             self.tasks[job.id] = task
+        self._full = self._shares.rooms().full
 
     def _runs(self, job: ClaimedJob) -> bool:
         """Still, though its lease had ended: Redis was away."""
