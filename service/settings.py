@@ -200,10 +200,15 @@ class Settings(BaseSettings):
     )
 
     database_connections: Count = Field(10, description="Connections of one process to PostgreSQL.")
-    probe_processes: Processes = Field(2, description="Child processes of one worker that run libvips.")
+    probe_processes: Processes = Field(
+        2, description="Child processes of one worker that run libvips for one account; there is one more for others."
+    )
     probe_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
 
-    render_processes: Processes = Field(2, description="Child processes of one worker that make renditions.")
+    render_processes: Processes = Field(
+        2,
+        description="Child processes of one worker that make renditions for one account; there is one more for others.",
+    )
     render_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
 
     metrics: Path | None = Field(

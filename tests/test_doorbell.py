@@ -23,12 +23,14 @@ from arq.jobs import serialize_job
 from arq.worker import Worker
 
 from service.errors import ServiceError
-from service.ids import ImageId
+from service.ids import AccountId, ImageId
 from service.queue import jobs
 from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
+from service.queue.turns import TurnKeys
 from tests.conftest import Servers
 from worker.claims import Claims, JobEnd
 from worker.doorbell import DoorbellWorker
+from worker.shares import Shares
 
 Job = Callable[..., Coroutine[Any, Any, object]]
 
@@ -66,10 +68,10 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
     await client.aclose(close_connection_pool=True)
 
 
-async def enqueue(redis: ArqRedis, *ids: str) -> None:
+async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
     queue = JobQueue(redis)
     for image_id in ids:
-        await queue.enqueue([jobs.ProbeJob(image_id, "r", "q")])  # type: ignore[arg-type]
+        await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -221,7 +223,7 @@ async def test_a_job_is_enqueued_once_however_often_it_is_asked_for(redis: ArqRe
     async with working(redis_url, job):
         await until(lambda: runs == 1)
         await enqueue(redis, "image01")
-        await JobQueue(redis).enqueue_again(["image01"])  # type: ignore[list-item]
+        await JobQueue(redis).enqueue_again({ImageId("image01"): AccountId(1)})
         await asyncio.sleep(0.2)
         release.set()
         await asyncio.sleep(0.2)
@@ -256,7 +258,7 @@ async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_
         return f"of {image_id}"
 
     queue = JobQueue(redis)
-    a, b = (jobs.ProbeJob(ImageId(image_id), "one", "q") for image_id in ("image01", "image02"))
+    a, b = (jobs.ProbeJob(ImageId(image_id), AccountId(1), "one", "q") for image_id in ("image01", "image02"))
     await queue.enqueue([a, b, dataclasses.replace(a, reply_to="two"), a, dataclasses.replace(b, reply_to="")])
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe(one=hear, two=hear)
@@ -271,7 +273,7 @@ async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_
 
 async def test_a_channel_gets_all_replies_of_a_group_in_one_message(redis: ArqRedis) -> None:
     ids = [f"image{number:03}" for number in range(300)]
-    await JobQueue(redis).enqueue([jobs.ProbeJob(ImageId(image_id), "channel", "q") for image_id in ids])
+    await JobQueue(redis).enqueue([jobs.ProbeJob(ImageId(each), AccountId(1), "channel", "q") for each in ids])
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe("channel")
         await pubsub.get_message(timeout=5)  # that it is subscribed
@@ -505,6 +507,7 @@ async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redi
     async with working(redis_url, job) as worker:
         await until(lambda: bool(started))
         await redis.delete(in_progress_key_prefix + "a")  # as after an outage of Redis
+        await redis.zadd(TurnKeys.of(PROBE_QUEUE).later, {"a": 0})
         await enqueue(redis, "b")
         await until(lambda: len(started) == 2)
         assert started == ["a", "b"]
@@ -557,7 +560,7 @@ async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, 
         await end.wait()
 
     await enqueue(redis, "a", "b")
-    async with working(redis_url, job, places=lambda: places):
+    async with working(redis_url, job, shares=Shares(lambda: places)):
         await until(lambda: len(started) == 2)
         await asyncio.sleep(0.2)  # it waits for the bell
         places = 3

@@ -217,14 +217,14 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
     daguerre: Daguerre, kept: Kept, tmp_path: Path
 ) -> None:
     _, worker = await daguerre.start()
-    [child] = worker.children()
+    children = worker.children()
     stop_process(worker.pid)
     uploading = asyncio.create_task(daguerre.upload(jpeg()))
     picture = await kept.wait_stored()
     good = picture.rename(tmp_path / "good")
     picture.write_bytes(ENDLESS)
     os.kill(worker.pid, signal.SIGCONT)
-    await until(lambda: not is_alive(child))
+    await until(lambda: not all(is_alive(child) for child in children))
     good.replace(picture)
     answer = await uploading
     assert answer.status == 200
@@ -236,14 +236,14 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
 @pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=15)
 async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
-    hanging = worker.children()
+    children = worker.children()
     uploading = asyncio.create_task(daguerre.upload(ENDLESS))
     picture = await kept.wait_stored()
-    await until(lambda: not is_alive(hanging[0]))
-    hanging.append(await catch_child(worker, picture))
-    os.kill(hanging[1], signal.SIGCONT)
+    await until(lambda: not all(is_alive(child) for child in children))
+    hanging = await catch_child(worker, picture)
+    os.kill(hanging, signal.SIGCONT)
     await assert_refused(await uploading, daguerre, kept)
-    assert not any(is_alive(child) for child in hanging)
+    assert not is_alive(hanging)
 
 
 @pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=20)

@@ -39,7 +39,7 @@ async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
     storage.path(PICTURE).write_bytes(jpeg())
     await insert_image(connection, tenant, PICTURE, state="pending")
     redis = jobs.open_redis(settings.redis_url)
-    await JobQueue(redis).enqueue([ProbeJob(PICTURE, "", "")])
+    await JobQueue(redis).enqueue([ProbeJob(PICTURE, tenant.id, "", "")])
     await redis.aclose(close_connection_pool=True)
 
 
@@ -83,8 +83,8 @@ async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_t
 ) -> None:
     probe = Children.probe
 
-    async def lie(self: Children, *paths: str) -> Probe:
-        return replace(await probe(self, *paths), width=1 << 40)
+    async def lie(self: Children, *paths: str, account: str) -> Probe:
+        return replace(await probe(self, *paths, account=account), width=1 << 40)
 
     monkeypatch.setattr(Children, "probe", lie)
     await burst()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from arq.worker import Function, Worker
 from service.batches import Batcher, running
 from service.queue.jobs import UNAVAILABLE, name_worker
 from worker.claims import LEASE_S, ClaimedJob, Claims, JobEnd
+from worker.shares import Shares
 
 log = structlog.get_logger("worker")
 
@@ -41,8 +43,8 @@ class DoorbellWorker(Worker):
     """Waits on the bell while it has a free place, and on its own jobs while it has none.
 
     `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
-    of life; `places` tells how many jobs are worth having at this time, up to `max_jobs`. What a function returns
-    goes to whoever waits for its job.
+    of life; `shares` says how many jobs are worth having at this time, up to `max_jobs`, and of which accounts. What a
+    function returns goes to whoever waits for its job.
     """
 
     def __init__(
@@ -50,17 +52,19 @@ class DoorbellWorker(Worker):
         *args: Any,
         bell: str,
         alive_key: str | None = None,
-        places: Callable[[], int] | None = None,
+        shares: Shares | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
         self._alive_key = alive_key
-        self._places = places or (lambda: self.max_jobs)
+        self._shares = shares or Shares(lambda: self.max_jobs)
         self.in_progress_timeout_s = LEASE_S
         self._name = name_worker()
         self._claims = Claims(self.pool, self.queue_name, bell)
         self._next_sign_of_life = 0.0
         self._job_ended = asyncio.Event()
+        self._ringing: asyncio.Task[object] | None = None  # a wait for a token of the bell for other accounts
+        self._full: frozenset[str] = frozenset()  # accounts without room after the last claim
         self._ends = Batcher(self._claims.end)
         self._recording = AsyncExitStack()
 
@@ -79,11 +83,14 @@ class DoorbellWorker(Worker):
     async def _poll_iteration(self) -> None:
         try:
             if self._free_places():
-                await self._take_jobs(wait=not self._claims.left_behind)
-            elif not self.burst:
-                await self._wait_for_an_end()
-                if self._free_places():
+                if self._claims.skipped and not self._claims.left_behind and not self.burst:
+                    await self._wait_for_room_or_others()
                     await self._take_jobs(wait=False)
+                else:
+                    await self._take_jobs(wait=not self._claims.left_behind)
+            elif not self.burst:
+                await self._wait_for_an_end(_LOOK_S)
+                await self._take_jobs(wait=False)
             self._reap()
             if self.allow_pick_jobs:
                 self._skip_missed_crons()
@@ -97,18 +104,40 @@ class DoorbellWorker(Worker):
 
     def _free_places(self) -> int:
         """None until half of them are free, since jobs are claimed in groups; and none once told to stop."""
-        places = self._places() if self.allow_pick_jobs else 0
-        return places - self.job_counter if 2 * self.job_counter <= places else 0
+        return self._shares.free() if self.allow_pick_jobs else 0
 
-    async def _wait_for_an_end(self) -> None:
+    async def _wait_for_an_end(self, timeout_s: float) -> None:
         self._job_ended.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_S):
+            async with asyncio.timeout(timeout_s):
                 await self._job_ended.wait()
+
+    async def _wait_for_room_or_others(self) -> None:
+        """Wait until an account without room has room again, or another account has a job, for a second at most.
+
+        A token that is taken here is one for other accounts: `bell` is left to workers that have room for all.
+        """
+        if self._ringing is None:
+            self._ringing = asyncio.create_task(self._wait_for_others())
+            self._ringing.add_done_callback(lambda _: self._job_ended.set())
+        deadline = time.monotonic() + _LOOK_S
+        while not self._ringing.done() and self._full and self._full <= self._shares.rooms().full:
+            if (left_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
+                return
+            await self._wait_for_an_end(left_s)
+        if self._ringing.done():
+            ringing, self._ringing = self._ringing, None
+            await ringing
+
+    async def _wait_for_others(self) -> object:
+        return await self.pool.blpop([self._claims.others_bell], timeout=_LOOK_S)  # type: ignore[arg-type, misc]
 
     async def _take_jobs(self, *, wait: bool) -> None:
         """In one round trip, which waits for the bell first."""
-        claimed = await self._claims.claim(self._free_places(), wait_s=_LOOK_S if wait and not self.burst else 0)
+        if not (free := self._free_places()):
+            return
+        wait_s = _LOOK_S if wait and not self.burst else 0
+        claimed = await self._claims.claim(free, self._shares.rooms(), wait_s=wait_s)
         self._reap()  # a job that ended meanwhile, unrecorded, may be among those claimed
         ours = [job for job in claimed if not self._runs(job)]
         free = self._free_places()
@@ -118,9 +147,11 @@ class DoorbellWorker(Worker):
         for job in ours[:free]:
             await self.sem.acquire()
             self.job_counter += 1
+            self._shares.add(job.account)
             task = self.loop.create_task(self.run_claimed(job))
-            task.add_done_callback(self._on_job_ended)
+            task.add_done_callback(partial(self._on_job_ended, job.account))
             self.tasks[job.id] = task
+        self._full = self._shares.rooms().full
 
     def _runs(self, job: ClaimedJob) -> bool:
         """Still, though its lease had ended: Redis was away."""
@@ -144,8 +175,8 @@ class DoorbellWorker(Worker):
 
     async def _perform(self, job: ClaimedJob, function: Function, args: Sequence[Any], options: Any) -> JobEnd:
         options.pop("reply_to", None)  # of another version's API, which looks for itself
-        known = {"job_id": job.id, "job_try": job.tries + 1, "score": job.score, "waited_s": job.waited_s}
-        context = {**self.ctx, **known}
+        known = {"job_id": job.id, "account": job.account, "job_try": job.tries + 1}
+        context = {**self.ctx, **known, "score": job.score, "waited_s": job.waited_s}
         try:
             async with asyncio.timeout(self.job_timeout_s):
                 reply = await function.coroutine(context, *args, **options)
@@ -167,7 +198,8 @@ class DoorbellWorker(Worker):
         self.jobs_complete += 1
         return JobEnd(job.id, reply)
 
-    def _on_job_ended(self, _: asyncio.Task[None]) -> None:
+    def _on_job_ended(self, account: str, _: asyncio.Task[None]) -> None:
+        self._shares.remove(account)
         self._release_sem_dec_counter_on_complete()
         self._job_ended.set()
 
@@ -205,6 +237,9 @@ class DoorbellWorker(Worker):
                 task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
+        if self._ringing is not None:
+            self._ringing.cancel()
+            await asyncio.wait([self._ringing])
         await self._recording.aclose()
         with suppress(*UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
             if self._alive_key is not None:

@@ -23,7 +23,8 @@ from worker.doorbell import DoorbellWorker
 from worker.eviction import evict_renditions
 from worker.probe import probe_image
 from worker.render import render_image
-from worker.resources import Resources, open_resources
+from worker.resources import SPARE_CHILDREN, Resources, open_resources
+from worker.shares import Shares
 from worker.sweep import sweep
 
 log = structlog.get_logger("worker")
@@ -151,6 +152,10 @@ def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **op
 def _places(processes: int, children: Children) -> dict[str, Any]:
     """How many jobs are worth having: as many as the children take now, and the most that it may become."""
     return {
-        "max_jobs": processes * MOST_AHEAD + _JOBS_AHEAD,
-        "places": lambda: processes * children.ahead + _JOBS_AHEAD,
+        "max_jobs": (processes + SPARE_CHILDREN) * MOST_AHEAD + 2 * _JOBS_AHEAD,
+        "shares": Shares(
+            share=lambda: processes * children.ahead + _JOBS_AHEAD,
+            spare=lambda: SPARE_CHILDREN * children.ahead + _JOBS_AHEAD,
+            slow=children.slow_accounts,
+        ),
     }

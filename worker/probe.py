@@ -46,16 +46,16 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
         metrics.queue_wait.observe(max(0.0, ctx["waited_s"]))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
-            return Reply(image_id, await _finish(worker, image_id, ctx["job_try"]))
+            return Reply(image_id, await _finish(worker, image_id, ctx.get("account", ""), ctx["job_try"]))
         except (ServiceError, ChildUnavailable, OSError) as error:
             log.warning("probe.put_off", error=repr(error))
             raise Retry(defer=_RETRY_S) from error
 
 
-async def _finish(worker: Resources, image_id: ImageId, tries: int) -> Image | None:
+async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int) -> Image | None:
     """The finished row; None if it was deleted. `tries` counts this one."""
     try:
-        found = await worker.children.probe(*worker.storage.places(image_id))
+        found = await worker.children.probe(*worker.storage.places(image_id), account=account)
         image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
         log.info("probe.refused", code=refusal.code, kind=refusal.kind)

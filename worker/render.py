@@ -54,7 +54,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
         usage = Usage()
         try:
-            made, code, kind = await _make(worker, wanted, usage), None, None
+            made, code, kind = await _make(worker, wanted, ctx.get("account", ""), usage), None, None
         except Rejected as refusal:
             made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
@@ -69,7 +69,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind, seconds, wanted.ordered_by)
 
 
-async def _make(worker: Resources, order: RenderOrder, usage: Usage) -> Stored | None:
+async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Stored | None:
     """None where it was made already: who looked for the file before that may order it after.
 
     Raises Rejected where it cannot be made.
@@ -79,7 +79,7 @@ async def _make(worker: Resources, order: RenderOrder, usage: Usage) -> Stored |
     size = await asyncio.to_thread(worker.renditions.find_disk_size, key)
     if size is None:
         try:
-            made = await _write(worker, order, key, usage)
+            made = await _write(worker, order, key, account, usage)
         except ChildLost as error:
             raise Rejected("rendition-failed") from error
         except FileNotFoundError as error:
@@ -91,13 +91,13 @@ async def _make(worker: Resources, order: RenderOrder, usage: Usage) -> Stored |
     return made
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, usage: Usage) -> Stored:
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Stored:
     places = worker.storage.places(order.image_id)
     if order.transformation is None:
-        patches = await worker.renderers.find_locations(places)
+        patches = await worker.renderers.find_locations(places, account=account)
         return await in_thread(worker.storage.threads, partial(_write_patched, worker, key, places, patches))
     watermark = worker.storage.places(order.watermark_id) if order.watermark_id else None
-    data = await worker.renderers.render(places, order.transformation, watermark, usage=usage)
+    data = await worker.renderers.render(places, order.transformation, watermark, account=account, usage=usage)
     return await asyncio.to_thread(worker.renditions.write, key, data)
 
 

@@ -27,6 +27,8 @@ from worker.ledger import RenditionLedger
 _COMMAND_TIMEOUT_S = 10
 # Pictures that the children have; with fewer, each image is answered as soon as can be.
 _CROWD = 4
+# Beside those that one account may have: a slow picture cannot be interrupted, and others do not wait for its end.
+SPARE_CHILDREN = 1
 # An upload's client waits for its probe: renditions take the cores that are left.
 _RENDERERS_NICENESS = 5
 
@@ -59,14 +61,16 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             )
         )
         children = Children(
-            settings.probe_processes,
+            settings.probe_processes + SPARE_CHILDREN,
+            share=settings.probe_processes,
             max_pixels=settings.max_pixels,
             timeout_s=settings.probe_timeout_s,
         )
         stack.push_async_callback(children.end)
         await children.start()
         renderers = Children(
-            settings.render_processes,
+            settings.render_processes + SPARE_CHILDREN,
+            share=settings.render_processes,
             max_pixels=settings.max_pixels,
             timeout_s=settings.render_timeout_s,
             durations=metrics.render_seconds,

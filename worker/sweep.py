@@ -50,7 +50,7 @@ async def _enqueue_overdue(worker: Resources) -> None:
         if overdue:
             last = overdue[-1]
             seen += len(overdue)
-            enqueued += await worker.jobs.enqueue_again([image.id for image in overdue])
+            enqueued += await worker.jobs.enqueue_again({image.id: image.account_id for image in overdue})
         if len(overdue) < _AT_ONCE:
             break
     metrics.sweep_enqueued.inc(enqueued)

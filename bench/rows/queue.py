@@ -103,7 +103,7 @@ async def _time_job(service: Resources, new: NewImage) -> float:
     ingest = service.ingest
     started = time.perf_counter()
     with ingest.replies.expect(new.id, new.account_id) as waiter:
-        await ingest.enqueuing.submit(ProbeJob(new.id, ingest.replies.channel, "bench"))
+        await ingest.enqueuing.submit(ProbeJob(new.id, new.account_id, ingest.replies.channel, "bench"))
         image = await waiter.wait(_PATIENCE_S)
     took_ms = (time.perf_counter() - started) * 1000
     if image is None or image.state != "ready":

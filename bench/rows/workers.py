@@ -103,7 +103,7 @@ async def _take(dsn: str, redis_url: str, storage: DiskStorage, roots: Sequence[
         before, own_before, started = usage.by_part(roots), time.process_time(), time.perf_counter()
         for place in range(0, count, _GROUP):
             group = image_ids[place : place + _GROUP]
-            await queue.enqueue([ProbeJob(image_id, "", "bench") for image_id in group])
+            await queue.enqueue([ProbeJob(image_id, account_id, "", "bench") for image_id in group])
         async with database.connection() as connection:
             await _wait_ready(connection, started + _TIMEOUT_S)
         elapsed, own_s, after = time.perf_counter() - started, time.process_time() - own_before, usage.by_part(roots)

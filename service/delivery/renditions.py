@@ -174,15 +174,15 @@ class Renditions:
             self._charges.cancel(key)
             raise
         making = self._making[key] = _Making()
-        making.task = asyncio.create_task(self._make(key, order, making, request_id))
+        encoded = encode_order(msgspec.structs.replace(order, ordered_by=self._own_channel))
+        job = RenderJob(f"{key.image_id}:{key.digest}", payer.account_id, encoded, self._own_channel, request_id)
+        making.task = asyncio.create_task(self._make(key, job, making))
         making.task.add_done_callback(_retrieve)
         making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
         return making
 
-    async def _make(self, key: RenditionKey, order: RenderOrder, making: _Making, request_id: str) -> Stored:
+    async def _make(self, key: RenditionKey, job: RenderJob, making: _Making) -> Stored:
         """Until it is there; its requests may all be gone by then."""
-        order = msgspec.structs.replace(order, ordered_by=self._own_channel)
-        job = RenderJob(f"{key.image_id}:{key.digest}", encode_order(order), self._own_channel, request_id)
         try:
             deadline = time.monotonic() + self._wait_s
             enqueue_at = 0.0

@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from service.database import Connection
-from service.ids import ImageId
+from service.ids import AccountId, ImageId
 
 
 class Overdue(NamedTuple):
     created_at: datetime
     id: ImageId
+    account_id: AccountId
 
 
 _EXISTING = "select id from images where id = any($1) and state <> 'failed'"
@@ -24,7 +25,7 @@ async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) ->
 
 
 _OVERDUE = """
-select created_at, id from images
+select created_at, id, account_id from images
 where state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
     and ($3::timestamptz is null or (created_at, id) > ($3, $4))
 order by created_at, id limit $2
@@ -33,8 +34,8 @@ order by created_at, id limit $2
 
 async def list_overdue(connection: Connection, age_s: float, limit: int, after: Overdue | None = None) -> list[Overdue]:
     """The oldest images that have been pending for longer than `age_s`, in order; those behind `after`."""
-    rows = await connection.fetch(_OVERDUE, age_s, limit, *(after or (None, None)))
-    return [Overdue(row[0], ImageId(row[1])) for row in rows]
+    rows = await connection.fetch(_OVERDUE, age_s, limit, *(after[:2] if after else (None, None)))
+    return [Overdue(*row) for row in rows]
 
 
 _PURGE_FAILED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,8 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from service.errors import ServiceError
-from service.ids import ImageId
+from service.ids import AccountId, ImageId
+from service.queue.turns import JOIN, TurnKeys, others_bell
 from service.settings import SettingsError
 from service.telemetry.metrics import QueueState
 
@@ -67,9 +68,10 @@ def open_redis(url: str) -> ArqRedis:
 
 @dataclass(frozen=True, slots=True)
 class ProbeJob:
-    """A look at one image. Its reply goes to the channel `reply_to`, if that is not empty."""
+    """A look at one image of the account. Its reply goes to the channel `reply_to`, if that is not empty."""
 
     image_id: ImageId
+    account_id: AccountId
     reply_to: str
     request_id: str
 
@@ -84,10 +86,11 @@ class ProbeJob:
 @dataclass(frozen=True, slots=True)
 class RenderJob:
     """One rendition, to be made once whoever asks for it: the reply goes to all of them. `order` is a
-    `delivery.orders.RenderOrder`, encoded.
+    `delivery.orders.RenderOrder`, encoded; the account is that of the image.
     """
 
     id: str
+    account_id: AccountId
     order: bytes
     reply_to: str
     request_id: str
@@ -104,29 +107,41 @@ def _serialize(function: str, argument: object, request_id: str, now_ms: int) ->
 
 Job: TypeAlias = ProbeJob | RenderJob
 
-# A job that waits or runs under its id is left alone; its reply goes to one more. It is due now by the clock of Redis,
-# which claims go by too. Each token may wake a worker.
-_ENQUEUE = """
-local queue, bell = KEYS[1], KEYS[2]
-local job, waiting, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+# A job that waits or runs under its id is left alone; its reply goes to one more channel. It is due now by the clock of
+# Redis, which claims go by too. Each token may wake a worker.
+_ENQUEUE = (
+    """
+local queue, bell, others, turns, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local job, waiting, line, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+"""
+    + JOIN
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local added = 0
-for i = 5, #ARGV, 3 do
-    local id, payload, reply_to = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+local added, lines = 0, 0
+for i = 6, #ARGV, 4 do
+    local id, account, payload, reply_to = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
     redis.call('SET', job .. id, payload, 'PX', expires_ms, 'NX')
     if reply_to ~= '' then
         redis.call('SADD', waiting .. id, reply_to)
         redis.call('PEXPIRE', waiting .. id, expires_ms)
     end
-    added = added + redis.call('ZADD', queue, 'NX', now, id)
+    if redis.call('ZADD', queue, 'NX', now, id) == 1 then
+        added = added + 1
+        if join(id, account, now) then
+            lines = lines + 1
+        end
+    end
 end
-for _ = 1, math.min(added, most_tokens) do
-    redis.call('RPUSH', bell, '')
+for list, tokens in pairs({[bell] = added, [others] = lines}) do
+    for _ = 1, math.min(tokens, most_tokens) do
+        redis.call('RPUSH', list, '')
+    end
+    redis.call('LTRIM', list, -most_tokens, -1)
 end
-redis.call('LTRIM', bell, -most_tokens, -1)
 return added
 """
+)
 
 
 class JobQueue:
@@ -134,7 +149,10 @@ class JobQueue:
 
     def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, bell: str = BELL) -> None:
         self._redis = redis
-        self._keys = [name, bell]
+        turns = TurnKeys.of(name)
+        self._name = name
+        self._keys = [name, bell, others_bell(bell), turns.turns, turns.accounts]
+        self._line = turns.line
         self._enqueue = redis.register_script(_ENQUEUE)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
@@ -142,18 +160,18 @@ class JobQueue:
         await self._add(jobs)
         return [None] * len(jobs)
 
-    async def enqueue_again(self, image_ids: Sequence[ImageId]) -> int:
-        """Put images that wait for too long back; those that are in the queue stay where they are.
+    async def enqueue_again(self, images: Mapping[ImageId, AccountId]) -> int:
+        """Put images that wait for too long back, with their accounts; those in the queue stay where they are.
 
         Returns how many were not in the queue. Raises `queue-unavailable`.
         """
-        return await self._add([ProbeJob(image_id, "", "sweep") for image_id in image_ids])
+        return await self._add([ProbeJob(*image, "", "sweep") for image in images.items()])
 
     async def _add(self, jobs: Sequence[Job]) -> int:
         now_ms = time.time_ns() // 1_000_000
-        words: list[Any] = [job_key_prefix, WAITING, _EXPIRES_MS, MOST_TOKENS]
+        words: list[Any] = [job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS]
         for job in jobs:
-            words += (job.id, job.serialize(now_ms), job.reply_to)
+            words += (job.id, job.account_id, job.serialize(now_ms), job.reply_to)
         try:
             return int(await self._enqueue(keys=self._keys, args=words))
         except UNAVAILABLE as error:
@@ -172,8 +190,8 @@ class JobQueue:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.time()  # what the scores were made with; the clock of this host may differ
-                pipe.zcard(self._keys[0])
-                pipe.zrange(self._keys[0], 0, 0, withscores=True)
+                pipe.zcard(self._name)
+                pipe.zrange(self._name, 0, 0, withscores=True)
                 pipe.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
                 (seconds, microseconds), depth, oldest, workers = await pipe.execute()
         except UNAVAILABLE as error:

@@ -158,7 +158,7 @@ class Ingest:
                 waiter.look.set()
             image = None
             while image is None:
-                is_queued = await self._enqueue(ProbeJob(new.id, self.replies.channel, request_id))
+                is_queued = await self._enqueue(ProbeJob(new.id, new.account_id, self.replies.channel, request_id))
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break

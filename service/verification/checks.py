@@ -183,7 +183,7 @@ class Verification:
         while overdue := await self._list_overdue(last):
             last = overdue[-1]
             if self.repair:
-                await self.queue.enqueue_again([image.id for image in overdue])
+                await self.queue.enqueue_again({image.id: image.account_id for image in overdue})
             for image in overdue:
                 what = f"no worker has looked at it since {image.created_at:%Y-%m-%d %H:%M:%S} UTC"
                 yield Problem(f"image {image.id}", what, "in the queue" if self.repair else "")

@@ -27,6 +27,8 @@ _WAITING_SHARE = 0.1
 _MAX_PICTURES = 10_000
 _MAX_KEPT_BYTES = 512 << 20
 _MEMORY_CHECK_PICTURES = 64
+# One of low priority that computed for less than this share was waiting for a core that others had.
+_LOWERED_WAITING_SHARE = 0.5
 # After a start that did not succeed.
 _REST_S = 1.0
 
@@ -45,13 +47,14 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Question:
     """`context` is who asks, for the log: one task works on the questions of many. `files` are open until `finding`
-    is done.
+    is done; `account` owns the picture.
     """
 
     request: Request
     files: Sequence[PictureFile]
     finding: asyncio.Future[Finding]
     usage: Usage = field(default_factory=Usage)
+    account: str = ""
     context: Context = field(default_factory=copy_context)
 
 
@@ -59,14 +62,14 @@ class Child:
     """Its process is started when needed and again after it died.
 
     It answers the questions in their order, so the first of them is the one that it works on. `note` is told how many
-    seconds each took, and `free` that there is room for another one.
+    seconds each took and whose it was, and `free` that there is room for another one.
     """
 
     def __init__(
         self,
         timeout_s: float,
         *,
-        note: Callable[[float], None],
+        note: Callable[[float, str], None],
         free: Callable[[], None],
         niceness: int = 0,
     ) -> None:
@@ -81,15 +84,26 @@ class Child:
         self._questions: deque[Question] = deque()
         self._working: asyncio.Task[None] | None = None
         self._listening = False  # the process was sent all questions there are
+        self._began = 0.0  # with its first question
 
     @property
     def unanswered(self) -> int:
         return len(self._questions)
 
     @property
-    def load(self) -> tuple[bool, int]:
-        """By which the next question goes to the least. A child that could not start lets others go first."""
-        return time.monotonic() < self._resting_until, self.unanswered
+    def account(self) -> str | None:
+        """Whose pictures it has; None if it has none."""
+        return self._questions[0].account if self._questions else None
+
+    @property
+    def working_s(self) -> float:
+        """How long it has worked on its first question."""
+        return time.monotonic() - self._began if self._questions and self._listening else 0.0
+
+    @property
+    def is_resting(self) -> bool:
+        """It could not start lately: others go first."""
+        return time.monotonic() < self._resting_until
 
     async def start(self) -> None:
         """Raises ChildUnavailable."""
@@ -118,9 +132,13 @@ class Child:
         await self.process.end()
 
     async def _work(self) -> None:
-        """Until every question has its answer. A process that was lost is replaced for those that are left."""
+        """Until every question has its answer. A process that was lost is replaced for those that are left, and one of
+        low priority for those that come.
+        """
         try:
-            while self._questions:
+            while self._questions or self.process.is_lowered:
+                if not self._questions:
+                    await self.process.end()
                 await self.start()
                 # Nobody waits for the others any more, and their files are closed.
                 self._questions = deque(question for question in self._questions if not question.finding.done())
@@ -137,11 +155,10 @@ class Child:
                 self._questions.popleft().finding.cancel()
 
     async def _listen(self) -> None:
-        began = time.monotonic()
+        self._began = time.monotonic()
         self._listening = True
         try:
             while self._questions:
-                began = time.monotonic()
                 async with asyncio.timeout(self._timeout_s):
                     finding, seconds = await self._receive()
                 self._settle(finding, seconds)
@@ -153,7 +170,7 @@ class Child:
                     return
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._listening = False
-            await self._lose(error, began)
+            await self._lose(error)
         finally:
             self._listening = False
 
@@ -173,34 +190,37 @@ class Child:
             return True
         return self._answered >= _MAX_PICTURES
 
-    async def _lose(self, error: Exception, began: float) -> None:
+    async def _lose(self, error: Exception) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
         computed_s = self.process.computed_s()
+        waiting_share = _LOWERED_WAITING_SHARE if self.process.is_lowered else _WAITING_SHARE
         said = self.process.last_words()
         exit_code = await self.process.end()
-        waited = computed_s is not None and computed_s - self._computed_s < _WAITING_SHARE * self._timeout_s
+        waited = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
         asking = self._questions[0].context
         if isinstance(error, TimeoutError) and waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
-            self._settle(ChildWaited("it waited for the disk"), time.monotonic() - began)
+            self._settle(ChildWaited("it waited for the disk or a core"), time.monotonic() - self._began)
         else:
             metrics.child_crashes.inc()
             cause = f"{type(error).__name__}: {error}" if isinstance(error, OddAnswer) else type(error).__name__
             asking.run(log.warning, "child.lost", cause=cause, exit_code=exit_code, said=said)
-            self._count_usage(time.monotonic() - began)
-            self._settle(ChildLost(), time.monotonic() - began)
+            self._count_usage(time.monotonic() - self._began)
+            self._settle(ChildLost(), time.monotonic() - self._began)
 
     def _count_usage(self, seconds: float) -> None:
         """Within what the worker allows, whatever the child says."""
         self._questions[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
 
     def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
-        future = self._questions.popleft().finding
+        question = self._questions.popleft()
+        self._began = time.monotonic()
+        future = question.finding
         if not future.done():  # else nobody waits any more
             if isinstance(finding, Exception):
                 future.set_exception(finding)
             else:
                 future.set_result(finding)
         if seconds is not None:
-            self._note(seconds)
+            self._note(seconds, question.account)
             self._free()

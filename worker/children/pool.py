@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import structlog
@@ -14,6 +13,7 @@ from service.probes import Probe, Rejected
 from service.telemetry.metrics import Durations, metrics
 from worker.children.child import Child, Question, Usage
 from worker.children.files import PictureFiles, Places
+from worker.children.line import Line
 from worker.children.messages import (
     Finding,
     LocationRequest,
@@ -42,7 +42,7 @@ class Children:
     """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
 
     They get each picture as an open file. `durations` counts the seconds that each took, as those of probes if there
-    is none.
+    is none. An account gets at most `share` of them, by default all.
     """
 
     def __init__(
@@ -51,13 +51,14 @@ class Children:
         *,
         max_pixels: int,
         timeout_s: float,
+        share: int | None = None,
         durations: Durations | None = None,
         niceness: int = 0,
     ) -> None:
         self._all = [Child(timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)]
         self._files = PictureFiles(timeout_s)
         self._durations = durations or metrics.probe_seconds
-        self._waiting: deque[Question] = deque()
+        self._line = Line(self._all, count if share is None else share)
         self._max_pixels = max_pixels
         self._mean_s = _AHEAD_S
 
@@ -76,12 +77,16 @@ class Children:
         if missing := {name for child in self._all for name in child.unconfined}:
             log.warning("children.not_confined", missing=sorted(missing))
 
-    async def probe(self, *paths: str) -> Probe:
+    def slow_accounts(self) -> Collection[str]:
+        """Accounts of which a picture takes long, or took long lately: together they get one share of the children."""
+        return self._line.slow_accounts()
+
+    async def probe(self, *paths: str, account: str = "") -> Probe:
         """Look at the file that lies at the first of these paths that is there.
 
         Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
         """
-        return await self._ask(Probe, ProbeRequest(self._max_pixels), paths)
+        return await self._ask(Probe, ProbeRequest(self._max_pixels), paths, account=account)
 
     async def render(
         self,
@@ -89,23 +94,24 @@ class Children:
         transformation: Transformation,
         watermark_paths: Places | None = None,
         *,
+        account: str = "",
         usage: Usage | None = None,
     ) -> bytes:
         """The file of a rendition. Its seconds are added to `usage`."""
         pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
-        rendered = await self._ask(Rendered, RenderRequest(transformation, self._max_pixels), *pictures, usage=usage)
-        return rendered.data
+        request = RenderRequest(transformation, self._max_pixels)
+        return (await self._ask(Rendered, request, *pictures, account=account, usage=usage)).data
 
-    async def find_locations(self, paths: Places) -> Sequence[tuple[int, bytes]]:
+    async def find_locations(self, paths: Places, *, account: str = "") -> Sequence[tuple[int, bytes]]:
         """What to write over a copy of the file, so that it tells no location: offsets and bytes."""
-        return (await self._ask(Patches, LocationRequest(), paths)).patches
+        return (await self._ask(Patches, LocationRequest(), paths, account=account)).patches
 
     async def _ask(
-        self, kind: type[_Expected], request: Request, *pictures: Places, usage: Usage | None = None
+        self, kind: type[_Expected], request: Request, *pictures: Places, account: str, usage: Usage | None = None
     ) -> _Expected:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
         async with self._files.opened(*pictures) as files:
-            self._waiting.append(Question(request, files, future, usage or Usage()))
+            self._line.add(Question(request, files, future, usage or Usage(), account))
             self._hand_out()
             try:
                 return _accept(await future, kind)
@@ -115,22 +121,18 @@ class Children:
                 raise
 
     async def end(self) -> None:
-        for question in self._waiting:
-            question.finding.cancel()
-        self._waiting.clear()
+        self._line.clear()
         await asyncio.gather(*(child.end() for child in self._all))
         self._files.close()
 
-    def _note(self, seconds: float) -> None:
+    def _note(self, seconds: float, account: str = "") -> None:
         self._durations.observe(seconds)
         self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
+        self._line.note(account, seconds)
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            child = min(self._all, key=lambda child: child.load)
-            if child.unanswered >= self.ahead:
-                return
-            question = self._waiting.popleft()
+        while (turn := self._line.take(self.ahead)) is not None:
+            question, child = turn
             if not question.finding.done():  # else nobody waits any more
                 child.ask(question)
 

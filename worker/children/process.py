@@ -28,6 +28,9 @@ _START_TIMEOUT_S = 30
 _DEATH_S = 0.5
 # So many of them may be left behind before no more is started.
 _MOST_DYING = 2
+# A child that works on slow pictures leaves the cores to those that do not. As little as that of renditions: its time
+# limit goes on.
+_LOWERED_BY = 5
 # Of what a child has printed; the pipe holds more.
 _LAST_WORDS_BYTES = 1000
 
@@ -53,6 +56,8 @@ class ChildProcess:
 
     def __init__(self, timeout_s: float, niceness: int = 0) -> None:
         self._args = (str(timeout_s), str(niceness))
+        self._niceness = niceness
+        self._lowered_pid = 0
         self._process: Process | None = None
         self._requests: socket.socket | None = None  # to its stdin
         self._printed: int | None = None  # a pipe
@@ -61,6 +66,19 @@ class ChildProcess:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def is_lowered(self) -> bool:
+        return self.pid == self._lowered_pid
+
+    def lower_priority(self) -> None:
+        """The system prefers others to it from now on. There is no way back: only root may raise a priority."""
+        if self.pid is None or self.is_lowered:
+            return
+        self._lowered_pid = self.pid
+        with suppress(OSError):
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), self._niceness + _LOWERED_BY)
 
     async def start(self) -> Answer | None:
         """Start one, unless one is there that lives. Returns the greeting of a new one. Raises ChildUnavailable."""

@@ -1,0 +1,57 @@
+"""Turns by account: which waiting job of a queue runs next.
+
+arq's sorted set of the queue stays the truth about what there is to do. Beside it lie, for each queue:
+
+- `…:line:ACCOUNT`, a sorted set of an account's waiting jobs by the time that they are due;
+- `…:turns`, a sorted set of the accounts that have a line, by their turn. Each turn runs one job, and the next turn of
+  its account comes after those of all other accounts (round robin). So a claim costs the same however long a line is;
+- `…:later`, a sorted set of the jobs that stand in no line, by the time to look at them again: a job that runs, when
+  its lease ends, and a job that is retried, when it is due;
+- `…:accounts`, a hash of the account of each job that stands in a line or in `…:later`.
+
+A job in arq's set that these keys do not know comes from a plain arq client, or from a version before turns. Workers
+look for such jobs, and give them a line of their own, under the account "".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TurnKeys(NamedTuple):
+    """The Redis keys beside arq's own key of a queue; `line` is a prefix."""
+
+    turns: str
+    later: str
+    accounts: str
+    line: str
+
+    @classmethod
+    def of(cls, queue: str) -> TurnKeys:
+        return cls(f"{queue}:turns", f"{queue}:later", f"{queue}:accounts", f"{queue}:line:")
+
+
+def others_bell(bell: str) -> str:
+    """The list that wakes a worker which has no place left for some accounts: it holds a token for each account that
+    got a line. Tokens for everybody stay on `bell`, for workers that take the jobs of any account.
+    """
+    return f"{bell}:others"
+
+
+# For scripts that define `turns`, `accounts` and `line`. A job gets a place in the line of its account, and an account
+# that had no line gets the last turn. Returns whether it had none.
+JOIN = """
+local function give_last_turn(account)
+    local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', turns, (tonumber(last[2]) or 0) + 1, account)
+end
+local function join(id, account, due)
+    redis.call('HSET', accounts, id, account)
+    redis.call('ZADD', line .. account, due, id)
+    if redis.call('ZSCORE', turns, account) then
+        return false
+    end
+    give_last_turn(account)
+    return true
+end
+"""
