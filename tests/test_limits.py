@@ -17,7 +17,7 @@ from aiohttp import web
 
 from service.api import server
 from service.api.app import create_app
-from service.api.bodies import MAX_JSON_BYTES, MAX_LINES_AROUND_PARTS, MAX_PART_HEADERS
+from service.api.bodies import MAX_FORM_LINE_BYTES, MAX_JSON_BYTES, MAX_LINES_AROUND_PARTS, MAX_PART_HEADERS
 from service.api.protocol import UNREAD_S, Runner
 from service.downloads.origins import MAX_URL_LENGTH
 from service.errors import CATALOGUE
@@ -44,7 +44,7 @@ def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
         "Tags in one request, and of an image": f"{MAX_TAGS} of {MAX_TAG_LENGTH} characters",
         "A picture's URL": f"{MAX_URL_LENGTH} characters",
         "Headers of a form's file": f"{MAX_PART_HEADERS} of {server.MAX_LINE_BYTES} bytes",
-        "Lines of a form before and after its file": str(MAX_LINES_AROUND_PARTS),
+        "Lines of a form before and after its file": f"{MAX_LINES_AROUND_PARTS} of {MAX_FORM_LINE_BYTES} bytes",
     }.items():
         assert rows[what] == most
     [json_row] = [most for what, most in rows.items() if what == "A JSON body"]
