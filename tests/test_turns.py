@@ -35,7 +35,7 @@ SLOW = slow_svg(60)
 FLOOD = 200
 SAMPLES = 20
 # A machine that does other work makes one of some milliseconds wait as well. Behind one slow picture it is seconds.
-LEAST_WAIT_S = 0.1
+LEAST_WAIT_S = 0.3
 
 
 @pytest.fixture
