@@ -668,6 +668,32 @@ async def test_origin_may_send_long_headers(api: Client, tenant: Tenant, size: i
         assert (await get(api, tenant, url)).status == 200
 
 
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_interim_answers_are_skipped(api: Client, tenant: Tenant) -> None:
+    before = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n" * 3
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(jpeg())
+    async with raw_origin(before + head + jpeg()) as url:
+        assert (await get(api, tenant, url)).status == 200
+
+
+async def test_endless_interim_answers_are_refused(settings: Settings) -> None:
+    """Each arrives at once, so no time limit ended them before the last one."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"HTTP/1.1 103 A\r\n\r\n" * 1000)
+                await writer.drain()
+
+    async with listening(say) as port:
+        began = time.process_time()
+        with pytest.raises(ServiceError, match="origin-refused"):
+            await fetch(f"http://127.0.0.1:{port}/", settings, OriginTimeouts(total_s=5))
+    assert time.process_time() - began < 1
+
+
 def deflate(data: bytes) -> bytes:
     return zlib.compress(data)[2:-4]
 

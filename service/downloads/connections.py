@@ -16,11 +16,19 @@ from functools import cache, partial
 from typing import Any, TypeAlias
 
 import certifi
-from aiohttp import TCPConnector
+from aiohttp import ClientPayloadError, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from service.addresses import AllowedAddresses
 from service.errors import ServiceError
+
+# Answers before the answer (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http takes 5.
+MAX_INTERIM_ANSWERS = 20
+# Of what arrives before the answer, so much is parsed before a look at what it was.
+_HEAD_PIECE_BYTES = 4096
 
 
 class AddressRefused(Exception):
@@ -93,6 +101,35 @@ class GuardedResolver(AbstractResolver):
         """Look-ups under way end by themselves."""
 
 
+class OriginConnection(ResponseHandler):
+    """Ends after too many interim answers. aiohttp parses all that come, for as long as the time limit lets them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._interim_answers = 0
+        self._is_answered = False
+
+    def data_received(self, data: bytes) -> None:
+        start = 0
+        while start < len(data) and not self._is_answered and self._exception is None:
+            super().data_received(data[start : start + _HEAD_PIECE_BYTES])
+            start += _HEAD_PIECE_BYTES
+        if not data or (self._is_answered and start < len(data)):  # aiohttp goes on without data after a pause
+            super().data_received(data[start:])
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an answer."""
+        if not self._is_answered and 100 <= data[0].code < 200:
+            self._interim_answers += 1
+        else:
+            self._is_answered = True
+        if self._interim_answers <= MAX_INTERIM_ANSWERS:
+            super().feed_data(data, size)
+        elif self.transport is not None:
+            self.set_exception(ClientPayloadError("too many interim answers"))
+            self.transport.close()
+
+
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:
     """Keeps no connection and no look-up, so that each is checked; the downloads have a bound of their own."""
 
@@ -104,7 +141,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
             raise AddressRefused
         return socket.socket(family, kind, proto)
 
-    return TCPConnector(
+    connector = TCPConnector(
         resolver=resolver,
         socket_factory=open_socket,
         ssl=_trust(),
@@ -112,6 +149,9 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         force_close=True,
         limit=0,
     )
+    # Private to aiohttp; tests/test_downloads.py holds it.
+    connector._factory = partial[ResponseHandler](OriginConnection, loop=connector._loop)
+    return connector
 
 
 @cache
