@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import certifi
 from aiohttp import ClientPayloadError, TCPConnector
@@ -150,7 +150,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         limit=0,
     )
     # Private to aiohttp; tests/test_downloads.py holds it.
-    connector._factory = partial[ResponseHandler](OriginConnection, loop=connector._loop)
+    connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
     return connector
 
 
