@@ -1002,6 +1002,35 @@ async def test_names_that_hang_make_the_next_one_busy_and_not_too_slow(
     assert (await get(api, tenant, quick)).status == 200
 
 
+async def test_names_that_hang_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download gives its place back after 5 seconds, and its look-up goes on."""
+    look_up, go_on = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any) -> Any:
+        if host == "slow.example":
+            go_on.wait(30)
+        return look_up("127.0.0.1", *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    allowed = AllowedAddresses.parse("127.0.0.1")
+    slow, quick = URL("http://slow.example:1/"), URL("http://quick.example:1/")
+    async with Origins.connect(allowed, lookups=8, timeouts=QUICK) as origins:
+        try:
+            codes = await asyncio.gather(*(fail(origins, slow, "loud") for _ in range(8)))
+            assert codes == ["origin-too-slow"] * 6 + ["busy"] * 2
+            assert await fail(origins, quick, "loud") == "busy"
+            assert await fail(origins, quick, "quiet") == "origin-refused"  # nobody listens there
+        finally:
+            go_on.set()
+
+
+async def fail(origins: Origins, url: URL, account: str) -> str:
+    with pytest.raises(ServiceError) as failure:
+        async with origins.get(url, account):
+            pass
+    return failure.value.code
+
+
 async def test_a_look_up_is_over_when_its_answer_is_there() -> None:
     resolver = GuardedResolver(AllowedAddresses.parse("127.0.0.1"), lookups=1)
     for _ in range(50):
