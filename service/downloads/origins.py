@@ -109,8 +109,8 @@ class Origins:
         timeouts: OriginTimeouts = OriginTimeouts(),
         resolver: AbstractResolver | None = None,
     ) -> AsyncIterator[Origins]:
-        """`lookups` names are resolved at once, of which no account takes all; more are `busy`. Connections end with the
-        block.
+        """`lookups` names are resolved at once, of which no account takes all; more are `busy`. Connections end with
+        the block.
         """
         resolver = resolver or GuardedResolver(allowed, lookups)
         session = aiohttp.ClientSession(
