@@ -31,8 +31,6 @@ from service.limits.shares import Full, OverShare, SharedPlaces
 MAX_INTERIM_ANSWERS = 20
 # Of what arrives before the answer, so much is parsed before a look at what it was.
 _HEAD_PIECE_BYTES = 4096
-
-
 # Of all look-ups, an account has at most three quarters, and less beside others.
 _ACCOUNT_WEIGHT = 3
 # The account whose picture is fetched in this context: aiohttp passes nothing on to its resolver.
@@ -101,11 +99,11 @@ class GuardedResolver(AbstractResolver):
 
         def run() -> None:
             try:
-                tell = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except Exception as error:  # whatever it is, it is whoever waits who is told
-                tell = partial(looked_up.set_exception, error)
+                end = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except Exception as error:  # of any kind: the task that waits raises it
+                end = partial(looked_up.set_exception, error)
             give_back()
-            tell()
+            end()
 
         try:
             threading.Thread(target=run, name="dns", daemon=True).start()
