@@ -668,6 +668,32 @@ async def test_origin_may_send_long_headers(api: Client, tenant: Tenant, size: i
         assert (await get(api, tenant, url)).status == 200
 
 
+@LOCAL
+@pytest.mark.usefixtures("worker")
+async def test_interim_answers_are_skipped(api: Client, tenant: Tenant) -> None:
+    before = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n" * 3
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(jpeg())
+    async with raw_origin(before + head + jpeg()) as url:
+        assert (await get(api, tenant, url)).status == 200
+
+
+async def test_endless_interim_answers_are_refused(settings: Settings) -> None:
+    """Each arrives at once, so no time limit ended them before the last one."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"HTTP/1.1 103 A\r\n\r\n" * 1000)
+                await writer.drain()
+
+    async with listening(say) as port:
+        began = time.process_time()
+        with pytest.raises(ServiceError, match="origin-refused"):
+            await fetch(f"http://127.0.0.1:{port}/", settings, OriginTimeouts(total_s=5))
+    assert time.process_time() - began < 1
+
+
 def deflate(data: bytes) -> bytes:
     return zlib.compress(data)[2:-4]
 
@@ -974,6 +1000,35 @@ async def test_names_that_hang_make_the_next_one_busy_and_not_too_slow(
         while (await get(api, tenant, quick)).status == 503:
             await asyncio.sleep(0.01)
     assert (await get(api, tenant, quick)).status == 200
+
+
+async def test_names_that_hang_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download gives its place back after 5 seconds, and its look-up goes on."""
+    look_up, go_on = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any) -> Any:
+        if host == "slow.example":
+            go_on.wait(30)
+        return look_up("127.0.0.1", *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    allowed = AllowedAddresses.parse("127.0.0.1")
+    slow, quick = URL("http://slow.example:1/"), URL("http://quick.example:1/")
+    async with Origins.connect(allowed, lookups=8, timeouts=QUICK) as origins:
+        try:
+            codes = await asyncio.gather(*(fail(origins, slow, "loud") for _ in range(8)))
+            assert codes == ["origin-too-slow"] * 6 + ["busy"] * 2
+            assert await fail(origins, quick, "loud") == "busy"
+            assert await fail(origins, quick, "quiet") == "origin-refused"  # nobody listens there
+        finally:
+            go_on.set()
+
+
+async def fail(origins: Origins, url: URL, account: str) -> str:
+    with pytest.raises(ServiceError) as failure:
+        async with origins.get(url, account):
+            pass
+    return failure.value.code
 
 
 async def test_a_look_up_is_over_when_its_answer_is_there() -> None:

@@ -34,7 +34,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _FILE_NAME = re.compile(r"(?:^|[;,\s])filename(?:\*(?:[0-9]+\*?)?)?\s*=", re.IGNORECASE)
 _BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark is three of them
 # How aiohttp tells of a body that is not what its headers say.
-_MALFORMED = (ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
+_MALFORMED = (AssertionError, ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
 
 def check_content_type(request: web.Request) -> None:

@@ -84,7 +84,7 @@ async def _download(
     service = resources(request)
     with await service.admission.download(account, key) as body:
         with body.place:
-            async with bodies.while_connected(request), service.origins.get(source) as origin:
+            async with bodies.while_connected(request), service.origins.get(source, account.id) as origin:
                 await service.admission.reserve(body.reservation, origin.length)
                 upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits, body)
         return await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))

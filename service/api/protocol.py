@@ -45,6 +45,9 @@ LOOKS = 6
 # Go's net/http has the same bound of bytes.
 MAX_DROPPED_BYTES = 256 * 1024
 LINGER_S = 2.0
+# Of a chunked body that are parsed before others are served. aiohttp's own bound follows from bytes, and 200 bodies in
+# chunks of a byte each would make everyone else wait for seconds. Chunks of 512 bytes and more never come to it.
+MAX_CHUNKS_AT_ONCE = 256
 
 # Bounded, so that it costs nothing on a stream of letters.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
@@ -176,6 +179,9 @@ class HttpConnection(RequestHandler):
                 # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
                 body.set_exception(RequestPayloadError("malformed body"))
                 self._messages.pop()  # the reader of the body answers
+            elif not isinstance(message, _ErrInfo) and message.chunked:
+                self._body._high_water_chunks = MAX_CHUNKS_AT_ONCE
+                self._body._low_water_chunks = MAX_CHUNKS_AT_ONCE // 2
 
     def _check_framing(self, count: int) -> None:
         """Look at the last `count` messages. None may follow one that is refused, or that asks for another protocol,

@@ -10,17 +10,31 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import certifi
-from aiohttp import TCPConnector
+from aiohttp import ClientPayloadError, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from service.addresses import AllowedAddresses
 from service.errors import ServiceError
+from service.limits.shares import Full, OverShare, SharedPlaces
+
+# Answers before the answer (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http takes 5.
+MAX_INTERIM_ANSWERS = 20
+# Of what arrives before the answer, so much is parsed before a look at what it was.
+_HEAD_PIECE_BYTES = 4096
+# Of all look-ups, an account has at most three quarters, and less beside others.
+_ACCOUNT_WEIGHT = 3
+# The account whose picture is fetched in this context: aiohttp passes nothing on to its resolver.
+account: ContextVar[Hashable] = ContextVar("account", default=None)
 
 
 class AddressRefused(Exception):
@@ -32,16 +46,17 @@ _Found: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int,
 
 
 class GuardedResolver(AbstractResolver):
-    """Looks names up in threads, `lookups` at once.
+    """Looks names up in threads, `lookups` at once, of which no `account` takes all.
 
     A look-up cannot be ended, so one that nobody waits for any more keeps its place until the name server answers or
-    the system gives up. Each has a thread of its own, and not one of a pool: the interpreter, when it ends, waits for
-    a pool's threads.
+    the system gives up, though its download gave its own place back. Each has a thread of its own, and not one of a
+    pool: the interpreter, when it ends, waits for a pool's threads.
     """
 
     def __init__(self, allowed: AllowedAddresses, lookups: int) -> None:
         self._allowed = allowed
-        self._free = threading.Semaphore(lookups)
+        self._places = SharedPlaces(lookups)
+        self._lock = threading.Lock()  # for the places
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -69,28 +84,65 @@ class GuardedResolver(AbstractResolver):
         return results
 
     def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> asyncio.Future[_Found]:
-        if not self._free.acquire(blocking=False):
-            raise ServiceError("busy")  # to wait for a place would be the origin's time, and pass for its slowness
+        holder = {account.get(): _ACCOUNT_WEIGHT}
+        try:
+            with self._lock:
+                self._places.take(holder)
+        except (Full, OverShare) as error:  # to wait for a place would be the origin's time, and pass for its slowness
+            raise ServiceError("busy") from error
         looked_up: Future[_Found] = Future()
         looked_up.set_running_or_notify_cancel()  # so that it takes its result even if nobody waits for it
 
+        def give_back() -> None:
+            with self._lock:
+                self._places.release(holder)
+
         def run() -> None:
             try:
-                tell = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except Exception as error:  # whatever it is, it is whoever waits who is told
-                tell = partial(looked_up.set_exception, error)
-            self._free.release()
-            tell()
+                end = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except Exception as error:  # of any kind: the task that waits raises it
+                end = partial(looked_up.set_exception, error)
+            give_back()
+            end()
 
         try:
             threading.Thread(target=run, name="dns", daemon=True).start()
         except RuntimeError as error:  # the system gives no more threads
-            self._free.release()
+            give_back()
             raise ServiceError("busy") from error
         return asyncio.wrap_future(looked_up)
 
     async def close(self) -> None:
         """Look-ups under way end by themselves."""
+
+
+class OriginConnection(ResponseHandler):
+    """Ends after too many interim answers. aiohttp parses all that come, for as long as the time limit lets them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._interim_answers = 0
+        self._is_answered = False
+
+    def data_received(self, data: bytes) -> None:
+        start = 0
+        while start < len(data) and not self._is_answered and self._exception is None:
+            super().data_received(data[start : start + _HEAD_PIECE_BYTES])
+            start += _HEAD_PIECE_BYTES
+        if not data or (self._is_answered and start < len(data)):  # aiohttp goes on without data after a pause
+            super().data_received(data[start:])
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an answer."""
+        if not self._is_answered and 100 <= data[0].code < 200:
+            self._interim_answers += 1
+        else:
+            self._is_answered = True
+        if self._interim_answers <= MAX_INTERIM_ANSWERS:
+            super().feed_data(data, size)
+        elif self.transport is not None:
+            self.set_exception(ClientPayloadError("too many interim answers"))
+            self.transport.close()
 
 
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:
@@ -104,7 +156,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
             raise AddressRefused
         return socket.socket(family, kind, proto)
 
-    return TCPConnector(
+    connector = TCPConnector(
         resolver=resolver,
         socket_factory=open_socket,
         ssl=_trust(),
@@ -112,6 +164,9 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         force_close=True,
         limit=0,
     )
+    # Private to aiohttp; tests/test_downloads.py holds it.
+    connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
+    return connector
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from service.addresses import AllowedAddresses
-from service.downloads.connections import AddressRefused, GuardedResolver, guarded_connector
+from service.downloads.connections import AddressRefused, GuardedResolver, account, guarded_connector
 from service.downloads.decoding import DecodingError, decode, parse_codings
 from service.downloads.urls import CredentialsInURL, parse_absolute, resolve_redirect
 from service.errors import ServiceError
@@ -109,7 +109,9 @@ class Origins:
         timeouts: OriginTimeouts = OriginTimeouts(),
         resolver: AbstractResolver | None = None,
     ) -> AsyncIterator[Origins]:
-        """`lookups` names are resolved at once; more are `busy`. Connections end with the block."""
+        """`lookups` names are resolved at once, of which no account takes all; more are `busy`. Connections end with
+        the block.
+        """
         resolver = resolver or GuardedResolver(allowed, lookups)
         session = aiohttp.ClientSession(
             connector=guarded_connector(allowed, resolver),
@@ -132,11 +134,13 @@ class Origins:
             await resolver.close()
 
     @asynccontextmanager
-    async def get(self, url: URL) -> AsyncIterator[Origin]:
-        """Follow up to 5 redirects, each to an address that is checked like the first.
+    async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Origin]:
+        """Follow up to 5 redirects, each to an address that is checked like the first. `holder` is the account that
+        shares look-ups of names with others.
 
         Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`, `busy`.
         """
+        account.set(holder)
         with _as_origin_errors():
             response = await self._follow(url)
         async with response:
