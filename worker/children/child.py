@@ -13,6 +13,7 @@ import structlog
 
 from service.telemetry.metrics import metrics
 from worker.children.checks import check, max_answer_bytes
+from worker.children.confinement import MAX_CPU_S
 from worker.children.files import PictureFile
 from worker.children.messages import Finding, OddAnswer, Request
 from worker.children.process import ChildProcess, ChildWaited
@@ -22,8 +23,8 @@ log = structlog.get_logger("worker")
 # A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
 # picture that takes too long counts as one even where several children share a core.
 _WAITING_SHARE = 0.1
-# A process is replaced after this many pictures, or if it keeps this much memory between two: what a hostile picture
-# has made of it ends then.
+# A process is replaced after this many pictures, after MAX_CPU_S, or if it keeps this much memory between two: what a
+# hostile picture has made of it ends then.
 _MAX_PICTURES = 10_000
 _MAX_KEPT_BYTES = 512 << 20
 _MEMORY_CHECK_PICTURES = 64
@@ -188,7 +189,7 @@ class Child:
     def _is_worn(self) -> bool:
         if self._answered % _MEMORY_CHECK_PICTURES == 0 and self.process.resident_bytes() > _MAX_KEPT_BYTES:
             return True
-        return self._answered >= _MAX_PICTURES
+        return self._answered >= _MAX_PICTURES or self._computed_s >= MAX_CPU_S
 
     async def _lose(self, error: Exception) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
