@@ -29,7 +29,7 @@ from worker.children.messages import (
     encode_answer,
 )
 from worker.children.pool import MOST_AHEAD, Children
-from worker.children.process import ChildProcess, ChildUnavailable
+from worker.children.process import ChildProcess, ChildStalled, ChildUnavailable, ChildWaited
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -117,6 +117,31 @@ async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_t
     assert not is_alive(pid)
     assert (await children.probe(picture)).width == 120
     await children.end()
+
+
+def test_disk_error_of_a_mapped_file_is_no_crash(endless: str) -> None:
+    """The kernel ends a process by SIGBUS that reads from a mapped file what the disk does not give."""
+
+    async def lose(children: Children, *, deleted: bool) -> ChildWaited:
+        probing = asyncio.create_task(children.probe(endless))
+        while children._all[0].working_s < 0.1:
+            await asyncio.sleep(0.02)
+        if deleted:
+            Path(endless).unlink()
+        os.kill(pid_of(children), signal.SIGBUS)
+        with pytest.raises(ChildWaited) as caught:
+            await probing
+        return caught.value
+
+    async def lose_both() -> None:
+        children = Children(1, max_pixels=1_000_000, timeout_s=5)
+        # A file that the worker can read is tried a limited number of times.
+        assert isinstance(await lose(children, deleted=False), ChildStalled)
+        assert not isinstance(await lose(children, deleted=True), ChildStalled)
+        await children.end()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a worker has it: it keeps the exit code
+        runner.run(lose_both())
 
 
 async def test_abandoned_pictures_are_not_sent_again(picture: str, endless: str) -> None:

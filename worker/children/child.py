@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -197,9 +198,11 @@ class Child:
         waiting_share = _LOWERED_WAITING_SHARE if self.process.is_lowered else _WAITING_SHARE
         said = self.process.last_words()
         exit_code = await self.process.end()
-        waited = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
+        idle = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
+        # A mapped file that the disk does not give ends the process so.
+        waited = (isinstance(error, TimeoutError) and idle) or exit_code == -signal.SIGBUS
         asking = self._questions[0].context
-        if isinstance(error, TimeoutError) and waited:
+        if waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
             self._settle(ChildWaited("it waited for the disk or a core"), time.monotonic() - self._began)
         else:
