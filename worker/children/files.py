@@ -84,15 +84,16 @@ class PictureFiles:
         return True
 
     async def _open(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        now = time.monotonic()
-        if self._hanging and any(self._hanging.get(places[0], (0, 0))[1] > now for places in pictures):
+        if self._hanging and any(self._is_put_off(places) for places in pictures):
             raise ChildUnavailable("its file does not open")
+        began: list[float] = []
         try:
-            return await self._wait(self._threads.submit(partial(self._open_each, pictures), _close_each))
+            return await self._wait(self._threads.submit(partial(self._open_each, pictures, began), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            self._note_hanging(pictures)
+            if began:  # else others hang, and no thread was left for it
+                self._note_hanging(pictures)
             raise ChildUnavailable("its file does not open") from error
         except OSError as error:
             raise ChildUnavailable(repr(error)) from error
@@ -109,6 +110,12 @@ class PictureFiles:
         finally:
             timer.cancel()
 
+    def _is_put_off(self, places: Places) -> bool:
+        """Whether its file hung, and either not for long enough or the threads are needed for files that did not."""
+        if places[0] not in self._hanging:
+            return False
+        return self._threads.are_scarce or self._hanging[places[0]][1] > time.monotonic()
+
     def _note_hanging(self, pictures: Sequence[Places]) -> None:
         """Each try may take a thread for good, so that the next comes after as long as the file has hung already."""
         now = time.monotonic()
@@ -118,8 +125,9 @@ class PictureFiles:
             since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
             self._hanging[places[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        """Blocks; raises OSError, and closes what it has opened then."""
+    def _open_each(self, pictures: Sequence[Places], began: list[float]) -> Sequence[PictureFile]:
+        """Blocks; raises OSError, and closes what it has opened then. `began` gets the time at which a thread took it."""
+        began.append(time.monotonic())
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(_open_first(places)) for places in pictures]
@@ -131,7 +139,7 @@ class PictureFiles:
 
     def _read_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
         """Blocks; raises OSError. Returns no file, as they are closed."""
-        files = self._open_each(pictures)
+        files = self._open_each(pictures, [])
         try:
             for file in files:
                 while file.read(_READ_BYTES):
