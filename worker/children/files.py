@@ -126,7 +126,7 @@ class PictureFiles:
             self._hanging[places[0]] = since, 2 * now - since
 
     def _open_each(self, pictures: Sequence[Places], began: list[float]) -> Sequence[PictureFile]:
-        """Blocks; raises OSError, and closes what it has opened then. `began` gets the time at which a thread took it."""
+        """Blocks; raises OSError, and closes what it has opened then. `began` gets the time when it starts."""
         began.append(time.monotonic())
         try:
             with ExitStack() as stack:

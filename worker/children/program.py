@@ -35,12 +35,14 @@ from worker.children.messages import (
 )
 
 _PR_SET_PDEATHSIG = 1
+_MAX_INHERITED = 1 << 16
 
 
 def main() -> None:
     worker, timeout_s = int(sys.argv[1]), float(sys.argv[2])
     _die_with(worker)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the worker was started with, and uvloop's duplicates
+    # What the worker was started with, and uvloop's duplicates. Older systems close one by one, of up to a billion.
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), _MAX_INHERITED))
     os.nice(int(sys.argv[3]))
     requests = socket.socket(fileno=sys.stdin.fileno())
     answers = _claim_stdout()
