@@ -17,9 +17,11 @@ from structlog.testing import capture_logs
 from service.delivery.transformations import Transformation
 from service.probes import MAX_PREVIEW_BYTES, Probe
 from tests import pictures
+from tests.lying_child import TOKEN
 from tests.samples import jpeg
 from worker.children.child import ChildLost
 from worker.children.messages import (
+    GREETING_TOKEN,
     LENGTH,
     MAX_WORDS_BYTES,
     Answer,
@@ -233,6 +235,25 @@ async def test_patches_stay_within_their_file(liar: Liar) -> None:
         liar.say(Patches(lie))
         with pytest.raises(ChildLost):
             await liar.find_locations()
+
+
+@pytest.mark.parametrize("token", [TOKEN, b"<stolen>", GREETING_TOKEN], ids=["twice", "early", "as a greeting"])
+async def test_answer_to_no_request_ends_its_child(liar: Liar, token: bytes) -> None:
+    """Else each picture would be given the answer of another one."""
+    honest = encode_answer(Answer.of(HONEST, seconds=0, computed_s=0))
+    liar.say_bytes(honest + token + honest)
+    assert await liar.probe() == HONEST
+    with pytest.raises(ChildLost):
+        await liar.probe()
+    liar.say(HONEST)
+    assert [await liar.probe() for _ in range(3)] == [HONEST] * 3
+
+
+async def test_answer_of_two_kinds_ends_its_child(liar: Liar) -> None:
+    both = Answer(0, 0, probe=HONEST, refusal=Refusal("damaged-image"))
+    liar.say_bytes(encode_answer(both))
+    with pytest.raises(ChildLost):
+        await liar.probe()
 
 
 async def test_time_of_a_picture_is_at_most_its_limit(liar: Liar) -> None:

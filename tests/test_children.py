@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from io import FileIO
 from pathlib import Path
 
 import pytest
 import structlog
+import uvloop
 from structlog.testing import capture_logs
 
 from service.probes import Rejected
@@ -28,7 +29,7 @@ from worker.children.messages import (
     encode_answer,
 )
 from worker.children.pool import MOST_AHEAD, Children
-from worker.children.process import ChildProcess, ChildUnavailable
+from worker.children.process import ChildProcess, ChildStalled, ChildUnavailable, ChildWaited
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -116,6 +117,31 @@ async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_t
     assert not is_alive(pid)
     assert (await children.probe(picture)).width == 120
     await children.end()
+
+
+def test_disk_error_of_a_mapped_file_is_no_crash(endless: str) -> None:
+    """The kernel ends a process by SIGBUS that reads from a mapped file what the disk does not give."""
+
+    async def lose(children: Children, *, deleted: bool) -> ChildWaited:
+        probing = asyncio.create_task(children.probe(endless))
+        while children._all[0].working_s < 0.1:
+            await asyncio.sleep(0.02)
+        if deleted:
+            Path(endless).unlink()
+        os.kill(pid_of(children), signal.SIGBUS)
+        with pytest.raises(ChildWaited) as caught:
+            await probing
+        return caught.value
+
+    async def lose_both() -> None:
+        children = Children(1, max_pixels=1_000_000, timeout_s=5)
+        # A file that the worker can read is tried a limited number of times.
+        assert isinstance(await lose(children, deleted=False), ChildStalled)
+        assert not isinstance(await lose(children, deleted=True), ChildStalled)
+        await children.end()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a worker has it: it keeps the exit code
+        runner.run(lose_both())
 
 
 async def test_abandoned_pictures_are_not_sent_again(picture: str, endless: str) -> None:
@@ -389,6 +415,37 @@ async def test_worn_child_is_replaced(
     assert [probe.width for probe in await asyncio.gather(*(children.probe(picture) for _ in range(20)))] == [120] * 20
     assert pid_of(children) != before
     assert not is_alive(before)
+
+
+async def test_child_that_computed_for_long_is_replaced(
+    children: Children, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the kernel ends it, at a picture that is not to blame."""
+    monkeypatch.setattr("worker.children.child.MAX_CPU_S", 0.01)
+    before = pid_of(children)
+    assert [(await children.probe(picture)).width for _ in range(2)] == [120] * 2
+    assert not is_alive(before)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_child_gets_no_descriptor_of_its_worker(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def open_files() -> list[Path]:
+        children = Children(1, max_pixels=1, timeout_s=5)
+        await children.start()
+        files = [path.readlink() for path in Path(f"/proc/{pid_of(children)}/fd").iterdir()]
+        await children.end()
+        return files
+
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)  # as what a worker inherits itself
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        files = runner.run(open_files())
+    pipe = Path(f"/proc/self/fd/{reading}").readlink()
+    os.close(reading)
+    os.close(writing)
+    assert pipe not in files
+    # Requests, what it prints (twice), and answers.
+    assert len(files) == 4
 
 
 async def test_child_of_few_pictures_is_kept(children: Children, picture: str) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tests.samples import jpeg
 from worker.children.files import PictureFiles
 from worker.children.pool import Children
 from worker.children.process import ChildUnavailable
+from worker.children.threads import MAX_THREADS
 
 SECONDS = 0.5
 
@@ -48,6 +49,31 @@ async def release(path: Path, files: PictureFiles) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     async with asyncio.timeout(5):
         while files._threads._unfinished:
+            await asyncio.sleep(0.01)
+
+
+async def give_up(files: PictureFiles, path: Path) -> None:
+    with pytest.raises(ChildUnavailable):
+        async with files.opened([str(path)]):
+            pass
+
+
+async def hang(files: PictureFiles, folder: Path, count: int) -> Sequence[Path]:
+    """As many files that hang in a thread each."""
+    paths = [folder / f"hanging-{number}" for number in range(count)]
+    for path in paths:
+        os.mkfifo(path)
+    await asyncio.gather(*(give_up(files, path) for path in paths))
+    return paths
+
+
+async def release_all(paths: Sequence[Path], files: PictureFiles) -> None:
+    """Also those that wait for a thread."""
+    async with asyncio.timeout(5):
+        while files._threads._unfinished:
+            for path in paths:
+                with suppress(OSError):  # nobody opens it now
+                    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             await asyncio.sleep(0.01)
 
 
@@ -123,6 +149,23 @@ async def test_a_file_that_hangs_for_good_opens_later(files: PictureFiles, hangi
     async with files.opened([str(hanging)]) as opened:
         assert len(opened) == 1
     await release(hanging.with_name("old"), files)
+
+
+async def test_hanging_files_leave_threads_to_others(files: PictureFiles, tmp_path: Path, picture: str) -> None:
+    paths = await hang(files, tmp_path, MAX_THREADS // 2 + 4)
+    await asyncio.sleep(SECONDS)
+    await asyncio.gather(*(give_up(files, path) for path in paths))  # each would take one thread more
+    async with files.opened([picture]) as opened:
+        assert len(opened) == 1
+    await release_all(paths, files)
+
+
+async def test_file_behind_hanging_ones_is_not_put_off(files: PictureFiles, tmp_path: Path, picture: str) -> None:
+    paths = await hang(files, tmp_path, MAX_THREADS)
+    await give_up(files, Path(picture))  # no thread was left
+    await release_all(paths, files)
+    async with files.opened([picture]) as opened:
+        assert len(opened) == 1
 
 
 def test_a_hanging_file_keeps_no_worker_from_ending(hanging: Path) -> None:

@@ -7,9 +7,9 @@ the answer to its question may have, or bring values into rows, files and respon
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import partial
+from itertools import chain
 
 import msgspec
 
@@ -52,7 +52,7 @@ _PATCH_OVERHEAD_BYTES = 16
 _MAX_SIDE_OF_SOURCE = (1 << 31) - 1
 
 _BASELINE = 0xC0
-_TAG_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
+_MAX_TAG_NAME_CHARS = 64
 
 _REFUSALS: dict[type[Request], frozenset[str]] = {
     ProbeRequest: frozenset({"unsupported-image", "damaged-image", "too-many-pixels", "probe-failed"}),
@@ -121,19 +121,25 @@ def _is_of_size(sides: Sequence[int], form: str, picture: PictureFile) -> bool:
 
 
 def _check_exif(exif: Mapping[str, object]) -> None:
-    """Fit for JSON and for PostgreSQL: no NUL, nothing infinite. msgpack has let no lone surrogate through."""
-    for name, value in exif.items():
-        _require(_TAG_NAME.fullmatch(name) is not None, "the name of a tag")
-        if isinstance(value, str):
-            _require(len(value) <= MAX_EXIF_TEXT_CHARS and "\0" not in value, "the text of a tag")
-        else:
-            numbers = value if isinstance(value, list) else [value]
-            _require(len(numbers) <= MAX_EXIF_LIST_ITEMS and all(map(_is_number, numbers)), "the value of a tag")
+    """Fit for JSON and for PostgreSQL: no NUL, nothing infinite. msgpack has let no lone surrogate through.
+
+    All tags at once, since a loop over them takes longer than all other checks.
+    """
+    names = "".join(exif)
+    lengths = {len(name) for name in exif}
+    _require(not exif or (names.isascii() and names.isalnum() and min(lengths) > 0), "the name of a tag")
+    _require(max(lengths, default=0) <= _MAX_TAG_NAME_CHARS, "a long name of a tag")
+    texts = [value for value in exif.values() if type(value) is str]
+    _require("\0" not in "".join(texts) and _max_len(texts) <= MAX_EXIF_TEXT_CHARS, "the text of a tag")
+    lists = [value for value in exif.values() if type(value) is list]
+    _require(_max_len(lists) <= MAX_EXIF_LIST_ITEMS, "a long list")
+    numbers = [*chain(*lists), *(value for value in exif.values() if type(value) not in {str, list})]
+    _require({*map(type, numbers)} <= {int, float} and all(map(math.isfinite, numbers)), "the value of a tag")
     _require(len(msgspec.json.encode(exif)) <= MAX_EXIF_BYTES, "too much EXIF")
 
 
-def _is_number(value: object) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+def _max_len(values: Sequence[Sized]) -> int:
+    return max(map(len, values), default=0)
 
 
 def _check_preview(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import structlog
 
 from service.telemetry.metrics import metrics
 from worker.children.checks import check, max_answer_bytes
+from worker.children.confinement import MAX_CPU_S
 from worker.children.files import PictureFile
 from worker.children.messages import Finding, OddAnswer, Request
 from worker.children.process import ChildProcess, ChildWaited
@@ -22,8 +24,8 @@ log = structlog.get_logger("worker")
 # A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
 # picture that takes too long counts as one even where several children share a core.
 _WAITING_SHARE = 0.1
-# A process is replaced after this many pictures, or if it keeps this much memory between two: what a hostile picture
-# has made of it ends then.
+# A process is replaced after this many pictures, after MAX_CPU_S, or if it keeps this much memory between two: what a
+# hostile picture has made of it ends then.
 _MAX_PICTURES = 10_000
 _MAX_KEPT_BYTES = 512 << 20
 _MEMORY_CHECK_PICTURES = 64
@@ -188,7 +190,7 @@ class Child:
     def _is_worn(self) -> bool:
         if self._answered % _MEMORY_CHECK_PICTURES == 0 and self.process.resident_bytes() > _MAX_KEPT_BYTES:
             return True
-        return self._answered >= _MAX_PICTURES
+        return self._answered >= _MAX_PICTURES or self._computed_s >= MAX_CPU_S
 
     async def _lose(self, error: Exception) -> None:
         """End the process, and blame the picture that it worked on, unless it was the disk."""
@@ -196,9 +198,11 @@ class Child:
         waiting_share = _LOWERED_WAITING_SHARE if self.process.is_lowered else _WAITING_SHARE
         said = self.process.last_words()
         exit_code = await self.process.end()
-        waited = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
+        idle = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
+        # A mapped file that the disk does not give ends the process so.
+        waited = (isinstance(error, TimeoutError) and idle) or exit_code == -signal.SIGBUS
         asking = self._questions[0].context
-        if isinstance(error, TimeoutError) and waited:
+        if waited:
             asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
             self._settle(ChildWaited("it waited for the disk or a core"), time.monotonic() - self._began)
         else:

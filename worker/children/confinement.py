@@ -26,6 +26,8 @@ MEMORY_BYTES = 4 << 30
 FILES = 64
 # Beyond its time-out, by which the worker ends it: for one whose worker cannot.
 CPU_MARGIN_S = 2
+# Of all pictures of one process together: its worker replaces it then, or the kernel ends it some time after.
+MAX_CPU_S = 1_000
 
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -46,6 +48,12 @@ _SYSTEM = (
     "/etc/fonts", "/usr/share/fonts", "/usr/share/fontconfig", "/usr/share/xml/fontconfig", "/usr/local/share/fonts",
     "/var/cache/fontconfig", "/etc/ld.so.cache", "/dev/null", "/dev/urandom",
 )  # fmt: skip
+
+
+def limit_all_cpu(timeout_s: float) -> None:
+    """For as long as the process lives: it may raise what `allow_cpu` allows, but not this."""
+    most = math.ceil(MAX_CPU_S + timeout_s) + CPU_MARGIN_S
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
 
 
 def limit_memory() -> None:

@@ -84,27 +84,37 @@ class PictureFiles:
         return True
 
     async def _open(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        now = time.monotonic()
-        if self._hanging and any(self._hanging.get(places[0], (0, 0))[1] > now for places in pictures):
+        if self._hanging and any(self._is_put_off(places) for places in pictures):
             raise ChildUnavailable("its file does not open")
+        began: list[float] = []
         try:
-            return await self._wait(self._threads.submit(partial(self._open_each, pictures), _close_each))
+            return await self._wait(self._threads.submit(partial(self._open_each, pictures, began), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            self._note_hanging(pictures)
+            if began:  # else others hang, and no thread was left for it
+                self._note_hanging(pictures)
             raise ChildUnavailable("its file does not open") from error
         except OSError as error:
             raise ChildUnavailable(repr(error)) from error
 
     async def _wait(self, opening: asyncio.Future[Sequence[PictureFile]]) -> Sequence[PictureFile]:
+        # As asyncio.timeout, in half of its time: each picture takes one.
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, _expire, opening)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await opening
-        except (TimeoutError, asyncio.CancelledError):
+            return await opening
+        except asyncio.CancelledError:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 _close_each(opening.result())  # they came in the same turn of the loop
             raise
+        finally:
+            timer.cancel()
+
+    def _is_put_off(self, places: Places) -> bool:
+        """Whether its file hung, and either not for long enough or the threads are needed for files that did not."""
+        if places[0] not in self._hanging:
+            return False
+        return self._threads.are_scarce or self._hanging[places[0]][1] > time.monotonic()
 
     def _note_hanging(self, pictures: Sequence[Places]) -> None:
         """Each try may take a thread for good, so that the next comes after as long as the file has hung already."""
@@ -115,8 +125,9 @@ class PictureFiles:
             since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
             self._hanging[places[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        """Blocks; raises OSError, and closes what it has opened then."""
+    def _open_each(self, pictures: Sequence[Places], began: list[float]) -> Sequence[PictureFile]:
+        """Blocks; raises OSError, and closes what it has opened then. `began` gets the time when it starts."""
+        began.append(time.monotonic())
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(_open_first(places)) for places in pictures]
@@ -128,7 +139,7 @@ class PictureFiles:
 
     def _read_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
         """Blocks; raises OSError. Returns no file, as they are closed."""
-        files = self._open_each(pictures)
+        files = self._open_each(pictures, [])
         try:
             for file in files:
                 while file.read(_READ_BYTES):
@@ -145,6 +156,11 @@ def _open_first(places: Places) -> PictureFile:
         except FileNotFoundError:
             continue
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), places[0])
+
+
+def _expire(opening: asyncio.Future[Sequence[PictureFile]]) -> None:
+    if not opening.done():
+        opening.set_exception(TimeoutError())
 
 
 def _close_each(files: Sequence[PictureFile]) -> None:

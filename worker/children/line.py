@@ -8,8 +8,8 @@ they are, a child is left for quick pictures.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
 
 from worker.children.child import Child, Question
 
@@ -70,14 +70,15 @@ class Line:
         """The next question and its child; None if no child may get one. A child has at most `ahead` questions."""
         if not self._waiting:
             return None
-        held = Counter(child.account for child in self._children if child.account is not None)
+        free = [child for child in self._children if child.unanswered < ahead]
+        if not free:
+            return None
         slow = self.slow_accounts()
-        held_slow = sum(count for account, count in held.items() if account in slow)
+        holders = [child.account for child in self._children if child.account is not None]
         for account in self._waiting:
-            may_hold_more = (held_slow if account in slow else held[account]) < self._share
-            fitting = [
-                child for child in self._fitting(account, may_hold_more=may_hold_more) if child.unanswered < ahead
-            ]
+            held = sum(map(slow.__contains__, holders)) if account in slow else holders.count(account)
+            admitted = {account, None} if held < self._share else {account}
+            fitting = [child for child in free if child.account in admitted]
             if fitting:
                 is_slow = account in slow
                 child = min(fitting, key=lambda child: _rank(child, is_slow=is_slow))
@@ -92,11 +93,6 @@ class Line:
             for question in questions:
                 question.finding.cancel()
         self._waiting.clear()
-
-    def _fitting(self, account: str, *, may_hold_more: bool) -> Iterator[Child]:
-        for child in self._children:
-            if child.account == account or (child.account is None and may_hold_more):
-                yield child
 
     def _pop(self, account: str) -> Question:
         questions = self._waiting[account]

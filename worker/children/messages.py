@@ -1,6 +1,7 @@
 """What a worker and its children say to each other: a length, then msgpack.
 
 A request comes through a socket, with the descriptors of its files; an answer goes through a pipe, which takes none.
+Before each stands the token of the request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from service.delivery.transformations import Transformation
 from service.probes import Probe
 
 LENGTH = struct.Struct("<I")
+# Random bytes, which an answer repeats: none can be made before its request, and none is taken for that of another.
+TOKEN_BYTES = 8
+GREETING_TOKEN = bytes(TOKEN_BYTES)
+HEADER_BYTES = TOKEN_BYTES + LENGTH.size
 # A picture and its watermark.
 MAX_FILES = 2
 # A greeting; EXIF, a preview, the words of an error. All answers but a file or parts of one are within it.
@@ -107,12 +112,12 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def finding(self) -> Finding:
-        """Raises OddAnswer if there is none."""
-        findings = (getattr(self, field) for field in _FIELDS.values())
-        finding: Finding | None = next((finding for finding in findings if finding is not None), None)
-        if finding is None:
-            raise OddAnswer("an empty answer")
-        return finding
+        """Raises OddAnswer if there is not exactly one."""
+        every = (self.probe, self.rendered, self.patches, self.refusal, self.unreadable)
+        findings = [finding for finding in every if finding is not None]
+        if len(findings) != 1:
+            raise OddAnswer(f"{len(findings)} findings")
+        return findings[0]
 
 
 _FIELDS: dict[type[Finding], str] = {

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
@@ -14,8 +15,11 @@ from pathlib import Path
 
 from worker.children.confinement import MEMORY_BYTES
 from worker.children.messages import (
+    GREETING_TOKEN,
+    HEADER_BYTES,
     LENGTH,
     MAX_WORDS_BYTES,
+    TOKEN_BYTES,
     Answer,
     OddAnswer,
     Request,
@@ -60,6 +64,7 @@ class ChildProcess:
         self._lowered_pid = 0
         self._process: Process | None = None
         self._requests: socket.socket | None = None  # to its stdin
+        self._tokens: deque[bytes] = deque()  # of those that it has not answered
         self._printed: int | None = None  # a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
 
@@ -93,7 +98,7 @@ class ChildProcess:
             raise ChildUnavailable("it does not start") from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                greeting = await _receive(process, MAX_WORDS_BYTES)
+                greeting = await _receive(process, GREETING_TOKEN, MAX_WORDS_BYTES)
         except BaseException as error:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
@@ -106,7 +111,9 @@ class ChildProcess:
     def send(self, request: Request, files: Sequence[FileIO]) -> None:
         """Sends the request, and duplicates of the descriptors of its files. A process that does not take them ends."""
         assert self._process is not None and self._requests is not None  # noqa: S101, PT018 - what start made
-        frame = encode_request(request)
+        token = os.urandom(TOKEN_BYTES)
+        frame = token + encode_request(request)
+        self._tokens.append(token)
         try:
             sent = socket.send_fds(self._requests, [frame], [file.fileno() for file in files])
         except OSError:
@@ -117,9 +124,11 @@ class ChildProcess:
                 self._process.kill()
 
     async def receive(self, max_bytes: int = MAX_WORDS_BYTES) -> Answer:
-        """Raises IncompleteReadError or ConnectionError if the process died, OddAnswer for one of more bytes."""
+        """The answer to the first request that has none. Raises IncompleteReadError or ConnectionError if the process
+        died, OddAnswer for what is no answer to it or has more bytes.
+        """
         assert self._process is not None  # noqa: S101 - what start made
-        answer = await _receive(self._process, max_bytes)
+        answer = await _receive(self._process, self._tokens.popleft(), max_bytes)
         self._read_printed()  # over that picture, and not the one that it may be lost at
         return answer
 
@@ -166,6 +175,7 @@ class ChildProcess:
             return None
 
     async def _start_process(self) -> Process:
+        self._tokens.clear()
         self._requests, requests = socket.socketpair()
         self._printed, printing = os.pipe()
         try:
@@ -196,9 +206,12 @@ class ChildProcess:
         self._dying = [process for process in self._dying if process.returncode is None]
 
 
-async def _receive(process: Process, max_bytes: int) -> Answer:
+async def _receive(process: Process, token: bytes, max_bytes: int) -> Answer:
     assert process.stdout is not None  # noqa: S101 - opened as a pipe
-    (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+    header = await process.stdout.readexactly(HEADER_BYTES)
+    if header[:TOKEN_BYTES] != token:
+        raise OddAnswer("an answer to no request")
+    (length,) = LENGTH.unpack_from(header, TOKEN_BYTES)
     if length > max_bytes:
         raise OddAnswer(f"{length} bytes, of at most {max_bytes}")
     return decode_answer(await process.stdout.readexactly(length))

@@ -14,9 +14,12 @@ from typing import BinaryIO
 from service.probes import Rejected
 from worker.children import confinement, heap
 from worker.children.messages import (
+    GREETING_TOKEN,
+    HEADER_BYTES,
     LENGTH,
     MAX_CAUSE_CHARS,
     MAX_FILES,
+    TOKEN_BYTES,
     Answer,
     Finding,
     LocationRequest,
@@ -32,31 +35,36 @@ from worker.children.messages import (
 )
 
 _PR_SET_PDEATHSIG = 1
+_MAX_INHERITED = 1 << 16
 
 
 def main() -> None:
     worker, timeout_s = int(sys.argv[1]), float(sys.argv[2])
     _die_with(worker)
+    # What the worker was started with, and uvloop's duplicates. Older systems close one by one, of up to a billion.
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), _MAX_INHERITED))
     os.nice(int(sys.argv[3]))
     requests = socket.socket(fileno=sys.stdin.fileno())
     answers = _claim_stdout()
     confinement.limit_memory()
+    confinement.limit_all_cpu(timeout_s)
     heap.keep_freed_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()
     unconfined = confinement.confine()
-    answers.write(encode_answer(Answer.greeting(computed_s=time.process_time(), unconfined=unconfined)))
+    greeting = Answer.greeting(computed_s=time.process_time(), unconfined=unconfined)
+    answers.write(GREETING_TOKEN + encode_answer(greeting))
     answers.flush()
     while (received := _receive(requests)) is not None:
         began = time.monotonic()
         confinement.allow_cpu(timeout_s)
-        request, files = received
+        token, request, files = received
         finding = _find(request, files)
         for fd in files:
             os.close(fd)
         answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
-        answers.write(encode_answer(answer))
+        answers.write(token + encode_answer(answer))
         answers.flush()
 
 
@@ -83,19 +91,21 @@ def _answer(request: Request, picture: int, watermark: int | None = None) -> Fin
             return Patches(imaging.find_locations(picture))
 
 
-def _receive(requests: socket.socket) -> tuple[Request, Sequence[int]] | None:
-    """The next request, and the descriptors of its files, which come with its first byte. None at the end."""
-    header, files, _, _ = socket.recv_fds(requests, LENGTH.size, MAX_FILES, socket.MSG_WAITALL)
-    if len(header) < LENGTH.size:
+def _receive(requests: socket.socket) -> tuple[bytes, Request, Sequence[int]] | None:
+    """The next request with its token, and the descriptors of its files, which come with its first byte. None at the
+    end.
+    """
+    header, files, _, _ = socket.recv_fds(requests, HEADER_BYTES, MAX_FILES, socket.MSG_WAITALL)
+    if len(header) < HEADER_BYTES:
         return None
-    left = LENGTH.unpack(header)[0]
+    (left,) = LENGTH.unpack_from(header, TOKEN_BYTES)
     payload = b""
     while left > len(payload):
         piece = os.read(requests.fileno(), left - len(payload))
         if not piece:
             return None
         payload += piece
-    return decode_request(payload), files
+    return header[:TOKEN_BYTES], decode_request(payload), files
 
 
 def _claim_stdout() -> BinaryIO:

@@ -36,6 +36,11 @@ class HangingThreads(Generic[Result]):
         self._threads = 0
         self._unfinished = 0
 
+    @property
+    def are_scarce(self) -> bool:
+        """Half of them are taken."""
+        return self._unfinished >= MAX_THREADS // 2
+
     def submit(self, run: Callable[[], Result], drop: Callable[[Result], None]) -> asyncio.Future[Result]:
         """Returns the future of the call's result. `drop` gets the result if the future was cancelled before.
 
