@@ -121,6 +121,7 @@ async def test_an_account_is_slow_for_a_while_only(picture: str, endless: str, m
 
 async def test_slow_pictures_have_a_low_priority(tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.children.line._SLOW_S", 0.1)
+    monkeypatch.setattr("worker.children.process._KEEP_LOWERED_S", 0.5)
     slow = tmp_path / "slow"
     slow.write_bytes(slow_svg(6))
 
@@ -141,6 +142,21 @@ async def test_slow_pictures_have_a_low_priority(tmp_path: Path, picture: str, m
         await until(lambda: process.pid not in (None, first))  # it is replaced
         await children.probe(picture, account="2")
         assert niceness(process.pid) == usual
+
+
+async def test_slow_account_keeps_its_child(tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow picture costs those after it no start of a process each."""
+    monkeypatch.setattr("worker.children.line._SLOW_S", 0.1)
+    slow = tmp_path / "slow"
+    slow.write_bytes(slow_svg(6))
+    async with open_children(2, share=1) as children:
+        await probe_slow(children, str(slow), "1")
+        pids = set()
+        for _ in range(10):
+            await children.probe(picture, account="1")
+            await asyncio.sleep(0.05)
+            pids.add(tuple(child.process.pid for child in children._all))
+        assert len(pids) == 1
 
 
 async def test_a_withdrawn_picture_takes_no_child(picture: str, endless: str) -> None:

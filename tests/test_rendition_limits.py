@@ -171,6 +171,14 @@ async def test_dear_rendition_takes_several_places(api: Client, image_id: str, s
             assert {(await task).status for task in [*tasks, *others]} == {200}
 
 
+@pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=1)
+async def test_dearest_rendition_leaves_places_to_others(api: Client, image_id: str) -> None:
+    """Its estimate is half a minute of a child: hundreds of tokens."""
+    dearest = f"/i/{image_id}?enlarge&format=gif&sharpen=3&width=7000"
+    async with waiting(api, (dearest, 1)) as [dear], waiting(api, (f"/i/{image_id}?width=10", 2)) as [other]:
+        assert await code(await other) == await code(await dear) == (503, "rendition-not-ready")
+
+
 @pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
 async def test_account_leaves_places_to_others(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings

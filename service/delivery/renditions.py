@@ -41,8 +41,10 @@ _MOST_REFUSED = 10_000
 _NOTE_S = 30.0
 _ANNOUNCE_TIMEOUT_S = 1.0
 # A rendition in flight takes a place for each token that it costs, so the places are seconds that the next one waits.
-# Alone, an address has at most a quarter of them, and an account three quarters.
+# Alone, an address has at most a quarter of them, and an account three quarters. One rendition takes at most a quarter
+# of those that are free: else a single dear one could take all, and all others would be `busy`.
 _ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
+_DEAR_PART = 4
 # Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
 _REQUESTS_PER_PLACE, _RENDITION_WEIGHT = 16, 1.0
 _OVER_SHARE_RETRY_S = 1
@@ -168,6 +170,7 @@ class Renditions:
 
     def _begin(self, key: RenditionKey, order: RenderOrder, payer: Payer, places: int, request_id: str) -> _Making:
         weights = _weigh(payer)
+        places = min(places, max(1, self._in_flight.free // _DEAR_PART))
         try:
             _take(self._in_flight, weights, places)
         except ServiceError:

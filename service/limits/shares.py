@@ -31,9 +31,13 @@ class SharedPlaces:
         self._total = total
         self._held: Counter[Hashable] = Counter()  # of those that hold any
 
+    @property
+    def free(self) -> int:
+        return self._total - self.taken
+
     def require(self, weights: Mapping[Hashable, float]) -> None:
         """Raises Full, or OverShare for the first holder that may not take a place."""
-        free = self._total - self.taken
+        free = self.free
         if free <= 0:
             raise Full
         for holder, weight in weights.items():

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
@@ -84,6 +85,7 @@ class Child:
         self._computed_s = 0.0
         self._answered = 0  # by this process
         self._questions: deque[Question] = deque()
+        self._asked = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._listening = False  # the process was sent all questions there are
         self._began = 0.0  # with its first question
@@ -120,6 +122,7 @@ class Child:
         if there is none, and ChildWaited if it spent all of its time waiting.
         """
         self._questions.append(question)
+        self._asked.set()
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
             self._working.add_done_callback(lambda _: self._free())
@@ -135,10 +138,11 @@ class Child:
 
     async def _work(self) -> None:
         """Until every question has its answer. A process that was lost is replaced for those that are left, and one of
-        low priority for those that come.
+        low priority, once no slow picture comes for it any more, for those that come.
         """
         try:
             while self._questions or self.process.is_lowered:
+                await self._wait_for_question(self.process.lowered_s)
                 if not self._questions:
                     await self.process.end()
                 await self.start()
@@ -155,6 +159,13 @@ class Child:
         finally:  # where this task was cancelled
             while self._questions:
                 self._questions.popleft().finding.cancel()
+
+    async def _wait_for_question(self, timeout_s: float) -> None:
+        if not self._questions and timeout_s > 0:
+            self._asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._asked.wait()
 
     async def _listen(self) -> None:
         self._began = time.monotonic()

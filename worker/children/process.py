@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ _MOST_DYING = 2
 # A child that works on slow pictures leaves the cores to those that do not. As little as that of renditions: its time
 # limit goes on.
 _LOWERED_BY = 5
+# After that it is replaced, and not whenever it has nothing to do: a start costs as much as some fifty pictures.
+_KEEP_LOWERED_S = 5.0
 # Of what a child has printed; the pipe holds more.
 _LAST_WORDS_BYTES = 1000
 
@@ -62,6 +65,7 @@ class ChildProcess:
         self._args = (str(timeout_s), str(niceness))
         self._niceness = niceness
         self._lowered_pid = 0
+        self._lowered_until = 0.0
         self._process: Process | None = None
         self._requests: socket.socket | None = None  # to its stdin
         self._tokens: deque[bytes] = deque()  # of those that it has not answered
@@ -76,8 +80,14 @@ class ChildProcess:
     def is_lowered(self) -> bool:
         return self.pid == self._lowered_pid
 
+    @property
+    def lowered_s(self) -> float:
+        """How long it is kept with a low priority, since more slow pictures may come. 0 or less if it is not."""
+        return self._lowered_until - time.monotonic() if self.is_lowered else 0.0
+
     def lower_priority(self) -> None:
         """The system prefers others to it from now on. There is no way back: only root may raise a priority."""
+        self._lowered_until = time.monotonic() + _KEEP_LOWERED_S
         if self.pid is None or self.is_lowered:
             return
         self._lowered_pid = self.pid
