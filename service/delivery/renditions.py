@@ -22,7 +22,7 @@ from service.delivery.prices import count_tokens
 from service.delivery.rows import note_uses
 from service.errors import ServiceError, refuse_picture
 from service.ids import ImageId
-from service.limits.shares import Full, OverShare, SharedPlaces
+from service.limits.shared_places import Full, OverShare, SharedPlaces
 from service.queue.channels import Listener, send
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.storage.files import Stored

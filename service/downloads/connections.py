@@ -25,7 +25,7 @@ from aiohttp.streams import StreamReader
 
 from service.addresses import AllowedAddresses
 from service.errors import ServiceError
-from service.limits.shares import Full, OverShare, SharedPlaces
+from service.limits.shared_places import Full, OverShare, SharedPlaces
 
 # Answers before the answer (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http takes 5.
 MAX_INTERIM_ANSWERS = 20

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from service.limits.shares import Full, OverShare, SharedPlaces
+from service.limits.shared_places import Full, OverShare, SharedPlaces
 
 
 def fill(places: SharedPlaces, holder: str, weight: float) -> int:
