@@ -311,6 +311,32 @@ async def test_one_account_alone_drains_its_line_without_waits(redis: ArqRedis, 
         await until(lambda: len(done) == 300, timeout_s=10)  # a look takes a second, and there are a hundred claims
 
 
+async def test_an_account_without_room_rings_once(redis: ArqRedis, redis_url: str) -> None:
+    """Its worker claims when there is room again. A new line rings for other accounts, which is one claim in vain."""
+    end = asyncio.Event()
+
+    async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
+        await end.wait()
+
+    async def count_scripts() -> int:
+        stats: dict[str, Any] = await redis.info("commandstats")
+        return int(stats["cmdstat_evalsha"]["calls"])
+
+    in_vain = []
+    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)) as worker:
+        for turn in range(3):
+            end.clear()
+            await enqueue(redis, f"a{turn}", f"b{turn}")
+            await until(lambda: worker.job_counter == 2)  # of three: no room until half of them are free
+            scripts = await count_scripts()
+            await enqueue(redis, f"c{turn}")
+            await asyncio.sleep(0.3)
+            in_vain.append(await count_scripts() - scripts - 1)
+            end.set()
+            await until(lambda: not worker.job_counter)
+    assert min(in_vain) <= 1  # a busy machine adds looks at intervals
+
+
 async def test_another_worker_takes_what_one_has_no_room_for(redis: ArqRedis, redis_url: str) -> None:
     by_worker: list[tuple[int, float]] = []
     end = asyncio.Event()

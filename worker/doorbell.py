@@ -83,7 +83,7 @@ class DoorbellWorker(Worker):
     async def _poll_iteration(self) -> None:
         try:
             if self._free_places():
-                if self._claims.skipped and not self._claims.left_behind and not self.burst:
+                if (self._claims.skipped or self._full) and not self._claims.left_behind and not self.burst:
                     await self._wait_for_room_or_others()
                     await self._take_jobs(wait=False)
                 else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -16,6 +17,9 @@ from typing import Generic, TypeVar
 MAX_THREADS = 32
 # Calls that have not ended. The jobs of a worker are fewer, unless they gave up calls that hang.
 MAX_CALLS = 1000
+# Another thread starts if no call has ended for this long. One is enough as long as none hangs: several would wait for
+# each other at the interpreter's lock.
+_SLOW_S = 0.005
 
 Result = TypeVar("Result")
 
@@ -35,6 +39,8 @@ class HangingThreads(Generic[Result]):
         self._calls: SimpleQueue[_Call[Result] | None] = SimpleQueue()
         self._threads = 0
         self._unfinished = 0
+        self._finished = 0
+        self._is_watched = False
 
     @property
     def are_scarce(self) -> bool:
@@ -48,11 +54,14 @@ class HangingThreads(Generic[Result]):
         """
         if self._unfinished >= MAX_CALLS:
             raise OSError(f"{MAX_CALLS} calls hang")
-        if self._threads <= self._unfinished and self._threads < MAX_THREADS:
+        if not self._threads:
             self._start_thread()
-        call = _Call(run, drop, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        call = _Call(run, drop, loop.create_future())
         self._unfinished += 1
         self._calls.put(call)
+        if not self._is_watched:
+            self._watch(loop)
         return call.future
 
     def close(self) -> None:
@@ -61,6 +70,19 @@ class HangingThreads(Generic[Result]):
             self._calls.put(None)
         self._calls = SimpleQueue()  # what is submitted later gets threads of its own
         self._threads = 0
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_watched = True
+        loop.call_later(_SLOW_S, self._help, loop, self._finished)
+
+    def _help(self, loop: asyncio.AbstractEventLoop, finished: int) -> None:
+        """Starts a thread for the calls that wait behind one that hangs."""
+        self._is_watched = False
+        if self._unfinished:
+            if self._finished == finished and self._threads < min(MAX_THREADS, self._unfinished + 1):
+                with suppress(OSError):
+                    self._start_thread()
+            self._watch(loop)
 
     def _start_thread(self) -> None:
         try:
@@ -87,6 +109,7 @@ class HangingThreads(Generic[Result]):
 
     def _finish(self, call: _Call[Result], results: Sequence[Result], error: Exception | None) -> None:
         self._unfinished -= 1
+        self._finished += 1
         if call.future.done():
             _drop(call, results)
         elif error is not None:
