@@ -161,7 +161,7 @@ async def test_hanging_files_leave_threads_to_others(files: PictureFiles, tmp_pa
 
 
 async def test_quick_files_share_one_thread(files: PictureFiles, picture: str) -> None:
-    """Several wait for each other at the interpreter's lock: ten at once cost an upload a tenth of its CPU time."""
+    """Several would wait for each other at the interpreter's lock."""
 
     async def open_one() -> None:
         async with files.opened([picture]):
@@ -170,6 +170,14 @@ async def test_quick_files_share_one_thread(files: PictureFiles, picture: str) -
     for _ in range(20):
         await asyncio.gather(*(open_one() for _ in range(10)))
     assert files._threads._threads <= 2  # a second one if this machine was busy for some milliseconds
+
+
+async def test_hanging_file_costs_no_looks_at_it(files: PictureFiles, tmp_path: Path) -> None:
+    """The loop is woken only while calls wait behind it."""
+    paths = await hang(files, tmp_path, 1)
+    await asyncio.sleep(0.1)
+    assert not files._threads._is_watched
+    await release_all(paths, files)
 
 
 async def test_file_behind_hanging_ones_is_not_put_off(files: PictureFiles, tmp_path: Path, picture: str) -> None:

@@ -44,7 +44,7 @@ class DoorbellWorker(Worker):
 
     `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
     of life; `shares` says how many jobs are worth having at this time, up to `max_jobs`, and of which accounts. What a
-    function returns goes to whoever waits for its job.
+    function returns is sent to those who wait for its job.
     """
 
     def __init__(

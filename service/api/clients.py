@@ -18,7 +18,7 @@ _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](
 _FORWARDED_FOR = "X-Forwarded-For"
 # What a proxy may name its client in (RFC 7239, and nginx's habit). Only the first is read.
 _PROXY_HEADERS = (_FORWARDED_FOR, "Forwarded", "X-Real-IP")
-# A client may send these headers itself: the log has room for so many addresses.
+# A client may send these headers itself: at most this many addresses are logged.
 MAX_WARNINGS = 20
 
 

@@ -65,7 +65,7 @@ class Charges:
             self._charges.popitem(last=False)
 
     def settle(self, key: RenditionKey, seconds: float | None) -> None:
-        """The rendition has ended after so many seconds of a child; None leaves the price as it was estimated."""
+        """The rendition took these seconds of a child; None leaves the price as it was estimated."""
         charge = self._charges.pop(key, None)
         if charge is not None and seconds is not None:
             self._pay_back(charge.payer, charge.tokens - count_tokens(seconds))

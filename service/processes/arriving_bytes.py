@@ -43,7 +43,7 @@ class ArrivingBytes:
             os.close(descriptor)
 
     def put(self, account_id: int, count: int) -> None:
-        """Let the other processes see that so many bytes are on their way to this one."""
+        """Show the other processes how many bytes of the account are on their way to this one."""
         slot = self._slots.get(account_id)
         if slot is None:
             if count == 0 or not self._free:

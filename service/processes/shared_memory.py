@@ -8,7 +8,7 @@ import tempfile
 
 
 def create_memory(name: str, size: int) -> int:
-    """A descriptor of so many bytes of memory, all zero, for processes to share. It is the caller's to close."""
+    """Returns the descriptor of `size` bytes of zeroed memory for processes to share. The caller closes it."""
     if sys.platform == "linux":
         descriptor = os.memfd_create(name)
         os.truncate(descriptor, size)

@@ -85,7 +85,7 @@ class ProbeJob:
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """One rendition, to be made once whoever asks for it: the reply goes to all of them. `order` is a
+    """One rendition, to be made once for all who ask: the reply goes to each of them. `order` is a
     `delivery.orders.RenderOrder`, encoded; the account is that of the image.
     """
 

@@ -76,13 +76,14 @@ class HangingThreads(Generic[Result]):
         loop.call_later(_SLOW_S, self._help, loop, self._finished)
 
     def _help(self, loop: asyncio.AbstractEventLoop, finished: int) -> None:
-        """Starts a thread for the calls that wait behind one that hangs."""
+        """Starts a thread for the calls that wait behind one that hangs, if any do."""
         self._is_watched = False
-        if self._unfinished:
-            if self._finished == finished and self._threads < min(MAX_THREADS, self._unfinished + 1):
-                with suppress(OSError):
-                    self._start_thread()
-            self._watch(loop)
+        if self._calls.empty() or self._threads >= MAX_THREADS:
+            return
+        if self._finished == finished:
+            with suppress(OSError):
+                self._start_thread()
+        self._watch(loop)
 
     def _start_thread(self) -> None:
         try:
