@@ -15,6 +15,7 @@ from typing import TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from service.dependencies.outages import DATABASE
 from service.errors import ServiceError
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -42,6 +43,12 @@ _UNAVAILABLE = (
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
+    # Or it is not set up yet, or for another version.
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
 )
 
 # Of those, what the server itself says of a statement, or of a connection, before any commit.
@@ -50,6 +57,10 @@ _UNCHANGED = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
 )
 
 
@@ -117,6 +128,8 @@ class Database:
                     connection.terminate()  # confused by a server that ended it: not for the next one
                     raise
         except _UNAVAILABLE as error:
+            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, not of the server
+                DATABASE.report(error)
             raise ServiceError("database-unavailable") from error
 
 

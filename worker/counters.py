@@ -9,6 +9,7 @@ import structlog
 
 from service.accounts.counters import list_stale, refresh_counters
 from service.database import Connection
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.telemetry.metrics import metrics
@@ -31,7 +32,7 @@ async def refresh_accounts(ctx: dict[str, Any]) -> None:
     try:
         await _refresh_stale(ctx["resources"])
     except ServiceError as error:
-        log.warning("counters.put_off", error=repr(error))
+        log.log(level_of(error), "counters.put_off", error=repr(error))
 
 
 async def _refresh_stale(worker: Resources) -> None:

@@ -12,6 +12,9 @@ import uvloop
 from arq import cron, func
 from arq.connections import ArqRedis
 
+from service.dependencies.checks import DatabaseCheck, QueueCheck
+from service.dependencies.outages import DATABASE, QUEUE, STORAGE
+from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
@@ -61,7 +64,10 @@ def _serve_metrics(host: str, port: int) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    async with open_resources(settings, jobs.open_redis(settings.redis_url)) as resources:
+    async with (
+        open_resources(settings, jobs.open_redis(settings.redis_url)) as resources,
+        watched(_list_dependencies(resources)),
+    ):
         workers = [
             make_prober(settings, resources, resources.redis),
             make_renderer(settings, resources, jobs.open_redis(settings.redis_url)),
@@ -77,6 +83,14 @@ async def _run(settings: Settings) -> None:
             for worker in workers:
                 await worker.close()
     log.info("worker.stopped")
+
+
+def _list_dependencies(resources: Resources) -> list[Dependency]:
+    return [
+        Dependency(DATABASE, DatabaseCheck(resources.database).run),
+        Dependency(QUEUE, QueueCheck(resources.jobs).run),
+        Dependency(STORAGE, resources.storage.check),
+    ]
 
 
 def _stop_on_signals(workers: list[DoorbellWorker]) -> None:
