@@ -188,7 +188,7 @@ async def test_what_the_periodic_jobs_mend_is_counted(
     await redis.aclose(close_connection_pool=True)
     after = await scrape(api)
     assert after.rise(before, "daguerre_sweep_enqueued_total") == 1
-    assert after.rise(before, "daguerre_counter_corrections_total") == 1
+    assert after.rise(before, "daguerre_account_corrections_total") == 1
 
 
 async def test_a_client_who_leaves_is_counted_as_499(api: Client, tenant: Tenant) -> None:

@@ -18,6 +18,7 @@ from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
 from service.dependencies.checks import DatabaseCheck, QueueCheck
+from service.dependencies.measures import Measures
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.reasons import explain_database
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
@@ -62,6 +63,7 @@ class Resources:
     delivery: Delivery
     proxies: ProxyWarnings
     dependencies: Mapping[str, Dependency]
+    measures: Measures
     counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
     scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
 
@@ -137,6 +139,13 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             delivery=delivery,
             proxies=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
+            measures=Measures(
+                database,
+                {
+                    "storage": (settings.storage_folder, storage.threads),
+                    "renditions": (settings.renditions_folder, delivery.files.threads),
+                },
+            ),
         )
 
 

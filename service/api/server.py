@@ -16,6 +16,7 @@ from service.api.app import create_app
 from service.api.protocol import UNREAD_S, Runner
 from service.processes.arriving_bytes import ArrivingBytes
 from service.processes.connection_counts import ConnectionCounts
+from service.processes.public_url import warn_if_misleading
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -40,9 +41,18 @@ DESCRIPTORS_OF_A_CONNECTION = 3
 _READ_BYTES = 64 * 1024
 
 
-def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts, arriving: ArrivingBytes) -> None:
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    counts: ConnectionCounts,
+    arriving: ArrivingBytes,
+    *,
+    supervised: bool,
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError where the storage cannot be used."""
     logs.configure(settings, part="api", pid=os.getpid())
+    if not supervised:
+        warn_if_misleading(settings, listener)
     metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listener, counts, arriving))

@@ -23,6 +23,7 @@ import aiofiles.os
 import structlog
 
 from service.errors import ServiceError
+from service.folders import make_folder
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
@@ -70,9 +71,9 @@ class DiskStorage:
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            make_folder(self._incoming)
             for shard in range(SHARDS):
-                self._shard(shard).mkdir(exist_ok=True)
+                make_folder(self._shard(shard))
             _sync_directory(self._root)
         except OSError as error:
             raise self.unusable((error.strerror or str(error)).lower()) from error
@@ -306,7 +307,7 @@ class DiskStorage:
         behind the name if there is one of that name. Blocks; raises OSError.
         """
         folder = self._root / "unclaimed"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for number in range(MAX_SET_ASIDE_NAMES):
             place = folder / (f"{path.name}.{number}" if number else path.name)
             with suppress(FileExistsError):
