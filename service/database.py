@@ -120,8 +120,10 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Hold one only around queries, never while waiting for a client or a job."""
+        is_connected = False
         try:
             async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                is_connected = True
                 try:
                     yield connection
                 except asyncpg.InternalClientError:
@@ -130,6 +132,11 @@ class Database:
         except _UNAVAILABLE as error:
             if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, not of the server
                 DATABASE.report(error)
+            raise ServiceError("database-unavailable") from error
+        except asyncpg.PostgresError as error:
+            if is_connected:
+                raise
+            DATABASE.report(error)  # whatever it is that lets nobody in
             raise ServiceError("database-unavailable") from error
 
 

@@ -158,7 +158,7 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
         except ServiceError as error:
             reason = explain_database(error.__cause__ or error)
             raise storage.unusable(
-                f"it is empty, and whether it should be is unknown, since the database cannot be used: {reason}"
+                f"it is empty, and PostgreSQL, which knows whether it should be, is away ({reason})"
             ) from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):

@@ -40,6 +40,7 @@ _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.UndefinedTableError, "it lacks tables: run `daguerre schema`"),
     (asyncpg.UndefinedColumnError, "its tables are of another version: run `daguerre schema`"),
     (asyncpg.UndefinedFunctionError, "its tables are of another version: run `daguerre schema`"),
+    (asyncpg.ObjectNotInPrerequisiteStateError, "it lets nobody into this database"),
     (asyncpg.PostgresSystemError, "it cannot read or write its files"),
     (asyncpg.PostgresConnectionError, _LOST),
     (asyncpg.TargetServerAttributeNotMatched, "no server has the wanted target_session_attrs"),
@@ -120,8 +121,8 @@ def explain_queue(error: BaseException) -> str:
     if known is None and isinstance(error, redis_errors.RedisError):
         known = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
     if known is None and isinstance(error, redis_errors.ConnectionError):
-        cause = error.__cause__ or error.__context__  # redis-py puts what the system said into its text alone
-        return _explain_system(cause) if isinstance(cause, OSError) else _LOST
+        cause = error.__cause__ or error.__context__  # redis-py wraps what the system or the server said
+        return explain_queue(cause) if isinstance(cause, OSError | redis_errors.RedisError) else _LOST
     if known is None and isinstance(error, redis_errors.RedisError):
         return "it refuses a command"
     return known or _explain_system(error)
