@@ -30,6 +30,14 @@ _SCHEMA_LOCK_TIMEOUT_S = 2
 _SCHEMA_TRIES = 20
 _SCHEMA_PAUSE_S = 3
 
+# Of a database that is not set up yet, or for another version.
+SETUP_ERRORS = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+)
+
 # What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
 # the same statement may work a moment later.
 _UNAVAILABLE = (
@@ -43,12 +51,8 @@ _UNAVAILABLE = (
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
-    # Or it is not set up yet, or for another version.
     asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedFunctionError,
+    *SETUP_ERRORS,
 )
 
 # Of those, what the server itself says of a statement, or of a connection, before any commit.
@@ -57,16 +61,19 @@ _UNCHANGED = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedFunctionError,
+    *SETUP_ERRORS,
 )
 
 
 def changed_nothing(error: ServiceError) -> bool:
     """Whether this `database-unavailable` is known to have come before the commit; of others it is unknown."""
     return isinstance(error.__cause__, _UNCHANGED)
+
+
+def is_of_server(error: Exception) -> bool:
+    """Whether the next statement would fail as well: the server is away, full or read-only."""
+    is_of_statement = isinstance(error, OSError | asyncpg.TransactionRollbackError | asyncpg.QueryCanceledError)
+    return isinstance(error, _UNAVAILABLE) and not is_of_statement
 
 
 # Every statement here finds its rows along an index, and searches need them in its order, whatever the values are. So a

@@ -12,6 +12,6 @@ def make_folder(path: Path) -> None:
     """
     if path.is_dir():
         return
-    if not path.parent.is_dir():
+    if not path.parent.exists():
         make_folder(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from service.accounts.counters import list_stale, refresh_counters
-from service.database import Connection
+from service.database import Connection, is_of_server
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.ids import AccountId
@@ -47,8 +47,8 @@ async def _refresh_stale(worker: Resources) -> None:
                 async with asyncio.timeout_at(until):
                     await _refresh(connection, account_id)
             except Exception as error:
-                if connection.is_closed():
-                    raise  # the database went away: none can be refreshed
+                if connection.is_closed() or is_of_server(error):
+                    raise  # none can be refreshed
                 if isinstance(error, TimeoutError) and is_first_try and until == ends_at:
                     break  # it came too late to have its time, and is among the first of the next run
                 worker.unrefreshed[account_id] = None

@@ -21,7 +21,7 @@ from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Function, Worker
 
 from service.batches import Batcher, running
-from service.dependencies.outages import QUEUE
+from service.dependencies.outages import QUEUE, level_of
 from service.queue.jobs import UNAVAILABLE, name_worker
 from worker.claims import LEASE_S, ClaimedJob, Claims, JobEnd
 from worker.shares import Shares
@@ -211,10 +211,7 @@ class DoorbellWorker(Worker):
                 del self.tasks[job_id]
                 if task.cancelled() or (error := task.exception()) is None:
                     continue
-                if isinstance(error, UNAVAILABLE):
-                    QUEUE.report(error)
-                else:
-                    log.warning("worker.job_not_recorded", job_id=job_id, error=repr(error))
+                log.log(level_of(error), "worker.job_not_recorded", job_id=job_id, error=repr(error))
 
     def _skip_missed_crons(self) -> None:
         """After an outage of Redis arq would catch up run by run, one each look."""

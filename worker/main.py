@@ -12,7 +12,7 @@ import uvloop
 from arq import cron, func
 from arq.connections import ArqRedis
 
-from service.dependencies.checks import DatabaseCheck, QueueCheck
+from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
@@ -66,7 +66,7 @@ def _serve_metrics(host: str, port: int) -> None:
 async def _run(settings: Settings) -> None:
     async with (
         open_resources(settings, jobs.open_redis(settings.redis_url)) as resources,
-        watched(_list_dependencies(resources)),
+        watched(_list_dependencies(settings, resources)),
     ):
         workers = [
             make_prober(settings, resources, resources.redis),
@@ -85,11 +85,11 @@ async def _run(settings: Settings) -> None:
     log.info("worker.stopped")
 
 
-def _list_dependencies(resources: Resources) -> list[Dependency]:
+def _list_dependencies(settings: Settings, resources: Resources) -> list[Dependency]:
     return [
         Dependency(DATABASE, DatabaseCheck(resources.database).run),
         Dependency(QUEUE, QueueCheck(resources.jobs).run),
-        Dependency(STORAGE, resources.storage.check),
+        Dependency(STORAGE, StorageCheck(resources.storage, settings.storage_folder).run),
     ]
 
 

@@ -17,7 +17,7 @@ from service.api.clients import ProxyWarnings
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
-from service.dependencies.checks import DatabaseCheck, QueueCheck
+from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.measures import Measures
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.reasons import explain_database
@@ -118,7 +118,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),
             "queue": Dependency(QUEUE, QueueCheck(queue, replies.find_deafness).run),
-            "storage": Dependency(STORAGE, storage.check),
+            "storage": Dependency(STORAGE, StorageCheck(storage, settings.storage_folder).run),
         }
         await stack.enter_async_context(watched(dependencies.values()))
         yield Resources(

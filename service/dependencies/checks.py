@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import asyncpg
 
@@ -12,6 +15,8 @@ from service.dependencies.outages import DATABASE
 from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.queue.jobs import JobQueue
+from service.storage.disk import DiskStorage
+from service.storage.files import in_thread
 
 # What writes takes ten times as long as what reads. While there is no outage, it runs this often at most.
 _WRITE_INTERVAL_S = 2.0
@@ -82,6 +87,26 @@ async def _check_writes(connection: Connection) -> None:
     except asyncpg.InsufficientPrivilegeError as error:  # what PostgreSQL makes of EROFS and EACCES
         raise Unready("it cannot write to its disk") from error
     await connection.execute(_COMMIT)
+
+
+class StorageCheck:
+    """The folder for the images can be written."""
+
+    def __init__(self, storage: DiskStorage, folder: Path) -> None:
+        self._storage = storage
+        self._folder = folder
+
+    async def run(self) -> None:
+        """Raises Unready, and OSError."""
+        try:
+            await self._storage.check()
+        except OSError as error:
+            if error.errno == errno.ENOSPC and await in_thread(self._storage.threads, self._count_free_inodes) == 0:
+                raise Unready("its disk has no inode left") from error
+            raise
+
+    def _count_free_inodes(self) -> int:
+        return os.statvfs(self._folder).f_ffree
 
 
 class QueueCheck:

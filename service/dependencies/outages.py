@@ -14,12 +14,12 @@ from service.errors import ServiceError
 log = structlog.get_logger("service")
 
 _REPEAT_S = 60.0
-# An outage ends after a check that passed, if no call has failed for this long. For a dependency that comes and goes,
-# it is the longer time.
+# An outage ends after a check that passed, if no call has failed for this long; twice as long with each outage that
+# follows another one within a minute.
 _QUIET_S = 2.0
-_LONG_QUIET_S = 30.0
+_MAX_QUIET_S = 32.0
 # Reported where they are raised.
-_REPORTED = frozenset({"database-unavailable", "queue-unavailable"})
+_REPORTED = frozenset({"database-unavailable", "queue-unavailable", "storage-unavailable"})
 
 
 class Outage:
@@ -44,7 +44,8 @@ class Outage:
         self._failures += 1
         if self._began_at is None:
             self._began_at = now
-            self._quiet_s = _QUIET_S if now - self._ended_at > _REPEAT_S else _LONG_QUIET_S
+            is_repeated = now - self._ended_at < _REPEAT_S
+            self._quiet_s = min(2 * self._quiet_s, _MAX_QUIET_S) if is_repeated else _QUIET_S
             self._log(error, now)
         elif now - self._logged_at >= _REPEAT_S:
             self._log(error, now, seconds=round(now - self._began_at), failures=self._failures)
@@ -54,11 +55,14 @@ class Outage:
         now = time.monotonic()
         if self._began_at is None or now - self._failed_at < self._quiet_s:
             return
-        log.info(f"{self._name}.available", seconds=round(now - self._began_at, 1), failures=self._failures)
+        if structlog.is_configured():
+            log.info(f"{self._name}.available", seconds=round(now - self._began_at, 1), failures=self._failures)
         self._began_at, self._ended_at, self._failures = None, now, 0
 
     def _log(self, error: BaseException, now: float, **fields: object) -> None:
         self._logged_at = now
+        if not structlog.is_configured():
+            return  # a command, which says it in its own words
         log.warning(f"{self._name}.unavailable", reason=self.explain(error), error=repr(error), **fields)
 
 
@@ -67,7 +71,7 @@ QUEUE = Outage("queue", explain_queue)
 STORAGE = Outage("storage", explain_storage)
 
 
-def level_of(error: Exception) -> int:
+def level_of(error: BaseException) -> int:
     """The level to log what an error puts off: the errors of an outage have the lines of the outage already."""
     is_reported = isinstance(error, ServiceError) and error.code in _REPORTED
     return logging.DEBUG if is_reported else logging.WARNING

@@ -96,6 +96,7 @@ _STORAGE: Mapping[int | None, str] = {
     errno.EDQUOT: "its disk quota is used up",
     errno.EROFS: "its disk is read-only",
     errno.ENOENT: "its folders are not there: its disk may not be mounted",
+    errno.ENODEV: "its disk is not mounted, or another one is",
     errno.ENOTDIR: "a file is in place of a folder",
     errno.EACCES: "this user may not write to it",
     errno.EPERM: "this user may not write to it",

@@ -27,8 +27,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     Raises StartError or SettingsError if they cannot start.
     """
     logs.configure(settings, part="serve", pid=os.getpid())
-    warn_if_misleading(settings, listener)
     DiskStorage(settings.storage_folder).prepare()  # here first: what is wrong with it is said once
+    warn_if_misleading(settings, listener)
     with Supervisor(report=lambda what: log.warning("serve.replaced", what=what)) as supervisor:
         try:
             # An API process whose parent was killed still finishes its requests.

@@ -22,7 +22,6 @@ from typing import TypeAlias
 import aiofiles.os
 import structlog
 
-from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.folders import make_folder
 from service.ids import ImageId
@@ -318,15 +317,7 @@ class DiskStorage:
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
-        await in_thread(self.threads, self._check)
-
-    def _check(self) -> None:
-        try:
-            self._write_and_remove()
-        except OSError as error:
-            if error.errno == errno.ENOSPC and os.statvfs(self._incoming).f_ffree == 0:
-                raise Unready("its disk has no inode left") from error
-            raise
+        await in_thread(self.threads, self._write_and_remove)
 
     def _write_and_remove(self) -> None:
         with tempfile.TemporaryFile(dir=self._incoming) as file:

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from service.dependencies.outages import STORAGE
+from service.dependencies.outages import STORAGE, Outage
 from service.errors import ServiceError
 
 Result = TypeVar("Result")
 
 # Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
 DISK_THREADS = 32
-# What fails every file of a disk that is written, and not a single one.
-_OF_WHOLE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Up to this size a file is read as it is found, and may be kept in memory.
 SMALL_BYTES = 256 << 10
 # `st_blocks` counts these whatever the file system's own blocks are (stat(2)).
@@ -55,12 +53,12 @@ async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def unavailable() -> Iterator[None]:
+def unavailable(outage: Outage | None = STORAGE) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _OF_WHOLE_DISK:
-            STORAGE.report(error)
+        if outage is not None:
+            outage.report(error)
         raise ServiceError("storage-unavailable") from error
 
 

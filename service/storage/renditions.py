@@ -65,7 +65,7 @@ class RenditionFiles:
 
     async def find(self, key: RenditionKey) -> Stored | None:
         """None where it has not been made, or is gone. Raises `storage-unavailable`."""
-        with unavailable():
+        with unavailable(None):  # a cache: without it pictures are made again
             try:
                 return await in_thread(self.threads, lambda: look_at(self.path(key)))
             except FileNotFoundError:
