@@ -1,4 +1,8 @@
-"""Rows as `daguerre verify` holds them against the files."""
+"""Rows as `daguerre verify` and the scrub compare them with the files.
+
+What is asked of a damaged table is asked in a second way: along an index that may be damaged, or of the blocks of the
+table themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.database import Connection
-from service.ids import AccountId, ImageId
+from service.ids import IMAGE_ID_PATTERN, AccountId, ImageId
 
 
 class StoredRow(NamedTuple):
@@ -29,12 +33,30 @@ async def list_stored_rows(connection: Connection, after: str, limit: int) -> li
     return [StoredRow(*row) for row in await connection.fetch(_STORED, after, limit)]
 
 
+_BLOCKS = "select pg_relation_size('images') / current_setting('block_size')::bigint"
+
+
+async def count_blocks(connection: Connection) -> int:
+    """The blocks of the table of images."""
+    return int(await connection.fetchval(_BLOCKS))
+
+
+# A range of `ctid` is read from the table itself, without an index (PostgreSQL 14).
+_IN_BLOCKS = "select id, account_id, size, sha256 from images where ctid >= $1 and ctid < $2 and state <> 'failed'"
+
+
+async def list_rows_in_blocks(connection: Connection, first: int, end: int) -> list[StoredRow]:
+    """The rows in the blocks from `first` to before `end`. Needs no index."""
+    return [StoredRow(*row) for row in await connection.fetch(_IN_BLOCKS, (first, 0), (end, 0))]
+
+
 _SHA256 = "select id, sha256 from images where id = any($1) and state <> 'failed'"
 
 
 async def find_sha256(connection: Connection, image_ids: Sequence[ImageId]) -> dict[ImageId, bytes]:
-    """Of those that are stored."""
-    return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, image_ids)}
+    """Of those that are stored. Names of files that are no ids are of no image, and may not even be text."""
+    possible = [image_id for image_id in image_ids if IMAGE_ID_PATTERN.fullmatch(image_id)]
+    return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, possible)}
 
 
 # A row that ends notes its file's removal in the same commit, so a file that has neither never will have.
@@ -42,8 +64,30 @@ _UNCLAIMED = """
 select name from unnest($1::text[]) as name
 where not exists (select from images where id = name) and not exists (select from removals where image_id = name)
 """
+# Another statement, since the plan of a statement is kept.
+_UNCLAIMED_BY_SCAN = f"{_UNCLAIMED}  -- of the whole table"
+_SCAN = """
+set local enable_seqscan = on;
+set local enable_indexscan = off;
+set local enable_indexonlyscan = off
+"""
 
 
 async def find_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Names of files that have neither a row nor a noted removal."""
+    """Names of files that have neither a row nor a noted removal, as far as the indexes know."""
     return [row[0] for row in await connection.fetch(_UNCLAIMED, names)]
+
+
+async def scan_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
+    """As `find_unclaimed`, by reading both tables as a whole: a damaged index makes no row look absent."""
+    async with connection.transaction():
+        await connection.execute(_SCAN)
+        return [row[0] for row in await connection.fetch(_UNCLAIMED_BY_SCAN, names)]
+
+
+_IS_THERE = "select from applied_schema"
+
+
+async def require_tables(connection: Connection) -> None:
+    """Raises what PostgreSQL says where there are no tables, or where they may not be read."""
+    await connection.execute(_IS_THERE)

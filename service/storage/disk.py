@@ -23,13 +23,13 @@ import aiofiles.os
 import structlog
 
 from service.errors import ServiceError
-from service.ids import ImageId
+from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.settings import SettingsError
-from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
+from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable
 from service.storage.incoming import IncomingFile, publish
+from service.storage.unclaimed import Unclaimed
 
 SHARDS = 256
-MAX_SET_ASIDE_NAMES = 1000
 
 # Files that could not be moved or removed.
 Failures: TypeAlias = dict[ImageId, OSError]
@@ -65,6 +65,7 @@ class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self.unclaimed = Unclaimed(root / "unclaimed")
         self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
@@ -212,7 +213,7 @@ class DiskStorage:
         """
         incoming, path = self.incoming_path(image_id), self.path(image_id)
         if not incoming.samefile(path):
-            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.set_aside(path)))
+            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.unclaimed.set_aside(path)))
             publish(incoming, path)
         else:
             incoming.unlink(missing_ok=True)
@@ -292,27 +293,40 @@ class DiskStorage:
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
         """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
         for place in self.places(image_id):
-            with suppress(FileNotFoundError), open(place, "rb") as file:  # noqa: PTH123 - paths are text here
+            with suppress(FileNotFoundError), open_regular(place) as file:
                 size = os.fstat(file.fileno()).st_size
                 return size, hashlib.file_digest(file, "sha256").digest() if read else None
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
+
+    def take_back(self, image_id: ImageId, size: int, sha256: bytes) -> Path | None:
+        """Moves the file of this content that was set aside to the image's own path; a file that is there is set aside.
+
+        Returns where it was, or None if there is no such file. Blocks; raises OSError.
+        """
+        source = self.unclaimed.find(image_id, size, sha256)
+        if source is not None:
+            target = self.path(image_id)
+            if os.path.lexists(target):
+                self.unclaimed.set_aside(target)
+            publish(source, target)
+        return source
+
+    def shard_folder(self, number: int) -> Path:
+        """One of the folders of stored images, from 0."""
+        return self._shard(number)
 
     def list_shard(self, number: int) -> list[Path]:
         """The files in one of the folders, from 0. Blocks; raises OSError."""
         return list(self._shard(number).iterdir())
 
-    def set_aside(self, path: Path) -> Path:
-        """Move a file of `list_shard` to `unclaimed`, where nothing looks, and return its path there: with a number
-        behind the name if there is one of that name. Blocks; raises OSError.
-        """
-        folder = self._root / "unclaimed"
-        folder.mkdir(exist_ok=True)
-        for number in range(MAX_SET_ASIDE_NAMES):
-            place = folder / (f"{path.name}.{number}" if number else path.name)
-            with suppress(FileExistsError):
-                publish(path, place)
-                return place
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / path.name))
+    def find_any_stored(self) -> Path | None:
+        """Returns a file that may be an image's, or None if there is none. Folders out of order are skipped. Blocks."""
+        for shard in range(SHARDS):
+            with suppress(OSError), os.scandir(self._shard(shard)) as entries:
+                for entry in entries:
+                    if IMAGE_ID_PATTERN.fullmatch(entry.name) and entry.is_file():
+                        return Path(entry.path)
+        return None
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""

@@ -1,34 +1,35 @@
-"""Runs the checks one after the other and tells what they found."""
+"""Runs the checks one after the other and reports what they find."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+import asyncpg
 
 from service.database import Database
+from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
+from service.images.audit import require_tables
 from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
-from service.verification.checks import Problem, Verification
+from service.verification.context import Context, Options, Problem, Problems, explain
+from service.verification.file_checks import check_files, check_folders, check_received, check_removals
+from service.verification.image_checks import check_images
+from service.verification.row_checks import check_accounts, check_expected, check_pending
 
 # A count of all that one account stores can take long.
 _COMMAND_TIMEOUT_S = 600
 
 
 async def verify(
-    settings: Settings,
-    *,
-    read: bool,
-    repair: bool,
-    drop_missing: bool,
-    expected: Mapping[ImageId, bytes],
-    tell: Callable[[str], None],
+    settings: Settings, options: Options, expected: Mapping[ImageId, bytes], *, write: Callable[[str], None]
 ) -> bool:
-    """Tell each problem as it is found, and a summary. Whether nothing is wrong any more.
+    """Writes each problem as it is found, and a summary. Returns whether nothing is wrong any more.
 
-    Raises SettingsError where the storage cannot be used, and what the checks raise.
+    Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
     """
     storage = DiskStorage(settings.storage_folder)
     storage.require()
@@ -37,43 +38,57 @@ async def verify(
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
-            verification = Verification(
-                database,
-                storage,
-                RenditionFiles(settings.renditions_folder),
-                jobs.JobQueue(redis),
-                read=read,
-                repair=repair,
-                drop_missing=drop_missing,
-            )
-            found = mended = 0
-            async for problem in _check_all(verification, expected):
-                found += 1
-                mended += bool(problem.mended)
-                tell(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
+            renditions = RenditionFiles(settings.renditions_folder)
+            context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
+            num_problems = num_mended = 0
+            async for problem in _check_all(context, expected):
+                num_problems += 1
+                num_mended += bool(problem.mended)
+                write(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
     finally:
         await redis.aclose(close_connection_pool=True)
-    images, problems = _count(verification.seen_images, "image"), _count(found, "problem")
-    looked_at = f"{images}, {readable(verification.seen_bytes)}{'' if read else ', sizes only'}"
-    tell(f"{looked_at}: {f'{problems}, {mended} of them mended' if found else 'all is well'}.")
-    return mended == found
+    images, problems = _count(context.num_images, "image"), _count(num_problems, "problem")
+    seen = f"{images}, {readable(context.num_bytes)}{'' if options.read else ', sizes only'}"
+    write(f"{seen}: {f'{problems}, {num_mended} of them mended' if num_problems else 'all is well'}.")
+    return num_mended == num_problems
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-async def _check_all(verification: Verification, expected: Mapping[ImageId, bytes]) -> AsyncIterator[Problem]:
-    for check in (
-        verification.check_images(),
-        verification.check_expected(expected),
-        verification.check_files(),
-        verification.check_leftovers(),
-        verification.check_pending(),
-        verification.check_accounts(),
+async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:
+    async for problem in _check_tables(context):
+        yield problem
+    for subject, check in (
+        ("folders", check_folders(context)),
+        ("images", check_images(context)),
+        ("expected images", check_expected(context, expected)),
+        ("files", check_files(context)),
+        ("received files", check_received(context)),
+        ("removals", check_removals(context)),
+        ("pending images", check_pending(context)),
+        ("accounts", check_accounts(context)),
     ):
-        async for problem in check:
-            yield problem
+        try:
+            async for problem in check:
+                yield problem
+        except Exception as error:  # whatever it is, the other checks can still be made
+            if not await context.is_database_there():
+                raise
+            yield Problem(subject, f"the check did not come to its end: {explain(error)}")
+
+
+async def _check_tables(context: Context) -> Problems:
+    """Raises if there are no tables, or they may not be read; a damaged one is a problem like others."""
+    try:
+        async with context.database.connection() as connection:
+            await require_tables(connection)
+    except (asyncpg.InternalServerError, ServiceError) as error:
+        cause = error.__cause__ if isinstance(error, ServiceError) else error
+        if not isinstance(cause, (asyncpg.InternalServerError, asyncpg.PostgresSystemError)):
+            raise
+        yield Problem("table applied_schema", f"it cannot be read: {explain(error)}")
 
 
 def parse_expected(lines: Iterable[str]) -> dict[ImageId, bytes]:
