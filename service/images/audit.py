@@ -7,7 +7,9 @@ table themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+import asyncpg
 
 from service.database import Connection
 from service.ids import IMAGE_ID_PATTERN, AccountId, ImageId
@@ -50,6 +52,31 @@ async def list_rows_in_blocks(connection: Connection, first: int, end: int) -> l
     return [StoredRow(*row) for row in await connection.fetch(_IN_BLOCKS, (first, 0), (end, 0))]
 
 
+async def is_table_usable(connection: Connection) -> bool:
+    """Whether statements on images can be planned: not if the first page of any of its indexes is damaged."""
+    try:
+        await connection.execute("explain select from images")
+    except asyncpg.PostgresError:
+        return False
+    return True
+
+
+async def copy_rows(connection: Connection, file: BinaryIO) -> None:
+    """Writes the rows as lines for `parse_row`. COPY reads the table alone, whatever its indexes are like; what was
+    read before a damaged block is written.
+    """
+    columns = ["id", "account_id", "size", "sha256", "state"]
+    await connection.copy_from_table("images", columns=columns, output=file)
+
+
+def parse_row(line: bytes) -> StoredRow | None:
+    """Of a line of COPY's text format; None if the image is not stored."""
+    name, account_id, size, sha256, state = line.decode().rstrip("\n").split("\t")
+    if state == "failed":
+        return None
+    return StoredRow(ImageId(name), AccountId(int(account_id)), int(size), bytes.fromhex(sha256.removeprefix("\\\\x")))
+
+
 _SHA256 = "select id, sha256 from images where id = any($1) and state <> 'failed'"
 
 
@@ -85,9 +112,48 @@ async def scan_unclaimed(connection: Connection, names: Sequence[str]) -> list[s
         return [row[0] for row in await connection.fetch(_UNCLAIMED_BY_SCAN, names)]
 
 
-_IS_THERE = "select from applied_schema"
+_WITHOUT_ROW = "select name from unnest($1::text[]) as name where not exists (select from images where id = name)"
+
+
+async def find_without_row(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Names of files that have no row, of which some may have a noted removal."""
+    return [row[0] for row in await connection.fetch(_WITHOUT_ROW, names)]
+
+
+_IS_THERE = "select from applied_schema limit 0"
 
 
 async def require_tables(connection: Connection) -> None:
-    """Raises what PostgreSQL says where there are no tables, or where they may not be read."""
+    """Raises what PostgreSQL says if there are no tables, or if they may not be read."""
     await connection.execute(_IS_THERE)
+
+
+_TABLES = """
+select format('%I', relname) from pg_class
+where relnamespace = (select relnamespace from pg_class where oid = 'images'::regclass) and relkind = 'r' order by 1
+"""
+
+
+async def list_tables(connection: Connection) -> list[str]:
+    """The tables of Daguerre, quoted."""
+    return [row[0] for row in await connection.fetch(_TABLES)]
+
+
+async def read_table(connection: Connection, table: str) -> None:
+    """Reads all blocks of one of `list_tables`, and the first of its indexes. Raises what PostgreSQL says of them."""
+    async with connection.transaction():
+        await connection.execute(_SCAN)
+        await connection.execute(f"select count(*) from {table}")
+
+
+# The names of files that PostgreSQL's errors have are of use to nobody.
+_RELATION = """
+select relname::text, relkind = 'i' from pg_class
+where oid = pg_filenode_relation(0, $1) and relkind in ('r', 'i', 't')
+"""
+
+
+async def find_relation(connection: Connection, filenode: int) -> tuple[str, bool] | None:
+    """The name of the table or index whose file has this number, and whether it is an index."""
+    row = await connection.fetchrow(_RELATION, filenode)
+    return None if row is None else (row[0], row[1])

@@ -64,14 +64,14 @@ def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Fa
 class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._incoming = root / "incoming"
+        self.incoming = root / "incoming"
         self.unclaimed = Unclaimed(root / "unclaimed")
         self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            self.incoming.mkdir(parents=True, exist_ok=True)
             for shard in range(SHARDS):
                 self._shard(shard).mkdir(exist_ok=True)
             _sync_directory(self._root)
@@ -82,7 +82,7 @@ class DiskStorage:
     def is_new(self) -> bool:
         """Whether the folders were never made; or are on a disk that is not mounted. Blocks."""
         try:
-            self._incoming.stat()
+            self.incoming.stat()
         except FileNotFoundError:
             return True
         except OSError:
@@ -97,7 +97,7 @@ class DiskStorage:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                self._incoming.stat()
+                self.incoming.stat()
                 break
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
@@ -105,7 +105,7 @@ class DiskStorage:
             except OSError as error:
                 raise self.unusable((error.strerror or str(error)).lower()) from error
             time.sleep(0.1)
-        if not os.access(self._incoming, os.W_OK | os.X_OK):
+        if not os.access(self.incoming, os.W_OK | os.X_OK):
             raise self.unusable(f"user {os.geteuid()} may not write to it")
 
     def unusable(self, reason: str) -> SettingsError:
@@ -119,7 +119,7 @@ class DiskStorage:
         return self._root / f"{number:02x}"
 
     def incoming_path(self, image_id: ImageId) -> Path:
-        return self._incoming / image_id
+        return self.incoming / image_id
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
@@ -150,7 +150,7 @@ class DiskStorage:
                 except ServiceError as error:
                     file.abandon()
                     errors[number] = error
-        _sync_directory(self._incoming)
+        _sync_directory(self.incoming)
         return [errors.get(number) for number in range(len(files))]
 
     async def keep(self, image_ids: Sequence[ImageId]) -> None:
@@ -256,12 +256,12 @@ class DiskStorage:
         for place in self.places(image_id):
             with suppress(FileNotFoundError):
                 return look_at(Path(place))
-        self._incoming.stat()  # where that fails, the disk is away, not the file
+        self.incoming.stat()  # where that fails, the disk is away, not the file
         return None
 
     async def require_mounted(self) -> None:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
-        await aiofiles.os.stat(self._incoming, executor=self.threads)
+        await aiofiles.os.stat(self.incoming, executor=self.threads)
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
         """Received files that nobody has written to for `age_s`, without those in `skip`."""
@@ -269,7 +269,7 @@ class DiskStorage:
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
-        with os.scandir(self._incoming) as entries:
+        with os.scandir(self.incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if entry.name not in skip and entry.stat().st_mtime < before:
@@ -333,6 +333,6 @@ class DiskStorage:
         await in_thread(self.threads, self._write_and_remove)
 
     def _write_and_remove(self) -> None:
-        with tempfile.TemporaryFile(dir=self._incoming) as file:
+        with tempfile.TemporaryFile(dir=self.incoming) as file:
             file.write(b"x")
             file.flush()

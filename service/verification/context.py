@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import asyncpg
 
 from service.database import Database
 from service.errors import ServiceError
+from service.images.audit import find_relation
 from service.queue.jobs import JobQueue
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
@@ -25,6 +27,8 @@ MAX_PART, MIN_BOUND = 0.1, 10
 # A server that met a damaged page may have ended all connections, and starts again.
 _RECOVERY_TRIES = 20
 _RECOVERY_PAUSE_S = 0.5
+
+_RELATION_FILE = re.compile(r'"base/[0-9]+/(?P<filenode>[0-9]{1,10})')
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,22 @@ class Context:
         """Whether so few of all are affected that they are what is wrong, and not the database or the storage."""
         return self.options.force or number <= max(MIN_BOUND, total * MAX_PART)
 
+    async def explain(self, error: BaseException) -> str:
+        """As the function; what PostgreSQL says of a file of its own gets the name of the table or index."""
+        text = explain(error)
+        match = _RELATION_FILE.search(text)
+        if match is None:
+            return text
+        try:
+            async with self.database.connection() as connection:
+                relation = await find_relation(connection, int(match["filenode"]))
+        except DATABASE_ERRORS:
+            return text
+        if relation is None:
+            return text
+        name, is_index = relation
+        return f"{text} (index {name}: `reindex index {name}` makes it anew)" if is_index else f"{text} (table {name})"
+
     async def is_database_there(self) -> bool:
         """Waits some seconds for a server that starts again."""
         for _ in range(_RECOVERY_TRIES):
@@ -90,7 +110,7 @@ class Context:
 def explain(error: BaseException) -> str:
     """What went wrong, in one line, for the operator."""
     if isinstance(error, ServiceError):
-        return f"{error.code} ({explain(error.__cause__)})" if error.__cause__ is not None else error.code
+        return explain(error.__cause__) if isinstance(error.__cause__, asyncpg.PostgresError) else error.code
     if isinstance(error, OSError) and error.strerror:
         return printable(error.strerror).lower()
     return printable(" ".join(str(error).split())) or type(error).__name__

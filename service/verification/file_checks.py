@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.images.audit import find_sha256, find_unclaimed, scan_unclaimed
+from service.images.audit import find_sha256, find_unclaimed, find_without_row, scan_unclaimed
 from service.removals import list_removals, remove_files
 from service.storage.disk import SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
@@ -23,30 +23,35 @@ _MAX_NAMES = 50_000
 
 
 async def check_folders(context: Context) -> Problems:
-    """Every folder of stored images can be listed. With `repair`, one that is missing is made."""
-    for shard in range(SHARDS):
-        error = await asyncio.to_thread(_try_folder, context, shard)
-        if error is None:
-            continue
-        context.bad_shards.add(shard)
-        folder, mended = context.storage.shard_folder(shard), ""
-        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read: {explain(error)}"
-        if context.options.repair and isinstance(error, FileNotFoundError):
-            try:
-                folder.mkdir()
-                mended = "made"
-            except OSError as failure:
-                what += f", and cannot be made: {explain(failure)}"
-        yield Problem(f"folder {printable(folder)}", what, mended)
+    """Every folder of the storage can be listed. With `repair`, one that is missing is made."""
+    storage = context.storage
+    for folder, shard in [(storage.incoming, None), *((storage.shard_folder(shard), shard) for shard in range(SHARDS))]:
+        error = await asyncio.to_thread(_try_folder, folder)
+        if error is not None:
+            if shard is not None:
+                context.bad_shards.add(shard)
+            yield await asyncio.to_thread(_look_at_folder, context, folder, error)
 
 
-def _try_folder(context: Context, shard: int) -> OSError | None:
+def _try_folder(folder: Path) -> OSError | None:
     try:
-        with os.scandir(context.storage.shard_folder(shard)) as entries:
+        with os.scandir(folder) as entries:
             next(entries, None)
     except OSError as error:
         return error
     return None
+
+
+def _look_at_folder(context: Context, folder: Path, error: OSError) -> Problem:
+    is_missing = isinstance(error, FileNotFoundError) and not os.path.lexists(folder)
+    what, mended = "it is missing" if is_missing else f"it cannot be read: {explain(error)}", ""
+    if is_missing and context.options.repair:
+        try:
+            folder.mkdir()
+            mended = "made"
+        except OSError as failure:
+            what += f", and cannot be made: {explain(failure)}"
+    return Problem(f"folder {printable(folder)}", what, mended)
 
 
 async def check_files(context: Context) -> Problems:
@@ -104,27 +109,32 @@ async def _find_unclaimed(context: Context, files: Mapping[str, Path]) -> AsyncI
     names = [name for name, path in files.items() if _is_in_its_place(context, path)]
     for name in sorted(files.keys() - set(names)):
         yield files[name]
-    candidates = names
     try:
         async with context.database.connection() as connection:
             candidates = await find_unclaimed(connection, names)
     except DATABASE_ERRORS as error:
-        yield Problem("database", f"the rows of files cannot be found by their index: {explain(error)}")
-    if not candidates:
-        return
-    try:
-        async with context.database.connection() as connection:
-            unclaimed = await scan_unclaimed(connection, candidates)
-    except DATABASE_ERRORS as error:
-        context.are_rows_whole = False
-        yield Problem("database", f"not all rows of images and removals can be read: {explain(error)}")
-        unclaimed = [] if candidates is names else candidates
+        yield Problem("database", f"files are not found by the indexes: {await context.explain(error)}")
+        unclaimed = candidates = await _scan_unclaimed(context, names)
     else:
-        if candidates is not names and len(unclaimed) < len(candidates):
-            lacking = sorted(set(candidates) - set(unclaimed))
-            yield Problem("table images", f"its key lacks {len(lacking)} rows, e.g. {lacking[0]}: reindex the table")
+        unclaimed = await _scan_unclaimed(context, candidates)
+    if len(unclaimed) < len(candidates):
+        lacking = sorted(set(candidates) - set(unclaimed))
+        yield Problem("table images", f"its key lacks {len(lacking)} rows, e.g. {lacking[0]}: reindex the table")
     for name in unclaimed:
         yield files[name]
+
+
+async def _scan_unclaimed(context: Context, names: list[str]) -> list[str]:
+    """If not all rows can be read, those without a row as far as that is known, and no file is moved."""
+    if not names:
+        return names
+    try:
+        async with context.database.connection() as connection:
+            return await scan_unclaimed(connection, names)
+    except DATABASE_ERRORS:
+        context.are_rows_whole = False
+    async with context.database.connection() as connection:
+        return await find_without_row(connection, names)
 
 
 def _is_in_its_place(context: Context, path: Path) -> bool:

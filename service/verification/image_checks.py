@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import ServiceError
-from service.images.audit import StoredRow, count_blocks, list_rows_in_blocks, list_stored_rows
+from service.images.audit import (
+    StoredRow,
+    copy_rows,
+    count_blocks,
+    is_table_usable,
+    list_rows_in_blocks,
+    list_stored_rows,
+    parse_row,
+)
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
@@ -29,7 +39,7 @@ class _Fault(NamedTuple):
 
 
 async def check_images(context: Context) -> Problems:
-    """With `repair`, files that were set aside are taken back; with `drop_missing`, images without a file are deleted."""
+    """With `repair`, files that were set aside are taken back; with `drop_missing`, images without one are deleted."""
     missing: list[_Fault] = []
     bad_blocks: list[int] = []
     async for rows in _list_all(context, bad_blocks):
@@ -50,7 +60,7 @@ async def check_images(context: Context) -> Problems:
 
 
 async def _list_all(context: Context, bad_blocks: list[int]) -> AsyncIterator[Sequence[StoredRow] | Problem]:
-    """Along the primary key; from where that cannot be read, out of the blocks of the table."""
+    """Along the primary key; from where that cannot be read, out of the table itself."""
     last = ""
     try:
         while rows := await _list_behind(context, last):
@@ -59,8 +69,10 @@ async def _list_all(context: Context, bad_blocks: list[int]) -> AsyncIterator[Se
     except DATABASE_ERRORS as error:
         if not await context.is_database_there():
             raise
-        yield Problem("table images", f"its rows cannot be read in the order of their ids: {explain(error)}")
-        async for rows in _list_blocks(context, bad_blocks):
+        yield Problem("table images", f"its rows are not read in their order: {await context.explain(error)}")
+        async with context.database.connection() as connection:
+            is_usable = await is_table_usable(connection)
+        async for rows in _list_blocks(context, bad_blocks) if is_usable else _copy_all(context):
             yield [row for row in rows if row.id > last]
 
 
@@ -84,6 +96,23 @@ async def _list_blocks(context: Context, bad_blocks: list[int]) -> AsyncIterator
                     bad_blocks.append(block)
                     if len(bad_blocks) > _MAX_BAD_BLOCKS or not await context.is_database_there():
                         raise
+
+
+async def _copy_all(context: Context) -> AsyncIterator[list[StoredRow]]:
+    """Raises what PostgreSQL says after the rows before a damaged block."""
+    with tempfile.TemporaryFile() as file:
+        failure = None
+        try:
+            async with context.database.connection() as connection:
+                await copy_rows(connection, file)
+        except DATABASE_ERRORS as error:
+            failure = error
+        file.seek(0)
+        while lines := list(itertools.islice(file, BATCH_SIZE)):
+            rows = [parse_row(line) for line in lines if line.endswith(b"\n")]
+            yield [row for row in rows if row is not None]
+        if failure is not None:
+            raise failure
 
 
 async def _read_blocks(context: Context, first: int, end: int) -> list[StoredRow]:

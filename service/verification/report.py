@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 
 import asyncpg
@@ -13,12 +14,12 @@ from service.images.audit import require_tables
 from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
-from service.storage.disk import DiskStorage
+from service.storage.disk import SHARDS, DiskStorage
 from service.storage.renditions import RenditionFiles
-from service.verification.context import Context, Options, Problem, Problems, explain
+from service.verification.context import Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_received, check_removals
 from service.verification.image_checks import check_images
-from service.verification.row_checks import check_accounts, check_expected, check_pending
+from service.verification.row_checks import check_accounts, check_expected, check_pending, check_tables
 
 # A count of all that one account stores can take long.
 _COMMAND_TIMEOUT_S = 600
@@ -32,7 +33,7 @@ async def verify(
     Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
     """
     storage = DiskStorage(settings.storage_folder)
-    storage.require()
+    _require_storage(storage)
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
@@ -53,14 +54,20 @@ async def verify(
     return num_mended == num_problems
 
 
+def _require_storage(storage: DiskStorage) -> None:
+    """A storage of which some folder is there is checked, whatever is wrong with it."""
+    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(SHARDS)):
+        storage.require()
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:
-    async for problem in _check_tables(context):
-        yield problem
+    await _require_tables(context)
     for subject, check in (
+        ("tables", check_tables(context)),
         ("folders", check_folders(context)),
         ("images", check_images(context)),
         ("expected images", check_expected(context, expected)),
@@ -76,19 +83,19 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
         except Exception as error:  # whatever it is, the other checks can still be made
             if not await context.is_database_there():
                 raise
-            yield Problem(subject, f"the check did not come to its end: {explain(error)}")
+            yield Problem(subject, f"the check did not come to its end: {await context.explain(error)}")
 
 
-async def _check_tables(context: Context) -> Problems:
-    """Raises if there are no tables, or they may not be read; a damaged one is a problem like others."""
+async def _require_tables(context: Context) -> None:
+    """Raises if there are no tables, or they may not be read; a damaged one is left to the checks."""
     try:
         async with context.database.connection() as connection:
             await require_tables(connection)
-    except (asyncpg.InternalServerError, ServiceError) as error:
-        cause = error.__cause__ if isinstance(error, ServiceError) else error
-        if not isinstance(cause, (asyncpg.InternalServerError, asyncpg.PostgresSystemError)):
+    except asyncpg.InternalServerError:
+        pass
+    except ServiceError as error:
+        if not isinstance(error.__cause__, asyncpg.PostgresSystemError):
             raise
-        yield Problem("table applied_schema", f"it cannot be read: {explain(error)}")
 
 
 def parse_expected(lines: Iterable[str]) -> dict[ImageId, bytes]:

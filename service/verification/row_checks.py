@@ -1,4 +1,4 @@
-"""What the rows say of themselves: images that wait for a worker, counters, and images that are expected."""
+"""Whether the tables can be read, and what the rows say: images that wait, counters, images that are expected."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from collections.abc import Mapping
 from service.accounts.counters import measure_drift, refresh_counters
 from service.accounts.records import Account, AccountUnknown, list_accounts
 from service.ids import ImageId
-from service.images.audit import find_sha256
+from service.images.audit import find_sha256, list_tables, read_table
 from service.images.leftovers import Overdue, list_overdue
 from service.sizes import readable
-from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain
+from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
 _PENDING_S = 60  # beyond what the sweep leaves
+
+
+async def check_tables(context: Context) -> Problems:
+    """PostgreSQL can read every table."""
+    async with context.database.connection() as connection:
+        tables = await list_tables(connection)
+    for table in tables:
+        try:
+            async with context.database.connection() as connection:
+                await read_table(connection, table)
+        except DATABASE_ERRORS as error:
+            if not await context.is_database_there():
+                raise
+            yield Problem(f"table {table}", f"it cannot be read: {await context.explain(error)}")
 
 
 async def check_pending(context: Context) -> Problems:
@@ -45,7 +59,7 @@ async def check_accounts(context: Context) -> Problems:
         except DATABASE_ERRORS as error:
             if not await context.is_database_there():
                 raise
-            yield Problem(f"account {account.name}", f"its images cannot be counted: {explain(error)}")
+            yield Problem(f"account {account.name}", f"its images cannot be counted: {await context.explain(error)}")
 
 
 async def _check_account(context: Context, account: Account) -> Problems:
