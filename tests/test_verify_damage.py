@@ -138,6 +138,6 @@ async def test_a_row_that_the_key_lacks_keeps_its_file(
     await connection.execute(ready, True)
     told = await verify(settings, repair=True)
     await connection.execute("reindex index images_pkey")
-    assert f"table images: its key lacks 1 rows, e.g. {_IDS[0]}: reindex the table" in told.problems
+    assert f"table images: its key lacks rows (1, e.g. {_IDS[0]}): reindex the table" in told.problems
     assert stored.exists()
     assert (await verify(settings)).is_well

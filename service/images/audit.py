@@ -24,6 +24,17 @@ class StoredRow(NamedTuple):
     sha256: bytes
 
 
+def find_fault(row: StoredRow, size: int, sha256: bytes | None) -> str | None:
+    """What is wrong with the row's file of this size and, if it was read, this SHA-256."""
+    if size != row.size:
+        return f"its file has {size} bytes instead of {row.size}"
+    if sha256 not in (None, row.sha256):
+        return "its file is not what was sent: the SHA-256 differs"
+    return None
+
+
+MISSING = "its file is missing"
+
 # Failed rows have no file; the order is that of the primary key.
 _STORED = """
 select id, account_id, size, sha256 from images where id > $1 and state <> 'failed' order by id limit $2

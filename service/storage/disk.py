@@ -16,6 +16,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
@@ -292,10 +293,15 @@ class DiskStorage:
 
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
         """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
+        with self.open_stored(image_id) as file:
+            size = os.fstat(file.fileno()).st_size
+            return size, hashlib.file_digest(file, "sha256").digest() if read else None
+
+    def open_stored(self, image_id: ImageId) -> BufferedReader:
+        """A stored image's file, wherever it lies. Blocks; raises OSError."""
         for place in self.places(image_id):
-            with suppress(FileNotFoundError), open_regular(place) as file:
-                size = os.fstat(file.fileno()).st_size
-                return size, hashlib.file_digest(file, "sha256").digest() if read else None
+            with suppress(FileNotFoundError):
+                return open_regular(place)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
 
     def take_back(self, image_id: ImageId, size: int, sha256: bytes) -> Path | None:

@@ -42,8 +42,8 @@ class Problem:
 
 Problems: TypeAlias = AsyncIterator[Problem]
 
-# What a statement raises, as it is and as `Database` wraps it.
-DATABASE_ERRORS = (ServiceError, asyncpg.PostgresError)
+# What a statement raises, as it is and as `Database` wraps it; the last one for text of a damaged row.
+DATABASE_ERRORS = (ServiceError, asyncpg.PostgresError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ async def _find_unclaimed(context: Context, files: Mapping[str, Path]) -> AsyncI
         unclaimed = await _scan_unclaimed(context, candidates)
     if len(unclaimed) < len(candidates):
         lacking = sorted(set(candidates) - set(unclaimed))
-        yield Problem("table images", f"its key lacks {len(lacking)} rows, e.g. {lacking[0]}: reindex the table")
+        yield Problem("table images", f"its key lacks rows ({len(lacking)}, e.g. {lacking[0]}): reindex the table")
     for name in unclaimed:
         yield files[name]
 

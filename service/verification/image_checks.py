@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from service.errors import ServiceError
 from service.images.audit import (
+    MISSING,
     StoredRow,
     copy_rows,
     count_blocks,
+    find_fault,
     is_table_usable,
     list_rows_in_blocks,
     list_stored_rows,
@@ -142,18 +144,13 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
 def _examine(context: Context, row: StoredRow) -> _Fault | None:
     is_missing = False
     try:
-        size, sha256 = context.storage.examine(row.id, read=context.options.read)
+        what = find_fault(row, *context.storage.examine(row.id, read=context.options.read))
     except FileNotFoundError:
-        is_missing, what = True, "its file is missing"
+        is_missing, what = True, MISSING
     except OSError as error:
         return _Fault(row, f"its file cannot be read: {explain(error)}")
-    else:
-        if size != row.size:
-            what = f"its file has {size} bytes instead of {row.size}"
-        elif sha256 not in (None, row.sha256):
-            what = "its file is not what was sent: the SHA-256 differs"
-        else:
-            return None
+    if what is None:
+        return None
     aside = context.storage.unclaimed.find(row.id, row.size, row.sha256)
     return _Fault(row, what, is_missing and aside is None, aside)
 
