@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from service.database import apply_schema
+from service.database import Schema, apply_schema
 from service.embedded.postgres import Postgres
 from service.ids import ImageId
 from service.settings import Settings
@@ -141,3 +141,21 @@ async def test_a_row_that_the_key_lacks_keeps_its_file(
     assert f"table images: its key lacks rows (1, e.g. {_IDS[0]}): reindex the table" in told.problems
     assert stored.exists()
     assert (await verify(settings)).is_well
+
+
+async def test_a_missing_table_stops_no_other_check(settings: Settings, connection: Any, tenant: Tenant) -> None:
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    await insert(connection, tenant, image_id=_IDS[0])
+    unclaimed = put(storage.path(ImageId("NoImage")))
+    await connection.execute("alter table removals rename to others")
+    told = await verify(settings, repair=True)
+    await connection.execute("alter table others rename to removals")
+    assert 'table removals: it cannot be read: relation "removals" does not exist' in told.problems
+    assert f"image {_IDS[0]}: its file is missing" in told.problems
+    assert f"file {unclaimed}: no image belongs to it" in told.problems
+    assert unclaimed.exists()
+
+
+def test_the_schema_names_its_tables() -> None:
+    assert {"accounts", "images", "removals", "scrub"} < set(Schema.load().tables)

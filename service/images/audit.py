@@ -139,19 +139,8 @@ async def require_tables(connection: Connection) -> None:
     await connection.execute(_IS_THERE)
 
 
-_TABLES = """
-select format('%I', relname) from pg_class
-where relnamespace = (select relnamespace from pg_class where oid = 'images'::regclass) and relkind = 'r' order by 1
-"""
-
-
-async def list_tables(connection: Connection) -> list[str]:
-    """The tables of Daguerre, quoted."""
-    return [row[0] for row in await connection.fetch(_TABLES)]
-
-
 async def read_table(connection: Connection, table: str) -> None:
-    """Reads all blocks of one of `list_tables`, and the first of its indexes. Raises what PostgreSQL says of them."""
+    """Reads all blocks of a table, and the first of its indexes. Raises what PostgreSQL says of them."""
     async with connection.transaction():
         await connection.execute(_SCAN)
         await connection.execute(f"select count(*) from {table}")

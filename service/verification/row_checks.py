@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from service.accounts.counters import measure_drift, refresh_counters
 from service.accounts.records import Account, AccountUnknown, list_accounts
+from service.database import Schema
 from service.ids import ImageId
-from service.images.audit import find_sha256, list_tables, read_table
+from service.images.audit import find_sha256, read_table
 from service.images.leftovers import Overdue, list_overdue
 from service.sizes import readable
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
@@ -17,9 +18,7 @@ _PENDING_S = 60  # beyond what the sweep leaves
 
 async def check_tables(context: Context) -> Problems:
     """PostgreSQL can read every table."""
-    async with context.database.connection() as connection:
-        tables = await list_tables(connection)
-    for table in tables:
+    for table in Schema.load().tables:
         try:
             async with context.database.connection() as connection:
                 await read_table(connection, table)
