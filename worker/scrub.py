@@ -57,6 +57,8 @@ _LOG_S = 3600.0
 _AIM, _HURRY = 0.9, 0.1
 _MIN_BYTES_PER_S = 256 << 10
 _MAX_BYTES_PER_S = 100 << 20
+# The time of reads and late wake-ups that is made good by shorter waits.
+_SLACK_S = 0.1
 # If so many images in a row have no good file, it is the storage that is out of order.
 _MAX_FAULTS_IN_A_ROW = 20
 # What these say is about one file. After others, e.g. of a network, the file may be whole.
@@ -203,7 +205,7 @@ class Scrub:
 
     async def _pace(self, cost: int, rate: float) -> None:
         """Waits until so much may have been read, and keeps the lease meanwhile."""
-        self._due = max(self._due, time.monotonic()) + cost / rate
+        self._due = max(self._due, time.monotonic() - _SLACK_S) + cost / rate
         while (left_s := self._due - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, _RENEW_S))
             await self._renew()
