@@ -1,4 +1,4 @@
--- version: 2
+-- version: 3
 -- Daguerre's tables. Every change of this file raises the version above by one. It is applied under an advisory lock at
 -- the first start of each version, so every statement can run again; a later version changes a table with `alter table …
 -- add column if not exists`. A start of an older version than was applied refuses.
@@ -167,3 +167,21 @@ create table if not exists renditions (
 );
 create index if not exists renditions_by_use on renditions (used_at) include (size);
 create index if not exists renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;
+
+-- How far the background scrub has read the originals: one row. A worker holds it by a lease, of PostgreSQL's clock.
+create table if not exists scrub (
+    single     boolean primary key default true check (single),
+    holder     text not null,
+    held_until timestamptz not null,
+    started_at timestamptz,  -- of the round
+    is_over    boolean not null default true,
+    after_id   text collate "C" not null default '',
+    done_cost  bigint not null default 0  -- bytes, with an allowance for each file
+);
+
+-- Images whose file the scrub has found damaged: each is named in the log once, until its file is whole again.
+create table if not exists damaged_images (
+    image_id text collate "C" primary key,
+    what     text not null,
+    found_at timestamptz not null default now()
+);

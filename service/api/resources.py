@@ -34,6 +34,7 @@ from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
+from service.verification.pairing import NOT_MOUNTED
 
 # Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
 _CHECK_S = 2.0
@@ -144,8 +145,5 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
             raise storage.unusable("it is empty, and PostgreSQL, which knows whether it should be, is away") from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):
-            raise storage.unusable(
-                "Daguerre's folders are not there, though images are stored: mount that disk, or restore the files"
-                " (to give them up, make a folder `incoming` there)"
-            )
+            raise storage.unusable(NOT_MOUNTED)
     await asyncio.to_thread(storage.prepare)
