@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.accounts.counters import measure_drift, refresh_counters
-from service.accounts.records import list_accounts
+from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
+from service.accounts.records import AccountUnknown, list_accounts
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
@@ -200,12 +200,16 @@ class Verification:
             subject = f"account {account.name}"
             async with self.database.connection() as connection:
                 measure = refresh_counters if self.repair else measure_drift
-                drift = await measure(connection, account.id)
+                try:
+                    drift = await measure(connection, account.id)
+                except AccountUnknown:
+                    continue  # deleted meanwhile
+                used = account.used_bytes + drift.bytes
+                is_over = used > account.max_bytes and await has_grown_since_quota(connection, account.id)
             if drift:
                 what = f"its counters are off by {-drift.images} images and {-drift.bytes} bytes"
                 yield Problem(subject, what, "counted anew" if self.repair else "")
-            used = account.used_bytes + drift.bytes
-            if used > account.max_bytes:
+            if is_over:
                 yield Problem(subject, f"it stores {readable(used)} of {readable(account.max_bytes)}")
 
     async def check_expected(self, expected: Mapping[ImageId, bytes]) -> AsyncIterator[Problem]:
