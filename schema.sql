@@ -40,6 +40,14 @@ create index if not exists api_keys_of_account on api_keys (account_id);
 alter table accounts add column if not exists require_signature boolean not null default false;
 alter table accounts add column if not exists strip_location boolean not null default false;
 
+-- What the operator has done to an account. The API refuses the keys of one that is suspended, and no image is inserted
+-- for it; its pictures are delivered unless that is stopped, too. One whose deletion has begun never comes back.
+alter table accounts add column if not exists suspended_at timestamptz;
+alter table accounts add column if not exists delivery_stopped boolean not null default false;
+alter table accounts add column if not exists deletion_began_at timestamptz;
+-- An account may store more than a quota that was lowered later, but no image may be younger than that.
+alter table accounts add column if not exists max_bytes_set_at timestamptz not null default '-infinity';
+
 create table if not exists images (
     id           text collate "C" primary key,
     account_id   bigint not null references accounts on delete restrict,

@@ -248,6 +248,10 @@ class DiskStorage:
         kept = str(self.path(image_id))
         return kept, str(self.incoming_path(image_id)), kept  # it may be moved between the first two looks
 
+    def list_present(self, image_ids: Iterable[ImageId]) -> list[ImageId]:
+        """The images whose files are in this storage. Blocks; raises OSError."""
+        return [image_id for image_id in image_ids if any(Path(place).exists() for place in self.places(image_id))]
+
     async def find(self, image_id: ImageId) -> Stored | None:
         """A stored image's file. Raises `storage-unavailable`."""
         with unavailable():

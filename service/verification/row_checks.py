@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service.accounts.counters import measure_drift, refresh_counters
+from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
 from service.accounts.records import Account, AccountUnknown, list_accounts
 from service.database import Schema
 from service.ids import ImageId
@@ -65,11 +65,12 @@ async def _check_account(context: Context, account: Account) -> Problems:
     subject, repair = f"account {account.name}", context.options.repair
     async with context.database.connection() as connection:
         drift = await (refresh_counters if repair else measure_drift)(connection, account.id)
+        used = account.used_bytes + drift.bytes
+        is_over = used > account.max_bytes and await has_grown_since_quota(connection, account.id)
     if drift:
         what = f"its counters are off by {-drift.images} images and {-drift.bytes} bytes"
         yield Problem(subject, what, "counted anew" if repair else "")
-    used = account.used_bytes + drift.bytes
-    if used > account.max_bytes:
+    if is_over:
         yield Problem(subject, f"it stores {readable(used)} of {readable(account.max_bytes)}")
 
 
