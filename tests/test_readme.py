@@ -26,6 +26,7 @@ WRITTEN_OUT = {
     "renditions_size",
     "renditions_memory",
     "rendition_widths",
+    "scrub",
     "trusted_proxies",
     "x_accel_redirect",
 }

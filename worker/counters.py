@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from service.accounts.counters import list_stale, refresh_counters
+from service.accounts.records import AccountUnknown
 from service.database import Connection, is_of_server
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
@@ -46,6 +47,8 @@ async def _refresh_stale(worker: Resources) -> None:
             try:
                 async with asyncio.timeout_at(until):
                     await _refresh(connection, account_id)
+            except AccountUnknown:
+                continue  # it was deleted
             except Exception as error:
                 if connection.is_closed() or is_of_server(error):
                     raise  # none can be refreshed

@@ -16,7 +16,7 @@ from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, parse_period
 from service.storage.disk import DiskStorage
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -27,6 +27,7 @@ from worker.eviction import evict_renditions
 from worker.probe import probe_image
 from worker.render import render_image
 from worker.resources import SPARE_CHILDREN, Resources, open_resources
+from worker.scrub import scrubbing
 from worker.shares import Shares
 from worker.sweep import sweep
 
@@ -67,6 +68,7 @@ async def _run(settings: Settings) -> None:
     async with (
         open_resources(settings, jobs.open_redis(settings.redis_url)) as resources,
         watched(_list_dependencies(settings, resources)),
+        scrubbing(resources.database, resources.storage, parse_period(settings.scrub)),
     ):
         workers = [
             make_prober(settings, resources, resources.redis),

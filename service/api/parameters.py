@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from aiohttp import web
-from multidict import MultiMapping
+from multidict import MultiDict, MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
@@ -16,6 +16,8 @@ from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
+# The parameters of an upload that may be fields of a form.
+_FIELDS = frozenset({"tags", "with_exif", "verbose", "with_mini_preview", "with_account"})
 
 
 def query(request: web.Request) -> MultiMapping[str]:
@@ -50,7 +52,10 @@ class Detail:
 
 
 def detail(request: web.Request) -> Detail:
-    parameters = query(request)
+    return _read_detail(query(request))
+
+
+def _read_detail(parameters: MultiMapping[str]) -> Detail:
     return Detail(
         with_exif=_flag(parameters, "with_exif"),
         verbose=_flag(parameters, "verbose"),
@@ -61,7 +66,43 @@ def detail(request: web.Request) -> Detail:
 
 def tags(request: web.Request) -> list[str]:
     """The comma-separated `tags`, trimmed and each once, in the order given; none if the parameter is absent."""
-    return clean_tags(tag for text in query(request).getall("tags", []) for tag in text.split(","))
+    return _read_tags(query(request))
+
+
+def _read_tags(parameters: MultiMapping[str]) -> list[str]:
+    return clean_tags(tag for text in parameters.getall("tags", []) for tag in text.split(","))
+
+
+class UploadParameters:
+    """`detail` and `tags` of an upload: those of the query string, and those of a form's fields, as they arrive."""
+
+    def __init__(self, request: web.Request) -> None:
+        parameters = query(request)
+        self.detail = _read_detail(parameters)
+        self.tags = _read_tags(parameters)
+        self._has_tags = bool(self.tags)
+        self._parameters: MultiDict[str] = MultiDict(parameters)
+
+    def take_field(self, name: str, value: bytes) -> None:
+        """Read a field of a form; one that is no parameter is ignored, and so is a key, which is due before the body.
+
+        Of several flags of one name the last counts, as with a checkbox and its hidden default. Raises
+        `invalid-parameter`.
+        """
+        if name not in _FIELDS:
+            return
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            raise ServiceError("invalid-parameter", f"The form's field {name} must be UTF-8.") from None
+        if name == "tags":
+            if self._has_tags and text.strip():
+                raise ServiceError("invalid-parameter", "Send tags in the query string or in the form, not in both.")
+            self._parameters.add(name, text)
+            self.tags = _read_tags(self._parameters)
+        else:
+            self._parameters[name] = text.strip()
+            self.detail = _read_detail(self._parameters)
 
 
 def url(request: web.Request) -> str:

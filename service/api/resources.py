@@ -38,6 +38,7 @@ from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
+from service.verification.pairing import NOT_MOUNTED
 
 # Of the scrape of all metrics. Anybody may ask, so there is one at a time.
 _SCRAPE_S = 5.0
@@ -162,8 +163,5 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
             ) from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):
-            raise storage.unusable(
-                "Daguerre's folders are not there, though images are stored: mount that disk, or restore the files"
-                " (to give them up, make a folder `incoming` there)"
-            )
+            raise storage.unusable(NOT_MOUNTED)
     await asyncio.to_thread(storage.prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 
@@ -22,12 +23,21 @@ from service.settings import Settings, SettingsError
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
+@click.option("--new-database", is_flag=True, help="Start with an empty database beside a storage with images.")
 def serve(
-    fd: int | None, shared: tuple[int, int, int] | None, host: str | None, port: int | None, processes: int | None
+    *,
+    fd: int | None,
+    shared: tuple[int, int, int] | None,
+    host: str | None,
+    port: int | None,
+    processes: int | None,
+    new_database: bool,
 ) -> None:
     """Run the API, as several processes behind one port."""
     settings = load_settings(host=host, port=port, api_processes=processes)
     try:
+        if fd is None:
+            _require_pair(settings, is_new_database=new_database)
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
                 from service.processes import serving  # noqa: PLC0415
@@ -39,6 +49,14 @@ def serve(
                 server.serve(settings, listener, *_open_shared(shared), supervised=fd is not None)
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _require_pair(settings: Settings, *, is_new_database: bool) -> None:
+    from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.verification.pairing import require_pair  # noqa: PLC0415
+
+    storage = DiskStorage(settings.storage_folder)
+    asyncio.run(require_pair(settings.database_url, storage, is_new_database=is_new_database))
 
 
 def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:
