@@ -15,6 +15,7 @@ from typing import TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from service.dependencies.outages import DATABASE
 from service.errors import ServiceError
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -30,6 +31,14 @@ _SCHEMA_LOCK_TIMEOUT_S = 2
 _SCHEMA_TRIES = 20
 _SCHEMA_PAUSE_S = 3
 
+# Of a database that is not set up yet, or for another version.
+SETUP_ERRORS = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+)
+
 # What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
 # the same statement may work a moment later.
 _UNAVAILABLE = (
@@ -43,6 +52,8 @@ _UNAVAILABLE = (
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    *SETUP_ERRORS,
 )
 
 # Of those, what the server itself says of a statement, or of a connection, before any commit.
@@ -51,12 +62,19 @@ _UNCHANGED = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
+    *SETUP_ERRORS,
 )
 
 
 def changed_nothing(error: ServiceError) -> bool:
     """Whether this `database-unavailable` is known to have come before the commit; of others it is unknown."""
     return isinstance(error.__cause__, _UNCHANGED)
+
+
+def is_of_server(error: Exception) -> bool:
+    """Whether the next statement would fail as well: the server is away, full or read-only."""
+    is_of_statement = isinstance(error, OSError | asyncpg.TransactionRollbackError | asyncpg.QueryCanceledError)
+    return isinstance(error, _UNAVAILABLE) and not is_of_statement
 
 
 # Every statement here finds its rows along an index, and searches need them in its order, whatever the values are. So a
@@ -110,14 +128,23 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Hold one only around queries, never while waiting for a client or a job."""
+        is_connected = False
         try:
             async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                is_connected = True
                 try:
                     yield connection
                 except asyncpg.InternalClientError:
                     connection.terminate()  # confused by a server that ended it: not for the next one
                     raise
         except _UNAVAILABLE as error:
+            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, not of the server
+                DATABASE.report(error)
+            raise ServiceError("database-unavailable") from error
+        except asyncpg.PostgresError as error:
+            if is_connected:
+                raise
+            DATABASE.report(error)  # whatever it is that lets nobody in
             raise ServiceError("database-unavailable") from error
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import string
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis as sync_redis
+from aiohttp.test_utils import TestClient, TestServer
 
 from service.api.app import create_app
 from service.errors import CATALOGUE
 from service.queue import jobs
 from service.settings import Settings
 from service.telemetry.metrics import metrics
-from tests.conftest import Client, RunBurst, Tenant, resources_of
+from tests.conftest import Client, RunBurst, Servers, Tenant, resources_of
 from tests.samples import jpeg, slow_svg
 from tests.scrapes import Scrape
 from worker.children.child import ChildLost
@@ -65,6 +68,64 @@ async def test_the_answer_is_what_prometheus_reads_and_needs_no_key(api: Client)
     answer = await api.get("/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.usefixtures("worker")
+async def test_prometheus_finds_no_fault(api: Client, tenant: Tenant) -> None:
+    await upload(api, tenant, jpeg())
+    await upload(api, tenant, b"no picture")
+    text = (await scrape(api)).text
+    families = [family.name for family in metrics.describe()]
+    assert [name for name in families if f"# TYPE {name}" not in text] == []
+    check = await asyncio.create_subprocess_exec("promtool", "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+    output, _ = await check.communicate(text.encode())
+    assert (check.returncode, output.decode()) == (0, "")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_stored_images_and_disks_are_shown(
+    api: Client, tenant: Tenant, settings: Settings, servers: Servers
+) -> None:
+    body = jpeg()
+    assert await upload(api, tenant, body) == 200
+    shown = await scrape(api)
+    assert shown.value("daguerre_stored_images") == 1
+    assert shown.value("daguerre_stored_bytes") == len(body)
+    assert shown.value("daguerre_database_size_bytes") > 1_000_000
+    for name in ("database", "redis", "storage"):
+        assert shown.value(f"daguerre_{name}_up") == 1
+    folders = {
+        "storage": settings.storage_folder,
+        "renditions": settings.renditions_folder,
+        "database": servers.postgres.cluster,  # of this machine, behind a socket
+    }
+    for name, folder in folders.items():
+        disk = shutil.disk_usage(folder)
+        assert shown.value("daguerre_disk_size_bytes", disk=name) == disk.total
+        assert (
+            0
+            < shown.value("daguerre_disk_free_bytes", disk=name)
+            <= disk.total - shown.value("daguerre_disk_used_bytes", disk=name)
+        )
+
+
+@pytest.mark.settings(database_url="postgresql://127.0.0.1:1/daguerre", redis_url="redis://127.0.0.1:1/0")
+async def test_what_is_away_is_shown_as_down(settings: Settings) -> None:
+    (settings.storage_folder / "incoming").mkdir(exist_ok=True)
+    async with TestClient(TestServer(create_app(settings))) as api:
+        shown = await scrape(api)
+    assert "daguerre_database_up 0.0" in shown.text
+    assert "daguerre_redis_up 0.0" in shown.text
+    assert "daguerre_storage_up 1.0" in shown.text
+    assert not {"daguerre_stored_images", "daguerre_database_size_bytes"} & shown.names()
+    assert shown.value("daguerre_disk_size_bytes", disk="storage") > 0
+
+
+async def test_sizes_are_measured_once_a_while(api: Client, connection: Any, tenant: Tenant) -> None:
+    await scrape(api)
+    await connection.execute("update accounts set num_images = 7")
+    assert (await scrape(api)).value("daguerre_stored_images") == 0
 
 
 async def test_a_scrape_is_used_again_for_a_second(api: Client) -> None:
@@ -188,7 +249,7 @@ async def test_what_the_periodic_jobs_mend_is_counted(
     await redis.aclose(close_connection_pool=True)
     after = await scrape(api)
     assert after.rise(before, "daguerre_sweep_enqueued_total") == 1
-    assert after.rise(before, "daguerre_counter_corrections_total") == 1
+    assert after.rise(before, "daguerre_account_corrections_total") == 1
 
 
 async def test_a_client_who_leaves_is_counted_as_499(api: Client, tenant: Tenant) -> None:

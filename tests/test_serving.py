@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from service.processes.public_url import is_misleading
 from service.queue import jobs
 from service.settings import Settings
 from tests.conftest import Tenant
@@ -55,6 +56,52 @@ async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre,
         assert (await daguerre.get("/v1/account")).status == 200
         await until(partial(serve.count_requests, pid=answering, path="/v1/account"))
         os.kill(stopped, signal.SIGCONT)
+
+
+async def test_folders_are_for_their_owner_alone(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
+    chosen = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions"})
+    chosen |= {"data": tmp_path / "new" / "data", "metrics": tmp_path / "counts" / "metrics"}
+    daguerre.settings = Settings(**chosen)
+    await start_two(daguerre)
+    daguerre.start_worker()
+    await daguerre.wait_away()
+    image = await daguerre.upload(jpeg())
+    assert (await daguerre.session.get(f"/i/{image.shown['id']}?width=8")).status == 200
+    folders = [folder for top in (tmp_path / "new", tmp_path / "counts") for folder in (top, *top.rglob("*/"))]
+    assert {folder.name for folder in folders} >= {"new", "data", "storage", "incoming", "renditions", "00", "counts"}
+    assert [folder for folder in folders if folder.is_dir() and folder.stat().st_mode & 0o777 != 0o700] == []
+
+
+async def test_a_public_url_of_another_port_is_named(daguerre: Daguerre, settings: Settings) -> None:
+    daguerre.settings = settings.model_copy(update={"public_url": "http://localhost:9"})
+    serve = await start_two(daguerre)
+    assert serve.log.read_text().count('"public_url.other_port"') == 1
+
+
+@pytest.mark.parametrize(
+    ("public_url", "host", "port", "misleading"),
+    [
+        (None, "127.0.0.1", 8080, False),
+        (None, "127.0.0.1", 9000, True),
+        (None, "0.0.0.0", 9000, True),
+        ("http://localhost:9000", "127.0.0.1", 8080, True),
+        ("http://127.0.0.1:9000/", "127.0.0.1", 8080, True),
+        ("http://[::1]:9000", "::1", 8080, True),
+        ("http://192.0.2.7:9000", "192.0.2.7", 8080, True),
+        ("http://localhost:8080", "127.0.0.1", 8080, False),
+        ("http://localhost", "127.0.0.1", 8080, False),  # a proxy's
+        ("https://localhost:9000", "127.0.0.1", 8080, False),
+        ("https://img.example.com", "127.0.0.1", 8080, False),
+        ("http://img.example.com:9000", "127.0.0.1", 8080, False),
+        ("http://localhost:9000", "0.0.0.0", 8080, False),  # a container's published port
+        ("http://localhost:99999", "127.0.0.1", 8080, False),
+    ],
+)
+def test_only_misleading_public_urls_are_named(
+    public_url: str | None, host: str, port: int, *, misleading: bool
+) -> None:
+    settings = Settings() if public_url is None else Settings(public_url=public_url)
+    assert is_misleading(settings, host, port) is misleading
 
 
 async def test_connections_that_arrive_together_are_shared_out(daguerre: Daguerre) -> None:

@@ -15,6 +15,7 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from redis.exceptions import NoScriptError
 
+from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.queue.channels import encode_message
 from service.queue.jobs import MOST_TOKENS, UNAVAILABLE, WAITING
@@ -284,5 +285,6 @@ class Claims:
         try:
             await self._end(keys=[self._keys[0], *self._keys[3:]], args=words)
         except UNAVAILABLE as error:
+            QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
         return [None] * len(ends)

@@ -9,7 +9,8 @@ import structlog
 
 from service.accounts.counters import list_stale, refresh_counters
 from service.accounts.records import AccountUnknown
-from service.database import Connection
+from service.database import Connection, is_of_server
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.telemetry.metrics import metrics
@@ -32,7 +33,7 @@ async def refresh_accounts(ctx: dict[str, Any]) -> None:
     try:
         await _refresh_stale(ctx["resources"])
     except ServiceError as error:
-        log.warning("counters.put_off", error=repr(error))
+        log.log(level_of(error), "counters.put_off", error=repr(error))
 
 
 async def _refresh_stale(worker: Resources) -> None:
@@ -49,8 +50,8 @@ async def _refresh_stale(worker: Resources) -> None:
             except AccountUnknown:
                 continue  # it was deleted
             except Exception as error:
-                if connection.is_closed():
-                    raise  # the database went away: none can be refreshed
+                if connection.is_closed() or is_of_server(error):
+                    raise  # none can be refreshed
                 if isinstance(error, TimeoutError) and is_first_try and until == ends_at:
                     break  # it came too late to have its time, and is among the first of the next run
                 worker.unrefreshed[account_id] = None

@@ -21,6 +21,7 @@ from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Function, Worker
 
 from service.batches import Batcher, running
+from service.dependencies.outages import QUEUE, level_of
 from service.queue.jobs import UNAVAILABLE, name_worker
 from worker.claims import LEASE_S, ClaimedJob, Claims, JobEnd
 from worker.shares import Shares
@@ -76,7 +77,7 @@ class DoorbellWorker(Worker):
                 await self.pool.ping()
                 break
             except UNAVAILABLE as error:
-                log.warning("worker.queue_unavailable", error=repr(error))
+                QUEUE.report(error)
                 await asyncio.sleep(_RECONNECT_S)
         await super().main()
 
@@ -99,7 +100,7 @@ class DoorbellWorker(Worker):
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
             await self._show_life()
         except UNAVAILABLE as error:
-            log.warning("worker.queue_unavailable", error=repr(error))
+            QUEUE.report(error)
             await asyncio.sleep(_RECONNECT_S)
 
     def _free_places(self) -> int:
@@ -208,8 +209,9 @@ class DoorbellWorker(Worker):
         for job_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[job_id]
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    log.warning("worker.job_not_recorded", job_id=job_id, error=repr(error))
+                if task.cancelled() or (error := task.exception()) is None:
+                    continue
+                log.log(level_of(error), "worker.job_not_recorded", job_id=job_id, error=repr(error))
 
     def _skip_missed_crons(self) -> None:
         """After an outage of Redis arq would catch up run by run, one each look."""

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.storage.disk import SHARDS
 from service.telemetry.metrics import metrics
@@ -34,7 +35,7 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
         await _evict(worker)
         await _check_folder(worker, int(time.time() / _FOLDER_S) % SHARDS)
     except (ServiceError, OSError) as error:  # what it needs is away
-        log.warning("eviction.put_off", error=repr(error))
+        log.log(level_of(error), "eviction.put_off", error=repr(error))
 
 
 async def _evict(worker: Resources) -> None:

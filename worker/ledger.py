@@ -13,6 +13,7 @@ import structlog
 from service.batches import running
 from service.database import Database
 from service.delivery.rows import Made, keep_together
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.storage.renditions import RenditionFiles
 
@@ -58,7 +59,7 @@ class RenditionLedger:
             try:
                 await self._write()
             except (ServiceError, OSError) as error:
-                log.warning("renditions.not_noted", error=repr(error), waiting=len(self._waiting))
+                log.log(level_of(error), "renditions.not_noted", error=repr(error), waiting=len(self._waiting))
                 self._arrived.set()
                 await asyncio.sleep(_RETRY_S)
 

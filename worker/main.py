@@ -12,6 +12,9 @@ import uvloop
 from arq import cron, func
 from arq.connections import ArqRedis
 
+from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.dependencies.outages import DATABASE, QUEUE, STORAGE
+from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
 from service.settings import Settings, SettingsError, parse_period
 from service.storage.disk import DiskStorage
@@ -64,6 +67,7 @@ def _serve_metrics(host: str, port: int) -> None:
 async def _run(settings: Settings) -> None:
     async with (
         open_resources(settings, jobs.open_redis(settings.redis_url)) as resources,
+        watched(_list_dependencies(settings, resources)),
         scrubbing(resources.database, resources.storage, parse_period(settings.scrub)),
     ):
         workers = [
@@ -81,6 +85,14 @@ async def _run(settings: Settings) -> None:
             for worker in workers:
                 await worker.close()
     log.info("worker.stopped")
+
+
+def _list_dependencies(settings: Settings, resources: Resources) -> list[Dependency]:
+    return [
+        Dependency(DATABASE, DatabaseCheck(resources.database).run),
+        Dependency(QUEUE, QueueCheck(resources.jobs).run),
+        Dependency(STORAGE, StorageCheck(resources.storage, settings.storage_folder).run),
+    ]
 
 
 def _stop_on_signals(workers: list[DoorbellWorker]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import asyncpg
 import structlog
 from arq import Retry
 
+from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.lookups import load_image
@@ -48,7 +50,10 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
         try:
             return Reply(image_id, await _finish(worker, image_id, ctx.get("account", ""), ctx["job_try"]))
         except (ServiceError, ChildUnavailable, OSError) as error:
-            log.warning("probe.put_off", error=repr(error))
+            if isinstance(error, OSError):
+                STORAGE.report(error)
+            level = logging.DEBUG if isinstance(error, OSError) else level_of(error)
+            log.log(level, "probe.put_off", error=repr(error))
             raise Retry(defer=_RETRY_S) from error
 
 

@@ -15,6 +15,7 @@ from arq import Retry
 
 from service.delivery.orders import RenderEnd, RenderOrder, SmallFile, decode_order
 from service.delivery.rows import Made
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.probes import Rejected
@@ -58,7 +59,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         except Rejected as refusal:
             made, code, kind = None, refusal.code, refusal.kind
         except (ServiceError, ChildUnavailable, OSError) as error:
-            log.warning("render.put_off", error=repr(error))
+            log.log(level_of(error), "render.put_off", error=repr(error))
             if ctx["job_try"] < _MOST_TRIES:
                 raise Retry(defer=_RETRY_S) from error
             made, code, kind = None, "rendition-not-ready", None  # a client that still wants it asks again

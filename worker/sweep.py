@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.audit import find_sha256
@@ -35,7 +36,7 @@ async def sweep(ctx: dict[str, Any]) -> None:
         try:
             await step(worker)
         except (ServiceError, OSError) as error:  # what it needs is away
-            log.warning("sweep.put_off", step=step.__name__, error=repr(error))
+            log.log(level_of(error), "sweep.put_off", step=step.__name__, error=repr(error))
         except Exception:
             log.exception("sweep.failed", step=step.__name__)
 

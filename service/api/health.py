@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from service.api.resources import Resources, resources
-from service.api.shared_calls import SharedCall
+from service.errors import ServiceError
 
-Check: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+_NO_WORKER = "no worker has shown a sign of life lately on this Redis and database number"
+_QUEUE_NEEDED = "signs of life are read from the queue"
 
 
 async def alive(_: web.Request) -> web.Response:
@@ -20,42 +19,27 @@ async def alive(_: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /readyz: 200 if database, queue, storage and at least one worker work, else 503 that names what does not."""
+    """GET /readyz: 200 if an upload would work, else 503 that names what does not work, and why."""
     service = resources(request)
-    checks: dict[str, Check] = {
-        "database": partial(_database, service),
-        "queue": partial(_queue, service),
-        "storage": service.storage.check,
-        "worker": partial(_worker, service),
-    }
-    results = await asyncio.gather(*(_passes(service.readiness[name], check) for name, check in checks.items()))
-    report = {name: "ok" if passed else "unavailable" for name, passed in zip(checks, results, strict=True)}
-    passed = all(results)
-    return web.json_response(
-        {"status": "ok" if passed else "unavailable", "checks": report},
-        status=200 if passed else 503,
-        headers={"Cache-Control": "no-store"} | ({} if passed else {"Retry-After": "1"}),
+    names = [*service.dependencies, "worker"]
+    problems = await asyncio.gather(
+        *(dependency.find_problem() for dependency in service.dependencies.values()), _find_worker_problem(service)
     )
+    reasons = {name: problem for name, problem in zip(names, problems, strict=True) if problem is not None}
+    report: dict[str, object] = {
+        "status": "unavailable" if reasons else "ok",
+        "checks": {name: "unavailable" if name in reasons else "ok" for name in names},
+    }
+    headers = {"Cache-Control": "no-store"}
+    if reasons:
+        report["reasons"] = reasons
+        headers["Retry-After"] = "1"
+    return web.json_response(report, status=503 if reasons else 200, headers=headers)
 
 
-async def _passes(shared: SharedCall[None], check: Check) -> bool:
+async def _find_worker_problem(service: Resources) -> str | None:
     try:
-        await shared.get(check)
-    except Exception:
-        return False
-    return True
-
-
-async def _database(service: Resources) -> None:
-    async with service.database.connection() as connection:
-        await connection.execute("select from accounts limit 1")
-
-
-async def _queue(service: Resources) -> None:
-    if not service.replies.connected:
-        raise ConnectionError
-
-
-async def _worker(service: Resources) -> None:
-    if await service.jobs.count_workers() == 0:
-        raise LookupError
+        workers = await service.counting_workers.get(partial(service.jobs.count_workers))
+    except (ServiceError, TimeoutError):
+        return _QUEUE_NEEDED
+    return None if workers else _NO_WORKER

@@ -8,10 +8,13 @@ from functools import partial
 from aiohttp import web
 
 from service.api.resources import Resources, resources
+from service.dependencies.watch import Dependency
 from service.errors import ServiceError
+from service.telemetry.gauges import ServiceState
 from service.telemetry.metrics import CONTENT_TYPE, QueueState, metrics
 
 _QUEUE_TIMEOUT_S = 1
+_CHECK_TIMEOUT_S = 1
 
 
 async def show(request: web.Request) -> web.Response:
@@ -25,7 +28,24 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _scrape(service: Resources) -> bytes:
-    return await asyncio.to_thread(metrics.render, await _measure_queue(service))
+    queue, state = await asyncio.gather(_measure_queue(service), _measure_state(service))
+    return await asyncio.to_thread(metrics.render, queue, state)
+
+
+async def _measure_state(service: Resources) -> ServiceState:
+    names = list(service.dependencies)
+    (disks, stored), up = await asyncio.gather(
+        service.measures.take(), asyncio.gather(*(_is_up(service.dependencies[name]) for name in names))
+    )
+    return ServiceState(dict(zip(names, up, strict=True)), disks, stored)
+
+
+async def _is_up(dependency: Dependency) -> bool:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            return await dependency.find_problem() is None
+    except TimeoutError:
+        return False
 
 
 async def _measure_queue(service: Resources) -> QueueState | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,14 @@ from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.clients import ProxyWarnings
-from service.api.shared_calls import SharedCall
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
+from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.dependencies.measures import Measures
+from service.dependencies.outages import DATABASE, QUEUE, STORAGE
+from service.dependencies.reasons import explain_database
+from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
 from service.downloads.origins import Origins, OriginTimeouts
 from service.errors import ServiceError
 from service.images.lookups import Wanted, find_together, is_any_stored
@@ -30,21 +33,17 @@ from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
 from service.settings import Settings
+from service.shared_calls import SharedCall
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
 from service.verification.pairing import NOT_MOUNTED
 
-# Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
-_CHECK_S = 2.0
+# Of the scrape of all metrics. Anybody may ask, so there is one at a time.
 _SCRAPE_S = 5.0
 # A scrape costs 12 ms of a core, and needs no key.
 _SCRAPE_KEEP_S = 1.0
-
-
-def _make_checks() -> Mapping[str, SharedCall[None]]:
-    return defaultdict(partial(SharedCall[None], _CHECK_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,9 @@ class Resources:
     download_limits: UploadLimits
     delivery: Delivery
     proxies: ProxyWarnings
-    readiness: Mapping[str, SharedCall[None]] = field(default_factory=_make_checks)
+    dependencies: Mapping[str, Dependency]
+    measures: Measures
+    counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
     scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
 
 
@@ -115,6 +116,12 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
         delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
         await replies.wait_connected(_CONNECT_S)
+        dependencies = {
+            "database": Dependency(DATABASE, DatabaseCheck(database).run),
+            "queue": Dependency(QUEUE, QueueCheck(queue, replies.find_deafness).run),
+            "storage": Dependency(STORAGE, StorageCheck(storage, settings.storage_folder).run),
+        }
+        await stack.enter_async_context(watched(dependencies.values()))
         yield Resources(
             settings=settings,
             database=database,
@@ -132,6 +139,14 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
             delivery=delivery,
             proxies=ProxyWarnings(delivery.trusted_proxies),
+            dependencies=dependencies,
+            measures=Measures(
+                database,
+                {
+                    "storage": (settings.storage_folder, storage.threads),
+                    "renditions": (settings.renditions_folder, delivery.files.threads),
+                },
+            ),
         )
 
 
@@ -142,7 +157,10 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
             async with database.connection() as connection:
                 stored = await is_any_stored(connection)
         except ServiceError as error:
-            raise storage.unusable("it is empty, and PostgreSQL, which knows whether it should be, is away") from error
+            reason = explain_database(error.__cause__ or error)
+            raise storage.unusable(
+                f"it is empty, and PostgreSQL, which knows whether it should be, is away ({reason})"
+            ) from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):
             raise storage.unusable(NOT_MOUNTED)

@@ -90,7 +90,7 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
         return web.Response(
             status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
         )
-    with unavailable():
+    with unavailable(None):  # one file, which may be gone meanwhile
         file = await in_thread(picture.threads, partial(_open, picture.stored))
     return FileAnswer(file, part, status, headers, picture.threads)
 

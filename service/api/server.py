@@ -16,6 +16,7 @@ from service.api.app import create_app
 from service.api.protocol import UNREAD_S, Runner
 from service.processes.arriving_bytes import ArrivingBytes
 from service.processes.connection_counts import ConnectionCounts
+from service.processes.public_url import warn_if_misleading
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -40,16 +41,28 @@ DESCRIPTORS_OF_A_CONNECTION = 3
 _READ_BYTES = 64 * 1024
 
 
-def serve(settings: Settings, listener: socket.socket, counts: ConnectionCounts, arriving: ArrivingBytes) -> None:
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    counts: ConnectionCounts,
+    arriving: ArrivingBytes,
+    *,
+    supervised: bool,
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError where the storage cannot be used."""
     logs.configure(settings, part="api", pid=os.getpid())
     metrics.share(settings.metrics_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, counts, arriving))
+        runner.run(_serve(settings, listener, counts, arriving, supervised=supervised))
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, counts: ConnectionCounts, arriving: ArrivingBytes
+    settings: Settings,
+    listener: socket.socket,
+    counts: ConnectionCounts,
+    arriving: ArrivingBytes,
+    *,
+    supervised: bool,
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -73,6 +86,8 @@ async def _serve(
         server.counts = counts
         async with Acceptor(listener, server, counts, most=most_connections(settings, raise_descriptors())):
             log.info("api.listening", address=listener.getsockname())
+            if not supervised:
+                warn_if_misleading(settings, listener)
             await stopping.wait()
             log.info("api.draining", requests=server.count_under_way())
         await server.drain(linger_s=_LINGER_S, timeout_s=settings.drain_s)

@@ -46,7 +46,7 @@ def serve(
             else:
                 from service.api import server  # noqa: PLC0415
 
-                server.serve(settings, listener, *_open_shared(shared))
+                server.serve(settings, listener, *_open_shared(shared), supervised=fd is not None)
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
 

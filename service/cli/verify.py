@@ -46,6 +46,7 @@ def verify(
 
 
 def _run(verification: Coroutine[None, None, bool]) -> bool:
+    from service.database import SETUP_ERRORS  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
 
     try:
@@ -53,6 +54,8 @@ def _run(verification: Coroutine[None, None, bool]) -> bool:
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
+        if isinstance(error.__cause__, SETUP_ERRORS):
+            raise error.__cause__ from None
         reason = "" if error.__cause__ is None else f" ({describe(error.__cause__)})"
         message = f"It could not be finished: {error.code}{reason}. Run it again once that works."
         raise click.ClickException(message) from None

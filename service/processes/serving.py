@@ -10,6 +10,7 @@ import structlog
 
 from service.processes import StartError, listening
 from service.processes.programs import api_programs
+from service.processes.public_url import warn_if_misleading
 from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
 from service.storage.disk import DiskStorage
@@ -27,6 +28,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     """
     logs.configure(settings, part="serve", pid=os.getpid())
     DiskStorage(settings.storage_folder).prepare()  # here first: what is wrong with it is said once
+    warn_if_misleading(settings, listener)
     with Supervisor(report=lambda what: log.warning("serve.replaced", what=what)) as supervisor:
         try:
             # An API process whose parent was killed still finishes its requests.

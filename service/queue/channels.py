@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import structlog
 
+from service.dependencies.outages import QUEUE
 from service.queue.jobs import UNAVAILABLE
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Listener(Generic[Message]):
         changed: Callable[[], None],
     ) -> None:
         self.connected = False
+        self.error: Exception | None = None  # what ended the last connection
         self._redis = redis
         self._channels = channels
         self._decoder = msgspec.msgpack.Decoder(list[kind])
@@ -67,7 +69,8 @@ class Listener(Generic[Message]):
             try:
                 await self._subscribe_and_deliver()
             except UNAVAILABLE as error:
-                log.warning("channel.disconnected", channels=self._channels, error=repr(error))
+                self.error = error
+                QUEUE.report(error)
             finally:
                 self.connected = False
                 self._changed()

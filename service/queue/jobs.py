@@ -16,6 +16,7 @@ from arq.jobs import serialize_job
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.queue.turns import JOIN, TurnKeys, others_bell
@@ -40,6 +41,10 @@ WAITING = "daguerre:waiting:"
 # Workers that are alive, by the time of their last sign of life.
 WORKERS = "daguerre:workers"
 WORKER_ALIVE_S = 10
+
+# What a check writes.
+_CHECK = "daguerre:check"
+_CHECK_EXPIRES_MS = 10_000
 
 _EXPIRES_MS = 24 * 60 * 60 * 1000
 
@@ -175,13 +180,20 @@ class JobQueue:
         try:
             return int(await self._enqueue(keys=self._keys, args=words))
         except UNAVAILABLE as error:
+            QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
+
+    async def check(self) -> None:
+        """Take the steps of `enqueue`, with a value that expires in place of a job. Raises what redis-py raises."""
+        await self._redis.set(_CHECK, b"", px=_CHECK_EXPIRES_MS)
+        await self._enqueue(keys=self._keys, args=[job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS])
 
     async def count_workers(self, *, host: str | None = None) -> int:
         """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
         try:
             names: list[bytes] = await self._redis.zrangebyscore(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
         except UNAVAILABLE as error:
+            QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
         return sum(host is None or name.decode().rpartition(":")[0] == host for name in names)
 
@@ -195,6 +207,7 @@ class JobQueue:
                 pipe.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
                 (seconds, microseconds), depth, oldest, workers = await pipe.execute()
         except UNAVAILABLE as error:
+            QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
         now = seconds + microseconds / 1_000_000
         return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)

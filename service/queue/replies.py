@@ -80,6 +80,10 @@ class Replies:
     def connected(self) -> bool:
         return self._listener.connected
 
+    def find_deafness(self) -> Exception | None:
+        """Why replies are not heard; None if they are."""
+        return None if self.connected else self._listener.error or ConnectionError("not connected yet")
+
     async def wait_connected(self, timeout_s: float) -> None:
         """Until replies are heard, or the time is up."""
         await self._listener.wait_connected(timeout_s)

@@ -24,6 +24,7 @@ import aiofiles.os
 import structlog
 
 from service.errors import ServiceError
+from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.settings import SettingsError
 from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable
@@ -72,9 +73,9 @@ class DiskStorage:
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
         try:
-            self.incoming.mkdir(parents=True, exist_ok=True)
+            make_folder(self.incoming)
             for shard in range(SHARDS):
-                self._shard(shard).mkdir(exist_ok=True)
+                make_folder(self._shard(shard))
             _sync_directory(self._root)
         except OSError as error:
             raise self.unusable((error.strerror or str(error)).lower()) from error

@@ -14,6 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
+from service.dependencies.outages import STORAGE, Outage
 from service.errors import ServiceError
 
 Result = TypeVar("Result")
@@ -54,10 +55,12 @@ async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def unavailable() -> Iterator[None]:
+def unavailable(outage: Outage | None = STORAGE) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if outage is not None:
+            outage.report(error)
         raise ServiceError("storage-unavailable") from error
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from service.folders import make_folder
 from service.ids import ImageId
 from service.settings import SettingsError
 from service.storage.disk import SHARDS
@@ -50,7 +52,7 @@ class RenditionFiles:
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError."""
         try:
-            (self.root / _INCOMING).mkdir(parents=True, exist_ok=True)
+            make_folder(self.root / _INCOMING)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise SettingsError(f"DAGUERRE_RENDITIONS: {self.root} cannot be used: {reason}") from error
@@ -63,7 +65,7 @@ class RenditionFiles:
 
     async def find(self, key: RenditionKey) -> Stored | None:
         """None where it has not been made, or is gone. Raises `storage-unavailable`."""
-        with unavailable():
+        with unavailable(None):  # a cache: without it pictures are made again
             try:
                 return await in_thread(self.threads, lambda: look_at(self.path(key)))
             except FileNotFoundError:
@@ -112,12 +114,16 @@ class RenditionFiles:
             try:
                 incoming.rename(path)
             except FileNotFoundError:
-                path.parent.mkdir(exist_ok=True)
+                self._make_shard(path.parent)
                 incoming.rename(path)
         except BaseException:
             incoming.unlink(missing_ok=True)
             raise
         return Stored(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
+
+    def _make_shard(self, folder: Path) -> None:
+        """With the mode of the folder beside it, which the operator may have opened for a proxy that sends files."""
+        folder.mkdir(mode=stat.S_IMODE((self.root / _INCOMING).stat().st_mode) & 0o777, exist_ok=True)
 
     def _create(self, path: Path) -> int:
         """The folders may be lost at any time; the one that they are in must not be made anew."""
@@ -126,8 +132,8 @@ class RenditionFiles:
         except FileNotFoundError:
             pass
         try:
-            self.root.mkdir(exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, _CREATE, 0o666)
         except FileNotFoundError as error:  # a picture's file would be meant by that
             raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from service.folders import make_folder
+
 _GAUGES = "gauge_livesum"
 # What all metrics take, and more; on a full disk a file that grows would end the process with SIGBUS.
 _RESERVED_BYTES = {"counter": 128 << 10, "histogram": 128 << 10, _GAUGES: 4 << 10}
@@ -30,7 +32,7 @@ def take_slot(folder: Path) -> str:
 
     Raises OSError if the folder cannot be used, is another user's, or is on a disk without room.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     if folder.lstat().st_uid != os.geteuid():
         raise PermissionError(f"{folder} belongs to another user")
     with _starting(folder):

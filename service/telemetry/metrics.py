@@ -30,7 +30,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.errors import CATALOGUE
-from service.telemetry import metric_files
+from service.telemetry import gauges, metric_files
+from service.telemetry.gauges import ServiceState
 
 log = structlog.get_logger("service")
 
@@ -117,7 +118,7 @@ class Metrics:
             "daguerre_child_crashes", "Child processes that died or were ended over a picture."
         )
         self.counter_corrections = self._counter(
-            "daguerre_counter_corrections", "Accounts whose counters differed from their images."
+            "daguerre_account_corrections", "Accounts whose counters differed from their images."
         )
         self.sweep_enqueued = self._counter("daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again.")
         self.scrub_images = self._counter("daguerre_scrub_images", "Images whose files were read in the background.")
@@ -192,13 +193,13 @@ class Metrics:
     def _of_code(counters: dict[str, Counter], code: str) -> Counter:
         return counters.get(code) or counters["internal"]
 
-    def render(self, queue: QueueState | None) -> bytes:
+    def render(self, queue: QueueState | None, state: ServiceState | None = None) -> bytes:
         """The text for Prometheus. `queue` is None while Redis is away. Reads files: call it in a thread."""
-        return generate_latest(_Shown([*self._collect(), *_of_queue(queue)]))
+        return generate_latest(_Shown([*self._collect(), *_of_queue(queue), *gauges.describe(state)]))
 
     def describe(self) -> Iterable[Metric]:
         """Every metric with its help, whether or not there is anything to show of it."""
-        return [*self._registry.collect(), *_of_queue(QueueState(0, 0, 0))]
+        return [*self._registry.collect(), *_of_queue(QueueState(0, 0, 0)), *gauges.describe(gauges.EXAMPLE)]
 
     def _collect(self) -> Iterable[Metric]:
         if self._folder is None:

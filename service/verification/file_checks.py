@@ -47,7 +47,7 @@ def _look_at_folder(context: Context, folder: Path, error: OSError) -> Problem:
     what, mended = "it is missing" if is_missing else f"it cannot be read: {explain(error)}", ""
     if is_missing and context.options.repair:
         try:
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             mended = "made"
         except OSError as failure:
             what += f", and cannot be made: {explain(failure)}"

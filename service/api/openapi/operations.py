@@ -212,7 +212,11 @@ _STATE: Json = {"enum": ["ok", "unavailable"]}
 _READINESS: Json = {
     "type": "object",
     "required": ["status", "checks"],
-    "properties": {"status": _STATE, "checks": {"type": "object", "additionalProperties": _STATE}},
+    "properties": {
+        "status": _STATE,
+        "checks": {"type": "object", "additionalProperties": _STATE},
+        "reasons": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
 }
 _SERVICE = (
     Operation(
@@ -235,11 +239,11 @@ _SERVICE = (
         path="/readyz",
         name="isReady",
         tag="service",
-        summary="Whether database, queue, storage and at least one worker work",
+        summary="Whether an upload would work: database, queue, storage and a worker",
         answers=(
             Answer("They do.", _READINESS, headers=("Cache-Control",)),
             Answer(
-                "What is `unavailable` does not.",
+                "What is `unavailable` does not; `reasons` says why.",
                 _READINESS,
                 status=503,
                 headers=("Cache-Control", "Retry-After"),

@@ -1,0 +1,123 @@
+"""Checks that do what an upload does, at little cost, and raise what it would meet."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+
+from service.database import Connection, Database, Schema
+from service.dependencies.outages import DATABASE
+from service.dependencies.reasons import Unready
+from service.errors import ServiceError
+from service.queue.jobs import JobQueue
+from service.storage.disk import DiskStorage
+from service.storage.files import in_thread
+
+# What writes takes ten times as long as what reads. While there is no outage, it runs this often at most.
+_WRITE_INTERVAL_S = 2.0
+
+_STATE = """
+select pg_is_in_recovery() as is_standby, current_setting('transaction_read_only')::boolean as is_read_only,
+    (select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema) as version,
+    has_table_privilege('images', 'insert') and has_table_privilege('images', 'update')
+        and has_table_privilege('accounts', 'update') as may_write
+"""
+# Takes new blocks of the disk where the tables are, as a full one has none: rows, and the log of changes, fit into
+# blocks that are there already for a long time. What goes beyond 64 KB of memory is a temporary file, which needs no
+# vacuum and no place in the log of changes.
+_TAKE_BLOCKS = """
+select set_config('work_mem', '64kB', true), set_config('temp_tablespaces', '', true);
+select count(*) from generate_series(1, 10000)
+"""
+# A commit that waits for the disk, and for a synchronous standby if there is one, and changes nothing.
+_COMMIT = "select pg_logical_emit_message(true, 'daguerre', ''::text)"
+
+
+class DatabaseCheck:
+    """PostgreSQL lets this process in, has the tables of this version, and takes writes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known_version = Schema.load().version
+        self._was_current = False
+        self._next_write_at = 0.0
+
+    async def run(self) -> None:
+        """Raises Unready, and what asyncpg raises."""
+        try:
+            async with self._database.connection() as connection:
+                await self._check_state(connection)
+                if DATABASE.is_under_way or time.monotonic() >= self._next_write_at:
+                    await _check_writes(connection)
+                    self._next_write_at = time.monotonic() + _WRITE_INTERVAL_S
+        except ServiceError as error:
+            raise error.__cause__ or error from None
+
+    async def _check_state(self, connection: Connection) -> None:
+        state = await connection.fetchrow(_STATE)
+        assert state is not None  # noqa: S101 - it has no condition
+        self._check_version(state["version"] or 0)
+        if state["is_standby"]:
+            raise Unready("it is a hot standby, which is read-only")
+        if state["is_read_only"]:
+            raise Unready("it is read-only (see default_transaction_read_only)")
+        if not state["may_write"]:
+            raise Unready("its user may not write to Daguerre's tables")
+
+    def _check_version(self, applied: int) -> None:
+        """A process that began with its own version goes on beside an upgrade, which only adds to the tables."""
+        known = self._known_version
+        if applied < known:
+            raise Unready(f"its tables are of schema {applied}, and this version needs {known}: run `daguerre schema`")
+        if applied > known and not self._was_current:
+            raise Unready(f"its tables are of schema {applied}, of a newer Daguerre; this one knows {known}")
+        self._was_current = True
+
+
+async def _check_writes(connection: Connection) -> None:
+    try:
+        await connection.execute(_TAKE_BLOCKS)
+    except asyncpg.ConfigurationLimitExceededError:
+        pass  # temp_file_limit, which says nothing of the disk
+    except asyncpg.InsufficientPrivilegeError as error:  # what PostgreSQL makes of EROFS and EACCES
+        raise Unready("it cannot write to its disk") from error
+    await connection.execute(_COMMIT)
+
+
+class StorageCheck:
+    """The folder for the images can be written."""
+
+    def __init__(self, storage: DiskStorage, folder: Path) -> None:
+        self._storage = storage
+        self._folder = folder
+
+    async def run(self) -> None:
+        """Raises Unready, and OSError."""
+        try:
+            await self._storage.check()
+        except OSError as error:
+            if error.errno == errno.ENOSPC and await in_thread(self._storage.threads, self._count_free_inodes) == 0:
+                raise Unready("its disk has no inode left") from error
+            raise
+
+    def _count_free_inodes(self) -> int:
+        return os.statvfs(self._folder).f_ffree
+
+
+class QueueCheck:
+    """Redis takes jobs, and this process hears of their ends. `find_deafness` returns why it does not, or None."""
+
+    def __init__(self, jobs: JobQueue, find_deafness: Callable[[], BaseException | None] = lambda: None) -> None:
+        self._jobs = jobs
+        self._find_deafness = find_deafness
+
+    async def run(self) -> None:
+        """Raises what redis-py raises."""
+        await self._jobs.check()
+        if (error := self._find_deafness()) is not None:
+            raise error

@@ -1,0 +1,158 @@
+"""Why a dependency cannot be used, in a few words.
+
+`/readyz` shows them to anybody, so they hold nothing of an error's own text: no host, user, path or password.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+from redis import exceptions as redis_errors
+
+TIMED_OUT = "it does not answer in time"
+_LOST = "the connection was lost"
+_UNREACHABLE = "it cannot be reached"
+
+
+class Unready(Exception):
+    """A dependency answers, but an upload would fail. The message says why, and is public."""
+
+
+# The first that fits. Of PostgreSQL's own errors the class is enough: there is one for each SQLSTATE.
+_DATABASE: Sequence[tuple[type[Exception], str]] = (
+    (asyncpg.InvalidPasswordError, "the user or the password is wrong"),
+    (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in (see its pg_hba.conf)"),
+    (asyncpg.InvalidCatalogNameError, "there is no database of that name"),
+    (asyncpg.TooManyConnectionsError, "it has no connection left (see its max_connections)"),
+    (asyncpg.DiskFullError, "its disk is full"),
+    (asyncpg.OutOfMemoryError, "it is out of memory"),
+    (asyncpg.ReadOnlySQLTransactionError, "it is read-only"),
+    (asyncpg.CannotConnectNowError, "it is starting or stopping"),
+    (asyncpg.AdminShutdownError, "it is stopping"),
+    (asyncpg.CrashShutdownError, "it is restarting after a crash"),
+    (asyncpg.QueryCanceledError, "it cancelled a statement"),
+    (asyncpg.InsufficientPrivilegeError, "its user may not use Daguerre's tables"),
+    (asyncpg.UndefinedTableError, "it lacks tables: run `daguerre schema`"),
+    (asyncpg.UndefinedColumnError, "its tables are of another version: run `daguerre schema`"),
+    (asyncpg.UndefinedFunctionError, "its tables are of another version: run `daguerre schema`"),
+    (asyncpg.ObjectNotInPrerequisiteStateError, "it lets nobody into this database"),
+    (asyncpg.PostgresSystemError, "it cannot read or write its files"),
+    (asyncpg.PostgresConnectionError, _LOST),
+    (asyncpg.TargetServerAttributeNotMatched, "no server has the wanted target_session_attrs"),
+    (asyncpg.ClientConfigurationError, "its URL cannot be used"),
+    (asyncpg.InterfaceError, _LOST),
+    (asyncpg.InternalClientError, _LOST),
+    (asyncpg.PostgresError, "it refuses a statement"),
+)
+
+_QUEUE: Sequence[tuple[type[Exception], str]] = (
+    (redis_errors.OutOfMemoryError, "its memory is full (see its maxmemory), and it evicts nothing"),
+    (redis_errors.ReadOnlyError, "it is a read-only replica"),
+    (redis_errors.AuthenticationError, "the user or the password is wrong or missing"),
+    (redis_errors.AuthenticationWrongNumberOfArgsError, "it knows no users, or needs another kind of password"),
+    (redis_errors.NoPermissionError, "its user may not use Daguerre's keys, channels or commands (see its ACL)"),
+    (redis_errors.BusyLoadingError, "it is loading its data"),
+    (redis_errors.MasterDownError, "it is a replica without its primary"),
+    (redis_errors.ClusterError, "it is a cluster, which is not supported"),
+    (redis_errors.MovedError, "it is a cluster, which is not supported"),
+    (redis_errors.TimeoutError, TIMED_OUT),
+)
+# What the client has no class for, by words of the message. Errors inside scripts keep only their words.
+_QUEUE_WORDS: Mapping[str, str] = {
+    "OOM ": _QUEUE[0][1],
+    "MISCONF": "it cannot save its data to its disk, and refuses writes",
+    "READONLY": "it is a read-only replica",
+    "NOREPLICAS": "it has too few replicas, and refuses writes",
+    "DB index is out of range": "it has no database of that number",
+    "max number of clients": "it has no connection left (see its maxclients)",
+    "ACL": _QUEUE[4][1],
+    "can't run this command": _QUEUE[4][1],
+    "unknown command": "it lacks a command (Redis 6.2, or Valkey, is needed)",
+    "cluster mode": "it is a cluster, which is not supported",
+    "BUSY": "a script keeps it busy",
+}
+
+_SYSTEM: Mapping[int | None, str] = {
+    errno.ECONNREFUSED: "nothing listens at its address",
+    errno.EHOSTUNREACH: "there is no way to its address",
+    errno.ENETUNREACH: "there is no way to its address",
+    errno.ETIMEDOUT: TIMED_OUT,
+    errno.ENOENT: "its socket is not there",
+    errno.EACCES: "its socket may not be opened by this user",
+    errno.EPERM: "its socket may not be opened by this user",
+    errno.ECONNRESET: _LOST,
+    errno.EPIPE: _LOST,
+    errno.EMFILE: "this process has no open file left (see ulimit -n)",
+    errno.ENFILE: "this machine has no open file left",
+}
+
+_STORAGE: Mapping[int | None, str] = {
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "its disk quota is used up",
+    errno.EROFS: "its disk is read-only",
+    errno.ENOENT: "its folders are not there: its disk may not be mounted",
+    errno.ENODEV: "its disk is not mounted, or another one is",
+    errno.ENOTDIR: "a file is in place of a folder",
+    errno.EACCES: "this user may not write to it",
+    errno.EPERM: "this user may not write to it",
+    errno.EIO: "its disk fails to read or write",
+    errno.ESTALE: "its disk, over the network, was lost",
+    errno.ENOTCONN: "its disk, over the network, was lost",
+    errno.EHOSTDOWN: "its disk, over the network, was lost",
+    errno.ETIMEDOUT: TIMED_OUT,
+    errno.EMFILE: _SYSTEM[errno.EMFILE],
+    errno.ENFILE: _SYSTEM[errno.ENFILE],
+    errno.EAGAIN: "the system gives no thread to wait for its disk",
+}
+
+
+def explain_database(error: BaseException) -> str:
+    """`error` is what asyncpg or a check raised."""
+    return _explain(error, _DATABASE) or _explain_system(error)
+
+
+def explain_queue(error: BaseException) -> str:
+    """`error` is what redis-py or a check raised."""
+    known = _explain(error, _QUEUE)
+    if known is None and isinstance(error, redis_errors.RedisError):
+        known = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
+    if known is None and isinstance(error, redis_errors.ConnectionError):
+        cause = error.__cause__ or error.__context__  # redis-py wraps what the system or the server said
+        return explain_queue(cause) if isinstance(cause, OSError | redis_errors.RedisError) else _LOST
+    if known is None and isinstance(error, redis_errors.RedisError):
+        return "it refuses a command"
+    return known or _explain_system(error)
+
+
+def explain_storage(error: BaseException) -> str:
+    """`error` is what the system or a check raised."""
+    if isinstance(error, Unready):
+        return str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        return TIMED_OUT if isinstance(error, TimeoutError) else "it cannot be used"
+    return _STORAGE.get(number) or os.strerror(number).lower()
+
+
+def _explain(error: BaseException, reasons: Sequence[tuple[type[Exception], str]]) -> str | None:
+    if isinstance(error, Unready):
+        return str(error)
+    return next((reason for kind, reason in reasons if isinstance(error, kind)), None)
+
+
+def _explain_system(error: BaseException) -> str:
+    """Of a connection. asyncio raises one OSError without a number for several addresses of a host."""
+    if isinstance(error, socket.gaierror):
+        return "the name of its host is unknown"
+    if isinstance(error, ssl.SSLError):
+        return "no encrypted connection can be made"
+    if isinstance(error, TimeoutError):
+        return TIMED_OUT
+    if isinstance(error, RuntimeError):  # uvloop's, of a connection that is lost between a look at it and a write
+        return _LOST
+    return _SYSTEM.get(error.errno, _UNREACHABLE) if isinstance(error, OSError) else _UNREACHABLE
