@@ -15,13 +15,13 @@ from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.clients import ProxyWarnings
+from service.api.preparing import prepare_storage
 from service.api.shared_calls import SharedCall
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
 from service.downloads.origins import Origins, OriginTimeouts
-from service.errors import ServiceError
-from service.images.lookups import Wanted, find_together, is_any_stored
+from service.images.lookups import Wanted, find_together
 from service.images.records import Image
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
@@ -31,10 +31,10 @@ from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.identity import load_id
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
-from service.verification.pairing import NOT_MOUNTED
 
 # Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
 _CHECK_S = 2.0
@@ -64,6 +64,7 @@ class Resources:
     download_limits: UploadLimits
     delivery: Delivery
     proxies: ProxyWarnings
+    removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
     readiness: Mapping[str, SharedCall[None]] = field(default_factory=_make_checks)
     scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
 
@@ -86,12 +87,12 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
     this machine, if there are any.
     """
     timeouts = OriginTimeouts()
-    storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        await _prepare(storage, database)
+        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+        await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         accepting = Batcher(partial(accept, database, storage))
@@ -133,17 +134,3 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             delivery=delivery,
             proxies=ProxyWarnings(delivery.trusted_proxies),
         )
-
-
-async def _prepare(storage: DiskStorage, database: Database) -> None:
-    """Make the folders, but not beside rows of images: a disk that is not mounted must not look like a new one."""
-    if await asyncio.to_thread(storage.is_new):
-        try:
-            async with database.connection() as connection:
-                stored = await is_any_stored(connection)
-        except ServiceError as error:
-            raise storage.unusable("it is empty, and PostgreSQL, which knows whether it should be, is away") from error
-        # Looked at again, since another process may have made them and stored an image meanwhile.
-        if stored and await asyncio.to_thread(storage.is_new):
-            raise storage.unusable(NOT_MOUNTED)
-    await asyncio.to_thread(storage.prepare)
