@@ -193,3 +193,10 @@ create table if not exists damaged_images (
     what     text not null,
     found_at timestamptz not null default now()
 );
+
+-- The storage of the images: the id in the file `storage-id` there. In a folder with another id, or none, no file is
+-- missing: its disk is not mounted.
+create table if not exists storage (
+    single boolean primary key default true check (single),
+    id     text not null
+);

@@ -77,6 +77,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "probe-failed": (422, "The picture could not be decoded within this server's limits of time and memory."),
     "image-lost": (410, "The image's file is missing from the storage; upload it again."),
+    "image-damaged": (500, "The image's file is damaged in the storage; it has to be restored from a backup."),
     # the rendition
     "rendition-too-large": (400, "The rendition would have too many pixels; ask for a smaller one."),
     "rendition-failed": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -10,11 +10,12 @@ from typing import NamedTuple
 import structlog
 
 from service.database import Connection, Database
-from service.delivery.rows import forget_renditions, list_of_images
+from service.delivery.rows import Derived, forget_renditions, list_of_images
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
-from service.storage.renditions import RenditionFiles
+from service.storage.identity import StorageAway
+from service.storage.renditions import RenditionFiles, RenditionKey
 
 log = structlog.get_logger("service")
 
@@ -57,28 +58,48 @@ async def remove_files(
         return
     async with database.connection() as connection:
         derived = await list_of_images(connection, image_ids)
+    stuck = await _remove_renditions(renditions, image_ids, derived)
+    removed = await _remove_originals(storage, image_ids)
+    async with database.connection() as connection:
+        await forget_renditions(connection, [one.key for one in derived if one.key not in stuck.keys])
+        await connection.execute(_CLEAR, [image_id for image_id in removed if image_id not in stuck.image_ids])
+
+
+class _Stuck(NamedTuple):
+    """Renditions that cannot be removed, and images of which there are any."""
+
+    keys: Collection[RenditionKey]
+    image_ids: Collection[ImageId]
+
+
+async def _remove_renditions(
+    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[Derived]
+) -> _Stuck:
+    """All are stuck while their folder is away: what was made is gone when it was looked for there."""
+    keys = [one.key for one in derived]
     try:
         blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
-        stuck = await in_thread(renditions.threads, partial(renditions.remove, [one.key for one in derived]))
+        stuck = await in_thread(renditions.threads, partial(renditions.remove, keys))
     except OSError as error:
         log.warning("removal.failed", images=len(image_ids), first_error=repr(error))
-        return
+        return _Stuck(keys, image_ids)
     for one in derived:
         if one.key in stuck:
             blocked |= {one.key.image_id} | ({one.watermark_id} if one.watermark_id else set())
-    removed = await _remove_originals(storage, image_ids)
-    async with database.connection() as connection:
-        await forget_renditions(connection, [one.key for one in derived if one.key not in stuck])
-        await connection.execute(_CLEAR, [image_id for image_id in removed if image_id not in blocked])
+    return _Stuck(stuck, blocked)
 
 
 async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
     """Those that are gone then; the log has one line for all others."""
-    removed, failures = [], []
+    removed: list[ImageId] = []
+    failures: list[tuple[ImageId, OSError]] = []
     for image_id in image_ids:
         try:
             await storage.remove(image_id)
             removed.append(image_id)
+        except StorageAway as error:  # it is away for all of them
+            failures.append((image_id, error))
+            break
         except OSError as error:
             failures.append((image_id, error))
     if failures:

@@ -32,6 +32,7 @@ from service.embedded.valkey import Valkey
 from service.ids import AccountId
 from service.queue import jobs
 from service.settings import Settings
+from service.storage.identity import ID_FILE
 from tests.chaos.report import show_faults
 from tests.samples import jpeg
 from worker.main import make_prober, make_renderer
@@ -195,6 +196,7 @@ _TABLES = {
     "renditions",
     "scrub",
     "signing_keys",
+    "storage",
 }
 
 
@@ -244,6 +246,7 @@ _STORAGE_FOLDERS = {"incoming", *(f"{shard:02x}" for shard in range(256))}
 
 def _clear(storage: Path) -> bool:
     """Whether that went well: not where a test left less or more than files in their folders."""
+    (storage / ID_FILE).unlink(missing_ok=True)
     if not storage.is_dir() or {path.name for path in storage.iterdir()} != _STORAGE_FOLDERS:
         return False
     for folder in _STORAGE_FOLDERS:

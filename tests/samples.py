@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from service.settings import Settings
+from service.storage.identity import ID_FILE
 
 if TYPE_CHECKING:
     from tests.conftest import Tenant
@@ -42,8 +43,8 @@ def slow_svg(turns: int) -> bytes:
 
 
 def stored_files(settings: Settings) -> list[Path]:
-    """Every file of the storage, wherever it lies."""
-    return sorted(path for path in settings.storage_folder.rglob("*") if path.is_file())
+    """Every file of the storage, wherever it lies; not the one that says which storage it is."""
+    return sorted(path for path in settings.storage_folder.rglob("*") if path.is_file() and path.name != ID_FILE)
 
 
 async def insert_image(

@@ -334,21 +334,24 @@ async def test_a_file_that_changes_before_it_is_sent_is_found_again(
 ) -> None:
     path = f"/i/{await upload(large_png())}?format=png"
     whole = await (await api.get(path)).read()
+    longer = whole[:-12] + b"longer" + whole[-12:]
     find, changes = RenditionFiles.find, iter([change])
 
-    async def find_and_change(self: RenditionFiles, key: RenditionKey) -> Stored | None:
-        stored = await find(self, key)
+    async def find_and_change(
+        self: RenditionFiles, key: RenditionKey, is_whole: Callable[[Stored], bool]
+    ) -> Stored | None:
+        stored = await find(self, key, is_whole)
         match next(changes, None):
             case "evicted":
                 self.remove([key])
             case "made anew":
-                self.write(key, whole + b"longer")
+                self.write(key, longer)
         return stored
 
     monkeypatch.setattr(RenditionFiles, "find", find_and_change)
     answer = await api.get(path)
     assert answer.status == 200
-    assert await answer.read() == (whole if change == "evicted" else whole + b"longer")
+    assert await answer.read() == (whole if change == "evicted" else longer)
 
 
 async def test_a_raw_file_that_is_moved_to_its_place_before_it_is_sent_is_found_there(

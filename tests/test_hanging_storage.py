@@ -15,6 +15,7 @@ import pytest
 
 from service.ids import ImageId
 from service.settings import Settings
+from service.storage import layout
 from service.storage.disk import DiskStorage
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
@@ -128,6 +129,31 @@ async def test_renditions_do_not_wait_for_originals(
             assert (await api.get(path)).status == 200
             assert (await api.get("/metrics")).status == 200
             assert (await checks(api))["storage"] == "unavailable"  # no thread of its disk is free
+
+
+async def test_delete_does_not_wait_for_a_disk(
+    api: Client, tenant: Tenant, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = threading.Event()
+    storage = resources_of(api).storage
+    await insert_image(connection, tenant, "AAAAAAA")
+    storage.path(ImageId("AAAAAAA")).write_bytes(b"x")
+    remove = layout.remove
+
+    def wait(image_id: ImageId, root: int) -> None:
+        going_on.wait(30)
+        remove(image_id, root)
+
+    monkeypatch.setattr(layout, "remove", wait)
+    monkeypatch.setattr("service.api.images._REMOVAL_TIMEOUT_S", 0.2)
+    async with asyncio.timeout(10):
+        assert (await api.delete("/v1/images/AAAAAAA", headers=tenant.headers)).status == 200
+        assert storage.path(ImageId("AAAAAAA")).exists()
+        assert await connection.fetchval("select count(*) from removals") == 1
+        going_on.set()
+        while await connection.fetchval("select count(*) from removals"):
+            await asyncio.sleep(0.01)
+    assert not storage.path(ImageId("AAAAAAA")).exists()
 
 
 async def test_metrics_have_a_time_limit(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:

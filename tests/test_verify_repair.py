@@ -270,7 +270,7 @@ async def test_an_unreadable_storage_drops_nothing(
     monkeypatch.setattr("service.verification.report.check_folders", _take_away)
     told = await verify(settings, repair=True, drop_missing=True)
     (settings.storage_folder.parent / "away").rename(settings.storage_folder)
-    assert "images: the check did not come to its end: no such file or directory" in told.problems
+    assert "images: the check did not come to its end: the storage is away: it is not there" in told.problems
     assert await connection.fetchval("select count(*) from images") == 1
 
 

@@ -66,7 +66,8 @@ async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int
         log.info("probe.refused", code=refusal.code, kind=refusal.kind)
         image = await _fail(worker, image_id, refusal.code, refusal.kind)
     except FileNotFoundError:
-        await worker.storage.require_mounted()
+        if not await worker.storage.find_missing([image_id]):
+            raise  # it was the storage that was away
         return await _miss(worker, image_id)
     except (ChildLost, ChildStalled, *_UNKEEPABLE) as error:
         if isinstance(error, ChildStalled) and tries < _MAX_STALLED_TRIES:

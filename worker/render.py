@@ -1,44 +1,47 @@
-"""The job of a rendition: make it in a child process, keep its file and its row, tell whoever waits."""
+"""The job of a rendition: make it in a child process, keep its file and its row, and send the event of its end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+import errno
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 from arq import Retry
 
-from service.delivery.orders import RenderEnd, RenderOrder, SmallFile, decode_order
+from service.delivery.orders import RenderEnd, RenderOrder, SentFile, decode_order
 from service.delivery.rows import Made
+from service.delivery.wholeness import is_whole
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.images.lookups import find_any
 from service.probes import Rejected
-from service.storage.files import Stored, in_thread
+from service.storage.files import in_thread
+from service.storage.identity import StorageAway
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
 from worker.children.child import ChildLost, Usage
+from worker.children.files import OtherSize
 from worker.children.process import ChildUnavailable
+from worker.keeping import Rendition
 from worker.resources import Resources
 
 log = structlog.get_logger("worker")
 
 _RETRY_S = 1
-_MOST_TRIES = 20
-# Whoever asked for it has gone, and asks again if it is still wanted: so a rush leaves behind no hours of work.
+_MAX_TRIES = 20
+# Its client has gone, and asks again if the rendition is still wanted: so a rush leaves behind no hours of work.
 _STALE_S = 60
-# Up to this size the file itself goes along with the news of it, through Redis: it is not looked for on disk again.
-_MOST_SENT_BYTES = 32 << 10
+# Up to this size the file itself goes along with the event, through Redis: it is not looked for on disk again.
+_MAX_SENT_BYTES = 32 << 10
 
 
 async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderEnd | None:
-    """Runs at least once for each order that is not stale; the same order makes the same file. A dependency that is
-    away puts it off.
+    """Makes a rendition; the same order makes the same file.
+
+    Runs at least once for each order that is not stale. It is retried while a dependency is away.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
@@ -53,74 +56,82 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         log.warning("render.undecodable", error=repr(error))
         return None
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
-        usage = Usage()
-        try:
-            made, code, kind = await _make(worker, wanted, ctx.get("account", ""), usage), None, None
-        except Rejected as refusal:
-            made, code, kind = None, refusal.code, refusal.kind
-        except (ServiceError, ChildUnavailable, OSError) as error:
-            log.log(level_of(error), "render.put_off", error=repr(error))
-            if ctx["job_try"] < _MOST_TRIES:
-                raise Retry(defer=_RETRY_S) from error
-            made, code, kind = None, "rendition-not-ready", None  # a client that still wants it asks again
-        if code is not None:
-            metrics.count_render_failure(code)
-            log.info("render.failed", code=code)
-        seconds = None if wanted.transformation is None else usage.seconds  # a copy is made by the worker itself
-        return RenderEnd(wanted.image_id, wanted.digest, code, _small(made), kind, seconds, wanted.ordered_by)
+        return await _render(worker, wanted, ctx)
 
 
-async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Stored | None:
-    """None where it was made already: who looked for the file before that may order it after.
+async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) -> RenderEnd:
+    usage = Usage()
+    rendition, code, kind = None, None, None
+    try:
+        rendition = await _make(worker, order, ctx.get("account", ""), usage)
+    except Rejected as refusal:
+        code, kind = refusal.code, refusal.kind
+    except (ServiceError, ChildUnavailable, OSError) as error:
+        log.log(level_of(error), "render.put_off", error=repr(error))
+        if ctx["job_try"] < _MAX_TRIES:
+            raise Retry(defer=_RETRY_S) from error
+        code = "rendition-not-ready"  # a client that still wants it asks again
+    if code is not None:
+        metrics.count_render_failure(code)
+        log.info("render.failed", code=code)
+    seconds = None if order.transformation is None else usage.seconds  # a copy is made by the worker itself
+    return RenderEnd(order.image_id, order.digest, code, _choose_sent(rendition), kind, seconds, order.ordered_by)
 
-    Raises Rejected where it cannot be made.
+
+async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Rendition | None:
+    """Returns None if it was made already: a client that looked for the file before that may order it after.
+
+    Raises Rejected if it cannot be made, or neither kept nor sent.
     """
     key = RenditionKey(order.image_id, order.digest)
-    made = None
-    size = await asyncio.to_thread(worker.renditions.find_disk_size, key)
+    rendition = None
+    size = await asyncio.to_thread(worker.renditions.find_disk_size, key, partial(is_whole, order))
     if size is None:
         try:
-            made = await _write(worker, order, key, account, usage)
+            rendition = await _write(worker, order, key, account, usage)
         except ChildLost as error:
             raise Rejected("rendition-failed") from error
+        except OtherSize as error:
+            log.warning("render.image_damaged", error=str(error))
+            raise Rejected("image-damaged") from error
         except FileNotFoundError as error:
             raise Rejected(await _find_reason(worker, order)) from error
-        size = made.disk_size
+        if not rendition.is_kept:
+            return rendition
+        size = rendition.stored.disk_size
     # The row comes after the file: a deletion finds it, or is found by the ledger. One that was made before needs it
     # too: its worker may have ended without.
     worker.ledger.note(Made(key, order.watermark_id, size))
-    return made
+    return rendition
 
 
-async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Stored:
+async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Rendition:
     places = worker.storage.places(order.image_id)
+    keep = worker.keeper
     if order.transformation is None:
-        patches = await worker.renderers.find_locations(places, account=account)
-        return await in_thread(worker.storage.threads, partial(_write_patched, worker, key, places, patches))
+        patches = await worker.renderers.find_locations(places, size=order.size, account=account)
+        return await in_thread(worker.storage.threads, partial(keep.keep_patched, key, places, patches))
     watermark = worker.storage.places(order.watermark_id) if order.watermark_id else None
-    data = await worker.renderers.render(places, order.transformation, watermark, account=account, usage=usage)
-    return await asyncio.to_thread(worker.renditions.write, key, data)
+    sizes = order.size, order.watermark_size
+    data = await worker.renderers.render(
+        places, order.transformation, watermark, sizes=sizes, account=account, usage=usage
+    )
+    return await asyncio.to_thread(keep.keep, key, data)
 
 
-def _write_patched(
-    worker: Resources, key: RenditionKey, places: Sequence[str], patches: Sequence[tuple[int, bytes]]
-) -> Stored:
-    for place in places[:-1]:
-        with suppress(FileNotFoundError):
-            return worker.renditions.write_patched(key, Path(place), patches)
-    return worker.renditions.write_patched(key, Path(places[-1]), patches)
-
-
-def _small(made: Stored | None) -> SmallFile | None:
-    if made is None or made.data is None or made.size > _MOST_SENT_BYTES:
+def _choose_sent(rendition: Rendition | None) -> SentFile | None:
+    if rendition is None or rendition.stored.data is None:
         return None
-    return SmallFile(made.data, made.modified_ns)
+    if rendition.is_kept and rendition.stored.size > _MAX_SENT_BYTES:
+        return None
+    return SentFile(rendition.stored.data, rendition.stored.modified_ns)
 
 
 async def _find_reason(worker: Resources, order: RenderOrder) -> str:
-    """A file is missing: of an image that was deleted, unless it was lost."""
-    await worker.storage.require_mounted()
+    """Why a file is missing: the image was deleted, or else it was lost."""
     wanted = [order.image_id, *([order.watermark_id] if order.watermark_id else [])]
+    if not await worker.storage.find_missing(wanted):
+        raise StorageAway(errno.EAGAIN, "the storage was away, and has come back")
     async with worker.database.connection() as connection:
         images = await find_any(connection, wanted)
     return "image-not-found" if None in images else "image-lost"

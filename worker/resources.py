@@ -18,9 +18,11 @@ from service.probes import Probe
 from service.queue.jobs import JobQueue
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.identity import load_id
 from service.storage.renditions import RenditionFiles
 from service.telemetry.metrics import metrics
 from worker.children.pool import Children
+from worker.keeping import RenditionKeeper
 from worker.ledger import RenditionLedger
 
 # The sum over a large account may take a while, and nobody waits for it.
@@ -42,6 +44,7 @@ class Resources:
     children: Children
     renderers: Children
     renditions: RenditionFiles
+    keeper: RenditionKeeper
     ledger: RenditionLedger
     findings: Batcher[tuple[ImageId, Probe], Image | None]
     renditions_size: int
@@ -51,7 +54,6 @@ class Resources:
 @asynccontextmanager
 async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
     """Connect to everything and start the child processes; all of it ends with the block."""
-    storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(
@@ -60,6 +62,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
                 command_timeout_s=_COMMAND_TIMEOUT_S,
             )
         )
+        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
         children = Children(
             settings.probe_processes + SPARE_CHILDREN,
             share=settings.probe_processes,
@@ -90,6 +93,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             children=children,
             renderers=renderers,
             renditions=renditions,
+            keeper=RenditionKeeper(renditions),
             ledger=ledger,
             findings=findings,
             renditions_size=settings.renditions_size,

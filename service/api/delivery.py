@@ -29,11 +29,11 @@ from service.delivery.pictures import Caching, Picture
 from service.delivery.prices import estimate_copy_s, estimate_rendition_s
 from service.delivery.resolution import resolve
 from service.delivery.subjects import Subject
-from service.delivery.transformations import Format, Transformation
+from service.delivery.transformations import Format
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.probes import MIME_TYPES
-from service.storage.files import Stored, starts_with
+from service.storage.files import SMALL_BYTES, Stored, starts_with
 from service.telemetry.metrics import metrics
 
 # For a file that changes between being found and being sent.
@@ -82,7 +82,11 @@ async def show(request: web.Request) -> web.StreamResponse:
     for _ in range(_MOST_LOOKS):
         picture = await _find(visit, key)
         with suppress(FileChanged):
-            return await send(request, picture, accel_prefix=delivery.accel_prefix)
+            answer = await send(request, picture, accel_prefix=delivery.accel_prefix)
+            if picture.stored.data is not None and picture.stored.size > SMALL_BYTES:
+                delivery.unkept.hold(answer, picture.stored.size)
+                answer.force_close()  # a connection that stays open holds its last answer
+            return answer
     raise ServiceError("storage-unavailable")
 
 
@@ -146,12 +150,12 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     if asked.format is None:
         headers["Vary"] = "Accept"
         visit.request[ERROR_HEADERS] = {"Vary": "Accept"}  # whether there is an error depends on it, too
-    transformation, seconds = await _resolve(visit, subject, asked)
-    order = RenderOrder.rendition(subject.image.id, transformation)
+    order, seconds = await _resolve(visit, subject, asked)
     stored = await visit.delivery.renditions.get(
         order, _payer(visit, subject), seconds=seconds, request_id=request_id(visit.request)
     )
-    headers["Content-Type"] = MIME_TYPES[transformation.format]
+    assert order.transformation is not None  # noqa: S101 - what _resolve made
+    headers["Content-Type"] = MIME_TYPES[order.transformation.format]
     return _rendered(visit, order, stored, headers, caching)
 
 
@@ -162,7 +166,7 @@ def _rendered(visit: Visit, order: RenderOrder, stored: Stored, headers: dict[st
 
 
 async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], caching: Caching) -> Picture:
-    image, order = subject.image, RenderOrder(subject.image.id)
+    image, order = subject.image, RenderOrder(subject.image.id, size=subject.image.size)
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
     if image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
@@ -177,6 +181,8 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         visit.delivery.subjects.forget([image.id])
         is_deleted = await visit.delivery.subjects.find(image.id) is None
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
+    if found.size != image.size:
+        raise ServiceError("image-damaged") from ValueError(f"its file has {found.size} bytes instead of {image.size}")
     metrics.pictures_from_disk.inc()
     threads = visit.delivery.storage.threads
     headers |= await _content_encoding(image.format, found, threads)
@@ -195,7 +201,7 @@ def _payer(visit: Visit, subject: Subject) -> Payer:
     return Payer(subject.image.account_id, None if visit.is_signed else client_network(visit.address))
 
 
-async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[Transformation, float]:
+async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[RenderOrder, float]:
     """With the seconds that it will take."""
     delivery, mark = visit.delivery, None
     if asked.watermark is not None:
@@ -207,7 +213,10 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[Transf
         asked = msgspec.structs.replace(asked, keep_location=False)
     widths = () if visit.is_signed else delivery.widths
     transformation, plan, frames = resolve(asked, subject.image, taken=visit.taken, widths=widths)
-    return transformation, estimate_rendition_s(subject.image, transformation, plan, frames=frames, watermark=mark)
+    seconds = estimate_rendition_s(subject.image, transformation, plan, frames=frames, watermark=mark)
+    mark_size = 0 if mark is None else mark.size
+    order = RenderOrder.rendition(subject.image.id, transformation, size=subject.image.size, watermark_size=mark_size)
+    return order, seconds
 
 
 def _picture(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
+import structlog
 from aiohttp import web
 from yarl import URL
 
@@ -14,10 +15,10 @@ from service.api import answers, bodies, envelope, forms, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
 from service.api.representations import describe_image
-from service.api.resources import resources
+from service.api.resources import Resources, resources
 from service.downloads.origins import parse_url
 from service.errors import ServiceError
-from service.ids import parse_image_id, parse_image_ids
+from service.ids import ImageId, parse_image_id, parse_image_ids
 from service.images.deletions import delete_images
 from service.images.idempotency import IdempotencyKey
 from service.images.lookups import Wanted
@@ -25,6 +26,11 @@ from service.images.records import Image, NewImage
 from service.removals import remove_files
 from service.tags import clean_tags
 from service.uploads import receiving
+
+log = structlog.get_logger("service.api")
+
+# The files are gone in some milliseconds, unless their disk hangs.
+_REMOVAL_TIMEOUT_S = 2.0
 
 
 async def create(request: web.Request) -> web.Response:
@@ -115,6 +121,21 @@ async def delete(request: web.Request) -> web.Response:
     async with service.database.connection() as connection:
         images = await delete_images(connection, image_ids, account.id, detail.large)
     await service.delivery.renditions.delete(image_ids)
-    with suppress(ServiceError):  # they are deleted: a file that is left is the sweep's
-        await remove_files(service.database, service.storage, service.delivery.files, image_ids)
+    await _remove_files(service, image_ids)
     return await answers.changed(images, service, account, detail, as_list="," in named)
+
+
+async def _remove_files(service: Resources, image_ids: Sequence[ImageId]) -> None:
+    """The images are deleted, so it is no error if a file is left, to the sweep. A disk that hangs keeps nobody waiting
+    for long.
+    """
+    removing = asyncio.create_task(remove_files(service.database, service.storage, service.delivery.files, image_ids))
+    service.removals.add(removing)
+    removing.add_done_callback(service.removals.discard)
+    removing.add_done_callback(_retrieve)
+    await asyncio.wait([removing], timeout=_REMOVAL_TIMEOUT_S)
+
+
+def _retrieve(removing: asyncio.Task[None]) -> None:
+    if not removing.cancelled() and (error := removing.exception()) is not None:
+        log.warning("removal.failed", first_error=repr(error))

@@ -14,17 +14,16 @@ from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.clients import ProxyWarnings
+from service.api.preparing import prepare_storage
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
 from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.measures import Measures
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
-from service.dependencies.reasons import explain_database
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
 from service.downloads.origins import Origins, OriginTimeouts
-from service.errors import ServiceError
-from service.images.lookups import Wanted, find_together, is_any_stored
+from service.images.lookups import Wanted, find_together
 from service.images.records import Image
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
@@ -35,10 +34,10 @@ from service.queue.replies import Replies
 from service.settings import Settings
 from service.shared_calls import SharedCall
 from service.storage.disk import DiskStorage
+from service.storage.identity import load_id
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
-from service.verification.pairing import NOT_MOUNTED
 
 # Of the scrape of all metrics. Anybody may ask, so there is one at a time.
 _SCRAPE_S = 5.0
@@ -65,6 +64,7 @@ class Resources:
     proxies: ProxyWarnings
     dependencies: Mapping[str, Dependency]
     measures: Measures
+    removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
     counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
     scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
 
@@ -87,12 +87,12 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
     this machine, if there are any.
     """
     timeouts = OriginTimeouts()
-    storage = DiskStorage(settings.storage_folder)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        await _prepare(storage, database)
+        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+        await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         accepting = Batcher(partial(accept, database, storage))
@@ -148,20 +148,3 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
                 },
             ),
         )
-
-
-async def _prepare(storage: DiskStorage, database: Database) -> None:
-    """Make the folders, but not beside rows of images: a disk that is not mounted must not look like a new one."""
-    if await asyncio.to_thread(storage.is_new):
-        try:
-            async with database.connection() as connection:
-                stored = await is_any_stored(connection)
-        except ServiceError as error:
-            reason = explain_database(error.__cause__ or error)
-            raise storage.unusable(
-                f"it is empty, and PostgreSQL, which knows whether it should be, is away ({reason})"
-            ) from error
-        # Looked at again, since another process may have made them and stored an image meanwhile.
-        if stored and await asyncio.to_thread(storage.is_new):
-            raise storage.unusable(NOT_MOUNTED)
-    await asyncio.to_thread(storage.prepare)

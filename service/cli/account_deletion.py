@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ async def _delete(settings: Settings, account: Any) -> int:
     from service.accounts.suspensions import begin_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.storage.identity import load_id  # noqa: PLC0415
     from service.storage.renditions import RenditionFiles  # noqa: PLC0415
 
     async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
         async with database.connection() as connection:
             account_id = await begin_deletion(connection, account.name)
-        deletion = AccountDeletion(
-            database, DiskStorage(settings.storage_folder), RenditionFiles(settings.renditions_folder)
-        )
+        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+        deletion = AccountDeletion(database, storage, RenditionFiles(settings.renditions_folder))
         deleted, shown_at = 0, time.monotonic()
         async with aclosing(deletion.run(account_id)) as progress:
             async for deleted in progress:

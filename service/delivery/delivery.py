@@ -17,6 +17,7 @@ from service.delivery.misses import Misses
 from service.delivery.pictures import HotPictures
 from service.delivery.renditions import Renditions
 from service.delivery.subjects import Subjects
+from service.delivery.unkept import UnkeptBytes
 from service.limits.buckets import RateLimiter
 from service.limits.rates import Rate
 from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
@@ -39,6 +40,7 @@ class Delivery:
     subjects: Subjects
     renditions: Renditions
     hot: HotPictures
+    unkept: UnkeptBytes
     misses: Misses
     widths: Sequence[int]
     trusted_proxies: Sequence[Network]
@@ -78,6 +80,7 @@ class Delivery:
                 subjects=subjects,
                 renditions=renditions,
                 hot=hot,
+                unkept=UnkeptBytes(),
                 misses=misses,
                 widths=parse_widths(settings.rendition_widths),
                 trusted_proxies=parse_networks(settings.trusted_proxies),

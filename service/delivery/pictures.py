@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.ids import ImageId
-from service.storage.files import Stored
+from service.storage.files import SMALL_BYTES, Stored
 
 # What an entry takes beside the picture's own bytes, roughly.
 _ENTRY_BYTES = 4096
@@ -74,7 +74,7 @@ class HotPictures:
 
     def put(self, key: Hashable, picture: Picture, *, until: float, generation: int) -> None:
         """`until` is of the monotonic clock. Ignored for what is large, or where `generation` is past."""
-        if picture.stored.data is None or generation != self._generation:
+        if picture.stored.data is None or picture.stored.size > SMALL_BYTES or generation != self._generation:
             return
         self._drop(key)
         self._entries[key] = (until, picture)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -20,6 +21,7 @@ from service.delivery.charges import Charges, Payer
 from service.delivery.orders import Deleted, News, RenderEnd, RenderOrder, encode_order
 from service.delivery.prices import count_tokens
 from service.delivery.rows import note_uses
+from service.delivery.wholeness import is_whole
 from service.errors import ServiceError, refuse_picture
 from service.ids import ImageId
 from service.limits.shared_places import Full, OverShare, SharedPlaces
@@ -123,7 +125,7 @@ class Renditions:
         Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
         """
         key = RenditionKey(order.image_id, order.digest)
-        stored = None if key in self._making else await self._files.find(key)
+        stored = None if key in self._making else await self._files.find(key, partial(is_whole, order))
         if stored is not None:
             self._used[key] = None
             metrics.pictures_from_disk.inc()
@@ -179,12 +181,12 @@ class Renditions:
         making = self._making[key] = _Making()
         encoded = encode_order(msgspec.structs.replace(order, ordered_by=self._own_channel))
         job = RenderJob(f"{key.image_id}:{key.digest}", payer.account_id, encoded, self._own_channel, request_id)
-        making.task = asyncio.create_task(self._make(key, job, making))
+        making.task = asyncio.create_task(self._make(key, order, job, making))
         making.task.add_done_callback(_retrieve)
         making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
         return making
 
-    async def _make(self, key: RenditionKey, job: RenderJob, making: _Making) -> Stored:
+    async def _make(self, key: RenditionKey, order: RenderOrder, job: RenderJob, making: _Making) -> Stored:
         """Until it is there; its requests may all be gone by then."""
         try:
             deadline = time.monotonic() + self._wait_s
@@ -204,7 +206,7 @@ class Renditions:
                     raise refusal
                 if end is not None and end.file is not None:
                     return Stored(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
-                if (stored := await self._files.find(key)) is not None:
+                if (stored := await self._files.find(key, partial(is_whole, order))) is not None:
                     return stored
                 if time.monotonic() >= deadline:
                     raise ServiceError("rendition-not-ready")

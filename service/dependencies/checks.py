@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import aiofiles.os
 import asyncpg
 
 from service.database import Connection, Database, Schema
@@ -16,7 +17,6 @@ from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.queue.jobs import JobQueue
 from service.storage.disk import DiskStorage
-from service.storage.files import in_thread
 
 # What writes takes ten times as long as what reads. While there is no outage, it runs this often at most.
 _WRITE_INTERVAL_S = 2.0
@@ -89,6 +89,9 @@ async def _check_writes(connection: Connection) -> None:
     await connection.execute(_COMMIT)
 
 
+_statvfs = aiofiles.os.wrap(os.statvfs)  # the stub of its own lacks `executor`
+
+
 class StorageCheck:
     """The folder for the images can be written."""
 
@@ -101,12 +104,12 @@ class StorageCheck:
         try:
             await self._storage.check()
         except OSError as error:
-            if error.errno == errno.ENOSPC and await in_thread(self._storage.threads, self._count_free_inodes) == 0:
+            if error.errno == errno.ENOSPC and await self._count_free_inodes() == 0:
                 raise Unready("its disk has no inode left") from error
             raise
 
-    def _count_free_inodes(self) -> int:
-        return os.statvfs(self._folder).f_ffree
+    async def _count_free_inodes(self) -> int:
+        return (await _statvfs(self._folder, executor=self._storage.threads)).f_ffree
 
 
 class QueueCheck:

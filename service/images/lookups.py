@@ -91,3 +91,12 @@ async def is_any_known(connection: Connection) -> bool:
     if await connection.fetchval("select to_regclass('images') is null"):
         return False
     return bool(await connection.fetchval("select exists (select from images) or exists (select from removals)"))
+
+
+async def needs_files(connection: Connection) -> bool:
+    """Whether images are stored, or files of deleted ones are still to be removed."""
+    if await is_any_stored(connection):
+        return True
+    if await connection.fetchval("select to_regclass('removals') is null"):
+        return False
+    return bool(await connection.fetchval("select exists (select from removals)"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from service.database import Connection
-from service.ids import AccountId
+from service.ids import AccountId, ImageId
 from service.images.idempotency import IdempotencyKey
 from service.images.records import COLUMNS, Image
 
@@ -82,3 +82,11 @@ async def forget_expired(connection: Connection, limit: int) -> int:
     """Forget the oldest keys that have expired; returns how many."""
     status = await connection.execute(_FORGET, limit)
     return int(status.rpartition(" ")[2])
+
+
+_FREE_OF = "update images set idempotency_key = null, idempotency_url = null where id = $1"
+
+
+async def free_key(connection: Connection, image_id: ImageId) -> None:
+    """The key of this image may stand for another one."""
+    await connection.execute(_FREE_OF, image_id)

@@ -12,26 +12,26 @@ import hashlib
 import os
 import tempfile
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
-import aiofiles.os
 import structlog
 
 from service.errors import ServiceError
 from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.settings import SettingsError
+from service.storage import layout
 from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable
+from service.storage.identity import INCOMING, StorageAway, StorageRoot
 from service.storage.incoming import IncomingFile, publish
 from service.storage.unclaimed import Unclaimed
 
-SHARDS = 256
+SHARDS = layout.SHARDS
 
 # Files that could not be moved or removed.
 Failures: TypeAlias = dict[ImageId, OSError]
@@ -64,11 +64,14 @@ def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Fa
 
 
 class DiskStorage:
-    def __init__(self, root: Path) -> None:
+    """`load_id` loads the id of the database's storage. Without it, any folder that has `incoming` will do."""
+
+    def __init__(self, root: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> None:
         self._root = root
-        self.incoming = root / "incoming"
+        self.incoming = root / INCOMING
         self.unclaimed = Unclaimed(root / "unclaimed")
         self.threads = disk_threads("storage")
+        self.root = StorageRoot(root, load_id, self.threads)
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
@@ -110,12 +113,16 @@ class DiskStorage:
         if not os.access(self.incoming, os.W_OK | os.X_OK):
             raise self.unusable(f"user {os.geteuid()} may not write to it")
 
+    async def require_mounted(self) -> None:
+        """Raises StorageAway, or another OSError, if the storage of the database is not in its folder."""
+        await self.root.call(lambda _: None)
+
     def unusable(self, reason: str) -> SettingsError:
         return SettingsError(f"DAGUERRE_STORAGE (or DAGUERRE_DATA): {self._root} cannot be used: {reason}")
 
     def path(self, image_id: ImageId) -> Path:
         """Where a stored image lies."""
-        return self._shard(zlib.crc32(image_id.encode()) % SHARDS) / image_id
+        return self._root / layout.shard_of(image_id) / image_id
 
     def _shard(self, number: int) -> Path:
         return self._root / f"{number:02x}"
@@ -139,7 +146,7 @@ class DiskStorage:
         Raises `storage-unavailable` where that is so for all of them.
         """
         with unavailable():
-            return await in_thread(self.threads, partial(self._seal, files))
+            return await self.root.call(lambda _: self._seal(files))
 
     def _seal(self, files: Sequence[IncomingFile]) -> Sequence[ServiceError | None]:
         errors: dict[int, ServiceError] = {}
@@ -155,23 +162,36 @@ class DiskStorage:
         _sync_directory(self.incoming)
         return [errors.get(number) for number in range(len(files))]
 
-    async def keep(self, image_ids: Sequence[ImageId]) -> None:
-        """Move received files, whose rows are committed now, to their own paths.
+    async def keep(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """Move received files, whose rows are committed now, to their own paths. Returns those that are lost: the
+        storage is there, and they are not.
 
         One that cannot be moved is left to the sweep: readers look in both places. Nothing is raised: what is committed
         must not look like a group that failed, which is written again.
         """
         try:
-            await in_thread(self.threads, partial(self._keep, image_ids))
-        except OSError as error:
+            missing = await in_thread(self.threads, partial(self._keep, image_ids))
+            return await self.find_missing(missing) if missing else frozenset()
+        except (OSError, ServiceError) as error:
             log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
+            return frozenset()
 
-    def _keep(self, image_ids: Sequence[ImageId]) -> None:
+    def _keep(self, image_ids: Sequence[ImageId]) -> Sequence[ImageId]:
+        """Returns those whose files were not found."""
+
         def move(image_id: ImageId) -> None:
             self._publish(image_id, on_conflict=self._replace_orphan)
 
-        for image_id, error in _for_each(image_ids, move).items():
+        failures = _for_each(image_ids, move)
+        for image_id, error in failures.items():
             log.warning("storage.move_failed", image_id=image_id, error=repr(error))
+        return [image_id for image_id, error in failures.items() if isinstance(error, FileNotFoundError)]
+
+    async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """Those whose file is at none of its places, though the storage is there. Raises OSError if it is not, and
+        `database-unavailable`.
+        """
+        return await self.root.call(lambda root: frozenset(one for one in image_ids if layout.is_missing(one, root)))
 
     async def settle(self, expected: Mapping[ImageId, bytes]) -> Failures:
         """Do for some of `list_abandoned`, whose rows are committed and have these SHA-256, what `keep` was to do.
@@ -239,10 +259,10 @@ class DiskStorage:
         return await in_thread(self.threads, partial(_for_each, image_ids, self._drop_incoming))
 
     async def remove(self, image_id: ImageId) -> None:
-        """Remove a stored image, wherever it lies; it is no error if it is gone."""
-        for path in (self.incoming_path(image_id), self.path(image_id)):
-            with suppress(FileNotFoundError):
-                await aiofiles.os.remove(path, executor=self.threads)
+        """Remove a stored image, wherever it lies; it is no error if it is gone. Raises OSError if the storage is away,
+        and `database-unavailable`.
+        """
+        await self.root.call(partial(layout.remove, image_id))
 
     def places(self, image_id: ImageId) -> tuple[str, str, str]:
         """Where the file of an image may lie whose row is committed, in the order to look."""
@@ -254,24 +274,22 @@ class DiskStorage:
         return [image_id for image_id in image_ids if any(Path(place).exists() for place in self.places(image_id))]
 
     async def find(self, image_id: ImageId) -> Stored | None:
-        """A stored image's file. Raises `storage-unavailable`."""
+        """A stored image's file; None if it is lost. Raises `storage-unavailable`, `database-unavailable`."""
         with unavailable():
-            return await in_thread(self.threads, partial(self._find, image_id))
+            stored = await in_thread(self.threads, partial(self._find, image_id))
+            if stored is None and not await self.find_missing([image_id]):  # the storage was away, and has come back
+                stored = await in_thread(self.threads, partial(self._find, image_id))
+        return stored
 
     def _find(self, image_id: ImageId) -> Stored | None:
         for place in self.places(image_id):
             with suppress(FileNotFoundError):
                 return look_at(Path(place))
-        self.incoming.stat()  # where that fails, the disk is away, not the file
         return None
-
-    async def require_mounted(self) -> None:
-        """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
-        await aiofiles.os.stat(self.incoming, executor=self.threads)
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
         """Received files that nobody has written to for `age_s`, without those in `skip`."""
-        return await in_thread(self.threads, lambda: list(self._abandoned(age_s, limit, skip)))
+        return await self.root.call(lambda _: list(self._abandoned(age_s, limit, skip)))
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
@@ -297,16 +315,18 @@ class DiskStorage:
         return conflicts
 
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
-        """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
+        """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises as `open_stored` does."""
         with self.open_stored(image_id) as file:
             size = os.fstat(file.fileno()).st_size
             return size, hashlib.file_digest(file, "sha256").digest() if read else None
 
     def open_stored(self, image_id: ImageId) -> BufferedReader:
-        """A stored image's file, wherever it lies. Blocks; raises OSError."""
+        """A stored image's file, wherever it lies. Blocks; raises FileNotFoundError if it is lost, and OSError."""
         for place in self.places(image_id):
             with suppress(FileNotFoundError):
                 return open_regular(place)
+        if not self.root.run(partial(layout.is_missing, image_id)):
+            raise StorageAway(errno.EAGAIN, "the storage was away, and has come back")
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
 
     def take_back(self, image_id: ImageId, size: int, sha256: bytes) -> Path | None:
@@ -341,7 +361,7 @@ class DiskStorage:
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
-        await in_thread(self.threads, self._write_and_remove)
+        await self.root.call(lambda _: self._write_and_remove())
 
     def _write_and_remove(self) -> None:
         with tempfile.TemporaryFile(dir=self.incoming) as file:

@@ -112,6 +112,12 @@ class Metrics:
         self.renditions_evicted = self._counter(
             "daguerre_renditions_evicted", "Renditions removed since their folder had reached its size."
         )
+        self.renditions_unkept = self._counter(
+            "daguerre_renditions_unkept", "Renditions that were made and not kept, since their disk takes none."
+        )
+        self.renditions_damaged = self._counter(
+            "daguerre_renditions_damaged", "Renditions whose files were not whole, so that they were made again."
+        )
         self._render_failures = self._by_code("daguerre_render_failures", "Renditions that failed, by code.")
         self._probe_failures = self._by_code("daguerre_probe_failures", "Pictures that were refused, by code.")
         self.child_crashes = self._counter(

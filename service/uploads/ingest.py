@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import structlog
+
 from service.batches import Batcher
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
-from service.ids import AccountId, new_image_id
+from service.ids import AccountId, ImageId, new_image_id
 from service.images.idempotency import IdempotencyKey
 from service.images.inserts import IdTaken, KeyTaken, insert_pending
-from service.images.outcomes import forget_failed, forget_failed_soon
+from service.images.lookups import load_image
+from service.images.outcomes import FILE_MISSING, forget_failed, forget_failed_soon, mark_failed
 from service.images.records import Image, NewImage
-from service.images.repeats import find_earlier
+from service.images.repeats import find_earlier, free_key
 from service.queue.jobs import Job, ProbeJob
 from service.queue.replies import Replies
 from service.storage.disk import DiskStorage
+from service.storage.files import unavailable
 from service.storage.incoming import IncomingFile
 from service.uploads.receiving import Upload
 from service.uploads.reservations import Reservation
@@ -31,6 +35,14 @@ _AGAIN_S = 0.5
 _LOST_S = 2
 # With these errors it is known that no row was inserted.
 _NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unavailable", "unauthorized"})
+# For a look at whether a file is there; a disk that hangs is no reason to refuse what was synced.
+_LOOK_TIMEOUT_S = 2
+
+log = structlog.get_logger("service")
+
+
+class FileLost(Exception):
+    """The row is committed, and its file is nowhere in the storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,8 @@ class Arrival:
 async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Arrival]) -> Sequence[Exception | None]:
     """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
 
-    Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do. Raises `storage-unavailable`.
+    Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do, and FileLost for a row whose file is
+    lost. Raises `storage-unavailable`.
     """
     unsealed = await storage.seal([arrival.file for arrival in arrivals])
     sealed = [arrival for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
@@ -54,9 +67,12 @@ async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Ar
             arrival.reservation.hand_over()
     images = [arrival.image for arrival in sealed]
     outcomes = await insert_pending(database, images)
-    await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
-    inserted = iter(outcomes)
-    return [error or next(inserted) for error in unsealed]
+    lost = await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
+    kept = iter(
+        FileLost(image.id) if outcome is None and image.id in lost else outcome
+        for image, outcome in zip(images, outcomes, strict=True)
+    )
+    return [error or next(kept) for error in unsealed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +133,9 @@ class Ingest:
                 # None: it was deleted or refused meanwhile, and the key is free again.
                 if (earlier := await self._yield_to_earlier(file, new)) is not None:
                     return earlier
+            except FileLost as error:
+                await self._refuse_lost(new)
+                raise ServiceError("storage-unavailable") from error
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
                 if refusal.code in _NOT_INSERTED or changed_nothing(refusal):
@@ -145,7 +164,20 @@ class Ingest:
             return None
         if not earlier.is_of(key, sha256):
             raise ServiceError("idempotency-key-reused")
+        if await self._is_lost(earlier.image.id):
+            # What is sent again takes its place. The row stays, since the file may come back from a backup.
+            async with self.database.connection() as connection:
+                await free_key(connection, earlier.image.id)
+            return None
         return earlier.image
+
+    async def _is_lost(self, image_id: ImageId) -> bool:
+        """Raises `storage-unavailable` where nobody knows; a disk that hangs has the file, which was synced."""
+        looking = asyncio.ensure_future(self.storage.find_missing([image_id]))
+        looking.add_done_callback(_retrieve)
+        done, _ = await asyncio.wait([looking], timeout=_LOOK_TIMEOUT_S)
+        with unavailable():
+            return bool(done) and bool(looking.result())
 
     async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:
         """Answer an image that another request stored, waiting as that one does, which may have died."""
@@ -165,10 +197,40 @@ class Ingest:
                 if left <= 0:
                     break
                 image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
+                if image is None:
+                    image = await self._require_file(new, joined=joined)
+        if image is not None and image.error == FILE_MISSING:  # the row goes on saying so
+            raise refuse_picture(image.error, None)
         if image is not None and image.error is not None:
             await self._forget(image, soon=joined or new.idempotency_key is not None)
             raise refuse_picture(image.error, image.error_kind)
         return image
+
+    async def _require_file(self, new: NewImage, *, joined: bool) -> Image | None:
+        """The image as it is by now, or None if it is still pending.
+
+        Raises `storage-unavailable` if its file is lost, and `image-deleted`.
+        """
+        if not await self._is_lost(new.id):
+            return None
+        # Another host may see a folder as it was a moment ago (NFS): only the one that wrote the file gives it up.
+        image = await self._load(new.id) if joined else await self._refuse_lost(new)
+        if image is None:
+            raise ServiceError("image-deleted")
+        if image.state == "pending" or image.error == FILE_MISSING:
+            raise ServiceError("storage-unavailable") from FileLost(new.id)
+        return image
+
+    async def _refuse_lost(self, new: NewImage) -> Image | None:
+        """The row says why from now on, unless it has ended already; it is not forgotten before its time."""
+        log.error("upload.file_lost", image_id=new.id)
+        async with self.database.connection() as connection:
+            failed = await mark_failed(connection, new.id, FILE_MISSING)
+        return failed or await self._load(new.id)
+
+    async def _load(self, image_id: ImageId) -> Image | None:
+        async with self.database.connection() as connection:
+            return await load_image(connection, image_id)
 
     async def _enqueue(self, job: ProbeJob) -> bool:
         """Whether that went well. A job that is there is left alone; the sweep enqueues what stays pending."""
@@ -183,3 +245,9 @@ class Ingest:
         with suppress(ServiceError):  # the row goes by itself a day later
             async with self.database.connection() as connection:
                 await forget(connection, image.id)
+
+
+def _retrieve(looking: asyncio.Future[frozenset[ImageId]]) -> None:
+    """Its error is for a request that has gone."""
+    if not looking.cancelled():
+        looking.exception()

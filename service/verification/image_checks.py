@@ -24,6 +24,7 @@ from service.images.audit import (
 )
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing
+from service.storage.identity import StorageAway
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 _READERS = 4
@@ -147,6 +148,8 @@ def _examine(context: Context, row: StoredRow) -> _Fault | None:
         what = find_fault(row, *context.storage.examine(row.id, read=context.options.read))
     except FileNotFoundError:
         is_missing, what = True, MISSING
+    except StorageAway:  # it is away for all of them
+        raise
     except OSError as error:
         return _Fault(row, f"its file cannot be read: {explain(error)}")
     if what is None:

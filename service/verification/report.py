@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import asyncpg
 
@@ -15,6 +16,7 @@ from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage
+from service.storage.identity import StorageAway, load_id
 from service.storage.renditions import RenditionFiles
 from service.verification.context import Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_received, check_removals
@@ -32,13 +34,14 @@ async def verify(
 
     Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
     """
-    storage = DiskStorage(settings.storage_folder)
-    _require_storage(storage)
+    _require_storage(DiskStorage(settings.storage_folder))
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
+            storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+            await _require_own(storage)
             renditions = RenditionFiles(settings.renditions_folder)
             context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
             num_problems = num_mended = 0
@@ -58,6 +61,17 @@ def _require_storage(storage: DiskStorage) -> None:
     """A storage of which some folder is there is checked, whatever is wrong with it."""
     if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(SHARDS)):
         storage.require()
+
+
+async def _require_own(storage: DiskStorage) -> None:
+    """Raises SettingsError if the folder has another id than the database. Whatever else is wrong is for the checks."""
+    try:
+        await storage.require_mounted()
+    except StorageAway as error:
+        if storage.root.id is not None:
+            raise storage.unusable(error.strerror or str(error)) from error
+    except (OSError, ServiceError, asyncpg.PostgresError):
+        pass
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,6 +20,7 @@ from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
 from tests.daguerre_processes import until
+from tests.disks import away
 from tests.samples import jpeg
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -102,6 +103,15 @@ async def test_the_disk_is_full(tmp_path: Path, record_property: Callable[[str, 
         async with site_in(tmp_path, record_property, storage=storage) as site, site.load() as clients:
             await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
             enlarge(storage, "1g")
+
+
+async def test_the_storage_is_away(site: Site) -> None:
+    """As a disk that is unmounted, with folders of its own below, and mounted again."""
+    storage = site.settings.storage_folder
+    async with site.load() as clients:
+        with away(storage, "folders"):
+            await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
+            await asyncio.sleep(3)
 
 
 def require_root() -> None:

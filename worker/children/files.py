@@ -47,6 +47,10 @@ class PictureFile(FileIO):
         return os.pread(self.fileno(), size, at)
 
 
+class OtherSize(Exception):
+    """A file is not of the size that was stored."""
+
+
 class PictureFiles:
     """Opens files in threads, so that a disk that hangs keeps nobody but the pictures on it waiting."""
 
@@ -57,14 +61,18 @@ class PictureFiles:
         self._hanging: dict[str, tuple[float, float]] = {}
 
     @asynccontextmanager
-    async def opened(self, *pictures: Places) -> AsyncIterator[Sequence[PictureFile]]:
+    async def opened(self, *pictures: Places, sizes: Sequence[int] = ()) -> AsyncIterator[Sequence[PictureFile]]:
         """Yields the open file of each picture, and closes them with the context.
 
-        Raises FileNotFoundError if one lies at none of its places, and ChildUnavailable if one cannot be opened in
-        time or at all.
+        `sizes` are those that the files had when they were stored, 0 for one that is not known. Raises OtherSize,
+        FileNotFoundError if one lies at none of its places, and ChildUnavailable if one cannot be opened in time or at
+        all.
         """
         files = await self._open(pictures)
         try:
+            for file, size in zip(files, sizes, strict=False):
+                if size not in (0, file.size):
+                    raise OtherSize(f"{file.name!r} has {file.size} bytes instead of {size}")
             yield files
         finally:
             _close_each(files)

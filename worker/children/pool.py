@@ -94,23 +94,36 @@ class Children:
         transformation: Transformation,
         watermark_paths: Places | None = None,
         *,
+        sizes: Sequence[int] = (),
         account: str = "",
         usage: Usage | None = None,
     ) -> bytes:
-        """The file of a rendition. Its seconds are added to `usage`."""
+        """The file of a rendition. Its seconds are added to `usage`.
+
+        Raises OtherSize too, if the picture or its watermark does not have its size of `sizes`.
+        """
         pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
         request = RenderRequest(transformation, self._max_pixels)
-        return (await self._ask(Rendered, request, *pictures, account=account, usage=usage)).data
+        return (await self._ask(Rendered, request, *pictures, sizes=sizes, account=account, usage=usage)).data
 
-    async def find_locations(self, paths: Places, *, account: str = "") -> Sequence[tuple[int, bytes]]:
-        """What to write over a copy of the file, so that it tells no location: offsets and bytes."""
-        return (await self._ask(Patches, LocationRequest(), paths, account=account)).patches
+    async def find_locations(self, paths: Places, *, size: int = 0, account: str = "") -> Sequence[tuple[int, bytes]]:
+        """What to write over a copy of the file, so that it tells no location: offsets and bytes.
+
+        Raises OtherSize too.
+        """
+        return (await self._ask(Patches, LocationRequest(), paths, sizes=(size,), account=account)).patches
 
     async def _ask(
-        self, kind: type[_Expected], request: Request, *pictures: Places, account: str, usage: Usage | None = None
+        self,
+        kind: type[_Expected],
+        request: Request,
+        *pictures: Places,
+        account: str,
+        sizes: Sequence[int] = (),
+        usage: Usage | None = None,
     ) -> _Expected:
         future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
-        async with self._files.opened(*pictures) as files:
+        async with self._files.opened(*pictures, sizes=sizes) as files:
             self._line.add(Question(request, files, future, usage or Usage(), account))
             self._hand_out()
             try:

@@ -143,6 +143,7 @@ _SHOW = Operation(
         "image-not-found",
         "image-processing",
         "image-lost",
+        "image-damaged",
         "unsupported-image",
         "damaged-image",
         "range-not-satisfiable",
