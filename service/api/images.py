@@ -33,7 +33,11 @@ async def create(request: web.Request) -> web.Response:
         return await _create_from_json(request)
     service = resources(request)
     account = await authenticate(request)
-    detail, tags, key = parameters.detail(request), parameters.tags(request), parameters.idempotency_key(request)
+    detail, tags, key = (
+        parameters.detail(request, "tags"),
+        parameters.tags(request),
+        parameters.idempotency_key(request),
+    )
     bodies.check_content_type(request)
     bodies.check_encoding(request.headers)
     with await service.admission.upload(account, bodies.declared_length(request), key) as body:
@@ -66,7 +70,7 @@ async def _create_from_json(request: web.Request) -> web.Response:
 
 async def _copy(request: web.Request, account: Account, url: str, tags: Sequence[str]) -> web.Response:
     service = resources(request)
-    detail, source = parameters.detail(request), parse_url(url)
+    detail, source = parameters.detail(request, "tags", "url"), parse_url(url)
     key = parameters.idempotency_key(request, source)
     try:
         repeated = await service.ingest.repeat(account.id, key, request_id=request_id(request)) if key else None

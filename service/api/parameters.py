@@ -12,10 +12,14 @@ from yarl import URL
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
 from service.images.records import Large
+from service.spelling import find_near_miss, find_nearest, quote
 from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
+_DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
+# Unknown names of one request that are compared with the known ones: a request line has room for a thousand.
+_MAX_COMPARED = 16
 
 
 def query(request: web.Request) -> MultiMapping[str]:
@@ -49,8 +53,34 @@ class Detail:
         return Large(self.with_exif, self.with_mini_preview)
 
 
-def detail(request: web.Request) -> Detail:
+def detail(request: web.Request, *others: str) -> Detail:
+    """Returns what the parameters ask for. `others` are the names of the call's other parameters.
+
+    Unknown parameters pass, because clients add some against caches. A near miss of a known name is refused, because
+    the call would ignore what its client asked for.
+    """
     parameters = query(request)
+    known = ("key", *others, *_DETAIL_NAMES)
+    unknown = [name for name in parameters if name not in known]
+    for name in unknown[:_MAX_COMPARED]:
+        if (meant := find_near_miss(name, known)) is not None:
+            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; did you mean {meant}?")
+    return _detail(parameters)
+
+
+def strict_detail(request: web.Request, *others: str) -> Detail:
+    """The same for a call that refuses every unknown parameter."""
+    parameters = query(request)
+    known = ("key", *others, *_DETAIL_NAMES)
+    for name in parameters:
+        if name not in known:
+            nearest = find_nearest(name, known)
+            advice = f"this call takes {', '.join(known)}." if nearest is None else f"did you mean {nearest}?"
+            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; {advice}")
+    return _detail(parameters)
+
+
+def _detail(parameters: MultiMapping[str]) -> Detail:
     return Detail(
         with_exif=_flag(parameters, "with_exif"),
         verbose=_flag(parameters, "verbose"),
