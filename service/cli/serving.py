@@ -20,7 +20,7 @@ from service.settings import Settings, SettingsError
     "--shared", type=int, nargs=3, help="Descriptors of memory shared with others, and the place in it.", hidden=True
 )
 @click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
 def serve(
     fd: int | None, shared: tuple[int, int, int] | None, host: str | None, port: int | None, processes: int | None
