@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,36 @@ class TestServers:
     def test_a_start_that_fails_says_why(self, place: Path) -> None:
         with pytest.raises(StartError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
             Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
+
+
+def zero_wal(cluster: Path) -> None:
+    for segment in (cluster / "pg_wal").iterdir():
+        if segment.is_file():
+            segment.write_bytes(bytes(segment.stat().st_size))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "could not read file": lambda cluster: (cluster / "global" / "pg_control").write_bytes(b""),
+    "could not find the database system": lambda cluster: (cluster / "global" / "pg_control").unlink(),
+    "could not locate a valid checkpoint record": zero_wal,
+    "could not access status of transaction": lambda cluster: shutil.rmtree(cluster / "pg_xact"),
+}
+
+
+class TestDamage:
+    def test_the_last_reason_of_a_start_is_shown(self, place: Path) -> None:
+        """And not the one of an earlier start, which stands in the same log."""
+        settings = {"fsync": "off", "io_method": "sync"}
+        with Postgres(place / "pg", settings=settings):
+            pass
+        for number, (reason, damage) in enumerate(DAMAGE.items()):
+            copy = place / str(number)
+            subprocess.run(["cp", "-a", place / "pg", copy], check=True)
+            log = copy / "postgres.log"
+            log.write_text("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
+            damage(copy / "cluster")
+            with pytest.raises(StartError, match=f"PostgreSQL did not start: .*{reason}.*{log}"):
+                Postgres(copy, settings=settings).start()
 
 
 class TestFolder:

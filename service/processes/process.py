@@ -8,13 +8,10 @@ import pwd
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-
-from service.processes import StartError
 
 _LEASH = Path(__file__).with_name("leash.py")
 _LOG_LIMIT_BYTES = 10 << 20
@@ -128,29 +125,6 @@ def end_orphans(process: subprocess.Popen[bytes]) -> None:
     """End what a program that has ended left behind in its process group, like a killed worker's children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_ready(program: Program, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
-    """Wait until it is ready, or raise with the reason why it is not."""
-    deadline = time.monotonic() + timeout_s
-    while program.ready is not None and not program.ready(process.pid):
-        if process.poll() is not None:
-            raise StartError(f"{program.name} did not start: {last_words(program)}")
-        if time.monotonic() > deadline:
-            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program)}")
-        time.sleep(0.005)
-
-
-def last_words(program: Program) -> str:
-    """The last error in its log, and where to read on."""
-    if program.log is None:
-        return "its output above says why"
-    lines = [line for line in program.log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines[-20:] if "FATAL" in line or "rror" in line]
-    told = (errors or lines or ["it said nothing"])[-1].rpartition("FATAL:")[2].strip()
-    if not told.isprintable():  # a server's log may repeat what a client sent
-        told = ascii(told)
-    return f"{told} (more in {program.log})"
 
 
 def trim_log(log: Path) -> None:
