@@ -245,7 +245,7 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`auto` is console on a terminal and JSON elsewhere."
+        "auto", description="`auto` is console on a terminal and under `up`, and JSON elsewhere."
     )
 
     @classmethod

@@ -42,6 +42,11 @@ class Folder:
     def logs(self) -> Path:
         return self.path / "log"
 
+    @property
+    def journal(self) -> Path:
+        """The log of the API, the workers and `up` itself; the servers have their own beside it."""
+        return self.logs / "daguerre.log"
+
 
 @contextlib.contextmanager
 def claim(path: Path, server_user: User | None) -> Iterator[Folder]:

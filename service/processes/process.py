@@ -52,8 +52,8 @@ class Program:
     """A command to keep running.
 
     `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, and `death_signal` is what it is sent if
-    this process dies. Without a `log` it writes to this process's own output. `prepare` runs before every start,
-    `ready` tells that it works.
+    this process dies. Without a `log` it writes to this process's own output; `log_is_shared` if others write to the
+    same one. `prepare` runs before every start, `ready` tells that it works.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Program:
     user: User | None = None
     pass_fds: tuple[int, ...] = ()
     log: Path | None = None
+    log_is_shared: bool = False
     stop_signal: signal.Signals = signal.SIGTERM
     hard_signal: signal.Signals = signal.SIGKILL
     death_signal: signal.Signals = signal.SIGTERM
@@ -91,7 +92,7 @@ def start(program: Program) -> subprocess.Popen[bytes]:
         log = None
         if program.log is not None:
             trim_log(program.log)
-            log = stack.enter_context(_append_to(program.log))
+            log = stack.enter_context(append_to(program.log))
         return subprocess.Popen(
             [*leash, *program.argv],
             stdin=subprocess.DEVNULL,
@@ -133,12 +134,12 @@ def trim_log(log: Path) -> None:
         if log.stat().st_size > _LOG_LIMIT_BYTES:
             old = log.with_name(f"{log.name}.1")
             old.unlink(missing_ok=True)
-            with log.open("rb") as source, _append_to(old) as target:
+            with log.open("rb") as source, append_to(old) as target:
                 source.seek(-_LOG_LIMIT_BYTES, os.SEEK_END)
                 while piece := source.read(1 << 20):
                     target.write(piece)
             os.truncate(log, 0)
 
 
-def _append_to(path: Path) -> BinaryIO:
+def append_to(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")

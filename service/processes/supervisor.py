@@ -169,10 +169,11 @@ class Supervisor:
             part.deaths = 0
         code = process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if not self._steady and (part.program.log is not None or part.deaths >= 2):
+        has_own_log = part.program.log is not None and not part.program.log_is_shared
+        if not self._steady and (has_own_log or part.deaths >= 2):
             reason = last_words(part.program, part.log_position)
             raise StartError(f"{part.program.name} did not start: it {how}: {reason}")
-        why = f" ({last_words(part.program, part.log_position)})" if code > 0 and part.program.log is not None else ""
+        why = f" ({last_words(part.program, part.log_position)})" if code > 0 and has_own_log else ""
         self._delay(part, f"{part.program.name} (process {process.pid}) {how}{why}")
 
     def _delay(self, part: _Part, what: str) -> None:
