@@ -140,8 +140,8 @@ class TestUp:
             log = Path(first.told(r"Log +(\S+) "))
             assert log == data / "log" / "daguerre.log"
             line = r"Z request POST /v1/images status=200 ms=[\d.]+ id=\w+$"
-            wait_for(lambda: re.search(line, log.read_text(), re.MULTILINE))
-            wait_for(lambda: re.search(line, first.text, re.MULTILINE))
+            for path in (log, first.log):
+                wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
             assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
             found = running.find(data)
             assert found is not None

@@ -8,6 +8,7 @@ import os
 import click
 
 from service.cli.accounts import accounts
+from service.cli.backups import backup, psql, restore
 from service.cli.health import health
 from service.cli.keys import keys
 from service.cli.presets import presets
@@ -37,7 +38,10 @@ def cli() -> None:
     """Daguerre, a self-hosted image host."""
 
 
-for command in (serve, worker, schema, health, verify, accounts, keys, signing_keys, presets, sign):
+for command in (
+    *(serve, worker, schema, health, verify, backup, restore, psql),
+    *(accounts, keys, signing_keys, presets, sign),
+):
     cli.add_command(command)
 
 

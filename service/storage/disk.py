@@ -301,6 +301,10 @@ class DiskStorage:
         """The files in one of the folders, from 0. Blocks; raises OSError."""
         return list(self._shard(number).iterdir())
 
+    def list_incoming(self) -> list[Path]:
+        """The files that are not at their own path yet. Blocks; raises OSError."""
+        return list(self._incoming.iterdir())
+
     def set_aside(self, path: Path) -> Path:
         """Move a file of `list_shard` to `unclaimed`, where nothing looks, and return its path there: with a number
         behind the name if there is one of that name. Blocks; raises OSError.
