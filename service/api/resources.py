@@ -29,6 +29,7 @@ from service.processes.arriving_bytes import ArrivingBytes
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
+from service.server_versions import require_servers
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
@@ -90,9 +91,10 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        await _prepare(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        await require_servers(settings.database_url, redis)
+        await _prepare(storage, database)
         accepting = Batcher(partial(accept, database, storage))
         replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)

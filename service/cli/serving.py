@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 
@@ -32,6 +33,7 @@ def serve(
             if fd is None and settings.api_processes > 1:
                 from service.processes import serving  # noqa: PLC0415
 
+                asyncio.run(_require_servers(settings))  # here first: each process would say it
                 serving.serve(settings, listener)
             else:
                 from service.api import server  # noqa: PLC0415
@@ -39,6 +41,17 @@ def serve(
                 server.serve(settings, listener, *_open_shared(shared))
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+async def _require_servers(settings: Settings) -> None:
+    from service.queue import jobs  # noqa: PLC0415
+    from service.server_versions import require_servers  # noqa: PLC0415
+
+    redis = jobs.open_redis(settings.redis_url)
+    try:
+        await require_servers(settings.database_url, redis)
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:
