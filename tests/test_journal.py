@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.embedded import screen as console
 from service.embedded.journal import Journal
 from tests.processes import wait_for
 
@@ -102,3 +105,14 @@ def test_a_paused_terminal_holds_nobody_up(tmp_path: Path, screen: Screen) -> No
         append(log, ("x" * 99 + "\n") * 2000)
         journal.write("program.restarted", "kept all the same")
         assert "kept all the same" in log.read_text()
+
+
+def test_a_note_on_the_screen_fits_100_columns() -> None:
+    stream = io.StringIO()
+    screen = console.Screen(stream)
+    screen.note("Not ready yet: /readyz answers 503 " + '{"status": "unavailable", "checks": {"worker": "ok"}} ' * 4)
+    screen.note("")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 100
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}Z ! Not ready yet: .*", lines[0])
