@@ -1,4 +1,4 @@
--- version: 2
+-- version: 3
 -- Daguerre's tables. Every change of this file raises the version above by one. It is applied under an advisory lock at
 -- the first start of each version, so every statement can run again; a later version changes a table with `alter table …
 -- add column if not exists`. A start of an older version than was applied refuses.
@@ -39,6 +39,14 @@ create index if not exists api_keys_of_account on api_keys (account_id);
 -- How an account's pictures are delivered.
 alter table accounts add column if not exists require_signature boolean not null default false;
 alter table accounts add column if not exists strip_location boolean not null default false;
+
+-- What the operator has done to an account. The API refuses the keys of one that is suspended, and no image is inserted
+-- for it; its pictures are delivered unless that is stopped, too. One whose deletion has begun never comes back.
+alter table accounts add column if not exists suspended_at timestamptz;
+alter table accounts add column if not exists delivery_stopped boolean not null default false;
+alter table accounts add column if not exists deletion_began_at timestamptz;
+-- An account may store more than a quota that was lowered later, but no image may be younger than that.
+alter table accounts add column if not exists max_bytes_set_at timestamptz not null default '-infinity';
 
 create table if not exists images (
     id           text collate "C" primary key,
@@ -167,3 +175,21 @@ create table if not exists renditions (
 );
 create index if not exists renditions_by_use on renditions (used_at) include (size);
 create index if not exists renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;
+
+-- How far the background scrub has read the originals: one row. A worker holds it by a lease, of PostgreSQL's clock.
+create table if not exists scrub (
+    single     boolean primary key default true check (single),
+    holder     text not null,
+    held_until timestamptz not null,
+    started_at timestamptz,  -- of the round
+    is_over    boolean not null default true,
+    after_id   text collate "C" not null default '',
+    done_cost  bigint not null default 0  -- bytes, with an allowance for each file
+);
+
+-- Images whose file the scrub has found damaged: each is named in the log once, until its file is whole again.
+create table if not exists damaged_images (
+    image_id text collate "C" primary key,
+    what     text not null,
+    found_at timestamptz not null default now()
+);

@@ -25,6 +25,7 @@ _ACQUIRE_TIMEOUT_S = 2
 _COMMAND_TIMEOUT_S = 5
 _SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
 _VERSION = re.compile(r"-- version: (?P<version>[1-9][0-9]*)\n")
+_TABLE = re.compile(r"^create table if not exists (\w+)", re.MULTILINE)
 _SCHEMA_LOCK = 0xDA60E88E
 _SCHEMA_LOCK_TIMEOUT_S = 2
 _SCHEMA_TRIES = 20
@@ -156,6 +157,10 @@ class Schema:
         match = _VERSION.match(text)
         assert match is not None  # noqa: S101 - the first line has it
         return cls(text, int(match["version"]))
+
+    @property
+    def tables(self) -> list[str]:
+        return _TABLE.findall(self.text)
 
     @property
     def digest(self) -> bytes:

@@ -93,6 +93,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "rendition-not-ready": (503, "The rendition is still being made; try again shortly."),
     # the account
+    "account-suspended": (403, "This account is suspended; ask the operator of this server."),
     "quota-exceeded": (403, "The account's storage is full; delete images or ask for more."),
     # the signature of a picture's URL
     "signature-required": (403, "This account's pictures are shown by signed URLs only; sign the URL."),

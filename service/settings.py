@@ -45,6 +45,27 @@ def parse_size(text: str | int) -> int:
     raise ValueError(f"{_shorten(written)!r} is too large a size: it is at most 8388607TB")
 
 
+_PERIOD = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_PERIOD_S = 3650 * 86400
+
+
+def parse_period(text: str) -> int | None:
+    """Seconds from `7d`, `12h`, `30m` or `90s`; None for the empty text. Raises ValueError."""
+    if not text:
+        return None
+    match = _PERIOD.fullmatch(text.strip().lower())
+    seconds = int(match["number"]) * _UNIT_S[match["unit"]] if match else 0
+    if not 1 <= seconds <= _MAX_PERIOD_S:
+        raise ValueError(f"{_shorten(text)!r} is not a time: write a number with s, m, h or d, like 7d; empty is off")
+    return seconds
+
+
+def _check_period(text: str) -> str:
+    parse_period(text)
+    return text
+
+
 def _shorten(text: str) -> str:
     return text if len(text) <= _MAX_SIZE_CHARACTERS else f"{text[:_MAX_SIZE_CHARACTERS]}…"
 
@@ -235,6 +256,10 @@ class Settings(BaseSettings):
         description="Child processes of one worker that make renditions for one account; there is one more for others.",
     )
     render_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
+
+    scrub: Annotated[str, AfterValidator(_check_period)] = Field(
+        "", description="Time in which the workers read every image once, to find damaged files, like `7d`."
+    )
 
     metrics: Path | None = Field(
         None, description="Folder where the processes of one host put their metrics together; by default in memory."

@@ -187,11 +187,13 @@ _TABLES = {
     "accounts",
     "api_keys",
     "applied_schema",
+    "damaged_images",
     "image_tags",
     "images",
     "presets",
     "removals",
     "renditions",
+    "scrub",
     "signing_keys",
 }
 

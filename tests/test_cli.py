@@ -128,6 +128,7 @@ async def test_an_account_is_shown_and_set(database_url: str) -> None:
         "IMAGES": "0",
         "USED": "0 bytes",
         "MAX": "2 GB",
+        "STATE": "active",
         "SIGNATURE": "not required",
         "LOCATION": "kept",
         "SIGNING KEYS": "0",

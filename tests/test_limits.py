@@ -17,7 +17,8 @@ from aiohttp import web
 
 from service.api import server
 from service.api.app import create_app
-from service.api.bodies import MAX_FORM_LINE_BYTES, MAX_JSON_BYTES, MAX_LINES_AROUND_PARTS, MAX_PART_HEADERS
+from service.api.bodies import MAX_JSON_BYTES
+from service.api.forms import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FORM_LINE_BYTES, MAX_LINES_AROUND_PARTS, MAX_PART_HEADERS
 from service.api.protocol import UNREAD_S, Runner
 from service.downloads.origins import MAX_URL_LENGTH
 from service.errors import CATALOGUE
@@ -43,8 +44,9 @@ def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
         "Ids in one request": str(MAX_IDS),
         "Tags in one request, and of an image": f"{MAX_TAGS} of {MAX_TAG_LENGTH} characters",
         "A picture's URL": f"{MAX_URL_LENGTH} characters",
-        "Headers of a form's file": f"{MAX_PART_HEADERS} of {server.MAX_LINE_BYTES} bytes",
-        "Lines of a form before and after its file": f"{MAX_LINES_AROUND_PARTS} of {MAX_FORM_LINE_BYTES} bytes",
+        "Fields of a form beside its file": f"{MAX_FIELDS}, and {MAX_FIELD_BYTES} bytes of all, headers included",
+        "Headers of a form's file, and of a field": f"{MAX_PART_HEADERS} of {server.MAX_LINE_BYTES} bytes",
+        "Lines of a form before and after its parts": f"{MAX_LINES_AROUND_PARTS} of {MAX_FORM_LINE_BYTES} bytes",
     }.items():
         assert rows[what] == most
     [json_row] = [most for what, most in rows.items() if what == "A JSON body"]
@@ -142,6 +144,8 @@ async def test_a_form_may_have_a_few_lines_before_its_file(api: Client, tenant: 
     assert response.status == 200
 
 
+FIELD = b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n'
+EMPTY_FILE = FILE.replace(b"f.jpg", b"") + b"Content-Type: application/octet-stream\r\n\r\n\r\n"
 TOO_MUCH = {
     "lines before the file": b"\r\n" * (MAX_LINES_AROUND_PARTS + 1) + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
     "20 MB of lines": b"\r\n" * 10_000_000,
@@ -149,8 +153,14 @@ TOO_MUCH = {
     "headers of a part": FILE + b"X: y\r\n" * MAX_PART_HEADERS + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
     "20 MB of a part's headers": FILE + b"X: y\r\n" * 3_000_000,
     "a long header of a part": FILE + b"X: " + b"y" * 20_000_000,
+    "33 fields": FIELD * 33 + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
+    "33 fields behind the file": FILE + b"\r\n" + jpeg() + b"\r\n" + FIELD * 33 + b"--xyz--\r\n",
+    "33 empty files": EMPTY_FILE * 33 + b"--xyz--\r\n",
+    "20 MB of a field": FIELD.replace(b"b", b"b" * 20_000_000) + b"--xyz--\r\n",
+    "fields of 70 KB": FIELD.replace(b"b", b"b" * 35_000) * 2 + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
+    "70 KB of headers of fields": FIELD.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 7000 + b"\r\n\r\n") * 10,
     "two files": (FILE + b"\r\n" + jpeg() + b"\r\n") * 2 + b"--xyz--\r\n",
-    "a thousand fields": b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n' * 1000 + b"--xyz--\r\n",
+    "a thousand fields": FIELD * 1000 + b"--xyz--\r\n",
     "forms within forms": b"--xyz\r\nContent-Type: multipart/mixed; boundary=xyz\r\n\r\n" * 1000,
 }
 

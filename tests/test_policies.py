@@ -11,7 +11,7 @@ import pytest
 
 from service.accounts.records import AccountUnknown
 from service.database import Database, apply_schema
-from service.delivery.policies import Policy, find_policies, set_policy
+from service.delivery.policies import Policy, find_policies, load_policy, set_policy
 from service.delivery.presets import MAX_PRESETS, TooManyPresets, delete_preset, list_presets, set_preset
 from service.delivery.signing_keys import (
     TooManySigningKeys,
@@ -26,15 +26,14 @@ from tests.conftest import NewTenant, Tenant
 
 
 async def policy_of(connection: Any, tenant: Tenant) -> Policy:
-    [policy] = await find_policies(connection, [tenant.id])
-    return policy
+    return await load_policy(connection, tenant.id)
 
 
 async def test_an_account_that_has_decided_nothing_is_open_and_keeps_what_it_has(
     connection: Any, tenant: Tenant
 ) -> None:
     assert await policy_of(connection, tenant) == Policy(
-        tenant.id, require_signature=False, strip_location=False, secrets=(), presets={}
+        tenant.id, require_signature=False, strip_location=False, is_delivered=True, secrets=(), presets={}
     )
 
 
@@ -60,16 +59,17 @@ async def test_policies_are_answered_in_the_order_asked(settings: Settings, new_
             secrets[tenant.id] = await create_signing_key(connection, tenant.name)
             await set_preset(connection, tenant.name, "thumb", f"width={tenant.id}")
         asked = [tenants[place].id for place in (2, 0, 3, 2, 1)]
-        found = await find_policies(connection, asked)
+        found = [policy for policy in await find_policies(connection, asked) if policy is not None]
         assert await find_policies(connection, []) == []
     assert [policy.account_id for policy in found] == asked
     assert [list(policy.secrets) for policy in found] == [[secrets[i]] if i in secrets else [] for i in asked]
     assert [policy.presets for policy in found] == [{"thumb": f"width={i}"} if i in secrets else {} for i in asked]
 
 
-async def test_an_account_that_is_gone_is_told(connection: Any, tenant: Tenant) -> None:
+async def test_a_deleted_account_has_no_policy(connection: Any, tenant: Tenant) -> None:
+    assert await find_policies(connection, [AccountId(999), tenant.id]) == [None, await policy_of(connection, tenant)]
     with pytest.raises(AccountUnknown, match="999"):
-        await find_policies(connection, [tenant.id, AccountId(999)])
+        await load_policy(connection, AccountId(999))
 
 
 async def test_a_policy_has_the_live_secrets_newest_first(connection: Any, tenant: Tenant) -> None:

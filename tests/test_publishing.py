@@ -116,7 +116,7 @@ async def test_a_deletion_between_two_names_leaves_nothing(storage: DiskStorage,
 
 async def test_set_aside_files_are_never_overwritten(storage: DiskStorage, settings: Settings) -> None:
     for content in (b"first", b"second", b"third"):
-        storage.set_aside(put(storage.path(ID), content))
+        storage.unclaimed.set_aside(put(storage.path(ID), content))
     assert {path.read_bytes() for path in stored_files(settings)} == {b"first", b"second", b"third"}
 
 

@@ -29,6 +29,7 @@ WRITTEN_OUT = {
     "renditions_size",
     "renditions_memory",
     "rendition_widths",
+    "scrub",
     "trusted_proxies",
     "x_accel_redirect",
 }

@@ -170,15 +170,16 @@ async def test_a_client_that_resets_is_no_error(port: int, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("length", [5, 40, 70])
-async def test_a_form_that_names_its_charset_is_refused(session: ClientSession, tenant: Tenant, length: int) -> None:
-    """RFC 7578, section 4.6. With a long boundary aiohttp fails at an assertion, which was a 500."""
+@pytest.mark.usefixtures("worker")
+async def test_a_form_may_name_its_charset(session: ClientSession, tenant: Tenant, length: int) -> None:
+    """RFC 7578, section 4.6. aiohttp's own method fails at it, for some boundaries at an assertion."""
     line = b"--" + b"b" * length
     field = b'\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\nutf-8\r\n'
     file = b'\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + jpeg() + b"\r\n"
     headers = tenant.headers | {"Content-Type": f"multipart/form-data; boundary={'b' * length}"}
     body = line + field + line + file + line + b"--\r\n"
     answer = await session.post("/v1/images", data=body, headers=headers)
-    assert (await refusal(answer))[:2] == (400, "invalid-body")
+    assert answer.status == 200, await answer.text()
 
 
 CHUNK = b"1\r\nx\r\n"

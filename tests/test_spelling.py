@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
 import pytest
 
 from service.delivery.parsing import parse
@@ -144,3 +145,13 @@ def test_a_picture_names_the_nearest_parameter() -> None:
         parse([("widht", "100")])
     with pytest.raises(ServiceError, match="Unknown parameter 'colour'; there are preset, width, "):
         parse([("colour", "100")])
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_misspelt_field_of_a_form_is_refused(api: Client, tenant: Tenant) -> None:
+    for name, status in (("tags[]", 400), ("tag", 400), ("csrf_token", 200), ("_", 200)):
+        form = aiohttp.FormData()
+        form.add_field(name, "lake")
+        form.add_field("file", jpeg(), filename="a.jpg", content_type="image/jpeg")
+        response = await api.post("/v1/images", headers=tenant.headers, data=form)
+        assert response.status == status, await response.text()

@@ -19,6 +19,7 @@ from service.settings import Settings, SettingsError
 from service.sizes import readable
 from service.storage.disk import DiskStorage
 from service.verification import report
+from service.verification.context import Options
 from tests.conftest import Client, Tenant
 from tests.samples import jpeg, stored_files
 from tests.test_cli import daguerre
@@ -46,12 +47,12 @@ async def verify(
     read: bool = True,
     repair: bool = False,
     drop_missing: bool = False,
+    force: bool = False,
     expected: Mapping[ImageId, bytes] | None = None,
 ) -> Told:
     lines: list[str] = []
-    is_well = await report.verify(
-        settings, read=read, repair=repair, drop_missing=drop_missing, expected=expected or {}, tell=lines.append
-    )
+    options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
+    is_well = await report.verify(settings, options, expected or {}, write=lines.append)
     return Told(is_well, lines[:-1], lines[-1])
 
 
@@ -154,7 +155,7 @@ class TestContent:
             if number != 3:
                 put(storage.path(ImageId(f"Image0{number}")))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("service.verification.checks._AT_ONCE", 2)
+            patch.setattr("service.verification.image_checks.BATCH_SIZE", 2)
             told = await verify(settings)
         assert told.problems == ["image Image03: its file is missing"]
         assert told.summary.startswith("5 images, ")

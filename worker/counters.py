@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from service.accounts.counters import list_stale, refresh_counters
+from service.accounts.records import AccountUnknown
 from service.database import Connection
 from service.errors import ServiceError
 from service.ids import AccountId
@@ -45,6 +46,8 @@ async def _refresh_stale(worker: Resources) -> None:
             try:
                 async with asyncio.timeout_at(until):
                     await _refresh(connection, account_id)
+            except AccountUnknown:
+                continue  # it was deleted
             except Exception as error:
                 if connection.is_closed():
                     raise  # the database went away: none can be refreshed

@@ -13,7 +13,8 @@ from arq import cron, func
 from arq.connections import ArqRedis
 
 from service.queue import jobs
-from service.settings import Settings, SettingsError
+from service.server_versions import require_servers
+from service.settings import Settings, SettingsError, parse_period
 from service.storage.disk import DiskStorage
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -24,6 +25,7 @@ from worker.eviction import evict_renditions
 from worker.probe import probe_image
 from worker.render import render_image
 from worker.resources import SPARE_CHILDREN, Resources, open_resources
+from worker.scrub import scrubbing
 from worker.shares import Shares
 from worker.sweep import sweep
 
@@ -61,7 +63,12 @@ def _serve_metrics(host: str, port: int) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    async with open_resources(settings, jobs.open_redis(settings.redis_url)) as resources:
+    redis = jobs.open_redis(settings.redis_url)
+    await require_servers(settings.database_url, redis)
+    async with (
+        open_resources(settings, redis) as resources,
+        scrubbing(resources.database, resources.storage, parse_period(settings.scrub)),
+    ):
         workers = [
             make_prober(settings, resources, resources.redis),
             make_renderer(settings, resources, jobs.open_redis(settings.redis_url)),

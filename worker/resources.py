@@ -16,7 +16,6 @@ from service.images.outcomes import mark_ready
 from service.images.records import Image
 from service.probes import Probe
 from service.queue.jobs import JobQueue
-from service.server_versions import require_servers
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
@@ -53,7 +52,6 @@ class Resources:
 async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
     """Connect to everything and start the child processes; all of it ends with the block."""
     storage = DiskStorage(settings.storage_folder)
-    await require_servers(settings.database_url, redis)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(

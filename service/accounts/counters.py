@@ -65,6 +65,21 @@ async def refresh_counters(connection: Connection, account_id: AccountId) -> Dri
     return drift
 
 
+_HAS_GROWN = """
+select exists (
+    select from images where account_id = $1 and state <> 'failed'
+        and created_at > (select max_bytes_set_at from accounts where id = $1)
+)
+"""
+
+
+async def has_grown_since_quota(connection: Connection, account_id: AccountId) -> bool:
+    """Whether the account stores an image that is younger than its quota. One that stores more than a quota that was
+    lowered later has none.
+    """
+    return bool(await connection.fetchval(_HAS_GROWN, account_id))
+
+
 class _Measured(NamedTuple):
     drift: Drift
     seen_at: datetime

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.accounts.records import Account, AccountUnknown
+from service.accounts.records import COLUMNS, Account, AccountUnknown
 from service.batches import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
@@ -78,7 +78,7 @@ async def key_is_active(connection: Connection, key: str) -> bool | None:
 
 # The use is noted once an hour, by the one statement that looks keys up; where another notes the same key just now,
 # it is left to that one and none waits. Each is found by the index, whatever the planner would make of a join.
-_OWNERS = """
+_OWNERS = f"""
 with found as materialized (
     select asked.place, key.* from unnest($1::bytea[]) with ordinality as asked (key_hash, place)
     cross join lateral (
@@ -92,8 +92,8 @@ with found as materialized (
         for no key update skip locked
     ))
 )
-select found.place, a.id, a.name, a.max_bytes, a.used_bytes, a.num_images
-from found join accounts a on a.id = found.account_id
+select found.place, {COLUMNS}
+from found join accounts on accounts.id = found.account_id
 """
 
 

@@ -12,13 +12,18 @@ from service.ids import AccountId
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`used_bytes` and `num_images` count pending and ready images."""
+    """`used_bytes` and `num_images` count pending and ready images. An account that is being deleted is suspended too,
+    and not delivered.
+    """
 
     id: AccountId
     name: str
     max_bytes: int
     used_bytes: int
     num_images: int
+    is_suspended: bool = False
+    is_delivered: bool = True
+    is_being_deleted: bool = False
 
     @property
     def remaining_bytes(self) -> int:
@@ -43,7 +48,11 @@ async def create_account(connection: Connection, name: str, max_bytes: int) -> A
         raise AccountExists(name) from None
 
 
-_SELECT = "select id, name, max_bytes, used_bytes, num_images from accounts"
+COLUMNS = """
+accounts.id, name, max_bytes, used_bytes, num_images,
+suspended_at is not null, not delivery_stopped, deletion_began_at is not null
+"""
+_SELECT = f"select {COLUMNS} from accounts"
 
 
 async def load_account(connection: Connection, account_id: AccountId) -> Account:
@@ -58,6 +67,21 @@ async def find_account(connection: Connection, name: str) -> Account:
     if row is None:
         raise AccountUnknown(name)
     return Account(*row)
+
+
+# The time is that of the statement, after it has waited for the row: what was inserted under the quota before is older.
+_SET_MAX = """
+update accounts set max_bytes = $2, max_bytes_set_at = clock_timestamp(), changed_at = now() where name = $1
+returning used_bytes
+"""
+
+
+async def set_max_bytes(connection: Connection, name: str, max_bytes: int) -> int:
+    """Set the quota; returns what the account stores, which may be more. Raises AccountUnknown."""
+    used_bytes = await connection.fetchval(_SET_MAX, name, max_bytes)
+    if used_bytes is None:
+        raise AccountUnknown(name)
+    return int(used_bytes)
 
 
 _LOCK = "select id from accounts where name = $1 for no key update"

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
-from service.accounts.records import Account, load_account
+from service.accounts.records import Account, AccountUnknown, load_account
 from service.api import envelope
 from service.api.parameters import Detail
 from service.api.representations import FoundImages, ShownImage, describe_account, describe_image, describe_new
@@ -43,7 +43,7 @@ async def add_account(
     """
     if not detail.with_account:
         return
-    with suppress(ServiceError):
+    with suppress(ServiceError, AccountUnknown):
         async with service.database.connection() as connection:
             account = await load_account(connection, account.id)
     shown = describe_account(account)

@@ -17,7 +17,10 @@ _RATE_LIMIT = web.RequestKey("rate_limit", str)
 
 
 async def authenticate(request: web.Request) -> Account:
-    """The account of the request's key, as it was at most 4 s ago. Raises `unauthorized`, `rate-limited`."""
+    """The account of the request's key, as it was at most 4 s ago.
+
+    Raises `unauthorized`, `rate-limited`, `account-suspended`.
+    """
     key = _key(request)
     if not key:
         raise ServiceError("unauthorized")
@@ -28,6 +31,8 @@ async def authenticate(request: web.Request) -> Account:
         request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.next_s}' if standing else ""
         if standing is not None and standing.refused:
             raise ServiceError("rate-limited", retry_after_s=standing.next_s)
+    if account.is_suspended:
+        raise ServiceError("account-suspended")
     return account
 
 

@@ -1,60 +1,33 @@
-"""What a request's body holds: the bytes of one image, raw or as one file of multipart/form-data; or a little JSON."""
+"""What a request's body holds: the bytes of one image, raw or in a form; or a little JSON."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
-from aiohttp import BodyPartReader, ClientError, HttpVersion11, MultipartReader, web
+from aiohttp import ClientError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDictProxy
 
+from service.api.forms import FORM_OVERHEAD_BYTES, TakeField, check_encoding, is_binary, read_form
 from service.errors import ServiceError
 from service.ids import KEY_PATTERN
 
 Value = TypeVar("Value")
 
-_CHUNK_BYTES = 64 * 1024
 _LOOK_S = 0.5
 MAX_JSON_BYTES = 64 * 1024
-# Of a form: its part's headers, and the lines around its parts, which cost much more time than the bytes of a picture.
-MAX_PART_HEADERS = 16
-MAX_LINES_AROUND_PARTS = 32
-MAX_FORM_LINE_BYTES = 8190
-# What surrounds the file in a form: boundaries and the part's headers.
-_FORM_OVERHEAD_BYTES = 16 * 1024
-# A quoted string (RFC 9110, section 5.6.4), or one without an end.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-# Also as of RFC 2231: `filename*`, `filename*0`, `filename*0*`.
-_FILE_NAME = re.compile(r"(?:^|[;,\s])filename(?:\*(?:[0-9]+\*?)?)?\s*=", re.IGNORECASE)
-_BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark is three of them
 # How aiohttp tells of a body that is not what its headers say.
 _MALFORMED = (AssertionError, ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
 
 def check_content_type(request: web.Request) -> None:
     """Raises `unsupported-content-type`, which names the header to send."""
-    if request.content_type != "multipart/form-data" and not _is_binary(request.content_type):
+    if request.content_type != "multipart/form-data" and not is_binary(request.content_type):
         raise ServiceError("unsupported-content-type")
-
-
-def _is_binary(content_type: str) -> bool:
-    """Whether a picture may have this type, given in lower case and without parameters."""
-    return content_type == "application/octet-stream" or content_type.startswith("image/")
-
-
-def check_encoding(headers: CIMultiDictProxy[str]) -> None:
-    """Raises `unsupported-content-encoding` if the headers, of a request or of a form's part, say that what follows is
-    compressed: a megabyte may stand for a gigabyte (RFC 9110, section 8.4).
-    """
-    codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
-    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
-        raise ServiceError("unsupported-content-encoding")
 
 
 def declared_length(request: web.Request) -> int | None:
@@ -62,7 +35,7 @@ def declared_length(request: web.Request) -> int | None:
     if not request.body_exists:
         return 0
     if request.content_length is not None and request.content_type == "multipart/form-data":
-        return max(1, request.content_length - _FORM_OVERHEAD_BYTES)
+        return max(1, request.content_length - FORM_OVERHEAD_BYTES)
     return request.content_length
 
 
@@ -77,10 +50,14 @@ async def let_continue(request: web.Request) -> None:
         request.writer.output_size = 0  # the answer itself has not begun
 
 
-async def chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """The image's bytes as they arrive. Raises `invalid-body` for a form that is not exactly one file."""
+async def chunks(request: web.Request, take_field: TakeField) -> AsyncIterator[bytes]:
+    """The image's bytes as they arrive. The fields of a form go to `take_field`, wherever they stand.
+
+    Raises `invalid-body` for a form that does not hold exactly one file, and what `take_field` does.
+    """
     await let_continue(request)
-    source = _form_file(request) if request.content_type == "multipart/form-data" else _raw(request)
+    is_form = request.content_type == "multipart/form-data"
+    source = read_form(request, take_field) if is_form else _raw(request)
     try:
         async for chunk in source:
             yield chunk
@@ -91,58 +68,6 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
 async def _raw(request: web.Request) -> AsyncIterator[bytes]:
     while chunk := await request.content.readany():
         yield chunk
-
-
-class _Form(MultipartReader):
-    """aiohttp reads past a preamble line by line, however many there are."""
-
-    _lines = 0
-
-    async def _readline(self) -> bytes:
-        self._lines += 1
-        if self._lines > MAX_LINES_AROUND_PARTS:
-            raise ServiceError("invalid-body", "The form has too many lines outside its file; send the file alone.")
-        if self._unread:
-            return self._unread.pop()
-        # aiohttp joins a line piece by piece, which takes the square of its length if it comes byte by byte.
-        return await self._content.readline(max_line_length=MAX_FORM_LINE_BYTES)
-
-
-async def _form_file(request: web.Request) -> AsyncIterator[bytes]:
-    has_file = False
-    async for part in _Form(request.headers, request.content, max_headers=MAX_PART_HEADERS):
-        chunk = await part.read_chunk(_CHUNK_BYTES) if isinstance(part, BodyPartReader) else b""
-        if not isinstance(part, BodyPartReader) or not _is_file(part, chunk):
-            raise ServiceError(
-                "invalid-body",
-                "A form may hold one file and nothing else; send parameters in the query string.",
-            )
-        check_encoding(part.headers)
-        if has_file:
-            raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
-        if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
-            # aiohttp decodes a piece at a time, and would spoil what is escaped across the end of one.
-            raise ServiceError("invalid-body", "Send the form's file as it is, not quoted-printable.")
-        has_file = True
-        while chunk:
-            yield part.decode(chunk)
-            chunk = await part.read_chunk(_CHUNK_BYTES)
-    if not has_file:
-        raise ServiceError("empty-body")
-
-
-def _is_file(part: BodyPartReader, chunk: bytes) -> bool:
-    """Whether a part is a file and no text field (RFC 7578): by its file name, its type, or its first chunk, since
-    several clients send neither name nor type. No text has a zero byte, and no parameter starts with `<`, as SVG does.
-    """
-    content_type = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    is_named = _has_file_name(part.headers.get("Content-Disposition", ""))
-    return is_named or _is_binary(content_type) or b"\0" in chunk or chunk.lstrip(_BLANKS).startswith(b"<")
-
-
-def _has_file_name(disposition: str) -> bool:
-    """Also in a header that breaks the grammar, such as one with spaces in a name without quotes."""
-    return _FILE_NAME.search(_QUOTED.sub('""', disposition)) is not None
 
 
 @asynccontextmanager

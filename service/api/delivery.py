@@ -104,6 +104,8 @@ async def _find_subject(visit: Visit) -> Subject:
     subject = await _look_up(visit, parse_image_id(visit.request.match_info["id"]))
     if subject is None:
         raise ServiceError("image-not-found", "There is no image with this id.")
+    if not subject.policy.is_delivered:
+        raise ServiceError("account-suspended", "The pictures of this account are not shown at present.")
     if subject.image.state == "pending":
         raise ServiceError("image-processing", retry_after_s=1)
     return subject

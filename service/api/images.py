@@ -10,7 +10,7 @@ from aiohttp import web
 from yarl import URL
 
 from service.accounts.records import Account
-from service.api import answers, bodies, envelope, parameters
+from service.api import answers, bodies, envelope, forms, parameters
 from service.api.authentication import authenticate
 from service.api.middleware import request_id
 from service.api.representations import describe_image
@@ -33,18 +33,15 @@ async def create(request: web.Request) -> web.Response:
         return await _create_from_json(request)
     service = resources(request)
     account = await authenticate(request)
-    detail, tags, key = (
-        parameters.detail(request, "tags"),
-        parameters.tags(request),
-        parameters.idempotency_key(request),
-    )
+    given, key = parameters.UploadParameters(request), parameters.idempotency_key(request)
     bodies.check_content_type(request)
-    bodies.check_encoding(request.headers)
+    forms.check_encoding(request.headers)
     with await service.admission.upload(account, bodies.declared_length(request), key) as body:
         with body.place:
-            upload = await receiving.receive(bodies.chunks(request), service.storage, service.upload_limits, body)
-        new, image = await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
-    return await answers.created(new, image, service, account, detail)
+            chunks = bodies.chunks(request, given.take_field)
+            upload = await receiving.receive(chunks, service.storage, service.upload_limits, body)
+        new, image = await service.ingest.store(upload, account.id, given.tags, key, request_id=request_id(request))
+    return await answers.created(new, image, service, account, given.detail)
 
 
 async def create_from_url(request: web.Request) -> web.Response:

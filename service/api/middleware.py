@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
+from service.accounts.records import AccountUnknown
 from service.api import envelope
 from service.api.sending import FileAnswer, SendingEnd
 from service.errors import ServiceError
@@ -92,6 +93,9 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     request[_REQUEST_ID] = choose_request_id(request.headers.get("X-Request-Id"))
     try:
         response = await handler(request)
+    except AccountUnknown:  # it was deleted while the request was handled, and the key with it
+        exchange.code = "unauthorized"
+        response = envelope.error(ServiceError("unauthorized"), request.get(ERROR_HEADERS))
     except ServiceError as problem:
         exchange.code, exchange.cause = problem.code, problem.__cause__
         response = envelope.error(problem, request.get(ERROR_HEADERS))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from aiohttp import web
-from multidict import MultiMapping
+from multidict import MultiDict, MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
@@ -17,6 +19,8 @@ from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
+# The parameters of an upload that may be fields of a form.
+_FIELDS = frozenset({"tags", "with_exif", "verbose", "with_mini_preview", "with_account"})
 _DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
 # Unknown names of one request that are compared with the known ones: a request line has room for a thousand.
 _MAX_COMPARED = 16
@@ -60,27 +64,34 @@ def detail(request: web.Request, *others: str) -> Detail:
     the call would ignore what its client asked for.
     """
     parameters = query(request)
-    known = ("key", *others, *_DETAIL_NAMES)
-    unknown = [name for name in parameters if name not in known]
-    for name in unknown[:_MAX_COMPARED]:
-        if (meant := find_near_miss(name, known)) is not None:
-            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; did you mean {meant}?")
-    return _detail(parameters)
+    _refuse_near_misses(parameters, _list_known(*others))
+    return _read_detail(parameters)
 
 
 def strict_detail(request: web.Request, *others: str) -> Detail:
     """The same for a call that refuses every unknown parameter."""
-    parameters = query(request)
-    known = ("key", *others, *_DETAIL_NAMES)
+    parameters, known = query(request), _list_known(*others)
     for name in parameters:
         if name not in known:
             nearest = find_nearest(name, known)
             advice = f"this call takes {', '.join(known)}." if nearest is None else f"did you mean {nearest}?"
             raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; {advice}")
-    return _detail(parameters)
+    return _read_detail(parameters)
 
 
-def _detail(parameters: MultiMapping[str]) -> Detail:
+@lru_cache(16)
+def _list_known(*others: str) -> Mapping[str, None]:
+    """A set that keeps its order."""
+    return dict.fromkeys(("key", *others, *_DETAIL_NAMES))
+
+
+def _refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
+    for name in [name for name in names if name not in known][:_MAX_COMPARED]:
+        if (meant := find_near_miss(name, known)) is not None:
+            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; did you mean {meant}?")
+
+
+def _read_detail(parameters: MultiMapping[str]) -> Detail:
     return Detail(
         with_exif=_flag(parameters, "with_exif"),
         verbose=_flag(parameters, "verbose"),
@@ -91,7 +102,44 @@ def _detail(parameters: MultiMapping[str]) -> Detail:
 
 def tags(request: web.Request) -> list[str]:
     """The comma-separated `tags`, trimmed and each once, in the order given; none if the parameter is absent."""
-    return clean_tags(tag for text in query(request).getall("tags", []) for tag in text.split(","))
+    return _read_tags(query(request))
+
+
+def _read_tags(parameters: MultiMapping[str]) -> list[str]:
+    return clean_tags(tag for text in parameters.getall("tags", []) for tag in text.split(","))
+
+
+class UploadParameters:
+    """`detail` and `tags` of an upload: those of the query string, and those of a form's fields, as they arrive."""
+
+    def __init__(self, request: web.Request) -> None:
+        parameters = query(request)
+        self.detail = detail(request, "tags")
+        self.tags = _read_tags(parameters)
+        self._has_tags = bool(self.tags)
+        self._parameters: MultiDict[str] = MultiDict(parameters)
+
+    def take_field(self, name: str, value: bytes) -> None:
+        """Read a field of a form; one that is no parameter is ignored, and so is a key, which is due before the body.
+
+        Of several flags of one name the last counts, as with a checkbox and its hidden default. Raises
+        `invalid-parameter`.
+        """
+        if name not in _FIELDS:
+            _refuse_near_misses([name], _FIELDS)
+            return
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            raise ServiceError("invalid-parameter", f"The form's field {name} must be UTF-8.") from None
+        if name == "tags":
+            if self._has_tags and text.strip():
+                raise ServiceError("invalid-parameter", "Send tags in the query string or in the form, not in both.")
+            self._parameters.add(name, text)
+            self.tags = _read_tags(self._parameters)
+        else:
+            self._parameters[name] = text.strip()
+            self.detail = _read_detail(self._parameters)
 
 
 def url(request: web.Request) -> str:

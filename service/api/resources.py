@@ -29,12 +29,12 @@ from service.processes.arriving_bytes import ArrivingBytes
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.queue.replies import Replies
-from service.server_versions import require_servers
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
+from service.verification.pairing import NOT_MOUNTED
 
 # Of each dependency's check, and of the scrape of all metrics. Anybody may ask, so there is one of each at a time.
 _CHECK_S = 2.0
@@ -91,10 +91,9 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
+        await _prepare(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        await require_servers(settings.database_url, redis)
-        await _prepare(storage, database)
         accepting = Batcher(partial(accept, database, storage))
         replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)
@@ -146,8 +145,5 @@ async def _prepare(storage: DiskStorage, database: Database) -> None:
             raise storage.unusable("it is empty, and PostgreSQL, which knows whether it should be, is away") from error
         # Looked at again, since another process may have made them and stored an image meanwhile.
         if stored and await asyncio.to_thread(storage.is_new):
-            raise storage.unusable(
-                "Daguerre's folders are not there, though images are stored: mount that disk, or restore the files"
-                " (to give them up, make a folder `incoming` there)"
-            )
+            raise storage.unusable(NOT_MOUNTED)
     await asyncio.to_thread(storage.prepare)

@@ -45,7 +45,7 @@ def copy_shards(storage: DiskStorage, target: DiskStorage, copies: Copies) -> No
 
 def list_incoming(storage: DiskStorage) -> list[ImageId]:
     """Returns the ids of files that are not at their own path yet, whether or not they have a row."""
-    return list(_list_ids(storage.list_incoming()))
+    return list(_list_ids(storage.incoming.iterdir()))
 
 
 def _list_ids(paths: Iterable[Path]) -> Iterator[ImageId]:
@@ -59,7 +59,7 @@ def holds_images(storage: DiskStorage) -> bool:
             if storage.list_shard(shard):
                 return True
     with suppress(FileNotFoundError):
-        return bool(storage.list_incoming())
+        return any(storage.incoming.iterdir())
     return False
 
 

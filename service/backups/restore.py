@@ -16,6 +16,7 @@ from service.images.audit import list_stored_rows
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.verification import report
+from service.verification.context import Options
 
 _CHUNK = 1000
 _CONNECT_S = 10
@@ -46,7 +47,7 @@ async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[st
     tell(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # beside other servers there may be no data folder
         copy_key(folder / KEY, settings.data.expanduser() / KEY)
-    return await report.verify(settings, read=True, repair=True, drop_missing=True, expected={}, tell=tell)
+    return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=tell)
 
 
 async def _restore_database(url: str, dump: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,10 +14,12 @@ from service.settings import parse_size
 
 _MAX_NAME_CHARACTERS = 200
 
+Result = TypeVar("Result")
+
 
 @click.group()
 def accounts() -> None:
-    """Create, list and show accounts, and set how their pictures are delivered."""
+    """Create, list, show, set, suspend and delete accounts."""
 
 
 @accounts.command("create")
@@ -30,10 +33,7 @@ def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
 
     if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
         raise click.BadParameter(f"it has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")
-    try:
-        max_bytes = parse_size(max_storage)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--max-storage") from None
+    max_bytes = _parse_storage(max_storage)
 
     async def create(connection: Any) -> str:
         async with connection.transaction():
@@ -48,6 +48,21 @@ def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
     click.echo(key)
 
 
+def _parse_storage(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--max-storage") from None
+
+
+def _describe_state(account: Any) -> str:
+    if account.is_being_deleted:
+        return "being deleted"
+    if account.is_suspended:
+        return "suspended" if account.is_delivered else "suspended, delivery stopped"
+    return "active"
+
+
 @accounts.command("list")
 @DATA
 def accounts_list(data: Path | None) -> None:
@@ -56,10 +71,16 @@ def accounts_list(data: Path | None) -> None:
     from service.sizes import readable  # noqa: PLC0415
 
     rows = [
-        (account.name, str(account.num_images), readable(account.used_bytes), readable(account.max_bytes))
+        (
+            account.name,
+            str(account.num_images),
+            readable(account.used_bytes),
+            readable(account.max_bytes),
+            _describe_state(account),
+        )
         for account in with_database(data, list_accounts)
     ]
-    print_table(("NAME", "IMAGES", "USED", "MAX"), rows)
+    print_table(("NAME", "IMAGES", "USED", "MAX", "STATE"), rows)
 
 
 @accounts.command("show")
@@ -68,13 +89,12 @@ def accounts_list(data: Path | None) -> None:
 def accounts_show(name: str, data: Path | None) -> None:
     """Show what the account NAME stores, and how its pictures are delivered."""
     from service.accounts.records import Account, find_account  # noqa: PLC0415
-    from service.delivery.policies import Policy, find_policies  # noqa: PLC0415
+    from service.delivery.policies import Policy, load_policy  # noqa: PLC0415
     from service.sizes import readable  # noqa: PLC0415
 
     async def find(connection: Any) -> tuple[Account, Policy]:
         account = await find_account(connection, name)
-        [policy] = await find_policies(connection, [account.id])
-        return account, policy
+        return account, await load_policy(connection, account.id)
 
     account, policy = with_database(data, find)
     print_table(
@@ -83,6 +103,7 @@ def accounts_show(name: str, data: Path | None) -> None:
             ("IMAGES", str(account.num_images)),
             ("USED", readable(account.used_bytes)),
             ("MAX", readable(account.max_bytes)),
+            ("STATE", _describe_state(account)),
             ("SIGNATURE", "required" if policy.require_signature else "not required"),
             ("LOCATION", "stripped" if policy.strip_location else "kept"),
             ("SIGNING KEYS", str(len(policy.secrets))),
@@ -93,6 +114,7 @@ def accounts_show(name: str, data: Path | None) -> None:
 
 @accounts.command("set")
 @click.argument("name")
+@click.option("--max-storage", help="How much it may store: bytes, or like 500MB or 5GB.")
 @click.option(
     "--require-signature/--no-require-signature", default=None, help="Whether pictures are shown by signed URLs only."
 )
@@ -102,20 +124,83 @@ def accounts_show(name: str, data: Path | None) -> None:
     help="Whether pictures are delivered without GPS data.",
 )
 @DATA
-def accounts_set(name: str, *, require_signature: bool | None, strip_location: bool | None, data: Path | None) -> None:
-    """Set how the pictures of the account NAME are delivered; what is not named stays as it is."""
-    from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.policies import Policy, find_policies, set_policy  # noqa: PLC0415
+def accounts_set(
+    name: str,
+    *,
+    max_storage: str | None,
+    require_signature: bool | None,
+    strip_location: bool | None,
+    data: Path | None,
+) -> None:
+    """Set how much the account NAME may store, and how its pictures are delivered.
 
-    if require_signature is None and strip_location is None:
-        raise click.UsageError("Name what to set: --require-signature or --strip-location, or their opposites.")
+    What is not named stays as it is.
+    """
+    from service.accounts.records import Account, find_account, set_max_bytes  # noqa: PLC0415
+    from service.delivery.policies import Policy, load_policy, set_policy  # noqa: PLC0415
+    from service.sizes import readable  # noqa: PLC0415
 
-    async def change(connection: Any) -> Policy:
-        await set_policy(connection, name, require_signature=require_signature, strip_location=strip_location)
-        [policy] = await find_policies(connection, [(await find_account(connection, name)).id])
-        return policy
+    if max_storage is None and require_signature is None and strip_location is None:
+        raise click.UsageError(
+            "Name what to set: --max-storage, --require-signature or --strip-location, or the opposites of these two."
+        )
+    max_bytes = None if max_storage is None else _parse_storage(max_storage)
 
-    policy = with_database(data, change)
+    async def change(connection: Any) -> tuple[Account, Policy]:
+        async with connection.transaction():
+            if max_bytes is not None:
+                await set_max_bytes(connection, name, max_bytes)
+            await set_policy(connection, name, require_signature=require_signature, strip_location=strip_location)
+        account = await find_account(connection, name)
+        return account, await load_policy(connection, account.id)
+
+    account, policy = with_database(data, change)
     click.echo(f"Account {name!r} is changed, {SOON}; see `accounts show`.", err=True)
+    if max_bytes is not None and account.used_bytes > max_bytes:
+        click.echo(
+            f"It stores {readable(account.used_bytes)}, which is more than that: uploads are refused until images are"
+            " deleted.",
+            err=True,
+        )
     if policy.require_signature and not policy.secrets:
         click.echo("It has no signing key, so nothing of it is shown: make one with `signing-keys create`.", err=True)
+
+
+@accounts.command("suspend")
+@click.argument("name")
+@click.option(
+    "--stop-delivery/--keep-delivery", default=None, help="Whether its pictures are refused, too.  [default: keep]"
+)
+@DATA
+def accounts_suspend(name: str, *, stop_delivery: bool | None, data: Path | None) -> None:
+    """Refuse uploads to the account NAME, and all requests with its keys, until it is resumed.
+
+    An upload that is on its way is refused at its end. What is not named stays as it is, if NAME is suspended already.
+    """
+    from service.accounts.suspensions import suspend_account  # noqa: PLC0415
+
+    is_stopped = _change_state(data, name, lambda c: suspend_account(c, name, stop_delivery=stop_delivery))
+    delivery = "are refused too" if is_stopped else "are still delivered"
+    click.echo(f"Account {name!r} is suspended, {SOON}; its pictures {delivery}.", err=True)
+
+
+@accounts.command("resume")
+@click.argument("name")
+@DATA
+def accounts_resume(name: str, data: Path | None) -> None:
+    """Undo the suspension of the account NAME."""
+    from service.accounts.suspensions import resume_account  # noqa: PLC0415
+
+    _change_state(data, name, lambda connection: resume_account(connection, name))
+    click.echo(f"Account {name!r} is active, {SOON}.", err=True)
+
+
+def _change_state(data: Path | None, name: str, change: Callable[[Any], Awaitable[Result]]) -> Result:
+    from service.accounts.suspensions import AccountBeingDeleted  # noqa: PLC0415
+
+    try:
+        return with_database(data, change)
+    except AccountBeingDeleted:
+        raise click.ClickException(
+            f"Account {name!r} is being deleted: `accounts delete` goes on with it where it was interrupted."
+        ) from None

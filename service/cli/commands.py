@@ -7,6 +7,7 @@ import os
 
 import click
 
+from service.cli.account_deletion import delete_account
 from service.cli.accounts import accounts
 from service.cli.backups import backup, psql, restore
 from service.cli.health import health
@@ -38,6 +39,7 @@ def cli() -> None:
     """Daguerre, a self-hosted image host."""
 
 
+accounts.add_command(delete_account)
 for command in (
     *(serve, worker, schema, health, verify, backup, restore, psql),
     *(accounts, keys, signing_keys, presets, sign),

@@ -23,17 +23,26 @@ from service.settings import Settings, SettingsError
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
+@click.option("--new-database", is_flag=True, help="Start with an empty database beside a storage with images.")
 def serve(
-    fd: int | None, shared: tuple[int, int, int] | None, host: str | None, port: int | None, processes: int | None
+    *,
+    fd: int | None,
+    shared: tuple[int, int, int] | None,
+    host: str | None,
+    port: int | None,
+    processes: int | None,
+    new_database: bool,
 ) -> None:
     """Run the API, as several processes behind one port."""
     settings = load_settings(host=host, port=port, api_processes=processes)
     try:
+        if fd is None:  # here alone: each process would say it
+            asyncio.run(_require_servers(settings))
+            _require_pair(settings, is_new_database=new_database)
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
                 from service.processes import serving  # noqa: PLC0415
 
-                asyncio.run(_require_servers(settings))  # here first: each process would say it
                 serving.serve(settings, listener)
             else:
                 from service.api import server  # noqa: PLC0415
@@ -52,6 +61,14 @@ async def _require_servers(settings: Settings) -> None:
         await require_servers(settings.database_url, redis)
     finally:
         await redis.aclose(close_connection_pool=True)
+
+
+def _require_pair(settings: Settings, *, is_new_database: bool) -> None:
+    from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.verification.pairing import require_pair  # noqa: PLC0415
+
+    storage = DiskStorage(settings.storage_folder)
+    asyncio.run(require_pair(settings.database_url, storage, is_new_database=is_new_database))
 
 
 def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:

@@ -42,9 +42,9 @@ def sign(account: str, target: str, expires: str | None, data: Path | None) -> N
 
 async def _newest_secret(connection: Any, account: str) -> str:
     from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.policies import find_policies  # noqa: PLC0415
+    from service.delivery.policies import load_policy  # noqa: PLC0415
 
-    [policy] = await find_policies(connection, [(await find_account(connection, account)).id])
+    policy = await load_policy(connection, (await find_account(connection, account)).id)
     if not policy.secrets:
         raise click.ClickException(
             f"Account {account!r} has no signing key: make one with `daguerre signing-keys create`."

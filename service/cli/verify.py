@@ -17,27 +17,30 @@ from service.settings import SettingsError
 @click.command()
 @click.option("--repair", is_flag=True, help="Mend what can be mended without a loss.")
 @click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, as after a restore.")
-@click.option("--quick", is_flag=True, help="Compare the sizes of files only, instead of reading them all.")
+@click.option("--force", is_flag=True, help="Do so also if more than a tenth of all images or files are affected.")
+@click.option(
+    "--read/--quick", default=True, help="Read all files and compare their SHA-256 (the default), or only their sizes."
+)
 @click.option("--expect", type=click.File(), help="Lines `ID SHA256` of images that must be there; - for stdin.")
 @DATA
-def verify(*, repair: bool, drop_missing: bool, quick: bool, expect: TextIO | None, data: Path | None) -> None:
-    """Hold images, files and counters against each other; exit code 1 if something is wrong and was not mended.
+def verify(
+    *, repair: bool, drop_missing: bool, force: bool, read: bool, expect: TextIO | None, data: Path | None
+) -> None:
+    """Compare images, files and counters with each other; exit code 1 if something is wrong and was not mended.
 
-    It may run at any time. What is uploaded or deleted meanwhile is not held against anyone.
+    It may run at any time. What is uploaded or deleted meanwhile is no problem.
     """
     from service.verification import report  # noqa: PLC0415
+    from service.verification.context import Options  # noqa: PLC0415
 
     try:
         expected = report.parse_expected(expect or ())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--expect") from None
     settings = locate(data)
+    options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
     with explained_errors():
-        is_well = _run(
-            report.verify(
-                settings, read=not quick, repair=repair, drop_missing=drop_missing, expected=expected, tell=click.echo
-            )
-        )
+        is_well = _run(report.verify(settings, options, expected, write=click.echo))
     if not is_well:
         sys.exit(1)
 

@@ -18,33 +18,39 @@ class Policy:
     account_id: AccountId
     require_signature: bool
     strip_location: bool
+    is_delivered: bool
     secrets: Sequence[str]
     presets: Mapping[str, str]
 
 
 # Each is found by the primary key, whatever the planner would make of a join.
 _FIND = """
-select asked.id, account.require_signature, account.strip_location,
+select asked.id, account.require_signature, account.strip_location, not account.delivery_stopped,
     array(select secret from signing_keys where account_id = asked.id and revoked_at is null order by id desc),
     (select json_object_agg(name, parameters order by name)::text from presets where account_id = asked.id)
-from unnest($1::bigint[]) with ordinality as asked (id, place)
+from unnest($1::bigint[]) as asked (id)
 cross join lateral (
-    select require_signature, strip_location from accounts where id = asked.id limit 1
+    select require_signature, strip_location, delivery_stopped from accounts where id = asked.id limit 1
 ) account
-order by asked.place
 """
 
 
-async def find_policies(connection: Connection, account_ids: Sequence[AccountId]) -> list[Policy]:
-    """In order, for a Batcher. Raises AccountUnknown if one of them is not there."""
+async def find_policies(connection: Connection, account_ids: Sequence[AccountId]) -> list[Policy | None]:
+    """The policies in the order of `account_ids`, for a Batcher. None stands for an account that was deleted."""
     rows = await connection.fetch(_FIND, account_ids)
-    found = [
-        Policy(AccountId(account_id), require_signature, strip_location, tuple(secrets), json.loads(presets or "{}"))
-        for account_id, require_signature, strip_location, secrets, presets in rows
-    ]
-    if len(found) < len(account_ids):
-        raise AccountUnknown(*sorted(set(account_ids) - {policy.account_id for policy in found}))
-    return found
+    policies = {
+        row[0]: Policy(AccountId(row[0]), row[1], row[2], row[3], tuple(row[4]), json.loads(row[5] or "{}"))
+        for row in rows
+    }
+    return [policies.get(account_id) for account_id in account_ids]
+
+
+async def load_policy(connection: Connection, account_id: AccountId) -> Policy:
+    """Raises AccountUnknown."""
+    [policy] = await find_policies(connection, [account_id])
+    if policy is None:
+        raise AccountUnknown(account_id)
+    return policy
 
 
 _SET = """

@@ -73,7 +73,7 @@ class Subjects:
         self._policies: _Memory[AccountId, Policy] = _Memory()
         self._generation = 0
         self.finding_images: Batcher[ImageId, Image | None] = Batcher(partial(_find_images, database))
-        self.finding_policies: Batcher[AccountId, Policy] = Batcher(partial(_find_policies, database))
+        self.finding_policies: Batcher[AccountId, Policy | None] = Batcher(partial(_find_policies, database))
 
     async def find(self, image_id: ImageId) -> Subject | None:
         """Any account's image, whatever its state; None where there is none."""
@@ -81,6 +81,8 @@ class Subjects:
         if image is None:
             return None
         policy = self._policies.get(image.value.account_id) or await self._find_policy(image.value.account_id)
+        if policy is None:
+            return None  # the account was deleted, and its images before it
         return Subject(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
 
     def forget(self, image_ids: Iterable[ImageId]) -> None:
@@ -103,9 +105,12 @@ class Subjects:
             self._images.put(image_id, seen)
         return seen
 
-    async def _find_policy(self, account_id: AccountId) -> _Seen[Policy]:
+    async def _find_policy(self, account_id: AccountId) -> _Seen[Policy] | None:
         looked_at = time.monotonic()
-        seen = _Seen(await self.finding_policies.submit(account_id), looked_at + TRUST_S)
+        policy = await self.finding_policies.submit(account_id)
+        if policy is None:
+            return None
+        seen = _Seen(policy, looked_at + TRUST_S)
         self._policies.put(account_id, seen)
         return seen
 
@@ -115,6 +120,6 @@ async def _find_images(database: Database, image_ids: Sequence[ImageId]) -> list
         return await find_any(connection, image_ids)
 
 
-async def _find_policies(database: Database, account_ids: Sequence[AccountId]) -> list[Policy]:
+async def _find_policies(database: Database, account_ids: Sequence[AccountId]) -> list[Policy | None]:
     async with database.connection() as connection:
         return await find_policies(connection, account_ids)

@@ -26,7 +26,9 @@ from service.embedded.valkey import Valkey
 from service.processes import StartError, listening, programs
 from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from service.telemetry import metric_files
+from service.verification.pairing import require_pair
 
 Result = TypeVar("Result")
 
@@ -40,17 +42,18 @@ _SAMPLE = Path(__file__).with_name("sample.jpg")
     "--data", type=click.Path(path_type=Path, readable=False), help="Folder that keeps everything (also DAGUERRE_DATA)."
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
-def up(port: int | None, host: str | None, data: Path | None, workers: int) -> None:
+@click.option("--new-database", is_flag=True, help="Start with an empty database beside a storage with images.")
+def up(*, port: int | None, host: str | None, data: Path | None, workers: int, new_database: bool) -> None:
     """Start everything: PostgreSQL, Valkey, the API and a worker. Ctrl-C stops it."""
     screen = Screen(sys.stdout)
     try:
         settings = configuration.load(port=port, host=host, data=data)
-        sys.exit(run(settings, workers=workers, screen=screen))
+        sys.exit(run(settings, workers=workers, screen=screen, is_new_database=new_database))
     except (StartError, configuration.SettingsError) as error:
         raise click.ClickException(str(error)) from None
 
 
-def run(settings: Settings, *, workers: int, screen: Screen) -> int:
+def run(settings: Settings, *, workers: int, screen: Screen, is_new_database: bool = False) -> int:
     """Returns the exit code once everything has ended. Raises StartError if it cannot start."""
     own_postgres = "database_url" not in settings.model_fields_set
     was_ready = False
@@ -70,6 +73,8 @@ def run(settings: Settings, *, workers: int, screen: Screen) -> int:
             )
             is_new = not first_key.path(place.path).exists()
             with screen.step("Schema and first account"):
+                storage = DiskStorage(settings.storage or place.path / "storage")
+                _finish(supervisor, require_pair(found.database_url, storage, is_new_database=is_new_database))
                 first = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
                 env = services.environment(place.path, found, log_format)

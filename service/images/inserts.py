@@ -8,8 +8,10 @@ from contextlib import suppress
 
 import asyncpg
 
+from service.accounts.records import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
+from service.ids import AccountId
 from service.images.records import NewImage
 from service.images.repeats import Claim, find_taken, free_expired
 
@@ -46,6 +48,7 @@ with new as (
         changed_at = now()
     from shares join locked on locked.id = shares.account_id
     where accounts.id = locked.id and accounts.used_bytes + shares.bytes <= accounts.max_bytes
+        and accounts.suspended_at is null
     returning accounts.id
 )
 insert into images (id, account_id, size, sha256, tags, idempotency_key, idempotency_url)
@@ -79,8 +82,9 @@ def _claim(image: NewImage) -> Claim | None:
 async def insert_pending(database: Database, images: Sequence[NewImage]) -> list[Exception | None]:
     """Insert a batch of rows in one commit, charging their accounts.
 
-    Answers, for each image in order, None, or `quota-exceeded`, or IdTaken, or KeyTaken. An account whose share of the
-    batch does not fit has its images tried one by one, in order.
+    Returns for each image, in order, None, `quota-exceeded`, `account-suspended`, `unauthorized` if the account was
+    deleted, IdTaken or KeyTaken. An account whose share of the batch does not fit has its images tried one by one, in
+    order.
     """
     inserted: set[str] = set()
     taken: set[Claim] = set()
@@ -143,8 +147,17 @@ async def _insert_alone(database: Database, image: NewImage) -> Exception | None
             # What fills the account may be the image that this one repeats.
             if not inserted and claim is not None and await find_taken(connection, [claim]):
                 return KeyTaken(image.id)
+            return None if inserted else await _find_refusal(connection, image.account_id)
     except asyncpg.UniqueViolationError:  # somebody else made use of the key that was freed
         return KeyTaken(image.id)
     except Exception as error:  # it must not speak for those that are inserted
         return error
-    return None if inserted else ServiceError("quota-exceeded")
+
+
+async def _find_refusal(connection: Connection, account_id: AccountId) -> ServiceError:
+    """Why a row of this account was not inserted."""
+    try:
+        account = await load_account(connection, account_id)
+    except AccountUnknown:
+        return ServiceError("unauthorized")
+    return ServiceError("account-suspended" if account.is_suspended else "quota-exceeded")

@@ -84,3 +84,10 @@ async def is_any_stored(connection: Connection) -> bool:
     if await connection.fetchval("select to_regclass('images') is null"):
         return False
     return bool(await connection.fetchval("select exists (select from images where state <> 'failed')"))
+
+
+async def is_any_known(connection: Connection) -> bool:
+    """Whether there is any row of an image, or of the removal of one. Also where there are no tables yet."""
+    if await connection.fetchval("select to_regclass('images') is null"):
+        return False
+    return bool(await connection.fetchval("select exists (select from images) or exists (select from removals)"))

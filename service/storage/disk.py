@@ -16,6 +16,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,13 +24,13 @@ import aiofiles.os
 import structlog
 
 from service.errors import ServiceError
-from service.ids import ImageId
+from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.settings import SettingsError
-from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
+from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable
 from service.storage.incoming import IncomingFile, publish
+from service.storage.unclaimed import Unclaimed
 
 SHARDS = 256
-MAX_SET_ASIDE_NAMES = 1000
 
 # Files that could not be moved or removed.
 Failures: TypeAlias = dict[ImageId, OSError]
@@ -64,13 +65,14 @@ def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Fa
 class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._incoming = root / "incoming"
+        self.incoming = root / "incoming"
+        self.unclaimed = Unclaimed(root / "unclaimed")
         self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError where they cannot be made or written; a full disk is neither."""
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            self.incoming.mkdir(parents=True, exist_ok=True)
             for shard in range(SHARDS):
                 self._shard(shard).mkdir(exist_ok=True)
             _sync_directory(self._root)
@@ -81,7 +83,7 @@ class DiskStorage:
     def is_new(self) -> bool:
         """Whether the folders were never made; or are on a disk that is not mounted. Blocks."""
         try:
-            self._incoming.stat()
+            self.incoming.stat()
         except FileNotFoundError:
             return True
         except OSError:
@@ -96,7 +98,7 @@ class DiskStorage:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                self._incoming.stat()
+                self.incoming.stat()
                 break
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
@@ -104,7 +106,7 @@ class DiskStorage:
             except OSError as error:
                 raise self.unusable((error.strerror or str(error)).lower()) from error
             time.sleep(0.1)
-        if not os.access(self._incoming, os.W_OK | os.X_OK):
+        if not os.access(self.incoming, os.W_OK | os.X_OK):
             raise self.unusable(f"user {os.geteuid()} may not write to it")
 
     def unusable(self, reason: str) -> SettingsError:
@@ -118,7 +120,7 @@ class DiskStorage:
         return self._root / f"{number:02x}"
 
     def incoming_path(self, image_id: ImageId) -> Path:
-        return self._incoming / image_id
+        return self.incoming / image_id
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[IncomingFile]:
@@ -149,7 +151,7 @@ class DiskStorage:
                 except ServiceError as error:
                     file.abandon()
                     errors[number] = error
-        _sync_directory(self._incoming)
+        _sync_directory(self.incoming)
         return [errors.get(number) for number in range(len(files))]
 
     async def keep(self, image_ids: Sequence[ImageId]) -> None:
@@ -212,7 +214,7 @@ class DiskStorage:
         """
         incoming, path = self.incoming_path(image_id), self.path(image_id)
         if not incoming.samefile(path):
-            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.set_aside(path)))
+            log.warning("storage.orphan_set_aside", image_id=image_id, path=str(self.unclaimed.set_aside(path)))
             publish(incoming, path)
         else:
             incoming.unlink(missing_ok=True)
@@ -246,6 +248,10 @@ class DiskStorage:
         kept = str(self.path(image_id))
         return kept, str(self.incoming_path(image_id)), kept  # it may be moved between the first two looks
 
+    def list_present(self, image_ids: Iterable[ImageId]) -> list[ImageId]:
+        """The images whose files are in this storage. Blocks; raises OSError."""
+        return [image_id for image_id in image_ids if any(Path(place).exists() for place in self.places(image_id))]
+
     async def find(self, image_id: ImageId) -> Stored | None:
         """A stored image's file. Raises `storage-unavailable`."""
         with unavailable():
@@ -255,12 +261,12 @@ class DiskStorage:
         for place in self.places(image_id):
             with suppress(FileNotFoundError):
                 return look_at(Path(place))
-        self._incoming.stat()  # where that fails, the disk is away, not the file
+        self.incoming.stat()  # where that fails, the disk is away, not the file
         return None
 
     async def require_mounted(self) -> None:
         """Raises OSError where the storage is not there: it is empty then, and must not pass for lost images."""
-        await aiofiles.os.stat(self._incoming, executor=self.threads)
+        await aiofiles.os.stat(self.incoming, executor=self.threads)
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
         """Received files that nobody has written to for `age_s`, without those in `skip`."""
@@ -268,7 +274,7 @@ class DiskStorage:
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
         before = time.time() - age_s
-        with os.scandir(self._incoming) as entries:
+        with os.scandir(self.incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if entry.name not in skip and entry.stat().st_mtime < before:
@@ -291,38 +297,52 @@ class DiskStorage:
 
     def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
         """Size and, with `read`, SHA-256 of a stored image's file. Blocks; raises OSError."""
+        with self.open_stored(image_id) as file:
+            size = os.fstat(file.fileno()).st_size
+            return size, hashlib.file_digest(file, "sha256").digest() if read else None
+
+    def open_stored(self, image_id: ImageId) -> BufferedReader:
+        """A stored image's file, wherever it lies. Blocks; raises OSError."""
         for place in self.places(image_id):
-            with suppress(FileNotFoundError), open(place, "rb") as file:  # noqa: PTH123 - paths are text here
-                size = os.fstat(file.fileno()).st_size
-                return size, hashlib.file_digest(file, "sha256").digest() if read else None
+            with suppress(FileNotFoundError):
+                return open_regular(place)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
+
+    def take_back(self, image_id: ImageId, size: int, sha256: bytes) -> Path | None:
+        """Moves the file of this content that was set aside to the image's own path; a file that is there is set aside.
+
+        Returns where it was, or None if there is no such file. Blocks; raises OSError.
+        """
+        source = self.unclaimed.find(image_id, size, sha256)
+        if source is not None:
+            target = self.path(image_id)
+            if os.path.lexists(target):
+                self.unclaimed.set_aside(target)
+            publish(source, target)
+        return source
+
+    def shard_folder(self, number: int) -> Path:
+        """One of the folders of stored images, from 0."""
+        return self._shard(number)
 
     def list_shard(self, number: int) -> list[Path]:
         """The files in one of the folders, from 0. Blocks; raises OSError."""
         return list(self._shard(number).iterdir())
 
-    def list_incoming(self) -> list[Path]:
-        """The files that are not at their own path yet. Blocks; raises OSError."""
-        return list(self._incoming.iterdir())
-
-    def set_aside(self, path: Path) -> Path:
-        """Move a file of `list_shard` to `unclaimed`, where nothing looks, and return its path there: with a number
-        behind the name if there is one of that name. Blocks; raises OSError.
-        """
-        folder = self._root / "unclaimed"
-        folder.mkdir(exist_ok=True)
-        for number in range(MAX_SET_ASIDE_NAMES):
-            place = folder / (f"{path.name}.{number}" if number else path.name)
-            with suppress(FileExistsError):
-                publish(path, place)
-                return place
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / path.name))
+    def find_any_stored(self) -> Path | None:
+        """Returns a file that may be an image's, or None if there is none. Folders out of order are skipped. Blocks."""
+        for shard in range(SHARDS):
+            with suppress(OSError), os.scandir(self._shard(shard)) as entries:
+                for entry in entries:
+                    if IMAGE_ID_PATTERN.fullmatch(entry.name) and entry.is_file():
+                        return Path(entry.path)
+        return None
 
     async def check(self) -> None:
         """Raises OSError where nothing can be written."""
         await in_thread(self.threads, self._write_and_remove)
 
     def _write_and_remove(self) -> None:
-        with tempfile.TemporaryFile(dir=self._incoming) as file:
+        with tempfile.TemporaryFile(dir=self.incoming) as file:
             file.write(b"x")
             file.flush()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +75,19 @@ class Stored:
 def size_on_disk(status: os.stat_result) -> int:
     """The bytes of its blocks, at least what whole blocks of 4 KB hold: some file systems count a new file late."""
     return max(status.st_blocks * _STAT_BLOCK, -(-status.st_size // _DISK_BLOCK) * _DISK_BLOCK, _DISK_BLOCK)
+
+
+def open_regular(path: str) -> BufferedReader:
+    """Opens a file for reading. A pipe in its place, whose open would wait for ever, and a device are refused.
+
+    Blocks; raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", path)
+    return os.fdopen(handle, "rb")
 
 
 def look_at(path: Path) -> Stored:

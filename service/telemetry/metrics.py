@@ -120,6 +120,11 @@ class Metrics:
             "daguerre_counter_corrections", "Accounts whose counters differed from their images."
         )
         self.sweep_enqueued = self._counter("daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again.")
+        self.scrub_images = self._counter("daguerre_scrub_images", "Images whose files were read in the background.")
+        self.scrub_bytes = self._counter("daguerre_scrub_bytes", "Bytes of images that were read in the background.")
+        self.scrub_damaged = self._counter(
+            "daguerre_scrub_damaged", "Images whose files were found damaged, once each."
+        )
         self._registry.register(_BuildInfo())
         self._by_answer: dict[tuple[str, str, int], Any] = {}
         self._by_route: dict[str, Any] = {}

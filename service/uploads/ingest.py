@@ -29,6 +29,8 @@ _ENQUEUE_TIMEOUT_S = 1
 # it was given last.
 _AGAIN_S = 0.5
 _LOST_S = 2
+# With these errors it is known that no row was inserted.
+_NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unavailable", "unauthorized"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class Ingest:
 
         From the moment the row is committed the image is durable, whatever happens here. Under a key that stands for
         an image of the same content it is that image, and the upload is dropped. Raises `quota-exceeded`,
-        `idempotency-key-reused`, `image-deleted` if a client deletes it meanwhile, and the error of a picture that is
-        refused.
+        `account-suspended`, `unauthorized` if the account was deleted meanwhile, `idempotency-key-reused`,
+        `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
         new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
         accepted = await self._accept(upload, new)
@@ -117,7 +119,7 @@ class Ingest:
                     return earlier
             except ServiceError as refusal:
                 # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
-                if refusal.code in ("quota-exceeded", "storage-unavailable") or changed_nothing(refusal):
+                if refusal.code in _NOT_INSERTED or changed_nothing(refusal):
                     await self.storage.discard(file)
                 raise
             else:

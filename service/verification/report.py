@@ -1,79 +1,101 @@
-"""Runs the checks one after the other and tells what they found."""
+"""Runs the checks one after the other and reports what they find."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+import asyncpg
 
 from service.database import Database
+from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
+from service.images.audit import require_tables
 from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
-from service.storage.disk import DiskStorage
+from service.storage.disk import SHARDS, DiskStorage
 from service.storage.renditions import RenditionFiles
-from service.verification.checks import Problem, Verification
+from service.verification.context import Context, Options, Problem, Problems
+from service.verification.file_checks import check_files, check_folders, check_received, check_removals
+from service.verification.image_checks import check_images
+from service.verification.row_checks import check_accounts, check_expected, check_pending, check_tables
 
 # A count of all that one account stores can take long.
 _COMMAND_TIMEOUT_S = 600
 
 
 async def verify(
-    settings: Settings,
-    *,
-    read: bool,
-    repair: bool,
-    drop_missing: bool,
-    expected: Mapping[ImageId, bytes],
-    tell: Callable[[str], None],
+    settings: Settings, options: Options, expected: Mapping[ImageId, bytes], *, write: Callable[[str], None]
 ) -> bool:
-    """Tell each problem as it is found, and a summary. Whether nothing is wrong any more.
+    """Writes each problem as it is found, and a summary. Returns whether nothing is wrong any more.
 
-    Raises SettingsError where the storage cannot be used, and what the checks raise.
+    Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
     """
     storage = DiskStorage(settings.storage_folder)
-    storage.require()
+    _require_storage(storage)
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
-            verification = Verification(
-                database,
-                storage,
-                RenditionFiles(settings.renditions_folder),
-                jobs.JobQueue(redis),
-                read=read,
-                repair=repair,
-                drop_missing=drop_missing,
-            )
-            found = mended = 0
-            async for problem in _check_all(verification, expected):
-                found += 1
-                mended += bool(problem.mended)
-                tell(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
+            renditions = RenditionFiles(settings.renditions_folder)
+            context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
+            num_problems = num_mended = 0
+            async for problem in _check_all(context, expected):
+                num_problems += 1
+                num_mended += bool(problem.mended)
+                write(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
     finally:
         await redis.aclose(close_connection_pool=True)
-    images, problems = _count(verification.seen_images, "image"), _count(found, "problem")
-    looked_at = f"{images}, {readable(verification.seen_bytes)}{'' if read else ', sizes only'}"
-    tell(f"{looked_at}: {f'{problems}, {mended} of them mended' if found else 'all is well'}.")
-    return mended == found
+    images, problems = _count(context.num_images, "image"), _count(num_problems, "problem")
+    seen = f"{images}, {readable(context.num_bytes)}{'' if options.read else ', sizes only'}"
+    write(f"{seen}: {f'{problems}, {num_mended} of them mended' if num_problems else 'all is well'}.")
+    return num_mended == num_problems
+
+
+def _require_storage(storage: DiskStorage) -> None:
+    """A storage of which some folder is there is checked, whatever is wrong with it."""
+    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(SHARDS)):
+        storage.require()
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-async def _check_all(verification: Verification, expected: Mapping[ImageId, bytes]) -> AsyncIterator[Problem]:
-    for check in (
-        verification.check_images(),
-        verification.check_expected(expected),
-        verification.check_files(),
-        verification.check_leftovers(),
-        verification.check_pending(),
-        verification.check_accounts(),
+async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:
+    await _require_tables(context)
+    for subject, check in (
+        ("tables", check_tables(context)),
+        ("folders", check_folders(context)),
+        ("images", check_images(context)),
+        ("expected images", check_expected(context, expected)),
+        ("files", check_files(context)),
+        ("received files", check_received(context)),
+        ("removals", check_removals(context)),
+        ("pending images", check_pending(context)),
+        ("accounts", check_accounts(context)),
     ):
-        async for problem in check:
-            yield problem
+        try:
+            async for problem in check:
+                yield problem
+        except Exception as error:  # whatever it is, the other checks can still be made
+            if not await context.is_database_there():
+                raise
+            yield Problem(subject, f"the check did not come to its end: {await context.explain(error)}")
+
+
+async def _require_tables(context: Context) -> None:
+    """Raises if there are no tables, or they may not be read; a damaged one is left to the checks."""
+    try:
+        async with context.database.connection() as connection:
+            await require_tables(connection)
+    except asyncpg.InternalServerError:
+        pass
+    except ServiceError as error:
+        if not isinstance(error.__cause__, asyncpg.PostgresSystemError):
+            raise
 
 
 def parse_expected(lines: Iterable[str]) -> dict[ImageId, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.api.forms import MAX_FIELDS
 from service.api.openapi import examples, schemas
 from service.api.openapi.parts import Body, Json, Parameter
 from service.api.openapi.schemas import FLAG, ID, TAGS
@@ -58,7 +59,14 @@ SOURCE_URL = Parameter(
 )
 
 _FORM: Json = {
-    "schema": {"type": "object", "required": ["file"], "properties": {"file": {}}, "additionalProperties": False},
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {}, "tags": TAGS, **{flag.name: flag.schema for flag in DETAIL}},
+        # Other fields are ignored.
+        "additionalProperties": {"type": "string"},
+        "maxProperties": 1 + MAX_FIELDS,
+    },
     "encoding": {"file": {"contentType": "application/octet-stream, image/*"}},
 }
 _URL_AND_TAGS: Json = {
@@ -72,7 +80,7 @@ _URL_AND_TAGS: Json = {
 }
 PICTURE_OR_URL = Body(
     "The bytes of one picture, or one file in a form (whatever the field is called), or in JSON where the picture is. "
-    "Tags may stand in the JSON or in the query string, not in both.",
+    "Tags may stand in the JSON, in the form or in the query string, not in two of them.",
     {
         "application/octet-stream": {},
         **{kind: {} for kind in sorted(MIME_TYPES.values())},

@@ -136,6 +136,7 @@ _SHOW = Operation(
         "invalid-id",
         "invalid-parameter",
         "rendition-too-large",
+        "account-suspended",
         "signature-required",
         "signature-invalid",
         "signature-expired",

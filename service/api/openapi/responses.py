@@ -11,7 +11,7 @@ from service.ids import IMAGE_ID_PATTERN
 
 # What may meet any request, and any that needs a key.
 _ANY = ("bad-request", "expectation-failed", "internal")
-_WITH_KEY = ("unauthorized", "rate-limited", "database-unavailable")
+_WITH_KEY = ("unauthorized", "account-suspended", "rate-limited", "database-unavailable")
 
 HEADERS: Json = {
     "X-Request-Id": {

@@ -1,0 +1,95 @@
+"""`daguerre accounts delete`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.cli.configuration import DATA, describe, explained_errors, locate, with_database
+from service.settings import Settings, SettingsError
+
+_PROGRESS_S = 1.0
+# A batch waits for the account's row, which uploads and deletions of its own images hold.
+_COMMAND_TIMEOUT_S = 60
+
+
+@click.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@DATA
+def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
+    """Delete the account NAME, its keys, and all its images with their files.
+
+    It cannot be undone. The account is suspended and its delivery stopped first. If the command is interrupted, give it
+    again: it goes on where it was. It needs the storage, so it runs on a machine that has it.
+    """
+    from service.accounts.records import Account, find_account  # noqa: PLC0415
+    from service.sizes import readable  # noqa: PLC0415
+    from service.storage.disk import DiskStorage  # noqa: PLC0415
+
+    settings = locate(data)
+    try:
+        DiskStorage(settings.storage_folder).require()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    account: Account = with_database(data, lambda connection: find_account(connection, name))
+    stored = f"{_count(account.num_images)} ({readable(account.used_bytes)})"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"It would delete {stored} for ever, and nobody is there to be asked: add --yes.")
+        click.confirm(f"Delete the account {name!r} with {stored} for ever?", abort=True, err=True)
+    with explained_errors():
+        missing = _run(settings, account)
+    click.echo(f"Account {name!r} is deleted.", err=True)
+    if missing:
+        click.echo(
+            f"{missing} files of deleted images were not in {settings.storage_folder}; the workers look for them within"
+            " a minute.",
+            err=True,
+        )
+
+
+def _count(images: int) -> str:
+    return f"{images:,} image{'' if images == 1 else 's'}"
+
+
+def _run(settings: Settings, account: Any) -> int:
+    from service.errors import ServiceError  # noqa: PLC0415
+
+    try:
+        return asyncio.run(_delete(settings, account))
+    except ServiceError as error:
+        reason = error.code + ("" if error.__cause__ is None else f" ({describe(error.__cause__)})")
+    except OSError as error:
+        reason = describe(error)
+    raise click.ClickException(f"It was interrupted: {reason}. Give the command again once that works.")
+
+
+async def _delete(settings: Settings, account: Any) -> int:
+    """Returns how many files were not in the storage."""
+    from service.account_deletion import AccountDeletion  # noqa: PLC0415
+    from service.accounts.suspensions import begin_deletion  # noqa: PLC0415
+    from service.database import Database  # noqa: PLC0415
+    from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.storage.renditions import RenditionFiles  # noqa: PLC0415
+
+    async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
+        async with database.connection() as connection:
+            account_id = await begin_deletion(connection, account.name)
+        deletion = AccountDeletion(
+            database, DiskStorage(settings.storage_folder), RenditionFiles(settings.renditions_folder)
+        )
+        deleted, shown_at = 0, time.monotonic()
+        async with aclosing(deletion.run(account_id)) as progress:
+            async for deleted in progress:
+                if time.monotonic() - shown_at >= _PROGRESS_S:
+                    shown_at = time.monotonic()
+                    click.echo(f"{deleted:,} of {_count(account.num_images)} deleted", err=True)
+        click.echo(f"{_count(deleted)} deleted", err=True)
+        return await deletion.remove_rest()
