@@ -17,6 +17,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from service.dependencies.outages import DATABASE
 from service.errors import ServiceError
+from service.server_versions import require_postgres
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
@@ -196,11 +197,13 @@ class Schema:
 async def apply_schema(url: str, *, patience_s: float = 0) -> None:
     """Create or update the tables, unless that is done; safe to run from several processes at once, and again.
 
-    `patience_s` is how long a server that is not there yet is waited for. Raises SchemaNewer.
+    `patience_s` is how long a server that is not there yet is waited for. Raises SchemaNewer, and SettingsError for a
+    server that is too old.
     """
     schema = Schema.load()
     connection = await _connect(url, patience_s)
     try:
+        require_postgres(connection)
         for tries_left in reversed(range(_SCHEMA_TRIES)):
             try:
                 return await _apply_once(connection, schema)

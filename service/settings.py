@@ -12,8 +12,9 @@ from typing import Annotated, Literal, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service import environment, setting_errors
 from service.addresses import AllowedAddresses
 from service.limits.rates import Rate
 
@@ -99,6 +100,24 @@ def _check_servers(url: str) -> str:
     return url
 
 
+def _check_database_url(url: str) -> str:
+    if re.match("postgres(ql)?://", url) is None:
+        raise ValueError("must begin with postgresql://")
+    return _check_servers(url)
+
+
+def _check_redis_url(url: str) -> str:
+    if re.match("(rediss?|unix)://", url) is None:
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return _check_servers(url)
+
+
+def _check_accel_path(path: str) -> str:
+    if re.fullmatch("(/.*[^/])?", path) is None:
+        raise ValueError("must be a path like /protected, which begins with a slash and ends without one")
+    return path
+
+
 def _check_host(name: str) -> None:
     try:
         name.encode("idna")
@@ -139,7 +158,9 @@ def _check_rate(text: str) -> str:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 # Bounds beyond what any machine has keep a slip of the pen from becoming an error in the middle of the work.
-Seconds = Annotated[float, Field(le=86400, allow_inf_nan=False)]
+MAX_SECONDS = 86_400
+# Its upper bound stands at each field: of two, pydantic keeps the type's, not the field's.
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=100_000)]
 Processes = Annotated[int, Field(gt=0, le=1000)]
 
@@ -151,11 +172,11 @@ class Settings(BaseSettings):
 
     data: Path = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
     storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
-    database_url: Annotated[str, AfterValidator(_check_servers)] = Field(
-        "postgresql://localhost/daguerre", pattern="^postgres(ql)?://", description="PostgreSQL, as a URL."
+    database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
+        "postgresql://localhost/daguerre", description="PostgreSQL, as a URL."
     )
-    redis_url: Annotated[str, AfterValidator(_check_servers)] = Field(
-        "redis://localhost:6379/0", pattern="^(rediss?|unix)://", description="Redis or Valkey; `unix://` for a socket."
+    redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
+        "redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket."
     )
     public_url: str = Field("http://localhost:8080", description="Where clients reach this service.")
 
@@ -170,7 +191,7 @@ class Settings(BaseSettings):
         256, description="Uploads that one API process works on at once; more are answered 503."
     )
     upload_idle_timeout_s: Seconds = Field(
-        30, gt=0, description="Longest pause of a client inside a body, in seconds; then 408."
+        30, gt=0, le=MAX_SECONDS, description="Longest pause of a client inside a body, in seconds; then 408."
     )
     upload_timeout_s: Seconds = Field(
         600, gt=0, le=1800, description="Longest time a whole body may take, in seconds; then 408."
@@ -184,8 +205,12 @@ class Settings(BaseSettings):
     rate_limit: Annotated[str, AfterValidator(_check_rate)] = Field(
         "", description="Requests a key may make, like `100/s,burst=1000`; also `/m` and `/h`. Then 429."
     )
-    wait_s: Seconds = Field(10, ge=0, description="Seconds an upload waits for its metadata before it is answered 202.")
-    drain_s: Seconds = Field(30, ge=0, description="Seconds that SIGTERM waits for requests and jobs under way.")
+    wait_s: Seconds = Field(
+        10, ge=0, le=MAX_SECONDS, description="Seconds an upload waits for its metadata before it is answered 202."
+    )
+    drain_s: Seconds = Field(
+        30, ge=0, le=MAX_SECONDS, description="Seconds that SIGTERM waits for requests and jobs under way."
+    )
 
     renditions: Path | None = Field(
         None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
@@ -216,8 +241,8 @@ class Settings(BaseSettings):
         "", description="Networks of proxies whose `X-Forwarded-For` tells a client's address, like `10.0.0.0/8`."
     )
     max_age_s: int = Field(2_592_000, ge=0, le=2**31, description="Seconds that pictures may be kept in caches.")
-    x_accel_redirect: str = Field(
-        "", pattern="^(/.*[^/])?$", description="Path of internal nginx locations that send files, like `/protected`."
+    x_accel_redirect: Annotated[str, AfterValidator(_check_accel_path)] = Field(
+        "", description="Path of internal nginx locations that send files, like `/protected`."
     )
 
     database_connections: Count = Field(10, description="Connections of one process to PostgreSQL.")
@@ -245,8 +270,23 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`auto` is console on a terminal and JSON elsewhere."
+        "auto", description="`auto` is console on a terminal and under `up`, and JSON elsewhere."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Kubernetes sets DAGUERRE_PORT too, and to another thing than a port."""
+        variables = EnvSettingsSource(settings_cls)
+        variables.env_vars = {
+            f"{environment.PREFIX}{name}".lower(): value for name, value in environment.select(os.environ).items()
+        }
+        return init_settings, variables
 
     @property
     def storage_folder(self) -> Path:
@@ -271,11 +311,15 @@ class SettingsError(Exception):
 
 
 def load(**overrides: object) -> Settings:
-    """Read the environment; `overrides` (command-line options) win where they are not None."""
+    """Reads the environment; `overrides` (command-line options) win where they are not None.
+
+    Raises SettingsError for a value that cannot be used, and for a variable that is no setting: it is a misspelt one,
+    whose default would hold without a word.
+    """
+    if unknown := environment.find_unknown(os.environ, [name.upper() for name in Settings.model_fields]):
+        raise SettingsError(unknown)
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings.model_validate({**Settings().model_dump(exclude_unset=True), **given})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"DAGUERRE_{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise SettingsError(setting_errors.explain(error, Settings.model_fields)) from None

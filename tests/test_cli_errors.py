@@ -157,7 +157,7 @@ def test_an_absurd_value(database_url: str, arguments: tuple[str, ...], sentence
         ("DATABASE_URL", "postgresql://[::1/x", "Invalid IPv6 URL"),
         ("DATABASE_URL", "postgresql://a..b/x", "'a..b' is not the name of a host"),
         ("REDIS_URL", "redis://host:99999/0", "Port out of range 0-65535"),
-        ("WAIT_S", "nan", "Input should be a finite number"),
+        ("WAIT_S", "nan", "must be a number from 0 to 86400, not 'nan'"),
     ],
 )
 def test_an_unusable_setting(command: str, name: str, value: str, reason: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 import redis
 
 from service.accounts.keys import list_keys, revoke_key
+from service.accounts.records import create_account, list_accounts
 from service.embedded import EmbeddedError, first_key, folder, running
+from service.embedded.first_key import FirstKey
 from service.embedded.postgres import Postgres, server_user
 from service.embedded.valkey import Valkey
 from service.processes import StartError
@@ -131,6 +134,36 @@ class TestServers:
             Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
 
 
+def zero_wal(cluster: Path) -> None:
+    for segment in (cluster / "pg_wal").iterdir():
+        if segment.is_file():
+            segment.write_bytes(bytes(segment.stat().st_size))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "could not read file": lambda cluster: (cluster / "global" / "pg_control").write_bytes(b""),
+    "could not find the database system": lambda cluster: (cluster / "global" / "pg_control").unlink(),
+    "could not locate a valid checkpoint record": zero_wal,
+    "could not access status of transaction": lambda cluster: shutil.rmtree(cluster / "pg_xact"),
+}
+
+
+class TestDamage:
+    def test_the_last_reason_of_a_start_is_shown(self, place: Path) -> None:
+        """And not the one of an earlier start, which stands in the same log."""
+        settings = {"fsync": "off", "io_method": "sync"}
+        with Postgres(place / "pg", settings=settings):
+            pass
+        for number, (reason, damage) in enumerate(DAMAGE.items()):
+            copy = place / str(number)
+            subprocess.run(["cp", "-a", place / "pg", copy], check=True)
+            log = copy / "postgres.log"
+            log.write_text("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
+            damage(copy / "cluster")
+            with pytest.raises(StartError, match=f"PostgreSQL did not start: .*{reason}.*{log}"):
+                Postgres(copy, settings=settings).start()
+
+
 class TestFolder:
     def test_is_made_private_and_locked(self, place: Path) -> None:
         with folder.claim(place / "a" / "data", server_user()) as claimed:
@@ -205,23 +238,35 @@ class TestFolder:
 
 class TestFirstKey:
     async def test_is_made_once_and_shown_again(self, database_url: str, connection: Any, tmp_path: Path) -> None:
-        key = await first_key.prepare(database_url, tmp_path)
-        assert key is not None
-        assert await first_key.prepare(database_url, tmp_path) == key
+        first = await first_key.prepare(database_url, tmp_path)
+        assert first.key is not None
+        assert await first_key.prepare(database_url, tmp_path) == first
         assert (tmp_path / "first-key").stat().st_mode & 0o777 == 0o600
         (listed,) = await list_keys(connection, "default")
         await revoke_key(connection, listed.id)
-        assert await first_key.prepare(database_url, tmp_path) is None
+        assert await first_key.prepare(database_url, tmp_path) == FirstKey(None, is_revoked=True)
         assert len(await list_keys(connection, "default")) == 1
 
     async def test_a_crash_on_either_side_of_the_commit_is_mended(self, database_url: str, tmp_path: Path) -> None:
         (tmp_path / "first-key.new").write_text("x" * 40)  # written, then not committed
-        key = await first_key.prepare(database_url, tmp_path)
-        assert key not in {None, "x" * 40}
+        first = await first_key.prepare(database_url, tmp_path)
+        assert first.key not in {None, "x" * 40}
         (tmp_path / "first-key").rename(tmp_path / "first-key.new")  # committed, then not renamed
-        assert await first_key.prepare(database_url, tmp_path) == key
+        assert await first_key.prepare(database_url, tmp_path) == first
 
     async def test_an_account_of_that_name_is_left_alone(self, database_url: str, tmp_path: Path) -> None:
-        assert await first_key.prepare(database_url, tmp_path)
+        assert (await first_key.prepare(database_url, tmp_path)).key
         (tmp_path / "first-key").unlink()
-        assert await first_key.prepare(database_url, tmp_path) is None
+        assert await first_key.prepare(database_url, tmp_path) == FirstKey(None)
+
+    async def test_a_key_of_other_data_is_not_revoked(self, database_url: str, connection: Any, tmp_path: Path) -> None:
+        """As after a backup was restored over the tables of a first start."""
+        (tmp_path / "first-key").write_text("x" * 40)
+        await create_account(connection, "shop", 1000)
+        assert await first_key.prepare(database_url, tmp_path) == FirstKey(None)
+        assert [account.name for account in await list_accounts(connection)] == ["shop"]
+
+    async def test_an_empty_database_gets_a_new_key(self, database_url: str, tmp_path: Path) -> None:
+        (tmp_path / "first-key").write_text("x" * 40)
+        first = await first_key.prepare(database_url, tmp_path)
+        assert first.key == (tmp_path / "first-key").read_text().strip() != "x" * 40

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings
+from service.telemetry.console import ConsoleRenderer
 from tests.conftest import Tenant
 from tests.daguerre_processes import processes_of, until
 
@@ -18,6 +19,7 @@ _SCRIPT = """
 import logging, structlog
 from service.telemetry import logs
 from service.settings import Settings
+from service.telemetry.console import ConsoleRenderer
 logs.configure(Settings(log_level="info", log_format="json"), part="test", pid=1)
 log = structlog.get_logger("service")
 log.debug("hidden")
@@ -49,6 +51,7 @@ _IN_A_LOOP = """
 import asyncio, logging, sys, threading, structlog
 from service.telemetry import logs
 from service.settings import Settings
+from service.telemetry.console import ConsoleRenderer
 writes = []
 write, sys.stderr.write = sys.stderr.write, lambda text: (writes.append(text), write(text))
 logs.configure(Settings(log_level="info", log_format=sys.argv[1]), part="test", pid=1)
@@ -94,6 +97,7 @@ _HOSTILE = """
 import logging, sys, structlog
 from service.telemetry import logs
 from service.settings import Settings
+from service.telemetry.console import ConsoleRenderer
 logs.configure(Settings(log_level="info", log_format=sys.argv[1]), part="test", pid=1)
 TEXTS = [
     "\\x1b[2J\\x1b[31mred", "\\x1b]0;title\\x07", "\\x9b31m", "\\x08\\x08\\x7f", "\\x00",
@@ -165,3 +169,35 @@ async def test_what_a_client_sends_is_escaped(settings: Settings, tenant: Tenant
         shown = api.log.read_bytes().decode()
     assert r"/\x1b[31m\n\rforged\u202e\x9b" in shown.replace("\\\\", "\\")
     assert [letter for letter in shown if not letter.isprintable() and letter != "\n"] == []
+
+
+def render(**event: object) -> list[str]:
+    fields = {"timestamp": "2026-11-29T20:13:02.123456Z", "level": "info", "part": "api", "pid": 4711, **event}
+    return ConsoleRenderer(colours=False)(None, "", fields).split("\n")
+
+
+def test_a_console_line_begins_with_its_event() -> None:
+    fields = {
+        "request_id": "0123456789abcdef",
+        "method": "GET",
+        "path": "/v1/images/nkCzOth",
+        "status": 200,
+        "ms": 12.3,
+    }
+    [line] = render(event="request", **fields)
+    assert line == "2026-11-29 20:13:02.123Z request GET /v1/images/nkCzOth status=200 ms=12.3 id=0123456789abcdef"
+    [line] = render(event="probe.deferred", level="warning", reason="a b")
+    assert line == "2026-11-29 20:13:02.123Z probe.deferred WARNING reason='a b' api/4711"
+
+
+def test_console_lines_fit_100_columns() -> None:
+    for size in (1, 40, 95, 96, 97, 500):
+        lines = render(event="x", path="/" + "a" * size, cause=r"\x1b" * size, inner={"a" * size: ["b" * size]})
+        assert max(map(len, lines)) <= 100
+        assert "".join(line.removeprefix("    ") for line in lines).replace(" ", "").count("a") >= 2 * size
+        assert not [line for line in lines if line.endswith("\\")]
+
+
+def test_a_traceback_is_no_line_of_the_log() -> None:
+    lines = render(event="request.failed", exception="  Traceback\n  ValueError: x")
+    assert lines[1:] == ["  Traceback", "  ValueError: x"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from service.processes import StartError, leash
-from service.processes.process import Program, last_words, trim_log
+from service.processes.process import Program, trim_log
+from service.processes.reasons import find_reason, last_words, mark_log
 from service.processes.supervisor import Supervisor
 from tests.processes import is_alive, wait_for
 
@@ -37,6 +38,50 @@ def test_last_words_move_no_cursor(tmp_path: Path) -> None:
     log.write_text("ready\nFATAL:  no role \x1b[2J\x9b31m\u202e\n")
     words = last_words(Program("server", ["/bin/false"], log=log))
     assert words == rf"'no role \x1b[2J\x9b31m\u202e' (more in {log})"
+
+
+AN_OLD_REASON = "2026-11-28 20:11:33.983 UTC [1] FATAL:  an old reason"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([AN_OLD_REASON], "an old reason"),
+        ([AN_OLD_REASON, "2026-11-29 20:11:34 UTC [2] PANIC:  could not read file"], "could not read file"),
+        (
+            [
+                "2026 UTC [2] FATAL:  no status of transaction 753",
+                '2026 UTC [2] DETAIL:  Could not open "pg_xact/0000".',
+            ],
+            'no status of transaction 753 (Could not open "pg_xact/0000")',
+        ),
+        (["UTC [2] FATAL:  no file", "UTC [3] FATAL:  the database system is starting up"], "no file"),
+        (
+            ["UTC [2] FATAL:  no file", 'UTC [3] ERROR:  relation "x" does not exist', "UTC [2] LOG:  shut down"],
+            "no file",
+        ),
+        (["postgres: could not find it", "Expected it there"], "postgres: could not find it Expected it there"),
+        (["22289:M 29 Nov 2026 20:11:33.983 # Bad file format"], "Bad file format"),
+        (["Error: DAGUERRE_STORAGE: it cannot be used", "another line"], "DAGUERRE_STORAGE: it cannot be used"),
+        (["FATAL:  " + "x" * 5000], "x" * 500 + "…"),
+        ([], ""),
+    ],
+)
+def test_the_reason_is_found_in_a_log(words: list[str], reason: str) -> None:
+    assert find_reason(words) == reason
+
+
+def test_an_older_reason_is_not_shown(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(f"{AN_OLD_REASON}\n")
+    program = Program("server", ["/bin/false"], log=log)
+    position = mark_log(program)
+    assert last_words(program, position) == f"it said nothing (more in {log})"
+    with log.open("a") as file:
+        file.write("2026 UTC [1] PANIC:  a new reason\n")
+    assert last_words(program, position) == f"a new reason (more in {log})"
+    log.write_text("PANIC:  after a trim\n")
+    assert last_words(program, position) == f"after a trim (more in {log})"
 
 
 class TestLeash:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -10,8 +11,10 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
+from service.embedded import first_key
 from service.settings import Settings, SettingsError, load, parse_size
 from service.telemetry.metrics import metrics
+from tests.test_cli import daguerre
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,7 +55,7 @@ def test_every_route_stands_in_the_table() -> None:
         for route in create_app(Settings()).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
-    listed = set(re.findall(r"^\| `([A-Z]+) (/\S+)` \|", README, re.MULTILINE))
+    listed = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", README, re.MULTILINE))
     assert listed == routes
 
 
@@ -72,12 +75,28 @@ def test_every_file_that_is_linked_exists() -> None:
 
 
 def test_every_command_for_accounts_is_shown() -> None:
-    assert "./run sign demo '" in README
+    assert "./run sign default '" in README
     for group in ("accounts", "keys", "signing-keys", "presets"):
         command = cli.commands[group]
         assert isinstance(command, click.Group)
         for name in command.commands:
             assert f"./run {group} {name}" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/renditions.md", "docs/signed-urls.md"])
+async def test_its_commands_work_after_a_first_start(database_url: str, tmp_path: Path, page: str) -> None:
+    """They name an account that `up` made, and come in an order that works; in prose, too."""
+    await first_key.prepare(database_url, tmp_path)
+    groups = "accounts|keys|signing-keys|presets|sign"
+    shown = rf"(?:^\./run (?P<line>(?:{groups}) [^#\n]+))|(?:`\./run (?P<prose>(?:{groups})\s[^`]+)`)"
+    commands = [
+        shlex.split(match["line"] or match["prose"])
+        for match in re.finditer(shown, (ROOT / page).read_text(), re.MULTILINE)
+    ]
+    assert commands
+    for command in commands:
+        done = daguerre(*command, database_url=database_url)
+        assert done.returncode == 0, (command, done.stderr)
 
 
 @pytest.mark.parametrize(

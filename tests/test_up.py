@@ -137,6 +137,12 @@ class TestUp:
             assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
             image = re.search(r'"id":"(\w+)"', answer)
             assert image
+            log = Path(first.told(r"Log +(\S+) "))
+            assert log == data / "log" / "daguerre.log"
+            line = r"Z request POST /v1/images status=200 ms=[\d.]+ id=\w+$"
+            for path in (log, first.log):
+                wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
+            assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
             found = running.find(data)
             assert found is not None
             assert found.pid == first.process.pid
@@ -173,8 +179,8 @@ class TestUp:
         given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(data, given=given, on_terminal=True) as first:
             assert first.text.count(first.key) == 1
-            assert first.told(r"again: (.+)\)") == f"cat '{data}/first-key'"
-            command = first.told(r"(curl .+)\r?\n").replace("\x1b[0m", "")
+            assert first.told(r"again: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
+            command = first.told(r"(curl (?:.+\\\r?\n)+.+)\r?\n").replace("\x1b[0m", "").replace("\r", "")
             assert '"success":true' in subprocess.check_output(["/bin/sh", "-c", command], text=True)
         with up(data, given=given, on_terminal=True) as again:
             assert again.key not in again.text
@@ -193,6 +199,30 @@ class TestUp:
             wait_for(lambda: started.get("/readyz")[0] == 200)
             wait_for(lambda: started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200)
             assert not any(is_alive(pid) for pid in killed)
+            log = (place / "data" / "log" / "daguerre.log").read_text()
+            assert log.count("program.restarted WARNING") == 4
+
+    def test_restored_data_are_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
+        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(place / "first", given=given):
+            pass
+        with up(place / "second", given=given) as second:
+            assert "revoked" not in second.text
+            command = second.told(r"the keys of this data are shown by: (.+)")
+            assert command == f"daguerre keys list default --data {place / 'second'}"
+
+    def test_a_damaged_server_shows_its_reason(self, place: Path) -> None:
+        with up(place / "data"):
+            pass
+        log = place / "data" / "log" / "postgres.log"
+        with log.open("a") as file:
+            file.write("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
+        (place / "data" / "postgres" / "cluster" / "global" / "pg_control").write_bytes(b"")
+        with up(place / "data", ready=False) as again:
+            assert again.process.wait(30) == 1
+        assert "could not read file" in again.text
+        assert "an old reason" not in again.text
+        assert "Traceback" not in again.text
 
     def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
         given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}

@@ -16,6 +16,7 @@ from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
+from service.server_versions import require_servers
 from service.settings import Settings, SettingsError, parse_period
 from service.storage.disk import DiskStorage
 from service.telemetry import logs
@@ -65,8 +66,10 @@ def _serve_metrics(host: str, port: int) -> None:
 
 
 async def _run(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    await require_servers(settings.database_url, redis)
     async with (
-        open_resources(settings, jobs.open_redis(settings.redis_url)) as resources,
+        open_resources(settings, redis) as resources,
         watched(_list_dependencies(settings, resources)),
         scrubbing(resources.database, resources.storage, parse_period(settings.scrub)),
     ):

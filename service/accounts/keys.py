@@ -67,11 +67,13 @@ async def revoke_key(connection: Connection, key_id: int) -> bool:
     return await connection.fetchval(_REVOKE, key_id) is not None
 
 
-_IS_ACTIVE = "select exists (select from api_keys where key_hash = $1 and revoked_at is null)"
+_IS_ACTIVE = "select revoked_at is null from api_keys where key_hash = $1"
 
 
-async def key_is_active(connection: Connection, key: str) -> bool:
-    return bool(await connection.fetchval(_IS_ACTIVE, hash_key(key)))
+async def key_is_active(connection: Connection, key: str) -> bool | None:
+    """False for a key that was revoked, None for one that this database does not know."""
+    is_active: bool | None = await connection.fetchval(_IS_ACTIVE, hash_key(key))
+    return is_active
 
 
 # The use is noted once an hour, by the one statement that looks keys up; where another notes the same key just now,

@@ -10,6 +10,7 @@ from service.api import account, cors, delivery, health, images, metrics, search
 from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
 from service.api.docs import Document
+from service.api.front import FrontPage
 from service.api.middleware import answer
 from service.api.protocol import QUICK_ANSWER
 from service.api.quick import QuickAnswers
@@ -51,6 +52,7 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     route.add_get("/i/{id}", delivery.show)
     route.add_get("/i/{id}/{name}", delivery.show)
 
+    route.add_get("/", FrontPage(settings).show)
     route.add_get("/openapi.json", Document(settings).show)
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)

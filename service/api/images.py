@@ -73,7 +73,7 @@ async def _create_from_json(request: web.Request) -> web.Response:
 
 async def _copy(request: web.Request, account: Account, url: str, tags: Sequence[str]) -> web.Response:
     service = resources(request)
-    detail, source = parameters.detail(request), parse_url(url)
+    detail, source = parameters.detail(request, "tags", "url"), parse_url(url)
     key = parameters.idempotency_key(request, source)
     try:
         repeated = await service.ingest.repeat(account.id, key, request_id=request_id(request)) if key else None

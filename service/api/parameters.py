@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -12,12 +14,16 @@ from yarl import URL
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
 from service.images.records import Large
+from service.spelling import find_near_miss, find_nearest, quote
 from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
 # The parameters of an upload that may be fields of a form.
 _FIELDS = frozenset({"tags", "with_exif", "verbose", "with_mini_preview", "with_account"})
+_DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
+# Unknown names of one request that are compared with the known ones: a request line has room for a thousand.
+_MAX_COMPARED = 16
 
 
 def query(request: web.Request) -> MultiMapping[str]:
@@ -51,8 +57,38 @@ class Detail:
         return Large(self.with_exif, self.with_mini_preview)
 
 
-def detail(request: web.Request) -> Detail:
-    return _read_detail(query(request))
+def detail(request: web.Request, *others: str) -> Detail:
+    """Returns what the parameters ask for. `others` are the names of the call's other parameters.
+
+    Unknown parameters pass, because clients add some against caches. A near miss of a known name is refused, because
+    the call would ignore what its client asked for.
+    """
+    parameters = query(request)
+    _refuse_near_misses(parameters, _list_known(*others))
+    return _read_detail(parameters)
+
+
+def strict_detail(request: web.Request, *others: str) -> Detail:
+    """The same for a call that refuses every unknown parameter."""
+    parameters, known = query(request), _list_known(*others)
+    for name in parameters:
+        if name not in known:
+            nearest = find_nearest(name, known)
+            advice = f"this call takes {', '.join(known)}." if nearest is None else f"did you mean {nearest}?"
+            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; {advice}")
+    return _read_detail(parameters)
+
+
+@lru_cache(16)
+def _list_known(*others: str) -> Mapping[str, None]:
+    """A set that keeps its order."""
+    return dict.fromkeys(("key", *others, *_DETAIL_NAMES))
+
+
+def _refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
+    for name in [name for name in names if name not in known][:_MAX_COMPARED]:
+        if (meant := find_near_miss(name, known)) is not None:
+            raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; did you mean {meant}?")
 
 
 def _read_detail(parameters: MultiMapping[str]) -> Detail:
@@ -78,7 +114,7 @@ class UploadParameters:
 
     def __init__(self, request: web.Request) -> None:
         parameters = query(request)
-        self.detail = _read_detail(parameters)
+        self.detail = detail(request, "tags")
         self.tags = _read_tags(parameters)
         self._has_tags = bool(self.tags)
         self._parameters: MultiDict[str] = MultiDict(parameters)
@@ -90,6 +126,7 @@ class UploadParameters:
         `invalid-parameter`.
         """
         if name not in _FIELDS:
+            _refuse_near_misses([name], _FIELDS)
             return
         try:
             text = value.decode()

@@ -21,6 +21,7 @@ from service.probes import MIME_TYPES
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20
+NAMES = ("tags", "format", "sha256", "created_after", "created_before", "limit", "cursor")
 
 _FORMAT_NAMES = {name: name for name in MIME_TYPES} | {"jpg": "jpeg", "tif": "tiff"}
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -35,7 +36,7 @@ async def find(request: web.Request) -> web.Response:
     """GET /v1/images/search: a page of the ready images that match, and the cursor of the next."""
     service = resources(request)
     account = await authenticate(request)
-    detail, filters, limit = parameters.detail(request), _filters(request), _limit(request)
+    detail, filters, limit = parameters.strict_detail(request, *NAMES), _filters(request), _limit(request)
     cursor = parameters.query(request).get("cursor")
     after = None if cursor is None else decode_cursor(cursor, account.id, filters)
     async with service.database.connection() as connection:

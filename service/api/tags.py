@@ -39,7 +39,7 @@ async def _change(
     request: web.Request, account: Account, *, add: Sequence[str] = (), remove: Sequence[str] = ()
 ) -> web.Response:
     service = resources(request)
-    detail = parameters.detail(request)
+    detail = parameters.detail(request, "tags")
     named = request.match_info["id"]
     image_ids = parse_image_ids(named)
     async with service.database.connection() as connection:

@@ -9,6 +9,7 @@ import click
 
 from service.cli.account_deletion import delete_account
 from service.cli.accounts import accounts
+from service.cli.backups import backup, psql, restore
 from service.cli.health import health
 from service.cli.keys import keys
 from service.cli.presets import presets
@@ -39,7 +40,10 @@ def cli() -> None:
 
 
 accounts.add_command(delete_account)
-for command in (serve, worker, schema, health, verify, accounts, keys, signing_keys, presets, sign):
+for command in (
+    *(serve, worker, schema, health, verify, backup, restore, psql),
+    *(accounts, keys, signing_keys, presets, sign),
+):
     cli.add_command(command)
 
 

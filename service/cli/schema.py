@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from service.cli.configuration import SECONDS, describe, load_settings
+from service.settings import SettingsError
 
 
 @click.command()
@@ -22,7 +23,7 @@ def schema(patience_s: float) -> None:
     settings = load_settings()
     try:
         asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
-    except SchemaNewer as error:
+    except (SchemaNewer, SettingsError) as error:
         raise click.ClickException(str(error)) from None
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = describe(error)

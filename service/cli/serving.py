@@ -21,7 +21,7 @@ from service.settings import Settings, SettingsError
     "--shared", type=int, nargs=3, help="Descriptors of memory shared with others, and the place in it.", hidden=True
 )
 @click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
 @click.option("--new-database", is_flag=True, help="Start with an empty database beside a storage with images.")
 def serve(
@@ -36,7 +36,8 @@ def serve(
     """Run the API, as several processes behind one port."""
     settings = load_settings(host=host, port=port, api_processes=processes)
     try:
-        if fd is None:
+        if fd is None:  # here alone: each process would say it
+            asyncio.run(_require_servers(settings))
             _require_pair(settings, is_new_database=new_database)
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
@@ -49,6 +50,17 @@ def serve(
                 server.serve(settings, listener, *_open_shared(shared), supervised=fd is not None)
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+async def _require_servers(settings: Settings) -> None:
+    from service.queue import jobs  # noqa: PLC0415
+    from service.server_versions import require_servers  # noqa: PLC0415
+
+    redis = jobs.open_redis(settings.redis_url)
+    try:
+        await require_servers(settings.database_url, redis)
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 def _require_pair(settings: Settings, *, is_new_database: bool) -> None:

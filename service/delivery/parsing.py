@@ -12,6 +12,7 @@ import msgspec
 from service.delivery.transformations import MAX_SIDE, Direction, Fit, Format, Gravity, Rgba, Watermark
 from service.errors import ServiceError
 from service.ids import IMAGE_ID_PATTERN, ImageId
+from service.spelling import find_nearest, quote
 
 Metadata: TypeAlias = Literal["none", "copyright", "keep"]
 
@@ -89,7 +90,7 @@ def parse(
         return None
     if (preset := given.pop("preset", None)) is not None:
         if preset not in (presets or {}):
-            raise _invalid(f"preset: this account has no preset {_quoted(preset)}.")
+            raise _invalid(f"preset: this account has no preset {quote(preset)}.")
         given = _collect(parse_qsl((presets or {})[preset], keep_blank_values=True)) | given
     return _read(given)
 
@@ -119,7 +120,9 @@ def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
         if name in SIGNING:
             continue
         if name not in _READERS:
-            raise _invalid(f"There is no parameter {_quoted(name)}; there are {', '.join(_READERS)}.")
+            nearest = find_nearest(name, _READERS)
+            advice = f"there are {', '.join(_READERS)}." if nearest is None else f"did you mean {nearest}?"
+            raise _invalid(f"Unknown parameter {quote(name)}; {advice}")
         if name in given:
             raise _invalid(f"{name} is there twice; send it once.")
         given[name] = value
@@ -192,11 +195,6 @@ def _scaled(asked: Asked, dpr: float) -> Asked:
 
 def _invalid(message: str) -> ServiceError:
     return ServiceError("invalid-parameter", message)
-
-
-def _quoted(text: str) -> str:
-    """As far as it may be shown: what a client sent is not repeated at length."""
-    return repr(text) if re.fullmatch(r"[ -~]{1,40}", text) else "of the name that was sent"
 
 
 _Reader: TypeAlias = Callable[[str, str], Any]

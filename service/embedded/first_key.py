@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -16,33 +17,45 @@ def path(folder: Path) -> Path:
     return folder / "first-key"
 
 
-async def prepare(database_url: str, folder: Path) -> str | None:
-    """Apply the schema and give the first account's key; None if it was revoked, or if it was never ours.
+@dataclass(frozen=True, slots=True)
+class FirstKey:
+    """`key` is None if it was revoked, and if the accounts were made elsewhere, as those of a restored backup."""
 
-    The key lies in `first-key`, and in `first-key.new` from before the commit until it counts: a key that was
-    revoked is told from one that a crash kept out of the database.
+    key: str | None
+    is_revoked: bool = False
+
+
+async def prepare(database_url: str, folder: Path) -> FirstKey:
+    """Applies the schema, makes the first account where there is none, and returns its key.
+
+    The key lies in `first-key`, and in `first-key.new` from before the commit until it counts: so a key that was
+    revoked differs from one that a crash kept out of the database.
     """
     from service import database  # noqa: PLC0415  not needed to find or stop a server
     from service.accounts import keys, records  # noqa: PLC0415
 
     await database.apply_schema(database_url)
-    kept, fresh = path(folder), folder / "first-key.new"
+    file, fresh = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:
         if (key := _read(fresh)) and await keys.key_is_active(connection, key):
-            fresh.replace(kept)
-        if key := _read(kept):
-            return key if await keys.key_is_active(connection, key) else None
+            fresh.replace(file)
+        if key := _read(file):
+            is_active = await keys.key_is_active(connection, key)
+            if is_active is not None:
+                return FirstKey(key) if is_active else FirstKey(None, is_revoked=True)
+            if await records.list_accounts(connection):
+                return FirstKey(None)
         async with connection.transaction():
             try:
                 async with connection.transaction():
                     await records.create_account(connection, _ACCOUNT, _MAX_BYTES)
             except records.AccountExists:
-                return None
+                return FirstKey(None)
             key = await keys.create_key(connection, _ACCOUNT)
             _write(fresh, key)
-        fresh.replace(kept)
-        return key
+        fresh.replace(file)
+        return FirstKey(key)
     finally:
         await connection.close()
 

@@ -19,6 +19,7 @@ from service.processes.process import User, name_of, run_as
 from service.settings import default_data_folder
 
 _HARMLESS = {"lost+found", "metrics", "storage"}  # what may lie in a folder that is not yet Daguerre's
+RESTORING = "restore-unfinished"  # is there while a backup is brought back
 _SOCKET_LIMIT_BYTES = 100  # the kernel's is 107 on Linux, 103 on macOS
 
 
@@ -41,6 +42,11 @@ class Folder:
     @property
     def logs(self) -> Path:
         return self.path / "log"
+
+    @property
+    def journal(self) -> Path:
+        """The log of the API, the workers and `up` itself; the servers have their own beside it."""
+        return self.logs / "daguerre.log"
 
 
 @contextlib.contextmanager
@@ -80,6 +86,27 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def claim_new(path: Path, server_user: User | None) -> Iterator[Folder]:
+    """The same for a folder that holds nothing yet, to restore into. It is emptied again if the block fails."""
+    path = path.expanduser().absolute()
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if others := sorted(names - {"lost+found", running.LOCK}):
+        raise EmbeddedError(f"{path} holds something already ({others[0]}): name a new or an empty folder with --data")
+    with claim(path, server_user) as claimed:
+        if claimed.postgres.exists():  # another restore was quicker
+            raise EmbeddedError(f"{path} holds a database already: name a new or an empty folder with --data")
+        (path / RESTORING).touch(mode=0o600)
+        try:
+            yield claimed
+        except BaseException:
+            for entry in path.iterdir():
+                if entry.name not in {"lost+found", running.LOCK}:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            raise
+        (path / RESTORING).unlink()
+
+
 def _check(path: Path, server_user: User | None) -> None:
     if path.exists() and not path.is_dir():
         raise EmbeddedError(f"{path} is not a folder: name one with --data")
@@ -101,6 +128,8 @@ def _check_contents(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise EmbeddedError(f"{path} is not writable for {name_of(os.geteuid())}: name another folder with --data")
     names = sorted(entry.name for entry in path.iterdir())
+    if RESTORING in names:
+        raise EmbeddedError(f"A backup was not restored to its end in {path}: remove that folder, and restore it again")
     if running.LOCK in names:
         if (path / running.LOCK).stat().st_uid != os.geteuid():
             raise EmbeddedError(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TextIO
+
+from service.telemetry.console import MAX_COLUMNS
 
 _BOLD, _DIM, _GREEN, _YELLOW, _RED = "1", "2", "32", "33", "31"
 
@@ -42,8 +46,12 @@ class Screen:
         self._finish(self._paint(self._signs["done"], _GREEN), text, begun)
 
     def note(self, text: str) -> None:
-        """A thing that happened while everything runs, with its time of day."""
-        self._write(f"{time.strftime('%H:%M:%S')} {self._paint(self._signs['note'], _YELLOW)} {text}\n")
+        """Shows something that happened while everything runs, with its time of day in UTC, as in the log."""
+        now = f"{datetime.now(UTC):%H:%M:%S.%f}"[:-3] + "Z"
+        width = MAX_COLUMNS - len(now) - 3
+        first, *others = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+        self._write(f"{now} {self._paint(self._signs['note'], _YELLOW)} {first}\n")
+        self._write("".join(f"    {line}\n" for line in others))
 
     def ready(self, rows: list[tuple[str, str]], command: str, closing: str) -> None:
         """The banner. The command has a line to itself, so that it can be pasted."""

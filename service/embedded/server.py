@@ -7,7 +7,8 @@ import subprocess
 from types import TracebackType
 from typing import Self
 
-from service.processes.process import Program, start, stop, wait_ready
+from service.processes.process import Program, start, stop
+from service.processes.reasons import mark_log, wait_ready
 
 
 class Server(abc.ABC):
@@ -22,9 +23,10 @@ class Server(abc.ABC):
     def start(self) -> None:
         """Returns when connections are accepted."""
         program = self.program()
+        log_position = mark_log(program)
         self.process = start(program)
         try:
-            wait_ready(program, self.process)
+            wait_ready(program, self.process, log_position)
         except BaseException:
             self.stop()
             raise

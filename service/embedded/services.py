@@ -17,7 +17,7 @@ _READY_TIMEOUT_S = 60
 _TELL_EVERY_S = 5
 
 
-def environment(data: Path, found: Running) -> dict[str, str]:
+def environment(data: Path, found: Running, log_format: str) -> dict[str, str]:
     """What a process of Daguerre reads, on top of the settings that `up` was given itself."""
     return {
         **os.environ,
@@ -25,6 +25,7 @@ def environment(data: Path, found: Running) -> dict[str, str]:
         "DAGUERRE_DATABASE_URL": found.database_url,
         "DAGUERRE_REDIS_URL": found.redis_url,
         "DAGUERRE_PUBLIC_URL": found.public_url,
+        "DAGUERRE_LOG_FORMAT": log_format,
         "DAGUERRE_METRICS_PORT": "0",  # workers on one machine cannot share a port, and the API shows theirs
     }
 

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import click
 from service import settings as configuration
 from service.database import SchemaNewer
 from service.embedded import EmbeddedError, first_key, folder, running, services
+from service.embedded.journal import Journal
 from service.embedded.postgres import Postgres, server_user
 from service.embedded.screen import Screen
 from service.embedded.valkey import Valkey
@@ -61,7 +63,10 @@ def run(settings: Settings, *, workers: int, screen: Screen, is_new_database: bo
         screen.title(f"Daguerre, data in {place.path}")
         patience_s = 10 if place.unclean else 0
         listener = stack.enter_context(listening.bind(settings.host, settings.port, patience_s=patience_s))
-        supervisor = stack.enter_context(Supervisor(report=screen.note))
+        # Under `up` people read the log, so it is made for them unless JSON was asked for.
+        log_format = "json" if settings.log_format == "json" else "console"
+        journal = stack.enter_context(Journal(place.journal, sys.stderr.fileno(), as_json=log_format == "json"))
+        supervisor = stack.enter_context(Supervisor(report=partial(_report, screen, journal)))
         try:
             found = _start_servers(
                 settings, workers, place, supervisor, screen, local_url=listening.local_url(listener)
@@ -70,18 +75,19 @@ def run(settings: Settings, *, workers: int, screen: Screen, is_new_database: bo
             with screen.step("Schema and first account"):
                 storage = DiskStorage(settings.storage or place.path / "storage")
                 _finish(supervisor, require_pair(found.database_url, storage, is_new_database=is_new_database))
-                key = _finish(supervisor, first_key.prepare(found.database_url, place.path))
+                first = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):
-                env = services.environment(place.path, found)
+                env = services.environment(place.path, found, log_format)
                 # The database and the queue go in the same moment, so there is nothing left that it could finish.
-                supervisor.start(programs.worker_programs(workers, settings, env, death_signal=signal.SIGKILL))
-                supervisor.start(programs.api_programs(listener, settings, env, death_signal=signal.SIGKILL))
+                kill, log = signal.SIGKILL, place.journal
+                supervisor.start(programs.worker_programs(workers, settings, env, death_signal=kill, log=log))
+                supervisor.start(programs.api_programs(listener, settings, env, death_signal=kill, log=log))
                 services.wait_ready(supervisor, listener, screen.note)
             running.announce(place.path, found)
             was_ready = True
-            # Output that is no terminal's may be kept in a log.
-            shown = _describe_key(place.path, key, show=is_new and screen.is_terminal)
-            _show_banner(screen, found, place.path, shown, "" if key is None else _sample_request(found, place.path))
+            with journal.paused():
+                # Output that is no terminal's may be kept in a log.
+                _show_banner(screen, found, place, first, show_key=is_new and screen.is_terminal)
             supervisor.run()
         except Stopped:
             pass
@@ -118,28 +124,45 @@ def _start_servers(
     return running.Running(os.getpid(), database_url, redis_url, local_url, public_url)
 
 
-def _describe_key(data: Path, key: str | None, *, show: bool) -> str:
-    """Returns where the first account's key is kept; with `show`, the key itself as well."""
-    if key is None:
-        command = f"{os.environ.get('DAGUERRE_COMMAND', 'daguerre')} keys create default"
-        return f"the first one was revoked; make another: {command} --data {shlex.quote(str(data))}"
-    command = f"cat {shlex.quote(str(first_key.path(data)))}"
-    return f"{key} (shown once; to see it again: {command})" if show else f"to see it: {command}"
+def _report(screen: Screen, journal: Journal, text: str) -> None:
+    journal.write("program.restarted", text)
+    screen.note(text)
+
+
+def _describe_key(data: Path, first: first_key.FirstKey, *, show: bool) -> list[str]:
+    """Returns lines: where the first account's key is kept; with `show`, the key itself as well."""
+    command, option = os.environ.get("DAGUERRE_COMMAND", "daguerre"), f"--data {shlex.quote(str(data))}"
+    another = f"make another: {command} keys create default {option}"
+    if first.is_revoked:
+        return ["the first one was revoked", another]
+    if first.key is None:
+        return [f"the keys of this data are shown by: {command} keys list default {option}", another]
+    place = f"cat {shlex.quote(str(first_key.path(data)))}"
+    return [first.key, f"shown once; to see it again: {place}"] if show else [f"to see it: {place}"]
 
 
 def _sample_request(found: running.Running, data: Path) -> str:
     """Returns a command that uploads a picture. The key comes from its file, and is no part of what is shown."""
-    key = f"$(cat {shlex.quote(str(first_key.path(data)))})"
-    url = f"{found.local_url}/v1/images?key={key}&with_exif=true&verbose=true"
-    return f"curl \"{url}\" -H 'Content-Type: image/jpeg' --data-binary {shlex.quote(f'@{_SAMPLE}')}"
+    lines = [
+        f'curl "{found.local_url}/v1/images?with_exif&verbose"',
+        f'-H "X-Api-Key: $(cat {shlex.quote(str(first_key.path(data)))})"',
+        "-H 'Content-Type: image/jpeg'",
+        f"--data-binary {shlex.quote(f'@{_SAMPLE}')}",
+    ]
+    return " \\\n    ".join(lines)
 
 
-def _show_banner(screen: Screen, found: running.Running, data: Path, key: str, command: str) -> None:
+def _show_banner(
+    screen: Screen, found: running.Running, place: folder.Folder, first: first_key.FirstKey, *, show_key: bool
+) -> None:
     rows = [("Address", found.local_url)]
     if found.public_url != found.local_url:
         rows.append(("Public", found.public_url))
-    rows.append(("Key", key))
-    screen.ready(rows, command, f"Ctrl-C stops it; everything is kept in {data}.")
+    names = ["Key", ""]
+    rows += zip(names, _describe_key(place.path, first, show=show_key), strict=False)
+    rows.append(("Log", f"{place.journal} (of 10 MB, and the 10 MB before)"))
+    command = "" if first.key is None else _sample_request(found, place.path)
+    screen.ready(rows, command, f"Ctrl-C stops it; everything is kept in {place.path}.")
 
 
 def _finish(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Result:

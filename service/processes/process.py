@@ -8,13 +8,10 @@ import pwd
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-
-from service.processes import StartError
 
 _LEASH = Path(__file__).with_name("leash.py")
 _LOG_LIMIT_BYTES = 10 << 20
@@ -55,8 +52,8 @@ class Program:
     """A command to keep running.
 
     `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, and `death_signal` is what it is sent if
-    this process dies. Without a `log` it writes to this process's own output. `prepare` runs before every start,
-    `ready` tells that it works.
+    this process dies. Without a `log` it writes to this process's own output; `log_is_shared` if others write to the
+    same one. `prepare` runs before every start, `ready` tells that it works.
     """
 
     name: str
@@ -65,6 +62,7 @@ class Program:
     user: User | None = None
     pass_fds: tuple[int, ...] = ()
     log: Path | None = None
+    log_is_shared: bool = False
     stop_signal: signal.Signals = signal.SIGTERM
     hard_signal: signal.Signals = signal.SIGKILL
     death_signal: signal.Signals = signal.SIGTERM
@@ -94,7 +92,7 @@ def start(program: Program) -> subprocess.Popen[bytes]:
         log = None
         if program.log is not None:
             trim_log(program.log)
-            log = stack.enter_context(_append_to(program.log))
+            log = stack.enter_context(append_to(program.log))
         return subprocess.Popen(
             [*leash, *program.argv],
             stdin=subprocess.DEVNULL,
@@ -130,41 +128,18 @@ def end_orphans(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_ready(program: Program, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
-    """Wait until it is ready, or raise with the reason why it is not."""
-    deadline = time.monotonic() + timeout_s
-    while program.ready is not None and not program.ready(process.pid):
-        if process.poll() is not None:
-            raise StartError(f"{program.name} did not start: {last_words(program)}")
-        if time.monotonic() > deadline:
-            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program)}")
-        time.sleep(0.005)
-
-
-def last_words(program: Program) -> str:
-    """The last error in its log, and where to read on."""
-    if program.log is None:
-        return "its output above says why"
-    lines = [line for line in program.log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines[-20:] if "FATAL" in line or "rror" in line]
-    told = (errors or lines or ["it said nothing"])[-1].rpartition("FATAL:")[2].strip()
-    if not told.isprintable():  # a server's log may repeat what a client sent
-        told = ascii(told)
-    return f"{told} (more in {program.log})"
-
-
 def trim_log(log: Path) -> None:
     """Keep a log within two files of 10 MB: its old part goes to `NAME.1`. Also while a program appends to it."""
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT_BYTES:
             old = log.with_name(f"{log.name}.1")
             old.unlink(missing_ok=True)
-            with log.open("rb") as source, _append_to(old) as target:
+            with log.open("rb") as source, append_to(old) as target:
                 source.seek(-_LOG_LIMIT_BYTES, os.SEEK_END)
                 while piece := source.read(1 << 20):
                     target.write(piece)
             os.truncate(log, 0)
 
 
-def _append_to(path: Path) -> BinaryIO:
+def append_to(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")

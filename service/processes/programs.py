@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from service.processes import arriving_bytes, connection_counts
 from service.processes.process import Program
@@ -13,24 +14,32 @@ from service.settings import Settings
 
 
 def api_programs(
-    listener: socket.socket, settings: Settings, env: Mapping[str, str], *, death_signal: signal.Signals
+    listener: socket.socket,
+    settings: Settings,
+    env: Mapping[str, str],
+    *,
+    death_signal: signal.Signals,
+    log: Path | None = None,
 ) -> list[Program]:
-    """As many as the settings say. `death_signal` is what they are sent if this process dies."""
+    """As many as the settings say. `death_signal` is what they are sent if this process dies; they share the `log`."""
     host, port = listener.getsockname()[:2]
     processes = settings.api_processes
     shared = listener.fileno(), connection_counts.create(processes), arriving_bytes.create(processes)
     env = {**env, "DAGUERRE_HOST": str(host), "DAGUERRE_PORT": str(port)}
     words = "serve --fd {} --shared {} {}".format(*shared).split()
     return [
-        _program(f"API {number + 1}", [*words, str(number)], env, settings, death_signal, *shared)
+        _program(f"API {number + 1}", [*words, str(number)], env, settings, *shared, death_signal=death_signal, log=log)
         for number in range(settings.api_processes)
     ]
 
 
 def worker_programs(
-    count: int, settings: Settings, env: Mapping[str, str], *, death_signal: signal.Signals
+    count: int, settings: Settings, env: Mapping[str, str], *, death_signal: signal.Signals, log: Path | None = None
 ) -> list[Program]:
-    return [_program(f"Worker {number}", ["worker"], env, settings, death_signal) for number in range(1, count + 1)]
+    return [
+        _program(f"Worker {number}", ["worker"], env, settings, death_signal=death_signal, log=log)
+        for number in range(1, count + 1)
+    ]
 
 
 def _program(
@@ -38,8 +47,9 @@ def _program(
     words: list[str],
     env: Mapping[str, str],
     settings: Settings,
-    death_signal: signal.Signals,
     *descriptors: int,
+    death_signal: signal.Signals,
+    log: Path | None,
 ) -> Program:
     return Program(
         name=name,
@@ -47,6 +57,8 @@ def _program(
         argv=[sys.executable, "-P", "-m", "service.cli", *words],
         env=env,
         pass_fds=descriptors,
+        log=log,
+        log_is_shared=True,
         grace_s=settings.drain_s + 5,
         death_signal=death_signal,
     )

@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from service.processes import StartError
-from service.processes.process import Program, end_orphans, last_words, start, trim_log
+from service.processes.process import Program, end_orphans, start, trim_log
+from service.processes.reasons import last_words, mark_log
 
 _STEADY_S = 30  # who lived this long is replaced at once
 _LONGEST_DELAY_S = 30
@@ -32,6 +33,7 @@ class _Part:
     program: Program
     process: subprocess.Popen[bytes] | None = None
     started: float = 0
+    log_position: int = 0  # where the words of this start begin
     deaths: int = 0  # in a row
     restart_at: float = 0
 
@@ -86,8 +88,9 @@ class Supervisor:
             )
 
         if not self.wait_until(all_ready, timeout_s):
-            late = next(part.program for part in group if part.program.ready)
-            raise StartError(f"{late.name} is not ready after {timeout_s:.0f} s: {last_words(late)}")
+            late = next(part for part in group if part.program.ready)
+            reason = last_words(late.program, late.log_position)
+            raise StartError(f"{late.program.name} is not ready after {timeout_s:.0f} s: {reason}")
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, every_s: float = 0.01) -> bool:
         """Look again and again, and after the programs meanwhile. False if it was in vain; may raise Stopped."""
@@ -150,6 +153,7 @@ class Supervisor:
 
     def _launch(self, part: _Part) -> None:
         part.started = time.monotonic()
+        part.log_position = mark_log(part.program)
         try:
             part.process = start(part.program)
         except (StartError, OSError) as error:
@@ -165,9 +169,12 @@ class Supervisor:
             part.deaths = 0
         code = process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if not self._steady and (part.program.log is not None or part.deaths >= 2):
-            raise StartError(f"{part.program.name} did not start: it {how}: {last_words(part.program)}")
-        self._delay(part, f"{part.program.name} (process {process.pid}) {how}")
+        has_own_log = part.program.log is not None and not part.program.log_is_shared
+        if not self._steady and (has_own_log or part.deaths >= 2):
+            reason = last_words(part.program, part.log_position)
+            raise StartError(f"{part.program.name} did not start: it {how}: {reason}")
+        why = f" ({last_words(part.program, part.log_position)})" if code > 0 and has_own_log else ""
+        self._delay(part, f"{part.program.name} (process {process.pid}) {how}{why}")
 
     def _delay(self, part: _Part, what: str) -> None:
         delay_s = min(2 ** (part.deaths - 1), _LONGEST_DELAY_S) if part.deaths else 0

@@ -172,3 +172,8 @@ async def keep_id(connection: Connection, storage_id: str, *, instead_of: str | 
     """Notes the id of the database's storage, unless another process has noted one meanwhile; returns what is noted."""
     await connection.execute(_KEEP, storage_id, instead_of)
     return await find_id(connection)
+
+
+async def forget_id(connection: Connection) -> None:
+    """For a database that was copied: its images lie in a folder of their own, which the next start gives an id."""
+    await connection.execute("delete from storage")

@@ -11,6 +11,7 @@ import atexit
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import NoneType
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ import msgspec
 import structlog
 
 from service.settings import Settings
+from service.telemetry.console import ConsoleRenderer
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 # Values that hold no text of a client, and the fields that hold a traceback.
@@ -33,8 +35,7 @@ def configure(settings: Settings, **process: object) -> None:
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _escape]
     if console:
-        colours = sys.stderr.isatty()
-        rendering += [_indent_exception, structlog.dev.ConsoleRenderer(pad_event_to=20, colors=colours)]
+        rendering += [_indent_exception, ConsoleRenderer(colours=sys.stderr.isatty())]
     else:
         rendering.append(structlog.processors.JSONRenderer(_to_json))
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -86,8 +87,9 @@ class _Lines:
             self._put(lines)
 
     def _put(self, lines: Sequence[str]) -> None:
-        self._stream.write("\n".join([*lines, ""]))
-        self._stream.flush()
+        with suppress(OSError):  # a full disk or a terminal that is gone: the work goes on
+            self._stream.write("\n".join([*lines, ""]))
+            self._stream.flush()
 
 
 class Requests:

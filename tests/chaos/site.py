@@ -27,7 +27,8 @@ from service.embedded.folder import scratch
 from service.embedded.postgres import Postgres
 from service.embedded.server import Server
 from service.embedded.valkey import Valkey
-from service.processes.process import end_orphans, start, wait_ready
+from service.processes.process import end_orphans, start
+from service.processes.reasons import wait_ready
 from service.settings import Settings
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.daguerre_processes import Daguerre, Part, processes_of, until

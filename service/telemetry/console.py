@@ -1,0 +1,94 @@
+"""Log lines for people: what happened first, then its fields, in lines that fit a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from datetime import datetime
+from typing import Any
+
+MAX_COLUMNS = 100
+_INDENT = "    "
+_DIM, _BOLD = "2", "1"
+_LEVELS = {"warning": "33", "error": "31", "critical": "31"}
+_BLOCKS = ("exception", "stack")
+_LEADING = ("method", "path")
+
+
+class ConsoleRenderer:
+    """The last processor of a chain: makes one event a line, folded between its fields if it is over 100 columns long.
+
+    A process is shown as its part and number, `api/4711`. The line of a request, of which there are the most, is kept
+    short: its id is `id`, and the process that answered it is left out; JSON has both in full.
+    """
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
+        words = [(self._paint(text, colour), len(text)) for text, colour in _words(event)]
+        blocks = [str(event[name]) for name in _BLOCKS if event.get(name)]
+        return "\n".join([_fold(words), *blocks])
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours and colour else text
+
+
+def _words(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """With the colour of each. A word is never longer than a line; a longer one is cut into several."""
+    fields = {name: value for name, value in event.items() if name not in _BLOCKS}
+    level = fields.pop("level", "info")
+    yield _time(fields.pop("timestamp", "")), _DIM
+    name = str(fields.pop("event", ""))
+    for piece in _cut(name):
+        yield piece, _BOLD
+    if level in _LEVELS:
+        yield level.upper(), _LEVELS[level]
+    if name == "request":
+        fields = {"id" if key == "request_id" else key: value for key, value in fields.items()}
+        leading = [fields.pop(key) for key in _LEADING if key in fields]
+        fields = dict(sorted(fields.items(), key=lambda field: field[0] == "id"))
+        yield from ((piece, "") for value in leading for piece in _cut(_show(value)))
+    part, pid = fields.pop("part", None), fields.pop("pid", None)
+    yield from ((piece, "") for key, value in fields.items() for piece in _cut(f"{key}={_show(value)}"))
+    if part is not None and name != "request":
+        yield f"{part}/{pid}", _DIM
+
+
+def _time(timestamp: object) -> str:
+    """To the millisecond, in UTC."""
+    moment = timestamp if isinstance(timestamp, datetime) else None
+    if moment is None:
+        try:
+            moment = datetime.fromisoformat(str(timestamp))
+        except ValueError:
+            return str(timestamp)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}Z"
+
+
+def _show(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    is_plain = text and not any(letter in text for letter in " =\"'") if isinstance(value, str) else True
+    return text if is_plain else repr(text)
+
+
+def _cut(word: str) -> Iterator[str]:
+    """Not within an escape such as `\\x1b`, as far as that can be avoided."""
+    width = MAX_COLUMNS - len(_INDENT)
+    while len(word) > width:
+        end = word.rfind("\\", width - 10, width)
+        end = end if end > 0 else width
+        yield word[:end]
+        word = word[end:]
+    yield word
+
+
+def _fold(words: list[tuple[str, int]]) -> str:
+    lines, column = [""], 0
+    for text, width in words:
+        if column and column + 1 + width > MAX_COLUMNS:
+            lines.append(_INDENT + text)
+            column = len(_INDENT) + width
+        else:
+            lines[-1] += f" {text}" if column else text
+            column += width + (1 if column else 0)
+    return "\n".join(lines)
