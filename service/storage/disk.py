@@ -25,6 +25,7 @@ import structlog
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.settings import SettingsError
+from service.storage.ages import FolderClock
 from service.storage.files import Stored, disk_threads, in_thread, look_at, unavailable
 from service.storage.incoming import IncomingFile, publish
 
@@ -65,6 +66,7 @@ class DiskStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self._clock = FolderClock(self._incoming)
         self.threads = disk_threads("storage")
 
     def prepare(self) -> None:
@@ -263,11 +265,11 @@ class DiskStorage:
         await aiofiles.os.stat(self._incoming, executor=self.threads)
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
-        """Received files that nobody has written to for `age_s`, without those in `skip`."""
+        """Received files that nobody has written to for `age_s` by the storage's clock, without those in `skip`."""
         return await in_thread(self.threads, lambda: list(self._abandoned(age_s, limit, skip)))
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
-        before = time.time() - age_s
+        before = self._clock.read(age_s) - age_s
         with os.scandir(self._incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
