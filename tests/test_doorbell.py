@@ -456,6 +456,23 @@ async def test_a_worker_that_starts_without_redis_waits_for_it(servers: Servers,
         await client.aclose(close_connection_pool=True)
 
 
+async def test_worker_outlives_an_error_at_its_start(redis: ArqRedis, redis_url: str) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    await redis.execute_command("ACL", "SETUSER", "default", "-info")
+    try:
+        async with working(redis_url, job):
+            await asyncio.sleep(0.3)
+            await redis.execute_command("ACL", "SETUSER", "default", "+info")
+            await enqueue(redis, "image01")
+            await until(lambda: done == ["image01"])
+    finally:
+        await redis.execute_command("ACL", "SETUSER", "default", "+info")
+
+
 async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, redis_url: str) -> None:
     async def endless(ctx: Any, image_id: str, **_: Any) -> None:
         await asyncio.sleep(60)

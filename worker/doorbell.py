@@ -68,16 +68,14 @@ class DoorbellWorker(Worker):
         self._recording = AsyncExitStack()
 
     async def main(self) -> None:
-        """Wait for Redis first: arq ends where it is away at the start."""
+        """Begins anew if Redis is away or slow at the start, where arq's own `main` asks for its version and ends."""
         await self._recording.enter_async_context(running(self._ends.run()))
         while True:
             try:
-                await self.pool.ping()
-                break
+                return await super().main()
             except UNAVAILABLE as error:
                 log.warning("worker.queue_unavailable", error=repr(error))
                 await asyncio.sleep(_RECONNECT_S)
-        await super().main()
 
     async def _poll_iteration(self) -> None:
         try:
