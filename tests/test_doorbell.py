@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -462,15 +463,16 @@ async def test_worker_outlives_an_error_at_its_start(redis: ArqRedis, redis_url:
     async def job(ctx: Any, image_id: str, **_: Any) -> None:
         done.append(image_id)
 
-    await redis.execute_command("ACL", "SETUSER", "default", "-info")
+    permit: Any = partial(redis.execute_command, "ACL", "SETUSER", "default")
+    await permit("-info")
     try:
         async with working(redis_url, job):
             await asyncio.sleep(0.3)
-            await redis.execute_command("ACL", "SETUSER", "default", "+info")
+            await permit("+info")
             await enqueue(redis, "image01")
             await until(lambda: done == ["image01"])
     finally:
-        await redis.execute_command("ACL", "SETUSER", "default", "+info")
+        await permit("+info")
 
 
 async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, redis_url: str) -> None:

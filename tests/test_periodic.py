@@ -105,7 +105,9 @@ async def test_job_that_fails_or_hangs_holds_up_none(redis: ArqRedis, capfd: pyt
 
     async with repeating(redis, fail, hang, tick, timeout_s=0.1):
         await until(lambda: min(runs[name] for name in ("fail", "hang", "tick")) >= 3)
-    assert "periodic.failed" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "periodic.failed" in told
+    assert "periodic.timed_out" in told
 
 
 async def test_run_ends_before_the_worker_does(redis: ArqRedis) -> None:

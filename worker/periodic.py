@@ -124,5 +124,7 @@ class PeriodicJobs:
         try:
             async with asyncio.timeout(job.timeout_s):
                 await job.function(self._context)
-        except Exception:  # a time-out is one
+        except TimeoutError:
+            log.warning("periodic.timed_out", job=job.name)
+        except Exception:
             log.exception("periodic.failed", job=job.name)
