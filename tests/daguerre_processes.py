@@ -253,8 +253,8 @@ async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterato
                     part.process.kill()
                     part.process.wait()
                     end_orphans(part.process)
-    logs = [(part.log, part.log.read_text()) for part in daguerre.parts]
+    texts = {part.log: part.log.read_text() for part in daguerre.parts}
     # A process that was killed while it started has written nothing.
-    assert any(re.search(r"api\.listening|worker\.started", text) for _, text in logs), "no log of a process"
-    for log, text in logs:
+    assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "no log of a process"
+    for log, text in texts.items():
         assert key[:10] not in text, f"{log} tells the key"
