@@ -30,6 +30,7 @@ from service.embedded.server import Server
 from service.embedded.valkey import Valkey
 from service.processes.process import end_orphans, start, wait_ready
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.daguerre_processes import Daguerre, Part, processes_of, until
 
@@ -218,6 +219,8 @@ async def site_in(
         async with processes_of(settings, keys[0], folder / "logs") as daguerre:
             host, port = daguerre.listener.getsockname()
             site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", tell, clocks)
+            # Else a worker waits for the folders by time.sleep, which fails under libfaketime (EINVAL).
+            DiskStorage(settings.storage_folder).prepare()
             site.start()
             await site.wait_ready()
             yield site
