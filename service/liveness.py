@@ -11,6 +11,7 @@ import socket
 from service.errors import ServiceError
 from service.processes import listening
 from service.queue import jobs
+from service.queue.signs_of_life import WORKER_ALIVE_S
 from service.settings import Settings
 
 
@@ -32,4 +33,4 @@ async def find_worker_problem(settings: Settings) -> str | None:
         return "DAGUERRE_REDIS_URL: the queue cannot be reached"
     finally:
         await redis.aclose(close_connection_pool=True)
-    return f"No worker on {socket.gethostname()} has shown a sign of life in the last {jobs.WORKER_ALIVE_S} s"
+    return f"No worker on {socket.gethostname()} has shown a sign of life in the last {WORKER_ALIVE_S} s"

@@ -25,9 +25,10 @@ class Removal(NamedTuple):
     image_id: ImageId
 
 
-# Not of an image that has got the id anew.
+# Not of an image that has got the id anew. A time in the future is older than a correction of the clock of PostgreSQL.
 _LIST = """
-select removed_at, image_id from removals where removed_at < now() - $1::float8 * interval '1 second'
+select removed_at, image_id from removals
+where (removed_at < now() - $1::float8 * interval '1 second' or removed_at > now() + interval '1 minute')
     and not exists (select from images where images.id = removals.image_id and images.state <> 'failed')
     and ($3::timestamptz is null or (removed_at, image_id) > ($3, $4))
 order by removed_at, image_id limit $2

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,16 +166,17 @@ class Daguerre(Client):
     def __post_init__(self) -> None:
         self.port = self.listener.getsockname()[1]
 
-    def start_api(self) -> Part:
-        return self._start("serve", "--fd", str(self.listener.fileno()))
+    def start_api(self, environment: Mapping[str, str] | None = None) -> Part:
+        return self._start("serve", "--fd", str(self.listener.fileno()), environment=environment)
 
-    def start_serve(self, processes: int) -> Part:
+    def start_serve(self, processes: int, environment: Mapping[str, str] | None = None) -> Part:
         """As many API processes and their supervisor. The port is theirs, and the listener is closed."""
         self.listener.close()
-        return self._start("serve", "--port", str(self.port), "--processes", str(processes))
+        words = ("serve", "--port", str(self.port), "--processes", str(processes))
+        return self._start(*words, environment=environment)
 
-    def start_worker(self) -> Part:
-        return self._start("worker")
+    def start_worker(self, environment: Mapping[str, str] | None = None) -> Part:
+        return self._start("worker", environment=environment)
 
     async def start(self) -> tuple[Part, Part]:
         """One API process and one worker; returns once /readyz says that they work together."""
@@ -200,7 +201,7 @@ class Daguerre(Client):
 
         await until(is_so, timeout_s)
 
-    def _start(self, *words: str) -> Part:
+    def _start(self, *words: str, environment: Mapping[str, str] | None = None) -> Part:
         self.logs.mkdir(exist_ok=True)
         log = self.logs / f"{len(self.parts)}-{words[0]}.log"
         given = self.settings.model_dump(exclude_unset=True)
@@ -208,7 +209,10 @@ class Daguerre(Client):
         program = Program(
             name=words[0],
             argv=[sys.executable, "-P", "-m", "service.cli", *words],
-            env=env | {"PYTHONPATH": str(_ROOT)} | {f"DAGUERRE_{name.upper()}": str(given[name]) for name in given},
+            env=env
+            | {"PYTHONPATH": str(_ROOT)}
+            | dict(environment or {})
+            | {f"DAGUERRE_{name.upper()}": str(given[name]) for name in given},
             pass_fds=() if self.listener.fileno() < 0 else (self.listener.fileno(),),
             log=log,
             death_signal=signal.SIGKILL,
@@ -249,8 +253,8 @@ async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterato
                     part.process.kill()
                     part.process.wait()
                     end_orphans(part.process)
-    texts = [(part.log, part.log.read_text()) for part in daguerre.parts]
+    texts = {part.log: part.log.read_text() for part in daguerre.parts}
     # A process that was killed while it started has written nothing.
-    assert any(re.search(r"api\.listening|worker\.started", text) for _, text in texts), "no log of a process"
-    for log, text in texts:
+    assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "no log of a process"
+    for log, text in texts.items():
         assert key[:10] not in text, f"{log} tells the key"

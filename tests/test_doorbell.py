@@ -1,4 +1,4 @@
-"""The worker that a bell wakes: several workers, a backlog, retries, cron, a dead worker, a Redis that restarts."""
+"""The worker that a bell wakes: several workers, a backlog, retries, a dead worker, a Redis that restarts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from arq import Retry, cron, func
+from arq import Retry, func
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.jobs import serialize_job
@@ -25,24 +25,27 @@ from arq.worker import Worker
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.queue import jobs
-from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WORKERS, JobQueue
+from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, JobQueue
+from service.queue.signs_of_life import WORKERS, SignsOfLife
 from service.queue.turns import TurnKeys
 from tests.conftest import Servers
-from worker.claims import Claims, JobEnd
+from worker import probe, render
+from worker.claims import LEASE_S, MAX_DEFER_S, Claims, JobEnd
 from worker.doorbell import DoorbellWorker
-from worker.shares import Shares
+from worker.shares import Rooms, Shares
 
 Job = Callable[..., Coroutine[Any, Any, object]]
 
 
 @asynccontextmanager
 async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[DoorbellWorker]:
+    redis = jobs.open_redis(url)
     worker = DoorbellWorker(
         functions=[func(job, name=PROBE_IMAGE)],
         queue_name=PROBE_QUEUE,
         bell=BELL,
-        alive_key=WORKERS,
-        redis_pool=jobs.open_redis(url),
+        signs_of_life=SignsOfLife(redis),
+        redis_pool=redis,
         max_jobs=max_jobs,
         keep_result=0,
         job_timeout=10,
@@ -82,7 +85,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
 
 def test_the_private_names_of_arq_are_there() -> None:
     source = inspect.getsource(Worker)
-    for name in ("_poll_iteration", "run_job", "job_counter", "sem", "in_progress_timeout_s", "heart_beat"):
+    for name in ("_poll_iteration", "run_job", "job_counter", "sem", "in_progress_timeout_s"):
         assert name in source
     assert "self.in_progress_timeout_s * 1000" in inspect.getsource(Worker.start_jobs)
     assert hasattr(Worker, "_release_sem_dec_counter_on_complete")
@@ -158,20 +161,9 @@ async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis)
     assert await redis.llen(BELL) == MOST_TOKENS  # type: ignore[misc]
 
 
-async def test_a_job_is_due_at_once_whatever_the_clock_of_who_enqueued_it(
-    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
-
-    with monkeypatch.context() as ahead:
-        now_ns = time.time_ns
-        ahead.setattr(time, "time_ns", lambda: now_ns() + 3600 * 10**9)
-        await enqueue(redis, "image01")
-    async with working(redis_url, job):
-        await until(lambda: done == ["image01"], timeout_s=2)
+async def test_jobs_carry_no_time_of_their_host(redis: ArqRedis) -> None:
+    await enqueue(redis, "image01")
+    assert jobs.decode(await redis.get(job_key_prefix + "image01"))["et"] == 0
 
 
 async def test_a_backlog_without_a_token_is_taken_when_a_worker_starts(redis: ArqRedis, redis_url: str) -> None:
@@ -324,22 +316,6 @@ async def test_a_job_that_reaches_its_time_limit_is_put_off(redis: ArqRedis, red
     assert worker.jobs_failed == 0
 
 
-async def test_cron_jobs_run_without_a_bell_and_in_one_worker_only(redis_url: str) -> None:
-    runs: list[float] = []
-
-    async def tick(ctx: Any) -> None:
-        runs.append(time.time())
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    async with AsyncExitStack() as stack:
-        for _ in range(2):
-            every_second = cron(tick, second=set(range(60)), timeout=5)
-            await stack.enter_async_context(working(redis_url, job, cron_jobs=[every_second]))
-        await until(lambda: len(runs) >= 3, timeout_s=8)
-    assert len(runs) == len({int(at + 0.5) for at in runs}), runs
-
-
 async def test_the_job_of_a_dead_worker_runs_elsewhere_within_seconds(redis: ArqRedis, redis_url: str) -> None:
     runs = 0
 
@@ -413,8 +389,21 @@ async def test_a_worker_shows_that_it_lives_and_leaves_when_it_ends(redis: ArqRe
             while await queue.count_workers() != 2:
                 await asyncio.sleep(0.05)
     assert await queue.count_workers() == 0
-    await redis.zadd(WORKERS, {"dead": time.time() - 20})
-    assert await queue.count_workers() == 0
+
+
+@pytest.mark.parametrize("age_s", [20, -20, -86400])
+async def test_dead_worker_is_not_counted(redis: ArqRedis, redis_url: str, age_s: float) -> None:
+    """A sign of life from the future was given before the clock of Redis was set back."""
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    seconds, _ = await redis.time()
+    await redis.zadd(WORKERS, {"host:dead": seconds - age_s})
+    assert await JobQueue(redis).count_workers() == 0
+    async with working(redis_url, job):
+        async with asyncio.timeout(10):
+            while await JobQueue(redis).count_workers() != 1:
+                await asyncio.sleep(0.02)
 
 
 async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
@@ -429,18 +418,6 @@ async def test_a_worker_ends_quietly_while_redis_is_away(servers: Servers, redis
     async with working(redis_url, job):
         servers.valkey.stop()
     servers.valkey.start()
-
-
-async def test_cron_runs_missed_in_an_outage_are_skipped(redis_url: str) -> None:
-    async def tick(ctx: Any) -> None: ...
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    every_ten = cron(tick, second=set(range(0, 60, 10)))
-    async with working(redis_url, job, cron_jobs=[every_ten]):
-        await until(lambda: every_ten.next_run is not None)
-        every_ten.next_run = datetime.now().astimezone() - timedelta(hours=1)
-        await until(lambda: every_ten.next_run is not None and every_ten.next_run > datetime.now().astimezone())
 
 
 async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_takes_no_more(
@@ -478,6 +455,24 @@ async def test_a_worker_that_starts_without_redis_waits_for_it(servers: Servers,
         await enqueue(client, "image01")
         await until(lambda: done == ["image01"])
         await client.aclose(close_connection_pool=True)
+
+
+async def test_worker_outlives_an_error_at_its_start(redis: ArqRedis, redis_url: str) -> None:
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        done.append(image_id)
+
+    permit: Any = partial(redis.execute_command, "ACL", "SETUSER", "default")
+    await permit("-info")
+    try:
+        async with working(redis_url, job):
+            await asyncio.sleep(0.3)
+            await permit("+info")
+            await enqueue(redis, "image01")
+            await until(lambda: done == ["image01"])
+    finally:
+        await permit("+info")
 
 
 async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, redis_url: str) -> None:
@@ -569,3 +564,39 @@ async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, 
         assert await redis.llen(BELL) == 1  # type: ignore[misc]
         end.set()
         await until(lambda: len(started) == 3)
+
+
+@pytest.mark.parametrize("state", ["waiting", "put off", "claimed by a worker that died"])
+async def test_jobs_outlast_a_redis_clock_set_back(
+    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """All that is left from before lies a day in the future."""
+    monkeypatch.setattr("worker.claims.LEASE_S", 1)
+    keys, day_ms = TurnKeys.of(PROBE_QUEUE), 86_400_000
+    done: list[str] = []
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        assert ctx["waited_s"] >= 0
+        done.append(image_id)
+
+    await enqueue(redis, "image01")
+    if state != "waiting":
+        claims = Claims(redis, PROBE_QUEUE, BELL)
+        await claims.claim(1, Rooms(share=1), wait_s=0)  # loads the script
+        await claims.claim(1, Rooms(share=1), wait_s=0)
+        assert await redis.exists(in_progress_key_prefix + "image01")
+    if state == "put off":
+        await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+    await redis.zincrby(PROBE_QUEUE, day_ms, "image01")
+    for key in (keys.later, keys.line + "1"):
+        if await redis.exists(key):
+            await redis.zincrby(key, day_ms, "image01")
+    if state == "claimed by a worker that died":
+        await redis.pexpire(in_progress_key_prefix + "image01", day_ms)
+    async with working(redis_url, job):
+        await until(lambda: done == ["image01"])
+
+
+async def test_no_job_is_put_off_for_longer_than_allowed() -> None:
+    """Else it would be taken for one from before a correction of the clock, and run at once."""
+    assert max(probe._RETRY_S, probe._RETRY_MISSING_S, render._RETRY_S, LEASE_S) < MAX_DEFER_S

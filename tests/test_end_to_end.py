@@ -30,7 +30,8 @@ from service.embedded.postgres import Postgres
 from service.embedded.valkey import Valkey
 from service.ids import ImageId
 from service.queue import jobs
-from service.queue.jobs import PROBE_QUEUE, WORKERS
+from service.queue.jobs import PROBE_QUEUE
+from service.queue.signs_of_life import WORKERS
 from service.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant

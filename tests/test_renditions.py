@@ -29,7 +29,7 @@ from tests import pictures
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.scrapes import Scrape
 from worker import ledger
-from worker.eviction import evict_renditions
+from worker.eviction import NEXT_FOLDER, evict_renditions
 from worker.render import render_image
 from worker.resources import open_resources
 
@@ -229,9 +229,7 @@ def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) 
     assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
 
 
-async def test_rows_of_older_files_are_recounted(
-    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rows_of_older_files_are_recounted(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
@@ -243,8 +241,7 @@ async def test_rows_of_older_files_are_recounted(
             os.utime(resources.renditions.path(key), (0, 0))
         await keep_together(resources.database, [Made(key, None, 100) for key in keys])
         shard = int(resources.renditions.path(keys[0]).parent.name, 16)
-        at = (time.time() // (256 * 30) - 1) * 256 * 30 + shard * 30
-        monkeypatch.setattr("worker.eviction.time.time", lambda: at)
+        await redis.set(NEXT_FOLDER, shard)
         await evict_renditions({"resources": resources})
     await redis.aclose(close_connection_pool=True)
     assert await connection.fetch("select distinct size from renditions") == [(4096,)]
@@ -430,7 +427,7 @@ async def test_stuck_renditions_stop_no_eviction(
 
 
 async def test_a_file_whose_row_was_lost_is_removed_in_time(
-    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, connection: Any, tenant: Tenant
 ) -> None:
     """Else it would be evicted never."""
     await connection.execute(
@@ -445,9 +442,8 @@ async def test_a_file_whose_row_was_lost_is_removed_in_time(
                 os.utime(resources.renditions.path(key), (0, 0))
         await keep_together(resources.database, [Made(kept, None, 1)])
         shard = int(resources.renditions.path(kept).parent.name, 16)
-        earlier = (time.time() // (256 * 30) - 1) * 256 * 30
-        for looked_at, names in (((shard + 1) % 256, {kept, unknown, young}), (shard, {kept, young})):
-            monkeypatch.setattr("worker.eviction.time.time", lambda at=looked_at: earlier + at * 30)
+        await redis.set(NEXT_FOLDER, 256 * 1000 + shard - 1)
+        for names in ({kept, unknown, young}, {kept, young}):
             await evict_renditions({"resources": resources})
             assert {path.name for path in files(settings)} == {resources.renditions.path(key).name for key in names}
     await redis.aclose(close_connection_pool=True)

@@ -17,6 +17,7 @@ import pytest
 
 from service.processes.public_url import is_misleading
 from service.queue import jobs
+from service.queue.signs_of_life import SignsOfLife
 from service.settings import Settings
 from tests.conftest import Tenant
 from tests.daguerre_processes import Client, Daguerre, Part, processes_of, stop_process, until
@@ -241,7 +242,8 @@ async def test_health_tells_whether_this_machine_has_a_worker_on_the_queue(
 async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     queue = jobs.JobQueue(redis)
-    await redis.zadd(jobs.WORKERS, {"a:1": 1e12, "b:1": 1e12, "b:2": 1e12})
+    for name in ("a:1", "b:1", "b:2"):
+        await SignsOfLife(redis).show(name)
     assert await queue.count_workers() == 3
     assert [await queue.count_workers(host=host) for host in ("a", "b", "")] == [1, 2, 0]
     await redis.aclose(close_connection_pool=True)

@@ -19,6 +19,7 @@ from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionKey
 from tests.conftest import Client, RunBurst, Tenant
 from tests.samples import jpeg, stored_files
+from worker.counters import refresh_accounts
 from worker.resources import Resources, open_resources
 from worker.sweep import sweep
 
@@ -278,3 +279,33 @@ async def test_a_whole_backlog_that_was_lost_is_enqueued_again_at_once(
     )
     await sweep({"resources": resources})
     assert await resources.redis.zcard(PROBE_QUEUE) == 1200
+
+
+async def test_database_clock_set_back_delays_nothing(
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings
+) -> None:
+    """What was written before lies in the future."""
+    await insert(connection, tenant, "pending", age_s=-86400)
+    put(resources.storage.path(ID))
+    put(resources.storage.path(ImageId("BBBBBBB")))
+    await connection.execute("insert into removals values ('BBBBBBB', now() + interval '1 day')")
+    await connection.execute("update accounts set refreshed_at = now() + interval '1 day', used_bytes = 7")
+    await sweep({"resources": resources})
+    await refresh_accounts({"resources": resources})
+    assert await resources.redis.zrange(PROBE_QUEUE, 0, -1) == [ID.encode()]
+    assert stored_files(settings) == [resources.storage.path(ID)]
+    assert await connection.fetchval("select used_bytes from accounts") == 10
+
+
+async def test_upload_on_its_way_outlasts_a_clock_that_jumps(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a host has slept: the clock of the storage is ahead of what it was, the monotonic clock is not."""
+    await sweep({"resources": resources})
+    arriving = put(resources.storage.incoming_path(ID), age_s=2 * 3600)
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() - 2 * 3600)
+    abandoned = await resources.storage.list_abandoned(3600, 10)
+    monkeypatch.undo()
+    assert abandoned == []
+    assert arriving.exists()

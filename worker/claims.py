@@ -26,6 +26,9 @@ from worker.shares import Rooms
 # after some seconds, not after the longest time limit of all functions as arq has it.
 LEASE_S = 6
 _TRIES_KEPT_S = 24 * 60 * 60
+# No job is put off for longer. One that is due later, or a lease that is longer than any, is from before the clock of
+# Redis was set back.
+MAX_DEFER_S = 60
 # Jobs without a turn are looked for this often, and this many jobs are read then: less than a millisecond of Redis.
 _LOOK_S = 0.5
 _PAGE = 1000
@@ -33,7 +36,8 @@ _PAGE = 1000
 # Claims up to `free` jobs that are due and that nobody runs, with all that is known of them, by the turns of their
 # accounts (service/queue/turns.py). In one step, where arq makes five round trips a job; and it knows whether it leaves
 # any behind, for which it wakes the next worker. The time is that of Redis, as it is where jobs are enqueued: hosts may
-# differ.
+# differ. Where that clock was set back, a job that lies too far ahead is due, and a lease that is too long is cut: its
+# worker renews it if it lives.
 #
 # First the jobs of `later` whose time has come get a place in line. Then jobs that nobody gave a turn get one: at most
 # `page` jobs of arq's set are read, from `offset` on, if that is not negative, or if there is nothing else to do. An
@@ -44,11 +48,12 @@ local queue, bell, turns, later, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local running, job, retry, line = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local free, lease_ms, most_tokens, page = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local offset, rung, share = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11])
+local max_defer_ms = tonumber(ARGV[12])
 """
     + JOIN
     + """
 local group, room = {}, {}
-for i = 12, #ARGV, 3 do
+for i = 13, #ARGV, 3 do
     group[ARGV[i]], room[ARGV[i + 1]] = ARGV[i + 1], tonumber(ARGV[i + 2])
 end
 local time = redis.call('TIME')
@@ -58,21 +63,28 @@ local function forget(id)
     redis.call('HDEL', accounts, id)
     redis.call('ZREM', later, id)
 end
+local function is_put_off(due)
+    return due > now and due <= now + max_defer_ms
+end
 local function look_later(id, account, due)
     redis.call('HSET', accounts, id, account)
     redis.call('ZADD', later, due, id)
 end
 local function look_after_lease(id, account)
     local left_ms = redis.call('PTTL', running .. id)
+    if left_ms > lease_ms then
+        redis.call('PEXPIRE', running .. id, lease_ms)
+        left_ms = lease_ms
+    end
     look_later(id, account, now + (left_ms > 0 and left_ms or lease_ms))
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, page)) do
+local function look_at(id)
     local due = tonumber(redis.call('ZSCORE', queue, id))
     local account = redis.call('HGET', accounts, id) or ''
     if not due then
         forget(id)
-    elseif due > now then
+    elseif is_put_off(due) then
         look_later(id, account, due)
     elseif redis.call('EXISTS', running .. id) == 1 then
         look_after_lease(id, account)
@@ -80,6 +92,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, 
         redis.call('ZREM', later, id)
         join(id, account, due)
     end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, page)) do
+    look_at(id)
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, now + max_defer_ms + 1, '+inf', 'LIMIT', 0, page)) do
+    look_at(id)
 end
 
 local depth, known = redis.call('ZCARD', queue), redis.call('HLEN', accounts)
@@ -94,7 +112,7 @@ elseif offset >= 0 or (depth ~= known and redis.call('EXISTS', turns) == 0) then
     for i = 1, #jobs, 2 do
         local id, due = jobs[i], tonumber(jobs[i + 1])
         if redis.call('HEXISTS', accounts, id) == 0 then
-            if due > now then
+            if is_put_off(due) then
                 look_later(id, '', due)
             else
                 join(id, '', due)
@@ -123,7 +141,7 @@ while true do
         local is_claimed = false
         if not due then
             if id then forget(id) end
-        elseif due > now then
+        elseif is_put_off(due) then
             look_later(id, account, due)
         else
             is_claimed = redis.call('SET', running .. id, '1', 'NX', 'PX', lease_ms)
@@ -235,7 +253,7 @@ class Claims:
     async def claim(self, count: int, rooms: Rooms, *, wait_s: float) -> list[ClaimedJob]:
         """Claims at most `count` jobs in one round trip, which waits for the bell first, unless for 0 seconds."""
         words = [*self._words, count, LEASE_S * 1000, MOST_TOKENS, _PAGE, self._choose_offset(), int(wait_s > 0)]
-        words += [rooms.share, *chain.from_iterable(rooms.groups)]
+        words += [rooms.share, MAX_DEFER_S * 1000, *chain.from_iterable(rooms.groups)]
         async with self._redis.pipeline(transaction=False) as pipe:
             if wait_s:
                 pipe.blpop([self._bell], timeout=wait_s)  # type: ignore[arg-type] # a list, and parts of a second
@@ -248,7 +266,7 @@ class Claims:
                 return []
         self.left_behind, self.skipped, self._offset = bool(left), bool(skipped), max(0, offset)
         return [
-            ClaimedJob(job_id.decode(), account.decode(), due, (now - due) / 1000, payload, int(tries or 0))
+            ClaimedJob(job_id.decode(), account.decode(), due, max(0, now - due) / 1000, payload, int(tries or 0))
             for job_id, account, due, payload, tries in claimed
         ]
 

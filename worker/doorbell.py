@@ -10,54 +10,53 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 import structlog
 from arq import Retry
-from arq.cron import CronJob
 from arq.jobs import SerializationError, deserialize_job_raw
-from arq.worker import Function, Worker
+from arq.typing import WorkerCoroutine
+from arq.worker import Worker
 
 from service.batches import Batcher, running
 from service.dependencies.outages import QUEUE, level_of
-from service.queue.jobs import UNAVAILABLE, name_worker
+from service.queue.jobs import UNAVAILABLE
+from service.queue.signs_of_life import SignsOfLife, name_worker
 from worker.claims import LEASE_S, ClaimedJob, Claims, JobEnd
 from worker.shares import Shares
 
 log = structlog.get_logger("worker")
 
-# Without a bell the queue is looked at this often: for cron jobs, for the jobs of workers that died, and for tokens
-# that were lost.
+# Without a bell the queue is looked at this often: for the jobs of workers that died, and for tokens that were lost.
 _LOOK_S = 1.0
 # A burst does not wait for the bell, since it ends once the queue is empty.
 _BURST_DELAY_S = 0.01
 _RECONNECT_S = 0.5
-_FORGET_WORKER_S = 60
 # A job that reached its time limit, most likely in line, is put off.
 _OUT_OF_TIME_MS = 1000
-_MISSED = timedelta(seconds=5)
 
 
 class DoorbellWorker(Worker):
     """Waits on the bell while it has a free place, and on its own jobs while it has none.
 
-    `bell` is the list that whoever enqueues pushes a token on; `alive_key` a sorted set of workers by their last sign
-    of life; `shares` says how many jobs are worth having at this time, up to `max_jobs`, and of which accounts. What a
+    `bell` is the list that whoever enqueues pushes a token on; `signs_of_life` is where this worker shows that it
+    lives; `shares` says how many jobs are worth having at this time, up to `max_jobs`, and of which accounts. What a
     function returns is sent to those who wait for its job.
+
+    Nothing here goes by the clock of this host, which arq's cron and health check do: neither is used.
     """
 
     def __init__(
         self,
         *args: Any,
         bell: str,
-        alive_key: str | None = None,
+        signs_of_life: SignsOfLife | None = None,
         shares: Shares | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
-        self._alive_key = alive_key
+        self._signs_of_life = signs_of_life
         self._shares = shares or Shares(lambda: self.max_jobs)
         self.in_progress_timeout_s = LEASE_S
         self._name = name_worker()
@@ -70,16 +69,14 @@ class DoorbellWorker(Worker):
         self._recording = AsyncExitStack()
 
     async def main(self) -> None:
-        """Wait for Redis first: arq ends where it is away at the start."""
+        """Begins anew if Redis is away or slow at the start, where arq's own `main` asks for its version and ends."""
         await self._recording.enter_async_context(running(self._ends.run()))
         while True:
             try:
-                await self.pool.ping()
-                break
+                return await super().main()
             except UNAVAILABLE as error:
                 QUEUE.report(error)
                 await asyncio.sleep(_RECONNECT_S)
-        await super().main()
 
     async def _poll_iteration(self) -> None:
         try:
@@ -93,10 +90,7 @@ class DoorbellWorker(Worker):
                 await self._wait_for_an_end(_LOOK_S)
                 await self._take_jobs(wait=False)
             self._reap()
-            if self.allow_pick_jobs:
-                self._skip_missed_crons()
-                await self.heart_beat()
-            elif not self.tasks:
+            if not self.allow_pick_jobs and not self.tasks:
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
             await self._show_life()
         except UNAVAILABLE as error:
@@ -169,18 +163,15 @@ class DoorbellWorker(Worker):
             self.jobs_failed += 1
             await self._ends.submit(JobEnd(job.id))
             return
-        if isinstance(function, CronJob):
-            await self.run_job(job.id, job.score)
-        else:
-            await self._ends.submit(await self._perform(job, function, args, options))
+        await self._ends.submit(await self._perform(job, function.coroutine, args, options))
 
-    async def _perform(self, job: ClaimedJob, function: Function, args: Sequence[Any], options: Any) -> JobEnd:
+    async def _perform(self, job: ClaimedJob, function: WorkerCoroutine, args: Sequence[Any], options: Any) -> JobEnd:
         options.pop("reply_to", None)  # of another version's API, which looks for itself
         known = {"job_id": job.id, "account": job.account, "job_try": job.tries + 1}
         context = {**self.ctx, **known, "score": job.score, "waited_s": job.waited_s}
         try:
             async with asyncio.timeout(self.job_timeout_s):
-                reply = await function.coroutine(context, *args, **options)
+                reply = await function(context, *args, **options)
         except Retry as retry:
             self.jobs_retried += 1
             return JobEnd(job.id, again_after_ms=retry.defer_score or 0)
@@ -213,24 +204,13 @@ class DoorbellWorker(Worker):
                     continue
                 log.log(level_of(error), "worker.job_not_recorded", job_id=job_id, error=repr(error))
 
-    def _skip_missed_crons(self) -> None:
-        """After an outage of Redis arq would catch up run by run, one each look."""
-        now = datetime.now(tz=self.timezone)
-        for job in self.cron_jobs:
-            if job.next_run is not None and now - job.next_run > _MISSED:
-                job.calculate_next(now)
-
     async def _show_life(self) -> None:
         if time.monotonic() < self._next_sign_of_life:
             return
         self._next_sign_of_life = time.monotonic() + _LOOK_S
         await self._claims.renew([job_id for job_id, task in self.tasks.items() if not task.done()])
-        if self._alive_key is not None:
-            now = time.time()
-            async with self.pool.pipeline(transaction=False) as pipe:
-                pipe.zadd(self._alive_key, {self._name: now})
-                pipe.zremrangebyscore(self._alive_key, "-inf", now - _FORGET_WORKER_S)
-                await pipe.execute()
+        if self._signs_of_life is not None:
+            await self._signs_of_life.show(self._name)
 
     async def close(self) -> None:
         if unfinished := [task for task in self.tasks.values() if not task.done()]:
@@ -244,6 +224,6 @@ class DoorbellWorker(Worker):
             await asyncio.wait([self._ringing])
         await self._recording.aclose()
         with suppress(*UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
-            if self._alive_key is not None:
-                await self.pool.zrem(self._alive_key, self._name)
+            if self._signs_of_life is not None:
+                await self._signs_of_life.remove(self._name)
             await super().close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import structlog
+from redis.exceptions import RedisError
 
 from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
 from service.dependencies.outages import level_of
@@ -23,8 +23,8 @@ _KEPT_PART = 0.9
 _AT_ONCE = 1000
 _MOST_PAGES = 100
 _ABANDONED_S = 3600
-# One folder at a time is compared with the rows, the next after so long.
-_FOLDER_S = 30
+# One folder is compared with the rows in each run. This key counts the runs of all workers.
+NEXT_FOLDER = "daguerre:renditions:next_folder"
 
 
 async def evict_renditions(ctx: dict[str, Any]) -> None:
@@ -33,8 +33,8 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     try:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
-        await _check_folder(worker, int(time.time() / _FOLDER_S) % SHARDS)
-    except (ServiceError, OSError) as error:  # what it needs is away
+        await _check_folder(worker, (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS)
+    except (ServiceError, RedisError, OSError) as error:  # what it needs is away
         log.log(level_of(error), "eviction.put_off", error=repr(error))
 
 

@@ -1,4 +1,4 @@
-"""One worker process: its functions, its cron jobs, its start and its end."""
+"""One worker process: its functions, its periodic jobs, its start and its end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import structlog
 import uvloop
-from arq import cron, func
+from arq import func
 from arq.connections import ArqRedis
 
 from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import Dependency, watched
 from service.queue import jobs
+from service.queue.signs_of_life import SignsOfLife
 from service.server_versions import require_servers
 from service.settings import Settings, SettingsError, parse_period
 from service.storage.disk import DiskStorage
@@ -25,6 +26,7 @@ from worker.children.pool import MOST_AHEAD, Children
 from worker.counters import refresh_accounts
 from worker.doorbell import DoorbellWorker
 from worker.eviction import evict_renditions
+from worker.periodic import PeriodicJob, PeriodicJobs
 from worker.probe import probe_image
 from worker.render import render_image
 from worker.resources import SPARE_CHILDREN, Resources, open_resources
@@ -38,7 +40,12 @@ log = structlog.get_logger("worker")
 _JOBS_AHEAD = 2
 # A job's turn comes after all that its child was given; where that takes longer, it is put off.
 _JOB_TIMEOUT_S = 30
-_CRON_TIMEOUT_S = 20
+_PERIODIC_TIMEOUT_S = 20
+PERIODIC_JOBS = (
+    PeriodicJob(sweep, interval_s=10, timeout_s=_PERIODIC_TIMEOUT_S),
+    PeriodicJob(refresh_accounts, interval_s=30, timeout_s=_PERIODIC_TIMEOUT_S),
+    PeriodicJob(evict_renditions, interval_s=30, timeout_s=_PERIODIC_TIMEOUT_S),
+)
 # Both sides may be started at once.
 _STORAGE_WAIT_S = 10
 
@@ -76,17 +83,20 @@ async def _run(settings: Settings) -> None:
         workers = [
             make_prober(settings, resources, resources.redis),
             make_renderer(settings, resources, jobs.open_redis(settings.redis_url)),
-            make_housekeeper(settings, resources, jobs.open_redis(settings.redis_url)),
         ]
-        _stop_on_signals(workers)
+        periodic_redis = jobs.open_redis(settings.redis_url)
+        periodic = PeriodicJobs(periodic_redis, PERIODIC_JOBS, {"resources": resources})
+        _stop_on_signals(workers, periodic)
         log.info("worker.started", probe_processes=settings.probe_processes)
         try:
             async with asyncio.TaskGroup() as group:
                 for worker in workers:
                     group.create_task(worker.async_run())
+                group.create_task(periodic.run(drain_s=settings.drain_s))
         finally:
             for worker in workers:
                 await worker.close()
+            await periodic_redis.aclose(close_connection_pool=True)
     log.info("worker.stopped")
 
 
@@ -98,10 +108,11 @@ def _list_dependencies(settings: Settings, resources: Resources) -> list[Depende
     ]
 
 
-def _stop_on_signals(workers: list[DoorbellWorker]) -> None:
+def _stop_on_signals(workers: list[DoorbellWorker], periodic: PeriodicJobs) -> None:
     def stop(number: signal.Signals) -> None:
         for worker in workers:
             worker.handle_sig_wait_for_completion(number)
+        periodic.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
@@ -116,7 +127,7 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
         functions=[func(probe_image, name=jobs.PROBE_IMAGE)],
         queue_name=jobs.PROBE_QUEUE,
         bell=jobs.BELL,
-        alive_key=jobs.WORKERS,
+        signs_of_life=SignsOfLife(redis),
         burst=burst,
         job_timeout=_JOB_TIMEOUT_S,
         **_places(settings.probe_processes, resources.children),
@@ -134,25 +145,6 @@ def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis) -> 
         bell=jobs.RENDER_BELL,
         job_timeout=_JOB_TIMEOUT_S,
         **_places(settings.render_processes, resources.renderers),
-    )
-
-
-def make_housekeeper(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
-    """Runs the periodic jobs, on a queue of their own: they must not stand behind a rush of images."""
-    return _make_worker(
-        settings,
-        resources,
-        redis,
-        cron_jobs=[
-            cron(sweep, second=set(range(0, 60, 10)), timeout=_CRON_TIMEOUT_S),
-            cron(refresh_accounts, second={5, 35}, timeout=_CRON_TIMEOUT_S),
-            cron(evict_renditions, second={15, 45}, timeout=_CRON_TIMEOUT_S),
-        ],
-        queue_name=jobs.CRON_QUEUE,
-        bell=f"{jobs.CRON_QUEUE}:bell",
-        max_jobs=1,
-        keep_result=0,
-        log_results=False,
     )
 
 

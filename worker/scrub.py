@@ -36,7 +36,7 @@ from service.images.scrubbing import (
     sum_cost,
     take_turn,
 )
-from service.queue.jobs import name_worker
+from service.queue.signs_of_life import name_worker
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
 from service.telemetry.metrics import metrics

@@ -12,8 +12,9 @@ from service.database import Connection
 from service.ids import AccountId
 
 # Oldest first, so that a budget that runs out starts where it ended; those of $2 in their order, behind all others.
+# A refresh in the future was before the clock of PostgreSQL was set back.
 _STALE = """
-select id from accounts where changed_at >= refreshed_at
+select id from accounts where changed_at >= refreshed_at or refreshed_at > now()
 order by array_position($2::bigint[], id) nulls first, refreshed_at, id limit $1
 """
 

@@ -24,9 +24,11 @@ async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) ->
     return {ImageId(row[0]) for row in await connection.fetch(_EXISTING, image_ids)}
 
 
+# A time in the future is older than a correction of the clock of PostgreSQL.
 _OVERDUE = """
 select created_at, id, account_id from images
-where state = 'pending' and created_at < now() - $1::float8 * interval '1 second'
+where state = 'pending'
+    and (created_at < now() - $1::float8 * interval '1 second' or created_at > now() + interval '1 minute')
     and ($3::timestamptz is null or (created_at, id) > ($3, $4))
 order by created_at, id limit $2
 """

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +16,7 @@ from redis.exceptions import RedisError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
+from service.queue.signs_of_life import SignsOfLife
 from service.queue.turns import JOIN, TurnKeys, others_bell
 from service.settings import SettingsError
 from service.telemetry.metrics import QueueState
@@ -27,7 +25,6 @@ PROBE_QUEUE = "daguerre:probe"
 PROBE_IMAGE = "probe_image"
 RENDER_QUEUE = "daguerre:render"
 RENDER_IMAGE = "render_image"
-CRON_QUEUE = "daguerre:cron"
 
 # A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
 # since tokens that nobody takes would keep the workers turning after a rush.
@@ -38,15 +35,14 @@ MOST_TOKENS = 8
 # With the id of a job: the set of channels that its reply goes to.
 WAITING = "daguerre:waiting:"
 
-# Workers that are alive, by the time of their last sign of life.
-WORKERS = "daguerre:workers"
-WORKER_ALIVE_S = 10
-
 # What a check writes.
 _CHECK = "daguerre:check"
 _CHECK_EXPIRES_MS = 10_000
 
 _EXPIRES_MS = 24 * 60 * 60 * 1000
+
+# arq's payloads have the time of this host's clock. The score of a job, by the clock of Redis, is the one that counts.
+_NO_TIME = 0
 
 # arq hands its exceptions to the codec too.
 encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
@@ -84,8 +80,8 @@ class ProbeJob:
     def id(self) -> str:
         return self.image_id
 
-    def serialize(self, now_ms: int) -> bytes:
-        return _serialize(PROBE_IMAGE, self.image_id, self.request_id, now_ms)
+    def serialize(self) -> bytes:
+        return _serialize(PROBE_IMAGE, self.image_id, self.request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +96,13 @@ class RenderJob:
     reply_to: str
     request_id: str
 
-    def serialize(self, now_ms: int) -> bytes:
-        return _serialize(RENDER_IMAGE, self.order, self.request_id, now_ms)
+    def serialize(self) -> bytes:
+        return _serialize(RENDER_IMAGE, self.order, self.request_id)
 
 
-def _serialize(function: str, argument: object, request_id: str, now_ms: int) -> bytes:
+def _serialize(function: str, argument: object, request_id: str) -> bytes:
     context = {"request_id": request_id}
-    data: bytes = serialize_job(function, (argument,), context, None, now_ms, serializer=encode)
+    data: bytes = serialize_job(function, (argument,), context, None, _NO_TIME, serializer=encode)
     return data
 
 
@@ -159,6 +155,7 @@ class JobQueue:
         self._keys = [name, bell, others_bell(bell), turns.turns, turns.accounts]
         self._line = turns.line
         self._enqueue = redis.register_script(_ENQUEUE)
+        self._signs = SignsOfLife(redis)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
         """Raises `queue-unavailable`. The sweep enqueues again whatever image was lost here."""
@@ -173,10 +170,9 @@ class JobQueue:
         return await self._add([ProbeJob(*image, "", "sweep") for image in images.items()])
 
     async def _add(self, jobs: Sequence[Job]) -> int:
-        now_ms = time.time_ns() // 1_000_000
         words: list[Any] = [job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS]
         for job in jobs:
-            words += (job.id, job.account_id, job.serialize(now_ms), job.reply_to)
+            words += (job.id, job.account_id, job.serialize(), job.reply_to)
         try:
             return int(await self._enqueue(keys=self._keys, args=words))
         except UNAVAILABLE as error:
@@ -191,11 +187,11 @@ class JobQueue:
     async def count_workers(self, *, host: str | None = None) -> int:
         """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
         try:
-            names: list[bytes] = await self._redis.zrangebyscore(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
+            names = await self._signs.list_living()
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
-        return sum(host is None or name.decode().rpartition(":")[0] == host for name in names)
+        return sum(host is None or name.rpartition(":")[0] == host for name in names)
 
     async def measure(self) -> QueueState:
         """Raises `queue-unavailable`."""
@@ -204,15 +200,9 @@ class JobQueue:
                 pipe.time()  # what the scores were made with; the clock of this host may differ
                 pipe.zcard(self._name)
                 pipe.zrange(self._name, 0, 0, withscores=True)
-                pipe.zcount(WORKERS, time.time() - WORKER_ALIVE_S, "+inf")
-                (seconds, microseconds), depth, oldest, workers = await pipe.execute()
+                (seconds, microseconds), depth, oldest = await pipe.execute()
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
         now = seconds + microseconds / 1_000_000
-        return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, workers)
-
-
-def name_worker() -> str:
-    """A name to show signs of life under: its own, and it tells the host."""
-    return f"{socket.gethostname()}:{secrets.token_hex(4)}"
+        return QueueState(depth, max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0, await self.count_workers())

@@ -26,6 +26,7 @@ from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.settings import SettingsError
 from service.storage import layout
+from service.storage.ages import FolderClock
 from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable
 from service.storage.identity import INCOMING, StorageAway, StorageRoot
 from service.storage.incoming import IncomingFile, publish
@@ -69,6 +70,7 @@ class DiskStorage:
     def __init__(self, root: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> None:
         self._root = root
         self.incoming = root / INCOMING
+        self._clock = FolderClock(self.incoming)
         self.unclaimed = Unclaimed(root / "unclaimed")
         self.threads = disk_threads("storage")
         self.root = StorageRoot(root, load_id, self.threads)
@@ -288,11 +290,11 @@ class DiskStorage:
         return None
 
     async def list_abandoned(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
-        """Received files that nobody has written to for `age_s`, without those in `skip`."""
+        """Received files that nobody has written to for `age_s` by the storage's clock, without those in `skip`."""
         return await self.root.call(lambda _: list(self._abandoned(age_s, limit, skip)))
 
     def _abandoned(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
-        before = time.time() - age_s
+        before = self._clock.read(age_s) - age_s
         with os.scandir(self.incoming) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ import structlog
 from service.folders import make_folder
 from service.ids import ImageId
 from service.settings import SettingsError
+from service.storage.ages import read_clock
 from service.storage.disk import SHARDS
 from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, size_on_disk, unavailable
 from service.telemetry.metrics import metrics
@@ -214,9 +214,10 @@ class RenditionFiles:
 
     def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
         """The files in one of the folders, 0 to 255, that have not changed for so long, with their sizes on disk."""
-        before = time.time() - age_s
+        folder = self.root / f"{number:02x}"
         sizes = {}
-        with suppress(FileNotFoundError), os.scandir(self.root / f"{number:02x}") as entries:
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            before = read_clock(folder) - age_s
             for entry in entries:
                 image_id, _, digest = entry.name.partition("-")
                 with suppress(FileNotFoundError):
@@ -226,9 +227,9 @@ class RenditionFiles:
 
     def remove_abandoned(self, age_s: float) -> None:
         """What was being written and has not changed for so long."""
-        before = time.time() - age_s
-        old = []
-        with suppress(FileNotFoundError), os.scandir(self.root / _INCOMING) as entries:
+        folder, old = self.root / _INCOMING, []
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            before = read_clock(folder) - age_s
             old = [entry for entry in entries if _is_older(entry, before)]
         _log_failures(_remove_each((entry.name, Path(entry.path)) for entry in old))
 

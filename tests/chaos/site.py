@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import asyncpg
@@ -30,6 +31,7 @@ from service.embedded.valkey import Valkey
 from service.processes.process import end_orphans, start
 from service.processes.reasons import wait_ready
 from service.settings import Settings
+from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.daguerre_processes import Daguerre, Part, processes_of, until
 
@@ -50,6 +52,16 @@ UNEXPECTED = (
 )
 
 
+class Clocks(NamedTuple):
+    """What the environment of each part says of its clock: nothing if that is right."""
+
+    api: Mapping[str, str] | None = None
+    workers: Sequence[Mapping[str, str] | None] = (None, None)
+
+
+RIGHT_CLOCKS = Clocks()
+
+
 @dataclass
 class Site:
     postgres: Postgres
@@ -59,18 +71,19 @@ class Site:
     daguerre: Daguerre
     base_url: str
     tell: Callable[[str, object], None]
+    clocks: Clocks
 
     serve: Part = field(init=False)
     workers: list[Part] = field(init=False)
 
     def start(self) -> None:
-        self.serve = self.daguerre.start_serve(2)
+        self.serve = self.daguerre.start_serve(2, self.clocks.api)
         self.workers = []
-        for _ in range(2):
-            self.start_worker()
+        for clock in self.clocks.workers:
+            self.start_worker(clock)
 
-    def start_worker(self) -> Part:
-        self.workers.append(self.daguerre.start_worker())
+    def start_worker(self, clock: Mapping[str, str] | None = None) -> Part:
+        self.workers.append(self.daguerre.start_worker(clock))
         return self.workers[-1]
 
     async def wait_ready(self) -> None:
@@ -190,7 +203,9 @@ class Site:
 
 
 @asynccontextmanager
-async def site_in(folder: Path, tell: Callable[[str, object], None], **changes: object) -> AsyncIterator[Site]:
+async def site_in(
+    folder: Path, tell: Callable[[str, object], None], clocks: Clocks = RIGHT_CLOCKS, **changes: object
+) -> AsyncIterator[Site]:
     """`tell` hears what was seen, by name."""
     with scratch() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
         await apply_schema(postgres.dsn)
@@ -204,7 +219,9 @@ async def site_in(folder: Path, tell: Callable[[str, object], None], **changes: 
         ).model_copy(update=changes)
         async with processes_of(settings, keys[0], folder / "logs") as daguerre:
             host, port = daguerre.listener.getsockname()
-            site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", tell)
+            site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", tell, clocks)
+            # Else a worker waits for the folders by time.sleep, which fails under libfaketime (EINVAL).
+            DiskStorage(settings.storage_folder).prepare()
             site.start()
             await site.wait_ready()
             yield site

@@ -1,0 +1,51 @@
+"""The clock that the ages of files go by: that of their file system, which need not be this host's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def read_clock(folder: Path) -> float:
+    """Returns the Unix time that a file in `folder` gets now; over a network that is the server's. Blocks.
+
+    Raises OSError.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+    os.utime(folder)  # A full disk takes no new file, but it takes a new time.
+    return folder.stat().st_mtime
+
+
+class FolderClock:
+    """Reads the clock of a folder, and makes no file older than it is where that clock is put forward.
+
+    A clock jumps when its host wakes up or corrects it, and a file that is being written looks old then. So the clock
+    is held against the monotonic clock of this process: of its leads over that one, in the span that a file's age is
+    compared with, the least one counts. A jump before this process began is not known to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._leads: deque[tuple[float, float]] = deque()  # (monotonic time, lead) in seconds; the least lead first
+
+    def read(self, span_s: float) -> float:
+        """Returns the Unix time to compare files of at least the age `span_s` with. Blocks; raises OSError."""
+        now = time.monotonic()
+        lead = read_clock(self._folder) - now
+        while self._leads and self._leads[-1][1] >= lead:
+            self._leads.pop()
+        self._leads.append((now, lead))
+        while self._leads[0][0] < now - span_s:
+            self._leads.popleft()
+        return now + self._leads[0][1]

@@ -1,0 +1,62 @@
+"""Hosts whose clocks are wrong, under load. The servers and the file system have the right time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from service.ids import ImageId
+from service.storage.disk import DiskStorage
+from tests.chaos.load import unique_picture
+from tests.chaos.site import Clocks, Site, site_in
+from tests.chaos.test_faults import upload_head
+from tests.clocks import wrong_clock
+from tests.daguerre_processes import until
+from tests.samples import jpeg
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime")
+
+Tell = Callable[[str, object], None]
+
+
+async def wait_swept(site: Site) -> None:
+    """Returns once a worker has swept, while uploads are on their way: a file that is two hours old is gone."""
+    old = DiskStorage(site.settings.storage_folder).incoming_path(ImageId("Old0001"))
+    old.write_bytes(jpeg())
+    two_hours_ago = old.stat().st_mtime - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    await until(lambda: not old.exists(), timeout_s=40)
+
+
+async def finish_after(site: Site, waiting: Awaitable[None]) -> None:
+    """One more upload is on its way all the while, with most of its body on disk, and is stored."""
+    body = unique_picture(jpeg(3000, 2000, quality=100))
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.daguerre.port)
+    writer.write(upload_head(site.keys[0], len(body)) + body[:-1])
+    await writer.drain()
+    await waiting
+    writer.write(body[-1:])
+    answer = await reader.readuntil(b"\r\n")
+    writer.close()
+    assert re.match(rb"HTTP/1.1 20[02] ", answer), answer
+
+
+@pytest.mark.parametrize(("api", "workers"), [("+2h", ("+90", "-1d")), ("-1d", ("+2h", "-90"))])
+async def test_clocks_are_wrong(tmp_path: Path, record_property: Tell, api: str, workers: tuple[str, str]) -> None:
+    api_clock, *worker_clocks = (wrong_clock(tmp_path, offset).environment for offset in (api, *workers))
+    async with site_in(tmp_path, record_property, clocks=Clocks(api_clock, worker_clocks)) as site, site.load():
+        await finish_after(site, wait_swept(site))
+
+
+async def test_clock_is_set_back_while_all_run(tmp_path: Path, record_property: Tell) -> None:
+    clock = wrong_clock(tmp_path, "+2h", moves=True)
+    clocks = Clocks(clock.environment, [clock.environment] * 2)
+    async with site_in(tmp_path, record_property, clocks=clocks) as site, site.load():
+        clock.set("-1d")
+        await finish_after(site, wait_swept(site))

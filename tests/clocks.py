@@ -1,0 +1,47 @@
+"""Processes whose clock is not this host's, by libfaketime. Their monotonic clock and the times of files stay true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import do_without
+
+_LIBRARIES = ("/usr/lib", "/usr/local/lib")
+
+
+def wrong_clock(folder: Path, offset: str, *, moves: bool = False) -> WrongClock:
+    """`offset` is from the true time, as in "+2h" or "-90" (seconds). One that moves has a file in `folder`, which is
+    read at every look at the clock.
+
+    Skips where libfaketime is missing; CI installs it and requires it.
+    """
+    library = next((path for root in _LIBRARIES for path in Path(root).glob("**/libfaketimeMT.so.1")), None)
+    if library is None:
+        do_without("libfaketime is not installed")
+    clock = WrongClock(library, folder / "clock" if moves else None)
+    clock.set(offset)
+    return clock
+
+
+class WrongClock:
+    """`environment` is for the processes that are to have it."""
+
+    def __init__(self, library: Path, file: Path | None) -> None:
+        self._file = file
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_RESET": "1",
+            "NO_FAKE_STAT": "1",
+        }
+        if file is not None:
+            self.environment |= {"FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
+
+    def set(self, offset: str) -> None:
+        """Also of processes that run, if it moves."""
+        if self._file is None:
+            self.environment["FAKETIME"] = offset
+            return
+        new = self._file.with_suffix(".new")
+        new.write_text(offset)
+        new.replace(self._file)
