@@ -379,7 +379,7 @@ async def test_a_missing_storage_is_named(settings: Settings, tmp_path: Path) ->
     storage, elsewhere = tmp_path / "storage", tmp_path / "elsewhere"
     async with serving(settings.model_copy(update={"storage": storage})) as api:
         storage.rename(elsewhere)
-        await wait_reason(api, "storage", "not be mounted")
+        await wait_reason(api, "storage", "not mounted")
         storage.touch()
         await wait_reason(api, "storage", "in place of a folder")
         storage.unlink()

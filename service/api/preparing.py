@@ -26,6 +26,10 @@ async def prepare_storage(storage: DiskStorage, database: Database) -> None:
     """
     is_new = await asyncio.to_thread(storage.is_new)
     try:
+        found = await asyncio.to_thread(find_folder_id, storage.root.path)
+    except OSError as error:
+        raise storage.unusable((error.strerror or str(error)).lower()) from error
+    try:
         async with database.connection() as connection:
             known, is_needed = await find_id(connection), await needs_files(connection)
     except ServiceError as error:
@@ -36,10 +40,6 @@ async def prepare_storage(storage: DiskStorage, database: Database) -> None:
             ) from error
         await asyncio.to_thread(storage.prepare)
         return
-    try:
-        found = await asyncio.to_thread(find_folder_id, storage.root.path)
-    except OSError as error:
-        raise storage.unusable((error.strerror or str(error)).lower()) from error
     if known is not None and found != known and is_needed:
         raise _refuse(storage, found, known)
     # Looked at again, since another process may have made them and stored an image meanwhile.

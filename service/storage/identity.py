@@ -88,8 +88,10 @@ class StorageRoot:
         with ExitStack() as stack:
             try:
                 root = stack.enter_context(open_folder(self.path))
-            except (FileNotFoundError, NotADirectoryError) as error:
+            except FileNotFoundError as error:
                 raise _away("it is not there") from error
+            except NotADirectoryError as error:
+                raise StorageAway(errno.ENOTDIR, "the storage is away: its folder is a file") from error
             if self.id is None:
                 if not _has_folder(INCOMING, root):
                     raise _away(f"its folder {INCOMING} is not there")
