@@ -27,21 +27,26 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 def backup(folder: Path, data: Path | None) -> None:
     """Copy the database and the images into FOLDER, while Daguerre runs or not.
 
-    An earlier backup in FOLDER is brought up to date: files that it has are not copied again.
+    An earlier backup in FOLDER is brought up to date: files that it has are not copied again. Exit code 1 if an image
+    has no whole file in it.
     """
     from service.backups.backup import make_backup  # noqa: PLC0415
     from service.embedded import first_key  # noqa: PLC0415
 
     settings = load_settings(data=data)
     with _explained(), _existing_servers(settings) as located:
-        _run(
+        faults = _run(
             make_backup(
                 located.database_url,
                 located.storage_folder,
                 folder.expanduser(),
-                first_key=first_key.path(located.data.expanduser()),
+                first_key=first_key.path(located.data),
                 tell=_tell,
             )
+        )
+    if faults:
+        raise click.ClickException(
+            f"The backup in {folder} is complete, but for the files of {faults} of the images; see `verify`."
         )
     click.echo(f"The backup in {folder} is complete.", err=True)
 
@@ -113,7 +118,7 @@ def _existing_servers(settings: Settings) -> Iterator[Settings]:
     from service.embedded import folder, running  # noqa: PLC0415
     from service.embedded.postgres import Postgres, server_user  # noqa: PLC0415
 
-    data = settings.data.expanduser().absolute()
+    data = settings.data.absolute()
     is_stopped = "database_url" not in settings.model_fields_set and running.find(data) is None
     if not is_stopped or not (data / "postgres" / "cluster").is_dir():
         yield locate(settings.data)
