@@ -108,6 +108,8 @@ def locate(data: Path | None) -> Settings:
         found = running.find(settings.data)
     except StartError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"DAGUERRE_DATA: {settings.data} cannot be used: {describe(error)}") from None
     if found is None:
         raise click.ClickException(
             f"No Daguerre is running on {settings.data}: start it with `./run up --data {settings.data}`, "

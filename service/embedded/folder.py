@@ -55,7 +55,7 @@ def claim(path: Path, server_user: User | None) -> Iterator[Folder]:
 
     `server_user` is who has to enter it besides this process. Nothing outside the folder is changed.
     """
-    path = path.expanduser().absolute()
+    path = path.absolute()
     try:
         _check(path, server_user)
         _make(path, server_user)
@@ -89,7 +89,7 @@ def scratch() -> Iterator[Path]:
 @contextlib.contextmanager
 def claim_new(path: Path, server_user: User | None) -> Iterator[Folder]:
     """The same for a folder that holds nothing yet, to restore into. It is emptied again if the block fails."""
-    path = path.expanduser().absolute()
+    path = path.absolute()
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if others := sorted(names - {"lost+found", running.LOCK}):
         raise EmbeddedError(f"{path} holds something already ({others[0]}): name a new or an empty folder with --data")
