@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -177,6 +178,30 @@ async def test_a_newer_account_of_the_name_stays(
     assert stderr.decode().endswith(f"Error: Account {tenant.name!r} was deleted by another command meanwhile.\n")
     assert await process.wait() == 1
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
+
+
+async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, settings: Settings) -> None:
+    await fill(connection, tenant, settings, 3)
+    holder = await asyncpg.connect(settings.database_url)
+    hold = holder.transaction()
+    await hold.start()
+    await holder.execute("select from images for update")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.cli", "accounts", "delete", tenant.name, "--yes"),
+        env={"PATH": os.environ["PATH"], **environment_of(settings)},
+        stderr=subprocess.PIPE,
+    )
+
+    async def has_begun() -> bool:
+        return bool(await connection.fetchval("select count(*) from accounts where deletion_began_at is not null"))
+
+    await until(has_begun, 40)
+    process.send_signal(signal.SIGINT)
+    _, stderr = await asyncio.wait_for(process.communicate(), 40)
+    assert process.returncode == 1
+    assert stderr == b"Error: It was interrupted. Give the command again: it goes on where it was.\n"
+    await hold.rollback()
+    await holder.close()
 
 
 async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:

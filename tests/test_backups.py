@@ -206,6 +206,15 @@ async def test_one_bad_file_stops_no_backup(
     assert {path.name for path in stored_files(new_settings)} == {cut, whole}
 
 
+def test_a_storage_that_is_away_is_named(database_url: str, tmp_path: Path) -> None:
+    """Not the database, which can be used."""
+    done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: It could not be finished: [Errno 19] the storage is away: it is not there\n",
+    )
+
+
 @pytest.mark.usefixtures("storage")
 async def test_a_backup_that_is_not_whole_ends_with_1(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
@@ -321,11 +330,9 @@ def test_a_failed_restore_leaves_an_empty_folder(place: Path) -> None:  # noqa: 
     with pytest.raises(EmbeddedError, match="holds something already"):
         fill(place / "data")
     (place / "data" / folder.RESTORING).touch()  # of one that was killed
-    with (
-        pytest.raises(EmbeddedError, match="was not restored to its end"),
-        folder.claim(place / "data", server_user()),
-    ):
-        pass
+    for claim in (folder.claim, folder.claim_new):
+        with pytest.raises(EmbeddedError, match="was not restored to its end"), claim(place / "data", server_user()):
+            pass
 
 
 @pytest.mark.timeout(180)

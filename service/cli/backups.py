@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -91,7 +92,12 @@ def _tell(text: str) -> None:
 
 def _run(work: Coroutine[None, None, Result]) -> Result:
     with explained_errors():
-        return asyncio.run(work)
+        try:
+            return asyncio.run(work)
+        except (ConnectionError, TimeoutError, socket.gaierror):  # of the database
+            raise
+        except OSError as error:
+            raise click.ClickException(f"It could not be finished: {describe(error)}") from None
 
 
 @contextmanager
