@@ -84,7 +84,8 @@ def explained_errors() -> Iterator[None]:
         yield
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
         raise click.ClickException(
-            f"The database does not have the tables of this version: run `daguerre schema` first ({describe(error)})."
+            "The database does not have the tables of this version: run `daguerre schema` first, or start `up` anew"
+            f" ({describe(error)})."
         ) from None
     except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
         raise click.ClickException(f"The database refuses a value: {describe(error)}") from None
