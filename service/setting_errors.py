@@ -32,9 +32,13 @@ def _describe(field: FieldInfo, value: object) -> str:
         return f"must be {', '.join(words)} or {last}, not {_shorten(value)}"
     if field.annotation in {int, float}:
         return f"must be a {'whole ' if field.annotation is int else ''}number{_bounds(field)}, not {_shorten(value)}"
-    if field.annotation is Path or Path in get_args(field.annotation):
+    if is_folder(field):
         return "must be the path of a folder"
     return "must be a text"
+
+
+def is_folder(field: FieldInfo) -> bool:
+    return Path in (field.annotation, *get_args(field.annotation))
 
 
 def _bounds(field: FieldInfo) -> str:

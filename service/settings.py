@@ -79,6 +79,18 @@ def default_data_folder() -> Path:
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the user's own
 
 
+def _check_folder(path: Path | None) -> Path | None:
+    """Expands `~`, which no shell does in an env file. What is not printable would break PostgreSQL and the log."""
+    if path is None:
+        return None
+    if not str(path).isprintable():
+        raise ValueError("must be the path of a folder in UTF-8, without control characters")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder of {_shorten(path.parts[0])!r}") from None
+
+
 def _check_allowed(text: str) -> str:
     AllowedAddresses.parse(text)
     return text
@@ -156,6 +168,8 @@ def _check_rate(text: str) -> str:
     return text
 
 
+Folder = Annotated[Path, AfterValidator(_check_folder)]
+OptionalFolder = Annotated[Path | None, AfterValidator(_check_folder)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 # Bounds beyond what any machine has keep a slip of the pen from becoming an error in the middle of the work.
 MAX_SECONDS = 86_400
@@ -170,8 +184,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DAGUERRE_", frozen=True, extra="ignore")
 
-    data: Path = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
-    storage: Path | None = Field(None, description="Folder for the images; by default `storage` in the data folder.")
+    data: Folder = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
+    storage: OptionalFolder = Field(None, description="Folder for the images; by default `storage` in the data folder.")
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
         "postgresql://localhost/daguerre", description="PostgreSQL, as a URL."
     )
@@ -212,7 +226,7 @@ class Settings(BaseSettings):
         30, ge=0, le=MAX_SECONDS, description="Seconds that SIGTERM waits for requests and jobs under way."
     )
 
-    renditions: Path | None = Field(
+    renditions: OptionalFolder = Field(
         None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
     )
     renditions_size: Size = Field(
@@ -261,7 +275,7 @@ class Settings(BaseSettings):
         "", description="Time in which the workers read every image once, to find damaged files, like `7d`."
     )
 
-    metrics: Path | None = Field(
+    metrics: OptionalFolder = Field(
         None, description="Folder where the processes of one host put their metrics together; by default in memory."
     )
     metrics_port: int = Field(
@@ -281,10 +295,15 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Kubernetes sets DAGUERRE_PORT too, and to another thing than a port."""
+        """Kubernetes sets DAGUERRE_PORT too, and to another thing than a port. A folder that is empty in an env file is
+        not set: it would be the current one.
+        """
         variables = EnvSettingsSource(settings_cls)
+        folders = {name for name, field in settings_cls.model_fields.items() if setting_errors.is_folder(field)}
         variables.env_vars = {
-            f"{environment.PREFIX}{name}".lower(): value for name, value in environment.select(os.environ).items()
+            f"{environment.PREFIX}{name}".lower(): value
+            for name, value in environment.select(os.environ).items()
+            if value or name.lower() not in folders
         }
         return init_settings, variables
 
@@ -302,7 +321,7 @@ class Settings(BaseSettings):
         has its own even where the data are shared."""
         if self.metrics is not None or not os.access(_MEMORY, os.W_OK):
             return self.metrics or self.data / "metrics"
-        digest = hashlib.sha256(os.fsencode(self.data.expanduser().absolute())).hexdigest()[:12]
+        digest = hashlib.sha256(os.fsencode(self.data.absolute())).hexdigest()[:12]
         return _MEMORY / f"daguerre-{os.geteuid()}-{digest}"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -153,6 +154,56 @@ async def test_a_person_is_asked(connection: Any, tenant: Tenant, settings: Sett
     assert len(stored_files(settings)) == left
 
 
+async def test_a_newer_account_of_the_name_stays(
+    connection: Any, tenant: Tenant, new_tenant: NewTenant, settings: Settings
+) -> None:
+    """Another command deletes the account while a person is asked, and makes one of the same name."""
+    await fill(connection, tenant, settings, 3)
+    terminal, other_end = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.cli", "accounts", "delete", tenant.name),
+        env={"PATH": os.environ["PATH"], **environment_of(settings)},
+        stdin=other_end,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr
+    assert b"with 3 images" in await asyncio.wait_for(process.stderr.readuntil(b"[y/N]"), 40)
+    assert delete(settings, tenant.name, "--yes").returncode == 0
+    newer = await new_tenant()
+    await connection.execute("update accounts set name = $2 where id = $1", newer.id, tenant.name)
+    os.write(terminal, b"y\n")
+    stderr = await asyncio.wait_for(process.stderr.read(), 40)
+    os.close(terminal)
+    os.close(other_end)
+    assert stderr.decode().endswith(f"Error: Account {tenant.name!r} was deleted by another command meanwhile.\n")
+    assert await process.wait() == 1
+    assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
+
+
+async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, settings: Settings) -> None:
+    await fill(connection, tenant, settings, 3)
+    holder = await asyncpg.connect(settings.database_url)
+    hold = holder.transaction()
+    await hold.start()
+    await holder.execute("select from images for update")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.cli", "accounts", "delete", tenant.name, "--yes"),
+        env={"PATH": os.environ["PATH"], **environment_of(settings)},
+        stderr=subprocess.PIPE,
+    )
+
+    async def has_begun() -> bool:
+        return bool(await connection.fetchval("select count(*) from accounts where deletion_began_at is not null"))
+
+    await until(has_begun, 40)
+    process.send_signal(signal.SIGINT)
+    _, stderr = await asyncio.wait_for(process.communicate(), 40)
+    assert process.returncode == 1
+    assert stderr == b"Error: It was interrupted. Give the command again: it goes on where it was.\n"
+    await hold.rollback()
+    await holder.close()
+
+
 async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """Also where the server commits a batch whose files nobody removes then."""
     await fill(connection, tenant, settings, 1200)
@@ -266,7 +317,7 @@ async def test_a_missing_storage_begins_no_deletion(
 async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """As a process of an older version, which knows of no suspension, may insert it behind the last batch."""
     await fill(connection, tenant, settings, 1)
-    await begin_deletion(connection, tenant.name)
+    await begin_deletion(connection, tenant.id)
     assert await end_deletion(connection, tenant.id) is False
     async with Database.open(settings.database_url, connections=1) as database:
         deletion = AccountDeletion(

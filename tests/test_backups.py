@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from service.embedded.postgres import server_user
 from service.ids import ImageId
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.identity import StorageAway
 from tests.conftest import Client, Servers, Tenant
+from tests.disks import WAYS_TO_BE_AWAY, away
 from tests.samples import jpeg, stored_files
 from tests.test_cli import daguerre, daguerre_process
 from tests.test_up import place, up  # noqa: F401  a fixture
@@ -50,8 +54,8 @@ async def upload(api: Client, tenant: Tenant, width: int) -> str:
     return str((await response.json())["response"]["id"])
 
 
-async def back_up(settings: Settings, target: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-    await make_backup(
+async def back_up(settings: Settings, target: Path, tell: Callable[[str], None] = lambda _: None) -> int:
+    return await make_backup(
         settings.database_url, settings.storage_folder, target, first_key=settings.data / "first-key", tell=tell
     )
 
@@ -126,21 +130,112 @@ async def test_a_later_backup_copies_what_is_new(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_missing_storage_is_no_empty_backup(
-    api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
+@pytest.mark.parametrize("instead", WAYS_TO_BE_AWAY)
+async def test_another_storage_is_not_backed_up(
+    api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path, instead: str
 ) -> None:
-    """A disk that is not mounted; what was backed up before stays."""
+    """A disk that is not mounted, or the wrong one; what was backed up before stays."""
     await upload(api, tenant, 64)
-    away = settings.model_copy(update={"storage": tmp_path / "not-mounted"})
-    with pytest.raises(FileNotFoundError):
-        await back_up(away, tmp_path / "backup")
+    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+        await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
     await back_up(settings, tmp_path / "backup")
     before = (tmp_path / "backup" / "database.dump").read_bytes()
-    with pytest.raises(FileNotFoundError):
-        await back_up(away, tmp_path / "backup")
+    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+        await back_up(settings, tmp_path / "backup")
     assert (tmp_path / "backup" / "database.dump").read_bytes() == before
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_storage_that_goes_away_is_noticed(
+    api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
+) -> None:
+    """A disk that is unmounted while it is copied, and whose mount point has Daguerre's folders."""
+    await upload(api, tenant, 64)
+    with ExitStack() as stack:
+
+        def meanwhile(line: str) -> None:
+            if line.startswith("Database:"):
+                stack.enter_context(away(settings.storage_folder, "folders"))
+
+        with pytest.raises(StorageAway):
+            await back_up(settings, tmp_path / "backup", meanwhile)
+    with pytest.raises(BackupError, match="holds no finished backup"):
+        await restore(new_settings, tmp_path / "backup")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_damage_spoils_no_earlier_backup(api: Client, tenant: Tenant, settings: Settings, tmp_path: Path) -> None:
+    """The copy in the backup may be the only good one."""
+    cut, emptied, lost, whole = [ImageId(await upload(api, tenant, width)) for width in (64, 65, 66, 67)]
+    storage, copies = DiskStorage(settings.storage_folder), DiskStorage(tmp_path / "backup" / "storage")
+    await back_up(settings, tmp_path / "backup")
+    before = {image_id: copies.path(image_id).read_bytes() for image_id in (cut, emptied, lost, whole)}
+    os.truncate(storage.path(cut), 100)
+    os.truncate(storage.path(emptied), 0)
+    storage.path(lost).unlink()
+    assert await back_up(settings, tmp_path / "backup") == 0
+    os.truncate(copies.path(whole), 100)  # a copy whose end a power cut took
+    assert await back_up(settings, tmp_path / "backup") == 0
+    assert {image_id: copies.path(image_id).read_bytes() for image_id in before} == before
+
+
+@pytest.mark.usefixtures("worker")
+async def test_one_bad_file_stops_no_backup(
+    api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
+) -> None:
+    """The other images are in the backup, and the operator hears of those that are not."""
+    folder, pipe, cut, lost, whole = [ImageId(await upload(api, tenant, width)) for width in range(64, 69)]
+    storage = DiskStorage(settings.storage_folder)
+    for image_id in (folder, pipe, lost):
+        storage.path(image_id).unlink()
+    storage.path(folder).mkdir()
+    os.mkfifo(storage.path(pipe))
+    size = storage.path(cut).stat().st_size
+    os.truncate(storage.path(cut), 100)
+    lines: list[str] = []
+    assert await back_up(settings, tmp_path / "backup", lines.append) == 4
+    assert set(lines[2:]) == {
+        f"image {folder}: its file cannot be read: it is a folder",
+        f"image {pipe}: its file cannot be read: it is no regular file",
+        f"image {cut}: its file has 100 bytes instead of {size}",
+        f"image {lost}: its file is missing",
+    }
+    assert not (await restore(new_settings, tmp_path / "backup"))[0]
+    assert {path.name for path in stored_files(new_settings)} == {cut, whole}
+
+
+def test_a_storage_that_is_away_is_named(database_url: str, tmp_path: Path) -> None:
+    """Not the database, which can be used."""
+    done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: It could not be finished: [Errno 19] the storage is away: it is not there\n",
+    )
+
+
+@pytest.mark.usefixtures("storage")
+async def test_a_backup_that_is_not_whole_ends_with_1(
+    connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
+) -> None:
+    await connection.execute(
+        """
+        insert into images (id, account_id, size, sha256, state)
+        select lpad(n::text, 7, '0'), $1, 9, '', 'ready' from generate_series(1, 30) as n
+        """,
+        tenant.id,
+    )
+    environment = {"DAGUERRE_STORAGE": str(settings.storage_folder), "DAGUERRE_DATA": str(settings.data)}
+    words = ("backup", str(tmp_path / "backup"))
+    done = daguerre_process(*words, database_url=settings.database_url, **environment)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert (lines[2], lines[21]) == ("image 0000001: its file is missing", "image 0000020: its file is missing")
+    assert lines[22:] == [
+        "… and 10 more images",
+        f"Error: The backup in {tmp_path / 'backup'} is complete, but for the files of 30 of the images; see `verify`.",
+    ]
 
 
 async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: DiskStorage, tmp_path: Path) -> None:
@@ -150,6 +245,9 @@ async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: D
         await back_up(settings, tmp_path / "photos")
     with pytest.raises(BackupError, match="inside of the images' own folder"):
         await back_up(settings, settings.storage_folder / "backup")
+    (tmp_path / "link").symlink_to(settings.storage_folder)
+    with pytest.raises(BackupError, match="inside of the images' own folder"):
+        await back_up(settings, tmp_path / "link" / "backup")
 
 
 async def test_a_restore_replaces_nothing(
@@ -232,11 +330,9 @@ def test_a_failed_restore_leaves_an_empty_folder(place: Path) -> None:  # noqa: 
     with pytest.raises(EmbeddedError, match="holds something already"):
         fill(place / "data")
     (place / "data" / folder.RESTORING).touch()  # of one that was killed
-    with (
-        pytest.raises(EmbeddedError, match="was not restored to its end"),
-        folder.claim(place / "data", server_user()),
-    ):
-        pass
+    for claim in (folder.claim, folder.claim_new):
+        with pytest.raises(EmbeddedError, match="was not restored to its end"), claim(place / "data", server_user()):
+            pass
 
 
 @pytest.mark.timeout(180)

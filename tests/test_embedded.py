@@ -263,8 +263,16 @@ class TestFirstKey:
         """As after a backup was restored over the tables of a first start."""
         (tmp_path / "first-key").write_text("x" * 40)
         await create_account(connection, "shop", 1000)
-        assert await first_key.prepare(database_url, tmp_path) == FirstKey(None)
+        assert await first_key.prepare(database_url, tmp_path) == FirstKey(None, account="shop")
         assert [account.name for account in await list_accounts(connection)] == ["shop"]
+
+    async def test_no_account_is_made_beside_others(self, database_url: str, connection: Any, tmp_path: Path) -> None:
+        """As in a database of compose, or after the first account was deleted."""
+        await create_account(connection, "shop", 1000)
+        for _ in range(2):
+            assert await first_key.prepare(database_url, tmp_path) == FirstKey(None, account="shop")
+        assert [account.name for account in await list_accounts(connection)] == ["shop"]
+        assert not (tmp_path / "first-key").exists()
 
     async def test_an_empty_database_gets_a_new_key(self, database_url: str, tmp_path: Path) -> None:
         (tmp_path / "first-key").write_text("x" * 40)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from service.cli import cli
 from service.environment import OTHERS
 from service.settings import Settings, SettingsError, load
+from tests.test_cli import daguerre_process
 
 ROOT = Path(__file__).parents[1]
 # Pydantic's words, for programmers.
@@ -86,6 +87,51 @@ def test_variables_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     assert (load().port, load().metrics_port) == (8080, 0)
     monkeypatch.setenv("DAGUERRE_PORT", "9000")
     assert load().port == 9000
+
+
+FOLDERS = ["DATA", "STORAGE", "RENDITIONS", "METRICS"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_empty_folder_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As in an env file with a line for each setting. It is not the folder where the process was started."""
+    monkeypatch.delenv(f"DAGUERRE_{name}", raising=False)
+    unset = load()
+    monkeypatch.setenv(f"DAGUERRE_{name}", "")
+    assert load() == unset
+    assert load().model_fields_set == unset.model_fields_set
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv(f"DAGUERRE_{name}", "~/pictures")
+    assert getattr(load(), name.lower()) == Path("/home/somebody/pictures")
+
+
+UNPRINTABLE = "must be the path of a folder in UTF-8, without control characters"
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "reason"),
+    [
+        ("up", "~nobody-of-this-name/x", "there is no home folder of '~nobody-of-this-name'"),
+        ("accounts list", "~nobody-of-this-name/x", "there is no home folder of '~nobody-of-this-name'"),
+        ("up", "{}/\udcff", UNPRINTABLE),
+        ("backup {}/copy", "{}/new\nline", UNPRINTABLE),
+        ("restore {}/copy", "{}/\x1b[31m", UNPRINTABLE),
+    ],
+)
+def test_an_odd_data_folder_is_one_sentence(tmp_path: Path, command: str, value: str, reason: str) -> None:
+    done = daguerre_process(*command.format(tmp_path).split(), DAGUERRE_DATA=value.format(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: DAGUERRE_DATA: {reason}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_too_long_is_one_sentence(tmp_path: Path) -> None:
+    done = daguerre_process("accounts", "list", DAGUERRE_DATA=str(tmp_path / ("x" * 300)))
+    assert done.returncode == 1
+    assert re.fullmatch("Error: DAGUERRE_DATA: .* cannot be used: .*File name too long.*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

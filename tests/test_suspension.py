@@ -151,7 +151,7 @@ async def test_a_suspended_account_stops_no_other_upload(
 
 
 async def test_a_deletion_cannot_be_resumed(connection: Any, tenant: Tenant) -> None:
-    await begin_deletion(connection, tenant.name)
+    await begin_deletion(connection, tenant.id)
     with pytest.raises(AccountBeingDeleted):
         await resume_account(connection, tenant.name)
     with pytest.raises(AccountBeingDeleted):

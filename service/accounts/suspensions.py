@@ -58,17 +58,17 @@ _BEGIN_DELETION = """
 update accounts set
     suspended_at = coalesce(suspended_at, now()), delivery_stopped = true,
     deletion_began_at = coalesce(deletion_began_at, now())
-where name = $1
+where id = $1
 returning id
 """
 
 
-async def begin_deletion(connection: Connection, name: str) -> AccountId:
-    """Suspend the account for good. Raises AccountUnknown."""
-    account_id = await connection.fetchval(_BEGIN_DELETION, name)
-    if account_id is None:
-        raise AccountUnknown(name)
-    return AccountId(account_id)
+async def begin_deletion(connection: Connection, account_id: AccountId) -> bool:
+    """Suspend the account for good. False if it is gone.
+
+    Not by its name: another account may have it by now.
+    """
+    return await connection.fetchval(_BEGIN_DELETION, account_id) is not None
 
 
 async def end_deletion(connection: Connection, account_id: AccountId) -> bool:

@@ -1,8 +1,8 @@
 """Make a backup, of a Daguerre that may run meanwhile.
 
 The database comes first, then the files: a file is written before its row, so every row of the dump has its file, but
-for images that were deleted in between. Of the files, those that are not at their own path yet come first, since they
-move there meanwhile.
+for images that were deleted in between. Which files there are to copy, and of what size, the rows say: a storage that
+lost files, or cut them short, spoils no copy of an earlier backup.
 """
 
 from __future__ import annotations
@@ -13,76 +13,102 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import asyncpg
 
 from service.backups import BackupError, programs
-from service.backups.files import Copies, copy_shards, list_incoming
+from service.backups.files import Copies
+from service.database import Connection
 from service.ids import ImageId
-from service.images.audit import find_sha256
+from service.images.audit import find_sha256, list_stored_rows
 from service.sizes import readable
 from service.storage.disk import DiskStorage
+from service.storage.identity import find_id
+
+# What is wrong with the copies of images.
+Faults: TypeAlias = dict[ImageId, str]
 
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
 _CHUNK = 1000
 _CONNECT_S = 10
+_MAX_FAULTS_SHOWN = 20
 
 
 async def make_backup(
     database_url: str, storage: Path, folder: Path, *, first_key: Path, tell: Callable[[str], None]
-) -> None:
+) -> int:
     """Makes the backup in `folder`, or brings the one that is there up to date; it stays whole until the end.
 
-    `first_key` is the file of the first account's key, which is copied if it is there. Raises BackupError, OSError and
-    what asyncpg raises.
+    `first_key` is the file of the first account's key, which is copied if it is there. Returns the number of images
+    whose file is not whole in the backup. Raises BackupError, OSError and what asyncpg raises.
     """
     with _claim(folder, storage) as handle:
-        dump = folder / f"{DUMP}.partial"
+        dump, copies = folder / f"{DUMP}.partial", Copies()
         connection = await asyncpg.connect(database_url, timeout=_CONNECT_S)
         try:
+            source = DiskStorage(storage, partial(find_id, connection))
+            await source.require_mounted()
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
+            _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
-            dump.chmod(0o600)
             tell(f"Database: {readable(dump.stat().st_size)}")
-            copies = await _copy_files(connection, DiskStorage(storage), DiskStorage(folder / STORAGE))
+            faults = await _copy_files(connection, source, DiskStorage(folder / STORAGE), copies)
+            await source.require_mounted()
         finally:
             await connection.close()
         tell(f"Images: {copies.describe()}")
+        _tell_faults(faults, tell)
         copy_key(first_key, folder / KEY)
         os.sync()
         dump.replace(folder / DUMP)
         _write_manifest(folder)
         os.fsync(handle)
+    return len(faults)
 
 
 def copy_key(source: Path, target: Path) -> None:
     """Copies the file of the first account's key, if it is there, for the owner alone."""
     with suppress(FileNotFoundError):
         key = source.read_bytes()
-        target.unlink(missing_ok=True)
-        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with _create(target) as file:
             file.write(key)
 
 
-async def _copy_files(
-    connection: asyncpg.Connection[asyncpg.Record], storage: DiskStorage, target: DiskStorage
-) -> Copies:
-    copies = Copies()
-    incoming = list_incoming(storage)
-    for first in range(0, len(incoming), _CHUNK):
-        # Those without a row are uploads that are still on their way.
-        for image_id in await find_sha256(connection, incoming[first : first + _CHUNK]):
-            copies.add(storage.incoming_path(ImageId(image_id)), target.path(image_id))
-    copy_shards(storage, target, copies)
-    return copies
+def _create(path: Path) -> BinaryIO:
+    """Opens a new file for the owner alone, in place of what is there."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+async def _copy_files(connection: Connection, storage: DiskStorage, target: DiskStorage, copies: Copies) -> Faults:
+    """Copies the files of all rows. Returns what is wrong with copies that are not whole."""
+    faults: Faults = {}
+    last = ""
+    while rows := await list_stored_rows(connection, last, _CHUNK):
+        last = rows[-1].id
+        found = {row.id: copies.add(row, storage.places(row.id), target.path(row.id)) for row in rows}
+        wrong = {image_id: fault for image_id, fault in found.items() if fault is not None}
+        # Images that were deleted meanwhile are no fault.
+        faults |= {image_id: wrong[image_id] for image_id in await find_sha256(connection, list(wrong))}
+    return faults
+
+
+def _tell_faults(faults: Faults, tell: Callable[[str], None]) -> None:
+    for image_id, fault in islice(faults.items(), _MAX_FAULTS_SHOWN):
+        tell(f"image {image_id}: {fault}")
+    if len(faults) > _MAX_FAULTS_SHOWN:
+        tell(f"… and {len(faults) - _MAX_FAULTS_SHOWN} more images")
 
 
 @contextmanager
 def _claim(folder: Path, storage: Path) -> Iterator[int]:
     """Makes the folder if it is missing, keeps other backups out of it, and yields its descriptor."""
-    if storage.absolute() in [folder.absolute(), *folder.absolute().parents]:
+    if storage.resolve() in [folder.resolve(), *folder.resolve().parents]:
         raise BackupError(f"{folder} is inside of the images' own folder: name another one")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = {DUMP, f"{DUMP}.partial", STORAGE, KEY, MANIFEST, f"{MANIFEST}.partial", "lost+found"}
@@ -102,7 +128,7 @@ def _claim(folder: Path, storage: Path) -> Iterator[int]:
 
 def _write_manifest(folder: Path) -> None:
     """The last thing that is written: a folder without it is no backup."""
-    partial = folder / f"{MANIFEST}.partial"
+    draft = folder / f"{MANIFEST}.partial"
     made = {"daguerre": version("daguerre"), "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
-    partial.write_text(json.dumps(made) + "\n")
-    partial.replace(folder / MANIFEST)
+    draft.write_text(json.dumps(made) + "\n")
+    draft.replace(folder / MANIFEST)

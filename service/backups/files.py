@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.ids import IMAGE_ID_PATTERN, ImageId
+from service.images.audit import MISSING, StoredRow, find_fault
 from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage
+from service.storage.files import open_regular
+
+_READ_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -24,32 +27,32 @@ class Copies:
     def describe(self) -> str:
         return f"{self.copied} files copied, {readable(self.bytes)}; {self.present} were there already"
 
-    def add(self, source: Path, target: Path) -> None:
-        """Copies one file, whole or not at all. A file that is gone meanwhile is left out. Raises OSError."""
-        with suppress(FileNotFoundError):
-            size = source.stat().st_size
-            if _size(target) == size:
-                self.present += 1
-                return
-            _copy(source, target)
-            self.copied += 1
-            self.bytes += size
+    def add(self, row: StoredRow, places: Iterable[str | Path], target: Path) -> str | None:
+        """Copies the file of an image from the first of the places that has it, whole or not at all.
 
-
-def copy_shards(storage: DiskStorage, target: DiskStorage, copies: Copies) -> None:
-    """Copies every file at its own path. Raises OSError."""
-    for shard in range(SHARDS):
-        for image_id in _list_ids(storage.list_shard(shard)):
-            copies.add(storage.path(image_id), target.path(image_id))
-
-
-def list_incoming(storage: DiskStorage) -> list[ImageId]:
-    """Returns the ids of files that are not at their own path yet, whether or not they have a row."""
-    return list(_list_ids(storage.incoming.iterdir()))
-
-
-def _list_ids(paths: Iterable[Path]) -> Iterator[ImageId]:
-    return (ImageId(path.name) for path in paths if IMAGE_ID_PATTERN.fullmatch(path.name) is not None)
+        A copy that is there already is replaced only if its size is wrong and that of the file is right: the only good
+        copy may be that one. Returns what is wrong with the image's copy now, or None. Raises OSError if the copy
+        cannot be written.
+        """
+        size = _size(target)
+        if size == row.size:
+            self.present += 1
+            return None
+        for place in map(Path, places):
+            try:
+                found = place.stat().st_size
+                if size is None or found == row.size:
+                    _copy(place, target)
+                    self.copied += 1
+                    self.bytes += found
+                    return find_fault(row, found, None)
+            except FileNotFoundError:  # it lies at another place, or was deleted meanwhile
+                continue
+            except OSError:
+                if (reason := _find_read_error(place)) is None:
+                    raise
+                return f"its file cannot be read: {reason}"
+        return MISSING if size is None else find_fault(row, size, None)
 
 
 def holds_images(storage: DiskStorage) -> bool:
@@ -79,3 +82,14 @@ def _copy(source: Path, target: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _find_read_error(path: Path) -> str | None:
+    """Returns why a file cannot be read to its end, e.g. a damaged block of its disk; None if it can."""
+    try:
+        with open_regular(str(path)) as file:
+            while file.read(_READ_BYTES):
+                pass
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None

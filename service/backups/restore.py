@@ -47,7 +47,7 @@ async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[st
     copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
     tell(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # beside other servers there may be no data folder
-        copy_key(folder / KEY, settings.data.expanduser() / KEY)
+        copy_key(folder / KEY, settings.data / KEY)
     return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=tell)
 
 
@@ -75,7 +75,7 @@ async def _restore_files(url: str, source: DiskStorage, target: DiskStorage) -> 
         while rows := await list_stored_rows(connection, last, _CHUNK):
             last = rows[-1].id
             for row in rows:
-                copies.add(source.path(row.id), target.path(row.id))
+                copies.add(row, [source.path(row.id)], target.path(row.id))
     finally:
         await connection.close()
     return copies

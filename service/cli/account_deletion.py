@@ -69,6 +69,8 @@ def _run(settings: Settings, account: Any) -> int:
         reason = error.code + ("" if error.__cause__ is None else f" ({describe(error.__cause__)})")
     except OSError as error:
         reason = describe(error)
+    except KeyboardInterrupt:
+        raise click.ClickException("It was interrupted. Give the command again: it goes on where it was.") from None
     raise click.ClickException(f"It was interrupted: {reason}. Give the command again once that works.")
 
 
@@ -83,11 +85,12 @@ async def _delete(settings: Settings, account: Any) -> int:
 
     async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
         async with database.connection() as connection:
-            account_id = await begin_deletion(connection, account.name)
+            if not await begin_deletion(connection, account.id):
+                raise click.ClickException(f"Account {account.name!r} was deleted by another command meanwhile.")
         storage = DiskStorage(settings.storage_folder, partial(load_id, database))
         deletion = AccountDeletion(database, storage, RenditionFiles(settings.renditions_folder))
         deleted, shown_at = 0, time.monotonic()
-        async with aclosing(deletion.run(account_id)) as progress:
+        async with aclosing(deletion.run(account.id)) as progress:
             async for deleted in progress:
                 if time.monotonic() - shown_at >= _PROGRESS_S:
                     shown_at = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -27,21 +28,26 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 def backup(folder: Path, data: Path | None) -> None:
     """Copy the database and the images into FOLDER, while Daguerre runs or not.
 
-    An earlier backup in FOLDER is brought up to date: files that it has are not copied again.
+    An earlier backup in FOLDER is brought up to date: files that it has are not copied again. Exit code 1 if an image
+    has no whole file in it.
     """
     from service.backups.backup import make_backup  # noqa: PLC0415
     from service.embedded import first_key  # noqa: PLC0415
 
     settings = load_settings(data=data)
     with _explained(), _existing_servers(settings) as located:
-        _run(
+        faults = _run(
             make_backup(
                 located.database_url,
                 located.storage_folder,
                 folder.expanduser(),
-                first_key=first_key.path(located.data.expanduser()),
+                first_key=first_key.path(located.data),
                 tell=_tell,
             )
+        )
+    if faults:
+        raise click.ClickException(
+            f"The backup in {folder} is complete, but for the files of {faults} of the images; see `verify`."
         )
     click.echo(f"The backup in {folder} is complete.", err=True)
 
@@ -86,7 +92,12 @@ def _tell(text: str) -> None:
 
 def _run(work: Coroutine[None, None, Result]) -> Result:
     with explained_errors():
-        return asyncio.run(work)
+        try:
+            return asyncio.run(work)
+        except (ConnectionError, TimeoutError, socket.gaierror):  # of the database
+            raise
+        except OSError as error:
+            raise click.ClickException(f"It could not be finished: {describe(error)}") from None
 
 
 @contextmanager
@@ -113,7 +124,7 @@ def _existing_servers(settings: Settings) -> Iterator[Settings]:
     from service.embedded import folder, running  # noqa: PLC0415
     from service.embedded.postgres import Postgres, server_user  # noqa: PLC0415
 
-    data = settings.data.expanduser().absolute()
+    data = settings.data.absolute()
     is_stopped = "database_url" not in settings.model_fields_set and running.find(data) is None
     if not is_stopped or not (data / "postgres" / "cluster").is_dir():
         yield locate(settings.data)

@@ -84,7 +84,8 @@ def explained_errors() -> Iterator[None]:
         yield
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
         raise click.ClickException(
-            f"The database does not have the tables of this version: run `daguerre schema` first ({describe(error)})."
+            "The database does not have the tables of this version: run `daguerre schema` first, or start `up` anew"
+            f" ({describe(error)})."
         ) from None
     except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
         raise click.ClickException(f"The database refuses a value: {describe(error)}") from None
@@ -108,6 +109,8 @@ def locate(data: Path | None) -> Settings:
         found = running.find(settings.data)
     except StartError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"DAGUERRE_DATA: {settings.data} cannot be used: {describe(error)}") from None
     if found is None:
         raise click.ClickException(
             f"No Daguerre is running on {settings.data}: start it with `./run up --data {settings.data}`, "

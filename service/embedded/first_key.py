@@ -19,10 +19,14 @@ def path(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FirstKey:
-    """`key` is None if it was revoked, and if the accounts were made elsewhere, as those of a restored backup."""
+    """`key` is None if it was revoked or deleted, and if the accounts were made elsewhere, as in a restored backup.
+
+    `account` is the name of an account whose keys the operator may look at.
+    """
 
     key: str | None
     is_revoked: bool = False
+    account: str = _ACCOUNT
 
 
 async def prepare(database_url: str, folder: Path) -> FirstKey:
@@ -44,8 +48,8 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
             is_active = await keys.key_is_active(connection, key)
             if is_active is not None:
                 return FirstKey(key) if is_active else FirstKey(None, is_revoked=True)
-            if await records.list_accounts(connection):
-                return FirstKey(None)
+        if names := [account.name for account in await records.list_accounts(connection)]:
+            return FirstKey(None, account=_ACCOUNT if _ACCOUNT in names else names[0])
         async with connection.transaction():
             try:
                 async with connection.transaction():

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def claim(path: Path, server_user: User | None) -> Iterator[Folder]:
 
     `server_user` is who has to enter it besides this process. Nothing outside the folder is changed.
     """
-    path = path.expanduser().absolute()
+    path = path.absolute()
     try:
         _check(path, server_user)
         _make(path, server_user)
@@ -89,8 +89,9 @@ def scratch() -> Iterator[Path]:
 @contextlib.contextmanager
 def claim_new(path: Path, server_user: User | None) -> Iterator[Folder]:
     """The same for a folder that holds nothing yet, to restore into. It is emptied again if the block fails."""
-    path = path.expanduser().absolute()
+    path = path.absolute()
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    _refuse_unfinished(path, names)
     if others := sorted(names - {"lost+found", running.LOCK}):
         raise EmbeddedError(f"{path} holds something already ({others[0]}): name a new or an empty folder with --data")
     with claim(path, server_user) as claimed:
@@ -128,8 +129,7 @@ def _check_contents(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise EmbeddedError(f"{path} is not writable for {name_of(os.geteuid())}: name another folder with --data")
     names = sorted(entry.name for entry in path.iterdir())
-    if RESTORING in names:
-        raise EmbeddedError(f"A backup was not restored to its end in {path}: remove that folder, and restore it again")
+    _refuse_unfinished(path, names)
     if running.LOCK in names:
         if (path / running.LOCK).stat().st_uid != os.geteuid():
             raise EmbeddedError(
@@ -138,6 +138,11 @@ def _check_contents(path: Path) -> None:
     elif foreign := [name for name in names if name not in _HARMLESS]:
         some = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise EmbeddedError(f"{path} holds other things ({some}): name a new or an empty folder with --data")
+
+
+def _refuse_unfinished(path: Path, names: Collection[str]) -> None:
+    if RESTORING in names:
+        raise EmbeddedError(f"A backup was not restored to its end in {path}: remove that folder, and restore it again")
 
 
 def _make(path: Path, server_user: User | None) -> None:

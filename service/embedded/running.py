@@ -28,7 +28,7 @@ class Running:
 
 def find(data: Path, wait_s: float = 15) -> Running | None:
     """The `up` that runs on the folder now; one that is starting is waited for. None where there is none."""
-    data = data.expanduser().absolute()
+    data = data.absolute()
     deadline = time.monotonic() + wait_s
     while _is_locked(data):
         try:

@@ -132,11 +132,12 @@ def _report(screen: Screen, journal: Journal, text: str) -> None:
 def _describe_key(data: Path, first: first_key.FirstKey, *, show: bool) -> list[str]:
     """Returns lines: where the first account's key is kept; with `show`, the key itself as well."""
     command, option = os.environ.get("DAGUERRE_COMMAND", "daguerre"), f"--data {shlex.quote(str(data))}"
-    another = f"make another: {command} keys create default {option}"
+    account = shlex.quote(first.account)
+    another = f"make another: {command} keys create {account} {option}"
     if first.is_revoked:
         return ["the first one was revoked", another]
     if first.key is None:
-        return [f"the keys of this data are shown by: {command} keys list default {option}", another]
+        return [f"the keys of this data are shown by: {command} keys list {account} {option}", another]
     place = f"cat {shlex.quote(str(first_key.path(data)))}"
     return [first.key, f"shown once; to see it again: {place}"] if show else [f"to see it: {place}"]
 
