@@ -219,7 +219,11 @@ class TestFiles:
         put(storage.incoming_path(ID), age_s=3600)
         assert (await verify(settings)).is_well
 
-    async def test_a_body_that_was_left_behind_is_removed(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_body_that_was_left_behind_is_removed(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant, image_id="BBBBBBB")
+        put(storage.path(ImageId("BBBBBBB")))
         path = put(storage.incoming_path(ID), age_s=4300)
         assert (await verify(settings)).problems == [f"file incoming/{ID}: it was never accepted"]
         assert path.exists()
@@ -284,7 +288,11 @@ class TestFiles:
         assert (await verify(settings, repair=True)).problems == [f"{problem}; moved"]
         assert stored_files(settings) == [storage.path(ID)]
 
-    async def test_one_stuck_file_stops_no_repair(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_one_stuck_file_stops_no_repair(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant, image_id="BBBBBBB")
+        put(storage.path(ImageId("BBBBBBB")))
         for name in ("STUCK01", "ZZZZZZ1"):
             storage.incoming_path(ImageId(name)).mkdir()  # no file, so it cannot be unlinked
             os.utime(storage.incoming_path(ImageId(name)), (0, 0))

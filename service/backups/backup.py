@@ -24,6 +24,7 @@ from service.ids import ImageId
 from service.images.audit import find_sha256
 from service.sizes import readable
 from service.storage.disk import DiskStorage
+from service.storage.identity import ID_FILE, find_folder_id, find_id
 
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
 _CHUNK = 1000
@@ -42,6 +43,7 @@ async def make_backup(
         dump = folder / f"{DUMP}.partial"
         connection = await asyncpg.connect(database_url, timeout=_CONNECT_S)
         try:
+            await _require_own(connection, storage)
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
             dump.chmod(0o600)
@@ -55,6 +57,16 @@ async def make_backup(
         dump.replace(folder / DUMP)
         _write_manifest(folder)
         os.fsync(handle)
+
+
+async def _require_own(connection: asyncpg.Connection[asyncpg.Record], storage: Path) -> None:
+    """Raises BackupError if the folder has not the id of the database's storage, e.g. as its disk is not mounted."""
+    known, found = await find_id(connection), find_folder_id(storage)
+    if known is not None and found != known:
+        raise BackupError(
+            f"{storage} is not the storage of this database: its {ID_FILE} is {found}, and not {known}. Mount the right"
+            " disk, or correct DAGUERRE_STORAGE (or DAGUERRE_DATA)"
+        )
 
 
 def copy_key(source: Path, target: Path) -> None:
