@@ -21,6 +21,7 @@ from service.storage.disk import DiskStorage
 from service.verification import report
 from service.verification.context import Options
 from tests.conftest import Client, Tenant
+from tests.disks import prepare_known
 from tests.samples import jpeg, stored_files
 from tests.test_cli import daguerre
 
@@ -35,10 +36,8 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
-    storage.prepare()
-    return storage
+async def storage(settings: Settings, connection: Any) -> DiskStorage:
+    return await prepare_known(settings, connection)
 
 
 async def verify(

@@ -5,6 +5,7 @@ database.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from service.images.lookups import needs_files
 from service.settings import SettingsError
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
-from service.storage.identity import ID_FILE, find_folder_id, find_id, keep_id, make_id
+from service.storage.identity import ID_FILE, StorageAway, find_folder_id, find_id, keep_id, make_id
 from service.verification.pairing import NOT_MOUNTED
 
 # Of so many images one has its file, or the folder is not the storage.
@@ -75,14 +76,19 @@ async def prepare_storage(storage: DiskStorage, database: Database) -> None:
 async def load_or_note_id(storage: DiskStorage, database: Database) -> str | None:
     """Returns the id of the database's storage. If it has none, it notes that of the folder, which may be made for it.
 
-    So it does not matter whether `daguerre schema` or an API process is started first. Raises `database-unavailable`.
+    So it does not matter whether `daguerre schema` or an API process is started first. Raises StorageAway, another
+    OSError, and `database-unavailable`.
     """
     state = await _load_state(database)
-    if state.id is None:
-        with suppress(OSError):  # e.g. the disk is full: the next call does it
-            if await in_thread(storage.threads, lambda: not storage.is_new() and _has_any(storage, state.sample)):
-                return await _make_and_keep_id(storage, database, None)
-    return state.id
+    if state.id is not None:
+        return state.id
+    if await in_thread(storage.threads, storage.is_new):
+        raise StorageAway(errno.ENODEV, "the storage is away: its folders are not there")
+    if not await in_thread(storage.threads, lambda: _has_any(storage, state.sample)):
+        raise StorageAway(errno.ENODEV, "the storage is away: none of the files of its images is there")
+    with suppress(OSError):  # e.g. the disk is full: the next call does it
+        return await _make_and_keep_id(storage, database, None)
+    return None
 
 
 async def _load_state(database: Database) -> _State:
