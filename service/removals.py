@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -11,6 +12,7 @@ import structlog
 
 from service.database import Connection, Database
 from service.delivery.rows import Derived, forget_renditions, list_of_images
+from service.dependencies.outages import STORAGE
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
@@ -82,7 +84,8 @@ async def _remove_renditions(
         blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
         stuck = await in_thread(renditions.threads, partial(renditions.remove, keys))
     except OSError as error:
-        log.warning("removal.failed", images=len(image_ids), first_error=repr(error))
+        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # they lie in the storage, as a rule
+        log.log(level, "removal.failed", images=len(image_ids), first_error=repr(error))
         return _Stuck(keys, image_ids)
     for one in derived:
         if one.key in stuck:
@@ -91,7 +94,7 @@ async def _remove_renditions(
 
 
 async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
-    """Those that are gone then; the log has one line for all others."""
+    """Those that are gone then; the log has one line for all others, and of a storage that is away only its outage."""
     removed: list[ImageId] = []
     failures: list[tuple[ImageId, OSError]] = []
     for image_id in image_ids:
@@ -99,7 +102,7 @@ async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) 
             await storage.remove(image_id)
             removed.append(image_id)
         except StorageAway as error:  # it is away for all of them
-            failures.append((image_id, error))
+            STORAGE.report(error)
             break
         except OSError as error:
             failures.append((image_id, error))

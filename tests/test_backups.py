@@ -81,6 +81,9 @@ async def test_a_backup_is_restored_whole(
     for image_id in map(ImageId, image_ids):
         assert new.path(image_id).read_bytes() == old.path(image_id).read_bytes()
     assert (new_settings.data / "first-key").read_text().strip() == tenant.key
+    assert [((new_settings.storage_folder / ID_FILE).read_text().strip(),)] == await fetch(
+        new_settings, "select id from storage"
+    )
     rows = "select id, tags, sha256, state from images order by id"
     assert await fetch(new_settings, rows) == await fetch(settings, rows)
 

@@ -83,6 +83,7 @@ def check_health(settings: Settings) -> subprocess.CompletedProcess[str]:
 async def test_periodic_jobs_outlast_a_clock_that_jumps(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
     clock = wrong_clock(tmp_path, "+0", moves=True)
     await start_both(daguerre, wrong_clock(tmp_path, "+0"), clock)
+    assert (await daguerre.upload(jpeg())).status == 200
     for number, offset in enumerate(("+2h", "-2h")):
         clock.set(offset)
         young, old = receive(settings, f"Young0{number}"), receive(settings, f"Old000{number}", age_s=3700)

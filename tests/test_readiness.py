@@ -21,8 +21,8 @@ from service.embedded.valkey import Valkey
 from service.settings import Settings
 from tests.conftest import Client, Tenant, empty
 from tests.daguerre_processes import until
+from tests.disks import fill, mounted, remount
 from tests.samples import jpeg
-from tests.small_disks import fill, remount, small_disk
 
 PASSWORD = "opensesame"  # of no log and no answer
 SMALL = {
@@ -328,7 +328,7 @@ async def test_missing_database_rights_are_named(admin: Any, at_postgres: Callab
 
 
 async def test_a_full_database_disk_is_named(settings: Settings) -> None:
-    with scratch() as folder, small_disk(folder / "pg", "160m"), Postgres(folder / "pg", settings=SMALL) as server:
+    with scratch() as folder, mounted(folder / "pg", "160m"), Postgres(folder / "pg", settings=SMALL) as server:
         await apply_schema(server.dsn)
         async with serving(settings.model_copy(update={"database_url": server.dsn})) as api:
             assert (await look(api)).checks["database"] == "ok"
@@ -343,7 +343,7 @@ async def test_a_full_database_disk_is_named(settings: Settings) -> None:
 
 async def test_a_full_storage_is_named(settings: Settings, tmp_path: Path, tenant: Tenant) -> None:
     disk = tmp_path / "disk"
-    with small_disk(disk, "8m"):
+    with mounted(disk, "8m"):
         async with serving(settings.model_copy(update={"storage": disk})) as api:
             filling = fill(disk)
             await wait_reason(api, "storage", "disk is full")
@@ -355,7 +355,7 @@ async def test_a_full_storage_is_named(settings: Settings, tmp_path: Path, tenan
 
 async def test_a_storage_without_inodes_is_named(settings: Settings, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    with small_disk(disk, "8m,nr_inodes=300"):
+    with mounted(disk, "8m,nr_inodes=300"):
         async with serving(settings.model_copy(update={"storage": disk})) as api:
             for number in range(300):
                 try:
@@ -367,7 +367,7 @@ async def test_a_storage_without_inodes_is_named(settings: Settings, tmp_path: P
 
 async def test_a_read_only_storage_is_named(settings: Settings, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    with small_disk(disk, "8m"):
+    with mounted(disk, "8m"):
         async with serving(settings.model_copy(update={"storage": disk})) as api:
             remount(disk, "ro")
             await wait_reason(api, "storage", "read-only")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.api.resources import open_resources
+from service.ids import ImageId
 from service.settings import Settings, SettingsError
 from service.storage.disk import DiskStorage
 from tests.conftest import Tenant
@@ -37,8 +38,22 @@ async def test_a_storage_without_its_disk_is_not_made_anew(
     with pytest.raises(SettingsError, match=rf"{re.escape(str(mount))} cannot be used: .* mount that disk"):
         await start(settings)
     assert list(mount.iterdir()) == []
-    (mount / "incoming").mkdir()  # as the disk has it
+    (mount / "incoming").mkdir()
+    with pytest.raises(SettingsError, match=rf"{re.escape(str(mount))} cannot be used: .* mount that disk"):
+        await start(settings)
+    assert [path.name for path in mount.iterdir()] == ["incoming"]
+    (mount / "incoming" / "IMAGE01").touch()  # as the disk has it
     await start(settings)
+
+
+async def test_one_file_of_many_images_is_enough(settings: Settings, connection: Any, tenant: Tenant) -> None:
+    for number in range(10):
+        await insert_image(connection, tenant, f"IMAGE0{number}")
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    storage.path(ImageId("IMAGE07")).touch()
+    await start(settings)
+    assert await connection.fetchval("select count(*) from storage") == 1
 
 
 async def test_a_storage_is_made_where_no_image_has_a_file(settings: Settings, connection: Any, tenant: Tenant) -> None:
@@ -67,6 +82,9 @@ async def test_another_process_that_makes_the_storage_meanwhile_is_no_fault(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01")
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    storage.path(ImageId("IMAGE01")).touch()
     answers = iter([True, False])
     monkeypatch.setattr(DiskStorage, "is_new", lambda _: next(answers))
     await start(settings)

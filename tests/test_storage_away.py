@@ -228,6 +228,44 @@ async def test_storage_without_images_may_be_replaced(settings: Settings, connec
     assert (settings.storage_folder / ID_FILE).read_text() == f"{second}\n"
 
 
+async def test_id_is_noted_once_there_are_tables(api: Client, settings: Settings, connection: Any) -> None:
+    """`daguerre schema` may run after the start of an API process; several begin to note the id at once."""
+    storages = [resources_of(api).storage]
+    await connection.execute("delete from storage")
+    (settings.storage_folder / ID_FILE).unlink()
+    await connection.execute("alter table storage rename to others")
+    async with open_api(settings) as second:
+        storages.append(second.storage)
+        for storage in storages:
+            storage.root.id = None
+            await storage.check()
+        assert not (settings.storage_folder / ID_FILE).exists()
+        await connection.execute("alter table others rename to storage")
+        await asyncio.gather(*(storage.check() for storage in storages * 3))
+    noted = await connection.fetchval("select id from storage")
+    assert noted == (settings.storage_folder / ID_FILE).read_text().strip()
+    assert {storage.root.id for storage in storages} == {noted}
+
+
+async def test_id_is_not_noted_of_a_folder_without_the_images(
+    api: Client, image_id: ImageId, settings: Settings, connection: Any
+) -> None:
+    """Of a database that is upgraded while its disk is not mounted."""
+    storage = resources_of(api).storage
+    await connection.execute("delete from storage")
+    (settings.storage_folder / ID_FILE).unlink()
+    storage.root.id = None
+    with away(settings.storage_folder, "folders"):
+        with pytest.raises(StorageAway, match="none of the files"):
+            await storage.check()
+        with pytest.raises(SettingsError, match="none of the files of this database's images is there"):
+            await start(settings)
+        assert not (settings.storage_folder / ID_FILE).exists()
+    assert await connection.fetchval("select count(*) from storage") == 0
+    await storage.check()
+    assert await connection.fetchval("select count(*) from storage") == 1
+
+
 async def test_processes_that_start_together_agree(settings: Settings, connection: Any) -> None:
     await asyncio.gather(*(start(settings) for _ in range(4)))
     assert (

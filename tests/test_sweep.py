@@ -18,8 +18,10 @@ from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionKey
 from tests.conftest import Client, RunBurst, Tenant
+from tests.disks import away, prepare_known
 from tests.samples import jpeg, stored_files
 from worker.counters import refresh_accounts
+from worker.eviction import evict_renditions
 from worker.resources import Resources, open_resources
 from worker.sweep import sweep
 
@@ -27,8 +29,8 @@ ID = ImageId("AAAAAAA")
 
 
 @pytest.fixture
-async def resources(settings: Settings) -> AsyncIterator[Resources]:
-    DiskStorage(settings.storage_folder).prepare()
+async def resources(settings: Settings, connection: Any) -> AsyncIterator[Resources]:
+    await prepare_known(settings, connection)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as opened:
         yield opened
@@ -72,12 +74,64 @@ async def test_an_image_whose_job_was_lost_becomes_ready(
     assert shown["response"]["width"] == 64
 
 
-async def test_a_received_file_without_a_row_goes_after_an_hour(resources: Resources, settings: Settings) -> None:
+async def test_a_received_file_without_a_row_goes_after_an_hour(
+    resources: Resources, connection: Any, tenant: Tenant
+) -> None:
+    await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
     old = put(resources.storage.incoming_path(ID), age_s=3601)
     young = put(resources.storage.incoming_path(ImageId("BBBBBBB")), age_s=3500)
     await sweep({"resources": resources})
     assert not old.exists()
     assert young.exists()
+
+
+@pytest.mark.parametrize("wrong", ["no id", "other id", "no image", "no tables"])
+async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
+    resources: Resources, settings: Settings, connection: Any, tenant: Tenant, capfd: Any, wrong: str
+) -> None:
+    """Also one that is put in the place of the right database while the worker runs."""
+    await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
+    rendition = resources.renditions.write(RenditionKey(ID, "0" * 32), b"x").path
+    os.utime(rendition, (0, 0))
+    await resources.storage.require_mounted()
+    if wrong == "no id":
+        await connection.execute("delete from storage")
+    elif wrong == "other id":
+        await connection.execute("update storage set id = 'other'")
+    elif wrong == "no image":
+        await connection.execute("delete from images")
+    else:
+        await connection.execute("alter table storage rename to others")
+    received = put(resources.storage.incoming_path(ID), age_s=4000)
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as started_now:
+        for worker in (resources, started_now):
+            await sweep({"resources": worker})
+        assert received.exists()
+        if wrong != "no image":
+            for _ in range(256):
+                await evict_renditions({"resources": started_now})
+            assert rendition.exists()
+            assert "warning" not in capfd.readouterr().out  # but for the outage of the storage
+    await redis.aclose(close_connection_pool=True)
+    await connection.execute("alter table if exists others rename to storage")
+
+
+async def test_removals_wait_without_noise_while_storage_is_away(
+    resources: Resources, settings: Settings, connection: Any, capfd: Any
+) -> None:
+    await connection.execute(
+        "insert into removals select 'Gone' || to_char(n, 'FM0000'), now() - interval '1 hour'"
+        " from generate_series(0, 1199) as n"
+    )
+    with away(settings.storage_folder, "empty folder"):
+        for _ in range(3):
+            await sweep({"resources": resources})
+    lines = [line for line in capfd.readouterr().out.splitlines() if "[warning" in line or '"warning"' in line]
+    assert len(lines) <= 1, lines
+    assert await connection.fetchval("select count(*) from removals") == 1200
+    await sweep({"resources": resources})
+    assert await connection.fetchval("select count(*) from removals") == 0
 
 
 @pytest.mark.parametrize("state", ["pending", "ready"])
@@ -149,8 +203,9 @@ async def test_the_folders_exist_from_the_start(settings: Settings) -> None:
 
 
 async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
-    resources: Resources, connection: Any, settings: Settings
+    resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
+    await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
     stuck = resources.storage.incoming_path(ImageId("STUCK01"))
     stuck.mkdir()
     os.utime(stuck, (0, 0))

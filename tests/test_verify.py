@@ -21,6 +21,7 @@ from service.storage.disk import DiskStorage
 from service.verification import report
 from service.verification.context import Options
 from tests.conftest import Client, Tenant
+from tests.disks import prepare_known
 from tests.samples import jpeg, stored_files
 from tests.test_cli import daguerre
 
@@ -35,10 +36,8 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
-    storage.prepare()
-    return storage
+async def storage(settings: Settings, connection: Any) -> DiskStorage:
+    return await prepare_known(settings, connection)
 
 
 async def verify(
@@ -219,7 +218,11 @@ class TestFiles:
         put(storage.incoming_path(ID), age_s=3600)
         assert (await verify(settings)).is_well
 
-    async def test_a_body_that_was_left_behind_is_removed(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_body_that_was_left_behind_is_removed(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant, image_id="BBBBBBB")
+        put(storage.path(ImageId("BBBBBBB")))
         path = put(storage.incoming_path(ID), age_s=4300)
         assert (await verify(settings)).problems == [f"file incoming/{ID}: it was never accepted"]
         assert path.exists()
@@ -284,7 +287,11 @@ class TestFiles:
         assert (await verify(settings, repair=True)).problems == [f"{problem}; moved"]
         assert stored_files(settings) == [storage.path(ID)]
 
-    async def test_one_stuck_file_stops_no_repair(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_one_stuck_file_stops_no_repair(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    ) -> None:
+        await insert(connection, tenant, image_id="BBBBBBB")
+        put(storage.path(ImageId("BBBBBBB")))
         for name in ("STUCK01", "ZZZZZZ1"):
             storage.incoming_path(ImageId(name)).mkdir()  # no file, so it cannot be unlinked
             os.utime(storage.incoming_path(ImageId(name)), (0, 0))

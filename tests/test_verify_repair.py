@@ -14,7 +14,9 @@ import pytest
 from service.ids import ImageId
 from service.settings import Settings
 from service.storage.disk import DiskStorage
+from service.storage.identity import ID_FILE
 from tests.conftest import Tenant
+from tests.disks import prepare_known
 from tests.test_cli import daguerre
 from tests.test_verify import ID, PICTURE, insert, put, verify
 
@@ -22,10 +24,8 @@ IDS = [ImageId(f"Image{number:02}") for number in range(30)]
 
 
 @pytest.fixture
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
-    storage.prepare()
-    return storage
+async def storage(settings: Settings, connection: Any) -> DiskStorage:
+    return await prepare_known(settings, connection)
 
 
 def aside(settings: Settings, name: str) -> Path:
@@ -34,6 +34,45 @@ def aside(settings: Settings, name: str) -> Path:
 
 def files_below(settings: Settings) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in settings.storage_folder.rglob("*") if path.is_file()}
+
+
+async def test_few_files_of_an_unknown_storage_stay(
+    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+) -> None:
+    """Fewer than the bound, beside a database that does not know the storage."""
+    await insert(connection, tenant)
+    put(storage.path(ID))
+    put(storage.path(IDS[0]))
+    put(storage.incoming_path(IDS[1]), age_s=5000)
+    before = files_below(settings)
+    await connection.execute("delete from storage")
+    told = await verify(settings, repair=True)
+    assert any("1 of 2 files belong to no image, so none was moved" in line for line in told.problems)
+    assert any("1 received files belong to no image, so none was removed" in line for line in told.problems)
+    assert files_below(settings) == before
+    assert (await verify(settings, repair=True, force=True)).is_well
+
+
+async def test_received_files_outlive_an_empty_database(settings: Settings, storage: DiskStorage) -> None:
+    """It is new, and knows the storage; the rows may come back with a dump."""
+    received = put(storage.incoming_path(IDS[1]), age_s=5000)
+    assert not (await verify(settings, repair=True)).is_well
+    assert received.exists()
+    assert (await verify(settings, repair=True, force=True)).is_well
+    assert not received.exists()
+
+
+async def test_no_image_is_dropped_if_all_are_missing_without_an_id(
+    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+) -> None:
+    """The folders were made in a mount point, before the storage ever got an id."""
+    await insert(connection, tenant)
+    await connection.execute("delete from storage")
+    (storage.root.path / ID_FILE).unlink()
+    told = await verify(settings, repair=True, drop_missing=True)
+    assert any("1 of 1 files are missing, so none was dropped" in line for line in told.problems)
+    assert await connection.fetchval("select count(*) from images") == 1
+    assert (await verify(settings, drop_missing=True, force=True)).is_well
 
 
 class TestOtherDatabase:

@@ -10,9 +10,10 @@ import structlog
 from redis.exceptions import RedisError
 
 from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
-from service.dependencies.outages import level_of
+from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.storage.disk import SHARDS
+from service.storage.identity import StorageAway
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
@@ -33,7 +34,10 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     try:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
+        await worker.storage.require_mounted()  # or the database, which says what belongs there, is another one's
         await _check_folder(worker, (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS)
+    except StorageAway as error:
+        STORAGE.report(error)
     except (ServiceError, RedisError, OSError) as error:  # what it needs is away
         log.log(level_of(error), "eviction.put_off", error=repr(error))
 

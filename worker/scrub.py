@@ -136,6 +136,7 @@ class Scrub:
                 )
                 return 0
             rate = self._choose_rate(turn, await sum_cost(connection))
+        await self._storage.require_mounted()
         await self._read(rows, rate)
         return 0
 

@@ -6,13 +6,17 @@ from typing import Any
 
 import structlog
 
-from service.dependencies.outages import level_of
+from service.database import Connection
+from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.audit import find_sha256
 from service.images.leftovers import Overdue, list_overdue, purge_failed
+from service.images.lookups import is_any_known
 from service.images.repeats import forget_expired
 from service.removals import Removal, list_removals, remove_files
+from service.storage.disk import DiskStorage
+from service.storage.identity import StorageAway, find_id
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
@@ -35,6 +39,8 @@ async def sweep(ctx: dict[str, Any]) -> None:
     for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures, _forget_keys):
         try:
             await step(worker)
+        except StorageAway as error:
+            STORAGE.report(error)
         except (ServiceError, OSError) as error:  # what it needs is away
             log.log(level_of(error), "sweep.put_off", step=step.__name__, error=repr(error))
         except Exception:
@@ -62,10 +68,12 @@ async def _enqueue_overdue(worker: Resources) -> None:
 async def _settle_abandoned(worker: Resources) -> None:
     """A received file goes to its place if its row was committed, and away if not.
 
-    Files that cannot be moved or removed stay in the folder, so each page skips the pages before.
+    Files that cannot be moved or removed stay in the folder, so each page skips the pages before. Of a storage that is
+    not known to the database, or is beside a database without images, every file is one without a row: they stay.
     """
     seen: set[ImageId] = set()
     accepted: set[ImageId] = set()
+    removed: set[ImageId] = set()
     failures: dict[ImageId, OSError] = {}
     for _ in range(_MOST_PAGES):
         abandoned = await worker.storage.list_abandoned(_ABANDONED_S, _AT_ONCE, skip=seen)
@@ -73,16 +81,26 @@ async def _settle_abandoned(worker: Resources) -> None:
             seen.update(abandoned)
             async with worker.database.connection() as connection:
                 existing = await find_sha256(connection, abandoned)
-            accepted.update(existing)
+                may_remove = await _is_own(connection, worker.storage)
             failures |= await worker.storage.settle(existing)
-            failures |= await worker.storage.remove_abandoned([one for one in abandoned if one not in existing])
+            accepted.update(existing)
+            if may_remove:
+                rest = [image_id for image_id in abandoned if image_id not in existing]
+                failures |= await worker.storage.remove_abandoned(rest)
+                removed.update(rest)
         if len(abandoned) < _AT_ONCE:
             break
     if failures:
         image_id, error = next(iter(failures.items()))
         log.warning("sweep.not_settled", files=len(failures), image_id=image_id, first_error=repr(error))
-    if settled := seen - failures.keys():
-        log.info("sweep.settled", kept=len(settled & accepted), removed=len(settled - accepted))
+    if accepted - failures.keys() or removed - failures.keys():
+        log.info("sweep.settled", kept=len(accepted - failures.keys()), removed=len(removed - failures.keys()))
+
+
+async def _is_own(connection: Connection, storage: DiskStorage) -> bool:
+    """Whether the storage, which was there a moment ago, is the one of a database that has images."""
+    storage_id = await find_id(connection)
+    return storage_id is not None and storage_id == storage.root.id and await is_any_known(connection)
 
 
 async def _remove_files(worker: Resources) -> None:
@@ -93,6 +111,7 @@ async def _remove_files(worker: Resources) -> None:
             removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE, last)
         if removals:
             last = removals[-1]
+            await worker.storage.require_mounted()
             image_ids = [removal.image_id for removal in removals]
             await remove_files(worker.database, worker.storage, worker.renditions, image_ids)
         if len(removals) < _AT_ONCE:

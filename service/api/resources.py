@@ -14,7 +14,7 @@ from service.accounts.keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.clients import ProxyWarnings
-from service.api.preparing import prepare_storage
+from service.api.preparing import load_or_note_id, prepare_storage
 from service.batches import Batcher, running
 from service.database import Database
 from service.delivery.delivery import Delivery
@@ -34,7 +34,6 @@ from service.queue.replies import Replies
 from service.settings import Settings
 from service.shared_calls import SharedCall
 from service.storage.disk import DiskStorage
-from service.storage.identity import load_id
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.reservations import Reservations
@@ -91,7 +90,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+        storage = DiskStorage(settings.storage_folder, lambda: load_or_note_id(storage, database))
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

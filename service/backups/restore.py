@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from service.database import apply_schema
 from service.images.audit import list_stored_rows
 from service.settings import Settings
 from service.storage.disk import DiskStorage
-from service.storage.identity import forget_id
+from service.storage.identity import find_id, keep_id, make_id
 from service.verification import report
 from service.verification.context import Options
 
@@ -45,6 +46,7 @@ async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[st
     tell("Database: restored")
     storage.prepare()
     copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
+    os.sync()
     tell(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # beside other servers there may be no data folder
         copy_key(folder / KEY, settings.data / KEY)
@@ -71,7 +73,9 @@ async def _restore_files(url: str, source: DiskStorage, target: DiskStorage) -> 
     copies, last = Copies(), ""
     connection = await asyncpg.connect(url, timeout=_CONNECT_S)
     try:
-        await forget_id(connection)
+        # The backup's database has the id of the storage that it was made of.
+        made = make_id(target.root.path)
+        await keep_id(connection, made, instead_of=await find_id(connection))
         while rows := await list_stored_rows(connection, last, _CHUNK):
             last = rows[-1].id
             for row in rows:

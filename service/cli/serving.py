@@ -38,7 +38,7 @@ def serve(
     try:
         if fd is None:  # here alone: each process would say it
             asyncio.run(_require_servers(settings))
-            _require_pair(settings, is_new_database=new_database)
+            asyncio.run(_prepare_storage(settings, is_new_database=new_database))
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
                 from service.processes import serving  # noqa: PLC0415
@@ -63,12 +63,16 @@ async def _require_servers(settings: Settings) -> None:
         await redis.aclose(close_connection_pool=True)
 
 
-def _require_pair(settings: Settings, *, is_new_database: bool) -> None:
+async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None:
+    from service.api.preparing import prepare_storage  # noqa: PLC0415
+    from service.database import Database  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
     from service.verification.pairing import require_pair  # noqa: PLC0415
 
     storage = DiskStorage(settings.storage_folder)
-    asyncio.run(require_pair(settings.database_url, storage, is_new_database=is_new_database))
+    await require_pair(settings.database_url, storage, is_new_database=is_new_database)
+    async with Database.open(settings.database_url, connections=1) as database:
+        await prepare_storage(storage, database)
 
 
 def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:

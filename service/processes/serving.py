@@ -13,7 +13,6 @@ from service.processes.programs import api_programs
 from service.processes.public_url import warn_if_misleading
 from service.processes.supervisor import Stopped, Supervisor
 from service.settings import Settings
-from service.storage.disk import DiskStorage
 from service.telemetry import logs
 
 log = structlog.get_logger("service.serve")
@@ -27,7 +26,6 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     Raises StartError or SettingsError if they cannot start.
     """
     logs.configure(settings, part="serve", pid=os.getpid())
-    DiskStorage(settings.storage_folder).prepare()  # here first: what is wrong with it is said once
     warn_if_misleading(settings, listener)
     with Supervisor(report=lambda what: log.warning("serve.replaced", what=what)) as supervisor:
         try:

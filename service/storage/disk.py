@@ -65,7 +65,7 @@ def _for_each(image_ids: Iterable[ImageId], do: Callable[[ImageId], None]) -> Fa
 
 
 class DiskStorage:
-    """`load_id` loads the id of the database's storage. Without it, any folder that has `incoming` will do."""
+    """`load_id` loads the id of the database's storage, as for StorageRoot."""
 
     def __init__(self, root: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> None:
         self._root = root

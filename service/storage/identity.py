@@ -38,7 +38,7 @@ def read_id(root: int) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        return os.read(file, _MAX_ID_BYTES).decode("ascii", "replace").strip()
+        return os.read(file, _MAX_ID_BYTES).decode("ascii", "replace").strip() or None
     finally:
         os.close(file)
 
@@ -59,7 +59,8 @@ def open_folder(path: Path) -> Iterator[int]:
 class StorageRoot:
     """The folder of a storage, used only while the storage of the database is there.
 
-    `load_id` loads the id of the database's storage. Without it, any folder that has `incoming` will do.
+    `load_id` loads the id of the database's storage. If the database has none, a folder without an id will do that has
+    `incoming`; without `load_id`, any folder that has it.
     """
 
     def __init__(self, path: Path, load_id: Callable[[], Awaitable[str | None]] | None, threads: Executor) -> None:
@@ -92,12 +93,15 @@ class StorageRoot:
                 raise _away("it is not there") from error
             except NotADirectoryError as error:
                 raise StorageAway(errno.ENOTDIR, "the storage is away: its folder is a file") from error
-            if self.id is None:
-                if not _has_folder(INCOMING, root):
-                    raise _away(f"its folder {INCOMING} is not there")
-            elif (found := read_id(root)) != self.id:
-                raise _away(f"its {ID_FILE} is {found}, and not {self.id}")
+            self._require(root)
             return do(root)
+
+    def _require(self, root: int) -> None:
+        found = None if self._load_id is None else read_id(root)
+        if found != self.id:
+            raise _away(f"its {ID_FILE} is {found}, and that of this database's storage is {self.id}")
+        if found is None and not _has_folder(INCOMING, root):
+            raise _away(f"its folder {INCOMING} is not there")
 
 
 def find_folder_id(path: Path) -> str | None:
@@ -174,8 +178,3 @@ async def keep_id(connection: Connection, storage_id: str, *, instead_of: str | 
     """Notes the id of the database's storage, unless another process has noted one meanwhile; returns what is noted."""
     await connection.execute(_KEEP, storage_id, instead_of)
     return await find_id(connection)
-
-
-async def forget_id(connection: Connection) -> None:
-    """For a database that was copied: its images lie in a folder of their own, which the next start gives an id."""
-    await connection.execute("delete from storage")

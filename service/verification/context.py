@@ -60,8 +60,8 @@ class Options:
 
 @dataclass(slots=True)
 class Context:
-    """What one verification works on. The last two fields are what earlier checks found, and what later ones may repair
-    depends on them: whether every row of an image could be read, and the shards whose folders are out of order.
+    """What one verification works on. What may be repaired depends on the last three fields: whether the database knows
+    the id of the storage, whether every row of an image could be read, and the shards whose folders are out of order.
     """
 
     database: Database
@@ -71,12 +71,13 @@ class Context:
     options: Options
     num_images: int = field(default=0, init=False)
     num_bytes: int = field(default=0, init=False)
+    is_storage_known: bool = field(default=True, init=False)
     are_rows_whole: bool = field(default=False, init=False)
     bad_shards: set[int] = field(default_factory=set, init=False)
 
     def may_change(self, number: int, total: int) -> bool:
         """Whether so few of all are affected that they are what is wrong, and not the database or the storage."""
-        return self.options.force or number <= max(MIN_BOUND, total * MAX_PART)
+        return self.options.force or (self.is_storage_known and number <= max(MIN_BOUND, total * MAX_PART))
 
     async def explain(self, error: BaseException) -> str:
         """As the function; what PostgreSQL says of a file of its own gets the name of the table or index."""

@@ -166,6 +166,8 @@ async def check_received(context: Context) -> Problems:
     conflicts = await asyncio.to_thread(context.storage.find_conflicts, existing)
     may_change = context.options.repair and context.are_rows_whole
     may_remove = may_change and context.may_change(len(lost), len(existing) + context.num_images)
+    # What was removed cannot be taken back: of an empty database every file is one without a row.
+    may_remove &= context.num_images > 0 or context.options.force
     if may_change:
         await context.storage.settle(existing)
     if may_remove:

@@ -173,6 +173,8 @@ def _report(context: Context, fault: _Fault) -> Problem:
 
 async def _drop_missing(context: Context, missing: Sequence[_Fault]) -> Problems:
     may_drop = not context.bad_shards and context.may_change(len(missing), context.num_images)
+    # Without an id it may be the folder of a disk that is not mounted.
+    may_drop &= context.storage.root.id is not None or len(missing) < context.num_images or context.options.force
     for fault in missing:
         yield Problem(f"image {fault.row.id}", fault.what, await _drop(context, fault.row) if may_drop else "")
     if missing and not may_drop:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 
 import asyncpg
 
@@ -16,7 +18,7 @@ from service.queue import jobs
 from service.settings import Settings
 from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage
-from service.storage.identity import StorageAway, load_id
+from service.storage.identity import StorageAway, find_folder_id, load_id
 from service.storage.renditions import RenditionFiles
 from service.verification.context import Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_received, check_removals
@@ -40,10 +42,11 @@ async def verify(
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
-            storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+            storage = DiskStorage(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
             await _require_own(storage)
             renditions = RenditionFiles(settings.renditions_folder)
             context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
+            context.is_storage_known = await _is_known(database, storage)
             num_problems = num_mended = 0
             async for problem in _check_all(context, expected):
                 num_problems += 1
@@ -72,6 +75,19 @@ async def _require_own(storage: DiskStorage) -> None:
             raise storage.unusable(error.strerror or str(error)) from error
     except (OSError, ServiceError, asyncpg.PostgresError):
         pass
+
+
+async def _load_id(database: Database, folder: Path) -> str | None:
+    """The id of the database's storage; if it has none, that of the folder, so that it can be looked at."""
+    return await load_id(database) or await asyncio.to_thread(find_folder_id, folder)
+
+
+async def _is_known(database: Database, storage: DiskStorage) -> bool:
+    """Whether the storage has the id that the database has, or none where that has none."""
+    try:
+        return storage.root.id == await load_id(database)
+    except (ServiceError, asyncpg.PostgresError):  # it is damaged, which the checks say
+        return True
 
 
 def _count(number: int, noun: str) -> str:
