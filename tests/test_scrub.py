@@ -162,6 +162,16 @@ async def test_another_worker_takes_over(storage: DiskStorage, database: Databas
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
+async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Database, connection: Any) -> None:
+    """The lease of the first worker, which died, and the round began before that."""
+    await connection.execute(
+        "insert into scrub (holder, held_until, started_at, is_over)"
+        " values ('dead', now() + interval '1 day', now() + interval '1 day', false)"
+    )
+    async with scrubbing(database, storage, 3):
+        await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
+
+
 async def test_reads_are_spread_over_the_period(
     storage: DiskStorage, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,11 +21,13 @@ class Turn(NamedTuple):
     done_cost: int
 
 
-# Returns nothing while another one holds the row.
+# Returns nothing while another one holds the row. A lease that is longer than any is from before the clock of
+# PostgreSQL was set back.
 _TAKE = """
 insert into scrub (holder, held_until) values ($1, now() + $2::float8 * interval '1 second')
 on conflict (single) do update set holder = excluded.holder, held_until = excluded.held_until
 where scrub.holder = excluded.holder or scrub.held_until < now()
+    or scrub.held_until > excluded.held_until + interval '1 minute'
 returning extract(epoch from now() - started_at)::float8, is_over, after_id, done_cost
 """
 
