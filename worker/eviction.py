@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
 
 from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
-from service.dependencies.outages import level_of
+from service.dependencies.outages import QUEUE, level_of
 from service.errors import ServiceError
+from service.queue.jobs import UNAVAILABLE
 from service.storage.disk import SHARDS
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
@@ -33,9 +33,17 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     try:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
-        await _check_folder(worker, (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS)
-    except (ServiceError, RedisError, OSError) as error:  # what it needs is away
+        await _check_folder(worker, await _take_folder(worker))
+    except (ServiceError, OSError) as error:  # what it needs is away
         log.log(level_of(error), "eviction.put_off", error=repr(error))
+
+
+async def _take_folder(worker: Resources) -> int:
+    try:
+        return (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS
+    except UNAVAILABLE as error:
+        QUEUE.report(error)
+        raise ServiceError("queue-unavailable") from error
 
 
 async def _evict(worker: Resources) -> None:
