@@ -40,10 +40,11 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
 
 async def _take_folder(worker: Resources) -> int:
     try:
-        return (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS
+        run: int = await worker.redis.incr(NEXT_FOLDER)
     except UNAVAILABLE as error:
         QUEUE.report(error)
         raise ServiceError("queue-unavailable") from error
+    return (run - 1) % SHARDS
 
 
 async def _evict(worker: Resources) -> None:
