@@ -24,12 +24,19 @@ async def require_servers(database_url: str, redis: Any) -> None:
 
     One that is away is no reason to end, nor one that does not say.
     """
+    await asyncio.gather(_require_postgres_at(database_url), _require_redis_of(redis))
+
+
+async def _require_postgres_at(url: str) -> None:
     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-        connection = await asyncpg.connect(database_url, timeout=_TIMEOUT_S)
+        connection = await asyncpg.connect(url, timeout=_TIMEOUT_S)
         try:
             require_postgres(connection)
         finally:
             connection.terminate()
+
+
+async def _require_redis_of(redis: Any) -> None:
     # A connection that is lost in the middle is a RuntimeError of uvloop's. An account may not be allowed to ask.
     with suppress(RedisError, OSError, RuntimeError):
         async with asyncio.timeout(_TIMEOUT_S):

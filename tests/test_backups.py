@@ -23,7 +23,7 @@ from service.embedded.postgres import server_user
 from service.ids import ImageId
 from service.settings import Settings
 from service.storage.disk import DiskStorage
-from service.storage.identity import StorageAway
+from service.storage.identity import ID_FILE, StorageAway
 from tests.conftest import Client, Servers, Tenant
 from tests.disks import WAYS_TO_BE_AWAY, away
 from tests.samples import jpeg, stored_files

@@ -406,6 +406,21 @@ async def test_dead_worker_is_not_counted(redis: ArqRedis, redis_url: str, age_s
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("ahead_s", [0.5, 5])
+async def test_sign_of_a_clock_ahead_counts(redis: ArqRedis, redis_url: str, ahead_s: float) -> None:
+    """As a worker of the version before gives it, by its host's clock; or before a small correction of Redis's."""
+
+    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
+
+    seconds, microseconds = await redis.time()
+    await redis.zadd(WORKERS, {"host:old": seconds + microseconds / 1e6 + ahead_s})
+    assert await JobQueue(redis).count_workers() == 1
+    async with working(redis_url, job):
+        async with asyncio.timeout(10):
+            while await JobQueue(redis).count_workers() != 2:
+                await asyncio.sleep(0.02)
+
+
 async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
     await enqueue(redis, "image01")
     payload = await redis.get(job_key_prefix + "image01")

@@ -1,4 +1,4 @@
-"""Periodic jobs: each in one worker at a time, by no clock that can be wrong."""
+"""Periodic jobs: once in each interval, in one of all workers, by no clock that can be wrong."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -253,6 +254,17 @@ async def test_an_unknown_database_is_named(admin: Any, at_postgres: Callable[..
 async def test_a_closed_database_port_is_named(settings: Settings, storage_folder: Path) -> None:
     (storage_folder / "incoming").mkdir(exist_ok=True)
     assert "nothing listens" in await find_reason(settings, "database")
+
+
+async def test_a_database_that_hangs_is_named_alone(settings: Settings, storage_folder: Path) -> None:
+    """The storage waits for its id, which the database has."""
+    (storage_folder / "incoming").mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/daguerre"
+        async with serving(settings.model_copy(update={"database_url": url})) as api:
+            seen = await look(api)
+    assert "in time" in seen.reasons["database"]
+    assert seen.checks["storage"] == "ok"
 
 
 async def test_a_database_without_tables_is_named(

@@ -14,6 +14,7 @@ import pytest
 import redis as sync_redis
 from aiohttp import ClientResponse
 from arq import Retry
+from structlog.testing import capture_logs
 
 from service.delivery import renditions, rows
 from service.delivery.orders import RenderOrder, encode_order
@@ -245,6 +246,18 @@ async def test_rows_of_older_files_are_recounted(settings: Settings, connection:
         await evict_renditions({"resources": resources})
     await redis.aclose(close_connection_pool=True)
     assert await connection.fetch("select distinct size from renditions") == [(4096,)]
+
+
+async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
+    """The lines of the outage say it."""
+    redis = jobs.open_redis("redis://127.0.0.1:1")
+    async with open_resources(settings, redis) as resources:
+        with capture_logs() as logs:
+            await evict_renditions({"resources": resources})
+    await redis.aclose(close_connection_pool=True)
+    levels = {line["event"]: line["log_level"] for line in logs}
+    assert levels.pop("eviction.put_off") == "debug"
+    assert levels.keys() <= {"queue.unavailable"}
 
 
 async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(

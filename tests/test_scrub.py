@@ -162,10 +162,8 @@ async def test_another_worker_takes_over(storage: DiskStorage, database: Databas
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
-async def test_lease_outlasts_no_clock_that_is_set_back(
-    storage: DiskStorage, database: Database, connection: Any
-) -> None:
-    """The holder died before the clock of PostgreSQL was set back by a day."""
+async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Database, connection: Any) -> None:
+    """The lease of the first worker, which died, and the round began before that."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
         " values ('dead', now() + interval '1 day', now() + interval '1 day', false)"

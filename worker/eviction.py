@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
 
 from service.delivery.rows import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
-from service.dependencies.outages import STORAGE, level_of
+from service.dependencies.outages import QUEUE, STORAGE, level_of
 from service.errors import ServiceError
+from service.queue.jobs import UNAVAILABLE
 from service.storage.disk import SHARDS
 from service.storage.identity import StorageAway
 from service.telemetry.metrics import metrics
@@ -35,11 +35,20 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
         await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
         await _evict(worker)
         await worker.storage.require_mounted()  # or the database, which says what belongs there, is another one's
-        await _check_folder(worker, (await worker.redis.incr(NEXT_FOLDER) - 1) % SHARDS)
+        await _check_folder(worker, await _take_folder(worker))
     except StorageAway as error:
         STORAGE.report(error)
-    except (ServiceError, RedisError, OSError) as error:  # what it needs is away
+    except (ServiceError, OSError) as error:  # what it needs is away
         log.log(level_of(error), "eviction.put_off", error=repr(error))
+
+
+async def _take_folder(worker: Resources) -> int:
+    try:
+        run: int = await worker.redis.incr(NEXT_FOLDER)
+    except UNAVAILABLE as error:
+        QUEUE.report(error)
+        raise ServiceError("queue-unavailable") from error
+    return (run - 1) % SHARDS
 
 
 async def _evict(worker: Resources) -> None:

@@ -1,4 +1,5 @@
-"""Periodic jobs: each runs in one of all workers at a time, whatever the hosts' clocks say.
+"""Periodic jobs: one of all workers runs each of them once in its interval, whatever the hosts' clocks say. A run that
+takes longer than the interval may overlap with the next one, in another worker.
 
 arq's cron goes by the clock of its host: one that is two hours ahead gives its jobs times that no other worker reaches
 for two hours, and one that is set back runs none until it is there again. Here every worker waits by its monotonic

@@ -142,7 +142,8 @@ class Scrub:
 
     def _choose_rate(self, turn: Turn, total_cost: int) -> float:
         """Bytes a second that bring the round to its end in time; more after the workers were away."""
-        left_s = max(_AIM * self._period_s - (turn.age_s or 0), _HURRY * self._period_s)
+        age_s = max(0.0, turn.age_s or 0.0)  # less than nothing after the clock of PostgreSQL was set back
+        left_s = max(_AIM * self._period_s - age_s, _HURRY * self._period_s)
         return min(max((total_cost - turn.done_cost) / left_s, _MIN_BYTES_PER_S), _MAX_BYTES_PER_S)
 
     async def _read(self, rows: Sequence[StoredRow], rate: float) -> None:

@@ -72,7 +72,7 @@ _QUEUE_WORDS: Mapping[str, str] = {
     "max number of clients": "it has no connection left (see its maxclients)",
     "ACL": _QUEUE[4][1],
     "can't run this command": _QUEUE[4][1],
-    "unknown command": "it lacks a command (Redis 6.2, or Valkey, is needed)",
+    "unknown command": "it lacks a command (Redis 7.0 or newer, or Valkey, is needed)",
     "cluster mode": "it is a cluster, which is not supported",
     "BUSY": "a script keeps it busy",
 }

@@ -21,8 +21,8 @@ class Turn(NamedTuple):
     done_cost: int
 
 
-# Returns nothing while another one holds the row. A lease that goes on for longer than leases do is older than a
-# correction of the clock of PostgreSQL.
+# Returns nothing while another one holds the row. A lease that is longer than any is from before the clock of
+# PostgreSQL was set back.
 _TAKE = """
 insert into scrub (holder, held_until) values ($1, now() + $2::float8 * interval '1 second')
 on conflict (single) do update set holder = excluded.holder, held_until = excluded.held_until

@@ -1,7 +1,9 @@
 """Signs of life of the workers: a sorted set of their names by the time of the last sign, in seconds.
 
-All times are those of the clock of Redis, since the clocks of hosts differ. A sign from the future is older than a
-correction of that clock, and counts for nothing: a worker that lives gives the next one within a second.
+All times are those of the clock of Redis, since the clocks of hosts differ. The versions before wrote them by the clock
+of the worker's host, and may still do so during an upgrade. So a sign from the near future counts like one of the near
+past. One from later is older than a correction of the clock of Redis, and counts for nothing: a worker that lives gives
+the next one within a second.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ _SHOW = (
     _NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 1, '+inf')
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[3], '+inf')
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 """
 )
-_LIST = _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], now)"
+_LIST = _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], now + ARGV[1])"
 
 
 def name_worker() -> str:
@@ -44,7 +46,7 @@ class SignsOfLife:
 
     async def show(self, name: str) -> None:
         """Records that the worker lives, and forgets those that have shown nothing for a minute."""
-        await self._show(keys=[WORKERS], args=[name, _FORGET_WORKER_S])
+        await self._show(keys=[WORKERS], args=[name, _FORGET_WORKER_S, WORKER_ALIVE_S])
 
     async def remove(self, name: str) -> None:
         """Records that the worker has ended."""

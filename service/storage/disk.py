@@ -362,11 +362,10 @@ class DiskStorage:
         return None
 
     async def check(self) -> None:
-        """Raises OSError if nothing can be written, or the storage of the database is not in its folder."""
-        try:
-            await self.root.call(lambda _: self._write_and_remove())
-        except ServiceError:  # its id cannot be loaded, so any folder that can be written will do
-            await in_thread(self.threads, self._write_and_remove)
+        """Raises OSError if nothing can be written, or the storage of the database is not in its folder; before its id
+        could be loaded, any folder that can be written will do.
+        """
+        await self.root.call(lambda _: self._write_and_remove(), needs_id=False)
 
     def _write_and_remove(self) -> None:
         with tempfile.TemporaryFile(dir=self.incoming) as file:

@@ -6,6 +6,7 @@ disk may be mounted in its place. A file that is not there is not lost then, and
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.database import Connection, Database
+from service.errors import ServiceError
 from service.storage.files import in_thread
 from service.storage.incoming import publish
 
@@ -25,6 +27,8 @@ Result = TypeVar("Result")
 ID_FILE = "storage-id"
 INCOMING = "incoming"
 _MAX_ID_BYTES = 64
+# Less than a check may take, so that a database that hangs does not look like a disk that does.
+_LOAD_SOON_S = 1.0
 
 
 class StorageAway(OSError):
@@ -69,20 +73,35 @@ class StorageRoot:
         self._load_id = load_id
         self._threads = threads
 
-    async def call(self, do: Callable[[int], Result]) -> Result:
+    async def call(self, do: Callable[[int], Result], *, needs_id: bool = True) -> Result:
         """Calls `do` in a thread with a descriptor of the folder.
 
         Raises StorageAway if the storage is not there, OSError, and `database-unavailable` if the id has to be loaded.
+        Without `needs_id` it goes by the id that was loaded last if the database does not answer soon.
         """
-        if self.id is None and self._load_id is not None:
-            self.id = await self._load_id()
+        load = self._load if needs_id else self._load_soon
+        if self.id is None:
+            await load()
         try:
             return await in_thread(self._threads, partial(self.run, do))
         except StorageAway:
-            if self._load_id is None or (storage_id := await self._load_id()) == self.id:
+            if not await load():
                 raise
-            self.id = storage_id  # e.g. of a database that was restored meanwhile
         return await in_thread(self._threads, partial(self.run, do))
+
+    async def _load(self) -> bool:
+        """Returns whether it is another id now, e.g. of a database that was restored meanwhile."""
+        if self._load_id is None:
+            return False
+        before, self.id = self.id, await self._load_id()
+        return self.id != before
+
+    async def _load_soon(self) -> bool:
+        try:
+            async with asyncio.timeout(_LOAD_SOON_S):
+                return await self._load()
+        except (ServiceError, TimeoutError):
+            return False
 
     def run(self, do: Callable[[int], Result]) -> Result:
         """As `call`, with the id that was loaded last. Blocks."""
