@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from service.cli import cli
@@ -33,6 +34,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """In a thread, for a command runs a loop of its own. What is not told in a sentence is raised."""
+    structlog.reset_defaults()  # `capture_logs` of another test leaves it configured, and then it is no command
     configured = dict.fromkeys(name for name in os.environ if name.startswith("DAGUERRE_"))
     given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
     with ThreadPoolExecutor(1) as thread:
