@@ -10,7 +10,7 @@ from service.images.lookups import is_any_known, is_any_stored
 from service.storage.disk import DiskStorage
 
 # A database that is away is no reason not to start: `/readyz` says so.
-_CONNECT_S = 5
+_CONNECT_S = 2
 
 
 NOT_MOUNTED = (
