@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-inputs",
         type=int,
-        default=2_000,
+        default=1_000,
         metavar="N",
         help="How many pictures to mutate, of all formats together.",
     )
