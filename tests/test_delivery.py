@@ -477,14 +477,14 @@ async def test_new_unsigned_renditions_are_bounded(api: Client, image_id: str, c
     assert (await api.get(sign(f"/i/{image_id}?width=30", secret))).status == 200
 
 
-@pytest.mark.settings(rendition_rate="4/h")
+@pytest.mark.settings(rendition_rate="4/h", wait_s=30)
 async def test_a_large_rendition_counts_as_several(api: Client, image_id: str) -> None:
     path = f"/i/{image_id}?enlarge&format=avif&height=1500&width="
     assert (await api.get(f"{path}2000")).status == 200
     assert await code(await api.get(f"{path}700")) == "too-many-renditions"
 
 
-@pytest.mark.settings(rendition_rate="2/h")
+@pytest.mark.settings(rendition_rate="2/h", wait_s=30)
 async def test_a_rendition_that_counts_for_more_than_the_rate_allows_at_once_takes_all_of_it(
     api: Client, image_id: str
 ) -> None:

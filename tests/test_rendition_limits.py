@@ -160,7 +160,7 @@ async def test_address_has_a_quarter_of_the_places(
             assert (await api.get(f"/i/{image_id}?width=14", headers=from_address(1))).status == 200
 
 
-@pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=20)
+@pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=40)
 async def test_dear_rendition_takes_several_places(api: Client, image_id: str, settings: Settings) -> None:
     """Else those of one address would keep the children busy for longer than another one waits."""
     dear = f"/i/{image_id}?enlarge&format=gif&width="

@@ -34,6 +34,8 @@ _MEMORY_CHECK_PICTURES = 64
 _LOWERED_WAITING_SHARE = 0.5
 # After a start that did not succeed.
 _REST_S = 1.0
+# At the end of the worker nothing waits for the death of a process, and a killed one with much memory may take a while.
+_LAST_DEATH_S = 3.0
 
 
 class ChildLost(Exception):
@@ -134,7 +136,7 @@ class Child:
         if self._working is not None:
             self._working.cancel()
             await asyncio.wait([self._working])
-        await self.process.end()
+        await self.process.end(_LAST_DEATH_S)
 
     async def _work(self) -> None:
         """Until every question has its answer. A process that was lost is replaced for those that are left, and one of

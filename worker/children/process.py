@@ -30,7 +30,7 @@ from worker.children.messages import (
 
 _START_TIMEOUT_S = 30
 # A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
-_DEATH_S = 0.5
+DEATH_S = 0.5
 # So many of them may be left behind before no more is started.
 _MOST_DYING = 2
 # A child that works on slow pictures leaves the cores to those that do not. As little as that of renditions: its time
@@ -112,7 +112,7 @@ class ChildProcess:
         except BaseException as error:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
-                await self._bury()
+                await self._bury(DEATH_S)
                 raise ChildUnavailable(f"it does not start: {self.last_words()}") from error
             raise
         self._process = process
@@ -153,12 +153,12 @@ class ChildProcess:
                 return os.read(self._printed, 1 << 16)
         return b""
 
-    async def end(self) -> int | None:
-        """Returns once it is dead, or leaves it behind if it does not die soon: its exit code, if there is one."""
+    async def end(self, death_s: float = DEATH_S) -> int | None:
+        """Returns its exit code once it is dead, or None if it takes longer than `death_s`: it is left behind then."""
         process, self._process = self._process, None
         if process is not None:
             self._kill(process)
-        await self._bury()
+        await self._bury(death_s)
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -208,9 +208,9 @@ class ChildProcess:
             process.kill()
         self._dying.append(process)
 
-    async def _bury(self) -> None:
+    async def _bury(self, death_s: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_DEATH_S):
+            async with asyncio.timeout(death_s):
                 for process in self._dying:
                     await process.wait()
         self._dying = [process for process in self._dying if process.returncode is None]
