@@ -54,15 +54,15 @@ async def upload(api: Client, tenant: Tenant, width: int) -> str:
     return str((await response.json())["response"]["id"])
 
 
-async def back_up(settings: Settings, target: Path, tell: Callable[[str], None] = lambda _: None) -> int:
+async def back_up(settings: Settings, target: Path, write: Callable[[str], None] = lambda _: None) -> int:
     return await make_backup(
-        settings.database_url, settings.storage_folder, target, first_key=settings.data / "first-key", tell=tell
+        settings.database_url, settings.storage_folder, target, first_key=settings.data / "first-key", write=write
     )
 
 
 async def restore(settings: Settings, source: Path) -> tuple[bool, list[str]]:
     lines: list[str] = []
-    return await restore_backup(settings, source, tell=lines.append), lines
+    return await restore_backup(settings, source, write=lines.append), lines
 
 
 @pytest.mark.usefixtures("worker")

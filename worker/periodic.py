@@ -81,7 +81,7 @@ class Lease:
 
 
 class PeriodicJobs:
-    """Runs the jobs until it is told to stop; one that takes long or fails holds up no other."""
+    """Runs the jobs until `stop` is called; one that takes long or fails holds up no other."""
 
     def __init__(self, redis: Any, jobs: Sequence[PeriodicJob], context: dict[str, Any]) -> None:
         self._redis = redis
@@ -94,7 +94,7 @@ class PeriodicJobs:
         self._stopping.set()
 
     async def run(self, *, drain_s: float) -> None:
-        """Returns once it was told to stop and the runs have ended; those that take longer than `drain_s` are cut."""
+        """Returns once `stop` was called and the runs have ended; those that take longer than `drain_s` are cut."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._repeat(job)) for job in self._jobs]
             await self._stopping.wait()

@@ -59,7 +59,7 @@ _MIN_BYTES_PER_S = 256 << 10
 _MAX_BYTES_PER_S = 100 << 20
 # The time of reads and late wake-ups that is made good by shorter waits.
 _SLACK_S = 0.1
-# If so many images in a row have no good file, it is the storage that is out of order.
+# If this many images in a row have no good file, the storage itself is out of order.
 _MAX_FAULTS_IN_A_ROW = 20
 # What these say is about one file. After others, e.g. of a network, the file may be whole.
 _OF_ONE_FILE = frozenset(

@@ -24,7 +24,7 @@ from service.storage.files import in_thread
 from service.storage.identity import ID_FILE, StorageAway, find_folder_id, find_id, keep_id, make_id
 from service.verification.pairing import NOT_MOUNTED
 
-# Of so many images one has its file, or the folder is not the storage.
+# If none of this many images has its file, the folder is not the storage.
 _SAMPLE_SIZE = 20
 
 log = structlog.get_logger("service.api")

@@ -40,7 +40,7 @@ _MAX_FAULTS_SHOWN = 20
 
 
 async def make_backup(
-    database_url: str, storage: Path, folder: Path, *, first_key: Path, tell: Callable[[str], None]
+    database_url: str, storage: Path, folder: Path, *, first_key: Path, write: Callable[[str], None]
 ) -> int:
     """Makes the backup in `folder`, or brings the one that is there up to date; it stays whole until the end.
 
@@ -56,13 +56,13 @@ async def make_backup(
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
             _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
-            tell(f"Database: {readable(dump.stat().st_size)}")
+            write(f"Database: {readable(dump.stat().st_size)}")
             faults = await _copy_files(connection, source, DiskStorage(folder / STORAGE), copies)
             await source.require_mounted()
         finally:
             await connection.close()
-        tell(f"Images: {copies.describe()}")
-        _tell_faults(faults, tell)
+        write(f"Images: {copies.describe()}")
+        _write_faults(faults, write)
         copy_key(first_key, folder / KEY)
         os.sync()
         dump.replace(folder / DUMP)
@@ -98,11 +98,11 @@ async def _copy_files(connection: Connection, storage: DiskStorage, target: Disk
     return faults
 
 
-def _tell_faults(faults: Faults, tell: Callable[[str], None]) -> None:
+def _write_faults(faults: Faults, write: Callable[[str], None]) -> None:
     for image_id, fault in islice(faults.items(), _MAX_FAULTS_SHOWN):
-        tell(f"image {image_id}: {fault}")
+        write(f"image {image_id}: {fault}")
     if len(faults) > _MAX_FAULTS_SHOWN:
-        tell(f"… and {len(faults) - _MAX_FAULTS_SHOWN} more images")
+        write(f"… and {len(faults) - _MAX_FAULTS_SHOWN} more images")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def check_backup(folder: Path) -> None:
         raise BackupError(f"{folder} holds no finished backup: name a folder that `backup` has made")
 
 
-async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[str], None]) -> bool:
+async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[str], None]) -> bool:
     """Restores the database, and the files that its rows name; then both are verified. Returns whether all is well.
 
     Images that were deleted while the backup was made have a row and no file: they are deleted again. Raises
@@ -43,14 +43,14 @@ async def restore_backup(settings: Settings, folder: Path, *, tell: Callable[[st
         raise BackupError(f"{settings.storage_folder} holds images already: name an empty one in DAGUERRE_STORAGE")
     await _restore_database(settings.database_url, folder / DUMP)
     await apply_schema(settings.database_url)
-    tell("Database: restored")
+    write("Database: restored")
     storage.prepare()
     copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
     os.sync()
-    tell(f"Images: {copies.describe()}")
+    write(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # beside other servers there may be no data folder
         copy_key(folder / KEY, settings.data / KEY)
-    return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=tell)
+    return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=write)
 
 
 async def _restore_database(url: str, dump: Path) -> None:

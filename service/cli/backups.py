@@ -42,7 +42,7 @@ def backup(folder: Path, data: Path | None) -> None:
                 located.storage_folder,
                 folder.expanduser(),
                 first_key=first_key.path(located.data),
-                tell=_tell,
+                write=_write,
             )
         )
     if faults:
@@ -67,7 +67,7 @@ def restore(folder: Path, data: Path | None) -> None:
     with _explained():
         check_backup(folder.expanduser())
         with _new_servers(settings) as located:
-            is_well = _run(restore_backup(located, folder.expanduser(), tell=_tell))
+            is_well = _run(restore_backup(located, folder.expanduser(), write=_write))
     click.echo(f"The backup in {folder} is restored.", err=True)
     if not is_well:
         sys.exit(1)
@@ -86,7 +86,7 @@ def psql(arguments: tuple[str, ...], data: Path | None) -> None:
     os.execve(program, [str(program), *arguments], environment)  # noqa: S606  there is no shell to mean
 
 
-def _tell(text: str) -> None:
+def _write(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -28,7 +28,7 @@ from service.storage.identity import StorageAway
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 _READERS = 4
-_BLOCKS_AT_ONCE = 64
+_BLOCK_BATCH_SIZE = 64
 _MAX_BAD_BLOCKS = 1000
 
 
@@ -87,8 +87,8 @@ async def _list_behind(context: Context, last: str) -> list[StoredRow]:
 async def _list_blocks(context: Context, bad_blocks: list[int]) -> AsyncIterator[list[StoredRow]]:
     async with context.database.connection() as connection:
         num_blocks = await count_blocks(connection)
-    for first in range(0, num_blocks, _BLOCKS_AT_ONCE):
-        end = min(first + _BLOCKS_AT_ONCE, num_blocks)
+    for first in range(0, num_blocks, _BLOCK_BATCH_SIZE):
+        end = min(first + _BLOCK_BATCH_SIZE, num_blocks)
         try:
             yield await _read_blocks(context, first, end)
         except DATABASE_ERRORS:
