@@ -19,9 +19,9 @@ from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
-# The parameters of an upload that may be fields of a form.
-_FIELDS = frozenset({"tags", "with_exif", "verbose", "with_mini_preview", "with_account"})
 _DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
+# The parameters of an upload that may be fields of a form.
+_FIELDS = frozenset({"tags", *_DETAIL_NAMES})
 # Unknown names of one request that are compared with the known ones: a request line has room for a thousand.
 _MAX_COMPARED = 16
 
