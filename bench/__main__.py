@@ -33,7 +33,7 @@ from bench.rows import (
     uploads,
     workers,
 )
-from service.embedded.folder import scratch
+from service.launcher.embedded.data_folder import scratch
 
 ROWS: dict[str, Callable[..., None]] = {
     "uploads": uploads.run,

@@ -22,7 +22,7 @@ from yarl import URL
 _ROOT = Path(__file__).parents[1]
 PAGE = _ROOT / "docs/renditions.md"
 FOLDER = _ROOT / "docs/pictures"
-_PHOTOGRAPH = _ROOT / "service/embedded/sample.jpg"
+_PHOTOGRAPH = _ROOT / "service/launcher/embedded/sample.jpg"
 
 MAX_BYTES = 15_000
 MAX_BYTES_TOGETHER = 400_000

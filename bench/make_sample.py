@@ -1,4 +1,6 @@
-"""Draw the landscape that `./run up` offers to upload: `python -m bench.make_sample service/embedded/sample.jpg`.
+"""Draw the landscape that `./run up` offers to upload.
+
+Usage: `python -m bench.make_sample service/launcher/embedded/sample.jpg`.
 
 Drawn, so that its licence is ours; with the EXIF of a camera, so that an upload of it shows what an upload gives.
 """

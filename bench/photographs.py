@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SAMPLE = Path(__file__).parents[1] / "service" / "embedded" / "sample.jpg"
+SAMPLE = Path(__file__).parents[1] / "service" / "launcher" / "embedded" / "sample.jpg"
 
 # Width, height and the size that a camera's JPEG of it has.
 SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 4_000_000)}

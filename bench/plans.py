@@ -14,19 +14,19 @@ from datetime import timedelta
 from typing import Any
 
 from bench.generated import PER_MINUTE, START, fill, settle
+from service.accounts.accounts import create_account
 from service.accounts.counters import list_stale, refresh_counters
-from service.accounts.records import create_account
 from service.database import Database, apply_schema
-from service.embedded.folder import scratch
-from service.embedded.postgres import Postgres
+from service.deletion.removals import list_removals
 from service.ids import ImageId
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing, list_overdue, purge_failed
-from service.images.lookups import Wanted, find_images
+from service.images.queries import Wanted, find_images
 from service.images.repeats import find_earlier, find_taken, forget_expired
 from service.images.search import Filters, Position, search_images
 from service.images.tags import change_tags
-from service.removals import list_removals
+from service.launcher.embedded.data_folder import scratch
+from service.launcher.embedded.postgres import Postgres
 
 # The plan that a statement was run with, and not what EXPLAIN would make of it: that one plans for the values given.
 LOG_PLANS = """

@@ -24,7 +24,7 @@ import pyvips
 from PIL import Image, ImageOps
 
 from bench.photographs import SIZES, photograph
-from service.probes import MAX_PREVIEW_BYTES, Rejected
+from service.images.probe import MAX_PREVIEW_BYTES, Rejected
 from worker import imaging
 from worker.imaging.preview import without_spare_headers
 

@@ -22,16 +22,16 @@ from typing import Any
 import asyncpg
 
 from bench.generated import PER_MINUTE, START, fill, settle
-from service.accounts.records import create_account
+from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
-from service.embedded.folder import scratch
-from service.embedded.postgres import Postgres
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.inserts import insert_pending
-from service.images.outcomes import mark_ready
-from service.images.records import NewImage
+from service.images.insert import insert_pending
+from service.images.models import NewImage
+from service.images.probe import Probe
 from service.images.search import Filters, Position, search_images
-from service.probes import Probe
+from service.images.updates import mark_ready
+from service.launcher.embedded.data_folder import scratch
+from service.launcher.embedded.postgres import Postgres
 
 PAGE = 20
 PROBE = Probe("jpeg", 2000, 1500, 1, 1, False, {"Make": "x" * 300}, bytes(480))

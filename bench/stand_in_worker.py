@@ -10,10 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 import worker.resources
-from service.probes import Probe
-from service.settings import load
-from worker.children.pool import MOST_AHEAD, Children
+from service.config.settings import load
+from service.images.probe import Probe
 from worker.main import run
+from worker.sandbox.pool import MOST_AHEAD, Children
 
 _FOUND = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bench.comparators import start as start_comparator
 from bench.wrk import BenchError
-from service.embedded.postgres import Postgres
-from service.processes.process import Program, start, stop
+from service.launcher.embedded.postgres import Postgres
+from service.launcher.process import Program, start, stop
 
 _ROOT = Path(__file__).parents[1]
 INSTALLED = _ROOT / ".venv" / "bench"

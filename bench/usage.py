@@ -12,7 +12,7 @@ from pathlib import Path
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _PARTS = (
-    ("worker.children.program", "libvips"),
+    ("worker.sandbox.child_main", "libvips"),
     ("cli serve", "api"),
     ("cli worker", "worker"),
     ("bench.stand_in_worker", "worker"),

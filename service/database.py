@@ -16,8 +16,8 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from service.dependencies.outages import DATABASE
+from service.dependencies.versions import require_postgres
 from service.errors import ServiceError
-from service.server_versions import require_postgres
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 

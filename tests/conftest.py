@@ -20,21 +20,21 @@ import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from service.accounts.keys import create_key
-from service.accounts.records import create_account
+from service.accounts.accounts import create_account
+from service.accounts.api_keys import create_key
 from service.api.app import create_app
-from service.api.protocol import Runner
 from service.api.resources import RESOURCES, Resources
+from service.config.settings import Settings
 from service.database import apply_schema
-from service.embedded.folder import scratch
-from service.embedded.postgres import Postgres
-from service.embedded.valkey import Valkey
+from service.http.protocol import Runner
 from service.ids import AccountId
+from service.launcher.embedded.data_folder import scratch
+from service.launcher.embedded.postgres import Postgres
+from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.settings import Settings
 from service.storage.identity import ID_FILE
 from tests.chaos.report import show_faults
-from tests.samples import jpeg
+from tests.support.samples import jpeg
 from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey, patch
 from service.telemetry.metrics import metrics

@@ -12,27 +12,27 @@ import uvloop
 from arq import func
 from arq.connections import ArqRedis
 
-from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.config.settings import Settings, SettingsError, parse_period
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
+from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched
+from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.queue import jobs
-from service.queue.signs_of_life import SignsOfLife
-from service.server_versions import require_servers
-from service.settings import Settings, SettingsError, parse_period
+from service.queue.heartbeats import SignsOfLife
 from service.storage.disk import DiskStorage
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
-from worker.children.pool import MOST_AHEAD, Children
-from worker.counters import refresh_accounts
-from worker.doorbell import DoorbellWorker
-from worker.eviction import evict_renditions
-from worker.periodic import PeriodicJob, PeriodicJobs
+from worker.cron.counters import refresh_accounts
+from worker.cron.eviction import evict_renditions
+from worker.cron.scheduler import PeriodicJob, PeriodicJobs
+from worker.cron.scrub import scrubbing
+from worker.cron.sweep import sweep
 from worker.probe import probe_image
+from worker.queue.arq_worker import DoorbellWorker
+from worker.queue.shares import Shares
 from worker.render import render_image
 from worker.resources import SPARE_CHILDREN, Resources, open_resources
-from worker.scrub import scrubbing
-from worker.shares import Shares
-from worker.sweep import sweep
+from worker.sandbox.pool import MOST_AHEAD, Children
 
 log = structlog.get_logger("worker")
 

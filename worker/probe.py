@@ -9,19 +9,19 @@ import asyncpg
 import structlog
 from arq import Retry
 
+from service.deletion.removals import remove_files
 from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.lookups import load_image
-from service.images.outcomes import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
-from service.images.records import Image
-from service.probes import Rejected
-from service.queue.replies import Reply
-from service.removals import remove_files
+from service.images.models import Image
+from service.images.probe import Rejected
+from service.images.queries import load_image
+from service.images.updates import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.telemetry.metrics import metrics
-from worker.children.child import ChildLost
-from worker.children.process import ChildStalled, ChildUnavailable
+from service.uploads.replies import Reply
 from worker.resources import Resources
+from worker.sandbox.decoder import ChildLost
+from worker.sandbox.process import ChildStalled, ChildUnavailable
 
 log = structlog.get_logger("worker")
 

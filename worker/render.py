@@ -11,22 +11,22 @@ import msgspec
 import structlog
 from arq import Retry
 
-from service.delivery.orders import RenderEnd, RenderOrder, SentFile, decode_order
-from service.delivery.rows import Made
-from service.delivery.wholeness import is_whole
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
-from service.images.lookups import find_any
-from service.probes import Rejected
+from service.images.probe import Rejected
+from service.images.queries import find_any
+from service.renditions.integrity import is_whole
+from service.renditions.jobs import RenderEnd, RenderOrder, SentFile, decode_order
+from service.renditions.queries import Made
 from service.storage.files import in_thread
 from service.storage.identity import StorageAway
 from service.storage.renditions import RenditionKey
 from service.telemetry.metrics import metrics
-from worker.children.child import ChildLost, Usage
-from worker.children.files import OtherSize
-from worker.children.process import ChildUnavailable
 from worker.keeping import Rendition
 from worker.resources import Resources
+from worker.sandbox.decoder import ChildLost, Usage
+from worker.sandbox.files import OtherSize
+from worker.sandbox.process import ChildUnavailable
 
 log = structlog.get_logger("worker")
 

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from service.batches import Batcher, running
+from service.batcher import Batcher, running
+from service.config.settings import Settings
 from service.database import Database
 from service.ids import AccountId, ImageId
-from service.images.outcomes import mark_ready
-from service.images.records import Image
-from service.probes import Probe
+from service.images.models import Image
+from service.images.probe import Probe
+from service.images.updates import mark_ready
 from service.queue.jobs import JobQueue
-from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.identity import load_id
 from service.storage.renditions import RenditionFiles
 from service.telemetry.metrics import metrics
-from worker.children.pool import Children
 from worker.keeping import RenditionKeeper
-from worker.ledger import RenditionLedger
+from worker.rendition_recorder import RenditionLedger
+from worker.sandbox.pool import Children
 
 # The sum over a large account may take a while, and nobody waits for it.
 _COMMAND_TIMEOUT_S = 10

@@ -15,7 +15,7 @@ from bench import turns, usage, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS, empty
 from bench.subjects import BARE, DAGUERRE, Subject, comparator, daguerre
-from service.embedded.postgres import Postgres
+from service.launcher.embedded.postgres import Postgres
 
 TARGET = 0.5
 

@@ -15,10 +15,10 @@ import pyvips
 
 from bench import turns
 from bench.photographs import SIZES, photograph
-from service.delivery.transformations import Transformation
+from service.renditions.transformation import Transformation
 from worker import imaging
-from worker.children import heap
 from worker.imaging.formats.small_jpegs import decode_small
+from worker.sandbox import heap
 
 _RENDITION = Transformation("jpeg", 80, width=300)
 

@@ -21,15 +21,15 @@ from bench.generated import fill, settle
 from bench.photographs import photograph
 from bench.rows.uploads import upload
 from bench.subjects import Subject, daguerre
-from service import settings as configuration
-from service.accounts.records import find_account
+from service.accounts.accounts import find_account
+from service.config import settings as configuration
 from service.database import Connection, Database
-from service.embedded import running
 from service.ids import AccountId
+from service.launcher.embedded import running
 from service.queue import jobs
-from worker.counters import BUDGET_S, refresh_accounts
+from worker.cron.counters import BUDGET_S, refresh_accounts
+from worker.cron.sweep import sweep
 from worker.resources import Resources, open_resources
-from worker.sweep import sweep
 
 IMAGES = (10_000, 1_000_000)
 TARGET = 1.3

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import preview_quality as quality
-from service.probes import MAX_PREVIEW_BYTES
+from service.images.probe import MAX_PREVIEW_BYTES
 from worker import imaging
 
 

@@ -18,14 +18,14 @@ import pyvips
 from PIL import Image as Pillow
 
 from bench.photographs import photograph, render
-from service.delivery.parsing import Asked
-from service.delivery.prices import TOKEN_S, estimate_rendition_s
-from service.delivery.resolution import resolve
-from service.delivery.transformations import Format
 from service.ids import AccountId, ImageId
-from service.images.records import Image
-from worker.children.child import Usage
-from worker.children.pool import Children
+from service.images.models import Image
+from service.renditions.normalize import resolve
+from service.renditions.parameters import Asked
+from service.renditions.prices import TOKEN_S, estimate_rendition_s
+from service.renditions.transformation import Format
+from worker.sandbox.decoder import Usage
+from worker.sandbox.pool import Children
 
 _MAX_PIXELS = 100_000_000
 _TIMEOUT_S = 60.0

@@ -20,16 +20,16 @@ import uvloop
 from bench import turns, usage, wrk
 from bench.photographs import photograph
 from bench.subjects import Subject, daguerre
-from service import settings as configuration
 from service.api.resources import Resources, open_resources
-from service.embedded import running
+from service.config import settings as configuration
+from service.config.settings import Settings
 from service.ids import AccountId
-from service.images.records import NewImage
+from service.images.models import NewImage
+from service.launcher.embedded import running
 from service.queue.jobs import ProbeJob
-from service.settings import Settings
 from service.uploads import receiving
 from service.uploads.ingest import Arrival
-from worker.children.pool import Children
+from worker.sandbox.pool import Children
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
 _WARM_UP = 20

@@ -14,7 +14,7 @@ from bench import turns, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS
 from bench.subjects import BARE, DAGUERRE, FASTAPI, Subject, comparator, daguerre
-from service.embedded.postgres import Postgres
+from service.launcher.embedded.postgres import Postgres
 
 IMAGES = 200
 TARGETS = {BARE: 0.85, FASTAPI: 1.6}

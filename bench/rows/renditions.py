@@ -23,7 +23,7 @@ from bench.photographs import SIZES, photograph
 from bench.rows.reads import upload_all
 from bench.rows.uploads import CONNECTIONS
 from bench.subjects import BARE, DAGUERRE, SHARP, THUMBOR, Subject, comparator, daguerre
-from service.embedded.postgres import Postgres
+from service.launcher.embedded.postgres import Postgres
 
 IN_FLIGHT = (4, 16)
 IMAGES = 20

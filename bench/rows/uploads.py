@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
 from bench.subjects import DAGUERRE, FASTAPI, FASTIFY, Subject, comparator, daguerre
-from service.embedded.postgres import Postgres
+from service.launcher.embedded.postgres import Postgres
 
 CONNECTIONS = 16
 TARGETS = {FASTIFY: {"s": 1.5, "m": 1.5, "l": 1.2}, FASTAPI: {"m": 3.0}}

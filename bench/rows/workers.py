@@ -15,14 +15,14 @@ from pathlib import Path
 
 from bench import turns, usage
 from bench.wrk import BenchError
-from service.accounts.records import create_account
+from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
-from service.embedded.postgres import Postgres
-from service.embedded.valkey import Valkey
 from service.ids import AccountId, ImageId
-from service.images.inserts import insert_pending
-from service.images.records import NewImage
-from service.processes.process import Program, start, stop
+from service.images.insert import insert_pending
+from service.images.models import NewImage
+from service.launcher.embedded.postgres import Postgres
+from service.launcher.embedded.valkey import Valkey
+from service.launcher.process import Program, start, stop
 from service.queue import jobs
 from service.queue.jobs import JobQueue, ProbeJob
 from service.storage.disk import DiskStorage

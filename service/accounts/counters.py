@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from service.accounts.records import AccountUnknown
+from service.accounts.accounts import AccountUnknown
 from service.database import Connection
 from service.ids import AccountId
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import asyncpg
 
-from service.accounts.records import AccountUnknown
+from service.accounts.accounts import AccountUnknown
 from service.database import Connection
 from service.ids import AccountId
 

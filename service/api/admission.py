@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from service.accounts.records import Account
+from service.accounts.accounts import Account
+from service.config.settings import Settings
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
 from service.limits.pace import GRACE_S, Pace
-from service.queue.replies import Replies
-from service.settings import Settings
 from service.telemetry.metrics import metrics
-from service.uploads.places import Places
 from service.uploads.receiving import Body, too_large
+from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation, Reservations
+from service.uploads.slots import Places
 
 
 class Admission:

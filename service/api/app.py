@@ -6,19 +6,20 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service.api import account, cors, delivery, health, images, metrics, search, tags
 from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
-from service.api.docs import Document
-from service.api.front import FrontPage
 from service.api.middleware import answer
-from service.api.protocol import QUICK_ANSWER
-from service.api.quick import QuickAnswers
 from service.api.resources import RESOURCES, open_resources
-from service.batches import running
-from service.limits.rates import Rate
-from service.processes.arriving_bytes import ArrivingBytes
-from service.settings import Settings
+from service.api.routes import account, health, images, metrics, pictures, search, tags
+from service.api.routes.docs import Document
+from service.api.routes.front import FrontPage
+from service.batcher import running
+from service.config.rates import Rate
+from service.config.settings import Settings
+from service.http import cors
+from service.http.fast_path import QuickAnswers
+from service.http.protocol import QUICK_ANSWER
+from service.shared_memory.arriving_bytes import ArrivingBytes
 
 
 def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
@@ -49,8 +50,8 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
 
-    route.add_get("/i/{id}", delivery.show)
-    route.add_get("/i/{id}/{name}", delivery.show)
+    route.add_get("/i/{id}", pictures.show)
+    route.add_get("/i/{id}/{name}", pictures.show)
 
     route.add_get("/", FrontPage(settings).show)
     route.add_get("/openapi.json", Document(settings).show)

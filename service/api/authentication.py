@@ -6,11 +6,11 @@ import math
 
 from aiohttp import web
 
-from service.accounts.records import Account
+from service.accounts.accounts import Account
 from service.api.parameters import query
 from service.api.resources import resources
+from service.config.rates import Rate
 from service.errors import ServiceError
-from service.limits.rates import Rate
 
 # The field as it will be sent; empty where nobody looked.
 _RATE_LIMIT = web.RequestKey("rate_limit", str)

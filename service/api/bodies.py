@@ -12,8 +12,8 @@ from aiohttp import ClientError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
-from service.api.forms import FORM_OVERHEAD_BYTES, TakeField, check_encoding, is_binary, read_form
 from service.errors import ServiceError
+from service.http.multipart import FORM_OVERHEAD_BYTES, TakeField, check_encoding, is_binary, read_form
 from service.ids import KEY_PATTERN
 
 Value = TypeVar("Value")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from service.accounts.records import AccountUnknown
-from service.api import envelope
-from service.api.sending import FileAnswer, SendingEnd
+from service.accounts.accounts import AccountUnknown
 from service.errors import ServiceError
-from service.ids import KEY_PATTERN
+from service.http import envelope
+from service.http.file_sending import FileAnswer, SendingEnd
+from service.http.request_ids import choose_request_id, without_keys
 from service.telemetry.logs import requests
 from service.telemetry.metrics import CLIENT_LEFT, UNMATCHED, metrics
 
@@ -27,17 +25,12 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # What an error answer gets beside its own, if the handler has set it.
 ERROR_HEADERS = web.RequestKey("error_headers", Mapping[str, str])
 _REQUEST_ID = web.RequestKey("request_id", str)
-_ACCEPTED_ID = re.compile(rf"(?!{KEY_PATTERN.pattern}$)[0-9A-Za-z._-]{{1,64}}")  # a key in this place is not logged
 _QUIET = frozenset({"/healthz", "/metrics", "/readyz"})
 
 
 def request_id(request: web.Request) -> str:
     """The client's X-Request-Id, or one of ours; it goes with the job too."""
     return request[_REQUEST_ID]
-
-
-def choose_request_id(given: str | None) -> str:
-    return given if given and _ACCEPTED_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 @dataclass(slots=True)
@@ -116,11 +109,6 @@ async def answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
     else:
         exchange.end(SendingEnd(response.status if request.transport is not None else CLIENT_LEFT))
     return response
-
-
-def without_keys(path: str) -> str:
-    """The path alone is logged, since the query string holds the key; and a key that slipped into it is not."""
-    return KEY_PATTERN.sub("[key]", path)
 
 
 def _of_router(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]]:

@@ -13,9 +13,9 @@ from yarl import URL
 
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
-from service.images.records import Large
+from service.images.models import Large
+from service.images.tag_rules import clean_tags
 from service.spelling import find_near_miss, find_nearest, quote
-from service.tags import clean_tags
 
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})

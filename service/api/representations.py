@@ -9,13 +9,13 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.accounts.records import Account
+from service.accounts.accounts import Account
 from service.api.parameters import Detail
+from service.config.sizes import readable
 from service.errors import refuse_picture
 from service.ids import IMAGE_ID_PATTERN
-from service.images.records import Image, NewImage
-from service.probes import MIME_TYPES
-from service.sizes import readable
+from service.images.models import Image, NewImage
+from service.images.probe import MIME_TYPES
 
 # What the fields hold, for the OpenAPI document.
 Id = Annotated[str, Meta(pattern=f"^{IMAGE_ID_PATTERN.pattern}$")]

@@ -10,32 +10,32 @@ from functools import partial
 
 from aiohttp import web
 
-from service.accounts.keys import KeyRing
+from service.accounts.api_keys import KeyRing
 from service.addresses import AllowedAddresses
 from service.api.admission import Admission
-from service.api.clients import ProxyWarnings
-from service.api.preparing import load_or_note_id, prepare_storage
-from service.batches import Batcher, running
+from service.api.startup import load_or_note_id, prepare_storage
+from service.batcher import Batcher, running
+from service.config.rates import Rate
+from service.config.settings import Settings
 from service.database import Database
-from service.delivery.delivery import Delivery
-from service.dependencies.checks import DatabaseCheck, QueueCheck, StorageCheck
-from service.dependencies.measures import Measures
+from service.delivery.context import Delivery
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
 from service.downloads.origins import Origins, OriginTimeouts
-from service.images.lookups import Wanted, find_together
-from service.images.records import Image
+from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.health.measures import Measures
+from service.http.client_addresses import ProxyWarnings
+from service.images.models import Image
+from service.images.queries import Wanted, find_together
 from service.limits.buckets import RateLimiter
-from service.limits.rates import Rate
-from service.processes.arriving_bytes import ArrivingBytes
 from service.queue import jobs
 from service.queue.jobs import JobQueue
-from service.queue.replies import Replies
-from service.settings import Settings
-from service.shared_calls import SharedCall
+from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.single_flight import SharedCall
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
+from service.uploads.replies import Replies
 from service.uploads.reservations import Reservations
 
 # Of the scrape of all metrics. Anybody may ask, so there is one at a time.

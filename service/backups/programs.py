@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from service.backups import BackupError
-from service.embedded import EmbeddedError, binaries
+from service.launcher.embedded import EmbeddedError, binaries
 
 # Debian keeps one folder for each major version.
 _DEBIAN = Path("/usr/lib/postgresql")

@@ -12,9 +12,9 @@ import asyncpg
 from service.backups import BackupError, programs
 from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
 from service.backups.files import Copies, holds_images
+from service.config.settings import Settings
 from service.database import apply_schema
 from service.images.audit import list_stored_rows
-from service.settings import Settings
 from service.storage.disk import DiskStorage
 from service.storage.identity import find_id, keep_id, make_id
 from service.verification import report

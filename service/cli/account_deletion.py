@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from service.cli.configuration import DATA, describe, explained_errors, locate, with_database
-from service.settings import Settings, SettingsError
+from service.config.settings import Settings, SettingsError
 
 _PROGRESS_S = 1.0
 # A batch waits for the account's row, which uploads and deletions of its own images hold.
@@ -30,8 +30,8 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     It cannot be undone. The account is suspended and its delivery stopped first. If the command is interrupted, give it
     again: it goes on where it was. It needs the storage, so it runs on a machine that has it.
     """
-    from service.accounts.records import Account, find_account  # noqa: PLC0415
-    from service.sizes import readable  # noqa: PLC0415
+    from service.accounts.accounts import Account, find_account  # noqa: PLC0415
+    from service.config.sizes import readable  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
 
     settings = locate(data)
@@ -76,9 +76,9 @@ def _run(settings: Settings, account: Any) -> int:
 
 async def _delete(settings: Settings, account: Any) -> int:
     """Returns how many files were not in the storage."""
-    from service.account_deletion import AccountDeletion  # noqa: PLC0415
     from service.accounts.suspensions import begin_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
+    from service.deletion.accounts import AccountDeletion  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
     from service.storage.identity import load_id  # noqa: PLC0415
     from service.storage.renditions import RenditionFiles  # noqa: PLC0415

@@ -10,7 +10,7 @@ import click
 
 from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
-from service.settings import parse_size
+from service.config.settings import parse_size
 
 _MAX_NAME_CHARACTERS = 200
 
@@ -28,8 +28,8 @@ def accounts() -> None:
 @DATA
 def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
     """Create the account NAME with a first key, which is printed alone on the last line."""
-    from service.accounts.keys import create_key  # noqa: PLC0415
-    from service.accounts.records import AccountExists, create_account  # noqa: PLC0415
+    from service.accounts.accounts import AccountExists, create_account  # noqa: PLC0415
+    from service.accounts.api_keys import create_key  # noqa: PLC0415
 
     if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
         raise click.BadParameter(f"it has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")
@@ -67,8 +67,8 @@ def _describe_state(account: Any) -> str:
 @DATA
 def accounts_list(data: Path | None) -> None:
     """List the accounts and what they store."""
-    from service.accounts.records import list_accounts  # noqa: PLC0415
-    from service.sizes import readable  # noqa: PLC0415
+    from service.accounts.accounts import list_accounts  # noqa: PLC0415
+    from service.config.sizes import readable  # noqa: PLC0415
 
     rows = [
         (
@@ -88,9 +88,9 @@ def accounts_list(data: Path | None) -> None:
 @DATA
 def accounts_show(name: str, data: Path | None) -> None:
     """Show what the account NAME stores, and how its pictures are delivered."""
-    from service.accounts.records import Account, find_account  # noqa: PLC0415
-    from service.delivery.policies import Policy, load_policy  # noqa: PLC0415
-    from service.sizes import readable  # noqa: PLC0415
+    from service.accounts.accounts import Account, find_account  # noqa: PLC0415
+    from service.accounts.policies import Policy, load_policy  # noqa: PLC0415
+    from service.config.sizes import readable  # noqa: PLC0415
 
     async def find(connection: Any) -> tuple[Account, Policy]:
         account = await find_account(connection, name)
@@ -136,9 +136,9 @@ def accounts_set(
 
     What is not named stays as it is.
     """
-    from service.accounts.records import Account, find_account, set_max_bytes  # noqa: PLC0415
-    from service.delivery.policies import Policy, load_policy, set_policy  # noqa: PLC0415
-    from service.sizes import readable  # noqa: PLC0415
+    from service.accounts.accounts import Account, find_account, set_max_bytes  # noqa: PLC0415
+    from service.accounts.policies import Policy, load_policy, set_policy  # noqa: PLC0415
+    from service.config.sizes import readable  # noqa: PLC0415
 
     if max_storage is None and require_signature is None and strip_location is None:
         raise click.UsageError(

@@ -14,8 +14,8 @@ from typing import TypeVar
 import click
 
 from service.cli.configuration import DATA, describe, explained_errors, load_settings, locate
-from service.processes import StartError
-from service.settings import Settings, SettingsError
+from service.config.settings import Settings, SettingsError
+from service.launcher import StartError
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ def backup(folder: Path, data: Path | None) -> None:
     has no whole file in it.
     """
     from service.backups.backup import make_backup  # noqa: PLC0415
-    from service.embedded import first_key  # noqa: PLC0415
+    from service.launcher.embedded import first_key  # noqa: PLC0415
 
     settings = load_settings(data=data)
     with _explained(), _existing_servers(settings) as located:
@@ -121,8 +121,8 @@ def _existing_servers(settings: Settings) -> Iterator[Settings]:
     """Yields the settings with the address of the database: the one given, that of a running `up`, or that of its data
     folder, whose server is started for the while.
     """
-    from service.embedded import folder, running  # noqa: PLC0415
-    from service.embedded.postgres import Postgres, server_user  # noqa: PLC0415
+    from service.launcher.embedded import data_folder, running  # noqa: PLC0415
+    from service.launcher.embedded.postgres import Postgres, server_user  # noqa: PLC0415
 
     data = settings.data.absolute()
     is_stopped = "database_url" not in settings.model_fields_set and running.find(data) is None
@@ -130,7 +130,7 @@ def _existing_servers(settings: Settings) -> Iterator[Settings]:
         yield locate(settings.data)
         return
     with (
-        folder.claim(data, server_user()) as place,
+        data_folder.claim(data, server_user()) as place,
         Postgres(place.postgres, socket_folder=place.run / "postgres", log=place.logs / "postgres.log") as postgres,
     ):
         yield settings.model_copy(update={"database_url": postgres.dsn})
@@ -139,15 +139,15 @@ def _existing_servers(settings: Settings) -> Iterator[Settings]:
 @contextmanager
 def _new_servers(settings: Settings) -> Iterator[Settings]:
     """Yields the settings with the addresses of the servers: those given, or new ones in a new data folder."""
-    from service.embedded import folder  # noqa: PLC0415
-    from service.embedded.postgres import Postgres, server_user  # noqa: PLC0415
-    from service.embedded.valkey import Valkey  # noqa: PLC0415
+    from service.launcher.embedded import data_folder  # noqa: PLC0415
+    from service.launcher.embedded.postgres import Postgres, server_user  # noqa: PLC0415
+    from service.launcher.embedded.valkey import Valkey  # noqa: PLC0415
 
     if "database_url" in settings.model_fields_set:
         yield settings
         return
     with (
-        folder.claim_new(settings.data, server_user()) as place,
+        data_folder.claim_new(settings.data, server_user()) as place,
         Postgres(place.postgres, socket_folder=place.run / "postgres", log=place.logs / "postgres.log") as postgres,
         Valkey(place.valkey, socket_path=place.run / "valkey.sock", log=place.logs / "valkey.log") as valkey,
     ):

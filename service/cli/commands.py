@@ -28,7 +28,7 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "up":
-            command: click.Command = importlib.import_module("service.embedded.up").up
+            command: click.Command = importlib.import_module("service.launcher.embedded.up").up
             return command
         return super().get_command(ctx, cmd_name)
 

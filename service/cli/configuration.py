@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from service.processes import StartError
-from service.settings import Settings, SettingsError, load
+from service.config.settings import Settings, SettingsError, load
+from service.launcher import StartError
 
 Result = TypeVar("Result")
 
@@ -59,7 +59,7 @@ def with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) -
 async def _connect_and_work(url: str, work: Callable[[Any], Awaitable[Result]]) -> Result:
     import asyncpg  # noqa: PLC0415
 
-    from service.accounts.records import AccountUnknown  # noqa: PLC0415
+    from service.accounts.accounts import AccountUnknown  # noqa: PLC0415
 
     try:
         connection = await asyncpg.connect(url, timeout=_CONNECT_S, command_timeout=_COMMAND_S)
@@ -103,7 +103,7 @@ def locate(data: Path | None) -> Settings:
     settings = load_settings(data=data)
     if "database_url" in settings.model_fields_set:
         return settings
-    from service.embedded import running  # noqa: PLC0415
+    from service.launcher.embedded import running  # noqa: PLC0415
 
     try:
         found = running.find(settings.data)

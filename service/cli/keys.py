@@ -21,7 +21,7 @@ def keys() -> None:
 @DATA
 def keys_create(account: str, data: Path | None) -> None:
     """Create one more key of ACCOUNT; it is printed alone on the last line."""
-    from service.accounts.keys import create_key  # noqa: PLC0415
+    from service.accounts.api_keys import create_key  # noqa: PLC0415
 
     key = with_database(data, lambda connection: create_key(connection, account))
     click.echo(f"A key of account {account!r}, shown this once:", err=True)
@@ -33,8 +33,8 @@ def keys_create(account: str, data: Path | None) -> None:
 @DATA
 def keys_list(account: str, data: Path | None) -> None:
     """List the keys of ACCOUNT by their first characters."""
-    from service.accounts.keys import list_keys  # noqa: PLC0415
-    from service.accounts.records import find_account  # noqa: PLC0415
+    from service.accounts.accounts import find_account  # noqa: PLC0415
+    from service.accounts.api_keys import list_keys  # noqa: PLC0415
 
     async def find(connection: Any) -> list[tuple[str, ...]]:
         await find_account(connection, account)
@@ -57,7 +57,7 @@ def keys_list(account: str, data: Path | None) -> None:
 @DATA
 def keys_revoke(key_id: int, data: Path | None) -> None:
     """Revoke the key with this ID (see `keys list`); it stops within 5 seconds everywhere."""
-    from service.accounts.keys import revoke_key  # noqa: PLC0415
+    from service.accounts.api_keys import revoke_key  # noqa: PLC0415
 
     if not with_database(data, lambda connection: revoke_key(connection, key_id)):
         raise click.ClickException(f"There is no active key {key_id}; see `daguerre keys list ACCOUNT`.")

@@ -23,11 +23,13 @@ def presets() -> None:
 @DATA
 def presets_set(account: str, name: str, parameters: str, data: Path | None) -> None:
     """Let NAME stand for PARAMETERS, like `width=300&height=300&fit=cover`, in the URLs of ACCOUNT."""
-    from service.delivery.presets import MAX_PRESETS, TooManyPresets, set_preset  # noqa: PLC0415
+    from service.accounts.presets import MAX_PRESETS, TooManyPresets, set_preset  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
+    from service.renditions.parameters import check_preset  # noqa: PLC0415
 
     try:
-        with_database(data, lambda connection: set_preset(connection, account, name, parameters))
+        checked = check_preset(parameters)
+        with_database(data, lambda connection: set_preset(connection, account, name, checked))
     except ServiceError as error:
         raise click.ClickException(error.message) from None
     except TooManyPresets:
@@ -42,8 +44,8 @@ def presets_set(account: str, name: str, parameters: str, data: Path | None) -> 
 @DATA
 def presets_list(account: str, data: Path | None) -> None:
     """List the presets of ACCOUNT."""
-    from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.presets import list_presets  # noqa: PLC0415
+    from service.accounts.accounts import find_account  # noqa: PLC0415
+    from service.accounts.presets import list_presets  # noqa: PLC0415
 
     async def find(connection: Any) -> list[tuple[str, ...]]:
         await find_account(connection, account)
@@ -61,8 +63,8 @@ def presets_list(account: str, data: Path | None) -> None:
 @DATA
 def presets_delete(account: str, name: str, data: Path | None) -> None:
     """Delete the preset NAME of ACCOUNT; URLs that use it are refused then."""
-    from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.presets import delete_preset  # noqa: PLC0415
+    from service.accounts.accounts import find_account  # noqa: PLC0415
+    from service.accounts.presets import delete_preset  # noqa: PLC0415
 
     async def delete(connection: Any) -> bool:
         await find_account(connection, account)

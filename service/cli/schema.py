@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from service.cli.configuration import SECONDS, describe, load_settings
-from service.settings import SettingsError
+from service.config.settings import SettingsError
 
 
 @click.command()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from functools import partial
 
 import click
 
 from service.cli.configuration import load_settings
-from service.processes import StartError, listening
-from service.processes.arriving_bytes import ArrivingBytes
-from service.processes.connection_counts import ConnectionCounts
-from service.settings import Settings, SettingsError
+from service.config.settings import Settings, SettingsError
+from service.launcher import StartError, listening
+from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.shared_memory.connection_counts import ConnectionCounts
 
 
 @click.command()
@@ -41,20 +42,23 @@ def serve(
             asyncio.run(_prepare_storage(settings, is_new_database=new_database))
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
-                from service.processes import serving  # noqa: PLC0415
+                from service.launcher import serving  # noqa: PLC0415
 
                 serving.serve(settings, listener)
             else:
-                from service.api import server  # noqa: PLC0415
+                from service.api.app import create_app  # noqa: PLC0415
+                from service.http import server  # noqa: PLC0415
 
-                server.serve(settings, listener, *_open_shared(shared), supervised=fd is not None)
+                counts, arriving = _open_shared(shared)
+                app = partial(create_app, settings, arriving)
+                server.serve(app, settings, listener, counts, supervised=fd is not None)
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
 
 
 async def _require_servers(settings: Settings) -> None:
+    from service.dependencies.versions import require_servers  # noqa: PLC0415
     from service.queue import jobs  # noqa: PLC0415
-    from service.server_versions import require_servers  # noqa: PLC0415
 
     redis = jobs.open_redis(settings.redis_url)
     try:
@@ -64,7 +68,7 @@ async def _require_servers(settings: Settings) -> None:
 
 
 async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None:
-    from service.api.preparing import prepare_storage  # noqa: PLC0415
+    from service.api.startup import prepare_storage  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
     from service.verification.pairing import require_pair  # noqa: PLC0415

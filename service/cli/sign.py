@@ -26,7 +26,7 @@ def sign(account: str, target: str, expires: str | None, data: Path | None) -> N
 
     A path gets DAGUERRE_PUBLIC_URL in front; of a whole URL, scheme and host are kept.
     """
-    from service.delivery import signatures  # noqa: PLC0415
+    from service.renditions import signatures  # noqa: PLC0415
 
     try:
         expiry = None if expires is None else _parse_expiry(expires, time.time())
@@ -41,8 +41,8 @@ def sign(account: str, target: str, expires: str | None, data: Path | None) -> N
 
 
 async def _newest_secret(connection: Any, account: str) -> str:
-    from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.policies import load_policy  # noqa: PLC0415
+    from service.accounts.accounts import find_account  # noqa: PLC0415
+    from service.accounts.policies import load_policy  # noqa: PLC0415
 
     policy = await load_policy(connection, (await find_account(connection, account)).id)
     if not policy.secrets:

@@ -21,7 +21,7 @@ def signing_keys() -> None:
 @DATA
 def signing_keys_create(account: str, data: Path | None) -> None:
     """Create a signing key of ACCOUNT; it is printed alone on the last line."""
-    from service.delivery.signing_keys import MAX_LIVE, TooManySigningKeys, create_signing_key  # noqa: PLC0415
+    from service.accounts.signing_keys import MAX_LIVE, TooManySigningKeys, create_signing_key  # noqa: PLC0415
 
     try:
         secret = with_database(data, lambda connection: create_signing_key(connection, account))
@@ -38,8 +38,8 @@ def signing_keys_create(account: str, data: Path | None) -> None:
 @DATA
 def signing_keys_list(account: str, data: Path | None) -> None:
     """List the signing keys of ACCOUNT by their first characters."""
-    from service.accounts.records import find_account  # noqa: PLC0415
-    from service.delivery.signing_keys import list_signing_keys  # noqa: PLC0415
+    from service.accounts.accounts import find_account  # noqa: PLC0415
+    from service.accounts.signing_keys import list_signing_keys  # noqa: PLC0415
 
     async def find(connection: Any) -> list[tuple[str, ...]]:
         await find_account(connection, account)
@@ -61,7 +61,7 @@ def signing_keys_list(account: str, data: Path | None) -> None:
 @DATA
 def signing_keys_revoke(key_id: int, data: Path | None) -> None:
     """Revoke the signing key with this ID (see `signing-keys list`), and every URL that was signed with it."""
-    from service.delivery.signing_keys import revoke_signing_key  # noqa: PLC0415
+    from service.accounts.signing_keys import revoke_signing_key  # noqa: PLC0415
 
     if not with_database(data, lambda connection: revoke_signing_key(connection, key_id)):
         raise click.ClickException(

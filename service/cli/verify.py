@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 from service.cli.configuration import DATA, describe, explained_errors, locate
-from service.settings import SettingsError
+from service.config.settings import SettingsError
 
 
 @click.command()

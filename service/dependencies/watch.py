@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from service.batches import running
+from service.batcher import running
 from service.dependencies.outages import Outage
-from service.shared_calls import SharedCall
+from service.single_flight import SharedCall
 
 # A check that takes longer has failed.
 CHECK_TIMEOUT_S = 2.0

@@ -25,7 +25,7 @@ from aiohttp.streams import StreamReader
 
 from service.addresses import AllowedAddresses
 from service.errors import ServiceError
-from service.limits.shared_places import Full, OverShare, SharedPlaces
+from service.limits.shared_slots import Full, OverShare, SharedPlaces
 
 # Answers before the answer (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http takes 5.
 MAX_INTERIM_ANSWERS = 20
@@ -164,7 +164,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         force_close=True,
         limit=0,
     )
-    # Private to aiohttp; tests/test_downloads.py holds it.
+    # Private to aiohttp; tests/integration/downloads/test_downloads.py holds it.
     connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
     return connector
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from service.database import Connection
 from service.ids import AccountId, ImageId
-from service.images.lookups import require_all
-from service.images.outcomes import FILE_MISSING
-from service.images.records import COLUMNS, SLIM, Image, Large
+from service.images.models import COLUMNS, SLIM, Image, Large
+from service.images.queries import require_all
+from service.images.updates import FILE_MISSING
 
 # All or nothing, decided on the locked rows: the images in the order of their ids, then the account, as everywhere.
 # The removal of the files is noted in the same commit.

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from service.database import Connection
 from service.ids import AccountId, ImageId
 from service.images.idempotency import IdempotencyKey
-from service.images.records import COLUMNS, Image
+from service.images.models import COLUMNS, Image
 
 # A key by itself tells nothing: tenants do not share keys.
 Claim: TypeAlias = tuple[AccountId, str]

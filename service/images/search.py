@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from service.database import Connection
 from service.ids import AccountId, ImageId
-from service.images.records import COLUMNS, SLIM, Image, Large
+from service.images.models import COLUMNS, SLIM, Image, Large
 
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)

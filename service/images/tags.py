@@ -8,9 +8,9 @@ from dataclasses import replace
 from service.database import Connection
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.lookups import require_all
-from service.images.records import COLUMNS, SLIM, Image, Large
-from service.tags import MAX_TAGS
+from service.images.models import COLUMNS, SLIM, Image, Large
+from service.images.queries import require_all
+from service.images.tag_rules import MAX_TAGS
 
 # All or nothing, decided on the rows as they are once locked, which may be newer than what the statement sees
 # elsewhere: so what was there before is taken from `locked` alone. Images that change in nothing are not written.

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 from redis.asyncio import Redis
 
-from service.accounts.keys import hash_key
-from service.batches import Batcher, running
-from service.limits.rates import Rate
+from service.accounts.api_keys import hash_key
+from service.batcher import Batcher, running
+from service.config.rates import Rate
 from service.queue.jobs import UNAVAILABLE
 from service.telemetry.metrics import metrics
 

@@ -13,12 +13,12 @@ from arq.jobs import serialize_job
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from service.config.settings import SettingsError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.queue.signs_of_life import SignsOfLife
+from service.queue.heartbeats import SignsOfLife
 from service.queue.turns import JOIN, TurnKeys, others_bell
-from service.settings import SettingsError
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"

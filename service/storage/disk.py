@@ -21,10 +21,10 @@ from typing import TypeAlias
 
 import structlog
 
+from service.config.settings import SettingsError
 from service.errors import ServiceError
 from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.settings import SettingsError
 from service.storage import layout
 from service.storage.ages import FolderClock
 from service.storage.files import Stored, disk_threads, in_thread, look_at, open_regular, unavailable

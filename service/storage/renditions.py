@@ -17,9 +17,9 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from service.config.settings import SettingsError
 from service.folders import make_folder
 from service.ids import ImageId
-from service.settings import SettingsError
 from service.storage.ages import read_clock
 from service.storage.disk import SHARDS
 from service.storage.files import SMALL_BYTES, Stored, disk_threads, in_thread, look_at, size_on_disk, unavailable

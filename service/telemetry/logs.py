@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import msgspec
 import structlog
 
-from service.settings import Settings
+from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode

@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from service.batches import Batcher
+from service.batcher import Batcher
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId, new_image_id
 from service.images.idempotency import IdempotencyKey
-from service.images.inserts import IdTaken, KeyTaken, insert_pending
-from service.images.lookups import load_image
-from service.images.outcomes import FILE_MISSING, forget_failed, forget_failed_soon, mark_failed
-from service.images.records import Image, NewImage
+from service.images.insert import IdTaken, KeyTaken, insert_pending
+from service.images.models import Image, NewImage
+from service.images.queries import load_image
 from service.images.repeats import find_earlier, free_key
+from service.images.updates import FILE_MISSING, forget_failed, forget_failed_soon, mark_failed
 from service.queue.jobs import Job, ProbeJob
-from service.queue.replies import Replies
 from service.storage.disk import DiskStorage
 from service.storage.files import unavailable
 from service.storage.incoming import IncomingFile
 from service.uploads.receiving import Upload
+from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation
 
 _ENQUEUE_TIMEOUT_S = 1

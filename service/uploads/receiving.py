@@ -14,8 +14,8 @@ from service.limits.pace import Pace
 from service.storage.disk import DiskStorage
 from service.storage.incoming import IncomingFile
 from service.telemetry.metrics import metrics
-from service.uploads.places import Place, Places
 from service.uploads.reservations import Reservation
+from service.uploads.slots import Place, Places
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).

@@ -15,13 +15,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from service.accounts.records import Account, load_account
+from service.accounts.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.images.idempotency import IdempotencyKey
 from service.images.repeats import find_taken
-from service.processes.arriving_bytes import ArrivingBytes
+from service.shared_memory.arriving_bytes import ArrivingBytes
 
 # Of what was left of the account some seconds ago: what others have stored since is not known.
 _TRUSTED_PART = 4

@@ -6,7 +6,7 @@ import asyncio
 
 import asyncpg
 
-from service.images.lookups import is_any_known, is_any_stored
+from service.images.queries import is_any_known, is_any_stored
 from service.storage.disk import DiskStorage
 
 # A database that is away is no reason not to start: `/readyz` says so.

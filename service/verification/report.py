@@ -10,13 +10,13 @@ from pathlib import Path
 
 import asyncpg
 
+from service.config.settings import Settings
+from service.config.sizes import readable
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.images.audit import require_tables
 from service.queue import jobs
-from service.settings import Settings
-from service.sizes import readable
 from service.storage.disk import SHARDS, DiskStorage
 from service.storage.identity import StorageAway, find_folder_id, load_id
 from service.storage.renditions import RenditionFiles

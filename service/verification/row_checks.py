@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from service.accounts.accounts import Account, AccountUnknown, list_accounts
 from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
-from service.accounts.records import Account, AccountUnknown, list_accounts
+from service.config.sizes import readable
 from service.database import Schema
 from service.ids import ImageId
 from service.images.audit import find_sha256, read_table
 from service.images.leftovers import Overdue, list_overdue
-from service.sizes import readable
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
 _PENDING_S = 60  # beyond what the sweep leaves

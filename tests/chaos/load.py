@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from tests.samples import jpeg
+from tests.support.samples import jpeg
 
 # An answer takes no longer, whatever is away.
 _QUICKLY_S = 10

@@ -21,19 +21,19 @@ from typing import NamedTuple
 import aiohttp
 import asyncpg
 
-from service.accounts.keys import create_key
-from service.accounts.records import create_account
+from service.accounts.accounts import create_account
+from service.accounts.api_keys import create_key
+from service.config.settings import Settings
 from service.database import apply_schema
-from service.embedded.folder import scratch
-from service.embedded.postgres import Postgres
-from service.embedded.server import Server
-from service.embedded.valkey import Valkey
-from service.processes.process import end_orphans, start
-from service.processes.reasons import wait_ready
-from service.settings import Settings
+from service.launcher.embedded.data_folder import scratch
+from service.launcher.embedded.postgres import Postgres
+from service.launcher.embedded.server import Server
+from service.launcher.embedded.valkey import Valkey
+from service.launcher.process import end_orphans, start
+from service.launcher.reasons import wait_ready
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
-from tests.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
 
 # The last one is full again and again.
 _QUOTAS = (10 << 30, 10 << 30, 2 << 20)

@@ -16,9 +16,9 @@ from service.storage.disk import DiskStorage
 from tests.chaos.load import unique_picture
 from tests.chaos.site import Clocks, Site, site_in
 from tests.chaos.test_faults import upload_head
-from tests.clocks import wrong_clock
-from tests.daguerre_processes import until
-from tests.samples import jpeg
+from tests.support.clocks import wrong_clock
+from tests.support.daguerre_processes import until
+from tests.support.samples import jpeg
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime")
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from service.embedded.server import Server
 from service.ids import ImageId
+from service.launcher.embedded.server import Server
 from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
-from tests.daguerre_processes import until
-from tests.disks import away
-from tests.samples import jpeg
+from tests.support.daguerre_processes import until
+from tests.support.disks import away
+from tests.support.samples import jpeg
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 

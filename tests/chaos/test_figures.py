@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import command_of
+from tests.support.comparators import command_of
 
 
 def run_bench(*options: str) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 
 from PIL import Image
 
-from tests import pictures
+from tests.support import pictures
 
 
 @cache

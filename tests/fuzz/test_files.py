@@ -18,16 +18,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.delivery.transformations import Transformation
+from service.config.settings import Settings
 from service.errors import CATALOGUE
-from service.probes import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
-from service.settings import Settings
+from service.images.probe import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
+from service.renditions.transformation import Transformation
 from tests.conftest import Fuzzing
 from tests.fuzz.mutations import mend_png_checksums, mutate
 from tests.fuzz.seeds import seeds_of
-from tests.processes import peak_kb
-from worker.children.child import ChildLost
-from worker.children.pool import Children
+from tests.support.processes import peak_kb
+from worker.sandbox.decoder import ChildLost
+from worker.sandbox.pool import Children
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
 

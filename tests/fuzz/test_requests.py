@@ -1,6 +1,6 @@
 """Requests out of any shape, as bytes on a socket: each is answered, with a reason where it is refused, and no 500.
 
-What the OpenAPI document allows, and what it forbids, is sent by tests/test_openapi.py.
+What the OpenAPI document allows, and what it forbids, is sent by tests/integration/api/test_openapi.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.delivery.parsing import NAMES, SIGNING
 from service.errors import CATALOGUE
+from service.renditions.parameters import NAMES, SIGNING
 from tests.conftest import Fuzzing, Tenant
-from tests.samples import jpeg
+from tests.support.samples import jpeg
 
 _SLOWEST_S = 10
 

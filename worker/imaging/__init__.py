@@ -7,7 +7,7 @@ What happens to a picture of one format stands in the module of its name in `for
 the one in `locations`.
 """
 
-from worker.imaging.locations import find_locations
+from worker.imaging.location_removal import find_locations
 from worker.imaging.preparing import prepare
 from worker.imaging.probing import probe
 from worker.imaging.rendering import render

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 
-from service.probes import MAX_EXIF_BYTES, MAX_EXIF_LIST_ITEMS, MAX_EXIF_TEXT_CHARS
+from service.images.probe import MAX_EXIF_BYTES, MAX_EXIF_LIST_ITEMS, MAX_EXIF_TEXT_CHARS
 from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, Layout
 from worker.imaging.exif_tags import (
     ASCII_IN_BYTES,

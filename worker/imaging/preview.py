@@ -13,7 +13,7 @@ import math
 
 from PIL import Image
 
-from service.probes import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE
+from service.images.probe import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE
 from worker.imaging.formats.picture import Picture
 
 # Its encoders are loaded now: a child does not wait for them at its first picture, when it is confined.

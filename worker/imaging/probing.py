@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.probes import Probe
+from service.images.probe import Probe
 from worker.imaging.formats import FORMATS, recognise
 from worker.imaging.formats.source import File, open_source
 from worker.imaging.preview import encode_preview

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from service.api.forms import MAX_FIELDS
 from service.api.openapi import examples, schemas
 from service.api.openapi.parts import Body, Json, Parameter
 from service.api.openapi.schemas import FLAG, ID, TAGS
-from service.api.search import DEFAULT_LIMIT, MAX_LIMIT
+from service.api.routes.search import DEFAULT_LIMIT, MAX_LIMIT
+from service.http.multipart import MAX_FIELDS
 from service.ids import MAX_IDS
-from service.probes import MIME_TYPES
+from service.images.probe import MIME_TYPES
 
 ID_IN_PATH = Parameter("id", "path", "The image's id.", ID, required=True, example="NKrigl4")
 IDS_IN_PATH = Parameter(

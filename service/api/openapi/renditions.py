@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+from service.accounts.presets import PRESET_NAME
 from service.api.openapi.inputs import ID_IN_PATH
 from service.api.openapi.parts import Answer, Json, Operation, Parameter
 from service.api.openapi.schemas import FLAG, ID
-from service.delivery.parsing import FORMATS_BY_EXTENSION, PRESET_NAME, Metadata
-from service.delivery.transformations import MAX_PIXELS, MAX_SIDE, Direction, Fit
-from service.probes import MIME_TYPES
+from service.images.probe import MIME_TYPES
+from service.renditions.parameters import FORMATS_BY_EXTENSION, Metadata
+from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Direction, Fit
 
 _DIRECTIONS = [*get_args(Direction), "center"]
 _DECIMAL = r"[0-9]{1,6}(\.[0-9]{1,6})?"

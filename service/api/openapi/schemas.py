@@ -9,7 +9,7 @@ import msgspec
 from service.api import representations
 from service.api.openapi.parts import Json
 from service.ids import IMAGE_ID_PATTERN
-from service.tags import MAX_TAG_LENGTH, MAX_TAGS
+from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS
 
 _REFERENCE = "#/components/schemas/{name}"
 _SHOWN = [

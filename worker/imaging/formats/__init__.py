@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.formats import avif, gif, heic, jpeg, png, svg, tiff, webp
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture

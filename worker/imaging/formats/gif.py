@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 
-from service.probes import MAX_PAGES, Rejected
+from service.images.probe import MAX_PAGES, Rejected
 from worker.imaging.containers.gif import Frame, Gif, read_gif
 from worker.imaging.formats.animations import FRAMES_PIXELS
 from worker.imaging.formats.gif_canvas import Canvas

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pyvips
 from PIL import Image
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.containers.gif import BACKGROUND, PREVIOUS, Bytes, Frame, Gif
 
 _NOTHING = (0, 0, 0, 0)

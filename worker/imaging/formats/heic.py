@@ -9,7 +9,7 @@ from typing import Any
 import pi_heif
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
 from worker.imaging.formats.fields import blob

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.containers.isobmff import HeifFile, Malformed, read_heif
 from worker.imaging.formats.source import Source
 from worker.imaging.kinds import CODECS

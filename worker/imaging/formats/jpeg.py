@@ -13,7 +13,7 @@ from functools import partial
 
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
 from worker.imaging.containers.jpeg import EOI, SOS, CutShort, count_scans, segments
 from worker.imaging.exif import is_exif, read_exif, read_orientation

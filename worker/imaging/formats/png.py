@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.containers.png import chunks
 from worker.imaging.formats.fields import with_profile
 from worker.imaging.formats.original import Frames, Original, original_of

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pyvips
 
-from service.probes import MAX_PAGES, Rejected
+from service.images.probe import MAX_PAGES, Rejected
 
 # In the messages of libvips; the limit is RLIMIT_AS of the child process.
 _OUT_OF_MEMORY = "out of memory"

@@ -12,7 +12,7 @@ from functools import partial
 
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.colour import ICC_PROFILE, convert, is_foreign, mix_unknown_inks
 from worker.imaging.containers.gif import Gif, read_gif
 from worker.imaging.containers.png import chunks

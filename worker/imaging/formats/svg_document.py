@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from xml.parsers import expat
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 
 GZIP_MAGIC = b"\x1f\x8b"
 # A packed document may be as large as an upload of one that is not, by default.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.headers import avif_size, gif_size, webp_size
 from worker.imaging.formats import jpeg, png
 from worker.sniffing import HEAD_BYTES, sniff

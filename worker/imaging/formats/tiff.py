@@ -10,7 +10,7 @@ from functools import partial
 
 import pyvips
 
-from service.probes import MAX_PAGES, Rejected
+from service.images.probe import MAX_PAGES, Rejected
 from worker.imaging.containers.tiff import HEAD_BYTES, LAYOUTS, CutShort, Entry, Layout, read_contents, walk_directories
 from worker.imaging.exif import TYPES, read_exif
 from worker.imaging.exif_tags import ORIENTATION

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR = 258, 259, 262, 277, 284
 _TILE_WIDTH, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 322, 338, 339

@@ -9,7 +9,7 @@ from functools import partial
 
 import pyvips
 
-from service.probes import Rejected
+from service.images.probe import Rejected
 from worker.imaging.containers.riff import MAX_CHUNKS, chunks
 from worker.imaging.formats.animations import open_frames, probe_frames
 from worker.imaging.formats.original import Frames, Original, original_of

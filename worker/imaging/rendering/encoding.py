@@ -9,7 +9,7 @@ import zlib
 import pyvips
 from PIL import Image
 
-from service.delivery.transformations import Transformation
+from service.renditions.transformation import Transformation
 from worker.imaging.formats.jpeg import XMP_HEAD
 from worker.imaging.formats.original import Animation
 from worker.imaging.rendering.metadata import Metadata

@@ -6,7 +6,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from service.delivery.transformations import Transformation
+from service.renditions.transformation import Transformation
 from worker.imaging.containers.tiff import Layout
 from worker.imaging.exif import BIG_TIFF_TYPES, TYPES, Read, entries, first_directory, reader
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, ORIENTATION, PHOTO_TAGS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyvips
 
-from service.delivery.transformations import Rgba, Transformation
+from service.renditions.transformation import Rgba, Transformation
 from worker.imaging.pixels import fetch
 
 # Up to this many bytes of all that is decoded, pixels are fetched in this thread, in one piece; more are streamed.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pyvips
 
-from service.delivery import geometry
-from service.delivery.geometry import Geometry, Place, Size
-from service.delivery.transformations import MAX_PIXELS, Transformation
-from service.probes import Rejected
+from service.images.probe import Rejected
+from service.renditions import geometry
+from service.renditions.geometry import Geometry, Place, Size
+from service.renditions.transformation import MAX_PIXELS, Transformation
 from worker.imaging.colour import ICC_PROFILE, convert
 from worker.imaging.formats.fields import blob
 from worker.imaging.formats.original import Original

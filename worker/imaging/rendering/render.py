@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.delivery.geometry import Size
-from service.delivery.transformations import Transformation
+from service.renditions.geometry import Size
+from service.renditions.transformation import Transformation
 from worker.imaging.formats.original import Frames
 from worker.imaging.formats.source import File
 from worker.imaging.rendering import metadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyvips
 
-from service.delivery.transformations import Rgba, Transformation
+from service.renditions.transformation import Rgba, Transformation
 from worker.imaging.pixels import premultiply, unpremultiply
 from worker.imaging.rendering.pixels import (
     ground,

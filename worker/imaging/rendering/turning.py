@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pyvips
 
-from service.delivery.geometry import Place, Size
-from service.delivery.transformations import Transformation
+from service.renditions.geometry import Place, Size
+from service.renditions.transformation import Transformation
 
 
 @dataclass(frozen=True, slots=True)

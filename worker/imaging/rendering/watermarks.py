@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pyvips
 
-from service.delivery import geometry
-from service.delivery.geometry import Place, Size
-from service.delivery.transformations import Transformation, Watermark
+from service.renditions import geometry
+from service.renditions.geometry import Place, Size
+from service.renditions.transformation import Transformation, Watermark
 from worker.imaging.formats.original import Frames
 from worker.imaging.formats.source import File
 from worker.imaging.rendering.opening import opened

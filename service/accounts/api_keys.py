@@ -1,0 +1,143 @@
+"""API keys: stored hashed, several an account, revocable."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.accounts.accounts import COLUMNS, Account, AccountUnknown
+from service.batcher import Batcher
+from service.database import Connection, Database
+from service.errors import ServiceError
+from service.ids import KEY_PATTERN, AccountId, new_key
+
+# A revoked key stops within 5 s everywhere: a process may trust its last look this long.
+_TRUST_S = 4.0
+_REMEMBERED_KEYS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of a key list; the key itself is not kept."""
+
+    id: int
+    hint: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+def hash_key(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+_CREATE = """
+insert into api_keys (account_id, key_hash, hint)
+select id, $2, $3 from accounts where name = $1 returning id
+"""
+
+
+async def create_key(connection: Connection, account_name: str) -> str:
+    """A new key in plain text, this once."""
+    key = new_key()
+    if await connection.fetchval(_CREATE, account_name, hash_key(key), key[:6]) is None:
+        raise AccountUnknown(account_name)
+    return key
+
+
+_LIST = """
+select k.id, k.hint, k.created_at, k.last_used_at, k.revoked_at
+from api_keys k join accounts a on a.id = k.account_id where a.name = $1 order by k.id
+"""
+
+
+async def list_keys(connection: Connection, account_name: str) -> list[Key]:
+    return [Key(*row) for row in await connection.fetch(_LIST, account_name)]
+
+
+_REVOKE = "update api_keys set revoked_at = now() where id = $1 and revoked_at is null returning id"
+
+
+async def revoke_key(connection: Connection, key_id: int) -> bool:
+    """False if there is no such key, or it was revoked before."""
+    return await connection.fetchval(_REVOKE, key_id) is not None
+
+
+_IS_ACTIVE = "select revoked_at is null from api_keys where key_hash = $1"
+
+
+async def key_is_active(connection: Connection, key: str) -> bool | None:
+    """False for a key that was revoked, None for one that this database does not know."""
+    is_active: bool | None = await connection.fetchval(_IS_ACTIVE, hash_key(key))
+    return is_active
+
+
+# The use is noted once an hour, by the one statement that looks keys up; where another notes the same key just now,
+# it is left to that one and none waits. Each is found by the index, whatever the planner would make of a join.
+_OWNERS = f"""
+with found as materialized (
+    select asked.place, key.* from unnest($1::bytea[]) with ordinality as asked (key_hash, place)
+    cross join lateral (
+        select id, account_id, last_used_at from api_keys
+        where key_hash = asked.key_hash and revoked_at is null limit 1
+    ) key
+), noted as (
+    update api_keys set last_used_at = date_trunc('hour', now()) where id = any(array(
+        select id from api_keys
+        where id in (select id from found where last_used_at is distinct from date_trunc('hour', now()))
+        for no key update skip locked
+    ))
+)
+select found.place, {COLUMNS}
+from found join accounts on accounts.id = found.account_id
+"""
+
+
+async def find_owners(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
+    """The accounts of the keys, in order; None for one that is unknown or revoked."""
+    owners: list[Account | None] = [None] * len(keys)
+    for row in await connection.fetch(_OWNERS, [hash_key(key) for key in keys]):
+        owners[row[0] - 1] = Account(AccountId(row[1]), *row[2:])
+    return owners
+
+
+class KeyRing:
+    """Finds the account of a key, asking PostgreSQL once in a few seconds for each key in use.
+
+    Those that have to ask do so together, on one connection: a flood of invented keys holds no others up.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._seen: OrderedDict[str, tuple[float, Account]] = OrderedDict()
+        self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
+
+    async def run(self) -> None:
+        """Look keys up until cancelled; the ring's owner keeps this as its one task."""
+        await self._asking.run()
+
+    async def owner(self, key: str) -> Account:
+        """The account as it was at most 4 s ago. Raises `unauthorized`."""
+        seen = self._seen.get(key)
+        if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
+            return seen[1]
+        account = await self._asking.submit(key) if KEY_PATTERN.fullmatch(key) else None
+        if account is None:
+            raise ServiceError("unauthorized")
+        return account
+
+    async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
+        looked_at = time.monotonic()
+        async with self._database.connection() as connection:
+            owners = await find_owners(connection, keys)
+        for key, account in zip(keys, owners, strict=True):
+            self._seen.pop(key, None)
+            if account is not None:
+                self._seen[key] = (looked_at, account)
+        while len(self._seen) > _REMEMBERED_KEYS:
+            self._seen.popitem(last=False)
+        return owners

@@ -1,0 +1,1 @@
+"""What the operator sets: every setting, read from the environment and checked."""

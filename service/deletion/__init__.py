@@ -1,0 +1,1 @@
+"""The files of deleted images, and accounts with all they hold."""

@@ -1,0 +1,79 @@
+"""The deletion of an account and of all that it stores, in steps that can be interrupted and begun again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from service.accounts.suspensions import end_deletion
+from service.database import Connection, Database
+from service.deletion.removals import Removal, list_removals, remove_files
+from service.ids import AccountId, ImageId
+from service.images.deletions import delete_failed, delete_some
+from service.storage.disk import DiskStorage
+from service.storage.files import in_thread
+from service.storage.renditions import RenditionFiles
+
+_Delete: TypeAlias = Callable[[Connection, AccountId, int], Awaitable[list[ImageId]]]
+
+# Images a transaction: it holds their rows and the account's for some ten milliseconds.
+_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AccountDeletion:
+    """Removes the rows and files of an account whose deletion has begun (`suspensions.begin_deletion`).
+
+    Files are removed from this storage. Those that it does not have keep their note of removal for the workers' sweep,
+    since this process may have been started on another storage than theirs.
+    """
+
+    database: Database
+    storage: DiskStorage
+    renditions: RenditionFiles
+
+    async def run(self, account_id: AccountId) -> AsyncGenerator[int, None]:
+        """Yield the number of images that are deleted so far, after each batch; the account is gone at the end.
+
+        Raises ServiceError if the database is away, and OSError if the storage is; then it can be run again.
+        """
+        deleted = 0
+        is_gone = False
+        while not is_gone:
+            while image_ids := await self._delete_batch(delete_some, account_id):
+                await self._remove(image_ids)
+                deleted += len(image_ids)
+                yield deleted
+            while image_ids := await self._delete_batch(delete_failed, account_id):
+                await self._remove(image_ids)
+            async with self.database.connection() as connection:
+                is_gone = await end_deletion(connection, account_id)
+
+    async def remove_rest(self) -> int:
+        """Remove the files of all images whose removal is noted: also what an interrupted run has left.
+
+        Returns how many of them are not in this storage.
+        """
+        missing = 0
+        last: Removal | None = None
+        while removals := await self._list_removals(last):
+            last = removals[-1]
+            missing += await self._remove([removal.image_id for removal in removals])
+        return missing
+
+    async def _delete_batch(self, delete: _Delete, account_id: AccountId) -> list[ImageId]:
+        async with self.database.connection() as connection:
+            return await delete(connection, account_id, _BATCH_SIZE)
+
+    async def _remove(self, image_ids: Sequence[ImageId]) -> int:
+        """Returns how many of the files are not in this storage."""
+        await self.storage.require_mounted()
+        present = await in_thread(self.storage.threads, partial(self.storage.list_present, image_ids))
+        await remove_files(self.database, self.storage, self.renditions, present)
+        return len(image_ids) - len(present)
+
+    async def _list_removals(self, after: Removal | None) -> list[Removal]:
+        async with self.database.connection() as connection:
+            return await list_removals(connection, 0, _BATCH_SIZE, after)

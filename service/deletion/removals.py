@@ -1,0 +1,112 @@
+"""Files to remove: noted by the statement that ends an image's row, cleared once the file is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from service.database import Connection, Database
+from service.dependencies.outages import STORAGE
+from service.ids import ImageId
+from service.renditions.queries import Derived, forget_renditions, list_of_images
+from service.storage.disk import DiskStorage
+from service.storage.files import in_thread
+from service.storage.identity import StorageAway
+from service.storage.renditions import RenditionFiles, RenditionKey
+
+log = structlog.get_logger("service")
+
+
+class Removal(NamedTuple):
+    removed_at: datetime
+    image_id: ImageId
+
+
+# Not of an image that has got the id anew. A time in the future is older than a correction of the clock of PostgreSQL.
+_LIST = """
+select removed_at, image_id from removals
+where (removed_at < now() - $1::float8 * interval '1 second' or removed_at > now() + interval '1 minute')
+    and not exists (select from images where images.id = removals.image_id and images.state <> 'failed')
+    and ($3::timestamptz is null or (removed_at, image_id) > ($3, $4))
+order by removed_at, image_id limit $2
+"""
+
+
+async def list_removals(
+    connection: Connection, age_s: float, limit: int, after: Removal | None = None
+) -> list[Removal]:
+    """Images that have been gone for longer than `age_s` but whose files may still be there, in order; those behind
+    `after`.
+    """
+    rows = await connection.fetch(_LIST, age_s, limit, *(after or (None, None)))
+    return [Removal(row[0], ImageId(row[1])) for row in rows]
+
+
+_CLEAR = "delete from removals where image_id = any($1)"
+
+
+async def remove_files(
+    database: Database, storage: DiskStorage, renditions: RenditionFiles, image_ids: Sequence[ImageId]
+) -> None:
+    """Remove the files of images whose removal is noted, and before them what was made of them.
+
+    An image of which something cannot be removed is left to the sweep, and stops no other.
+    """
+    if not image_ids:
+        return
+    async with database.connection() as connection:
+        derived = await list_of_images(connection, image_ids)
+    stuck = await _remove_renditions(renditions, image_ids, derived)
+    removed = await _remove_originals(storage, image_ids)
+    async with database.connection() as connection:
+        await forget_renditions(connection, [one.key for one in derived if one.key not in stuck.keys])
+        await connection.execute(_CLEAR, [image_id for image_id in removed if image_id not in stuck.image_ids])
+
+
+class _Stuck(NamedTuple):
+    """Renditions that cannot be removed, and images of which there are any."""
+
+    keys: Collection[RenditionKey]
+    image_ids: Collection[ImageId]
+
+
+async def _remove_renditions(
+    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[Derived]
+) -> _Stuck:
+    """All are stuck while their folder is away: what was made is gone when it was looked for there."""
+    keys = [one.key for one in derived]
+    try:
+        blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
+        stuck = await in_thread(renditions.threads, partial(renditions.remove, keys))
+    except OSError as error:
+        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # they lie in the storage, as a rule
+        log.log(level, "removal.failed", images=len(image_ids), first_error=repr(error))
+        return _Stuck(keys, image_ids)
+    for one in derived:
+        if one.key in stuck:
+            blocked |= {one.key.image_id} | ({one.watermark_id} if one.watermark_id else set())
+    return _Stuck(stuck, blocked)
+
+
+async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
+    """Those that are gone then; the log has one line for all others, and of a storage that is away only its outage."""
+    removed: list[ImageId] = []
+    failures: list[tuple[ImageId, OSError]] = []
+    for image_id in image_ids:
+        try:
+            await storage.remove(image_id)
+            removed.append(image_id)
+        except StorageAway as error:  # it is away for all of them
+            STORAGE.report(error)
+            break
+        except OSError as error:
+            failures.append((image_id, error))
+    if failures:
+        image_id, first = failures[0]
+        log.warning("removal.failed", images=len(failures), image_id=image_id, first_error=repr(first))
+    return removed

@@ -1,7 +1,0 @@
-"""PostgreSQL and Valkey from wheels, and every process of `daguerre up`."""
-
-from service.processes import StartError
-
-
-class EmbeddedError(StartError):
-    """Raised for what is about the servers and the data folder."""

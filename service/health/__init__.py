@@ -1,0 +1,1 @@
+"""Whether the dependencies work, and how full they are."""

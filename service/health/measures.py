@@ -1,0 +1,86 @@
+"""Sizes of disks and of the database, measured seldom however many scrape them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from service.database import Database
+from service.errors import ServiceError
+from service.single_flight import SharedCall
+from service.storage.files import in_thread
+from service.telemetry.gauges import DiskSpace, StoredState
+
+# The size of a database is a look at each of its files; the sum reads all accounts.
+_KEEP_S = 15.0
+# A scrape goes on without what takes longer.
+_TIMEOUT_S = 1.0
+
+Result = TypeVar("Result")
+
+# Where the server keeps its files is shown to superusers and members of pg_read_all_settings, and is a path of this
+# machine if the connection is a Unix socket.
+_SIZES = """
+select coalesce(sum(num_images), 0)::bigint as images, coalesce(sum(used_bytes), 0)::bigint as bytes,
+    pg_database_size(current_database()) as database_bytes,
+    case when inet_server_addr() is null then
+        (select setting from pg_settings where name = 'data_directory')
+    end as folder
+from accounts
+"""
+
+
+def measure_space(folder: str | Path) -> DiskSpace:
+    """Blocks; raises OSError."""
+    status = os.statvfs(folder)
+    block = status.f_frsize
+    return DiskSpace(
+        status.f_blocks * block, (status.f_blocks - status.f_bfree) * block, max(0, status.f_bavail) * block
+    )
+
+
+class Measures:
+    """`folders` are the disks of `daguerre_disk_…_bytes` by name, each with the threads that wait for that disk."""
+
+    def __init__(self, database: Database, folders: Mapping[str, tuple[Path, Executor]]) -> None:
+        self._database = database
+        self._folders = folders
+        self._spaces = {name: SharedCall[DiskSpace](_TIMEOUT_S, keep_s=_KEEP_S) for name in folders}
+        self._sizes: SharedCall[tuple[StoredState, DiskSpace | None]] = SharedCall(_TIMEOUT_S, keep_s=_KEEP_S)
+
+    async def take(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
+        """Disks by name, and what is stored, without what cannot be measured now."""
+        sizes, spaces = await asyncio.gather(self._take_sizes(), asyncio.gather(*map(self._take_space, self._folders)))
+        disks = {name: space for name, space in zip(self._folders, spaces, strict=True) if space is not None}
+        stored, database_space = sizes or (None, None)
+        if database_space is not None:
+            disks["database"] = database_space
+        return disks, stored
+
+    async def _take_sizes(self) -> tuple[StoredState, DiskSpace | None] | None:
+        try:
+            return await self._sizes.get(self._measure_sizes)
+        except (ServiceError, OSError):
+            return None
+
+    async def _take_space(self, name: str) -> DiskSpace | None:
+        folder, threads = self._folders[name]
+        try:
+            return await self._spaces[name].get(partial(in_thread, threads, partial(measure_space, folder)))
+        except OSError:
+            return None
+
+    async def _measure_sizes(self) -> tuple[StoredState, DiskSpace | None]:
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_SIZES)
+        assert row is not None  # noqa: S101 - it is a sum
+        stored = StoredState(row["images"], row["bytes"], row["database_bytes"])
+        try:
+            return stored, row["folder"] and await asyncio.to_thread(measure_space, row["folder"])
+        except OSError:  # another container's, or closed to this user
+            return stored, None

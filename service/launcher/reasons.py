@@ -1,0 +1,99 @@
+"""Why a program ended, as its log says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+
+from service.launcher import StartError
+from service.launcher.process import Program, trim_log
+
+_TAIL_BYTES = 64 * 1024
+_MAX_CHARACTERS = 500
+# Of PostgreSQL: "2026-11-29 20:11:33.983 UTC [22289] FATAL:  message", and its continuation in a line of its own.
+_SEVERE = re.compile(r".*?\b(?P<severity>PANIC|FATAL|ERROR):\s+(?P<message>.+)")
+_DETAIL = re.compile(r".*?\bDETAIL:\s+(?P<message>.+)")
+_ORDINARY = re.compile(r".*?\b(LOG|HINT|CONTEXT|STATEMENT|WARNING|NOTICE|DETAIL):\s+")
+# What it answers a client that comes too early or too late.
+_ABOUT_CLIENTS = "the database system is "
+# Of Valkey: "22289:M 29 Nov 2026 20:11:33.983 # message".
+_VALKEY = re.compile(r"[0-9]+:[A-Z] [0-9A-Za-z :.]+ [#*.-] ")
+# Of Daguerre's own commands.
+_COMMAND_ERROR = "Error: "
+
+
+def mark_log(program: Program) -> int:
+    """Returns where in its log the words of the next start will begin, in bytes."""
+    if program.log is None:
+        return 0
+    trim_log(program.log)
+    return program.log.stat().st_size if program.log.exists() else 0
+
+
+def last_words(program: Program, since: int = 0) -> str:
+    """Returns the last error in its log from this place on, and where to read on. `since` is what `mark_log` returned.
+
+    A reason of an earlier start would send the operator the wrong way.
+    """
+    if program.log is None:
+        return "its output above says why"
+    return f"{find_reason(_read_lines(program, since)) or 'it said nothing'} (more in {program.log})"
+
+
+def wait_ready(program: Program, process: subprocess.Popen[bytes], since: int = 0, timeout_s: float = 60) -> None:
+    """Returns once it is ready. Raises StartError with the reason why it is not."""
+    deadline = time.monotonic() + timeout_s
+    while program.ready is not None and not program.ready(process.pid):
+        if process.poll() is not None:
+            raise StartError(f"{program.name} did not start: {last_words(program, since)}")
+        if time.monotonic() > deadline:
+            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program, since)}")
+        time.sleep(0.005)
+
+
+def find_reason(lines: Sequence[str]) -> str:
+    """Returns the last reason in these lines of a log of PostgreSQL, Valkey or Daguerre; empty if there are none."""
+    reason = _find_severe(lines) or _find_command_error(lines) or _join_plain(lines)
+    if not reason and lines:
+        reason = _VALKEY.sub("", lines[-1], count=1)
+    if not reason.isprintable():  # a server's log may repeat what a client sent
+        reason = ascii(reason)
+    return reason if len(reason) <= _MAX_CHARACTERS else f"{reason[:_MAX_CHARACTERS]}…"
+
+
+def _read_lines(program: Program, since: int) -> list[str]:
+    assert program.log is not None  # noqa: S101  for the type checker
+    if not program.log.exists():
+        return []
+    with program.log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        begin = since if since <= size else 0  # it was trimmed meanwhile
+        file.seek(max(begin, size - _TAIL_BYTES))
+        return [line for line in file.read(_TAIL_BYTES).decode(errors="replace").splitlines() if line.strip()]
+
+
+def _find_severe(lines: Sequence[str]) -> str:
+    """The last line of PostgreSQL that ends it, else its last error, with the detail that follows."""
+    matches = [(number, match) for number, line in enumerate(lines) if (match := _SEVERE.fullmatch(line))]
+    matches = [(number, match) for number, match in matches if not match["message"].startswith(_ABOUT_CLIENTS)]
+    ending = [pair for pair in matches if pair[1]["severity"] != "ERROR"] or matches
+    if not ending:
+        return ""
+    number, match = ending[-1]
+    following = lines[number + 1] if number + 1 < len(lines) else ""
+    detail = _DETAIL.fullmatch(following)
+    return f"{match['message']} ({detail['message'].rstrip('.')})" if detail else match["message"]
+
+
+def _find_command_error(lines: Sequence[str]) -> str:
+    errors = [line.removeprefix(_COMMAND_ERROR) for line in lines if line.startswith(_COMMAND_ERROR)]
+    return errors[-1] if errors else ""
+
+
+def _join_plain(lines: Sequence[str]) -> str:
+    """What PostgreSQL says before it has a log, over several lines."""
+    plain = [line for line in lines[-4:] if not _ORDINARY.match(line)]
+    return " ".join(plain) if plain and plain[0].startswith("postgres: ") else ""

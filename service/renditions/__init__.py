@@ -1,0 +1,1 @@
+"""Renditions: their parameters, and how one is made, stored and found again."""

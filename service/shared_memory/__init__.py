@@ -1,0 +1,1 @@
+"""Counters that the processes of one host share."""

@@ -1,0 +1,140 @@
+"""Hosts whose clocks are wrong: nothing is decided by them, so nothing is lost, late or taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config.settings import Settings
+from service.ids import ImageId
+from service.launcher.embedded.data_folder import scratch
+from service.launcher.embedded.valkey import Valkey
+from service.queue import jobs
+from service.storage.disk import DiskStorage
+from tests.conftest import Tenant
+from tests.support.clocks import WrongClock, wrong_clock
+from tests.support.daguerre_processes import Daguerre, Part, processes_of, stop_process, until
+from tests.support.samples import jpeg
+
+
+@pytest.fixture
+async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
+    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
+        yield started
+
+
+def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
+    """A file of an upload that has no row yet."""
+    path = DiskStorage(settings.storage_folder).incoming_path(ImageId(image_id))
+    path.write_bytes(jpeg())
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+async def start_both(daguerre: Daguerre, api_clock: WrongClock, worker_clock: WrongClock) -> tuple[Part, Part]:
+    """Returns once /readyz says that they work together."""
+    api = daguerre.start_api(api_clock.environment)
+    await api.told("api.listening")
+    worker = daguerre.start_worker(worker_clock.environment)
+    await worker.told("worker.started")
+    await daguerre.wait_away()
+    return api, worker
+
+
+@pytest.mark.parametrize(("api", "worker"), [("-1d", "+2h"), ("+2h", "-1d"), ("-90", "+90"), ("+90", "-90")])
+async def test_wrong_clocks_stop_no_work(
+    daguerre: Daguerre, settings: Settings, connection: Any, tmp_path: Path, api: str, worker: str
+) -> None:
+    """The worker probes, is taken for alive, counts, and sweeps what is old and nothing else."""
+    DiskStorage(settings.storage_folder).prepare()
+    young, old = receive(settings, "Young01"), receive(settings, "Old0001", age_s=3700)
+    await start_both(daguerre, wrong_clock(tmp_path, api), wrong_clock(tmp_path, worker))
+    assert (await daguerre.upload(jpeg())).status == 200
+    assert (await asyncio.to_thread(check_health, settings)).returncode == 0
+    await until(lambda: not old.exists(), timeout_s=40)
+    assert young.exists()
+
+    async def is_counted() -> bool:
+        return bool(await connection.fetchval("select bool_and(refreshed_at > '-infinity') from accounts"))
+
+    await until(is_counted, timeout_s=40)
+
+
+def check_health(settings: Settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "service.cli", "health", "worker"],
+        env={"PATH": os.environ["PATH"], "DAGUERRE_REDIS_URL": settings.redis_url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+async def test_periodic_jobs_outlast_a_clock_that_jumps(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
+    clock = wrong_clock(tmp_path, "+0", moves=True)
+    await start_both(daguerre, wrong_clock(tmp_path, "+0"), clock)
+    assert (await daguerre.upload(jpeg())).status == 200
+    for number, offset in enumerate(("+2h", "-2h")):
+        clock.set(offset)
+        young, old = receive(settings, f"Young0{number}"), receive(settings, f"Old000{number}", age_s=3700)
+        await until(lambda old=old: not old.exists(), timeout_s=40)  # type: ignore[misc]
+        assert young.exists()
+    assert (await daguerre.upload(jpeg())).status == 200
+
+
+async def test_dead_worker_is_noticed_by_a_wrong_clock(daguerre: Daguerre, tmp_path: Path) -> None:
+    _, worker = await start_both(daguerre, wrong_clock(tmp_path, "-1d"), wrong_clock(tmp_path, "+2h"))
+    worker.send(signal.SIGKILL)
+    await daguerre.wait_away("worker", timeout_s=40)
+
+
+@pytest.fixture
+def wrong_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Valkey, WrongClock]]:
+    clock = wrong_clock(tmp_path, "+0", moves=True)
+    with scratch() as folder:
+        valkey = Valkey(folder / "valkey")
+        with monkeypatch.context() as environment:
+            for name, value in clock.environment.items():
+                environment.setenv(name, value)
+            valkey.start()
+        yield valkey, clock
+        valkey.stop()
+
+
+@pytest.mark.parametrize("offset", ["-1d", "+2h"])
+async def test_jump_of_the_clock_of_redis_stops_no_work(
+    settings: Settings, tenant: Tenant, tmp_path: Path, wrong_valkey: tuple[Valkey, WrongClock], offset: str
+) -> None:
+    valkey, clock = wrong_valkey
+    changed = settings.model_copy(update={"redis_url": valkey.url})
+    async with processes_of(changed, tenant.key, tmp_path / "logs") as daguerre:
+        _, worker = await daguerre.start()
+        stop_process(worker.pid)
+        uploading = [asyncio.create_task(daguerre.upload(jpeg(100 + number))) for number in range(3)]
+        redis = jobs.open_redis(valkey.url)
+        await until(lambda: redis.zcard(jobs.PROBE_QUEUE))
+        clock.set(offset)
+
+        async def has_jumped() -> bool:
+            seconds, _ = await redis.time()
+            return bool(abs(seconds - time.time()) > 3600)
+
+        await until(has_jumped)
+        os.kill(worker.pid, signal.SIGCONT)
+        assert {answer.status for answer in await asyncio.gather(*uploading)} <= {200, 202}
+        await redis.aclose(close_connection_pool=True)
+        await daguerre.wait_away(timeout_s=40)
+        for answer in [await upload for upload in uploading]:
+            await daguerre.wait_shown(answer.shown["id"])
+        old = receive(changed, "Old0001", age_s=3700)
+        await until(lambda: not old.exists(), timeout_s=40)

@@ -1,0 +1,149 @@
+"""compose.yaml and Dockerfile: what they promise an operator, as far as it shows without an engine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from service.cli import cli
+from service.config.rates import Rate
+from service.config.settings import Settings
+from service.launcher.embedded.services import database_connections
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = YAML(typ="safe").load(ROOT / "compose.yaml")
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+
+every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+every_one_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
+
+
+def test_the_file_follows_the_compose_specification() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@every_service
+def test_no_service_may_do_more_than_it_has_to(service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    user = service["user"] if "build" not in service else re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)[-1]
+    assert user.partition(":")[0] not in {"root", "0"}
+
+
+@every_service
+def test_every_image_has_a_version(service: dict[str, Any]) -> None:
+    _, _, tag = service["image"].rpartition(":")
+    assert re.match(r"\d", tag)
+
+
+@every_one_of_ours
+def test_our_image_is_named_after_this_version(service: dict[str, Any]) -> None:
+    assert service["image"] == f"daguerre:{PROJECT['version']}"
+
+
+def test_one_port_is_published_and_only_to_this_machine_unless_it_is_told_otherwise() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"service": ["${DAGUERRE_PUBLISH:-127.0.0.1:8080}:8080"]}
+
+
+def test_only_the_service_has_a_way_out() -> None:
+    assert COMPOSE["networks"]["backend"] == {"internal": True}
+    assert {name for name, service in SERVICES.items() if service["networks"] != ["backend"]} == {"service"}
+
+
+def test_what_is_named_daguerre_is_a_setting() -> None:
+    named = {name for service in OURS.values() for name in service["environment"]}
+    named |= set(re.findall(r"\b(DAGUERRE_\w+)=", DOCKERFILE))
+    settings = {f"DAGUERRE_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in named if name.startswith("DAGUERRE_")} - settings == set()
+
+
+@every_one_of_ours
+def test_commands_and_health_checks_are_ours(service: dict[str, Any]) -> None:
+    assert service["command"][0] in cli.commands
+    _, *check = service.get("healthcheck", {"test": ["NONE"]})["test"]
+    assert not check or (check[0], check[1] in cli.commands) == ("daguerre", True)
+
+
+def test_whatever_keeps_running_has_a_health_check_and_is_started_again() -> None:
+    for name, service in SERVICES.items():
+        assert ("healthcheck" in service) == (name != "schema")
+        assert service["restart"] == ("no" if name == "schema" else "unless-stopped")
+
+
+def test_health_checks_make_no_circle_with_the_order_of_the_start() -> None:
+    assert SERVICES["service"]["healthcheck"]["test"] == ["CMD", "daguerre", "health", "api"]
+    assert "worker" not in SERVICES["service"]["depends_on"]
+    for name in ("service", "worker"):
+        assert SERVICES[name]["depends_on"]["schema"] == {"condition": "service_completed_successfully"}
+
+
+@pytest.mark.parametrize("name", ["service", "worker"])
+def test_there_is_time_to_drain(name: str) -> None:
+    grace_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+    supervisor_s = 5
+    assert grace_s > Settings().drain_s + supervisor_s
+
+
+def test_the_pools_of_17_workers_fit_the_database() -> None:
+    given = dict(word.split("=") for word in SERVICES["postgres"]["command"] if "=" in word)
+    assert int(given["max_connections"]) >= database_connections(17, Settings())
+
+
+def test_keys_are_limited_unless_the_operator_says_otherwise() -> None:
+    given = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
+    match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
+    assert match is not None
+    assert Rate.parse(match[1]) is not None
+    assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "README.md").read_text()
+
+
+def test_the_queue_is_durable_and_forgets_nothing() -> None:
+    given = " ".join(SERVICES["valkey"]["command"])
+    assert "--appendonly yes" in given
+    assert "--maxmemory-policy noeviction" in given
+
+
+def test_every_volume_is_named_and_the_images_are_shared() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            assert volume.partition(":")[0] in COMPOSE["volumes"]
+    assert SERVICES["service"]["volumes"] == SERVICES["worker"]["volumes"] == ["images:/var/lib/daguerre"]
+    assert set(COMPOSE["volumes"]) == {"images", "postgres", "valkey"}
+
+
+def test_the_python_of_the_image_is_one_that_is_supported() -> None:
+    [minor] = re.findall(r"^FROM python:3\.(\d+)-slim AS base$", DOCKERFILE, re.MULTILINE)
+    assert PROJECT["requires-python"].startswith(">=3.")
+    assert int(minor) >= int(PROJECT["requires-python"].removeprefix(">=3."))
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {f"python:3.{minor}-slim", "base"}
+
+
+def test_the_image_needs_nothing_that_is_kept_from_the_build() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert let_in == {"pyproject.toml", PROJECT["readme"], "LICENSE", "schema.sql", "service", "worker"}
+    assert (ROOT / "service" / "schema.sql").resolve() == ROOT / "schema.sql"
+
+
+def test_the_readme_shows_commands_that_are_there() -> None:
+    shown = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "README.md").read_text())
+    assert shown
+    assert all(name in OURS and command in cli.commands for name, command in shown)

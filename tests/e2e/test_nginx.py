@@ -1,0 +1,233 @@
+"""deploy/nginx.conf as a real nginx runs it in front of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from service.config.settings import Settings
+from service.errors import CATALOGUE
+from tests.conftest import Tenant
+from tests.integration.http.test_multipart import FILE, field
+from tests.support.daguerre_processes import until
+from tests.support.samples import jpeg
+
+CONF = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
+MAX_UPLOAD = 1 << 20
+IMAGE = {"Content-Type": "image/jpeg"}
+HOST = "img.example.com"
+
+pytestmark = [
+    pytest.mark.needs("nginx"),
+    pytest.mark.needs("openssl"),
+    pytest.mark.settings(max_upload=MAX_UPLOAD, x_accel_redirect="/protected"),
+]
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running nginx; `session` trusts its certificate, and sends every request to it."""
+
+    session: aiohttp.ClientSession
+    folder: Path
+    http_port: int
+
+    def read_logs(self) -> str:
+        return "".join(path.read_text() for path in self.folder.glob("*.log"))
+
+    def read_access_log(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (self.folder / "daguerre.log").read_text().splitlines()]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate and its key, named as certbot names them."""
+    folder = tmp_path_factory.mktemp("certificate")
+    kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST},IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "privkey.pem"), "-out", str(folder / "fullchain.pem")]
+    subprocess.run(["openssl", *kind, *names, *files], check=True, capture_output=True)
+    return folder
+
+
+def configure(
+    folder: Path, settings: Settings, certificate: Path, *, port: int, http_port: int, https_port: int
+) -> Path:
+    """The file as it is, but for addresses and folders, in a main configuration as a distribution's."""
+    conf = re.sub(r" *listen \[::\].*\n", "", CONF)
+    for old, new in {
+        "server 127.0.0.1:8080;": f"server 127.0.0.1:{port};",
+        "listen 80;": f"listen 127.0.0.1:{http_port};",
+        "listen 443 ": f"listen 127.0.0.1:{https_port} ",
+        "/etc/letsencrypt/live/img.example.com": str(certificate),
+        "/var/log/nginx": str(folder),
+        "client_max_body_size 51m": "client_max_body_size 2m",
+        "/var/lib/daguerre/storage/renditions/": f"{settings.renditions_folder}/",
+        "/var/lib/daguerre/storage/": f"{settings.storage_folder}/",
+    }.items():
+        assert old in conf, old
+        conf = conf.replace(old, new)
+    (folder / "daguerre.conf").write_text(conf)
+    temporary = "".join(
+        f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"{user} pid {folder}/pid; error_log {folder}/error.log; daemon off; events {{}}\n"
+        f"http {{ {temporary} access_log {folder}/access.log; include {folder}/daguerre.conf; }}\n"
+    )
+    return main
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path, settings: Settings, certificate: Path, port: int) -> AsyncIterator[Proxy]:
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    http_port, https_port = free_port(), free_port()
+    main = configure(folder, settings, certificate, port=port, http_port=http_port, https_port=https_port)
+    process = await asyncio.create_subprocess_exec("nginx", "-p", folder, "-c", main)
+    try:
+        context = ssl.create_default_context(cafile=str(certificate / "fullchain.pem"))
+        async with aiohttp.ClientSession(
+            f"https://127.0.0.1:{https_port}", connector=aiohttp.TCPConnector(ssl=context)
+        ) as session:
+            proxy = Proxy(session, folder, http_port)
+            await until(lambda: is_up(proxy))
+            yield proxy
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def is_up(proxy: Proxy) -> bool:
+    try:
+        return (await proxy.session.get("/healthz")).status == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
+async def code_of(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+    assert answer.content_type == "application/json"
+    return answer.status, (await answer.json())["error"]["code"]
+
+
+async def upload(proxy: Proxy, tenant: Tenant, data: bytes, **headers: str) -> aiohttp.ClientResponse:
+    return await proxy.session.post(f"/v1/images?key={tenant.key}", data=io.BytesIO(data), headers=IMAGE | headers)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_pictures_pass_nginx_both_ways(proxy: Proxy, tenant: Tenant) -> None:
+    """The large one is sent by nginx from the disk."""
+    for picture in (jpeg(), jpeg(900, 700) + bytes(400 << 10)):
+        answer = await upload(proxy, tenant, picture)
+        assert answer.status == 200, await answer.text()
+        image_id = (await answer.json())["response"]["id"]
+        shown = await proxy.session.get(f"/i/{image_id}")
+        assert (shown.status, await shown.read()) == (200, picture)
+        assert shown.headers["Surrogate-Key"] == image_id
+        again = await proxy.session.get(f"/i/{image_id}", headers={"If-None-Match": shown.headers["ETag"]})
+        assert again.status == 304
+        part = await proxy.session.get(f"/i/{image_id}", headers={"Range": "bytes=10-19"})
+        assert (part.status, await part.read()) == (206, picture[10:20])
+
+
+@pytest.mark.usefixtures("worker")
+async def test_the_largest_form_passes_nginx(proxy: Proxy, tenant: Tenant) -> None:
+    picture = jpeg() + bytes(MAX_UPLOAD - len(jpeg()))
+    parts = [*[field(f"field{number}", "x" * 1900) for number in range(31)], field("tags", "lake"), (FILE[0], picture)]
+    body = b"".join(
+        b"--b\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n"
+        for head, value in parts
+    )
+    answer = await upload(proxy, tenant, body + b"--b--\r\n", **{"Content-Type": "multipart/form-data; boundary=b"})
+    assert answer.status == 200, await answer.text()
+    assert (await answer.json())["response"]["tags"] == ["lake"]
+
+
+async def test_a_body_that_is_too_large_is_a_413(proxy: Proxy, tenant: Tenant) -> None:
+    """Some sizes are refused by Daguerre, others by nginx."""
+    for size in (MAX_UPLOAD + 1, (2 << 20) + 1, 20 << 20):
+        answer = await upload(proxy, tenant, bytes(size))
+        assert await code_of(answer) == (413, "upload-too-large")
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+async def test_an_early_answer_passes_nginx(proxy: Proxy, tenant: Tenant) -> None:
+    nobody = Tenant(tenant.id, "nobody", "x" * 40)
+    assert await code_of(await upload(proxy, nobody, bytes(MAX_UPLOAD))) == (401, "unauthorized")
+
+
+async def test_metrics_are_closed(proxy: Proxy) -> None:
+    base = str(proxy.session._base_url).rstrip("/")
+    for path in ("/metrics", "//metrics", "/%6detrics", "/i/../metrics", "/metrics?x=1"):
+        assert await code_of(await proxy.session.get(URL(base + path, encoded=True))) == (404, "not-found")
+
+
+async def test_plain_http_leads_to_tls(proxy: Proxy) -> None:
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{proxy.http_port}/v1/images?verbose"
+        answer = await session.post(url, headers={"Host": HOST}, allow_redirects=False)
+    assert (answer.status, answer.headers["Location"]) == (308, f"https://{HOST}/v1/images?verbose")
+
+
+async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings: Settings) -> None:
+    """Also of requests that fail, which nginx's error log would quote."""
+    key = tenant.key
+    paths = [f"/v1/account?key={key}", f"/v1/images/{key}", f"/v1/account?a=/b&key={key}#x", f"/?key={key}&?key={key}"]
+    for path in paths:
+        await (await proxy.session.get(path)).read()
+    await upload(proxy, tenant, bytes(20 << 20))
+    await proxy.session.get(f"/{'x' * 9000}?key={key}")
+    async with aiohttp.ClientSession() as session:
+        await session.get(f"http://127.0.0.1:{proxy.http_port}/v1/account?key={key}", allow_redirects=False)
+    conf = proxy.folder / "daguerre.conf"
+    conf.write_text(re.sub(r"server 127\.0\.0\.1:\d+;", f"server 127.0.0.1:{free_port()};", conf.read_text()))
+    os.kill(int((proxy.folder / "pid").read_text()), signal.SIGHUP)  # reads its configuration anew
+
+    async def is_away() -> bool:
+        answer = await proxy.session.get(f"/v1/account?key={key}")
+        if answer.status == 200:
+            return False
+        assert await code_of(answer) == (503, "busy")
+        assert answer.headers["Retry-After"] == "1"
+        return True
+
+    await until(is_away)
+    assert key not in proxy.read_logs()
+    log = proxy.read_access_log()
+    assert {"/v1/account", "[key]", "/v1/images", "/"} <= {line["path"] for line in log}
+    assert all(line["status"].isdigit() for line in log)
+
+
+def test_errors_of_nginx_are_those_of_the_api() -> None:
+    found = re.findall(r"return (\d+) '(.+)';", CONF)
+    assert len(found) == 4
+    for status, text in found:
+        error = json.loads(text)["error"]
+        assert CATALOGUE[error["code"]][0] == int(status)
+        assert error["message"] == CATALOGUE[error["code"]][1] or error["code"] == "busy"
+
+
+def test_nginx_leaves_room_for_the_fields_of_a_form() -> None:
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", CONF)
+    assert int(megabytes) << 20 == Settings.model_fields["max_upload"].default + (1 << 20)

@@ -1,0 +1,68 @@
+"""deploy/*.service: what systemd makes of them, and what they promise an operator."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.cli import cli
+from service.config.settings import Settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = {path.stem: path.read_text() for path in sorted(DEPLOY.glob("*.service"))}
+# Landlock and seccomp, which children confine themselves with, are in no group of systemd 252.
+SANDBOX_CALLS = "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+
+every_unit = pytest.mark.parametrize("text", UNITS.values(), ids=UNITS)
+
+
+def read(text: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    for name, text in UNITS.items():
+        # The programs are not there; verify looks for them.
+        (tmp_path / f"{name}.service").write_text(re.sub(r"=/opt/daguerre/bin/daguerre", "=/bin/true", text))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *sorted(tmp_path.iterdir())], capture_output=True, text=True, check=False
+    )
+    ours = [line for line in done.stderr.splitlines() if "daguerre" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+@every_unit
+def test_a_unit_runs_a_command_of_ours(text: str) -> None:
+    for command in read(text, "ExecStart(?:Pre)?"):
+        [program, name] = command.split()
+        assert program == "/opt/daguerre/bin/daguerre"
+        assert name in cli.commands
+
+
+@every_unit
+def test_a_unit_leaves_time_to_drain(text: str) -> None:
+    """And tells the main process alone: a child that decodes must not take it for its own end."""
+    [seconds] = read(text, "TimeoutStopSec")
+    assert int(seconds) > Settings.model_fields["drain_s"].default
+    assert read(text, "KillMode") == ["mixed"]
+
+
+@every_unit
+def test_a_unit_names_settings_that_are_there(text: str) -> None:
+    for name in re.findall(r"DAGUERRE_([A-Z_]+)", text):
+        assert name.lower() in Settings.model_fields
+
+
+def test_children_of_the_worker_may_confine_themselves() -> None:
+    assert read(UNITS["daguerre-worker"], "SystemCallFilter") == ["@system-service", SANDBOX_CALLS]
+
+
+def test_units_of_one_host_share_their_memory_for_metrics() -> None:
+    """It is in /dev/shm, where RemoveIPC would remove what the other unit has, and PrivateIPC hide it."""
+    for text in UNITS.values():
+        assert read(text, "(?:RemoveIPC|PrivateIPC|DynamicUser)") == []
+        assert read(text, "User") == ["daguerre"]

@@ -1,0 +1,226 @@
+"""The samples of the original API's documentation work: cURL, Node and Python are run, the others' bytes are sent."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from tests.conftest import Tenant
+from tests.integration.http.test_protocol import exchange
+from tests.support.samples import jpeg
+from tests.support.seed_samples import (
+    ACCOUNT,
+    ADD_TAGS,
+    BASE_URL,
+    CALLS,
+    CREATE,
+    CREATE_FROM_URL,
+    DELETE,
+    IMAGE_FILE,
+    REMOVE_TAGS,
+    REPAIRS,
+    SHOW,
+    SOURCE_URL,
+    Call,
+    Language,
+    RepairName,
+    repair,
+)
+
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.settings(fetch_allow="127.0.0.0/8")]
+
+LANGUAGES = [
+    pytest.param("curl", marks=pytest.mark.needs("curl")),
+    pytest.param("node", marks=pytest.mark.needs("node")),
+    "python",
+]
+
+# Around Node's samples: the package that they ask for is Node's own fetch now, and what they print is to be read here.
+NODE_FETCH = "module.exports = fetch;\n"
+PRINT_JSON = "console.log = (value) => process.stdout.write(JSON.stringify(value));\n"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Somebody who reads the documentation, and pastes its samples."""
+
+    port: int
+    key: str
+    picture_url: str
+    folder: Path
+
+    async def run(self, call: Call, language: Language, repairs: Collection[RepairName], image_id: str = "") -> Any:
+        """What the sample printed."""
+        text = self._fill_in(repair(call.sample(language), language, repairs), image_id)
+        command = {
+            "curl": ["sh", "-c", text],
+            "node": ["node", "-r", "./print_json.js", "-e", text],
+            "python": [sys.executable, "-c", text],
+        }[language]
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=self.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(20):
+                printed, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0, errors.decode()
+        read = ast.literal_eval if language == "python" else json.loads
+        return read(printed.decode())
+
+    async def send(self, call: Call, target: str, headers: str = "", body: bytes = b"", image_id: str = "") -> Any:
+        """The status and the body that these bytes are answered with."""
+        head = self._fill_in(
+            f"{call.method.upper()} {target} HTTP/1.1\r\nHost: api.imageresizer.io\r\n{headers}\r\n", image_id
+        )
+        status, _, answer = await exchange(self.port, head.encode() + body)
+        return status, json.loads(answer)
+
+    async def create(self) -> str:
+        """The id of a new image without tags."""
+        status, answer = await self.send(
+            CREATE, CREATE.url, f"Content-Length: {len(jpeg())}\r\nContent-Type: application/octet-stream\r\n", jpeg()
+        )
+        assert status == 200, answer
+        return str(answer["response"]["id"])
+
+    def _fill_in(self, text: str, image_id: str) -> str:
+        """What a reader fills in, and where this test's service and picture are."""
+        for theirs, ours in (
+            (BASE_URL, f"http://127.0.0.1:{self.port}/v1"),
+            (quote(SOURCE_URL, safe=""), quote(self.picture_url, safe="")),
+            (SOURCE_URL, self.picture_url),
+            ("YOUR_API_KEY", self.key),
+            ("{IMAGE_ID}", image_id),
+        ):
+            text = text.replace(theirs, ours)
+        return text
+
+
+@pytest.fixture
+def reader(port: int, tenant: Tenant, picture_url: str, tmp_path: Path) -> Reader:
+    (tmp_path / IMAGE_FILE).write_bytes(jpeg())
+    (tmp_path / "print_json.js").write_text(PRINT_JSON)
+    (tmp_path / "node_modules/node-fetch").mkdir(parents=True)
+    (tmp_path / "node_modules/node-fetch/index.js").write_text(NODE_FETCH)
+    return Reader(port, tenant.key, picture_url, tmp_path)
+
+
+def shape(value: Any) -> Any:
+    """Keys in their order and the types of values; lists as they are."""
+    if isinstance(value, dict):
+        return [(name, shape(inner)) for name, inner in value.items()]
+    return value if isinstance(value, list) else type(value)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_every_sample_answers_the_shape_that_is_shown(reader: Reader, language: Language) -> None:
+    image_id = await reader.create()
+    for call in CALLS:
+        shown = await reader.run(call, language, REPAIRS, await reader.create() if call is DELETE else image_id)
+        assert shape(shown) == shape(call.answer), call.name
+
+
+@pytest.mark.needs("curl")
+async def test_curl_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+    image_id = await reader.create()
+    for call, code in (
+        (CREATE_FROM_URL, "invalid-parameter"),  # the shell sent what stands before the &
+        (CREATE, "empty-body"),
+        (ADD_TAGS, "unauthorized"),
+        (REMOVE_TAGS, "unauthorized"),
+    ):
+        assert (await reader.run(call, "curl", (), image_id))["error"]["code"] == code, call.name
+    for call in (SHOW, ACCOUNT, DELETE):  # nothing to repair
+        assert shape(await reader.run(call, "curl", (), image_id)) == shape(call.answer), call.name
+
+
+@pytest.mark.needs("node")
+async def test_node_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+    image_id = await reader.create()
+    for call, code in ((CREATE, "unsupported-image"), (ADD_TAGS, "unauthorized"), (REMOVE_TAGS, "unauthorized")):
+        assert (await reader.run(call, "node", (), image_id))["error"]["code"] == code, call.name
+
+
+async def test_python_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+    image_id = await reader.create()
+    # Without this one repair nothing is sent at all.
+    for call, code in ((CREATE, "empty-body"), (ADD_TAGS, "unauthorized"), (REMOVE_TAGS, "unauthorized")):
+        assert (await reader.run(call, "python", ["print"], image_id))["error"]["code"] == code, call.name
+
+
+# jQuery appends `data` to the URL of a GET after a ? of its own, and sends it as the body of a POST.
+PAGE = "Origin: https://page.example\r\nAccept: */*\r\n"
+
+
+async def test_jquery_puts_two_question_marks_before_its_query(reader: Reader) -> None:
+    image_id = await reader.create()
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, ADD_TAGS, REMOVE_TAGS, DELETE):
+        repaired = {"key": "YOUR_API_KEY", **call.query}
+        target = f"/v1{call.path}??{urlencode(repaired)}"
+        status, answer = await reader.send(call, target, PAGE, image_id=image_id)
+        assert status == 200, call.name
+        assert shape(answer) == shape(call.answer), call.name
+
+
+async def test_a_value_behind_two_question_marks_is_decoded_once(reader: Reader) -> None:
+    image_id = await reader.create()
+    target = f"/v1/images/{image_id}/add_tags??{urlencode({'key': reader.key, 'tags': 'a%2Cb,100%25,a+b'})}"
+    status, answer = await reader.send(ADD_TAGS, target, PAGE)
+    assert (status, answer["response"]["tags"]) == (200, ["a%2Cb", "100%25", "a+b"])
+
+
+async def test_jquery_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+    for call in (ADD_TAGS, REMOVE_TAGS):
+        status, answer = await reader.send(call, f"/v1{call.path}??{urlencode(call.query)}", PAGE, image_id="NKrigl4")
+        assert (status, answer["error"]["code"]) == (401, "unauthorized")
+    # Its upload has the key where the picture belongs, so that no picture can mend it.
+    body = f"?key={reader.key}".encode()
+    headers = f"{PAGE}Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n"
+    status, answer = await reader.send(CREATE, "/v1/images", headers, body)
+    assert (status, answer["error"]["code"]) == (401, "unauthorized")
+
+
+# Java's HttpURLConnection sends cURL's URL; RestClient encodes its parameters as requests does.
+JAVA = "Accept: text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2\r\n"
+RUBY = "Accept: */*\r\nAccept-Encoding: gzip;q=1.0,deflate;q=0.6,identity;q=0.3\r\n"
+
+
+@pytest.mark.parametrize("headers", [JAVA, RUBY], ids=["java", "ruby"])
+async def test_java_and_ruby_send_what_curl_sends(reader: Reader, headers: str) -> None:
+    image_id = await reader.create()
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
+        status, answer = await reader.send(call, call.url, headers, image_id=image_id)
+        assert (status, shape(answer)) == (200, shape(call.answer)), call.name
+    for call in (ADD_TAGS, REMOVE_TAGS):  # without a key
+        status, answer = await reader.send(call, call.url, headers, image_id=image_id)
+        assert (status, answer["error"]["code"]) == (401, "unauthorized")
+
+
+async def test_java_and_ruby_are_told_that_they_upload_no_picture(reader: Reader) -> None:
+    status, answer = await reader.send(CREATE, CREATE.url, JAVA)
+    assert (status, answer["error"]["code"]) == (400, "empty-body")
+    # RestClient takes the parameters and headers of this sample for a form.
+    body = urlencode({"params[key]": reader.key, "headers[Content-Type]": "application/octet-stream"}).encode()
+    headers = f"{RUBY}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n"
+    status, answer = await reader.send(CREATE, "/v1/images", headers, body)
+    assert (status, answer["error"]["code"]) == (401, "unauthorized")
+
+
+async def test_the_requests_that_are_shown_as_http_name_the_whole_url(reader: Reader) -> None:
+    image_id = await reader.create()
+    for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
+        status, answer = await reader.send(call, call.url, "Accept: application/json\r\n", image_id=image_id)
+        assert (status, shape(answer)) == (200, shape(call.answer)), call.name

@@ -1,0 +1,150 @@
+"""Periodic jobs: once in each interval, in one of all workers, by no clock that can be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+
+from service.queue import jobs
+from tests.conftest import Servers
+from tests.support.daguerre_processes import until
+from worker.cron.scheduler import Lease, PeriodicJob, PeriodicJobs
+
+INTERVAL_S = 0.5
+KEY = "daguerre:periodic:tick"
+DAY_MS = 86_400_000
+
+Function = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+    client = jobs.open_redis(redis_url)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+@asynccontextmanager
+async def repeating(redis: ArqRedis, *functions: Function, timeout_s: float = 10) -> AsyncIterator[PeriodicJobs]:
+    periodic = PeriodicJobs(redis, [PeriodicJob(each, INTERVAL_S, timeout_s) for each in functions], {"name": "x"})
+    running = asyncio.create_task(periodic.run(drain_s=0.2))
+    try:
+        yield periodic
+    finally:
+        periodic.stop()
+        await running
+
+
+async def test_job_runs_in_one_of_several_workers(redis: ArqRedis) -> None:
+    runs: list[float] = []
+
+    async def tick(context: dict[str, Any]) -> None:
+        runs.append(time.monotonic())
+
+    async with repeating(redis, tick), repeating(redis, tick), repeating(redis, tick):
+        await until(lambda: len(runs) >= 5)
+    assert min(after - before for before, after in pairwise(runs)) > INTERVAL_S * 0.8
+
+
+async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis) -> None:
+    assert await Lease(redis, "tick", INTERVAL_S).take() == 0
+    survivor = Lease(redis, "tick", INTERVAL_S)
+    assert 0 < await survivor.take() <= INTERVAL_S
+
+    async def is_taken() -> bool:
+        return await survivor.take() == 0
+
+    await until(is_taken)
+
+
+@pytest.mark.parametrize("holder", ["another worker", "itself"])
+async def test_lease_outlasts_no_redis_clock_set_back(redis: ArqRedis, holder: str) -> None:
+    """Redis ends it a day late, and a worker counts the interval by itself."""
+    lease = Lease(redis, "tick", INTERVAL_S)
+    assert await (lease if holder == "itself" else Lease(redis, "tick", INTERVAL_S)).take() == 0
+    await redis.pexpire(KEY, DAY_MS)
+    seen_at = time.monotonic()
+    assert 0 < await lease.take() <= INTERVAL_S
+
+    async def is_taken() -> bool:
+        return await lease.take() == 0
+
+    await until(is_taken)
+    assert time.monotonic() - seen_at > INTERVAL_S * 0.8
+    assert await redis.pttl(KEY) <= INTERVAL_S * 1000
+
+
+async def test_lease_that_redis_lost_is_taken_again(redis: ArqRedis) -> None:
+    lease = Lease(redis, "tick", INTERVAL_S)
+    assert await lease.take() == 0
+    await redis.flushall()
+    assert await lease.take() == 0
+
+
+async def test_job_that_fails_or_hangs_holds_up_none(redis: ArqRedis, capfd: pytest.CaptureFixture[str]) -> None:
+    runs: Counter[str] = Counter()
+
+    async def fail(context: dict[str, Any]) -> None:
+        runs["fail"] += 1
+        raise ValueError
+
+    async def hang(context: dict[str, Any]) -> None:
+        runs["hang"] += 1
+        await asyncio.sleep(60)
+
+    async def tick(context: dict[str, Any]) -> None:
+        runs["tick"] += 1
+
+    async with repeating(redis, fail, hang, tick, timeout_s=0.1):
+        await until(lambda: min(runs[name] for name in ("fail", "hang", "tick")) >= 3)
+    told = capfd.readouterr().out
+    assert "periodic.failed" in told
+    assert "periodic.timed_out" in told
+
+
+async def test_run_ends_before_the_worker_does(redis: ArqRedis) -> None:
+    ended: list[str] = []
+
+    async def tick(context: dict[str, Any]) -> None:
+        await asyncio.sleep(0.1)
+        ended.append("run")
+
+    async with repeating(redis, tick) as periodic:
+        await until(lambda: redis.exists(KEY))
+        periodic.stop()
+    assert ended == ["run"]
+
+
+async def test_run_that_outlasts_the_drain_is_cut(redis: ArqRedis) -> None:
+    async def hang(context: dict[str, Any]) -> None:
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    async with repeating(redis, hang):
+        await until(lambda: redis.exists("daguerre:periodic:hang"))
+    assert time.monotonic() - began < 10
+
+
+async def test_jobs_go_on_after_an_outage_of_redis(servers: Servers, redis: ArqRedis) -> None:
+    runs: list[float] = []
+
+    async def tick(context: dict[str, Any]) -> None:
+        runs.append(time.monotonic())
+
+    async with repeating(redis, tick):
+        await until(lambda: bool(runs))
+        servers.valkey.stop()
+        try:
+            await asyncio.sleep(1.5)
+        finally:
+            servers.valkey.start()
+        started_at = time.monotonic()
+        await until(lambda: runs[-1] > started_at)

@@ -1,0 +1,209 @@
+"""Where a request ends: what may be read in two ways is refused, and nothing behind it is taken for a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+
+from tests.conftest import Tenant
+from tests.support.samples import jpeg
+
+# Its answer shows the id, and so that it was taken for a request.
+SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
+
+
+async def talk(port: int, *pieces: bytes) -> bytes:
+    """Everything that is answered, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
+
+
+def post(*lines: str, version: str = "1.1", body: str = "") -> bytes:
+    return "\r\n".join([f"POST /v1/images HTTP/{version}", "Host: x", *lines, "", body]).encode()
+
+
+CHUNKS = "3\r\nabc\r\n0\r\n\r\n"
+
+REFUSED = {
+    "version 0.9": b"GET /healthz HTTP/0.9\r\nHost: x\r\n\r\n",
+    "version 0.9 without its name": b"GET /healthz\r\n\r\n",
+    "version 1.2": b"GET /healthz HTTP/1.2\r\nHost: x\r\n\r\n",
+    "version 2.0": b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n",
+    "version 2.0 with its preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "version 3.0": b"GET /healthz HTTP/3.0\r\nHost: x\r\n\r\n",
+    "version 11.1": b"GET /healthz HTTP/11.1\r\nHost: x\r\n\r\n",
+    "chunked in 1.0": post("Transfer-Encoding: chunked", "Connection: keep-alive", version="1.0", body=CHUNKS),
+    "chunked and a length in 1.0": post(
+        "Transfer-Encoding: chunked", "Content-Length: 13", "Connection: keep-alive", version="1.0", body=CHUNKS
+    ),
+    "length, then chunked": post("Content-Length: 4", "Transfer-Encoding: chunked", body=CHUNKS),
+    "chunked, then length": post("Transfer-Encoding: chunked", "Content-Length: 4", body=CHUNKS),
+    "gzip, chunked": post("Transfer-Encoding: gzip, chunked", body=CHUNKS),
+    "chunked twice": post("Transfer-Encoding: chunked, chunked", body=CHUNKS),
+    "chunked, identity": post("Transfer-Encoding: chunked, identity", body=CHUNKS),
+    "identity": post("Transfer-Encoding: identity"),
+    "xchunked": post("Transfer-Encoding: xchunked", body=CHUNKS),
+    "vertical tab before chunked": post("Transfer-Encoding: \x0bchunked", body=CHUNKS),
+    "chunked with a parameter": post("Transfer-Encoding: chunked;q=1", body=CHUNKS),
+    "chunked in quotes": post('Transfer-Encoding: "chunked"', body=CHUNKS),
+    "comma before chunked": post("Transfer-Encoding: , chunked", body=CHUNKS),
+    "empty coding": post("Transfer-Encoding: "),
+    "empty coding and a length": post("Transfer-Encoding: ", "Content-Length: 3", body="abc"),
+    "two codings": post("Transfer-Encoding: chunked", "Transfer-Encoding: identity", body=CHUNKS),
+    "blank behind the name": post("Transfer-Encoding : chunked", body=CHUNKS),
+    "folded coding": post("Transfer-Encoding:", " chunked", body=CHUNKS),
+    "two lengths": post("Content-Length: 3", "Content-Length: 4", body="abc"),
+    "the same length twice": post("Content-Length: 3", "Content-Length: 3", body="abc"),
+    "list of lengths": post("Content-Length: 3, 3", body="abc"),
+    "length with a sign": post("Content-Length: +3", body="abc"),
+    "hexadecimal length": post("Content-Length: 0x3", body="abc"),
+    "length with an underscore": post("Content-Length: 1_0", body="abc"),
+    "length with a blank": post("Content-Length: 1 0", body="abc"),
+    "empty length": post("Content-Length: "),
+    "folded length": post("Content-Length: 3", " 4", body="abc"),
+    "length over 64 bits": post("Content-Length: 18446744073709551617"),
+    "length of all 64 bits": post("Content-Length: 18446744073709551615"),
+    "length of all 64 bits behind zeros": post("Content-Length: 0018446744073709551615"),
+    "folded header": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
+    "blank before the first header": b"GET /healthz HTTP/1.1\r\n Host: x\r\n\r\n",
+    "LF alone": b"GET /healthz HTTP/1.1\nHost: x\n\n",
+    "LF alone behind a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
+    "LF alone at the end": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\n",
+    "CR alone": b"GET /healthz HTTP/1.1\rHost: x\r\r",
+    "CR in a value": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\rY: b\r\n\r\n",
+    "CR in a name": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\rY: b\r\n\r\n",
+    "CR in the path": b"GET /healthz\rx HTTP/1.1\r\nHost: x\r\n\r\n",
+    "NUL in a value": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+    "NUL in a name": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\0: b\r\n\r\n",
+    "no colon": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\r\n\r\n",
+    "no name": b"GET /healthz HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_ambiguous_framing_is_refused(port: int, case: str) -> None:
+    for pieces in ([REFUSED[case] + SMUGGLED, SMUGGLED], [REFUSED[case], SMUGGLED]):
+        answers = await talk(port, *pieces)
+        assert statuses(answers) == [400]
+        assert json.loads(answers.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request"
+        assert b"smuggled" not in answers
+
+
+BROKEN_CHUNKS = {
+    "LF behind the size": "3\nabc\r\n0\r\n\r\n",
+    "CR behind the size": "3\rabc\r\n0\r\n\r\n",
+    "LF behind the data": "3\r\nabc\n0\r\n\r\n",
+    "nothing behind the data": "3\r\nabc0\r\n\r\n",
+    "blank behind the size": "3 \r\nabc\r\n0\r\n\r\n",
+    "LF in an extension": "3;a\nabc\r\n0\r\n\r\n",
+    "sign before the size": "+3\r\nabc\r\n0\r\n\r\n",
+    "0x before the size": "0x3\r\nabc\r\n0\r\n\r\n",
+    "size over 64 bits": "fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_CHUNKS)
+async def test_broken_chunks_end_the_connection(port: int, tenant: Tenant, case: str) -> None:
+    head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")
+    answers = await talk(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
+    assert statuses(answers) == [400]
+    assert b"smuggled" not in answers
+
+
+async def test_ordinary_framing_is_accepted(port: int) -> None:
+    """The connection goes on behind each of them."""
+    for request in (
+        post("Content-Length: 3", body="abc"),
+        post("Content-Length:\t003\t", body="abc"),
+        post("Transfer-Encoding: Chunked", body=CHUNKS),
+        post("Transfer-Encoding: chunked", body="3;name=value\r\nabc\r\n0\r\n\r\n"),
+        post("Content-Length: 0"),
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n",  # without `Connection: upgrade` it means nothing
+        b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    ):
+        answers = await talk(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert len(statuses(answers)) == 2
+        assert b"smuggled" in answers
+
+
+UPGRADES = {
+    "websocket": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "h2c": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "h2c behind keep-alive": (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    ),
+    "with a body": post("Connection: Upgrade", "Upgrade: h2c", "Content-Length: 3", body="abc"),
+    "with chunks": post("Connection: Upgrade", "Upgrade: x", "Transfer-Encoding: chunked", body=CHUNKS),
+    "CONNECT": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "CONNECT with a body": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+}
+
+
+@pytest.mark.parametrize("case", UPGRADES)
+async def test_nothing_is_read_behind_an_upgrade(port: int, case: str) -> None:
+    """The head of a request behind it was dropped, and its body taken for a request."""
+    head = post(f"Content-Length: {len(SMUGGLED)}")
+    for pieces in (
+        [UPGRADES[case] + head, SMUGGLED],
+        [UPGRADES[case], head, SMUGGLED],
+        [UPGRADES[case] + SMUGGLED],
+        [UPGRADES[case], SMUGGLED],
+        [UPGRADES[case][:-5], UPGRADES[case][-5:] + head, SMUGGLED],
+    ):
+        answers = await talk(port, *pieces)
+        assert len(statuses(answers)) == 1
+        assert b"\r\nConnection: close\r\n" in answers
+        assert b"smuggled" not in answers
+
+
+async def test_requests_before_an_upgrade_are_answered(port: int) -> None:
+    before = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: before\r\n\r\n"
+    for pieces in ([before * 3 + UPGRADES["h2c"] + SMUGGLED], [before * 3, UPGRADES["websocket"], SMUGGLED]):
+        answers = await talk(port, *pieces)
+        assert statuses(answers) == [200] * 4
+        assert answers.count(b"before") == 3
+        assert b"smuggled" not in answers
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) -> None:
+    """Java's HTTP client offers it with its first request."""
+    body = jpeg()
+    head = post(
+        f"X-Api-Key: {tenant.key}",
+        "Content-Type: image/jpeg",
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+        f"Content-Length: {len(body)}",
+    )
+    answers = await talk(port, head, body[:1000], body[1000:])
+    assert statuses(answers) == [200]
+    assert f'"filesize":{len(body)}'.encode() in answers
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("case", ["chunked in 1.0", "version 2.0", "LF alone", "two lengths"])
+async def test_a_complete_upload_before_a_fault_is_stored(port: int, tenant: Tenant, case: str) -> None:
+    """They arrive in one piece: the fault is not the upload's."""
+    body = jpeg()
+    head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", f"Content-Length: {len(body)}")
+    answers = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
+    assert statuses(answers) == [200, 400]
+    assert b"smuggled" not in answers

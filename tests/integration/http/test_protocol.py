@@ -1,0 +1,428 @@
+"""What aiohttp's parser does before any middleware runs; over raw sockets, through the runner that serves for real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from service.api.app import create_app
+from service.config.settings import Settings
+from service.http.protocol import HttpConnection, Runner
+from service.limits import pace
+from tests.conftest import Tenant
+from tests.support.samples import jpeg
+
+
+async def exchange(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        status_line, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        body = await reader.readexactly(int(headers["content-length"]))
+    writer.close()
+    return int(status_line.split()[1]), headers, body
+
+
+@pytest.mark.parametrize("method", ["get", "Get", "gEt"])
+async def test_a_method_in_lower_case_works(port: int, tenant: Tenant, method: str) -> None:
+    status, _, body = await exchange(
+        port, f"{method} /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    )
+    assert status == 200
+    assert json.loads(body)["response"]["num_images"] == 0
+
+
+async def test_a_method_in_lower_case_works_however_early_it_arrives(
+    port: int, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = f"get /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    connection_made = HttpConnection.connection_made
+
+    def receive_at_once(self: HttpConnection, transport: asyncio.BaseTransport) -> None:
+        connection_made(self, transport)
+        self.data_received(request)  # before the connection's task has begun
+        self.data_received(request)  # before the first one is answered
+
+    monkeypatch.setattr(HttpConnection, "connection_made", receive_at_once)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"}}}")
+    writer.close()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_body_that_looks_like_a_lower_case_method_is_not_touched(port: int, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = jpeg() + b"get me here"
+    head = (
+        f"post /v1/images?key={tenant.key}&verbose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    import hashlib  # noqa: PLC0415
+
+    writer.write(head + body[:-11])
+    await asyncio.sleep(0.05)
+    writer.write(body[-11:])
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"}}")
+    writer.close()
+    assert hashlib.sha256(body).hexdigest().encode() in answer
+
+
+BAD = {
+    "an unknown method": b"BREW /v1/account?key=%s HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a bad character": b"GET /v1/account?key=%s\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a long line": b"GET /v1/account?key=%s&x=" + b"y" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a bad header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
+    "a bad length": b"POST /v1/images?key=%s HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a long header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_what_the_parser_refuses_has_the_envelope_and_never_the_key(
+    port: int, tenant: Tenant, case: str, capfd: Any, caplog: Any
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    request = BAD[case].replace(b"%s", tenant.key.encode())
+    status, headers, body = await exchange(port, request)
+    assert status in (400, 405)
+    assert headers["content-type"].startswith("application/json")
+    answer = json.loads(body)
+    assert answer["success"] is False
+    assert answer["error"]["code"] in ("bad-request", "method-not-allowed")
+    out, err = capfd.readouterr()
+    for text in (body.decode(), out, err, caplog.text):
+        assert tenant.key not in text
+
+
+async def test_an_unknown_expectation_has_the_envelope(port: int, tenant: Tenant) -> None:
+    for path in ("/v1/images", "/nowhere"):
+        status, _, body = await exchange(
+            port, f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: a-miracle\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        assert status == 417
+        assert json.loads(body)["error"]["code"] == "expectation-failed"
+
+
+async def test_an_ordinary_request_never_logs_its_key(port: int, tenant: Tenant, capfd: Any, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG)
+    await exchange(port, f"GET /v1/account?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await exchange(port, f"GET /v1/images/AAAAAAA?key={tenant.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    out, err = capfd.readouterr()
+    assert "/v1/account" in out
+    for text in (out, err, caplog.text):
+        assert tenant.key not in text
+
+
+async def test_a_drain_lets_a_request_under_way_finish_and_closes_its_connection(
+    settings: Settings, tenant: Tenant
+) -> None:
+    runner = Runner(create_app(settings), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    body = b"not a picture" * 1000
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+        + f"Content-Length: {len(body)}\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode()
+        + body[:100]
+    )
+    await asyncio.sleep(0.1)
+    assert runner.draining_server.count_under_way() == 1
+
+    async def stop() -> None:
+        await site.stop()
+        await runner.draining_server.drain(linger_s=0.1, timeout_s=20)
+        await runner.cleanup()
+
+    stopping = asyncio.create_task(stop())
+    await asyncio.sleep(0.3)
+    writer.write(body[100:])
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith("HTTP/1.1 202")
+    assert "Connection: close" in head
+    await stopping
+    writer.close()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_head_that_arrives_in_pieces_is_not_touched(port: int, tenant: Tenant) -> None:
+    body = jpeg()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in (
+        b"POST /v1/images?tags=abc,",
+        b"holiday HTTP/1.1\r\nHost: x\r\nX-Note: a",
+        b"get /x\r\nContent-Type: image/jpeg\r\n",
+        f"X-Api-Key: {tenant.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body,
+    ):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        assert b'"tags":["abc","holiday"]' in await reader.readuntil(b"}}")
+    writer.close()
+
+
+async def test_a_chunk_that_breaks_its_framing_is_refused_at_once(port: int, tenant: Tenant) -> None:
+    status, _, body = await exchange(
+        port,
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n"
+        + f"X-Api-Key: {tenant.key}\r\n\r\n5\r\nabcde\r\n".encode(),
+        b"zz\r\n",
+    )
+    assert status == 400
+    assert json.loads(body)["error"]["code"] == "invalid-body"
+
+
+async def test_a_client_that_leaves_is_no_error(port: int, tenant: Tenant, capfd: Any) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 10000\r\n"
+        + f"X-Api-Key: {tenant.key}\r\n\r\nabc".encode()
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    await asyncio.sleep(0.2)
+    out, _ = capfd.readouterr()
+    assert "request.cut_off" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("path", ["/v1/images/{key}", "/v1/account&key={key}"])
+async def test_a_key_that_slipped_into_the_path_is_not_logged(port: int, tenant: Tenant, path: str, capfd: Any) -> None:
+    status, _, body = await exchange(port, f"GET {path.format(key=tenant.key)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert status in (401, 404)
+    out, err = capfd.readouterr()
+    assert "[key]" in out
+    assert tenant.key not in out + err + body.decode()
+
+
+async def test_a_body_that_was_not_asked_for_is_not_taken_for_a_request(port: int) -> None:
+    _, headers, _ = await exchange(
+        port, b"POST /v1/images HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    )
+    assert headers["connection"] == "close"
+
+
+async def test_letters_without_end_hold_nobody_up(port: int) -> None:
+    writers = []
+    for piece in (b"x" * 32_000, b"GET /" + b"x" * 7_000, b"x" * 256_000, b"GET / HTTP/1.1\r\nX: "):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+        writer.write(b"x" * 256_000)
+        writers.append(writer)
+    async with asyncio.timeout(2):
+        assert (await exchange(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+    for writer in writers:
+        writer.close()
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_method_in_lower_case_works_after_a_body_too(port: int, tenant: Tenant) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = jpeg()
+    post = (
+        f"post /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-Api-Key: {tenant.key}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    get = f"get /v1/account HTTP/1.1\r\nHost: x\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode()
+    for request in (post, post, get, post):
+        writer.write(request)
+        async with asyncio.timeout(5):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert head.startswith("HTTP/1.1 200"), head
+            await reader.readexactly(int(head.lower().split("content-length: ")[1].split()[0]))
+    writer.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/nowhere"])
+async def test_a_body_that_breaks_its_framing_or_encoding_is_no_error_of_the_server(
+    port: int, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n".encode()
+    for pieces in (
+        (head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", b"zz\r\n"),
+        (head + b"Content-Encoding: gzip\r\nContent-Length: 50\r\n\r\n" + b"x" * 10, b"\1" * 40),
+    ):
+        status, _, _ = await exchange(port, *pieces)
+        assert status in (401, 404)
+        await asyncio.sleep(0.1)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_key_in_the_place_of_the_request_id_is_not_taken_up(port: int, tenant: Tenant, capfd: Any) -> None:
+    _, headers, _ = await exchange(
+        port, f"GET /v1/account HTTP/1.1\r\nHost: x\r\nX-Request-Id: {tenant.key}\r\n\r\n".encode()
+    )
+    out, err = capfd.readouterr()
+    assert tenant.key not in headers["x-request-id"] + out + err
+
+
+@pytest.mark.parametrize("line", ["GET /healthz HTTP/1.1", "GET /v1/account HTTP/1.1", "GET /a b HTTP/1.1", "x y"])
+async def test_no_answer_tells_versions(port: int, line: str) -> None:
+    _, headers, _ = await exchange(port, f"{line}\r\nHost: x\r\n\r\n".encode())
+    assert headers["server"] == "Daguerre"
+
+
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+DOCUMENT_AND_CLOSE = DOCUMENT[:-2] + b"Connection: close\r\n\r\n"
+Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
+Play = Callable[[Scene], None]
+
+
+@asynccontextmanager
+async def serving_in_small_pieces(settings: Settings) -> AsyncIterator[tuple[Runner, socket.socket]]:
+    """A server and a client that is connected to it, between whom the system holds next to nothing."""
+    runner = Runner(
+        create_app(settings), access_log=None, keepalive_timeout=0.2, unread_timeout=0.5, shutdown_timeout=5
+    )
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await web.SockSite(runner, listener).start()
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        try:
+            yield runner, client
+        finally:
+            await runner.cleanup()
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest, settings: Settings) -> Play:
+    """Runs a scene between a server and its client, in each of the event loops."""
+
+    async def run(scene: Scene) -> None:
+        async with asyncio.timeout(15), serving_in_small_pieces(settings) as (runner, client):
+            await scene(runner, client)
+
+    def play(scene: Scene) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(run(scene))
+
+    return play
+
+
+async def stalled(runner: Runner) -> HttpConnection:
+    """The one connection, once an answer waits for its client."""
+    async with asyncio.timeout(5):
+        while True:
+            for connection in runner.draining_server.connections:
+                assert isinstance(connection, HttpConnection)
+                if connection.writing_paused:
+                    return connection
+            await asyncio.sleep(0.01)
+
+
+async def read_all(client: socket.socket, *, pause_s: float = 0) -> bytes:
+    received = bytearray()
+    while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
+        received += piece
+        await asyncio.sleep(pause_s)
+    return bytes(received)
+
+
+def is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return len(body) == int(head.lower().partition(b"content-length: ")[2].split()[0])
+
+
+@pytest.mark.parametrize("requests", [DOCUMENT * 1000, DOCUMENT_AND_CLOSE], ids=["many", "last"])
+def test_a_client_that_reads_no_answer_is_left_after_a_while(
+    play: Play, requests: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, requests))
+        connection = await stalled(runner)
+        began = time.monotonic()
+        await asyncio.sleep(0.3)
+        assert connection.is_busy()
+        assert len(connection._messages) <= 32
+        assert connection.transport is not None
+        assert 0 < connection.transport.get_write_buffer_size() < 200_000  # one answer
+        while runner.draining_server.connections:
+            await asyncio.sleep(0.01)
+        assert 0.4 < time.monotonic() - began < 2
+        with pytest.raises(ConnectionResetError):
+            await read_all(client)
+        await asyncio.wait([sending])
+        sending.exception()
+
+    play(scene)
+    out, _ = capfd.readouterr()
+    assert out.count("connection.unread") == 1
+    assert "Traceback" not in out
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_answer(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        began = time.monotonic()
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
+        assert is_whole(await read_all(client, pause_s=0.03))
+        assert time.monotonic() - began > 0.7  # longer than a client may pause
+
+    play(scene)
+
+
+def test_a_client_that_reads_too_slowly_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 10_000_000)
+
+    async def scene(_: Runner, client: socket.socket) -> None:
+        began = time.monotonic()
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
+        with pytest.raises(ConnectionResetError):
+            await read_all(client, pause_s=0.1)
+        assert 0.4 < time.monotonic() - began < 3
+
+    play(scene)
+
+
+def test_a_drain_waits_until_an_answer_is_read(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
+        await stalled(runner)
+        server = runner.draining_server
+        draining = asyncio.create_task(server.drain(linger_s=0, timeout_s=10))
+        await asyncio.sleep(0.2)
+        assert not draining.done()
+        assert server.count_under_way() == 1
+        reading = asyncio.create_task(read_all(client))
+        await draining
+        await runner.cleanup()
+        assert is_whole(await reading)
+
+    play(scene)
+
+
+def test_a_drain_ends_on_time_beside_a_client_that_reads_nothing(play: Play) -> None:
+    async def scene(runner: Runner, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
+        (await stalled(runner))._unread_s = 60  # so that the drain's time is up first
+        began = time.monotonic()
+        await runner.draining_server.drain(linger_s=0, timeout_s=0.1)
+        await runner.cleanup()
+        assert time.monotonic() - began < 2
+
+    play(scene)

@@ -1,0 +1,154 @@
+"""A large picture is counted, logged and timed when it has been sent, and not when its head has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from service.config.settings import Settings
+from service.ids import ImageId
+from service.storage.disk import DiskStorage
+from service.telemetry.metrics import metrics
+from tests.conftest import Tenant
+from tests.support.samples import insert_image
+from tests.support.scrapes import Scrape
+
+ID = ImageId("AAAAAAA")
+SIZE = 24 << 20  # more than the system takes for a client that does not read
+ROUTE = "/i/{id}"
+
+
+@pytest.fixture(autouse=True)
+async def large_file(settings: Settings, connection: Any, tenant: Tenant, port: int) -> bytes:
+    storage = DiskStorage(settings.storage_folder)
+    data = os.urandom(SIZE)
+    storage.path(ID).write_bytes(data)
+    await insert_image(connection, tenant, ID, size=SIZE)
+    return data
+
+
+class Ends:
+    """What was counted and logged since this was made."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._before = self._scrape()
+        self._capfd = capfd
+        self._log = ""
+
+    def _scrape(self) -> Scrape:
+        return Scrape(metrics.render(None).decode())
+
+    def counted(self, status: int, method: str = "GET") -> float:
+        return self._scrape().rise(
+            self._before, "daguerre_http_requests_total", method=method, route=ROUTE, status=str(status)
+        )
+
+    def seconds(self) -> float:
+        return self._scrape().rise(self._before, "daguerre_http_request_duration_seconds_sum", route=ROUTE)
+
+    def logged(self) -> list[int]:
+        """The statuses of the lines about requests."""
+        self._log += self._capfd.readouterr().out
+        return [int(status) for status in re.findall(r"status\S*?[=:]\s*\S*?(\d{3})\b", self._log)]
+
+    async def until(self, status: int) -> None:
+        async with asyncio.timeout(10):
+            while not self.counted(status):
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def ends(capfd: pytest.CaptureFixture[str], large_file: bytes) -> Ends:
+    return Ends(capfd)
+
+
+@asynccontextmanager
+async def asking(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client that has read the head and little more."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=client, limit=64 << 10)
+    writer.write(f"GET /i/{ID} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_a_slow_client_is_counted_at_the_end(port: int, ends: Ends, large_file: bytes) -> None:
+    async with asking(port) as (reader, _):
+        began = time.monotonic()
+        await asyncio.sleep(0.6)
+        assert ends.counted(200) == 0
+        assert ends.logged() == []
+        assert await reader.readexactly(SIZE) == large_file
+        slept = time.monotonic() - began
+        await ends.until(200)
+    assert 0.6 <= ends.seconds() <= slept + 1
+    assert ends.logged() == [200]
+
+
+async def test_a_client_that_leaves_is_counted_as_499(port: int, ends: Ends) -> None:
+    async with asking(port) as (_, writer):
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+    await ends.until(499)
+    assert ends.counted(200) == 0
+    assert ends.logged() == [499]
+
+
+async def test_a_file_that_fails_is_counted_as_503(
+    port: int, ends: Ends, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It became shorter after its head was sent, as a disk that fails makes it."""
+    async with asking(port) as (reader, _):
+        os.truncate(DiskStorage(settings.storage_folder).path(ID), 1000)
+        assert len(await reader.read(-1)) < SIZE
+        await ends.until(503)
+    assert ends.counted(200) == ends.counted(499) == 0
+    assert ends.logged() == [503]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status", "size"),
+    [
+        ("GET", {}, 200, SIZE),
+        ("HEAD", {}, 200, 0),
+        ("GET", {"Range": "bytes=5-1000004"}, 206, 1_000_000),
+        ("GET", {"Range": f"bytes={SIZE}-"}, 416, None),
+        ("GET", {"If-None-Match": f'"{bytes(32).hex()}"'}, 304, 0),
+    ],
+)
+async def test_every_answer_is_counted_once(
+    port: int, ends: Ends, method: str, headers: dict[str, str], status: int, size: int | None
+) -> None:
+    async with aiohttp.request(method, f"http://127.0.0.1:{port}/i/{ID}", headers=headers) as answer:
+        assert answer.status == status
+        body = await answer.read()
+        assert size is None or len(body) == size
+        assert answer.headers["X-Request-Id"]
+    await ends.until(status) if method == "GET" else await asyncio.sleep(0.3)
+    assert ends.counted(status, method) == 1
+    assert ends.logged() == [status]
+
+
+@pytest.mark.settings(x_accel_redirect="/protected")
+async def test_an_answer_for_a_proxy_is_counted_at_once(port: int, ends: Ends) -> None:
+    """The proxy sends the file, and its log says how that ended."""
+    async with aiohttp.request("GET", f"http://127.0.0.1:{port}/i/{ID}") as answer:
+        assert answer.headers["X-Accel-Redirect"].endswith(f"/{ID}")
+    await ends.until(200)
+    assert ends.logged() == [200]

@@ -1,0 +1,157 @@
+"""Programs on a leash, and their supervisor."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from service.launcher import StartError, parent_death
+from service.launcher.process import Program, trim_log
+from service.launcher.reasons import find_reason, last_words, mark_log
+from service.launcher.supervisor import Supervisor
+from tests.support.processes import is_alive, wait_for
+
+LEASH = Path(parent_death.__file__)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def test_logs_are_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_bytes(b"x" * (11 << 20))
+    trim_log(log)
+    assert log.stat().st_size == 0
+    assert (tmp_path / "server.log.1").stat().st_size == 10 << 20
+
+
+def test_last_words_move_no_cursor(tmp_path: Path) -> None:
+    """A server's log may repeat what a client sent."""
+    log = tmp_path / "server.log"
+    log.write_text("ready\nFATAL:  no role \x1b[2J\x9b31m\u202e\n")
+    words = last_words(Program("server", ["/bin/false"], log=log))
+    assert words == rf"'no role \x1b[2J\x9b31m\u202e' (more in {log})"
+
+
+AN_OLD_REASON = "2026-11-28 20:11:33.983 UTC [1] FATAL:  an old reason"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([AN_OLD_REASON], "an old reason"),
+        ([AN_OLD_REASON, "2026-11-29 20:11:34 UTC [2] PANIC:  could not read file"], "could not read file"),
+        (
+            [
+                "2026 UTC [2] FATAL:  no status of transaction 753",
+                '2026 UTC [2] DETAIL:  Could not open "pg_xact/0000".',
+            ],
+            'no status of transaction 753 (Could not open "pg_xact/0000")',
+        ),
+        (["UTC [2] FATAL:  no file", "UTC [3] FATAL:  the database system is starting up"], "no file"),
+        (
+            ["UTC [2] FATAL:  no file", 'UTC [3] ERROR:  relation "x" does not exist', "UTC [2] LOG:  shut down"],
+            "no file",
+        ),
+        (["postgres: could not find it", "Expected it there"], "postgres: could not find it Expected it there"),
+        (["22289:M 29 Nov 2026 20:11:33.983 # Bad file format"], "Bad file format"),
+        (["Error: DAGUERRE_STORAGE: it cannot be used", "another line"], "DAGUERRE_STORAGE: it cannot be used"),
+        (["FATAL:  " + "x" * 5000], "x" * 500 + "…"),
+        ([], ""),
+    ],
+)
+def test_the_reason_is_found_in_a_log(words: list[str], reason: str) -> None:
+    assert find_reason(words) == reason
+
+
+def test_an_older_reason_is_not_shown(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(f"{AN_OLD_REASON}\n")
+    program = Program("server", ["/bin/false"], log=log)
+    position = mark_log(program)
+    assert last_words(program, position) == f"it said nothing (more in {log})"
+    with log.open("a") as file:
+        file.write("2026 UTC [1] PANIC:  a new reason\n")
+    assert last_words(program, position) == f"a new reason (more in {log})"
+    log.write_text("PANIC:  after a trim\n")
+    assert last_words(program, position) == f"after a trim (more in {log})"
+
+
+class TestLeash:
+    def test_without_a_death_signal_a_watcher_ends_the_program(self) -> None:
+        program = (
+            "import os, runpy, subprocess, sys, time\n"
+            "code = 'import runpy, sys; sys.platform = \"other\"; sys.argv = sys.argv[1:]; '"
+            "'runpy.run_path(sys.argv[0], run_name=\"__main__\")'\n"
+            "child = subprocess.Popen([sys.executable, '-c', code, sys.argv[1], str(os.getpid()), '15', '-',"
+            " '/bin/sleep', '60'])\n"
+            "print(child.pid, flush=True); time.sleep(60)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program, str(LEASH)], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            wait_for(lambda: "sleep" in Path(f"/proc/{pid}/cmdline").read_text(), 5)
+            parent.kill()
+        wait_for(lambda: not is_alive(pid), 5)
+
+    def test_nothing_starts_for_a_parent_that_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        parent_death = runpy.run_path(str(LEASH))
+        monkeypatch.setattr(sys, "platform", "linux")
+        with pytest.raises(SystemExit):
+            parent_death["tie_to"](os.getpid(), 0)
+
+
+class TestSupervisor:
+    def test_what_dies_again_and_again_is_started_ever_later(self, tmp_path: Path) -> None:
+        starts, lines = tmp_path / "starts", list[str]()
+        with Supervisor(report=lines.append) as supervisor:
+            supervisor.start([Program("Quick", ["/bin/sh", "-c", f"echo >> {starts}; sleep 0.1; exit 3"])])
+            threading.Timer(1.6, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            supervisor.run()
+        assert starts.read_text().count("\n") == 3
+        assert [line.split(")", 1)[1] for line in lines] == [
+            " ended with exit code 3: starting it again",
+            " ended with exit code 3: starting it again in 1 s",
+            " ended with exit code 3: starting it again in 2 s",
+        ]
+
+    def test_the_last_group_is_stopped_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
+        order = tmp_path / "order"
+        stubborn = Program("Stubborn", ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"], grace_s=60)
+        polite = Program(
+            "Polite", ["/bin/sh", "-c", f"trap 'date +%s > {order}; exit' TERM; while :; do sleep 0.1; done"]
+        )
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([polite])
+            supervisor.start([stubborn])
+            for delay_s in (0.3, 0.6):
+                threading.Timer(delay_s, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            begun = time.time()
+            supervisor.run()
+            supervisor.stop()
+        assert 2 < time.time() - begun < 10
+        assert int(order.read_text()) >= int(begun) + 2
+
+    def test_children_of_a_killed_program_end_too(self, tmp_path: Path) -> None:
+        pids = tmp_path / "pids"
+        program = Program("Parent", ["/bin/sh", "-c", f"sleep 60 & echo $$ $! >> {pids}; wait"])
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([program])
+            wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 1)
+            parent, child = map(int, pids.read_text().split())
+            os.kill(parent, signal.SIGKILL)
+            assert supervisor.wait_until(lambda: pids.read_text().count("\n") == 2, 5)
+            wait_for(lambda: not is_alive(child), 5)
+
+    def test_a_program_that_cannot_start_is_given_up(self) -> None:
+        with Supervisor(report=lambda _: None) as supervisor:
+            supervisor.start([Program("Broken", ["/nowhere/program"])])
+            with pytest.raises(StartError, match="Broken did not start: it ended with exit code 1"):
+                supervisor.wait_until(lambda: False, 10)

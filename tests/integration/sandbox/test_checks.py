@@ -1,0 +1,318 @@
+"""What a worker believes of a child process: lies end the child, and count against its picture."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from service.images.probe import MAX_PREVIEW_BYTES, Probe
+from service.renditions.transformation import Transformation
+from tests.support import pictures
+from tests.support.lying_child import TOKEN
+from tests.support.samples import jpeg
+from worker.headers import read_size
+from worker.sandbox.decoder import ChildLost
+from worker.sandbox.messages import (
+    GREETING_TOKEN,
+    LENGTH,
+    MAX_WORDS_BYTES,
+    Answer,
+    Finding,
+    Patches,
+    Refusal,
+    Rendered,
+    Unreadable,
+    encode_answer,
+)
+from worker.sandbox.pool import Children
+from worker.sandbox.process import ChildStalled
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children get their files by Linux's sockets")
+
+PREVIEW = pictures.encode("JPEG", Image.new("L", (48, 32)), quality=10)
+HONEST = Probe("jpeg", 120, 80, 1, 1, has_alpha=False, exif={"Make": "Daguerre"}, mini_preview=PREVIEW)
+MAX_PIXELS = 1_000_000
+SMALL = Transformation("jpeg", 80, width=60, height=60)
+
+
+class Liar:
+    """One child of a worker that answers what a test writes down. Without that it says nothing."""
+
+    def __init__(self, folder: Path, children: Children) -> None:
+        self.picture = folder / "picture"
+        self.picture.write_bytes(jpeg(120, 80))
+        self.children = children
+        self._lie = folder / "lie"
+
+    def say(self, finding: Finding, *, seconds: float = 0) -> None:
+        self.say_bytes(encode_answer(Answer.of(finding, seconds=seconds, computed_s=0)))
+
+    def say_bytes(self, message: bytes) -> None:
+        self._lie.write_bytes(message)
+
+    async def probe(self) -> Probe:
+        return await self.children.probe(str(self.picture))
+
+    async def render(self, transformation: Transformation = SMALL) -> bytes:
+        return await self.children.render([str(self.picture)], transformation)
+
+    async def find_locations(self) -> Any:
+        return await self.children.find_locations([str(self.picture)])
+
+    @property
+    def pid(self) -> int | None:
+        return self.children._all[0].process.pid
+
+
+@pytest.fixture
+async def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Liar]:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.lying_child "{tmp_path / "lie"}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    children = Children(1, max_pixels=MAX_PIXELS, timeout_s=0.5)
+    await children.start()
+    yield Liar(tmp_path, children)
+    await children.end()
+
+
+def image(form: str, width: int, height: int, **options: object) -> bytes:
+    return pictures.encode(form, Image.new("RGB", (width, height)), **options)
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "another format": {"format": "png"},
+    "a format that runs scripts": {"format": "svg"},
+    "an unknown format": {"format": "text/html"},
+    "no width": {"width": 0},
+    "a negative height": {"height": -80},
+    "another width than the header's": {"width": 121},
+    "more pages than admitted": {"pages": 105},
+    "no pages": {"pages": 0},
+    "too many pages": {"width": 1, "height": 1, "pages": 10_001},
+    "no orientation": {"orientation": 0},
+    "an orientation of no turn": {"orientation": 9},
+    "EXIF with NUL": {"exif": {"Make": "a\0b"}},
+    "EXIF over its bound": {"exif": {f"Tag{i}": "x" * 1_000 for i in range(17)}},
+    "EXIF of a long text": {"exif": {"Make": "x" * 1_001}},
+    "EXIF of a long list": {"exif": {"Make": [0] * 65}},
+    "EXIF that is infinite": {"exif": {"Make": math.inf}},
+    "EXIF that is no number": {"exif": {"Make": [1, math.nan]}},
+    "EXIF of bytes": {"exif": {"Make": b"a"}},
+    "EXIF of nothing": {"exif": {"Make": None}},
+    "EXIF in EXIF": {"exif": {"Make": {"Make": "a"}}},
+    "EXIF of a list of texts": {"exif": {"Make": ["a"]}},
+    "EXIF of another name": {"exif": {"<script>": "a"}},
+    "no preview": {"mini_preview": b""},
+    "a long preview": {"mini_preview": PREVIEW[:-2] + bytes(MAX_PREVIEW_BYTES - len(PREVIEW) + 1) + b"\xff\xd9"},
+    "a cut preview": {"mini_preview": PREVIEW[:-2]},
+    "a preview that is a PNG": {"mini_preview": image("PNG", 4, 4)},
+    "a progressive preview": {"mini_preview": pictures.encode("JPEG", Image.new("L", (8, 8)), progressive=True)},
+    "a large preview": {"mini_preview": pictures.encode("JPEG", Image.new("L", (49, 8)), quality=10)},
+    "a preview that is a page": {"mini_preview": b"\xff\xd8\xff<script></script>\xff\xd9"},
+}
+
+
+async def test_honest_answer_is_believed(liar: Liar) -> None:
+    liar.say(HONEST)
+    assert await liar.probe() == HONEST
+    turned = replace(HONEST, width=80, height=120, orientation=6)
+    liar.say(turned)
+    assert await liar.probe() == turned
+
+
+@pytest.mark.parametrize("changes", LIES.values(), ids=LIES.keys())
+async def test_probe_that_cannot_be_ends_its_child(liar: Liar, changes: dict[str, Any]) -> None:
+    liar.say(replace(HONEST, **changes))
+    pid = liar.pid
+    with capture_logs() as logs, pytest.raises(ChildLost):
+        await liar.probe()
+    assert [line["cause"].partition(":")[0] for line in logs if line["event"] == "child.lost"] == ["OddAnswer"]
+    liar.say(HONEST)
+    assert await liar.probe() == HONEST
+    assert liar.pid != pid
+
+
+async def test_drawing_has_no_more_pixels_than_admitted(liar: Liar) -> None:
+    """Its header does not say its size."""
+    liar.picture.write_bytes(pictures.SVG)
+    liar.say(replace(HONEST, format="svg", width=1_000, height=1_001))
+    with pytest.raises(ChildLost):
+        await liar.probe()
+
+
+@pytest.mark.parametrize("text", [b"\xed\xa0\x80", b"\xff"], ids=["a lone surrogate", "no UTF-8"])
+async def test_text_that_is_no_text_ends_its_child(liar: Liar, text: bytes) -> None:
+    honest = encode_answer(Answer.of(replace(HONEST, exif={"Make": "x" * len(text)}), seconds=0, computed_s=0))
+    liar.say_bytes(honest.replace(b"x" * len(text), text))
+    with pytest.raises(ChildLost):
+        await liar.probe()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal("quota-exceeded"),
+        Refusal("nonsense"),
+        Refusal("rendition-too-large"),
+        Refusal("damaged-image", "JPEG XL"),
+        Refusal("unsupported-image", "x" * 65),
+        Refusal("unsupported-image", "\x1b[2J"),
+    ],
+    ids=repr,
+)
+async def test_refusal_of_another_kind_ends_its_child(liar: Liar, refusal: Refusal) -> None:
+    liar.say(refusal)
+    with pytest.raises(ChildLost):
+        await liar.probe()
+
+
+@pytest.mark.parametrize("finding", [Rendered(b"\xff\xd8\xff"), Patches([]), Unreadable("x" * 201)], ids=repr)
+async def test_answer_to_another_request_ends_its_child(liar: Liar, finding: Finding) -> None:
+    liar.say(finding)
+    with pytest.raises(ChildLost):
+        await liar.probe()
+
+
+async def test_long_answer_is_not_awaited(liar: Liar) -> None:
+    """The child sends the length alone: a worker that waits for the rest takes until the time-out, and blames the
+    disk.
+    """
+    liar.say_bytes(LENGTH.pack(MAX_WORDS_BYTES + 1))
+    with pytest.raises(ChildLost):
+        await liar.probe()
+    liar.say_bytes(LENGTH.pack(6 * 60 * 60 + (1 << 20) + 1))
+    with pytest.raises(ChildLost):
+        await liar.render()
+    liar.say_bytes(LENGTH.pack(MAX_WORDS_BYTES + 17 * liar.picture.stat().st_size + 1))
+    with pytest.raises(ChildLost):
+        await liar.find_locations()
+
+
+@pytest.mark.parametrize(
+    ("data", "transformation"),
+    [
+        (b"", SMALL),
+        (b"<html>", SMALL),
+        (image("PNG", 60, 40), SMALL),
+        (image("JPEG", 61, 40), SMALL),
+        (image("PNG", 40, 61), Transformation("png", 80, width=60, height=60)),
+        (image("PNG", 8_193, 1), Transformation("png", 80)),
+        (image("WEBP", 61, 40), Transformation("webp", 80, width=60)),
+        (image("GIF", 40, 61), Transformation("gif", 80, height=60)),
+        (image("AVIF", 61, 40, speed=10), Transformation("avif", 80, width=60, height=60)),
+        (pictures.HEIC, Transformation("avif", 80)),
+    ],
+)
+async def test_rendition_of_another_kind_ends_child(liar: Liar, data: bytes, transformation: Transformation) -> None:
+    liar.say(Rendered(data))
+    with pytest.raises(ChildLost):
+        await liar.render(transformation)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "gif", "avif"])
+async def test_rendition_as_ordered_is_believed(liar: Liar, form: Any) -> None:
+    data = image(form.upper(), 60, 40)
+    liar.say(Rendered(data))
+    assert await liar.render(Transformation(form, 80, width=60, height=60)) == data
+
+
+async def test_patches_stay_within_their_file(liar: Liar) -> None:
+    size = liar.picture.stat().st_size
+    honest = [(0, b"ab"), (2, b"c"), (size - 1, b"d")]
+    liar.say(Patches(honest))
+    assert await liar.find_locations() == honest
+    for lie in ([(-1, b"a")], [(size, b"a")], [(0, b"ab"), (1, b"b")], [(5, b"a"), (1, b"b")], [(1 << 62, b"a")]):
+        liar.say(Patches(lie))
+        with pytest.raises(ChildLost):
+            await liar.find_locations()
+
+
+@pytest.mark.parametrize("token", [TOKEN, b"<stolen>", GREETING_TOKEN], ids=["twice", "early", "as a greeting"])
+async def test_answer_to_no_request_ends_its_child(liar: Liar, token: bytes) -> None:
+    """Else each picture would be given the answer of another one."""
+    honest = encode_answer(Answer.of(HONEST, seconds=0, computed_s=0))
+    liar.say_bytes(honest + token + honest)
+    assert await liar.probe() == HONEST
+    with pytest.raises(ChildLost):
+        await liar.probe()
+    liar.say(HONEST)
+    assert [await liar.probe() for _ in range(3)] == [HONEST] * 3
+
+
+async def test_answer_of_two_kinds_ends_its_child(liar: Liar) -> None:
+    both = Answer(0, 0, probe=HONEST, refusal=Refusal("damaged-image"))
+    liar.say_bytes(encode_answer(both))
+    with pytest.raises(ChildLost):
+        await liar.probe()
+
+
+async def test_time_of_a_picture_is_at_most_its_limit(liar: Liar) -> None:
+    """By it a worker decides how many pictures a child gets ahead."""
+    liar.say(HONEST, seconds=1e9)
+    await liar.probe()
+    assert liar.children._mean_s < 1
+
+
+async def test_child_that_does_not_read_is_no_slow_disk(liar: Liar) -> None:
+    with pytest.raises(ChildStalled):  # the worker can read the file
+        await liar.probe()
+    liar.say(Unreadable("OSError(5, 'Input/output error')"))
+    with pytest.raises(ChildStalled):
+        await liar.probe()
+    liar.picture.unlink()
+    with pytest.raises(FileNotFoundError):
+        await liar.probe()
+
+
+@pytest.mark.parametrize("name", pictures.every_format())
+async def test_every_format_passes_the_checks(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(pictures.every_format()[name])
+    children = Children(1, max_pixels=MAX_PIXELS, timeout_s=8)
+    probe = await children.probe(str(path))
+    assert probe.format == name.partition(",")[0]
+    await children.find_locations([str(path)])
+    for form in ("jpeg", "png", "webp", "gif", "avif"):
+        with Image.open(io.BytesIO(await children.render([str(path)], Transformation(form, 80, width=20)))) as made:
+            assert made.width == 20
+    await children.end()
+
+
+# A frame of 16 x 8 as a JPEG has it, and bytes before it.
+FRAME = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x10"
+
+
+@pytest.mark.parametrize(
+    ("between", "size"),
+    [
+        (b"", (16, 8)),
+        (b"\xff\xe1\x00\x04ab", (16, 8)),
+        (b"\xff\xff\xff", (16, 8)),
+        (b"\xff\xe1\x13\x88" + FRAME.ljust(4_998), (16, 8)),
+        (b"\x00", None),
+        (b"\xff\x00\x00\x02", None),
+        (b"\xff\xe1\x00\x00", None),
+        (b"\xff\xd9", None),
+        (b"\xff\xe1\x00\x02" * 100, None),
+    ],
+)
+def test_jpeg_size_is_that_of_its_first_frame(between: bytes, size: tuple[int, int] | None) -> None:
+    data = b"\xff\xd8" + between + FRAME
+    assert read_size("jpeg", lambda size, at: data[at : at + size]) == size
+
+
+@pytest.mark.parametrize("form", ["png", "gif", "webp", "jpeg"])
+def test_header_that_is_cut_has_no_size(form: str) -> None:
+    data = pictures.encode(form.upper())
+    assert read_size(form, lambda size, at: data[at : at + size]) == (pictures.WIDTH, pictures.HEIGHT)
+    assert read_size(form, lambda size, at: data[:9][at : at + size]) is None

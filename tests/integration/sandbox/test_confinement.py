@@ -1,0 +1,482 @@
+"""What a child process may not do once it is confined, tried in real ones, and what it still can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.ids import ImageId
+from service.renditions.transformation import Transformation, Watermark
+from service.storage.disk import DiskStorage
+from tests.conftest import do_without
+from tests.support import pictures
+from tests.support.processes import is_alive
+from tests.support.samples import jpeg, slow_svg
+from worker import imaging
+from worker.sandbox import confinement
+from worker.sandbox.decoder import ChildLost
+from worker.sandbox.messages import Answer, ProbeRequest
+from worker.sandbox.pool import Children
+from worker.sandbox.process import ChildProcess
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+
+# Python that is run in a confined child, and the errors that it may meet there. `picture` is the path of its picture,
+# and `fd` the descriptor that it was given.
+FORBIDDEN = {
+    "write in /tmp": ("open('/tmp/daguerre-confined', 'w')", "EACCES"),
+    "write in the storage": ("open(storage / 'new', 'w')", "EACCES"),
+    "write in the home folder": ("open(home / 'daguerre-confined', 'w')", "EACCES"),
+    "read a picture by its name": ("open(picture, 'rb')", "EACCES"),
+    "overwrite a picture": ("open(picture, 'r+')", "EACCES"),
+    "truncate a picture": ("os.truncate(picture, 0)", "EPERM"),
+    "remove a picture": ("os.remove(picture)", "EPERM"),
+    "rename a picture": ("os.rename(picture, storage / 'new')", "EPERM"),
+    "link a picture": ("os.link(picture, storage / 'new')", "EPERM"),
+    "make a symbolic link": ("os.symlink('/etc', storage / 'new')", "EPERM"),
+    "make a folder": ("os.mkdir(storage / 'new')", "EPERM"),
+    "change a picture's mode": ("os.chmod(picture, 0)", "EPERM"),
+    "change a picture's owner": ("os.chown(picture, os.getuid(), os.getgid())", "EPERM"),
+    "change a picture's times": ("os.utime(picture)", "EPERM"),
+    "change a picture's attributes": ("os.setxattr(picture, 'user.a', b'')", "EPERM"),
+    "overwrite its picture": ("os.write(fd, b'x')", "EBADF"),
+    "overwrite its picture in memory": ("mmap.mmap(fd, 0)", "EACCES"),
+    "truncate its picture": ("os.ftruncate(fd, 0)", "EPERM"),
+    "change the mode of its picture": ("os.fchmod(fd, 0)", "EPERM"),
+    "change the times of its picture": ("os.utime(fd)", "EPERM"),
+    "change the attributes of its picture": ("os.setxattr(fd, 'user.a', b'')", "EPERM"),
+    "change the flags of its picture": ("fcntl.ioctl(fd, 0x40086602, 0)", "EPERM"),
+    "lock its picture": ("fcntl.flock(fd, fcntl.LOCK_EX)", "EPERM"),
+    "lock a part of its picture": ("fcntl.lockf(fd, fcntl.LOCK_SH)", "EPERM"),
+    "take a lease on its picture": ("fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)", "EPERM"),
+    "own the signals of its picture": ("fcntl.fcntl(fd, fcntl.F_SETOWN, os.getppid())", "EPERM"),
+    "choose a signal of its picture": ("fcntl.fcntl(fd, fcntl.F_SETSIG, 9)", "EPERM"),
+    "have signals sent": ("fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC)", "EPERM"),
+    "open its picture anew": ("open(f'/proc/self/fd/{fd}', 'r+b')", "EACCES"),
+    "list the storage": ("os.listdir(storage)", "EACCES"),
+    "watch the storage": ("call(libc.inotify_init1, 0)", "EPERM"),
+    "watch all files": ("call(libc.fanotify_init, 0x200, 0)", "EPERM"),
+    "be told of changes in a folder": ("fcntl.fcntl(os.open('/usr/lib', 0), fcntl.F_NOTIFY, 2)", "EPERM"),
+    "enter the storage": ("os.chdir(storage)", "EPERM"),
+    "read /etc/passwd": ("open('/etc/passwd')", "EACCES"),
+    "list the home folder": ("os.listdir(home)", "EACCES"),
+    "read what lies beside the storage": ("open(storage.parent / 'secret')", "EACCES"),
+    "read through a link out of the storage": ("open(storage / 'link')", "EACCES"),
+    "read the worker's environment": ("open(f'/proc/{os.getppid()}/environ')", "EACCES"),
+    "read the worker's memory": ("open(f'/proc/{os.getppid()}/mem', 'rb')", "EACCES"),
+    "see which files the worker has open": ("os.readlink(f'/proc/{os.getppid()}/fd/0')", "EACCES"),
+    "list the processes": ("os.listdir('/proc')", "EACCES"),
+    "open a TCP socket": ("socket.socket()", "EPERM"),
+    "open a UDP socket": ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", "EPERM"),
+    "open an IPv6 socket": ("socket.socket(socket.AF_INET6)", "EPERM"),
+    "open a Unix socket": ("socket.socket(socket.AF_UNIX)", "EPERM"),
+    "open a pair of sockets": ("socket.socketpair()", "EPERM"),
+    "send a descriptor": ("call(libc.sendmsg, 0, None, 0)", "EPERM"),
+    "receive a descriptor from elsewhere": ("call(libc.recvmsg, fd, None, 0)", "EPERM"),
+    "become another program": ("os.execv('/bin/true', ['true'])", "EPERM"),
+    "fork": ("os.fork() or os._exit(0)", "EPERM"),
+    "start a program": ("subprocess.run(['/bin/true'])", "EPERM"),
+    "start a program by another way": ("os.posix_spawn('/bin/true', ['true'], {})", "EPERM"),
+    "start a process that is no thread": ("call(libc.syscall, numbers['clone'], 17, 0, 0, 0, 0)", "EPERM"),
+    "start a thread in other namespaces": ("call(libc.syscall, numbers['clone'], 0x10030F00, 0, 0, 0, 0)", "EPERM"),
+    "trace the worker": ("call(libc.ptrace, 16, os.getppid(), None, None)", "EPERM"),
+    "signal the worker": ("os.kill(os.getppid(), 0)", "EPERM"),
+    "signal a thread of the worker": ("call(libc.tgkill, os.getppid(), os.getppid(), 0)", "EPERM"),
+    "look at the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
+    "take the worker's cores": ("os.sched_setaffinity(os.getppid(), [0])", "EPERM"),
+    "change the worker's turn": ("os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", "EPERM"),
+    "change the worker's turn at the disk": ("call(libc.syscall, numbers['ioprio_set'], 1, 0, 0)", "EPERM"),
+    "share memory": ("call(libc.shmget, 0, 4096, 0o1600)", "EPERM"),
+    "read shared memory": ("call(libc.shmat, 0, None, 0o10000)", "EPERM"),
+    "remove shared memory": ("call(libc.shmctl, 0, 0, None)", "EPERM"),
+    "make semaphores": ("call(libc.semget, 0, 1, 0o1600)", "EPERM"),
+    "change semaphores": ("call(libc.semctl, 0, 0, 16, 1)", "EPERM"),
+    "make a queue": ("call(libc.msgget, 0, 0o1600)", "EPERM"),
+    "read a queue": ("call(libc.msgrcv, 0, bytes(100), 8, 0, 0o4000)", "EPERM"),
+    "open a queue by name": ("call(libc.mq_open, b'/daguerre', 0o102, 0o600, None)", "EPERM"),
+    "move pages of a pipe": ("call(libc.vmsplice, 1, None, 0, 0)", "EPERM"),
+    "move a picture into a pipe": ("call(libc.splice, fd, None, 1, None, 1, 0)", "EPERM"),
+    "leave its layout of memory": ("call(libc.personality, 0x0040000)", "EPERM"),
+    "mount": ("call(libc.mount, b'none', b'/tmp', b'tmpfs', 0, None)", "EPERM"),
+    "get new namespaces": ("call(libc.unshare, 0x10000000)", "EPERM"),
+    "load a BPF program": ("call(libc.syscall, numbers['bpf'], 0, None, 0)", "EPERM"),
+    "look for keys": ("call(libc.syscall, numbers['keyctl'], 0, -3, 0)", "EPERM"),
+    "use io_uring": ("call(libc.syscall, 425, 1, None)", "ENOSYS"),
+    "watch events": ("call(libc.syscall, numbers['perf_event_open'], None, 0, -1, -1, 0)", "EPERM"),
+    "make a file in memory": ("os.memfd_create('new')", "EPERM"),
+    "raise a limit": ("resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))", "ValueError"),
+    "open many files": ("[open(os.__file__) for _ in range(100)]", "EMFILE"),
+    "take much memory": ("bytearray(5 << 30)", "MemoryError"),
+    "get privileges back": ("call(libc.prctl, 8, 0, 0, 0, 0)", "EPERM"),
+}
+ALLOWED = {
+    "read its picture": "os.pread(fd, 100, 0)",
+    "map its picture": "mmap.mmap(fd, 0, access=mmap.ACCESS_READ).close()",
+    "load code": "__import__('wave')",
+    "load more of a package": "__import__('PIL.TgaImagePlugin')",
+    "start a thread": "threading.Thread(target=int).start()",
+    "random bytes": "open('/dev/urandom', 'rb').read(1)",
+    "its own limits": "confinement.allow_cpu(5)",
+    "signal itself": "call(libc.tgkill, os.getpid(), threading.get_native_id(), 0)",
+    "no privilege": "privileges() and fail('EPERM')",
+}
+# On x86_64 and aarch64, of calls without a function in the C library.
+NUMBERS = {
+    "clone": (56, 220),
+    "ioprio_set": (251, 30),
+    "bpf": (321, 280),
+    "keyctl": (250, 219),
+    "perf_event_open": (298, 241),
+}
+if os.uname().machine == "x86_64":
+    FORBIDDEN["open a socket by x32"] = ("call(libc.syscall, 0x40000000 | 41, 2, 1, 0)", "EPERM")
+
+# Everything is tried twice: in the thread that was confined, and in one that it starts afterwards.
+SCRIPT = """
+import ctypes, errno, fcntl, json, mmap, os, resource, socket, subprocess, sys, threading
+from pathlib import Path
+from worker.sandbox import confinement, system_calls
+from worker import imaging
+
+storage, home = Path(sys.argv[1]), Path.home()
+picture = storage / "picture"
+fd = os.open(picture, os.O_RDONLY)
+libc = ctypes.CDLL(None, use_errno=True)
+column = os.uname().machine == "aarch64"
+
+def call(function, *args):
+    if function(*args) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+def fail(name):
+    raise OSError(getattr(errno, name), "")
+
+def privileges():
+    held = ctypes.create_string_buffer(24)
+    header = (ctypes.c_uint * 2)(0x20080522, 0)
+    call(libc.capget, header, held)
+    effective = int.from_bytes(held.raw[0:4], "little") | int.from_bytes(held.raw[12:16], "little") << 32
+    return effective & ~(1 << 2)  # but for reading
+
+def call_unlisted():
+    named = [*system_calls.ALLOWED.values(), *(entry[0] for entry in system_calls.BY_ARGUMENT.values())]
+    listed = {both[column] for both in [*named, system_calls._CLONE, system_calls._TGKILL]}
+    probes = {335, 336}  # on x86_64 the kernel's own, which filters never see: SIGILL for anybody else
+    return {number: call_number(number) for number in range(700) if number not in listed | probes}
+
+def call_number(number):
+    bad = ctypes.c_long(-1)
+    return errno.errorcode[ctypes.get_errno()] if libc.syscall(number, *[bad] * 6) < 0 else "done"
+
+def attempt(code):
+    try:
+        eval(code)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+def attempt_all():
+    outcomes.append({name: attempt(code) for name, code in attempts.items()})
+
+attempts, numbers = json.load(sys.stdin)
+outcomes = []
+confinement.limit_memory()
+imaging.prepare()
+threads = len(os.listdir("/proc/self/task"))
+missing = confinement.confine()
+attempt_all()
+later = threading.Thread(target=attempt_all)
+later.start()
+later.join()
+unlisted = call_unlisted() if not missing else {}
+print(json.dumps({"missing": missing, "threads": threads, "outcomes": outcomes, "unlisted": unlisted}))
+"""
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("confined")
+    (folder / "secret").write_text("secret")
+    storage = folder / "storage"
+    storage.mkdir()
+    (storage / "picture").write_bytes(jpeg())
+    (storage / "link").symlink_to(folder / "secret")
+    attempts = {name: code for name, (code, _) in FORBIDDEN.items()} | ALLOWED
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(storage)],
+        input=json.dumps([attempts, {name: both[os.uname().machine == "aarch64"] for name, both in NUMBERS.items()}]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in storage.iterdir()) == ["link", "picture"]
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["missing"]:
+        do_without(f"this kernel lacks {', '.join(found['missing'])}")
+    return found
+
+
+@linux
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_code_in_a_child_cannot(tried: dict[str, Any], name: str) -> None:
+    assert [outcomes[name] for outcomes in tried["outcomes"]] == [FORBIDDEN[name][1]] * 2
+
+
+@linux
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_child_still_can(tried: dict[str, Any], name: str) -> None:
+    assert [outcomes[name] for outcomes in tried["outcomes"]] == ["done"] * 2
+
+
+@linux
+def test_calls_that_are_not_listed_are_refused(tried: dict[str, Any]) -> None:
+    """Those of later kernels as not implemented, so that a C library that tries them first takes older ones."""
+    for number, outcome in tried["unlisted"].items():
+        assert outcome == ("EPERM" if int(number) < 424 else "ENOSYS"), number
+    assert len(tried["unlisted"]) > 500
+
+
+@linux
+def test_what_libvips_starts_is_confined_since_it_has_no_thread_before(tried: dict[str, Any]) -> None:
+    assert tried["threads"] == 1
+
+
+@pytest.fixture
+async def children(tmp_path: Path) -> AsyncIterator[Children]:
+    children = Children(1, max_pixels=100_000_000, timeout_s=8)
+    await children.start()
+    yield children
+    await children.end()
+
+
+TEXT = b"""<svg xmlns="http://www.w3.org/2000/svg" width="200" height="60">
+<text x="5" y="40" font-family="serif" font-size="30">Daguerre</text></svg>"""
+
+
+async def test_every_format_is_found_the_same_at_both_places_of_the_storage(children: Children, tmp_path: Path) -> None:
+    storage = DiskStorage(tmp_path)
+    storage.prepare()
+    imaging.prepare()
+    kept, incoming, *_ = storage.places(ImageId("picture"))
+    for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
+        for place, other in ((incoming, kept), (kept, incoming)):
+            Path(other).unlink(missing_ok=True)
+            Path(place).write_bytes(data)
+            unconfined = imaging.probe(place, max_pixels=100_000_000)
+            assert await children.probe(kept, incoming) == unconfined, name
+
+
+SHIFT_JIS = '<?xml version="1.0" encoding="Shift_JIS"?><svg xmlns="http://www.w3.org/2000/svg"><text>漢字</text></svg>'
+RENDITIONS = [
+    *(Transformation(format=form, quality=50, width=40) for form in ("avif", "gif", "jpeg", "png", "webp")),
+    Transformation(format="jpeg", quality=80, width=16, height=16, fit="cover", gravity="smart", metadata="keep"),
+    Transformation(format="png", quality=80, trim=10.0, rotate=90, blur=20.0, sharpen=2.0, ellipse=True),
+    Transformation(format="webp", quality=80, contrast=1.5, watermark=Watermark(ImageId("mark"), opacity=0.5)),
+]
+
+
+async def test_renditions_are_the_same_behind_the_filter(children: Children, tmp_path: Path) -> None:
+    imaging.prepare()
+    picture, mark = str(tmp_path / "picture"), str(tmp_path / "mark")
+    Path(mark).write_bytes(pictures.encode("PNG", pictures.quarters(30, 20)))
+    samples = pictures.every_format() | {"svg, text": TEXT, "svg, Shift_JIS": SHIFT_JIS.encode("shift_jis")}
+    for name, data in samples.items():
+        Path(picture).write_bytes(data)
+        assert await children.find_locations([picture]) == imaging.find_locations(picture), name
+        for transformation in RENDITIONS:
+            watermark = mark if transformation.watermark else None
+            unconfined = imaging.render(picture, transformation, watermark=watermark, max_pixels=100_000_000)
+            confined = await children.render([picture], transformation, watermark and [watermark])
+            assert confined == unconfined, (name, transformation)
+
+
+async def test_a_tiff_of_many_pages_needs_no_more_files_than_are_allowed(children: Children, tmp_path: Path) -> None:
+    first, *rest = (pictures.quarters(20 + page, 20) for page in range(100))
+    (tmp_path / "picture").write_bytes(pictures.encode("TIFF", first, save_all=True, append_images=rest))
+    assert (await children.probe(str(tmp_path / "picture"))).pages == 100
+
+
+@linux
+@pytest.mark.usefixtures("tried")
+async def test_limits_of_a_child_are_not_the_workers(children: Children, tmp_path: Path) -> None:
+    def limits(pid: int) -> list[tuple[int, int]]:
+        names = ("AS", "CORE", "CPU", "FSIZE", "NOFILE")
+        return [resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}")) for name in names]
+
+    def confined(pid: int) -> list[str]:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("NoNewPrivs", "Seccomp:", "CapEff"))]
+
+    pid = children._all[0].process.pid
+    assert pid is not None
+    (tmp_path / "picture").write_bytes(jpeg())
+    before = limits(os.getpid()), confined(os.getpid())
+    await children.probe(str(tmp_path / "picture"))
+    assert (limits(os.getpid()), confined(os.getpid())) == before
+    memory, core, (cpu_s, most_cpu_s), size, files = limits(pid)
+    assert (memory[1], core[1], size[1], files[1]) == (confinement.MEMORY_BYTES, 0, 0, confinement.FILES)
+    assert 8 + confinement.CPU_MARGIN_S <= cpu_s < 20
+    assert most_cpu_s == confinement.MAX_CPU_S + 8 + confinement.CPU_MARGIN_S
+    assert confined(pid) != confined(os.getpid())
+
+
+async def test_a_child_that_nobody_ends_computes_no_longer_than_allowed(tmp_path: Path) -> None:
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    (tmp_path / "picture").write_bytes(jpeg())
+    process = ChildProcess(0.1)
+    await process.start()
+    with FileIO(tmp_path / "picture") as picture, FileIO(tmp_path / "endless") as endless:
+        process.send(ProbeRequest(1_000_000), [picture])
+        assert (await process.receive()).probe is not None
+        process.send(ProbeRequest(1_000_000), [endless])
+    with pytest.raises(asyncio.IncompleteReadError):
+        await process.receive()
+    assert process._process is not None
+    assert await process._process.wait() == -signal.SIGXCPU
+    await process.end()
+
+
+STOPPED_WORKER = """
+import asyncio, pathlib, sys
+from worker.sandbox.decoder import ChildLost
+from worker.sandbox.pool import Children
+
+async def main():
+    storage = pathlib.Path(sys.argv[1])
+    children = Children(1, max_pixels=1_000_000, timeout_s=1)
+    await children.start()
+    probing = asyncio.create_task(children.probe(str(storage / "endless")))
+    await asyncio.sleep(0.1)
+    print(children._all[0].process.pid, flush=True)
+    try:
+        await probing
+    except ChildLost:
+        print("lost", (await children.probe(str(storage / "picture"))).width, flush=True)
+    await children.end()
+
+asyncio.run(main())
+"""
+
+
+@linux
+async def test_a_child_of_a_stopped_worker_ends_at_its_limit_and_is_lost_when_the_worker_goes_on(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STOPPED_WORKER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    try:
+        child = int(await worker.stdout.readline())
+        worker.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(40):
+            while is_alive(child):
+                await asyncio.sleep(0.05)
+        worker.send_signal(signal.SIGCONT)
+        *_, last = (await worker.stdout.read()).splitlines()
+        assert last == b"lost 120"
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+        await worker.wait()
+
+
+@linux
+async def test_a_picture_that_takes_its_child_to_a_limit_costs_that_child_only(
+    children: Children, tmp_path: Path
+) -> None:
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    (tmp_path / "endless").write_bytes(slow_svg(1000))
+    pid = children._all[0].process.pid
+    assert pid is not None
+    probing = asyncio.create_task(children.probe(str(tmp_path / "endless")))
+    await asyncio.sleep(0.3)  # it has raised its limit for this picture
+    resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))
+    with pytest.raises(ChildLost):
+        await probing
+    assert (await children.probe(str(tmp_path / "picture"))).width == 120
+    assert children._all[0].process.pid != pid
+
+
+async def test_a_storage_that_is_mounted_later_can_be_read(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    children = Children(1, max_pixels=1_000_000, timeout_s=8)
+    await children.start()
+    storage.rename(tmp_path / "before")
+    storage.mkdir()
+    (storage / "picture").write_bytes(jpeg(120, 80))
+    assert (await children.probe(str(storage / "picture"))).width == 120
+    await children.end()
+
+
+async def test_a_child_that_prints_much_neither_waits_nor_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chatty = tmp_path / "python"
+    chatty.write_text(f'#!/bin/sh\nhead -c 1000000 /dev/zero >&2\nexec "{sys.executable}" "$@"\n')
+    chatty.chmod(0o755)
+    (tmp_path / "picture").write_bytes(jpeg(120, 80))
+    monkeypatch.setattr(sys, "executable", str(chatty))
+    children = Children(1, max_pixels=1_000_000, timeout_s=8)
+    assert (await children.probe(str(tmp_path / "picture"))).width == 120
+    await children.end()
+
+
+async def test_the_last_words_of_a_child_are_logged(children: Children, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(jpeg())
+    children._max_pixels = "many"  # type: ignore[assignment]
+    with capture_logs() as logs, pytest.raises(ChildLost):
+        await children.probe(str(tmp_path / "picture"))
+    [line] = [line for line in logs if line["event"] == "child.lost"]
+    assert "ValidationError" in line["said"]
+    assert line["said"].isprintable()
+    assert len(line["said"]) <= 1000
+
+
+async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(_: ChildProcess) -> Answer:
+        return Answer.greeting(computed_s=0, unconfined=["Landlock"])
+
+    monkeypatch.setattr(ChildProcess, "start", start)
+    with capture_logs() as logs:
+        await Children(3, max_pixels=1, timeout_s=1).start()
+    assert [(line["event"], line["missing"]) for line in logs] == [("children.not_confined", ["Landlock"])]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "missing"),
+    [
+        ("sys.platform = 'darwin'", ["Landlock", "seccomp"]),
+        ("system_calls._ARCHITECTURES.clear()", ["seccomp"]),
+        ("confinement._CREATE_RULESET = 999", ["Landlock"]),
+    ],
+)
+@linux
+@pytest.mark.usefixtures("tried")
+def test_where_a_system_lacks_something_the_rest_holds(lacking: str, missing: list[str]) -> None:
+    script = (
+        "import resource, sys\nfrom worker.sandbox import confinement, system_calls\n"
+        f"{lacking}\nprint(confinement.confine())\n"
+        "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{missing}\n"), done.stderr

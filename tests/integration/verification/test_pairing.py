@@ -1,0 +1,151 @@
+"""`serve` and `up` refuse to begin a new database beside a storage of images, and a new storage beside their rows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config.settings import Settings, SettingsError
+from service.ids import ImageId
+from service.storage.disk import DiskStorage
+from service.verification.pairing import require_pair
+from tests.conftest import Servers, Tenant
+from tests.e2e.test_up import place, up
+from tests.integration.cli.test_cli import daguerre_process
+from tests.integration.verification.test_verify import ID, put
+from tests.support.processes import wait_for
+from tests.support.samples import insert_image
+
+__all__ = ["place"]  # a fixture
+
+
+@pytest.fixture
+def storage(settings: Settings) -> DiskStorage:
+    """With a file that is an image's."""
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    put(storage.path(ID))
+    return storage
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return {
+        "DAGUERRE_STORAGE": str(settings.storage_folder),
+        "DAGUERRE_DATABASE_URL": settings.database_url,
+        "DAGUERRE_REDIS_URL": settings.redis_url,
+    }
+
+
+class TestPair:
+    @pytest.mark.usefixtures("tenant")  # an account is no image
+    async def test_an_empty_database_is_refused(self, settings: Settings, storage: DiskStorage) -> None:
+        with pytest.raises(SettingsError, match=f"{storage.path(ID)}, and the database has no image.*--new-database"):
+            await require_pair(settings.database_url, storage)
+        await require_pair(settings.database_url, storage, is_new_database=True)
+
+    async def test_a_database_without_tables_too(self, storage: DiskStorage, connection: Any, servers: Servers) -> None:
+        await connection.execute("create database without_tables")
+        with pytest.raises(SettingsError, match="the database has no image"):
+            await require_pair(servers.postgres.dsn_of("without_tables"), storage)
+        await connection.execute("drop database without_tables")
+
+    @pytest.mark.parametrize("state", ["ready", "pending", "failed"])
+    async def test_one_row_is_enough(
+        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant, state: str
+    ) -> None:
+        await insert_image(connection, tenant, "IMAGE01", state=state)
+        await require_pair(settings.database_url, storage)
+
+    async def test_a_noted_removal_is_enough(self, settings: Settings, storage: DiskStorage, connection: Any) -> None:
+        """The last image was deleted, and its file is not."""
+        await connection.execute("insert into removals (image_id) values ($1)", ID)
+        await require_pair(settings.database_url, storage)
+
+    async def test_a_first_start_is_let_through(self, settings: Settings, storage: DiskStorage) -> None:
+        storage.path(ID).unlink()
+        await require_pair(settings.database_url, storage)
+        put(storage.incoming_path(ID))
+        put(storage.shard_folder(1) / "lost+found")
+        storage.shard_folder(2).rmdir()
+        await require_pair(settings.database_url, storage)
+        storage.shard_folder(2).mkdir()
+        await require_pair(settings.database_url, DiskStorage(settings.storage_folder / "none"))
+
+    async def test_a_database_that_is_away_is_no_reason(self, storage: DiskStorage) -> None:
+        await require_pair("postgresql://127.0.0.1:1/x", storage)
+
+    async def test_a_folder_out_of_order_hides_no_files(self, settings: Settings, storage: DiskStorage) -> None:
+        other = next(path for path in map(storage.shard_folder, range(2)) if path != storage.path(ID).parent)
+        other.rmdir()
+        put(other)
+        with pytest.raises(SettingsError, match="the database has no image"):
+            await require_pair(settings.database_url, storage)
+        other.unlink()
+        other.mkdir()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+class TestServe:
+    def serve(self, settings: Settings, processes: str) -> subprocess.CompletedProcess[str]:
+        return daguerre_process("serve", "--port", "0", "--processes", processes, **environment(settings))
+
+    @pytest.mark.usefixtures("storage")
+    async def test_refuses_an_empty_database(self, settings: Settings, processes: str) -> None:
+        done = await asyncio.to_thread(self.serve, settings, processes)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): ")
+        assert "correct DAGUERRE_DATABASE_URL" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    async def test_begins_no_storage_beside_rows(
+        self, settings: Settings, connection: Any, tenant: Tenant, processes: str, tmp_path: Path
+    ) -> None:
+        mount = tmp_path / "mount"
+        mount.mkdir()
+        await insert_image(connection, tenant, "IMAGE01")
+        done = await asyncio.to_thread(self.serve, settings.model_copy(update={"storage": mount}), processes)
+        assert (done.returncode, list(mount.iterdir())) == (1, [])
+        assert "mount that disk" in done.stderr
+
+    @pytest.mark.usefixtures("storage")
+    def test_starts_with_the_flag(self, settings: Settings, processes: str, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        words = [
+            sys.executable,
+            "-m",
+            "service.cli",
+            "serve",
+            "--port",
+            "0",
+            "--processes",
+            processes,
+            "--new-database",
+        ]
+        with log.open("w") as output:
+            process = subprocess.Popen(words, env={"PATH": os.environ["PATH"], **environment(settings)}, stderr=output)
+        wait_for(lambda: "api.listening" in log.read_text() or process.poll() is not None)
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+
+
+class TestUp:
+    @pytest.mark.usefixtures("storage")
+    async def test_refuses_and_changes_nothing(self, place: Path, settings: Settings, connection: Any) -> None:
+        done = await asyncio.to_thread(
+            daguerre_process, "up", "--port", "0", "--data", str(place / "data"), **environment(settings)
+        )
+        assert done.returncode == 1
+        assert "the database has no image" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert await connection.fetchval("select count(*) from accounts") == 0
+
+    def test_starts_with_the_flag(self, place: Path, settings: Settings, storage: DiskStorage) -> None:
+        with up(place / "data", "--new-database", given=environment(settings)) as started:
+            assert started.get("/readyz")[0] == 200
+        assert storage.path(ImageId(ID)).exists()

@@ -1,0 +1,134 @@
+"""What counts against a picture, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from arq import Retry
+
+from service.config.settings import Settings
+from service.dependencies import outages
+from service.ids import ImageId
+from service.images.probe import Probe
+from service.queue import jobs
+from service.queue.jobs import PROBE_QUEUE, JobQueue, ProbeJob
+from service.storage.disk import DiskStorage
+from service.telemetry.metrics import metrics
+from service.uploads.replies import Reply
+from tests.conftest import RunBurst, Tenant
+from tests.support.samples import insert_image, jpeg
+from tests.support.scrapes import Scrape
+from worker.main import PERIODIC_JOBS, make_prober, make_renderer
+from worker.probe import probe_image
+from worker.resources import Resources, open_resources
+from worker.sandbox.pool import Children
+
+PICTURE = ImageId("picture")
+
+
+@pytest.fixture
+async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
+    """A picture as an upload leaves it, and its job."""
+    storage = DiskStorage(settings.storage_folder)
+    storage.prepare()
+    storage.path(PICTURE).write_bytes(jpeg())
+    await insert_image(connection, tenant, PICTURE, state="pending")
+    redis = jobs.open_redis(settings.redis_url)
+    await JobQueue(redis).enqueue([ProbeJob(PICTURE, tenant.id, "", "")])
+    await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
+    """The score is a time of that clock, and this host's may differ from it by any amount."""
+    before = Scrape(metrics.render(None).decode())
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        await probe_image({"resources": resources, "job_try": 1, "score": 0, "waited_s": 1.5}, PICTURE, request_id="")
+    after = Scrape(metrics.render(None).decode())
+    assert after.rise(before, "daguerre_queue_wait_seconds_sum") == pytest.approx(1.5)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    await redis.zincrby(PROBE_QUEUE, -3_600_000, PICTURE)
+    state = await JobQueue(redis).measure()
+    await redis.aclose(close_connection_pool=True)
+    assert state.depth == 1
+    assert 3600 <= state.oldest_s < 3630
+
+
+@pytest.mark.usefixtures("pending")
+async def test_tables_of_another_version_put_a_job_off(
+    connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deferred = asyncio.Event()
+    monkeypatch.setattr(outages.DATABASE, "report", lambda _: deferred.set())
+    await connection.execute("alter table images rename column mini_preview to other")
+    running = asyncio.ensure_future(burst())
+    try:
+        await asyncio.wait_for(deferred.wait(), 20)
+    finally:
+        await connection.execute("alter table images rename column other to mini_preview")
+    assert (await running).complete == 1
+    assert tuple(await connection.fetchrow("select state, crashes from images")) == ("ready", 0)
+
+
+@pytest.mark.usefixtures("pending")
+async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_the_picture(
+    connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Children.probe
+
+    async def lie(self: Children, *paths: str, account: str) -> Probe:
+        return replace(await probe(self, *paths, account=account), width=1 << 40)
+
+    monkeypatch.setattr(Children, "probe", lie)
+    await burst()
+    assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
+
+
+@pytest.mark.usefixtures("pending")
+async def test_child_that_never_reads_is_given_up(
+    settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker can read the file, so it is not the disk that the child waits for."""
+
+    async def probe(worker: Resources, tries: int) -> Reply | None:
+        await worker.children.start()
+        pid = worker.children._all[0].process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with suppress(Retry):
+            return await probe_image(
+                {"resources": worker, "job_try": tries, "score": 0, "waited_s": 0}, PICTURE, request_id=""
+            )
+        return None
+
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings.model_copy(update={"probe_timeout_s": 0.3}), redis) as resources:
+        assert await probe(resources, 19) is None
+        assert await connection.fetchval("select crashes from images") == 0
+        assert await probe(resources, 20) is None
+        assert await connection.fetchval("select crashes from images") == 1
+        assert await probe(resources, 21) is not None
+    assert tuple(await connection.fetchrow("select state, error from images")) == ("failed", "probe-failed")
+
+
+async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
+    redis = jobs.open_redis(settings.redis_url)
+    async with open_resources(settings, redis) as resources:
+        workers = [make(settings, resources, redis) for make in (make_prober, make_renderer)]
+        limits = [job.timeout_s or worker.job_timeout_s for worker in workers for job in worker.functions.values()]
+        limits += [job.timeout_s for job in PERIODIC_JOBS]
+        assert len(limits) == 5
+        assert max(limits) <= 30
+        for worker in workers:
+            await worker.close()

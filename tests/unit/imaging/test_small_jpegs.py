@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pyvips
+
+from tests.support import pictures
+from worker import imaging
+from worker.imaging.formats import jpeg
+from worker.imaging.formats.jpeg import JpegFile
+from worker.imaging.formats.small_jpegs import decode_small
+from worker.imaging.formats.source import Source
+
+Opened = Callable[[bytes], JpegFile]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> None:
+    imaging.prepare()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    with ExitStack() as stack:
+
+        def run(data: bytes) -> JpegFile:
+            path = tmp_path / "picture"
+            path.write_bytes(data)
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            return jpeg.open_file(Source(fd, 100_000_000))
+
+        yield run
+
+
+def decoded(file: JpegFile, shrink: int) -> pyvips.Image | None:
+    return decode_small(file.read_bare, file.header.width, file.header.height, shrink)
+
+
+def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
+    return bytes(image.crop(0, 0, width, height).write_to_memory())
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_pixels_are_those_that_libvips_decodes(opened: Opened, shrink: int, mode: str, subsampling: str) -> None:
+    for progressive in (False, True):
+        for width, height in ((8, 8), (17, 9), (99, 77), (400, 304)):
+            picture = pictures.landscape(width, height).convert(mode)
+            file = opened(pictures.encode("JPEG", picture, subsampling=subsampling, progressive=progressive))
+            ours, theirs = decoded(file, shrink), file.load(shrink)
+            assert ours is not None
+            assert (ours.width, ours.height) == (-(-width // shrink), -(-height // shrink))
+            assert (ours.bands, ours.interpretation) == (theirs.bands, theirs.interpretation)
+            whole = (theirs.width, theirs.height)  # libvips leaves out what is not a whole pixel
+            assert pixels(ours, *whole) == pixels(theirs, *whole)
+
+
+def test_one_that_is_too_large_for_memory_is_the_same(opened: Opened) -> None:
+    data = pictures.encode("JPEG", pictures.landscape(64, 48))
+    comments = b"".join(b"\xff\xfe" + (65_535).to_bytes(2, "big") + bytes(65_533) for _ in range(17))
+    file = opened(data[:2] + comments + data[2:])
+    assert file.data is None
+    image = decoded(file, 2)
+    assert image is not None
+    assert pixels(image, 32, 24) == pixels(file.load(2), 32, 24)
+
+
+def test_its_profile_comes_along(opened: Opened) -> None:
+    profile = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
+    image = decoded(opened(pictures.encode("JPEG", icc_profile=profile)), 1)
+    assert image is not None
+    assert image.get("icc-profile-data") == profile
+
+
+def test_what_it_cannot_do_is_left_to_libvips(opened: Opened) -> None:
+    photo = pictures.landscape(64, 48)
+    whole = pictures.encode("JPEG", photo)
+    huffman = whole.index(b"\xff\xc4")
+    for data in (
+        pictures.encode("JPEG", photo.convert("CMYK")),
+        whole[: len(whole) * 2 // 3],
+        whole[:huffman] + b"\xff\xc4\0\3\0" + whole[huffman:],
+        whole.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantization tables
+    ):
+        assert decoded(opened(data), 1) is None
+    assert decoded(opened(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large
