@@ -41,7 +41,7 @@ Exif = Annotated[msgspec.Raw, Meta(description="By standard tag names.", extra_j
 Jpeg = Annotated[str, Meta(description="A JPEG of at most 500 bytes.", extra_json_schema={"contentEncoding": "base64"})]
 
 
-class ShownStorage(msgspec.Struct, frozen=True):
+class StorageUsage(msgspec.Struct, frozen=True):
     max: Bytes
     max_readable: Readable
     used: Bytes
@@ -50,9 +50,9 @@ class ShownStorage(msgspec.Struct, frozen=True):
     remaining_readable: Readable
 
 
-class ShownAccount(msgspec.Struct, frozen=True):
+class AccountUsage(msgspec.Struct, frozen=True):
     num_images: Annotated[int, Meta(ge=0)]
-    storage: ShownStorage
+    storage: StorageUsage
 
 
 class ProcessingImage(msgspec.Struct):
@@ -62,7 +62,7 @@ class ProcessingImage(msgspec.Struct):
     status: Literal["processing"]
     filesize: Bytes
     tags: list[str]
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
 class ReadyImage(msgspec.Struct):
@@ -83,18 +83,18 @@ class ReadyImage(msgspec.Struct):
     url: Url | UnsetType = UNSET
     exif: Exif | UnsetType = UNSET
     mini_preview: Jpeg | UnsetType = UNSET
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
-ShownImage = ReadyImage | ProcessingImage
+ImageView = ReadyImage | ProcessingImage
 
 
-class FoundImages(msgspec.Struct):
+class ImagePage(msgspec.Struct):
     """One page of a search; `next_cursor` is null on the last."""
 
     images: list[ReadyImage]
     next_cursor: str | None
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
 Value = TypeVar("Value")
@@ -104,7 +104,7 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
     return ProcessingImage(id=new.id, status="processing", filesize=new.size, tags=list(new.tags))
 
 
-def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
+def describe_image(image: Image, detail: Detail, public_url: str) -> ImageView:
     """Raises the error of an image that failed."""
     if image.state == "failed":
         raise refuse_picture(image.error or "unsupported-image", image.error_kind)
@@ -137,10 +137,10 @@ def describe_ready(image: Image, detail: Detail, public_url: str) -> ReadyImage:
     return shown
 
 
-def describe_account(account: Account) -> ShownAccount:
-    return ShownAccount(
+def describe_account(account: Account) -> AccountUsage:
+    return AccountUsage(
         num_images=account.num_images,
-        storage=ShownStorage(
+        storage=StorageUsage(
             max=account.max_bytes,
             max_readable=readable(account.max_bytes),
             used=account.used_bytes,

@@ -55,17 +55,19 @@ class Resources:
     replies: Replies
     admission: Admission
     ingest: Ingest
-    finding: Batcher[Wanted, Image | None]
+    image_lookups: Batcher[Wanted, Image | None]
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
     delivery: Delivery
-    proxies: ProxyWarnings
+    proxy_warnings: ProxyWarnings
     dependencies: Mapping[str, Dependency]
     measures: Measures
     removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
-    counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
-    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
+    worker_count: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
+    metrics_scrape: SharedCall[bytes] = field(
+        default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S)
+    )
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
@@ -131,13 +133,13 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             replies=replies,
             admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
-            finding=finding,
+            image_lookups=finding,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             origins=origins,
             # An origin's own time-outs come first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
             delivery=delivery,
-            proxies=ProxyWarnings(delivery.trusted_proxies),
+            proxy_warnings=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
             measures=Measures(
                 database,

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from service.accounts.accounts import Account, AccountUnknown, load_account
 from service.api.parameters import Detail
-from service.api.representations import FoundImages, ShownImage, describe_account, describe_image, describe_new
+from service.api.representations import ImagePage, ImageView, describe_account, describe_image, describe_new
 from service.api.resources import Resources
 from service.errors import ServiceError
 from service.http import envelope
@@ -35,7 +35,7 @@ async def changed(
 
 
 async def add_account(
-    answers: Sequence[ShownImage | FoundImages], service: Resources, account: Account, detail: Detail
+    answers: Sequence[ImageView | ImagePage], service: Resources, account: Account, detail: Detail
 ) -> None:
     """The account as it is now, where it was asked for.
 

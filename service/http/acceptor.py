@@ -79,7 +79,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         if self._counts.held >= self._most:
-            self._tell("api.full", connections=self._counts.held)
+            self._tell("api.connection_limit_reached", connections=self._counts.held)
             self._pause(_FULL_PAUSE_S)
             return
         self._take()
@@ -90,7 +90,7 @@ class Acceptor:
             connection, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._tell("api.cannot_accept", error=repr(error))
+                self._tell("api.accept_failed", error=repr(error))
                 self._pause(_EXHAUSTED_PAUSE_S)
             return False  # else another process took it, or the client has gone
         self._counts.add(1)

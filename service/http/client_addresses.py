@@ -29,7 +29,7 @@ class ProxyWarnings:
         self._trusted = trusted
         self._addresses: set[str] = set()
 
-    def look_at(self, request: web.BaseRequest) -> None:
+    def check(self, request: web.BaseRequest) -> None:
         address = request.remote
         if not address or address in self._addresses or len(self._addresses) >= MAX_WARNINGS:
             return
@@ -41,7 +41,7 @@ class ProxyWarnings:
             log.warning("proxy.not_trusted", address=address, header=header, setting="DAGUERRE_TRUSTED_PROXIES")
         elif header != _FORWARDED_FOR:
             self._addresses.add(address)
-            log.warning("proxy.forwards_no_address", address=address, header=header, missing=_FORWARDED_FOR)
+            log.warning("proxy.address_missing", address=address, header=header, missing=_FORWARDED_FOR)
 
 
 def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:

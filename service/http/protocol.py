@@ -138,7 +138,7 @@ class HttpConnection(RequestHandler):
         if now - moved_at < self._unread_s and pace.left_s > 0:
             self._look_again(unread, moved_at, pace)
         else:
-            log.info("connection.unread", bytes=unread)
+            log.info("connection.write_stalled", bytes=unread)
             self.abort()
 
     def _count_unread(self) -> int:
@@ -293,7 +293,7 @@ class HttpConnection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
         if isinstance(exc, ConnectionError):
-            log.info("request.cut_off", error=type(exc).__name__)
+            log.info("request.aborted", error=type(exc).__name__)
             raise exc
         code = "bad-request" if status < 500 else "internal"
         if code == "internal":

@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 from service.api.openapi import schemas
 from service.api.openapi.operations import OPERATIONS
-from service.api.openapi.parts import Answer, Body, Json, Operation, Parameter
-from service.api.openapi.responses import HEADERS, OF_LIMIT, describe_errors, headers
+from service.api.openapi.parts import Body, Json, Operation, Parameter, Response
+from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS, describe_errors, headers
 from service.config.settings import Settings
 from service.config.sizes import readable
 
@@ -67,7 +67,7 @@ def _describe(operation: Operation) -> Json:
         "tags": [operation.tag],
         "summary": operation.summary,
         "responses": {
-            **{str(answer.status): _describe_answer(operation, answer) for answer in operation.answers},
+            **{str(response.status): _describe_response(operation, response) for response in operation.responses},
             **describe_errors(operation),
         },
     }
@@ -103,20 +103,21 @@ def _describe_body(body: Body) -> Json:
     return {"description": body.description, "required": body.required, "content": body.content}
 
 
-def _describe_answer(operation: Operation, answer: Answer) -> Json:
+def _describe_response(operation: Operation, response: Response) -> Json:
     content: Json = {}
-    if answer.schema is not None:
-        content["schema"] = answer.schema
-    if answer.examples:
-        content["examples"] = {name: {"value": value} for name, value in answer.examples.items()}
+    if response.schema is not None:
+        content["schema"] = response.schema
+    if response.examples:
+        content["examples"] = {name: {"value": value} for name, value in response.examples.items()}
     described: Json = {
-        "description": answer.description,
-        "headers": headers("X-Request-Id", *answer.headers, *(OF_LIMIT if operation.needs_key else ())),
+        "description": response.description,
+        "headers": headers("X-Request-Id", *response.headers, *(RATE_LIMIT_HEADERS if operation.needs_key else ())),
     }
-    if answer.media_types:
-        described["content"] = dict.fromkeys(answer.media_types, content)
-    if answer.leads_to:
+    if response.media_types:
+        described["content"] = dict.fromkeys(response.media_types, content)
+    if response.leads_to:
         described["links"] = {
-            name: {"operationId": name, "parameters": {"id": "$response.body#/response/id"}} for name in answer.leads_to
+            name: {"operationId": name, "parameters": {"id": "$response.body#/response/id"}}
+            for name in response.leads_to
         }
     return described

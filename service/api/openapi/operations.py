@@ -17,9 +17,9 @@ from service.api.openapi.inputs import (
     SOURCE_URL,
     TAGS_IN_BODY,
 )
-from service.api.openapi.parts import Answer, Json, Operation
+from service.api.openapi.parts import Json, Operation, Response
 from service.api.openapi.renditions import DELIVERY
-from service.api.representations import FoundImages, ProcessingImage, ReadyImage, ShownAccount
+from service.api.representations import AccountUsage, ImagePage, ProcessingImage, ReadyImage
 
 # Errors that come together.
 _PICTURE = ("unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "image-lost")
@@ -45,17 +45,17 @@ _DOWNLOAD = (
 )
 _BODY = ("invalid-body", "unsupported-content-encoding", "upload-too-large", "upload-timeout")
 
-_PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
+_PROCESSING = {"processing": examples.success(examples.PROCESSING)}
 _LEADS_TO = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
 _STORED = (
-    Answer(
+    Response(
         "The image is stored.",
         schemas.success(schemas.name_of(ReadyImage)),
-        {"image": examples.answer(examples.image())},
+        {"image": examples.success(examples.image())},
         headers=("Cache-Control",),
         leads_to=_LEADS_TO,
     ),
-    Answer(
+    Response(
         "The image is stored, and no worker has looked at it yet; ask for it again.",
         schemas.success(schemas.name_of(ProcessingImage)),
         _PROCESSING,
@@ -66,15 +66,15 @@ _STORED = (
 )
 
 
-def _changed(description: str, tags: list[str]) -> Answer:
+def _changed(description: str, tags: list[str]) -> Response:
     """One image, or a list where several were named."""
     image = schemas.reference("Image")
-    return Answer(
+    return Response(
         description,
         schemas.success({"oneOf": [image, {"type": "array", "items": image}]}),
         {
-            "one": examples.answer(examples.image(tags)),
-            "several": examples.answer([examples.image(tags), examples.image(tags) | {"id": "1Zb0Qx4"}]),
+            "one": examples.success(examples.image(tags)),
+            "several": examples.success([examples.image(tags), examples.image(tags) | {"id": "1Zb0Qx4"}]),
         },
         headers=("Cache-Control",),
     )
@@ -89,7 +89,7 @@ _CREATE = (
         summary="Create an image from a URL",
         description="Fetches the picture and stores it. The caller's key and headers never reach its origin.",
         parameters=(SOURCE_URL, NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
-        answers=_STORED,
+        responses=_STORED,
         errors=(*_DOWNLOAD, *_STORE),
     ),
     Operation(
@@ -100,7 +100,7 @@ _CREATE = (
         summary="Create an image from bytes or from a URL",
         parameters=(NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
         body=PICTURE_OR_URL,
-        answers=_STORED,
+        responses=_STORED,
         errors=(*_BODY, "empty-body", "unsupported-content-type", *_DOWNLOAD, *_STORE),
     ),
 )
@@ -112,11 +112,11 @@ _SHOW = Operation(
     tag="images",
     summary="The metadata of one image",
     parameters=(ID_IN_PATH, *DETAIL),
-    answers=(
-        Answer(
+    responses=(
+        Response(
             "The image.",
             schemas.success(schemas.reference("Image")),
-            {"image": examples.answer(examples.image()), **_PROCESSING},
+            {"image": examples.success(examples.image()), **_PROCESSING},
         ),
     ),
     errors=("invalid-id", "invalid-parameter", "image-not-found", *_PICTURE),
@@ -130,11 +130,11 @@ _SEARCH = Operation(
     summary="The account's ready images, newest first",
     description="The filters can be combined. No page repeats an image or leaves one out that was there all along.",
     parameters=(*FILTERS, *DETAIL),
-    answers=(
-        Answer(
+    responses=(
+        Response(
             "One page.",
-            schemas.success(schemas.name_of(FoundImages)),
-            {"page": examples.answer({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
+            schemas.success(schemas.name_of(ImagePage)),
+            {"page": examples.success({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
         ),
     ),
     errors=("invalid-parameter",),
@@ -148,7 +148,7 @@ _DELETE = Operation(
     summary="Delete one image or several",
     description="All of them, or none: an unknown id fails the call.",
     parameters=(IDS_IN_PATH, *DETAIL),
-    answers=(_changed("What was deleted.", []),),
+    responses=(_changed("What was deleted.", []),),
     errors=("invalid-id", "invalid-parameter"),
 )
 
@@ -161,7 +161,7 @@ _ADD_TAGS = Operation(
     description="Behind those that an image has; at most 20. One too many, or an unknown id, changes nothing.",
     parameters=(IDS_IN_PATH, *DETAIL),
     body=TAGS_IN_BODY,
-    answers=(_changed("The images with their tags.", examples.TAGS),),
+    responses=(_changed("The images with their tags.", examples.TAGS),),
     errors=("invalid-id", "invalid-parameter", "image-not-found", "too-many-tags", *_BODY),
 )
 
@@ -174,7 +174,7 @@ _REMOVE_TAGS = Operation(
     description="A tag that an image does not have is no error; an unknown id changes nothing. The tags may also stand "
     "in a JSON body, as for PUT.",
     parameters=(IDS_IN_PATH, SOME_TAGS, *DETAIL),
-    answers=(_changed("The images with the tags that are left.", []),),
+    responses=(_changed("The images with the tags that are left.", []),),
     errors=("invalid-id", "invalid-parameter", "image-not-found"),
 )
 
@@ -199,11 +199,11 @@ _ACCOUNT = Operation(
     name="showAccount",
     tag="account",
     summary="How many images are stored, and how much space is left",
-    answers=(
-        Answer(
+    responses=(
+        Response(
             "The account.",
-            schemas.success(schemas.name_of(ShownAccount)),
-            {"account": examples.answer(examples.ACCOUNT)},
+            schemas.success(schemas.name_of(AccountUsage)),
+            {"account": examples.success(examples.ACCOUNT)},
         ),
     ),
 )
@@ -226,7 +226,7 @@ _SERVICE = (
         tag="service",
         summary="What this server is, and where this document is",
         description="A page for clients that take `text/html`, as browsers do; JSON for others.",
-        answers=(Answer("It.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),),
+        responses=(Response("It.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),),
         needs_key=False,
     ),
     Operation(
@@ -235,8 +235,8 @@ _SERVICE = (
         name="isAlive",
         tag="service",
         summary="Whether this process answers",
-        answers=(
-            Answer(
+        responses=(
+            Response(
                 "It does.",
                 {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}},
                 headers=("Cache-Control",),
@@ -250,9 +250,9 @@ _SERVICE = (
         name="isReady",
         tag="service",
         summary="Whether an upload would work: database, queue, storage and a worker",
-        answers=(
-            Answer("They do.", _READINESS, headers=("Cache-Control",)),
-            Answer(
+        responses=(
+            Response("They do.", _READINESS, headers=("Cache-Control",)),
+            Response(
                 "What is `unavailable` does not; `reasons` says why.",
                 _READINESS,
                 status=503,
@@ -267,8 +267,8 @@ _SERVICE = (
         name="showMetrics",
         tag="service",
         summary="What Prometheus scrapes",
-        answers=(
-            Answer(
+        responses=(
+            Response(
                 "Counters and gauges in Prometheus's text format.",
                 {"type": "string"},
                 media_types=("text/plain",),
@@ -284,8 +284,8 @@ _SERVICE = (
         name="showOpenapi",
         tag="service",
         summary="This document",
-        answers=(
-            Answer(
+        responses=(
+            Response(
                 "An OpenAPI 3.1 document.",
                 {"type": "object", "required": ["openapi", "info", "paths"]},
                 headers=("Cache-Control", "ETag"),

@@ -31,7 +31,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A success. `schema` describes the whole body, and `examples` are whole bodies by name; of bytes there is neither,
     and without a media type there is no body. `leads_to` names operations on the image that is answered."""
 
@@ -56,6 +56,6 @@ class Operation:
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
-    answers: tuple[Answer, ...]
+    responses: tuple[Response, ...]
     errors: tuple[str, ...] = ()
     needs_key: bool = True

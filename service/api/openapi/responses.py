@@ -60,7 +60,7 @@ _OF_STATUS = {
     503: ("Retry-After",),
 }
 # Of every answer to a key that is limited.
-OF_LIMIT = ("RateLimit-Policy", "RateLimit")
+RATE_LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
 
 
 def headers(*names: str) -> Json:
@@ -77,7 +77,7 @@ def describe_errors(operation: Operation) -> Json:
 
 def _describe_error(operation: Operation, status: int, codes: list[str]) -> Json:
     messages = {code: CATALOGUE[code][1] for code in codes}
-    of_limit = OF_LIMIT if operation.needs_key else ()
+    of_limit = RATE_LIMIT_HEADERS if operation.needs_key else ()
     return {
         "description": "\n".join(f"- `{code}`: {message}" for code, message in messages.items()),
         "headers": headers("X-Request-Id", "Cache-Control", *_OF_STATUS.get(status, ()), *of_limit),

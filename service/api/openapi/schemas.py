@@ -15,8 +15,8 @@ _REFERENCE = "#/components/schemas/{name}"
 _SHOWN = [
     representations.ReadyImage,
     representations.ProcessingImage,
-    representations.ShownAccount,
-    representations.FoundImages,
+    representations.AccountUsage,
+    representations.ImagePage,
 ]
 
 ID: Json = {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}$"}

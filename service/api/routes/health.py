@@ -39,7 +39,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def _find_worker_problem(service: Resources) -> str | None:
     try:
-        workers = await service.counting_workers.get(partial(service.jobs.count_workers))
+        workers = await service.worker_count.get(partial(service.jobs.count_workers))
     except (ServiceError, TimeoutError):
         return _QUEUE_NEEDED
     return None if workers else _NO_WORKER

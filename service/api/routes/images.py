@@ -104,7 +104,7 @@ async def show(request: web.Request) -> web.Response:
     account = await authenticate(request)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
-    image = await service.finding.submit(Wanted(image_id, account.id, detail.large))
+    image = await service.image_lookups.submit(Wanted(image_id, account.id, detail.large))
     if image is None:
         raise ServiceError("image-not-found")
     shown = describe_image(image, detail, service.settings.public_url)

@@ -21,7 +21,7 @@ async def show(request: web.Request) -> web.Response:
     """GET /metrics. Without a key: it tells nothing of accounts and images."""
     service = resources(request)
     try:
-        body = await service.scraping.get(partial(_scrape, service))
+        body = await service.metrics_scrape.get(partial(_scrape, service))
     except TimeoutError as error:
         raise ServiceError("busy", "The metrics take too long to put together; try again shortly.") from error
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})

@@ -69,7 +69,7 @@ async def show(request: web.Request) -> web.StreamResponse:
     """GET /i/{id} and /i/{id}/{name}: the picture."""
     service = resources(request)
     delivery = service.delivery
-    service.proxies.look_at(request)
+    service.proxy_warnings.check(request)
     address = client_address(request, delivery.trusted_proxies)
     delivery.misses.check(address)
     taken = accepted(request.headers.get("Accept", ""))

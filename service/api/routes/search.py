@@ -12,7 +12,7 @@ from multidict import MultiMapping
 from service.api import parameters
 from service.api.authentication import authenticate
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.representations import FoundImages, describe_ready
+from service.api.representations import ImagePage, describe_ready
 from service.api.resources import resources
 from service.api.responses import add_account
 from service.errors import ServiceError
@@ -49,7 +49,7 @@ async def find(request: web.Request) -> web.Response:
             limit + 1,  # one more tells whether there is a next page
             large=detail.large,
         )
-    page = FoundImages([describe_ready(image, detail, service.settings.public_url) for image in found[:limit]], None)
+    page = ImagePage([describe_ready(image, detail, service.settings.public_url) for image in found[:limit]], None)
     if len(found) > limit:
         last = found[limit - 1]
         page.next_cursor = encode_cursor(Position(last.created_at, last.id), account.id, filters)

@@ -150,7 +150,7 @@ async def test_create_answers_200_and_the_image_in_the_shape_of_the_example(call
     """200 means that the image is saved; the response has id, width, height, filesize and tags, in this order."""
     status, answer = await caller.create(way)
     assert status == 200
-    assert list(answer) == list(examples.answer({}))
+    assert list(answer) == list(examples.success({}))
     shown = answer["response"]
     assert list(shown) == PLAIN
     assert len(shown.pop("id")) == len(examples.image()["id"])
@@ -348,7 +348,7 @@ async def test_add_tags_adds_one_or_more(caller: Caller) -> None:
     assert (status, answer["response"]["tags"]) == (200, ["animal"])
     status, answer = await caller.get(f"/images/{image_id}/add_tags", tags="dog,pet,four_legs")
     assert status == 200
-    assert answer == examples.answer(created["response"] | {"tags": examples.TAGS})
+    assert answer == examples.success(created["response"] | {"tags": examples.TAGS})
 
 
 @with_worker
@@ -390,7 +390,7 @@ async def test_account_has_the_number_of_images_and_the_storage_used_and_remaini
     await connection.execute("update accounts set num_images = 42, used_bytes = 112332108 where id = $1", tenant.id)
     response = await caller.api.get("/v1/account", params={"key": tenant.key})
     assert response.status == 200
-    assert json.dumps(await response.json()) == json.dumps(examples.answer(examples.ACCOUNT))
+    assert json.dumps(await response.json()) == json.dumps(examples.success(examples.ACCOUNT))
 
 
 @with_worker

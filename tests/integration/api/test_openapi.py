@@ -249,7 +249,7 @@ async def test_what_the_document_does_not_know_of_an_answer_is_noticed(
 ) -> None:
     document = json.loads(json.dumps(DOCUMENT).replace("image-not-found", "another-code"))
     document["paths"] = {path: {"get": document["paths"][path]["get"]} for path in ("/v1/account", "/v1/images/{id}")}
-    document["components"]["schemas"]["ShownAccount"]["required"].append("owner")
+    document["components"]["schemas"]["AccountUsage"]["required"].append("owner")
     code, printed = await run_schemathesis(tmp_path, port, tenant, document, phases="coverage")
     assert code == 1, printed
     assert '"owner" is a required property' in printed

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.openapi.responses import HEADERS, OF_LIMIT
+from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS
 from service.config.settings import Settings
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, NewTenant, Tenant, empty
@@ -41,7 +41,7 @@ async def test_every_answer_to_a_limited_key_tells_where_it_stands(api: Client, 
     assert (await refused.json())["error"]["code"] == "rate-limited"
     assert [standing(response.headers) for response in (*shown, refused)] == [(2, 10), (1, 10), (0, 10), (0, 10)]
     assert {response.headers["RateLimit-Policy"] for response in (*shown, refused)} == {POLICY}
-    for name in OF_LIMIT:
+    for name in RATE_LIMIT_HEADERS:
         assert re.fullmatch(HEADERS[name]["schema"]["pattern"], refused.headers[name])
     assert refused.headers["Retry-After"] == "10"
     assert refused.headers["Cache-Control"] == "no-store"

@@ -66,11 +66,11 @@ def test_without_trusted_proxies_nothing_is_believed() -> None:
 
 def warnings_of(trusted: Any, *requests: tuple[str, dict[str, str]]) -> list[tuple[str, str]]:
     """The events that requests from these addresses, with these headers, are logged with; and the addresses."""
-    proxies = ProxyWarnings(trusted)
+    proxy_warnings = ProxyWarnings(trusted)
     with capture_logs() as logs:
         for remote, headers in requests:
             transport = cast("Any", _Transport(remote))
-            proxies.look_at(make_mocked_request("GET", "/i/a", headers=headers, transport=transport))
+            proxy_warnings.check(make_mocked_request("GET", "/i/a", headers=headers, transport=transport))
     return [(line["event"], line["address"]) for line in logs]
 
 
@@ -87,7 +87,7 @@ def test_a_trusted_proxy_and_a_client_are_no_warning() -> None:
 
 def test_a_proxy_that_names_clients_in_vain_is_warned_about() -> None:
     asked = [("10.0.0.1", {"Forwarded": "for=203.0.113.9"})] * 3
-    assert warnings_of(PROXIES, *asked) == [("proxy.forwards_no_address", "10.0.0.1")]
+    assert warnings_of(PROXIES, *asked) == [("proxy.address_missing", "10.0.0.1")]
 
 
 def test_warnings_about_proxies_are_bounded() -> None:

@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_is_no_error(port: int, tenant: Tenant, capfd
     writer.close()
     await asyncio.sleep(0.2)
     out, _ = capfd.readouterr()
-    assert "request.cut_off" in out
+    assert "request.aborted" in out
     assert "Traceback" not in out
 
 
@@ -372,7 +372,7 @@ def test_a_client_that_reads_no_answer_is_left_after_a_while(
 
     play(scene)
     out, _ = capfd.readouterr()
-    assert out.count("connection.unread") == 1
+    assert out.count("connection.write_stalled") == 1
     assert "Traceback" not in out
 
 

@@ -167,7 +167,7 @@ async def test_metrics_have_a_time_limit(api: Client, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(type(metrics), "render", render)
-        patch.setattr(resources_of(api).scraping, "_timeout_s", 0.3)
+        patch.setattr(resources_of(api).metrics_scrape, "_timeout_s", 0.3)
         answers = await asyncio.gather(*(api.get("/metrics") for _ in range(MANY)))
         assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} == {(503, "1")}
         async with asyncio.timeout(5):

@@ -205,4 +205,4 @@ async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
         assert counts.held == 2
         counts.add(-1)
         assert await third == b"hello"
-    assert capfd.readouterr().out.count("api.full") == 1
+    assert capfd.readouterr().out.count("api.connection_limit_reached") == 1
