@@ -1,4 +1,4 @@
-"""The answers that the original API's documentation shows."""
+"""The example responses of the original API's documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operation of the API."""
+"""The operations of the API."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from service.api.openapi import examples, schemas
 from service.api.openapi.inputs import (
     DETAIL,
+    FILE_OR_URL,
     FILTERS,
     ID_IN_PATH,
     IDEMPOTENCY_KEY,
     IDS_IN_PATH,
     NEW_TAGS,
-    PICTURE_OR_URL,
     SOME_TAGS,
     SOURCE_URL,
     TAGS_IN_BODY,
@@ -21,7 +21,7 @@ from service.api.openapi.parts import Json, Operation, Response
 from service.api.openapi.renditions import DELIVERY
 from service.api.representations import AccountUsage, ImagePage, ProcessingImage, ReadyImage
 
-# Errors that come together.
+# Errors that several operations share.
 _PICTURE = ("unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "image-lost")
 _STORE = (
     "invalid-parameter",
@@ -46,28 +46,28 @@ _DOWNLOAD = (
 _BODY = ("invalid-body", "unsupported-content-encoding", "upload-too-large", "upload-timeout")
 
 _PROCESSING = {"processing": examples.success(examples.PROCESSING)}
-_LEADS_TO = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
+_LINKS = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
 _STORED = (
     Response(
         "The image is stored.",
-        schemas.success(schemas.name_of(ReadyImage)),
+        schemas.success(schemas.reference_to(ReadyImage)),
         {"image": examples.success(examples.image())},
         headers=("Cache-Control",),
-        leads_to=_LEADS_TO,
+        links=_LINKS,
     ),
     Response(
-        "The image is stored, and no worker has looked at it yet; ask for it again.",
-        schemas.success(schemas.name_of(ProcessingImage)),
+        "The image is stored, and no worker has probed it yet; request it again later.",
+        schemas.success(schemas.reference_to(ProcessingImage)),
         _PROCESSING,
         status=202,
         headers=("Cache-Control",),
-        leads_to=_LEADS_TO,
+        links=_LINKS,
     ),
 )
 
 
 def _changed(description: str, tags: list[str]) -> Response:
-    """One image, or a list where several were named."""
+    """One image, or a list if the path has several ids."""
     image = schemas.reference("Image")
     return Response(
         description,
@@ -87,7 +87,7 @@ _CREATE = (
         name="createImageFromUrl",
         tag="images",
         summary="Create an image from a URL",
-        description="Fetches the picture and stores it. The caller's key and headers never reach its origin.",
+        description="Fetches the file and stores it. The client's key and headers are never sent to its origin.",
         parameters=(SOURCE_URL, NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
         responses=_STORED,
         errors=(*_DOWNLOAD, *_STORE),
@@ -99,7 +99,7 @@ _CREATE = (
         tag="images",
         summary="Create an image from bytes or from a URL",
         parameters=(NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
-        body=PICTURE_OR_URL,
+        body=FILE_OR_URL,
         responses=_STORED,
         errors=(*_BODY, "empty-body", "unsupported-content-type", *_DOWNLOAD, *_STORE),
     ),
@@ -128,12 +128,12 @@ _SEARCH = Operation(
     name="searchImages",
     tag="images",
     summary="The account's ready images, newest first",
-    description="The filters can be combined. No page repeats an image or leaves one out that was there all along.",
+    description="Filters can be combined. No page repeats an image, or omits one that existed during the whole search.",
     parameters=(*FILTERS, *DETAIL),
     responses=(
         Response(
             "One page.",
-            schemas.success(schemas.name_of(ImagePage)),
+            schemas.success(schemas.reference_to(ImagePage)),
             {"page": examples.success({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
         ),
     ),
@@ -146,9 +146,9 @@ _DELETE = Operation(
     name="deleteImages",
     tag="images",
     summary="Delete one image or several",
-    description="All of them, or none: an unknown id fails the call.",
+    description="All of them or none: with an unknown id, nothing is deleted.",
     parameters=(IDS_IN_PATH, *DETAIL),
-    responses=(_changed("What was deleted.", []),),
+    responses=(_changed("The deleted images.", []),),
     errors=("invalid-id", "invalid-parameter"),
 )
 
@@ -158,7 +158,8 @@ _ADD_TAGS = Operation(
     name="addTags",
     tag="tags",
     summary="Add tags to one image or several",
-    description="Behind those that an image has; at most 20. One too many, or an unknown id, changes nothing.",
+    description="They are appended to the tags of the image, which can have at most 20. With more, or with an unknown "
+    "id, nothing is changed.",
     parameters=(IDS_IN_PATH, *DETAIL),
     body=TAGS_IN_BODY,
     responses=(_changed("The images with their tags.", examples.TAGS),),
@@ -171,16 +172,16 @@ _REMOVE_TAGS = Operation(
     name="removeTags",
     tag="tags",
     summary="Remove tags from one image or several",
-    description="A tag that an image does not have is no error; an unknown id changes nothing. The tags may also stand "
-    "in a JSON body, as for PUT.",
+    description="A tag that an image does not have is no error; with an unknown id, nothing is changed. The tags may "
+    "also be in a JSON body, as for PUT.",
     parameters=(IDS_IN_PATH, SOME_TAGS, *DETAIL),
-    responses=(_changed("The images with the tags that are left.", []),),
+    responses=(_changed("The images with the remaining tags.", []),),
     errors=("invalid-id", "invalid-parameter", "image-not-found"),
 )
 
 
 def _as_get(operation: Operation, path: str) -> Operation:
-    """The same by GET, as the original API has it."""
+    """Returns the same operation with GET, as in the original API."""
     return replace(
         operation,
         method="GET",
@@ -189,7 +190,7 @@ def _as_get(operation: Operation, path: str) -> Operation:
         parameters=(IDS_IN_PATH, *(() if operation.tag == "images" else (SOME_TAGS,)), *DETAIL),
         body=None,
         errors=tuple(code for code in operation.errors if code not in _BODY),
-        description=f"{operation.description} The answer is never cached, and HEAD is a 405.",
+        description=f"{operation.description} The response is not cacheable, and HEAD returns 405.",
     )
 
 
@@ -198,11 +199,11 @@ _ACCOUNT = Operation(
     path="/v1/account",
     name="showAccount",
     tag="account",
-    summary="How many images are stored, and how much space is left",
+    summary="The number of images, and the storage that is used and left",
     responses=(
         Response(
             "The account.",
-            schemas.success(schemas.name_of(AccountUsage)),
+            schemas.success(schemas.reference_to(AccountUsage)),
             {"account": examples.success(examples.ACCOUNT)},
         ),
     ),
@@ -224,9 +225,11 @@ _SERVICE = (
         path="/",
         name="showFront",
         tag="service",
-        summary="What this server is, and where this document is",
-        description="A page for clients that take `text/html`, as browsers do; JSON for others.",
-        responses=(Response("It.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),),
+        summary="What this server is, and where its documentation is",
+        description="HTML for clients that accept `text/html`, e.g. browsers; JSON for others.",
+        responses=(
+            Response("The page.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),
+        ),
         needs_key=False,
     ),
     Operation(
@@ -234,10 +237,10 @@ _SERVICE = (
         path="/healthz",
         name="isAlive",
         tag="service",
-        summary="Whether this process answers",
+        summary="Whether this process responds",
         responses=(
             Response(
-                "It does.",
+                "It responds.",
                 {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}},
                 headers=("Cache-Control",),
             ),
@@ -249,11 +252,11 @@ _SERVICE = (
         path="/readyz",
         name="isReady",
         tag="service",
-        summary="Whether an upload would work: database, queue, storage and a worker",
+        summary="Whether an upload would succeed: database, queue, storage and a worker",
         responses=(
-            Response("They do.", _READINESS, headers=("Cache-Control",)),
+            Response("Everything is available.", _READINESS, headers=("Cache-Control",)),
             Response(
-                "What is `unavailable` does not; `reasons` says why.",
+                "Something is `unavailable`; `reasons` says why.",
                 _READINESS,
                 status=503,
                 headers=("Cache-Control", "Retry-After"),
@@ -266,10 +269,10 @@ _SERVICE = (
         path="/metrics",
         name="showMetrics",
         tag="service",
-        summary="What Prometheus scrapes",
+        summary="Metrics for Prometheus",
         responses=(
             Response(
-                "Counters and gauges in Prometheus's text format.",
+                "Metrics in the text format of Prometheus.",
                 {"type": "string"},
                 media_types=("text/plain",),
                 headers=("Cache-Control",),

@@ -1,4 +1,4 @@
-"""`/healthz` (this process answers) and `/readyz` (an upload would work)."""
+"""`/healthz` (this process responds) and `/readyz` (an upload would succeed)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from aiohttp import web
 from service.api.resources import Resources, resources
 from service.errors import ServiceError
 
-_NO_WORKER = "no worker has shown a sign of life lately on this Redis and database number"
-_QUEUE_NEEDED = "signs of life are read from the queue"
+_NO_WORKER = "no recent heartbeat of a worker on this Redis and database number"
+_QUEUE_NEEDED = "the heartbeats of workers are in the queue, which is unavailable"
 
 
 async def alive(_: web.Request) -> web.Response:
@@ -19,7 +19,7 @@ async def alive(_: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /readyz: 200 if an upload would work, else 503 that names what does not work, and why."""
+    """GET /readyz: 200 if an upload would succeed, else 503 with what is unavailable, and why."""
     service = resources(request)
     names = [*service.dependencies, "worker"]
     problems = await asyncio.gather(

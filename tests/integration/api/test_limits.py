@@ -16,11 +16,11 @@ import pytest
 from aiohttp import web
 
 from service.api.app import create_app
-from service.api.bodies import MAX_JSON_BYTES
 from service.config.settings import Settings
 from service.downloads.origins import MAX_URL_LENGTH
 from service.errors import CATALOGUE
 from service.http import server
+from service.http.bodies import MAX_JSON_BYTES
 from service.http.multipart import (
     MAX_FIELD_BYTES,
     MAX_FIELDS,
@@ -28,7 +28,8 @@ from service.http.multipart import (
     MAX_LINES_AROUND_PARTS,
     MAX_PART_HEADERS,
 )
-from service.http.protocol import UNREAD_S, Runner
+from service.http.server import Runner
+from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
 from service.ids import MAX_IDS
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS
 from tests.conftest import Client, Tenant
@@ -60,8 +61,8 @@ def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
     [time_row] = [most for what, most in rows.items() if what.startswith("Time until a request's head is complete")]
     assert time_row == f"{server.KEEPALIVE_S} s"
     [unread_row] = [most for what, most in rows.items() if what.startswith("Time in which a client takes nothing")]
-    assert unread_row == f"{UNREAD_S} s"
-    assert f"raised to {server.MOST_DESCRIPTORS} where" in rows["Connections of one process"]
+    assert unread_row == f"{WRITE_STALL_TIMEOUT_S} s"
+    assert f"raised to {server.MAX_DESCRIPTORS} where" in rows["Connections of one process"]
     for name in re.findall(r"`DAGUERRE_(\w+)`", "".join(rows.values())):
         assert name.lower() in Settings.model_fields
     assert set(re.findall(r"`([a-z]+-[a-z-]+|busy)`", section.partition("| --- |")[2])) <= set(CATALOGUE)
@@ -255,10 +256,10 @@ def test_a_process_asks_for_more_descriptors_and_keeps_some_for_files_and_the_da
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:
-        raised = server.raise_descriptors()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised == min(hard, server.MOST_DESCRIPTORS)
+        raised = server.raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised == min(hard, server.MAX_DESCRIPTORS)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     settings = Settings(uploads_in_flight=256, downloads_in_flight=32, database_connections=10)
-    assert server.most_connections(settings, 4096) == (4096 - 256 - 64 - 10 - 64) // 3
-    assert server.most_connections(settings, 256) == 64
+    assert server.max_connections(settings, 4096) == (4096 - 256 - 64 - 10 - 64) // 3
+    assert server.max_connections(settings, 256) == 64

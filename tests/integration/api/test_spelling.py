@@ -130,8 +130,11 @@ async def test_an_upload_with_a_misspelt_tag_is_refused(api: Client, tenant: Ten
         ("formt", "did you mean format?"),
         ("before", "did you mean created_before?"),
         ("created-after", "did you mean created_after?"),
-        ("page", "this call takes key, tags, format, sha256, created_after, created_before, limit, cursor, with_exif,"),
-        ("_", "this call takes key, "),
+        (
+            "page",
+            "the parameters are key, tags, format, sha256, created_after, created_before, limit, cursor, with_exif,",
+        ),
+        ("_", "the parameters are key, "),
     ],
 )
 async def test_search_refuses_unknown_parameters(api: Client, tenant: Tenant, name: str, advice: str) -> None:

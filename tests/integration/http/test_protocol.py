@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import uvloop
@@ -17,7 +17,8 @@ from aiohttp import web
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.http.protocol import HttpConnection, Runner
+from service.http.protocol import HttpConnection
+from service.http.server import Runner
 from service.limits import pace
 from tests.conftest import Tenant
 from tests.support.samples import jpeg
@@ -147,11 +148,11 @@ async def test_a_drain_lets_a_request_under_way_finish_and_closes_its_connection
         + body[:100]
     )
     await asyncio.sleep(0.1)
-    assert runner.draining_server.count_under_way() == 1
+    assert runner.http_server.count_in_progress() == 1
 
     async def stop() -> None:
         await site.stop()
-        await runner.draining_server.drain(linger_s=0.1, timeout_s=20)
+        await runner.http_server.drain(idle_grace_s=0.1, timeout_s=20)
         await runner.cleanup()
 
     stopping = asyncio.create_task(stop())
@@ -287,15 +288,26 @@ async def test_no_answer_tells_versions(port: int, line: str) -> None:
 
 DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 DOCUMENT_AND_CLOSE = DOCUMENT[:-2] + b"Connection: close\r\n\r\n"
-Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
-Play = Callable[[Scene], None]
+Scenario = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
+
+
+class Play(Protocol):
+    """Runs a scenario between a server and its client."""
+
+    def __call__(self, scenario: Scenario, *, write_stall_timeout_s: float = 0.5) -> None: ...
 
 
 @asynccontextmanager
-async def serving_in_small_pieces(settings: Settings) -> AsyncIterator[tuple[Runner, socket.socket]]:
-    """A server and a client that is connected to it, between whom the system holds next to nothing."""
+async def serving_with_small_buffers(
+    settings: Settings, write_stall_timeout_s: float
+) -> AsyncIterator[tuple[Runner, socket.socket]]:
+    """A server and a client, with small buffers between them."""
     runner = Runner(
-        create_app(settings), access_log=None, keepalive_timeout=0.2, unread_timeout=0.5, shutdown_timeout=5
+        create_app(settings),
+        access_log=None,
+        keepalive_timeout=0.2,
+        write_stall_timeout_s=write_stall_timeout_s,
+        shutdown_timeout=5,
     )
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
@@ -312,15 +324,18 @@ async def serving_in_small_pieces(settings: Settings) -> AsyncIterator[tuple[Run
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest, settings: Settings) -> Play:
-    """Runs a scene between a server and its client, in each of the event loops."""
+    """Runs a scenario in each of the event loops."""
 
-    async def run(scene: Scene) -> None:
-        async with asyncio.timeout(15), serving_in_small_pieces(settings) as (runner, client):
-            await scene(runner, client)
+    async def run(scenario: Scenario, write_stall_timeout_s: float) -> None:
+        async with (
+            asyncio.timeout(30),
+            serving_with_small_buffers(settings, write_stall_timeout_s) as (runner, client),
+        ):
+            await scenario(runner, client)
 
-    def play(scene: Scene) -> None:
+    def play(scenario: Scenario, *, write_stall_timeout_s: float = 0.5) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(run(scene))
+            runner.run(run(scenario, write_stall_timeout_s))
 
     return play
 
@@ -329,7 +344,7 @@ async def stalled(runner: Runner) -> HttpConnection:
     """The one connection, once an answer waits for its client."""
     async with asyncio.timeout(5):
         while True:
-            for connection in runner.draining_server.connections:
+            for connection in runner.http_server.connections:
                 assert isinstance(connection, HttpConnection)
                 if connection.writing_paused:
                     return connection
@@ -353,7 +368,7 @@ def is_whole(answer: bytes) -> bool:
 def test_a_client_that_reads_no_answer_is_left_after_a_while(
     play: Play, requests: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def scene(runner: Runner, client: socket.socket) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, requests))
         connection = await stalled(runner)
         began = time.monotonic()
@@ -362,7 +377,7 @@ def test_a_client_that_reads_no_answer_is_left_after_a_while(
         assert len(connection._messages) <= 32
         assert connection.transport is not None
         assert 0 < connection.transport.get_write_buffer_size() < 200_000  # one answer
-        while runner.draining_server.connections:
+        while runner.http_server.connections:
             await asyncio.sleep(0.01)
         assert 0.4 < time.monotonic() - began < 2
         with pytest.raises(ConnectionResetError):
@@ -370,59 +385,59 @@ def test_a_client_that_reads_no_answer_is_left_after_a_while(
         await asyncio.wait([sending])
         sending.exception()
 
-    play(scene)
+    play(scenario)
     out, _ = capfd.readouterr()
     assert out.count("connection.write_stalled") == 1
     assert "Traceback" not in out
 
 
 def test_a_client_that_reads_slowly_gets_the_whole_answer(play: Play) -> None:
-    async def scene(runner: Runner, client: socket.socket) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
         began = time.monotonic()
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
         assert is_whole(await read_all(client, pause_s=0.03))
         assert time.monotonic() - began > 0.7  # longer than a client may pause
 
-    play(scene)
+    play(scenario)
 
 
 def test_a_client_that_reads_too_slowly_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 10_000_000)
 
-    async def scene(_: Runner, client: socket.socket) -> None:
+    async def scenario(_: Runner, client: socket.socket) -> None:
         began = time.monotonic()
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT_AND_CLOSE)
         with pytest.raises(ConnectionResetError):
             await read_all(client, pause_s=0.1)
         assert 0.4 < time.monotonic() - began < 3
 
-    play(scene)
+    play(scenario)
 
 
 def test_a_drain_waits_until_an_answer_is_read(play: Play) -> None:
-    async def scene(runner: Runner, client: socket.socket) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
         await stalled(runner)
-        server = runner.draining_server
-        draining = asyncio.create_task(server.drain(linger_s=0, timeout_s=10))
+        server = runner.http_server
+        draining = asyncio.create_task(server.drain(idle_grace_s=0, timeout_s=10))
         await asyncio.sleep(0.2)
         assert not draining.done()
-        assert server.count_under_way() == 1
+        assert server.count_in_progress() == 1
         reading = asyncio.create_task(read_all(client))
         await draining
         await runner.cleanup()
         assert is_whole(await reading)
 
-    play(scene)
+    play(scenario)
 
 
 def test_a_drain_ends_on_time_beside_a_client_that_reads_nothing(play: Play) -> None:
-    async def scene(runner: Runner, client: socket.socket) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, DOCUMENT)
-        (await stalled(runner))._unread_s = 60  # so that the drain's time is up first
+        await stalled(runner)
         began = time.monotonic()
-        await runner.draining_server.drain(linger_s=0, timeout_s=0.1)
+        await runner.http_server.drain(idle_grace_s=0, timeout_s=0.1)
         await runner.cleanup()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6
 
-    play(scene)
+    play(scenario, write_stall_timeout_s=60)  # the drain's timeout expires first

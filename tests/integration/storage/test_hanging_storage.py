@@ -145,7 +145,7 @@ async def test_delete_does_not_wait_for_a_disk(
         remove(image_id, root)
 
     monkeypatch.setattr(layout, "remove", wait)
-    monkeypatch.setattr("service.api.routes.images._REMOVAL_TIMEOUT_S", 0.2)
+    resources_of(api).file_removal.timeout_s = 0.2
     async with asyncio.timeout(10):
         assert (await api.delete("/v1/images/AAAAAAA", headers=tenant.headers)).status == 200
         assert storage.path(ImageId("AAAAAAA")).exists()

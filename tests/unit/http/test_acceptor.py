@@ -95,7 +95,7 @@ async def test_a_process_that_is_ahead_takes_what_no_other_takes(
     counts, _ = pair
     counts.add(100)
     listener = listening(socket.socket())
-    async with Acceptor(listener, Greeting, counts, most=1000):
+    async with Acceptor(listener, Greeting, counts, max_connections=1000):
         assert await asyncio.gather(*(greet(listener) for _ in range(20))) == [b"hello"] * 20
 
 
@@ -115,8 +115,8 @@ async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
 
     listener = listening(socket.socket())
     async with (
-        Acceptor(listener, taken_by("ahead"), ahead, most=1000),
-        Acceptor(listener.dup(), taken_by("behind"), behind, most=1000),
+        Acceptor(listener, taken_by("ahead"), ahead, max_connections=1000),
+        Acceptor(listener.dup(), taken_by("behind"), behind, max_connections=1000),
     ):
         for _ in range(10):
             assert await greet(listener) == b"hello"
@@ -134,7 +134,7 @@ async def test_a_connection_that_fails_is_not_held(error: Exception, capfd: pyte
         return Greeting()
 
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
-    async with Acceptor(listener, make, counts, most=1):
+    async with Acceptor(listener, make, counts, max_connections=1):
         with pytest.raises(asyncio.IncompleteReadError):  # it is closed at once
             await greet(listener)
         assert counts.held == 0
@@ -145,7 +145,7 @@ async def test_a_connection_that_fails_is_not_held(error: Exception, capfd: pyte
 async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
         assert await greet(listener) == b"hello"
     assert time.monotonic() - began >= 0.9
 
@@ -153,7 +153,7 @@ async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
 async def test_nothing_is_taken_after_the_block() -> None:
     listener = listening(socket.socket())
     address = listener.getsockname()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
@@ -168,7 +168,7 @@ async def test_a_connection_that_was_taken_last_is_with_its_protocol_after_the_b
 
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
     with socket.create_connection(listener.getsockname()) as client:
-        async with Acceptor(listener, make, counts, most=1000):
+        async with Acceptor(listener, make, counts, max_connections=1000):
             while not counts.held:
                 await asyncio.sleep(0)
             assert not made
@@ -183,7 +183,7 @@ async def test_connections_that_wait_at_the_end_of_the_block_are_taken() -> None
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
     address = listener.getsockname()
     with socket.create_connection(address) as one, socket.create_connection(address) as other:
-        async with Acceptor(listener, Greeting, counts, most=1000):
+        async with Acceptor(listener, Greeting, counts, max_connections=1000):
             pass
         assert counts.held == 2
         for client in (one, other):
@@ -196,7 +196,7 @@ async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
-    async with Acceptor(listener, Greeting, counts, most=2):
+    async with Acceptor(listener, Greeting, counts, max_connections=2):
         for _ in range(2):
             assert await greet(listener) == b"hello"
         third = asyncio.create_task(greet(listener))
