@@ -9,7 +9,7 @@ import re
 from service.ids import KEY_PATTERN
 from service.telemetry.logs import requests
 
-# An API key that was sent as the request's id by mistake is not taken over.
+# An API key that was sent as the request's id by mistake is not accepted.
 _ACCEPTED_ID = re.compile(rf"(?!{KEY_PATTERN.pattern}$)[0-9A-Za-z._-]{{1,64}}")
 
 

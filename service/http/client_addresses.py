@@ -23,7 +23,7 @@ MAX_WARNINGS = 20
 
 
 class ProxyWarnings:
-    """Warns once about each proxy whose clients cannot be told apart, because they share one rate limit then."""
+    """Warns once about each proxy whose clients cannot be distinguished: they share one rate limit."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = trusted

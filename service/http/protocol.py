@@ -306,6 +306,6 @@ class HttpConnection(RequestHandler):
         return response
 
 
-# Stands for a response that was written already. aiohttp asks it only whether its connection stays open.
+# Stands for a response that was written already. aiohttp only reads from it that the connection stays open.
 _KEEP_ALIVE = web.StreamResponse()
 _KEEP_ALIVE._keep_alive = True

@@ -104,11 +104,11 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "given"), CALLS, ids=[f"{method} {path}" for method, path, _ in CALLS])
+@pytest.mark.parametrize(("method", "path", "params"), CALLS, ids=[f"{method} {path}" for method, path, _ in CALLS])
 async def test_misspelt_parameter_is_refused(
-    api: Client, tenant: Tenant, method: str, path: str, given: dict[str, str]
+    api: Client, tenant: Tenant, method: str, path: str, params: dict[str, str]
 ) -> None:
-    status, body = await answer(api, method, path, tenant, **given, with_exifs="1")
+    status, body = await answer(api, method, path, tenant, **params, with_exifs="1")
     assert (status, body["error"]["code"]) == (400, "invalid-parameter")
     assert body["error"]["message"] == "Unknown parameter 'with_exifs'; did you mean with_exif?"
 
