@@ -10,7 +10,7 @@ from aiohttp import web
 from service.api.resources import Resources, resources
 from service.errors import ServiceError
 
-_NO_WORKER = "no recent heartbeat of a worker on this Redis and database number"
+_NO_WORKER = "no worker has sent a heartbeat recently on this Redis and database number"
 _QUEUE_NEEDED = "the heartbeats of workers are in the queue, which is unavailable"
 
 
