@@ -26,7 +26,7 @@ from service.api.app import create_app
 from service.api.resources import RESOURCES, Resources
 from service.config.settings import Settings
 from service.database import apply_schema
-from service.http.protocol import Runner
+from service.http.server import Runner
 from service.ids import AccountId
 from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres

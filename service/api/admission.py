@@ -1,4 +1,4 @@
-"""Which uploads and downloads are let in: decided before a byte of the picture is asked for."""
+"""Admission of uploads and downloads, decided before the first byte of the file is requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Admission:
         self._downloads = Places(settings.downloads_in_flight, metrics.downloads_in_flight)
 
     async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
-        """A place, and bytes of the account, for a body of this declared length.
+        """Reserves a slot, and bytes of the account's quota, for a body of this declared length.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`, `busy`, and `queue-unavailable` while no job can be
         enqueued.
@@ -40,18 +40,18 @@ class Admission:
             raise
 
     async def download(self, account: Account, key: IdempotencyKey | None) -> Body:
-        """The same for a picture from a URL: slow origins must not take the places of uploads."""
+        """The same for a file from a URL. Downloads have their own slots, so that slow origins do not block uploads."""
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, None)
-            reservation.release()  # until its length is known, it keeps no other from that room
-            return self._take(self._downloads, reservation, math.inf)  # an origin's own time limits come first
+            reservation.release()  # until its length is known, it blocks no other upload
+            return self._take(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
         except BaseException:
             reservation.close()
             raise
 
     async def reserve(self, reservation: Reservation, length: int | None) -> None:
-        """Reserve a picture's declared length, as far as one is; the bytes that arrive are counted all the same.
+        """Reserves a file's declared length, if it has one; the bytes that arrive are counted in any case.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
         """

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from aiohttp import web
 
-from service.api.authentication import ShowRateLimit
-from service.api.bodies import expect_later
-from service.api.middleware import answer
+from service.api.authentication import RateLimitHeaders
+from service.api.middleware import request_middleware
 from service.api.resources import RESOURCES, open_resources
+from service.api.responses import error_response
 from service.api.routes import account, health, images, metrics, pictures, search, tags
-from service.api.routes.docs import Document
+from service.api.routes.docs import OpenApiDocument
 from service.api.routes.front import FrontPage
 from service.batcher import running
 from service.config.rates import Rate
 from service.config.settings import Settings
 from service.http import cors
-from service.http.fast_path import QuickAnswers
-from service.http.protocol import QUICK_ANSWER
+from service.http.bodies import defer_100_continue
+from service.http.fast_path import FastPath
+from service.http.server import ERROR_RESPONSE, FAST_RESPONSE
 from service.shared_memory.arriving_bytes import ArrivingBytes
 
 
 def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
-    app = web.Application(middlewares=[answer, cors.answer_options])
-    app.on_response_prepare.append(cors.allow_answer)
+    app = web.Application(middlewares=[request_middleware, cors.handle_options])
+    app[ERROR_RESPONSE] = error_response
+    app.on_response_prepare.append(cors.allow_response)
     if (rate := Rate.parse(settings.rate_limit)) is not None:
-        app.on_response_prepare.append(ShowRateLimit(rate))
+        app.on_response_prepare.append(RateLimitHeaders(rate))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
-        async with open_resources(settings, arriving) as opened:
-            quick = QuickAnswers(opened.delivery)
-            app[RESOURCES], app[QUICK_ANSWER] = opened, quick.find
-            async with running(quick.run()):
+        async with open_resources(settings, arriving) as resources:
+            find_cached = partial(pictures.find_cached, resources.delivery)
+            fast_path = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached)
+            app[RESOURCES], app[FAST_RESPONSE] = resources, fast_path.respond
+            async with running(fast_path.run()):
                 yield
 
     app.cleanup_ctx.append(hold_resources)
 
     route = app.router
     route.add_get("/v1/images", images.create_from_url, allow_head=False)
-    route.add_post("/v1/images", images.create, expect_handler=expect_later)
+    route.add_post("/v1/images", images.create, expect_handler=defer_100_continue)
     route.add_get("/v1/images/search", search.find)
     route.add_get("/v1/images/{id}", images.show)
-    route.add_delete("/v1/images/{id}", images.delete, expect_handler=expect_later)
+    route.add_delete("/v1/images/{id}", images.delete, expect_handler=defer_100_continue)
     route.add_get("/v1/images/{id}/delete", images.delete, allow_head=False)
-    route.add_put("/v1/images/{id}/tags", tags.add, expect_handler=expect_later)
+    route.add_put("/v1/images/{id}/tags", tags.add, expect_handler=defer_100_continue)
     route.add_get("/v1/images/{id}/add_tags", tags.add, allow_head=False)
-    route.add_delete("/v1/images/{id}/tags", tags.remove, expect_handler=expect_later)
+    route.add_delete("/v1/images/{id}/tags", tags.remove, expect_handler=defer_100_continue)
     route.add_get("/v1/images/{id}/remove_tags", tags.remove, allow_head=False)
     route.add_get("/v1/account", account.show)
 
@@ -54,7 +58,7 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     route.add_get("/i/{id}/{name}", pictures.show)
 
     route.add_get("/", FrontPage(settings).show)
-    route.add_get("/openapi.json", Document(settings).show)
+    route.add_get("/openapi.json", OpenApiDocument(settings).show)
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)
     route.add_get("/metrics", metrics.show)

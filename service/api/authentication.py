@@ -1,4 +1,6 @@
-"""Who is asking: `?key=`, `X-Api-Key` or `Authorization: Bearer`; and whether that key may ask now."""
+"""The API key of a request: `?key=`, `X-Api-Key` or `Authorization: Bearer`. It identifies an account, and has a rate
+limit.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,22 @@ from aiohttp import web
 
 from service.accounts.accounts import Account
 from service.api.parameters import query
-from service.api.resources import resources
+from service.api.resources import Resources
 from service.config.rates import Rate
 from service.errors import ServiceError
 
-# The field as it will be sent; empty where nobody looked.
+# The value of the RateLimit header; "" if the limiter could not be asked.
 _RATE_LIMIT = web.RequestKey("rate_limit", str)
 
 
-async def authenticate(request: web.Request) -> Account:
-    """The account of the request's key, as it was at most 4 s ago.
+async def authenticate(request: web.Request, service: Resources) -> Account:
+    """Returns the account of the request's API key, as it was at most 4 s ago.
 
     Raises `unauthorized`, `rate-limited`, `account-suspended`.
     """
-    key = _key(request)
+    key = _find_key(request)
     if not key:
         raise ServiceError("unauthorized")
-    service = resources(request)
     account = await service.keys.owner(key)
     if service.rate_limiter is not None:
         standing = await service.rate_limiter.admit(key)
@@ -36,26 +37,26 @@ async def authenticate(request: web.Request) -> Account:
     return account
 
 
-class ShowRateLimit:
-    """For `on_response_prepare` where there is a limit: the fields of draft-ietf-httpapi-ratelimit-headers-11, of May
-    2026.
+class RateLimitHeaders:
+    """For `on_response_prepare` with a rate limit: adds the headers of draft-ietf-httpapi-ratelimit-headers-11 (May
+    2026).
 
-    Its `t` is the time within which no more than `r` requests are to be had; that of -10, the time until there are
-    more. Here it is both.
+    `t` is the time within which at most `r` requests are available. In draft -10 it was the time until there are more.
+    Here it is both.
     """
 
     def __init__(self, rate: Rate) -> None:
         self._policy = f'"key";q={rate.burst};w={math.ceil(rate.full_after_s)}'
 
     async def __call__(self, request: web.Request, response: web.StreamResponse) -> None:
-        if (standing := request.get(_RATE_LIMIT)) is None:
+        if (value := request.get(_RATE_LIMIT)) is None:
             return
         response.headers["RateLimit-Policy"] = self._policy
-        if standing:
-            response.headers["RateLimit"] = standing
+        if value:
+            response.headers["RateLimit"] = value
 
 
-def _key(request: web.Request) -> str | None:
+def _find_key(request: web.Request) -> str | None:
     if key := query(request).get("key") or request.headers.get("X-Api-Key"):
         return key
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")

@@ -1,4 +1,4 @@
-"""Query parameters and the Idempotency-Key: parsed strictly, refused by name."""
+"""Query parameters and the Idempotency-Key header. Values are parsed strictly, and errors name the parameter."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from service.spelling import find_near_miss, find_nearest, quote
 _TRUE = frozenset({"true", "1", "yes", "on", ""})  # "" is a bare flag
 _FALSE = frozenset({"false", "0", "no", "off"})
 _DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
-# The parameters of an upload that may be fields of a form.
-_FIELDS = frozenset({"tags", *_DETAIL_NAMES})
-# Unknown names of one request that are compared with the known ones: a request line has room for a thousand.
+# The parameters of an upload that may be fields of a form instead.
+_FORM_FIELDS = frozenset({"tags", *_DETAIL_NAMES})
+# How many unknown names of a request are compared with the known ones: a request line can hold a thousand.
 _MAX_COMPARED = 16
 
 
 def query(request: web.Request) -> MultiMapping[str]:
-    """The query string's parameters. A leading `?` is dropped: the API's jQuery sample sends `??key=…`."""
+    """Returns the parameters of the query string. A leading `?` is dropped: the API's jQuery sample sends `??key=…`."""
     url = request.rel_url
     if url.raw_query_string.startswith("?"):
         return URL.build(query_string=url.raw_query_string.lstrip("?"), encoded=True).query
@@ -45,7 +45,7 @@ def _flag(parameters: MultiMapping[str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How much of an image an answer shows."""
+    """The optional fields of an image in a response."""
 
     with_exif: bool
     verbose: bool
@@ -58,10 +58,10 @@ class Detail:
 
 
 def detail(request: web.Request, *others: str) -> Detail:
-    """Returns what the parameters ask for. `others` are the names of the call's other parameters.
+    """Returns the requested fields. `others` are the names of the endpoint's other parameters.
 
-    Unknown parameters pass, because clients add some against caches. A near miss of a known name is refused, because
-    the call would ignore what its client asked for.
+    Unknown parameters are ignored, because clients add some to bypass caches. A misspelt name is refused, because the
+    request would otherwise do something else than its client wants.
     """
     parameters = query(request)
     _refuse_near_misses(parameters, _list_known(*others))
@@ -69,19 +69,19 @@ def detail(request: web.Request, *others: str) -> Detail:
 
 
 def strict_detail(request: web.Request, *others: str) -> Detail:
-    """The same for a call that refuses every unknown parameter."""
+    """The same for an endpoint that refuses every unknown parameter."""
     parameters, known = query(request), _list_known(*others)
     for name in parameters:
         if name not in known:
             nearest = find_nearest(name, known)
-            advice = f"this call takes {', '.join(known)}." if nearest is None else f"did you mean {nearest}?"
+            advice = f"the parameters are {', '.join(known)}." if nearest is None else f"did you mean {nearest}?"
             raise ServiceError("invalid-parameter", f"Unknown parameter {quote(name)}; {advice}")
     return _read_detail(parameters)
 
 
 @lru_cache(16)
 def _list_known(*others: str) -> Mapping[str, None]:
-    """A set that keeps its order."""
+    """Returns a set that keeps its order."""
     return dict.fromkeys(("key", *others, *_DETAIL_NAMES))
 
 
@@ -101,7 +101,7 @@ def _read_detail(parameters: MultiMapping[str]) -> Detail:
 
 
 def tags(request: web.Request) -> list[str]:
-    """The comma-separated `tags`, trimmed and each once, in the order given; none if the parameter is absent."""
+    """Returns the comma-separated `tags`, trimmed and without duplicates, in their order."""
     return _read_tags(query(request))
 
 
@@ -110,7 +110,7 @@ def _read_tags(parameters: MultiMapping[str]) -> list[str]:
 
 
 class UploadParameters:
-    """`detail` and `tags` of an upload: those of the query string, and those of a form's fields, as they arrive."""
+    """`detail` and `tags` of an upload, from the query string and from the fields of a form as they arrive."""
 
     def __init__(self, request: web.Request) -> None:
         parameters = query(request)
@@ -119,22 +119,22 @@ class UploadParameters:
         self._has_tags = bool(self.tags)
         self._parameters: MultiDict[str] = MultiDict(parameters)
 
-    def take_field(self, name: str, value: bytes) -> None:
-        """Read a field of a form; one that is no parameter is ignored, and so is a key, which is due before the body.
+    def add_field(self, name: str, value: bytes) -> None:
+        """Reads a field of a form. Unknown fields are ignored, and so is `key`, which must precede the body.
 
-        Of several flags of one name the last counts, as with a checkbox and its hidden default. Raises
+        The last of several flags with the same name counts, as with a checkbox and its hidden default. Raises
         `invalid-parameter`.
         """
-        if name not in _FIELDS:
-            _refuse_near_misses([name], _FIELDS)
+        if name not in _FORM_FIELDS:
+            _refuse_near_misses([name], _FORM_FIELDS)
             return
         try:
             text = value.decode()
         except UnicodeDecodeError:
-            raise ServiceError("invalid-parameter", f"The form's field {name} must be UTF-8.") from None
+            raise ServiceError("invalid-parameter", f"The form field {name} must be UTF-8.") from None
         if name == "tags":
             if self._has_tags and text.strip():
-                raise ServiceError("invalid-parameter", "Send tags in the query string or in the form, not in both.")
+                raise ServiceError("invalid-parameter", "tags must be in the query string or in the form, not in both.")
             self._parameters.add(name, text)
             self.tags = _read_tags(self._parameters)
         else:
@@ -143,25 +143,23 @@ class UploadParameters:
 
 
 def url(request: web.Request) -> str:
-    """The required `url`, decoded once; `service.downloads.origins` checks it.
+    """Returns the required `url`, decoded once; `service.downloads.origins` checks it.
 
-    Surrogates stand for bytes that are no UTF-8 (PEP 383).
+    Surrogates stand for bytes that are not UTF-8 (PEP 383).
     """
-    # Not by `query`, which loses bytes that are no UTF-8.
+    # Not with `query`, which loses bytes that are not UTF-8.
     text = request.rel_url.raw_query_string.lstrip("?")
     values = (value for name, value in parse_qsl(text, errors="surrogateescape") if name == "url")
     if not (value := next(values, "")):
-        raise ServiceError(
-            "invalid-parameter", "url is required: the address of a picture. To send the picture itself, POST it."
-        )
+        raise ServiceError("invalid-parameter", "url is required: the address of an image. To upload a file, use POST.")
     return value
 
 
 def idempotency_key(request: web.Request, url: URL | None = None) -> IdempotencyKey | None:
-    """The header's key for a picture in the body, or for the one at this URL; None without the header."""
-    given = request.headers.getall("Idempotency-Key", None)
-    if given is None:
+    """Returns the key of the header, for the file in the body or at `url`; None without the header."""
+    values = request.headers.getall("Idempotency-Key", None)
+    if values is None:
         return None
-    if len(given) > 1:
-        raise ServiceError("invalid-idempotency-key", "Send one Idempotency-Key, not several.")
-    return IdempotencyKey.parse(given[0], None if url is None else str(url))
+    if len(values) > 1:
+        raise ServiceError("invalid-idempotency-key", "The header Idempotency-Key is given more than once.")
+    return IdempotencyKey.parse(values[0], None if url is None else str(url))

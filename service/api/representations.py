@@ -1,4 +1,4 @@
-"""How images and accounts look in answers. The OpenAPI document's schemas are made from these classes."""
+"""Images and accounts as JSON. The schemas of the OpenAPI document are made from these classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
 from service.images.probe import MIME_TYPES
 
-# What the fields hold, for the OpenAPI document.
+# The types of fields, as the OpenAPI document describes them.
 Id = Annotated[str, Meta(pattern=f"^{IMAGE_ID_PATTERN.pattern}$")]
 Bytes = Annotated[int, Meta(ge=0, description="Bytes.")]
 Readable = Annotated[str, Meta(description="In powers of 1024.", examples=["2 GB", "107 MB", "1.9 GB"])]
@@ -30,9 +30,9 @@ Orientation = Annotated[
     Meta(
         ge=1,
         le=8,
-        description="What was applied to the stored pixels, as an orientation of EXIF: EXIF's own or, for HEIC and "
-        "AVIF, the container's rotation and mirroring. 1 is none. `exif.Orientation` is the file's own value and may "
-        "differ.",
+        description="The orientation that was applied to the stored pixels, as an EXIF value: that of EXIF or, for "
+        "HEIC and AVIF, the container's rotation and mirroring. 1 is none. `exif.Orientation` is the value in the file "
+        "and may differ.",
     ),
 ]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -41,7 +41,7 @@ Exif = Annotated[msgspec.Raw, Meta(description="By standard tag names.", extra_j
 Jpeg = Annotated[str, Meta(description="A JPEG of at most 500 bytes.", extra_json_schema={"contentEncoding": "base64"})]
 
 
-class ShownStorage(msgspec.Struct, frozen=True):
+class StorageUsage(msgspec.Struct, frozen=True):
     max: Bytes
     max_readable: Readable
     used: Bytes
@@ -50,23 +50,23 @@ class ShownStorage(msgspec.Struct, frozen=True):
     remaining_readable: Readable
 
 
-class ShownAccount(msgspec.Struct, frozen=True):
+class AccountUsage(msgspec.Struct, frozen=True):
     num_images: Annotated[int, Meta(ge=0)]
-    storage: ShownStorage
+    storage: StorageUsage
 
 
 class ProcessingImage(msgspec.Struct):
-    """An image that no worker has looked at yet."""
+    """An image that no worker has probed yet."""
 
     id: Id
     status: Literal["processing"]
     filesize: Bytes
     tags: list[str]
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
 class ReadyImage(msgspec.Struct):
-    """What was not asked for does not appear."""
+    """Optional fields appear only if they were requested."""
 
     id: Id
     width: Pixels
@@ -83,18 +83,18 @@ class ReadyImage(msgspec.Struct):
     url: Url | UnsetType = UNSET
     exif: Exif | UnsetType = UNSET
     mini_preview: Jpeg | UnsetType = UNSET
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
-ShownImage = ReadyImage | ProcessingImage
+ImageView = ReadyImage | ProcessingImage
 
 
-class FoundImages(msgspec.Struct):
-    """One page of a search; `next_cursor` is null on the last."""
+class ImagePage(msgspec.Struct):
+    """One page of a search. `next_cursor` is null on the last page."""
 
     images: list[ReadyImage]
     next_cursor: str | None
-    account: ShownAccount | UnsetType = UNSET
+    account: AccountUsage | UnsetType = UNSET
 
 
 Value = TypeVar("Value")
@@ -104,8 +104,8 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
     return ProcessingImage(id=new.id, status="processing", filesize=new.size, tags=list(new.tags))
 
 
-def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
-    """Raises the error of an image that failed."""
+def describe_image(image: Image, detail: Detail, public_url: str) -> ImageView:
+    """Raises the error of an image whose probe failed."""
     if image.state == "failed":
         raise refuse_picture(image.error or "unsupported-image", image.error_kind)
     if image.state == "pending":
@@ -114,33 +114,33 @@ def describe_image(image: Image, detail: Detail, public_url: str) -> ShownImage:
 
 
 def describe_ready(image: Image, detail: Detail, public_url: str) -> ReadyImage:
-    shown = ReadyImage(
+    view = ReadyImage(
         id=image.id,
-        width=_found(image.width),
-        height=_found(image.height),
+        width=_require(image.width),
+        height=_require(image.height),
         filesize=image.size,
         tags=image.tags,
     )
     if detail.verbose:
-        shown.format = _found(image.format)
-        shown.mime = MIME_TYPES[shown.format]
-        shown.created = image.created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        shown.orientation = _found(image.orientation)
-        shown.pages = _found(image.pages)
-        shown.has_alpha = _found(image.has_alpha)
-        shown.sha256 = image.sha256.hex()
-        shown.url = f"{public_url.rstrip('/')}/i/{image.id}"
+        view.format = _require(image.format)
+        view.mime = MIME_TYPES[view.format]
+        view.created = image.created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        view.orientation = _require(image.orientation)
+        view.pages = _require(image.pages)
+        view.has_alpha = _require(image.has_alpha)
+        view.sha256 = image.sha256.hex()
+        view.url = f"{public_url.rstrip('/')}/i/{image.id}"
     if detail.with_exif:
-        shown.exif = msgspec.Raw((image.exif or "{}").encode())
+        view.exif = msgspec.Raw((image.exif or "{}").encode())
     if detail.with_mini_preview:
-        shown.mini_preview = base64.b64encode(image.mini_preview or b"").decode()
-    return shown
+        view.mini_preview = base64.b64encode(image.mini_preview or b"").decode()
+    return view
 
 
-def describe_account(account: Account) -> ShownAccount:
-    return ShownAccount(
+def describe_account(account: Account) -> AccountUsage:
+    return AccountUsage(
         num_images=account.num_images,
-        storage=ShownStorage(
+        storage=StorageUsage(
             max=account.max_bytes,
             max_readable=readable(account.max_bytes),
             used=account.used_bytes,
@@ -151,8 +151,8 @@ def describe_account(account: Account) -> ShownAccount:
     )
 
 
-def _found(value: Value | None) -> Value:
-    """What every ready row holds."""
+def _require(value: Value | None) -> Value:
+    """Returns a value that every ready row has."""
     if value is None:
-        raise TypeError("a ready image lacks what its probe found")
+        raise TypeError("a ready image lacks a value of its probe")
     return value

@@ -1,13 +1,14 @@
-"""What handlers work with: made at start-up, one for the whole application."""
+"""What handlers share: connections, caches and limits, opened when the application starts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import structlog
 from aiohttp import web
 
 from service.accounts.api_keys import KeyRing
@@ -18,6 +19,7 @@ from service.batcher import Batcher, running
 from service.config.rates import Rate
 from service.config.settings import Settings
 from service.database import Database
+from service.deletion.removals import remove_files
 from service.delivery.context import Delivery
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
@@ -25,6 +27,7 @@ from service.downloads.origins import Origins, OriginTimeouts
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.health.measures import Measures
 from service.http.client_addresses import ProxyWarnings
+from service.ids import ImageId
 from service.images.models import Image
 from service.images.queries import Wanted, find_together
 from service.limits.buckets import RateLimiter
@@ -38,10 +41,39 @@ from service.uploads.receiving import UploadLimits
 from service.uploads.replies import Replies
 from service.uploads.reservations import Reservations
 
-# Of the scrape of all metrics. Anybody may ask, so there is one at a time.
-_SCRAPE_S = 5.0
-# A scrape costs 12 ms of a core, and needs no key.
-_SCRAPE_KEEP_S = 1.0
+log = structlog.get_logger("service.api")
+
+# A scrape of all metrics costs 12 ms of a core and needs no key: there is one at a time, and its result is reused.
+_SCRAPE_TIMEOUT_S = 5.0
+_SCRAPE_REUSE_S = 1.0
+# A process that has just started accepts no connection before it receives the results of jobs, unless Redis is away.
+_CONNECT_TIMEOUT_S = 1.0
+# Images that one statement loads; each may have 16 KB of EXIF.
+_LOOKUP_BATCH_SIZE = 64
+
+
+class FileRemoval:
+    """Removes the files of deleted images.
+
+    A request waits for it for at most `timeout_s`: usually it takes milliseconds, but a disk can hang. Files that are
+    left are no error, because the worker's sweep removes them later.
+    """
+
+    def __init__(self, remove_files: Callable[[Sequence[ImageId]], Awaitable[None]], *, timeout_s: float = 2.0) -> None:
+        self.timeout_s = timeout_s
+        self._remove_files = remove_files
+        self._tasks: set[asyncio.Future[None]] = set()
+
+    async def remove(self, image_ids: Sequence[ImageId]) -> None:
+        task = asyncio.ensure_future(self._remove_files(image_ids))
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+        await asyncio.wait([task], timeout=self.timeout_s)
+
+    def _finish(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("removal.failed", first_error=repr(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +87,20 @@ class Resources:
     replies: Replies
     admission: Admission
     ingest: Ingest
-    finding: Batcher[Wanted, Image | None]
+    image_lookups: Batcher[Wanted, Image | None]
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
     delivery: Delivery
-    proxies: ProxyWarnings
+    proxy_warnings: ProxyWarnings
     dependencies: Mapping[str, Dependency]
     measures: Measures
-    removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
-    counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
-    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
+    file_removal: FileRemoval
+    worker_count: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
+    metrics_scrape: SharedCall[bytes] = field(
+        default_factory=partial(SharedCall[bytes], _SCRAPE_TIMEOUT_S, keep_s=_SCRAPE_REUSE_S)
+    )
 
-
-# A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.
-_CONNECT_S = 1.0
-# Each may bring 16 KB of EXIF.
-_FOUND_TOGETHER = 64
 
 RESOURCES = web.AppKey("resources", Resources)
 
@@ -82,8 +111,8 @@ def resources(request: web.Request) -> Resources:
 
 @asynccontextmanager
 async def open_resources(settings: Settings, arriving: ArrivingBytes | None = None) -> AsyncIterator[Resources]:
-    """Connect to everything; tasks and connections end with the block. `arriving` is shared with other API processes of
-    this machine, if there are any.
+    """Opens everything; tasks and connections end with the block. `arriving` is shared by the API processes of this
+    machine.
     """
     timeouts = OriginTimeouts()
     async with AsyncExitStack() as stack:
@@ -100,8 +129,8 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
         await stack.enter_async_context(running(accepting.run()))
         await stack.enter_async_context(running(enqueuing.run()))
-        finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)
-        await stack.enter_async_context(running(finding.run()))
+        image_lookups = Batcher(partial(find_together, database), limit=_LOOKUP_BATCH_SIZE)
+        await stack.enter_async_context(running(image_lookups.run()))
         keys = KeyRing(database)
         await stack.enter_async_context(running(keys.run()))
         await stack.enter_async_context(running(replies.listen()))
@@ -114,7 +143,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         if rate is not None:
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
         delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
-        await replies.wait_connected(_CONNECT_S)
+        await replies.wait_connected(_CONNECT_TIMEOUT_S)
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),
             "queue": Dependency(QUEUE, QueueCheck(queue, replies.find_deafness).run),
@@ -131,13 +160,13 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             replies=replies,
             admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
-            finding=finding,
+            image_lookups=image_lookups,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             origins=origins,
-            # An origin's own time-outs come first.
+            # The timeouts of the origin expire first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
             delivery=delivery,
-            proxies=ProxyWarnings(delivery.trusted_proxies),
+            proxy_warnings=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
             measures=Measures(
                 database,
@@ -146,4 +175,5 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
                     "renditions": (settings.renditions_folder, delivery.files.threads),
                 },
             ),
+            file_removal=FileRemoval(partial(remove_files, database, storage, delivery.files)),
         )

@@ -1,4 +1,4 @@
-"""Takes connections from the listening socket that all API processes share."""
+"""Accepts connections from the listening socket that all API processes share."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from service.shared_memory.connection_counts import ConnectionCounts
 
 log = structlog.get_logger("service.api")
 
-# A process that is ahead of another leaves it so long to take a connection, then takes it itself.
+# A process with more connections than another waits this long for the other to accept, then accepts itself.
 _YIELD_S = 0.001
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
-_FULL_PAUSE_S = 0.1
-_TELL_AGAIN_S = 60
+_LIMIT_PAUSE_S = 0.1
+_WARNING_INTERVAL_S = 60
 
 
 class Acceptor:
-    """Takes one connection at a time, for as long as the block lasts; counts it in `counts`.
+    """Accepts one connection at a time while the block lasts, and counts it in `counts`.
 
-    Its end takes those that wait. All that were taken are with their protocols after the block.
+    An event loop's own server accepts all waiting connections at once, however few the other processes have. With
+    `max_connections` it accepts none, so that there are descriptors left for files and the database.
 
-    An event loop's own server takes all that wait at once, whatever the other processes hold. While it holds `most`
-    it takes none, so that files and the database can still be opened.
+    At its end it accepts the connections that wait. All accepted connections have their protocol after the block.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Acceptor:
         make_connection: Callable[[], asyncio.Protocol],
         counts: ConnectionCounts,
         *,
-        most: int,
+        max_connections: int,
     ) -> None:
         self._listener = listener
         self._make_connection = make_connection
         self._counts = counts
-        self._most = most
-        self._told_at: dict[str, float] = {}
+        self._max_connections = max_connections
+        self._warned_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[object]] = set()
@@ -54,8 +54,8 @@ class Acceptor:
 
     async def __aexit__(self, *_: object) -> None:
         self._loop.remove_reader(self._listener)
-        # Clients that wait would be reset, where no other process goes on with the socket.
-        while self._counts.held < self._most and self._take():
+        # Waiting clients would be reset if no other process goes on with the socket.
+        while self._counts.held < self._max_connections and self._accept_one():
             pass
         if self._resume is not None:
             self._resume.cancel()
@@ -71,38 +71,39 @@ class Acceptor:
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
-        self._resume = self._loop.call_later(seconds, self._accept_and_go_on)
+        self._resume = self._loop.call_later(seconds, self._accept_after_pause)
 
-    def _accept_and_go_on(self) -> None:
+    def _accept_after_pause(self) -> None:
         self._loop.add_reader(self._listener, self._accept_in_turn)
         self._accept()
 
     def _accept(self) -> None:
-        if self._counts.held >= self._most:
-            self._tell("api.full", connections=self._counts.held)
-            self._pause(_FULL_PAUSE_S)
-            return
-        self._take()
+        if self._counts.held >= self._max_connections:
+            self._warn("api.connection_limit_reached", connections=self._counts.held)
+            self._pause(_LIMIT_PAUSE_S)
+        else:
+            self._accept_one()
 
-    def _take(self) -> bool:
-        """Whether there was one to take."""
+    def _accept_one(self) -> bool:
+        """Returns whether a connection was waiting."""
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._tell("api.cannot_accept", error=repr(error))
+                self._warn("api.accept_failed", error=repr(error))
                 self._pause(_EXHAUSTED_PAUSE_S)
-            return False  # else another process took it, or the client has gone
+            return False  # else another process accepted it, or the client has left
         self._counts.add(1)
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         return True
 
-    def _tell(self, event: str, **fields: object) -> None:
+    def _warn(self, event: str, **fields: object) -> None:
+        """Logs a warning, but each event at most once a minute."""
         now = self._loop.time()
-        if now - self._told_at.get(event, -math.inf) > _TELL_AGAIN_S:
-            self._told_at[event] = now
+        if now - self._warned_at.get(event, -math.inf) > _WARNING_INTERVAL_S:
+            self._warned_at[event] = now
             log.warning(event, **fields)
 
     async def _open(self, connection: socket.socket) -> None:
@@ -111,6 +112,6 @@ class Acceptor:
             await self._loop.connect_accepted_socket(self._make_connection, connection)
         except Exception as error:
             connection.close()
-            self._counts.add(-1)  # there is no protocol whose end would do that
-            if not isinstance(error, OSError):  # else the client has gone
+            self._counts.add(-1)  # without a protocol, there is no `connection_lost` that would do it
+            if not isinstance(error, OSError):  # else the client has left
                 log.exception("api.connection_failed")

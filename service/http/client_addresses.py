@@ -1,4 +1,4 @@
-"""Which address a request comes from."""
+"""The address that a request comes from, behind trusted proxies or without."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ log = structlog.get_logger("service.api")
 _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 _FORWARDED_FOR = "X-Forwarded-For"
-# What a proxy may name its client in (RFC 7239, and nginx's habit). Only the first is read.
+# The headers in which proxies name their client (RFC 7239, and nginx's custom). Only the first is read.
 _PROXY_HEADERS = (_FORWARDED_FOR, "Forwarded", "X-Real-IP")
-# A client may send these headers itself: at most this many addresses are logged.
+# Clients can send these headers themselves: at most this many addresses are logged.
 MAX_WARNINGS = 20
 
 
 class ProxyWarnings:
-    """Warns once of each proxy whose clients cannot be kept apart, since they share one limit of misses then."""
+    """Warns once about each proxy whose clients cannot be distinguished: they share one rate limit."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = trusted
         self._addresses: set[str] = set()
 
-    def look_at(self, request: web.BaseRequest) -> None:
+    def check(self, request: web.BaseRequest) -> None:
         address = request.remote
         if not address or address in self._addresses or len(self._addresses) >= MAX_WARNINGS:
             return
@@ -41,12 +41,13 @@ class ProxyWarnings:
             log.warning("proxy.not_trusted", address=address, header=header, setting="DAGUERRE_TRUSTED_PROXIES")
         elif header != _FORWARDED_FOR:
             self._addresses.add(address)
-            log.warning("proxy.forwards_no_address", address=address, header=header, missing=_FORWARDED_FOR)
+            log.warning("proxy.address_missing", address=address, header=header, missing=_FORWARDED_FOR)
 
 
 def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
-    """The nearest one that is no trusted proxy's: each of those appends to X-Forwarded-For whom it was asked by, and
-    what stands before that is the client's to invent.
+    """Returns the nearest address that is not a trusted proxy's.
+
+    Each proxy appends the address of its own client to X-Forwarded-For. The client can invent what precedes that.
     """
     address = request.remote or ""
     if not trusted:
@@ -58,7 +59,7 @@ def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
 
 
 def _without_port(text: str) -> str:
-    """Some proxies tell it too, and a client has a new one for each connection."""
+    """Some proxies add the port, and a client has a new one for each connection."""
     match = _WITH_PORT.fullmatch(text)
     return text if match is None else match["ipv4"] or match["ipv6"]
 
@@ -68,5 +69,5 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    mapped = parsed.ipv4_mapped if parsed.version == 6 else None  # of a socket that takes both kinds
+    mapped = parsed.ipv4_mapped if parsed.version == 6 else None  # from a socket for both IPv4 and IPv6
     return any((mapped or parsed) in network for network in trusted)

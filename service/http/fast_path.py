@@ -1,83 +1,86 @@
-"""Pictures in memory, answered before routes and middleware, which would be half of what that costs.
+"""Responses to GET from memory, before routing and middleware, which would be half of their cost.
 
-Only what is most of a page's requests: GET for all of a picture, over a connection that stays open. Whatever asks for
-more goes the way of all requests, and finds the same.
+Only for the requests that are most of a page's: GET for a whole file, over a connection that stays open. Every other
+request, e.g. one with a Range, goes to the application, which finds the same file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
-from service.delivery.context import Delivery
-from service.delivery.memory_cache import Picture
-from service.errors import ServiceError
 from service.http import cors
-from service.http.client_addresses import client_address
-from service.http.request_ids import choose_request_id, without_keys
-from service.renditions.negotiation import accepted
-from service.telemetry.logs import requests
+from service.http.access_log import choose_request_id, log_request
+from service.http.file_sending import CacheControl, StoredFile
 from service.telemetry.metrics import metrics
 
-PREFIX = "/i/"
-_ROUTES = ("/i/{id}", "/i/{id}/{name}")
-_COUNTED_S = 0.2
-_SPECIAL = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
+_FLUSH_INTERVAL_S = 0.2
+# Headers of requests that only the application can answer.
+_SPECIAL_HEADERS = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
 
-class QuickAnswers:
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
-        self._tallies = [metrics.tally("GET", route, 200) for route in _ROUTES]
+class CachedFile(Protocol):
+    """A file in memory with the headers of its response. `head` is filled at its first response, and reused."""
+
+    head: bytes
+
+    @property
+    def stored(self) -> StoredFile: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def caching(self) -> CacheControl: ...
+
+
+class FastPath:
+    """Responds to GET under `prefix`.
+
+    `find` returns the file of a request, if it is in memory and has the same headers for every such request. `routes`
+    are the route templates for the metrics: of a path with one segment below the prefix, and of one with two.
+    """
+
+    def __init__(
+        self, prefix: str, routes: tuple[str, str], find: Callable[[web.BaseRequest], CachedFile | None]
+    ) -> None:
+        self._prefix = prefix
+        self._find = find
+        self._tallies = [metrics.tally("GET", route, 200) for route in routes]
 
     async def run(self) -> None:
-        """Put what was counted into the metrics, until cancelled."""
+        """Adds what was counted to the metrics at intervals, until cancelled."""
         try:
             while True:
-                await asyncio.sleep(_COUNTED_S)
-                self._put()
+                await asyncio.sleep(_FLUSH_INTERVAL_S)
+                self._flush()
         finally:
-            self._put()
+            self._flush()
 
-    def _put(self) -> None:
+    def _flush(self) -> None:
         for tally in self._tallies:
             tally.put()
 
-    def find(self, request: web.BaseRequest) -> bytes | None:
-        """The whole answer, counted and logged; None for a request that is not for this."""
+    def respond(self, request: web.BaseRequest) -> bytes | None:
+        """Returns the whole response, counted and logged, or None if the application has to handle the request."""
         path = request.raw_path
-        if not path.startswith(PREFIX) or request.method != "GET" or not _is_plain(request):
+        if not path.startswith(self._prefix) or request.method != "GET" or not _is_plain(request):
             return None
         began = time.perf_counter()
-        headers, delivery = request.headers, self._delivery
-        picture = delivery.hot.get((path, accepted(headers.get("Accept", ""))))
-        if picture is None or picture.stored.data is None or picture.caching.expires is not None:
+        file = self._find(request)
+        if file is None or (body := file.stored.data) is None:
             return None
-        try:
-            delivery.misses.check(client_address(request, delivery.trusted_proxies))
-        except ServiceError:
-            return None
-        request_id = choose_request_id(headers.get("X-Request-Id"))
-        head = picture.head or _write_head(picture)
+        request_id = choose_request_id(request.headers.get("X-Request-Id"))
+        head = file.head or _write_head(file)
         seconds = time.perf_counter() - began
-        self._tallies["/" in request.path.removeprefix(PREFIX)].add(seconds)
-        requests.write(
-            logging.INFO,
-            {
-                "request_id": request_id,
-                "method": "GET",
-                "path": without_keys(request.path),
-                "status": 200,
-                "ms": round(seconds * 1000, 1),
-            },
-        )
-        last = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}\r\n\r\n".encode("ascii")
-        return b"".join((head, last, picture.stored.data))
+        self._tallies["/" in request.path.removeprefix(self._prefix)].add(seconds)
+        log_request(request_id, "GET", request.path, 200, seconds)
+        tail = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}\r\n\r\n".encode("ascii")
+        return b"".join((head, tail, body))
 
 
 def _is_plain(request: web.BaseRequest) -> bool:
@@ -86,16 +89,16 @@ def _is_plain(request: web.BaseRequest) -> bool:
         request.version == HttpVersion11
         and request.keep_alive
         and request.content.is_eof()
-        and not any(name in headers for name in _SPECIAL)
+        and not any(name in headers for name in _SPECIAL_HEADERS)
     )
 
 
-def _write_head(picture: Picture) -> bytes:
-    headers: CIMultiDict[str] = CIMultiDict(picture.headers)
-    headers["Cache-Control"] = picture.caching.header(time.time())
-    headers["Content-Length"] = str(picture.stored.size)
+def _write_head(file: CachedFile) -> bytes:
+    headers: CIMultiDict[str] = CIMultiDict(file.headers)
+    headers["Cache-Control"] = file.caching.header(time.time())
+    headers["Content-Length"] = str(file.stored.size)
     headers["Server"] = "Daguerre"
     cors.allow(headers)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    picture.head = f"HTTP/1.1 200 OK\r\n{lines}".encode()
-    return picture.head
+    file.head = f"HTTP/1.1 200 OK\r\n{lines}".encode()
+    return file.head

@@ -1,51 +1,92 @@
-"""A picture as an answer: conditional, in part, from memory or straight from its file."""
+"""A stored file as a response: conditional, in part, from memory or straight from the file."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from service.delivery.memory_cache import Picture
 from service.errors import ServiceError
-from service.http import envelope
-from service.http.protocol import LOOKS, UNREAD_S, count_unconfirmed
+from service.http.server import ERROR_RESPONSE
+from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, wait_writable
 from service.limits.pace import Pace
-from service.storage.files import Stored, in_thread, unavailable
+from service.storage.files import in_thread, unavailable
 from service.telemetry.metrics import CLIENT_LEFT
 
-# The system takes less at a time, as a rule; this bounds what one client is given before the others.
-_PIECE_BYTES = 1 << 20
-# What sendfile raises about its connection; all else is about its file.
-_OF_CONNECTION = frozenset(
+# The kernel usually takes less in one call; this bounds how much one client is sent before the others.
+_MAX_SENDFILE_BYTES = 1 << 20
+# What sendfile raises about the connection; every other error is about the file.
+_CONNECTION_ERRORS = frozenset(
     {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN}
 )
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,20})-(?P<last>[0-9]{0,20})", re.IGNORECASE)
 
 
-class _FileFailed(ConnectionError):
-    """The file cannot be read to its end. All that is left to do is to end the connection, which aiohttp does at a
-    ConnectionError without a traceback.
+class StoredFile(Protocol):
+    """A file as it was when it was looked up. `data` is its content if that is in memory."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def modified_ns(self) -> int: ...
+    @property
+    def data(self) -> bytes | None: ...
+
+
+class CacheControl(Protocol):
+    """Makes the Cache-Control header of a response at this Unix time."""
+
+    def header(self, now: float) -> str: ...
+
+
+class ServedFile(Protocol):
+    """A stored file with the headers of its responses, apart from Cache-Control.
+
+    `etag` is one of the headers, without its quotes. `accel_path` is the file's path below the internal locations of a
+    proxy. `threads` are those of the file's disk.
+    """
+
+    @property
+    def stored(self) -> StoredFile: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def caching(self) -> CacheControl: ...
+    @property
+    def etag(self) -> str: ...
+    @property
+    def modified_s(self) -> int: ...
+    @property
+    def accel_path(self) -> str: ...
+    @property
+    def threads(self) -> Executor: ...
+
+
+class _FileReadError(ConnectionError):
+    """The file cannot be read to its end, after the head of the response was sent.
+
+    The connection has to end then, which aiohttp does on a ConnectionError, without a traceback.
     """
 
 
 class FileChanged(Exception):
-    """Since it was found, the file was removed, moved or made anew; what is there now has to be found again."""
+    """The file was removed, moved or replaced after it was looked up; it has to be looked up again."""
 
 
-class SendingEnd(NamedTuple):
-    """How an answer ended. `status` is CLIENT_LEFT if its client left before the last byte; `code` is of an error that
-    came after the head was sent.
+class SendResult(NamedTuple):
+    """How a response ended. `status` is CLIENT_LEFT if the client left before the last byte. `code` is that of an error
+    that came after the head was sent.
     """
 
     status: int
@@ -53,49 +94,49 @@ class SendingEnd(NamedTuple):
     cause: BaseException | None = None
 
 
-class Part(NamedTuple):
-    """Bytes of a picture: from `start` until before `stop`."""
+class ByteRange(NamedTuple):
+    """The bytes from `start` until before `stop`."""
 
     start: int
     stop: int
 
 
-async def send(request: web.Request, picture: Picture, *, accel_prefix: str = "") -> web.StreamResponse:
-    """With `accel_prefix` what is large is left to a proxy, which knows the file under that path.
+async def file_response(request: web.Request, file: ServedFile, *, accel_prefix: str = "") -> web.StreamResponse:
+    """Returns the response to GET or HEAD: 200, 206, 304 or 416.
 
-    Raises `storage-unavailable`, and FileChanged.
+    With `accel_prefix`, a file that is not in memory is left to the proxy, which has it under that path. Raises
+    `storage-unavailable`, and FileChanged.
     """
-    headers = {**picture.headers, "Cache-Control": picture.caching.header(time.time())}
-    if _is_known(request, picture):
+    headers = {**file.headers, "Cache-Control": file.caching.header(time.time())}
+    if _is_not_modified(request, file):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
     try:
-        part = _part(request, picture)
+        byte_range = _parse_range(request, file)
     except ServiceError as error:
-        varies = {"Vary": picture.headers["Vary"]} if "Vary" in picture.headers else {}
-        return envelope.error(error, {"Content-Range": f"bytes */{picture.stored.size}", **varies})
-    data = picture.stored.data
-    # nginx does not take over a Content-Encoding.
+        varies = {"Vary": file.headers["Vary"]} if "Vary" in file.headers else {}
+        return request.app[ERROR_RESPONSE](error, {"Content-Range": f"bytes */{file.stored.size}", **varies})
+    data = file.stored.data
+    # nginx drops the Content-Encoding of such a response.
     if data is None and accel_prefix and "Content-Encoding" not in headers:
-        del headers["Accept-Ranges"]  # the proxy adds it, and cuts the part out
-        headers["X-Accel-Redirect"] = accel_prefix + picture.accel_path
+        del headers["Accept-Ranges"]  # the proxy adds it, and handles the range
+        headers["X-Accel-Redirect"] = accel_prefix + file.accel_path
         return web.Response(headers=headers)
     status = 200
-    if part is None:
-        part = Part(0, picture.stored.size)
+    if byte_range is None:
+        byte_range = ByteRange(0, file.stored.size)
     else:
         status = 206
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{picture.stored.size}"
+        headers["Content-Range"] = f"bytes {byte_range.start}-{byte_range.stop - 1}/{file.stored.size}"
     if data is not None:
-        return web.Response(
-            status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
-        )
-    with unavailable(None):  # one file, which may be gone meanwhile
-        file = await in_thread(picture.threads, partial(_open, picture.stored))
-    return FileAnswer(file, part, status, headers, picture.threads)
+        body = data if status == 200 else data[byte_range.start : byte_range.stop]
+        return web.Response(status=status, headers=headers, body=body)
+    with unavailable(None):  # one file, which may have been removed
+        handle = await in_thread(file.threads, partial(_open, file.stored))
+    return SendfileResponse(handle, byte_range, status, headers, file.threads)
 
 
-def _open(stored: Stored) -> BinaryIO:
+def _open(stored: StoredFile) -> BinaryIO:
     """Blocks; raises OSError and FileChanged."""
     try:
         file = stored.path.open("rb", buffering=0)
@@ -108,31 +149,31 @@ def _open(stored: Stored) -> BinaryIO:
     return file
 
 
-def _is_known(request: web.Request, picture: Picture) -> bool:
-    """Whether the client has it already (RFC 9110, 13.2.2)."""
+def _is_not_modified(request: web.Request, file: ServedFile) -> bool:
+    """Returns whether the client has the file already (RFC 9110, section 13.2.2)."""
     if (etags := request.if_none_match) is not None:
-        return any(etag.value in {picture.etag, "*"} for etag in etags)
+        return any(etag.value in {file.etag, "*"} for etag in etags)
     try:
         since = request.if_modified_since
     except OverflowError:  # a year of twenty digits
         return False
-    return since is not None and picture.modified_s <= since.timestamp()
+    return since is not None and file.modified_s <= since.timestamp()
 
 
-def _part(request: web.Request, picture: Picture) -> Part | None:
-    """None for all of it: without a Range, with several or one that cannot be read, or where If-Range names another
-    state of the picture. Raises `range-not-satisfiable`.
+def _parse_range(request: web.Request, file: ServedFile) -> ByteRange | None:
+    """Returns the requested range, or None for the whole file: without a Range, with several or an invalid one, or if
+    If-Range names another version of the file. Raises `range-not-satisfiable`.
     """
     if "Range" not in request.headers or request.method != "GET":
         return None
     condition = request.headers.get("If-Range")
-    if condition is not None and condition not in {f'"{picture.etag}"', picture.headers.get("Last-Modified")}:
+    if condition is not None and condition not in {f'"{file.etag}"', file.headers.get("Last-Modified")}:
         return None
     match = _RANGE.fullmatch(request.headers["Range"])
     if match is None or match["first"] == match["last"] == "":
         return None
-    size = picture.stored.size
-    if match["first"] == "":  # so many at the end
+    size = file.stored.size
+    if match["first"] == "":  # the last bytes, by their number
         start, stop = max(0, size - int(match["last"])), size
     else:
         start = int(match["first"])
@@ -141,107 +182,99 @@ def _part(request: web.Request, picture: Picture) -> Part | None:
             return None
     if start >= min(stop, size):
         raise ServiceError("range-not-satisfiable")
-    return Part(start, min(stop, size))
+    return ByteRange(start, min(stop, size))
 
 
-class FileAnswer(web.StreamResponse):
-    """Bytes that go from the file to the connection inside the system (sendfile), in a thread, since the disk may be
-    slow; uvloop's transports have no way to do that, so it is done on a copy of the connection's descriptor while the
+class SendfileResponse(web.StreamResponse):
+    """Sends the file with sendfile(2), in a thread, because the disk may be slow.
+
+    uvloop's transports have no sendfile. So it is called on a duplicate of the connection's descriptor while the
     transport has nothing to write.
 
-    `on_end` hears once of its end: of the last byte that the system took, or of what kept it from that.
+    `on_end` is called once: when the kernel has taken the last byte, or at the error that prevented that.
     """
 
-    on_end: Callable[[SendingEnd], None] | None = None
+    on_end: Callable[[SendResult], None] | None = None
 
-    def __init__(self, file: BinaryIO, part: Part, status: int, headers: Mapping[str, str], threads: Executor) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        byte_range: ByteRange,
+        status: int,
+        headers: Mapping[str, str],
+        threads: Executor,
+        *,
+        write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S,
+    ) -> None:
         super().__init__(status=status, headers=headers)
-        self.content_length = part.stop - part.start
+        self.content_length = byte_range.stop - byte_range.start
         self._file = file
-        self._part = part
+        self._byte_range = byte_range
         self._threads = threads
+        self._write_stall_timeout_s = write_stall_timeout_s
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         try:
             writer = await super().prepare(request)
             if writer is not None and request.method != "HEAD":
-                await writer.drain()  # this returns when the system has taken the headers
+                await writer.drain()  # returns when the kernel has taken the headers
                 await self._send(request)
-        except _FileFailed as error:
-            self._end(SendingEnd(503, "storage-unavailable", error.__cause__))
+        except _FileReadError as error:
+            self._end(SendResult(503, "storage-unavailable", error.__cause__))
             raise
-        except BaseException:  # cancelled too
-            self._end(SendingEnd(CLIENT_LEFT))
+        except BaseException:  # e.g. cancelled
+            self._end(SendResult(CLIENT_LEFT))
             raise
         else:
-            self._end(SendingEnd(self.status))
+            self._end(SendResult(self.status))
             return writer
         finally:
             self._file.close()
 
-    def _end(self, end: SendingEnd) -> None:
+    def _end(self, result: SendResult) -> None:
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
-            on_end(end)
+            on_end(result)
 
     async def _send(self, request: web.BaseRequest) -> None:
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         connection = os.dup(request.transport.get_extra_info("socket").fileno())
         try:
-            at, pace = self._part.start, Pace(UNREAD_S)
-            while at < self._part.stop:
-                count = min(self._part.stop - at, _PIECE_BYTES)
-                sent = await in_thread(self._threads, partial(_sendfile, connection, self._file.fileno(), at, count))
+            start, stop = self._byte_range
+            offset, pace = start, Pace(self._write_stall_timeout_s)
+            while offset < stop:
+                count = min(stop - offset, _MAX_SENDFILE_BYTES)
+                sent = await in_thread(
+                    self._threads, partial(_sendfile, connection, self._file.fileno(), offset, count)
+                )
                 if sent is None:
-                    await _until_writable(connection, at - self._part.start, pace)
-                    if _is_gone(request):
+                    await wait_writable(connection, offset - start, pace, self._write_stall_timeout_s)
+                    if _is_closing(request):
                         raise ConnectionResetError("the client has left")
                 else:
-                    at += sent
+                    offset += sent
         finally:
             os.close(connection)
 
 
-def _is_gone(request: web.BaseRequest) -> bool:
+def _is_closing(request: web.BaseRequest) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
 def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None:
-    """None where the connection takes nothing now. Raises _FileFailed, and ConnectionResetError."""
+    """Returns the number of bytes that were sent, or None if the connection takes none now.
+
+    Raises _FileReadError, and ConnectionResetError.
+    """
     try:
         sent = os.sendfile(connection, file, offset, count)
     except BlockingIOError:
         return None
     except OSError as error:
-        if error.errno in _OF_CONNECTION:
+        if error.errno in _CONNECTION_ERRORS:
             raise ConnectionResetError("the client has left") from error
-        raise _FileFailed("the file cannot be read") from error
+        raise _FileReadError("the file cannot be read") from error
     if sent == 0:
-        raise _FileFailed("the file is shorter") from OSError(errno.ENODATA, "it is shorter than it was")
+        raise _FileReadError("the file is shorter") from OSError(errno.ENODATA, "it is shorter than it was")
     return sent
-
-
-async def _until_writable(connection: int, sent: int, pace: Pace) -> None:
-    """Raises ConnectionResetError for a client that takes nothing for too long, or is slower than the least pace. Until
-    then one that takes a little is waited for: the system wants a good part of what it holds to be gone before it takes
-    more. `sent` are the bytes that the system took, `pace` counts those that the client did.
-    """
-    loop = asyncio.get_running_loop()
-    writable = asyncio.Event()
-    loop.add_writer(connection, writable.set)
-    try:
-        unread, moved_at = count_unconfirmed(connection), loop.time()
-        while not writable.is_set():
-            pace.begin_wait()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(pace.left_s, UNREAD_S / LOOKS)):
-                    await writable.wait()
-            before, unread = unread, count_unconfirmed(connection)
-            pace.end_wait(max(0, sent - unread - pace.size))
-            if unread < before:
-                moved_at = loop.time()
-            if not writable.is_set() and (loop.time() - moved_at >= UNREAD_S or pace.left_s == 0):
-                raise ConnectionResetError("the client takes nothing, or too slowly")
-    finally:
-        loop.remove_writer(connection)

@@ -1,7 +1,7 @@
-"""Where a request ends: what its head may not say of that, beyond what aiohttp's parser refuses.
+"""Where a request ends: what its head must not say about that, beyond what aiohttp's parser refuses.
 
-A server and a proxy that disagree about it take a part of one client's body for the request of another (RFC 9112,
-section 11.2). So whatever may be read in two ways is refused, and its connection closed.
+If a server and a proxy disagree about it, they take a part of one client's body for the request of another (request
+smuggling; RFC 9112, section 11.2). So an ambiguous request is refused, and its connection closed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
 def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
-    """Whether a head says nothing of a body or of another protocol, as most do: nothing can be wrong with it."""
+    """Returns whether a head mentions neither a body nor another protocol, like most: its framing is valid."""
     headers = message.headers
     return (
         payload is EMPTY_PAYLOAD
@@ -27,7 +27,7 @@ def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
 
 
 def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
-    """Returns what is wrong with a head that the parser accepted; None for an ordinary request.
+    """Returns what is wrong with a head that the parser accepted, or None if it is valid.
 
     The only transfer coding is `chunked`, and HTTP/1.0 has none (RFC 9112, section 6.1).
     """
@@ -39,5 +39,5 @@ def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
         if version == HttpVersion10 or coding.lower() != "chunked":
             return "unsupported Transfer-Encoding"
     elif payload is EMPTY_PAYLOAD and headers.get(CONTENT_LENGTH, "").strip("0"):
-        return "Content-Length out of range"  # the parser takes the largest number of 64 bits for no length at all
+        return "Content-Length out of range"  # the parser treats the largest 64-bit number as no length at all
     return None

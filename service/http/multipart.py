@@ -1,4 +1,4 @@
-"""multipart/form-data (RFC 7578): one file, and text fields before and after it."""
+"""Forms, multipart/form-data (RFC 7578): one file, and text fields before and after it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from multidict import CIMultiDictProxy
 
 from service.errors import ServiceError
 
-# Takes the name and the value of a field. An error that it raises is that of the upload.
-TakeField: TypeAlias = Callable[[str, bytes], None]
+# Called with the name and the value of a field. An error that it raises ends the upload.
+OnField: TypeAlias = Callable[[str, bytes], None]
 
 _CHUNK_BYTES = 64 * 1024
-# The lines around parts and their headers cost much more time than the bytes of a picture.
+# Lines around parts, and headers of parts, cost much more time than the bytes of a file.
 MAX_PART_HEADERS = 16
 MAX_LINES_AROUND_PARTS = 32
 MAX_FORM_LINE_BYTES = 8190
 MAX_FIELDS = 32
-# Of all fields together, with their headers.
+# All fields together, with their headers.
 MAX_FIELD_BYTES = 64 * 1024
-# What surrounds the file in a form, at most: the fields, the boundaries and the headers of the file's part.
+# The maximum around the file in a form: the fields, the boundaries and the headers of the file's part.
 FORM_OVERHEAD_BYTES = MAX_FIELD_BYTES + 16 * 1024
 
-# A quoted string (RFC 9110, section 5.6.4), or one without an end.
+# A quoted string (RFC 9110, section 5.6.4), also one without its closing quote.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-# Also as of RFC 2231: `filename*`, `filename*0`, `filename*0*`.
+# RFC 2231 has `filename*`, `filename*0` and `filename*0*` too.
 _FILE_NAME = re.compile(r"(?:^|[;,\s])filename(?:\*(?:[0-9]+\*?)?)?\s*=", re.IGNORECASE)
 _EMPTY_FILE_NAME = re.compile(r'(?:^|[;,\s])filename\s*=\s*(?:""\s*)?(?:;|$)', re.IGNORECASE)
 _NAME = re.compile(r'(?:^|[;,\s])name\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<token>[^;,\s"]+))', re.IGNORECASE)
@@ -36,13 +36,13 @@ _SVG = re.compile(rb"<(?:\?xml|!--|!DOCTYPE\s+svg|(?:\w+:)?svg[\s>/])", re.IGNOR
 
 
 def is_binary(content_type: str) -> bool:
-    """Whether a picture may have this type, given in lower case and without parameters."""
+    """Returns whether a file may have this type, in lower case and without parameters."""
     return content_type == "application/octet-stream" or content_type.startswith("image/")
 
 
-def check_encoding(headers: CIMultiDictProxy[str]) -> None:
-    """Raises `unsupported-content-encoding` if the headers, of a request or of a form's part, say that what follows is
-    compressed: a megabyte may stand for a gigabyte (RFC 9110, section 8.4).
+def check_content_encoding(headers: CIMultiDictProxy[str]) -> None:
+    """Raises `unsupported-content-encoding` if the headers of a request, or of a form's part, announce a compressed
+    body: one megabyte could inflate to a gigabyte (RFC 9110, section 8.4).
     """
     codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
     if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
@@ -50,13 +50,13 @@ def check_encoding(headers: CIMultiDictProxy[str]) -> None:
 
 
 class _Form(MultipartReader):
-    """aiohttp reads past a preamble line by line, however many there are."""
+    """aiohttp's reader, with a bound for the lines outside of parts, which aiohttp skips one by one."""
 
     _lines = 0
 
     async def next(self) -> MultipartReader | BodyPartReader | None:
-        """The next part. aiohttp's own method fails at a field `_charset_`, which is a field like others here: the
-        parameters are UTF-8.
+        """Returns the next part. aiohttp's own method fails at a field `_charset_`, which is a field like others here:
+        the parameters are UTF-8.
         """
         if self._at_eof:
             return None
@@ -68,14 +68,14 @@ class _Form(MultipartReader):
             await self._read_boundary()
         if self._at_eof:
             return None
-        self._lines -= 1  # the boundary of a part, which is bounded otherwise
+        self._lines -= 1  # the boundary of a part; parts have a bound of their own
         self._last_part = await self.fetch_next_part()
         return self._last_part
 
     async def _readline(self) -> bytes:
         self._lines += 1
         if self._lines > MAX_LINES_AROUND_PARTS:
-            raise ServiceError("invalid-body", "The form has too many lines outside its parts; send the file alone.")
+            raise ServiceError("invalid-body", "The form has too many lines outside its parts.")
         if self._unread:
             return self._unread.pop()
         # aiohttp joins a line piece by piece, which takes the square of its length if it comes byte by byte.
@@ -92,11 +92,11 @@ class _Fields:
     def add(self, part: BodyPartReader) -> None:
         self._count += 1
         if self._count > MAX_FIELDS:
-            raise ServiceError("invalid-body", f"The form has more than {MAX_FIELDS} fields beside its file.")
+            raise ServiceError("invalid-body", f"A form must have at most {MAX_FIELDS} fields besides its file.")
         self._add_bytes(sum(len(name) + len(value) for name, value in part.headers.items()))
 
     async def read(self, part: BodyPartReader, chunk: bytes) -> bytes:
-        """The value of a field that begins with this chunk."""
+        """Returns the value of a field, of which `chunk` is the beginning."""
         self.add(part)
         value = bytearray()
         while chunk:
@@ -108,57 +108,62 @@ class _Fields:
     def _add_bytes(self, size: int) -> None:
         self._bytes += size
         if self._bytes > MAX_FIELD_BYTES:
-            raise ServiceError("invalid-body", f"The fields of the form have more than {MAX_FIELD_BYTES} bytes in all.")
+            raise ServiceError(
+                "invalid-body", f"The fields of a form must have at most {MAX_FIELD_BYTES} bytes in total."
+            )
 
 
-async def read_form(request: web.Request, take_field: TakeField) -> AsyncIterator[bytes]:
-    """The bytes of the form's file. A file input that was left empty counts as a field.
+async def read_form(request: web.Request, on_field: OnField) -> AsyncIterator[bytes]:
+    """Yields the bytes of the form's file. An empty file input counts as a field.
 
-    Raises `invalid-body`, `empty-body`, `unsupported-content-encoding`, what `take_field` does, and aiohttp's errors
+    Raises `invalid-body`, `empty-body`, `unsupported-content-encoding`, what `on_field` raises, and aiohttp's errors
     for a malformed form.
     """
     fields, has_file = _Fields(), False
     async for part in _Form(request.headers, request.content, max_headers=MAX_PART_HEADERS):
         if not isinstance(part, BodyPartReader):
-            raise ServiceError("invalid-body", "A part of the form is a form itself; send the file as a part.")
-        check_encoding(part.headers)
+            raise ServiceError("invalid-body", "Nested forms are not supported; send the file as a part of the form.")
+        check_content_encoding(part.headers)
         chunk = await part.read_chunk(_CHUNK_BYTES)
         disposition = part.headers.get("Content-Disposition", "")
         if not chunk and _EMPTY_FILE_NAME.search(disposition):
             fields.add(part)
             continue
         if not _is_file(part, chunk):
-            take_field(_find_name(disposition), await fields.read(part, chunk))
+            on_field(_find_name(disposition), await fields.read(part, chunk))
             continue
         if has_file:
-            raise ServiceError("invalid-body", "A form may hold one file only; send each image by itself.")
+            raise ServiceError("invalid-body", "A form must contain exactly one file; send one request for each image.")
         if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
-            # aiohttp decodes a piece at a time, and would spoil what is escaped across the end of one.
-            raise ServiceError("invalid-body", "Send the form's file as it is, not quoted-printable.")
+            # aiohttp decodes chunk by chunk, and would break an escape that spans two chunks.
+            raise ServiceError(
+                "invalid-body", "Content-Transfer-Encoding: quoted-printable is not supported; send the file as binary."
+            )
         has_file = True
         while chunk:
             yield part.decode(chunk)
             chunk = await part.read_chunk(_CHUNK_BYTES)
     if not has_file:
-        raise ServiceError("empty-body", "The form holds no file; add one, or send a picture's URL as JSON.")
+        raise ServiceError("empty-body", "The form contains no file; add one, or send an image URL as JSON.")
 
 
 def _is_file(part: BodyPartReader, chunk: bytes) -> bool:
-    """Whether a part is a file and no text field: by its file name, its type, or its first chunk, since several clients
-    send neither name nor type. No text has a zero byte, and none starts as SVG does.
+    """Returns whether a part is a file and not a text field, by its file name, its type, or its first chunk.
+
+    Several clients send neither name nor type. Text contains no zero byte, and does not start like SVG.
     """
     content_type = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     is_named = _has_file_name(part.headers.get("Content-Disposition", ""))
-    is_picture = b"\0" in chunk or _SVG.match(chunk.lstrip(_BLANKS)) is not None
-    return is_named or is_binary(content_type) or is_picture
+    is_content = b"\0" in chunk or _SVG.match(chunk.lstrip(_BLANKS)) is not None
+    return is_named or is_binary(content_type) or is_content
 
 
 def _has_file_name(disposition: str) -> bool:
-    """Also in a header that breaks the grammar, such as one with spaces in a name without quotes."""
+    """Also accepts a header that breaks the grammar, e.g. an unquoted name with spaces."""
     return _FILE_NAME.search(_QUOTED.sub('""', disposition)) is not None
 
 
 def _find_name(disposition: str) -> str:
-    """The name of a field; empty if it has none."""
+    """Returns the name of a field, or "" if it has none."""
     match = _NAME.search(disposition)
     return "" if match is None else match["quoted"] or match["token"] or ""

@@ -1,21 +1,20 @@
-"""aiohttp's connection handler, with the envelope for what its parser refuses.
+"""The protocol of one HTTP connection: aiohttp's, with our own bounds, refusals and shutdown.
 
-The parser refuses lower-case methods, bad characters and long lines before any middleware runs, with a plain-text 400
-that quotes the request line, key included, and a log line that does so too. Everything here leans on names that are
-private to aiohttp 3.14; tests/integration/http/test_protocol.py and tests/integration/http/test_framing.py hold them.
+aiohttp's parser refuses lower-case methods, bad characters and long lines before any middleware runs. It answers with a
+plain-text 400 that quotes the request line, API key included, and logs it too. Here such a request gets the API's own
+error body. This module overrides names that are private to aiohttp 3.14; tests/integration/http/test_protocol.py and
+tests/integration/http/test_framing.py hold their behaviour.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import re
 import socket
 import struct
-import termios
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import structlog
@@ -26,82 +25,89 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
 from service.errors import ServiceError
-from service.http import cors, envelope, framing
-from service.limits.pace import Pace
-from service.shared_memory.connection_counts import ConnectionCounts
+from service.http import cors, framing
+from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, WriteStallWatch
 from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
-QuickAnswer: TypeAlias = Callable[[web.BaseRequest], bytes | None]
-QUICK_ANSWER: web.AppKey[QuickAnswer] = web.AppKey("quick_answer")
+# Makes the response of an error, with additional headers.
+ErrorResponse: TypeAlias = Callable[[ServiceError, Mapping[str, str] | None], web.Response]
+# Returns the whole response to a request, head included, or None if the request needs the application.
+FastResponse: TypeAlias = Callable[[web.BaseRequest], bytes | None]
 
-_LOOK_S = 0.05
-# For so long a client may take nothing of an answer. It is looked at several times meanwhile, to end soon after.
-UNREAD_S = 30
-LOOKS = 6
-# After the last answer of a connection whose client may still be sending: what is read and dropped, and for how long.
-# A connection that is closed with bytes unread is reset, and the client may lose the answer (RFC 9112, section 9.6).
+# After the last response of a connection whose client may still be sending, incoming bytes are dropped for a while: a
+# connection that is closed with unread bytes is reset, and the client may lose the response (RFC 9112, section 9.6).
 # Go's net/http has the same bound of bytes.
 MAX_DROPPED_BYTES = 256 * 1024
 LINGER_S = 2.0
-# Of a chunked body that are parsed before others are served. aiohttp's own bound follows from bytes, and 200 bodies in
-# chunks of a byte each would make everyone else wait for seconds. Chunks of 512 bytes and more never come to it.
-MAX_CHUNKS_AT_ONCE = 256
+# The chunks of a body that are parsed in one turn of the event loop. aiohttp's own bound follows from bytes, and 200
+# bodies in chunks of one byte would block the loop for seconds. Chunks of 512 bytes and more never reach this bound.
+MAX_CHUNKS_PER_TURN = 256
 
-# Bounded, so that it costs nothing on a stream of letters.
+# Bounded, so that it costs nothing on a long stream of letters.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
 
 
-def count_unconfirmed(connection: int) -> int:
-    """Bytes that wait in the system for the other side to confirm them; 0 where it does not tell."""
-    waiting = bytes(struct.calcsize("i"))
-    with suppress(OSError):
-        waiting = fcntl.ioctl(connection, termios.TIOCOUTQ, waiting)
-    return int(struct.unpack("i", waiting)[0])
+@dataclass(slots=True)
+class ServerState:
+    """What all connections of a server share. While `draining`, each response closes its connection."""
+
+    error_response: ErrorResponse
+    fast_response: FastResponse | None = None
+    draining: bool = False
 
 
 class HttpConnection(RequestHandler):
-    """Bodies are taken as they are sent: a compressed one is never inflated here.
+    """Bodies are passed on as they were sent: a compressed one is never inflated here.
 
-    `_is_last` is set when no request may follow those that were received. What arrives behind them is dropped, and the
-    last answer closes the connection.
+    `_is_last` is set if no request may follow those that were received. Bytes that arrive behind them are dropped, and
+    the last response closes the connection.
     """
 
     __slots__ = (
         "_body",
-        "_connection",
-        "_dropped",
+        "_client",
+        "_dropped_bytes",
         "_head_begun",
         "_is_last",
         "_lingering",
-        "_next_look",
         "_resuming",
-        "_unread_s",
+        "_state",
+        "_write_stall_timeout_s",
+        "_write_stall_watch",
     )
 
-    def __init__(self, manager: Server, *, unread_timeout: float = UNREAD_S, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: Server,
+        state: ServerState,
+        *,
+        write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S,
+        **options: Any,
+    ) -> None:
         super().__init__(manager, auto_decompress=False, lingering_time=0, **options)
+        self._state = state
         self._body: StreamReader = EMPTY_PAYLOAD
         self._head_begun = False
         self._is_last = False
-        self._dropped = 0
+        self._dropped_bytes = 0
         self._lingering: asyncio.Event | None = None
         self._resuming: asyncio.Handle | None = None
-        self._connection: asyncio.Transport | None = None  # aiohttp forgets its own before all is sent
-        self._next_look: asyncio.TimerHandle | None = None
-        self._unread_s = unread_timeout
+        self._client: asyncio.Transport | None = None  # aiohttp drops its own reference before everything is sent
+        self._write_stall_timeout_s = write_stall_timeout_s
+        self._write_stall_watch: WriteStallWatch | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._connection = cast("asyncio.Transport", transport)
-        # Writing is paused from the first byte that the system does not take: so one answer at most waits for its
-        # client, and whatever waits is watched.
-        self._connection.set_write_buffer_limits(high=0)
+        self._client = cast("asyncio.Transport", transport)
+        # Writing pauses at the first byte that the kernel does not take: at most one response is buffered here, and a
+        # buffered response is always watched.
+        self._client.set_write_buffer_limits(high=0)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_looking()
-        self._connection = None
+        self._stop_watching()
+        self._client = None
         if self._resuming is not None:
             self._resuming.cancel()
         if self._lingering is not None:
@@ -110,56 +116,36 @@ class HttpConnection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        pace = Pace(self._unread_s)
-        pace.begin_wait()
-        self._look_again(self._count_unread(), self._loop.time(), pace)
+        assert self._client is not None  # noqa: S101 - the transport that pauses
+        self._write_stall_watch = WriteStallWatch(self._client, self._write_stall_timeout_s, self._end_stalled)
+        self._write_stall_watch.start()
 
     def resume_writing(self) -> None:
-        self._stop_looking()
+        self._stop_watching()
         super().resume_writing()
 
-    def _look_again(self, unread: int, moved_at: float, pace: Pace) -> None:
-        self._next_look = self._loop.call_later(self._unread_s / LOOKS, self._look, unread, moved_at, pace)
+    def _stop_watching(self) -> None:
+        if self._write_stall_watch is not None:
+            self._write_stall_watch.stop()
+            self._write_stall_watch = None
 
-    def _stop_looking(self) -> None:
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
-
-    def _look(self, before: int, moved_at: float, pace: Pace) -> None:
-        """End the connection of a client that has taken nothing for too long, or is slower than the least pace; `close`
-        would wait for it for ever.
-        """
-        unread, now = self._count_unread(), self._loop.time()
-        if unread < before:
-            moved_at = now
-            pace.end_wait(before - unread)
-            pace.begin_wait()
-        if now - moved_at < self._unread_s and pace.left_s > 0:
-            self._look_again(unread, moved_at, pace)
-        else:
-            log.info("connection.unread", bytes=unread)
-            self.abort()
-
-    def _count_unread(self) -> int:
-        """Bytes that wait here, or in the system for the other side to confirm them, where it tells."""
-        assert self._connection is not None  # noqa: S101 - there is one to be paused
-        connection = self._connection.get_extra_info("socket").fileno()
-        return self._connection.get_write_buffer_size() + count_unconfirmed(connection)
+    def _end_stalled(self, unsent: int) -> None:
+        log.info("connection.write_stalled", bytes=unsent)
+        self.abort()
 
     def abort(self) -> None:
-        """Its request is cancelled, as where the client has left, and the system drops what it holds of the answer."""
-        if self._connection is not None:
+        """Cancels the request, as if the client had left, and resets the connection without sending the rest."""
+        if self._client is not None:
             with suppress(OSError):
                 linger = struct.pack("ii", 1, 0)
-                self._connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self._connection.abort()
+                self._client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._client.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Upper-case the method of a request (the API's samples have `curl -X get`), never a byte of a body."""
+        """Upper-cases the method of a request (the API's samples have `curl -X get`), but never a byte of a body."""
         body, requests = self._body, self._request_count
-        # Told by what has arrived and not by what is done about it, which lags behind: the first bytes may be here
-        # before the task that handles the connection has begun.
+        # This depends on the bytes that have arrived and not on the task that handles the connection, which may not
+        # have begun when the first bytes arrive.
         in_body = not body.is_eof()
         if self._lingering is not None or (self._is_last and not in_body):
             self._drop(data)
@@ -167,42 +153,48 @@ class HttpConnection(RequestHandler):
         if not in_body and not self._head_begun and (method := _METHOD.match(data)) and not method[0].isupper():
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
-        if data:  # aiohttp calls this with nothing to go on after a pause
+        if data:  # aiohttp calls this without data to go on after a pause
             self._head_begun = not in_body and self._request_count == requests
         if self._request_count > requests:
+            self._check_new_messages(body, self._request_count - requests)
+
+    def _check_new_messages(self, previous_body: StreamReader, count: int) -> None:
+        message, self._body = self._messages[-1]
+        if count > 1 or isinstance(message, _ErrInfo) or not framing.is_plain(message, self._body):
+            self._check_framing(count)
             message, self._body = self._messages[-1]
-            count = self._request_count - requests
-            if count > 1 or isinstance(message, _ErrInfo) or not framing.is_plain(message, self._body):
-                self._check_framing(count)
-                message, self._body = self._messages[-1]
-            if isinstance(message, _ErrInfo) and not body.is_eof():
-                # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
-                body.set_exception(RequestPayloadError("malformed body"))
-                self._messages.pop()  # the reader of the body answers
-            elif not isinstance(message, _ErrInfo) and message.chunked:
-                self._body._high_water_chunks = MAX_CHUNKS_AT_ONCE
-                self._body._low_water_chunks = MAX_CHUNKS_AT_ONCE // 2
+        if isinstance(message, _ErrInfo) and not previous_body.is_eof():
+            # A body that breaks its own framing: aiohttp would let its reader wait for the rest.
+            previous_body.set_exception(RequestPayloadError("malformed body"))
+            self._messages.pop()  # the reader of the body sends the error
+        elif not isinstance(message, _ErrInfo) and message.chunked:
+            self._body._high_water_chunks = MAX_CHUNKS_PER_TURN
+            self._body._low_water_chunks = MAX_CHUNKS_PER_TURN // 2
 
     def _check_framing(self, count: int) -> None:
-        """Look at the last `count` messages. None may follow one that is refused, or that asks for another protocol,
-        which may have begun behind it (RFC 9110, section 7.8); the parser drops what it holds there.
+        """Checks the last `count` messages.
+
+        No message may follow one that is refused, or one that asks for another protocol, which may have begun behind it
+        (RFC 9110, section 7.8). Such messages are dropped, and so are the bytes that the parser holds.
         """
-        for place in range(-count, 0):
-            message, payload = self._messages[place]
+        for index in range(-count, 0):
+            message, payload = self._messages[index]
             if isinstance(message, _ErrInfo) or message.upgrade:  # as for CONNECT
                 self._is_last = True
             elif (fault := framing.find_fault(message, payload)) is not None:
-                self._messages[place] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
+                self._messages[index] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
                 self._is_last = True
             if self._is_last:
-                for _ in range(place + 1, 0):
+                for _ in range(index + 1, 0):
                     self._messages.pop()
                 self._message_tail = b""  # aiohttp would parse it
                 return
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on in the next turn of the loop. aiohttp parses the next piece of what has arrived within the read of the
-        one before, so that a body in thousands of tiny chunks holds everyone up.
+        """Goes on in the next turn of the loop.
+
+        aiohttp parses the next piece of the received bytes within the read of the piece before, so that a body in
+        thousands of tiny chunks would block the loop.
         """
         if not resume_parser:
             super().resume_reading(resume_parser)
@@ -215,67 +207,66 @@ class HttpConnection(RequestHandler):
             super().resume_reading()
 
     def _drop(self, data: bytes) -> None:
-        self._dropped += len(data)
-        if self._dropped > MAX_DROPPED_BYTES:
+        self._dropped_bytes += len(data)
+        if self._dropped_bytes > MAX_DROPPED_BYTES:
             self._pause_transport_reading()
 
     async def _linger(self) -> None:
-        """Say that no answer follows, and give the client a while to read the last one before the connection closes."""
+        """Half-closes the connection, and gives the client a while to read the last response."""
         if self.transport is None or self.transport.is_closing():
             return
         self._lingering = asyncio.Event()
         self._messages.clear()
-        with suppress(OSError):  # the client has left, and nobody has heard of it yet
+        with suppress(OSError):  # the client has left, and `connection_lost` was not called yet
             self.transport.write_eof()
-        if self._dropped <= MAX_DROPPED_BYTES:
+        if self._dropped_bytes <= MAX_DROPPED_BYTES:
             self._resume_transport_reading()
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._lingering.wait()
 
     def is_busy(self) -> bool:
-        """Also while an answer is sent, by whatever way: for aiohttp there is no current request any more."""
+        """Returns whether a request is in progress. While its response is being sent, aiohttp no longer says so."""
         return self._request_in_progress or bool(self._messages) or self.writing_paused
 
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
     ) -> tuple[web.StreamResponse, bool]:
-        server = self._manager
-        if isinstance(server, DrainingServer) and server.quick is not None and not (server.draining or self._is_last):
-            answer = server.quick(request)
-            if answer is not None:
-                return await self._answer_quickly(request, answer)
+        state = self._state
+        if state.fast_response is not None and not (state.draining or self._is_last):
+            data = state.fast_response(request)
+            if data is not None:
+                return await self._write_response(request, data)
         if request.headers.get("Expect", "100-continue").lower() != "100-continue":
-            request_handler = _refuse_expectation  # else aiohttp answers it before any middleware, as plain text
+            request_handler = self._refuse_expectation  # aiohttp's own is plain text, and runs before any middleware
         response, is_over = await super()._handle_request(request, start_time, request_handler)
         if not is_over and self._is_last and not self._messages:
             await self._linger()
             is_over = True
         return response, is_over
 
-    async def _answer_quickly(self, request: web.BaseRequest, answer: bytes) -> tuple[web.StreamResponse, bool]:
-        """All that aiohttp does for a prepared response."""
+    async def _write_response(self, request: web.BaseRequest, data: bytes) -> tuple[web.StreamResponse, bool]:
+        """Does what aiohttp does for a prepared response."""
         request._finish()
         if self.transport is None or self.transport.is_closing():
-            return _ANSWERED, True
-        self.transport.write(answer)
+            return _KEEP_ALIVE, True
+        self.transport.write(data)
         if self._paused:
             await self._drain_helper()
-        return _ANSWERED, False
+        return _KEEP_ALIVE, False
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        resp.headers["Server"] = "Daguerre"  # aiohttp's own names the versions of what it runs on
+        resp.headers["Server"] = "Daguerre"  # aiohttp's own header shows the versions of its parts
         if not request.content.is_eof():
             self._is_last = True  # the rest of a body must not be taken for a request
-        is_draining = isinstance(self._manager, DrainingServer) and self._manager.draining
-        if is_draining or (self._is_last and not self._messages):
+        if self._state.draining or (self._is_last and not self._messages):
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """A body that breaks its own framing or encoding is the client's, also where aiohttp only reads past it."""
+        """Logs a body that breaks its own framing or encoding as the client's error, even if aiohttp only skips it."""
         error = options.get("exc_info")
         if isinstance(error, (HttpProcessingError, RequestPayloadError)):
             log.info("request.refused", error=type(error).__name__)
@@ -289,87 +280,32 @@ class HttpConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002
     ) -> web.StreamResponse:
-        """The envelope, closing the connection; neither answer nor log line quotes the request."""
+        """Returns the error response, which closes the connection. Neither response nor log line quotes the request."""
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun")
+            raise ConnectionError("the response has begun")
         if isinstance(exc, ConnectionError):
-            log.info("request.cut_off", error=type(exc).__name__)
+            log.info("request.aborted", error=type(exc).__name__)
             raise exc
         code = "bad-request" if status < 500 else "internal"
         if code == "internal":
             log.error("request.failed", exc_info=exc)
         else:
             log.info("request.refused", error=type(exc).__name__)
-        answer = _refuse(request, code)
-        answer.force_close()
-        return answer
+        response = self._refuse(request, code)
+        response.force_close()
+        return response
+
+    async def _refuse_expectation(self, request: web.BaseRequest) -> web.StreamResponse:
+        return self._refuse(request, "expectation-failed")
+
+    def _refuse(self, request: web.BaseRequest, code: str) -> web.Response:
+        """Returns the response to a request that the application's middleware and signals never see."""
+        metrics.count_refusal(request.method, code)
+        response = self._state.error_response(ServiceError(code), None)
+        cors.allow(response.headers)
+        return response
 
 
-# For the one thing that aiohttp asks of an answer that has gone: its connection stays open.
-_ANSWERED = web.StreamResponse()
-_ANSWERED._keep_alive = True
-
-
-async def _refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
-    return _refuse(request, "expectation-failed")
-
-
-def _refuse(request: web.BaseRequest, code: str) -> web.Response:
-    """What the application's middleware and signals never see."""
-    metrics.count_refusal(request.method, code)
-    answer = envelope.error(ServiceError(code))
-    cors.allow(answer.headers)
-    return answer
-
-
-class DrainingServer(Server):
-    """Makes the connections, and lets their requests finish before they are closed.
-
-    Whoever counts in `counts` what it accepts finds those that were lost subtracted there. `quick` is asked first for
-    the whole answer to a request.
-    """
-
-    draining = False
-    quick: QuickAnswer | None = None
-    counts: ConnectionCounts | None = None
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        if self.counts is not None:
-            self.counts.add(-1)
-
-    def __call__(self) -> RequestHandler:
-        return HttpConnection(self, loop=self._loop, **self._kwargs)
-
-    def count_under_way(self) -> int:
-        return sum(connection.is_busy() for connection in self.connections if isinstance(connection, HttpConnection))
-
-    async def drain(self, *, linger_s: float, timeout_s: float) -> None:
-        """Wait for the requests under way, up to `timeout_s`. aiohttp's own shutdown comes too early for them: it
-        drops the rest of a body that is still arriving.
-
-        Idle connections stay for `linger_s`, since a request may be on its way; each answer closes its connection.
-        """
-        self.draining = True
-        deadline = time.monotonic() + timeout_s
-        await asyncio.sleep(linger_s)
-        while self.count_under_way() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of an end
-            await asyncio.sleep(_LOOK_S)
-        for connection in self.connections:
-            if isinstance(connection, HttpConnection) and connection.writing_paused:
-                connection.abort()  # aiohttp would wait for what its client does not read
-
-
-class Runner(web.AppRunner):
-    """Serves an application through `HttpConnection`."""
-
-    async def _make_server(self) -> Server:
-        made = await super()._make_server()
-        server = DrainingServer(made.request_handler, request_factory=made.request_factory, **made._kwargs)
-        server.quick = self.app.get(QUICK_ANSWER)
-        return server
-
-    @property
-    def draining_server(self) -> DrainingServer:
-        assert isinstance(self.server, DrainingServer)  # noqa: S101 - what _make_server made
-        return self.server
+# Stands for a response that was written already. aiohttp only reads from it that the connection stays open.
+_KEEP_ALIVE = web.StreamResponse()
+_KEEP_ALIVE._keep_alive = True

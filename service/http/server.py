@@ -1,4 +1,4 @@
-"""One API process: listen, serve, drain."""
+"""One API process: it listens, serves and drains."""
 
 from __future__ import annotations
 
@@ -7,38 +7,102 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 import uvloop
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server
 
 from service.config.public_url import warn_if_misleading
 from service.config.settings import Settings
 from service.http.acceptor import Acceptor
-from service.http.protocol import UNREAD_S, Runner
+from service.http.protocol import ErrorResponse, FastResponse, HttpConnection, ServerState
 from service.shared_memory.connection_counts import ConnectionCounts
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
-# How long an idle connection stays open for a request that may be on its way when the drain begins.
-_LINGER_S = 0.5
-# aiohttp waits twice so long for what the drain has waited for already. A supervisor kills 5 s after the drain.
-_CUT_OFF_S = 1
-# Until a request's head is complete, from the beginning of the connection or from the answer before.
+# What an application passes to the server. The first is required.
+ERROR_RESPONSE: web.AppKey[ErrorResponse] = web.AppKey("error_response")
+FAST_RESPONSE: web.AppKey[FastResponse] = web.AppKey("fast_response")
+
+# How long an idle connection stays open after a drain begins, for a request that may be on its way.
+_IDLE_GRACE_S = 0.5
+_POLL_INTERVAL_S = 0.05
+# aiohttp's own shutdown waits twice this long for requests, after the drain. A supervisor kills 5 s after the drain.
+_SHUTDOWN_TIMEOUT_S = 1
+# The time until a request's head is complete, from the start of the connection or from the response before.
 KEEPALIVE_S = 75
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
-# Descriptors that a process asks for where it has less and may have more; and those that are not for connections and
-# not counted by a setting.
-MOST_DESCRIPTORS = 65_536
+# A process raises its limit of open files up to this.
+MAX_DESCRIPTORS = 65_536
+# Open files that are neither connections nor bounded by a setting.
 _SPARE_DESCRIPTORS = 64
-# Its own; and while a picture is sent from its file, that and a copy of its own.
-DESCRIPTORS_OF_A_CONNECTION = 3
+# The socket; and while a file is sent, the file and a duplicate of the socket.
+DESCRIPTORS_PER_CONNECTION = 3
 # aiohttp buffers up to twice this for each body; its default is four times as much.
-_READ_BYTES = 64 * 1024
+_READ_BUFFER_BYTES = 64 * 1024
+
+
+class HttpServer(Server):
+    """Makes the connections, and can drain: wait until their requests are finished.
+
+    A connection that is lost is subtracted from `counts`, where the acceptor has counted it.
+    """
+
+    def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.state = state
+        self.counts: ConnectionCounts | None = None
+
+    def __call__(self) -> RequestHandler:
+        return HttpConnection(self, self.state, loop=self._loop, **self._kwargs)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if self.counts is not None:
+            self.counts.add(-1)
+
+    def count_in_progress(self) -> int:
+        """Returns the number of connections with a request in progress."""
+        return sum(connection.is_busy() for connection in self.connections if isinstance(connection, HttpConnection))
+
+    async def drain(self, *, idle_grace_s: float, timeout_s: float) -> None:
+        """Waits for the requests in progress, up to `timeout_s`. aiohttp's own shutdown would come too early for them:
+        it drops the rest of a body that is still arriving.
+
+        Idle connections stay open for `idle_grace_s`, and each response closes its connection.
+        """
+        self.state.draining = True
+        deadline = time.monotonic() + timeout_s
+        await asyncio.sleep(idle_grace_s)
+        while self.count_in_progress() and time.monotonic() < deadline:  # noqa: ASYNC110 - aiohttp signals no end
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        for connection in self.connections:
+            if isinstance(connection, HttpConnection) and connection.writing_paused:
+                connection.abort()  # aiohttp would wait for a client that does not read
+
+
+class Runner(web.AppRunner):
+    """Serves an application through `HttpServer`. The application holds ERROR_RESPONSE, and perhaps FAST_RESPONSE."""
+
+    async def _make_server(self) -> Server:
+        original = await super()._make_server()
+        state = ServerState(self.app[ERROR_RESPONSE], self.app.get(FAST_RESPONSE))
+        return HttpServer(
+            original.request_handler, request_factory=original.request_factory, state=state, **original._kwargs
+        )
+
+    @property
+    def http_server(self) -> HttpServer:
+        assert isinstance(self.server, HttpServer)  # noqa: S101 - made by _make_server
+        return self.server
 
 
 def serve(
@@ -73,42 +137,44 @@ async def _serve(
         app,
         access_log=None,
         keepalive_timeout=KEEPALIVE_S,
-        unread_timeout=UNREAD_S,
         max_line_size=MAX_LINE_BYTES,
         max_field_size=MAX_LINE_BYTES,
         max_headers=MAX_HEADERS,
-        shutdown_timeout=_CUT_OFF_S,
-        read_bufsize=_READ_BYTES,
+        shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
+        read_bufsize=_READ_BUFFER_BYTES,
     )
     await runner.setup()
     try:
-        server = runner.draining_server
+        server = runner.http_server
         server.counts = counts
-        async with Acceptor(listener, server, counts, most=most_connections(settings, raise_descriptors())):
+        bound = max_connections(settings, raise_descriptor_limit())
+        async with Acceptor(listener, server, counts, max_connections=bound):
             log.info("api.listening", address=listener.getsockname())
             if not supervised:
                 warn_if_misleading(settings, listener)
             await stopping.wait()
-            log.info("api.draining", requests=server.count_under_way())
-        await server.drain(linger_s=_LINGER_S, timeout_s=settings.drain_s)
+            log.info("api.draining", requests=server.count_in_progress())
+        await server.drain(idle_grace_s=_IDLE_GRACE_S, timeout_s=settings.drain_s)
     finally:
         await runner.cleanup()
     log.info("api.stopped")
 
 
-def raise_descriptors() -> int:
-    """As many open files and connections as this process may have from now on."""
+def raise_descriptor_limit() -> int:
+    """Raises this process's limit of open files as far as it may. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return soft if soft > 0 else MOST_DESCRIPTORS
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        return soft if soft > 0 else MAX_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
-def most_connections(settings: Settings, descriptors: int) -> int:
-    """What is left for clients when every upload has its file, and every download its file and its origin; all of them
-    may be sent pictures from files at once.
+def max_connections(settings: Settings, descriptors: int) -> int:
+    """Returns how many connections fit into the limit of open files.
+
+    Each upload needs a file, each download a file and a connection to its origin, and every client may be sent a
+    picture from a file at the same time.
     """
-    kept = settings.uploads_in_flight + 2 * settings.downloads_in_flight + settings.database_connections
-    return max(descriptors // 4, (descriptors - kept - _SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_CONNECTION)
+    reserved = settings.uploads_in_flight + 2 * settings.downloads_in_flight + settings.database_connections
+    return max(descriptors // 4, (descriptors - reserved - _SPARE_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)

@@ -259,14 +259,14 @@ async def test_a_process_without_descriptors_serves_those_it_has_and_others_late
         used = count_descriptors(serve.pid)
         resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
         opened = [await asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(6)]
-        await serve.told("api.cannot_accept")
+        await serve.told("api.accept_failed")
 
         before = cpu_s(serve.pid)
         await assert_has_no_file(early, jpeg())
         assert (await early.get("/v1/account")).shown["num_images"] == 0
         await asyncio.sleep(1.2)
         assert cpu_s(serve.pid) - before < 0.5
-        assert serve.log.read_text().count("api.cannot_accept") == 1  # though it has looked again
+        assert serve.log.read_text().count("api.accept_failed") == 1  # though it has looked again
         await assert_has_no_file(early, jpeg() + bytes(600_000))  # one that is opened early
         assert list((settings.storage_folder / "incoming").iterdir()) == []
 

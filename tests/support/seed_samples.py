@@ -44,22 +44,22 @@ _TAGS = {"tags": ",".join(examples.TAGS)}
 CREATE_FROM_URL = Call(
     "Create image from URL",
     "/images",
-    examples.answer(examples.image()),
+    examples.success(examples.image()),
     query={"key": "YOUR_API_KEY", "url": SOURCE_URL},
 )
-CREATE = Call("Create image from file/data", "/images", examples.answer(examples.image()), method="post")
-SHOW = Call("Get existing image metadata", "/images/{IMAGE_ID}", examples.answer(examples.image()))
-DELETE = Call("Delete an image", "/images/{IMAGE_ID}/delete", examples.answer(examples.image()))
+CREATE = Call("Create image from file/data", "/images", examples.success(examples.image()), method="post")
+SHOW = Call("Get existing image metadata", "/images/{IMAGE_ID}", examples.success(examples.image()))
+DELETE = Call("Delete an image", "/images/{IMAGE_ID}/delete", examples.success(examples.image()))
 ADD_TAGS = Call(
     "Add tags to an image",
     "/images/{IMAGE_ID}/add_tags",
-    examples.answer(examples.image(examples.TAGS)),
+    examples.success(examples.image(examples.TAGS)),
     query=_TAGS,
 )
 REMOVE_TAGS = Call(
-    "Remove tags from an image", "/images/{IMAGE_ID}/remove_tags", examples.answer(examples.image()), query=_TAGS
+    "Remove tags from an image", "/images/{IMAGE_ID}/remove_tags", examples.success(examples.image()), query=_TAGS
 )
-ACCOUNT = Call("Get account details", "/account", examples.answer(examples.ACCOUNT))
+ACCOUNT = Call("Get account details", "/account", examples.success(examples.ACCOUNT))
 
 CALLS = (CREATE_FROM_URL, CREATE, SHOW, DELETE, ADD_TAGS, REMOVE_TAGS, ACCOUNT)
 

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, put together from the operations."""
+"""The OpenAPI 3.1 document, assembled from the operations."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from importlib.metadata import version
 
 from service.api.openapi import schemas
 from service.api.openapi.operations import OPERATIONS
-from service.api.openapi.parts import Answer, Body, Json, Operation, Parameter
-from service.api.openapi.responses import HEADERS, OF_LIMIT, describe_errors, headers
+from service.api.openapi.parts import Body, Json, Operation, Parameter, Response
+from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS, describe_errors, headers
 from service.config.settings import Settings
 from service.config.sizes import readable
 
 _DESCRIPTION = """\
-Daguerre stores pictures and answers with an id, the dimensions, EXIF and a preview of about 500 bytes.
+Daguerre stores images, and returns an id, the dimensions, EXIF and a preview of about 500 bytes.
 
-Every answer under `/v1` is `{{"success": true, "response": …}}`, or `{{"success": false, "error": …}}` with the right
-status; an address that does not take a method answers 405 with `Allow`. A method may be written in lower case, and a
-`?` at the beginning of the query string is ignored. A body may have {max_upload}. HEAD is answered wherever GET changes
-nothing, and OPTIONS everywhere, without a key.
+Every response under `/v1` is `{{"success": true, "response": …}}`, or `{{"success": false, "error": …}}` with the
+matching status. A path that does not support a method responds with 405 and `Allow`. Methods may be in lower case, and
+a `?` at the beginning of the query string is ignored. A body may have at most {max_upload}. HEAD is supported wherever
+GET changes nothing, and OPTIONS everywhere, without a key.
 """
 
 _TAGS = {
-    "images": "Create, show, find and delete images.",
+    "images": "Create, show, search and delete images.",
     "tags": "Add and remove the tags of images.",
-    "account": "How much is stored, and how much space is left.",
-    "delivery": "Show images, as they are or as renditions.",
-    "service": "For those who run the service.",
+    "account": "How much storage is used, and how much is left.",
+    "delivery": "Serve images, as they were uploaded or as renditions.",
+    "service": "For operators of the service.",
 }
 
 _SECURITY_SCHEMES: Json = {
@@ -67,7 +67,7 @@ def _describe(operation: Operation) -> Json:
         "tags": [operation.tag],
         "summary": operation.summary,
         "responses": {
-            **{str(answer.status): _describe_answer(operation, answer) for answer in operation.answers},
+            **{str(response.status): _describe_response(operation, response) for response in operation.responses},
             **describe_errors(operation),
         },
     }
@@ -85,13 +85,13 @@ def _describe(operation: Operation) -> Json:
 def _describe_parameter(parameter: Parameter) -> Json:
     described: Json = {
         "name": parameter.name,
-        "in": parameter.place,
+        "in": parameter.location,
         "required": parameter.required,
         "description": parameter.description,
         "schema": parameter.schema,
     }
     if parameter.schema.get("type") == "array":
-        described |= {"style": "simple" if parameter.place == "path" else "form", "explode": False}
+        described |= {"style": "simple" if parameter.location == "path" else "form", "explode": False}
     if parameter.schema == schemas.FLAG:
         described["allowEmptyValue"] = True
     if parameter.example is not None:
@@ -103,20 +103,20 @@ def _describe_body(body: Body) -> Json:
     return {"description": body.description, "required": body.required, "content": body.content}
 
 
-def _describe_answer(operation: Operation, answer: Answer) -> Json:
+def _describe_response(operation: Operation, response: Response) -> Json:
     content: Json = {}
-    if answer.schema is not None:
-        content["schema"] = answer.schema
-    if answer.examples:
-        content["examples"] = {name: {"value": value} for name, value in answer.examples.items()}
+    if response.schema is not None:
+        content["schema"] = response.schema
+    if response.examples:
+        content["examples"] = {name: {"value": value} for name, value in response.examples.items()}
     described: Json = {
-        "description": answer.description,
-        "headers": headers("X-Request-Id", *answer.headers, *(OF_LIMIT if operation.needs_key else ())),
+        "description": response.description,
+        "headers": headers("X-Request-Id", *response.headers, *(RATE_LIMIT_HEADERS if operation.needs_key else ())),
     }
-    if answer.media_types:
-        described["content"] = dict.fromkeys(answer.media_types, content)
-    if answer.leads_to:
+    if response.media_types:
+        described["content"] = dict.fromkeys(response.media_types, content)
+    if response.links:
         described["links"] = {
-            name: {"operationId": name, "parameters": {"id": "$response.body#/response/id"}} for name in answer.leads_to
+            name: {"operationId": name, "parameters": {"id": "$response.body#/response/id"}} for name in response.links
         }
     return described

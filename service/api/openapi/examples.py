@@ -1,4 +1,4 @@
-"""The answers that the original API's documentation shows."""
+"""The example responses of the original API's documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TAGS = ["animal", "dog", "pet", "four_legs"]
 SOURCE_URL = "https://upload.wikimedia.org/wikipedia/commons/6/65/Tesla_Model_S_Indoors.jpg"
 
 
-def answer(response: Any) -> dict[str, Any]:
+def success(response: Any) -> dict[str, Any]:
     return {"success": True, "response": response}
 
 

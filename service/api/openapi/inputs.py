@@ -1,4 +1,4 @@
-"""Parameters and bodies, once each, since several operations take them."""
+"""The parameters and bodies that operations share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ID_IN_PATH = Parameter("id", "path", "The image's id.", ID, required=True, examp
 IDS_IN_PATH = Parameter(
     "id",
     "path",
-    "One id, or several with commas between them. One is answered by its object, several by a list in the order asked.",
+    "One id, or several separated by commas. The response is one object, or a list in the order of the ids.",
     {"type": "array", "items": ID, "minItems": 1, "maxItems": MAX_IDS},
     required=True,
     example=["NKrigl4"],
@@ -23,9 +23,9 @@ IDS_IN_PATH = Parameter(
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
-    "The client's own name for this image: sent again within 24 hours, the request makes no second one and answers the "
-    "first. Another picture or URL under the same key is a 422. What is refused leaves its key free, and so does a "
-    "delete.",
+    "A key of the client's choice for this image. Sent again within 24 hours, the request creates no second image and "
+    "returns the first one. Another file or URL with the same key is a 422. A refused request does not use up its "
+    "key, and a delete releases it.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
     example="7f3a1c02-upload-17",
 )
@@ -43,16 +43,16 @@ DETAIL = (
     Parameter(
         "with_mini_preview",
         "query",
-        "Adds `mini_preview`: a JPEG of at most 500 bytes as base64, to blur while the picture loads.",
+        "Adds `mini_preview`: a JPEG of at most 500 bytes as base64, to show blurred while the image loads.",
         FLAG,
     ),
-    Parameter("with_account", "query", "Adds `account`, as `/v1/account` answers it.", FLAG),
+    Parameter("with_account", "query", "Adds `account`, as in `/v1/account`.", FLAG),
 )
 
 SOURCE_URL = Parameter(
     "url",
     "query",
-    "Where the picture is: an http or https address that anybody can reach.",
+    "The address of the file: a public http or https URL.",
     {"type": "string", "format": "uri"},
     required=True,
     example=examples.SOURCE_URL,
@@ -78,9 +78,9 @@ _URL_AND_TAGS: Json = {
     },
     "example": {"url": examples.SOURCE_URL, "tags": ["car"]},
 }
-PICTURE_OR_URL = Body(
-    "The bytes of one picture, or one file in a form (whatever the field is called), or in JSON where the picture is. "
-    "Tags may stand in the JSON, in the form or in the query string, not in two of them.",
+FILE_OR_URL = Body(
+    "The bytes of one file, or a form with one file (in a field of any name), or JSON with the URL of a file. Tags may "
+    "be in the JSON, in the form or in the query string, but only in one of them.",
     {
         "application/octet-stream": {},
         **{kind: {} for kind in sorted(MIME_TYPES.values())},
@@ -90,7 +90,7 @@ PICTURE_OR_URL = Body(
 )
 
 TAGS_IN_BODY = Body(
-    "The tags. Without a body they may stand in the query string, as `tags`.",
+    "The tags. Without a body, they may be in the query string, as `tags`.",
     {
         "application/json": {
             "schema": {
@@ -104,18 +104,18 @@ TAGS_IN_BODY = Body(
     },
 )
 
-_MOMENT: Json = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+_DATE: Json = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
 FILTERS = (
     Parameter("tags", "query", "Images that have all of these comma-separated tags.", TAGS),
     Parameter("format", "query", "Images of this format.", {"type": "string", "enum": list(MIME_TYPES)}),
     Parameter("sha256", "query", "Images of exactly these bytes.", {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}),
-    Parameter("created_after", "query", "Images created at this moment or later; in UTC without a zone.", _MOMENT),
-    Parameter("created_before", "query", "Images created before this moment.", _MOMENT),
+    Parameter("created_after", "query", "Images created at this time or later; UTC if it has no zone.", _DATE),
+    Parameter("created_before", "query", "Images created before this time.", _DATE),
     Parameter(
         "limit",
         "query",
-        "How many a page.",
+        "The maximum number of images in a page.",
         {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
     ),
-    Parameter("cursor", "query", "The `next_cursor` of the page before, with the same filters.", {"type": "string"}),
+    Parameter("cursor", "query", "The `next_cursor` of the previous page, with the same filters.", {"type": "string"}),
 )

@@ -1,4 +1,4 @@
-"""Every operation of the API."""
+"""The operations of the API."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import replace
 from service.api.openapi import examples, schemas
 from service.api.openapi.inputs import (
     DETAIL,
+    FILE_OR_URL,
     FILTERS,
     ID_IN_PATH,
     IDEMPOTENCY_KEY,
     IDS_IN_PATH,
     NEW_TAGS,
-    PICTURE_OR_URL,
     SOME_TAGS,
     SOURCE_URL,
     TAGS_IN_BODY,
 )
-from service.api.openapi.parts import Answer, Json, Operation
+from service.api.openapi.parts import Json, Operation, Response
 from service.api.openapi.renditions import DELIVERY
-from service.api.representations import FoundImages, ProcessingImage, ReadyImage, ShownAccount
+from service.api.representations import AccountUsage, ImagePage, ProcessingImage, ReadyImage
 
-# Errors that come together.
+# Errors that several operations share.
 _PICTURE = ("unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "image-lost")
 _STORE = (
     "invalid-parameter",
@@ -45,36 +45,36 @@ _DOWNLOAD = (
 )
 _BODY = ("invalid-body", "unsupported-content-encoding", "upload-too-large", "upload-timeout")
 
-_PROCESSING = {"processing": examples.answer(examples.PROCESSING)}
-_LEADS_TO = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
+_PROCESSING = {"processing": examples.success(examples.PROCESSING)}
+_LINKS = ("showImage", "showPicture", "addTags", "removeTags", "deleteImages")
 _STORED = (
-    Answer(
+    Response(
         "The image is stored.",
-        schemas.success(schemas.name_of(ReadyImage)),
-        {"image": examples.answer(examples.image())},
+        schemas.success(schemas.reference_to(ReadyImage)),
+        {"image": examples.success(examples.image())},
         headers=("Cache-Control",),
-        leads_to=_LEADS_TO,
+        links=_LINKS,
     ),
-    Answer(
-        "The image is stored, and no worker has looked at it yet; ask for it again.",
-        schemas.success(schemas.name_of(ProcessingImage)),
+    Response(
+        "The image is stored, and no worker has probed it yet; request it again later.",
+        schemas.success(schemas.reference_to(ProcessingImage)),
         _PROCESSING,
         status=202,
         headers=("Cache-Control",),
-        leads_to=_LEADS_TO,
+        links=_LINKS,
     ),
 )
 
 
-def _changed(description: str, tags: list[str]) -> Answer:
-    """One image, or a list where several were named."""
+def _changed(description: str, tags: list[str]) -> Response:
+    """One image, or a list if the path has several ids."""
     image = schemas.reference("Image")
-    return Answer(
+    return Response(
         description,
         schemas.success({"oneOf": [image, {"type": "array", "items": image}]}),
         {
-            "one": examples.answer(examples.image(tags)),
-            "several": examples.answer([examples.image(tags), examples.image(tags) | {"id": "1Zb0Qx4"}]),
+            "one": examples.success(examples.image(tags)),
+            "several": examples.success([examples.image(tags), examples.image(tags) | {"id": "1Zb0Qx4"}]),
         },
         headers=("Cache-Control",),
     )
@@ -87,9 +87,9 @@ _CREATE = (
         name="createImageFromUrl",
         tag="images",
         summary="Create an image from a URL",
-        description="Fetches the picture and stores it. The caller's key and headers never reach its origin.",
+        description="Fetches the file and stores it. The client's key and headers are never sent to its origin.",
         parameters=(SOURCE_URL, NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
-        answers=_STORED,
+        responses=_STORED,
         errors=(*_DOWNLOAD, *_STORE),
     ),
     Operation(
@@ -99,8 +99,8 @@ _CREATE = (
         tag="images",
         summary="Create an image from bytes or from a URL",
         parameters=(NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
-        body=PICTURE_OR_URL,
-        answers=_STORED,
+        body=FILE_OR_URL,
+        responses=_STORED,
         errors=(*_BODY, "empty-body", "unsupported-content-type", *_DOWNLOAD, *_STORE),
     ),
 )
@@ -112,11 +112,11 @@ _SHOW = Operation(
     tag="images",
     summary="The metadata of one image",
     parameters=(ID_IN_PATH, *DETAIL),
-    answers=(
-        Answer(
+    responses=(
+        Response(
             "The image.",
             schemas.success(schemas.reference("Image")),
-            {"image": examples.answer(examples.image()), **_PROCESSING},
+            {"image": examples.success(examples.image()), **_PROCESSING},
         ),
     ),
     errors=("invalid-id", "invalid-parameter", "image-not-found", *_PICTURE),
@@ -128,13 +128,13 @@ _SEARCH = Operation(
     name="searchImages",
     tag="images",
     summary="The account's ready images, newest first",
-    description="The filters can be combined. No page repeats an image or leaves one out that was there all along.",
+    description="Filters can be combined. No page repeats an image, or omits one that existed during the whole search.",
     parameters=(*FILTERS, *DETAIL),
-    answers=(
-        Answer(
+    responses=(
+        Response(
             "One page.",
-            schemas.success(schemas.name_of(FoundImages)),
-            {"page": examples.answer({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
+            schemas.success(schemas.reference_to(ImagePage)),
+            {"page": examples.success({"images": [examples.image(examples.TAGS)], "next_cursor": None})},
         ),
     ),
     errors=("invalid-parameter",),
@@ -146,9 +146,9 @@ _DELETE = Operation(
     name="deleteImages",
     tag="images",
     summary="Delete one image or several",
-    description="All of them, or none: an unknown id fails the call.",
+    description="All of them or none: with an unknown id, nothing is deleted.",
     parameters=(IDS_IN_PATH, *DETAIL),
-    answers=(_changed("What was deleted.", []),),
+    responses=(_changed("The deleted images.", []),),
     errors=("invalid-id", "invalid-parameter"),
 )
 
@@ -158,10 +158,11 @@ _ADD_TAGS = Operation(
     name="addTags",
     tag="tags",
     summary="Add tags to one image or several",
-    description="Behind those that an image has; at most 20. One too many, or an unknown id, changes nothing.",
+    description="They are appended to the tags of the image, which can have at most 20. With more, or with an unknown "
+    "id, nothing is changed.",
     parameters=(IDS_IN_PATH, *DETAIL),
     body=TAGS_IN_BODY,
-    answers=(_changed("The images with their tags.", examples.TAGS),),
+    responses=(_changed("The images with their tags.", examples.TAGS),),
     errors=("invalid-id", "invalid-parameter", "image-not-found", "too-many-tags", *_BODY),
 )
 
@@ -171,16 +172,16 @@ _REMOVE_TAGS = Operation(
     name="removeTags",
     tag="tags",
     summary="Remove tags from one image or several",
-    description="A tag that an image does not have is no error; an unknown id changes nothing. The tags may also stand "
-    "in a JSON body, as for PUT.",
+    description="A tag that an image does not have is no error; with an unknown id, nothing is changed. The tags may "
+    "also be in a JSON body, as for PUT.",
     parameters=(IDS_IN_PATH, SOME_TAGS, *DETAIL),
-    answers=(_changed("The images with the tags that are left.", []),),
+    responses=(_changed("The images with the remaining tags.", []),),
     errors=("invalid-id", "invalid-parameter", "image-not-found"),
 )
 
 
 def _as_get(operation: Operation, path: str) -> Operation:
-    """The same by GET, as the original API has it."""
+    """Returns the same operation with GET, as in the original API."""
     return replace(
         operation,
         method="GET",
@@ -189,7 +190,7 @@ def _as_get(operation: Operation, path: str) -> Operation:
         parameters=(IDS_IN_PATH, *(() if operation.tag == "images" else (SOME_TAGS,)), *DETAIL),
         body=None,
         errors=tuple(code for code in operation.errors if code not in _BODY),
-        description=f"{operation.description} The answer is never cached, and HEAD is a 405.",
+        description=f"{operation.description} The response is not cacheable, and HEAD returns 405.",
     )
 
 
@@ -198,12 +199,12 @@ _ACCOUNT = Operation(
     path="/v1/account",
     name="showAccount",
     tag="account",
-    summary="How many images are stored, and how much space is left",
-    answers=(
-        Answer(
+    summary="The number of images, and the storage that is used and left",
+    responses=(
+        Response(
             "The account.",
-            schemas.success(schemas.name_of(ShownAccount)),
-            {"account": examples.answer(examples.ACCOUNT)},
+            schemas.success(schemas.reference_to(AccountUsage)),
+            {"account": examples.success(examples.ACCOUNT)},
         ),
     ),
 )
@@ -224,9 +225,11 @@ _SERVICE = (
         path="/",
         name="showFront",
         tag="service",
-        summary="What this server is, and where this document is",
-        description="A page for clients that take `text/html`, as browsers do; JSON for others.",
-        answers=(Answer("It.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),),
+        summary="What this server is, and where its documentation is",
+        description="HTML for clients that accept `text/html`, e.g. browsers; JSON for others.",
+        responses=(
+            Response("The page.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),
+        ),
         needs_key=False,
     ),
     Operation(
@@ -234,10 +237,10 @@ _SERVICE = (
         path="/healthz",
         name="isAlive",
         tag="service",
-        summary="Whether this process answers",
-        answers=(
-            Answer(
-                "It does.",
+        summary="Whether this process responds",
+        responses=(
+            Response(
+                "It responds.",
                 {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}},
                 headers=("Cache-Control",),
             ),
@@ -249,11 +252,11 @@ _SERVICE = (
         path="/readyz",
         name="isReady",
         tag="service",
-        summary="Whether an upload would work: database, queue, storage and a worker",
-        answers=(
-            Answer("They do.", _READINESS, headers=("Cache-Control",)),
-            Answer(
-                "What is `unavailable` does not; `reasons` says why.",
+        summary="Whether an upload would succeed: database, queue, storage and a worker",
+        responses=(
+            Response("Everything is available.", _READINESS, headers=("Cache-Control",)),
+            Response(
+                "Something is `unavailable`; `reasons` says why.",
                 _READINESS,
                 status=503,
                 headers=("Cache-Control", "Retry-After"),
@@ -266,10 +269,10 @@ _SERVICE = (
         path="/metrics",
         name="showMetrics",
         tag="service",
-        summary="What Prometheus scrapes",
-        answers=(
-            Answer(
-                "Counters and gauges in Prometheus's text format.",
+        summary="Metrics for Prometheus",
+        responses=(
+            Response(
+                "Metrics in the text format of Prometheus.",
                 {"type": "string"},
                 media_types=("text/plain",),
                 headers=("Cache-Control",),
@@ -284,8 +287,8 @@ _SERVICE = (
         name="showOpenapi",
         tag="service",
         summary="This document",
-        answers=(
-            Answer(
+        responses=(
+            Response(
                 "An OpenAPI 3.1 document.",
                 {"type": "object", "required": ["openapi", "info", "paths"]},
                 headers=("Cache-Control", "ETag"),

@@ -1,4 +1,4 @@
-"""What the description of an operation is made of."""
+"""The parts of the description of an operation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Json: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`schema` is JSON Schema; a list travels comma-separated."""
+    """`schema` is JSON Schema; the values of an array are separated by commas."""
 
     name: str
-    place: Literal["path", "query", "header"]
+    location: Literal["path", "query", "header"]
     description: str
     schema: Json
     required: bool = False
@@ -31,9 +31,12 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A success. `schema` describes the whole body, and `examples` are whole bodies by name; of bytes there is neither,
-    and without a media type there is no body. `leads_to` names operations on the image that is answered."""
+class Response:
+    """A successful response.
+
+    `schema` describes the whole body, and `examples` are whole bodies by name; binary bodies have neither. Without a
+    media type there is no body. `links` names operations on the image in the response.
+    """
 
     description: str
     schema: Json | None = None
@@ -41,12 +44,12 @@ class Answer:
     status: int = 200
     media_types: tuple[str, ...] = ("application/json",)
     headers: tuple[str, ...] = ()
-    leads_to: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`path` is the route's, each of its variables written `{id}`; `errors` are codes of `service.errors`."""
+    """`path` is that of the route, with `{id}` for a variable; `errors` are codes of `service.errors`."""
 
     method: str
     path: str
@@ -56,6 +59,6 @@ class Operation:
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
-    answers: tuple[Answer, ...]
+    responses: tuple[Response, ...]
     errors: tuple[str, ...] = ()
     needs_key: bool = True

@@ -7,7 +7,7 @@ from typing import get_args
 
 from service.accounts.presets import PRESET_NAME
 from service.api.openapi.inputs import ID_IN_PATH
-from service.api.openapi.parts import Answer, Json, Operation, Parameter
+from service.api.openapi.parts import Json, Operation, Parameter, Response
 from service.api.openapi.schemas import FLAG, ID
 from service.images.probe import MIME_TYPES
 from service.renditions.parameters import FORMATS_BY_EXTENSION, Metadata
@@ -123,15 +123,15 @@ _SHOW = Operation(
     "are understood. Unsigned requests for new renditions are limited, by the time that these take: a large source, "
     "`trim`, sharpening or a large result counts as several.",
     parameters=(ID_IN_PATH, *RENDITION, *SIGNED),
-    answers=(
-        Answer("The picture.", media_types=_MEDIA_TYPES, headers=(*_HEADERS, "Accept-Ranges")),
-        Answer(
+    responses=(
+        Response("The picture.", media_types=_MEDIA_TYPES, headers=(*_HEADERS, "Accept-Ranges")),
+        Response(
             "The part of it that Range names.",
             status=206,
             media_types=_MEDIA_TYPES,
             headers=(*_HEADERS, "Accept-Ranges", "Content-Range"),
         ),
-        Answer("The client has it already.", status=304, media_types=(), headers=_HEADERS),
+        Response("The client has it already.", status=304, media_types=(), headers=_HEADERS),
     ),
     errors=(
         "invalid-id",

@@ -1,4 +1,4 @@
-"""JSON Schemas, made from the classes that answers are encoded from and the limits that parameters are held to."""
+"""JSON Schemas, generated from the classes of responses and the bounds of parameters."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from service.ids import IMAGE_ID_PATTERN
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS
 
 _REFERENCE = "#/components/schemas/{name}"
-_SHOWN = [
+_VIEWS = [
     representations.ReadyImage,
     representations.ProcessingImage,
-    representations.ShownAccount,
-    representations.FoundImages,
+    representations.AccountUsage,
+    representations.ImagePage,
 ]
 
 ID: Json = {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}$"}
 TAG: Json = {
     "type": "string",
-    "description": "Normalised to NFC, which the length counts. A tag needs a visible character; spaces alone are left "
-    "out.",
+    "description": "Normalised to NFC, in which the length is counted. A tag needs a visible character; a blank tag is "
+    "ignored.",
     "maxLength": MAX_TAG_LENGTH,
     "pattern": r"^[^,\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
 }
@@ -33,9 +33,9 @@ FLAG: Json = {"type": "boolean", "default": False}
 
 
 def components() -> Json:
-    """Every schema that others refer to, by name."""
-    _, made = msgspec.json.schema_components(_SHOWN, ref_template=_REFERENCE)
-    return {**made, "Image": _IMAGE, "Error": _ERROR}
+    """Returns the schemas that others refer to, by name."""
+    _, generated = msgspec.json.schema_components(_VIEWS, ref_template=_REFERENCE)
+    return {**generated, "Image": _IMAGE, "Error": _ERROR}
 
 
 def reference(name: str) -> Json:
@@ -43,7 +43,7 @@ def reference(name: str) -> Json:
 
 
 def success(response: Json) -> Json:
-    """The envelope around what was asked for."""
+    """Returns the schema of a successful response with this value."""
     return {
         "type": "object",
         "required": ["success", "response"],
@@ -52,19 +52,19 @@ def success(response: Json) -> Json:
 
 
 def failure(codes: list[str]) -> Json:
-    """The error envelope with one of these codes."""
+    """Returns the schema of an error response with one of these codes."""
     code = {"type": "object", "properties": {"code": {"enum": codes}}}
     return {"allOf": [reference("Error"), {"type": "object", "properties": {"error": code}}]}
 
 
 _IMAGE: Json = {
-    "description": "An image: ready, or still waiting for a worker to look at it.",
+    "description": "An image: ready, or not yet probed by a worker.",
     "oneOf": [reference("ReadyImage"), reference("ProcessingImage")],
 }
 
 _ERROR: Json = {
     "type": "object",
-    "description": "Every error has this shape. The code is stable; the message is for people.",
+    "description": "The shape of every error. The code is stable; the message is for people.",
     "required": ["success", "error"],
     "properties": {
         "success": {"const": False},
@@ -77,6 +77,6 @@ _ERROR: Json = {
 }
 
 
-def name_of(shown: type[Any]) -> Json:
-    """Refers to the schema of a class of `representations`."""
-    return reference(shown.__name__)
+def reference_to(view: type[Any]) -> Json:
+    """Returns a reference to the schema of a class of `representations`."""
+    return reference(view.__name__)

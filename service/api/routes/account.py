@@ -1,4 +1,4 @@
-"""`/v1/account`."""
+"""`/v1/account`: the account of the API key."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from service.accounts.accounts import load_account
 from service.api.authentication import authenticate
 from service.api.representations import describe_account
 from service.api.resources import resources
-from service.http import envelope
+from service.api.responses import success_response
 
 
 async def show(request: web.Request) -> web.Response:
-    """GET /v1/account: how many images are stored, and how much space is left."""
+    """GET /v1/account: the number of images, and the storage that is used and left."""
     service = resources(request)
-    account = await authenticate(request)
+    account = await authenticate(request, service)
     async with service.database.connection() as connection:
-        return envelope.ok(describe_account(await load_account(connection, account.id)))
+        return success_response(describe_account(await load_account(connection, account.id)))

@@ -1,4 +1,4 @@
-"""`/openapi.json`: the API described for programs."""
+"""`/openapi.json`: the description of the API for programs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from service.api.openapi.document import make_document
 from service.config.settings import Settings
 
 
-class Document:
-    """The OpenAPI document of one process, encoded once."""
+class OpenApiDocument:
+    """The OpenAPI document of one process, encoded at its start."""
 
     def __init__(self, settings: Settings) -> None:
         self._body = msgspec.json.encode(make_document(settings))
         self._etag = hashlib.sha256(self._body).hexdigest()[:16]
 
     async def show(self, request: web.Request) -> web.Response:
-        """GET /openapi.json: for all, without a key. Clients keep it and ask whether it is still the same."""
-        seen = {tag.value for tag in request.if_none_match or ()}
-        response = (
-            web.Response(status=304)
-            if seen & {self._etag, "*"}
-            else web.Response(body=self._body, content_type="application/json")
-        )
+        """GET /openapi.json, without a key. Clients may cache it, and revalidate it by its ETag."""
+        etags = {tag.value for tag in request.if_none_match or ()}
+        if etags & {self._etag, "*"}:
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=self._body, content_type="application/json")
         response.etag = ETag(self._etag)
         response.headers["Cache-Control"] = "public, no-cache"
         return response

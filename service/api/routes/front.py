@@ -1,4 +1,4 @@
-"""`/`: what this server is and where its documentation is, as a page for people and as JSON for programs."""
+"""`/`: what this server is and where its documentation is, as HTML for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from service.api.responses import success_response
 from service.config.settings import Settings
-from service.http import envelope
 
 _TEMPLATE = Path(__file__).with_name("front.html")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
@@ -23,7 +23,7 @@ _HEADERS = {"Vary": "Accept", "Cache-Control": "public, max-age=300"}
 
 
 class Front(msgspec.Struct, frozen=True):
-    """The answer for programs; `api` and `openapi` are URLs."""
+    """The JSON for programs; `api` and `openapi` are URLs."""
 
     name: str
     version: str
@@ -33,7 +33,7 @@ class Front(msgspec.Struct, frozen=True):
 
 
 class FrontPage:
-    """Both answers of one process, made once."""
+    """Both responses of one process, made at its start."""
 
     def __init__(self, settings: Settings) -> None:
         url, number = settings.public_url.rstrip("/"), version("daguerre")
@@ -44,9 +44,9 @@ class FrontPage:
         self._front = Front("Daguerre", number, "A self-hosted image host", f"{url}/v1", f"{url}/openapi.json")
 
     async def show(self, request: web.Request) -> web.Response:
-        """GET /: for all, without a key."""
+        """GET /, without a key."""
         if not prefers_html(",".join(request.headers.getall("Accept", ()))):
-            response = envelope.ok(self._front)
+            response = success_response(self._front)
             response.headers.update(_HEADERS)
             return response
         headers = {
@@ -59,9 +59,9 @@ class FrontPage:
 
 
 def prefers_html(accept: str) -> bool:
-    """Returns whether an Accept header (RFC 9110, section 12.5.1) names HTML, and JSON not above it.
+    """Returns whether an Accept header (RFC 9110, section 12.5.1) lists HTML, and does not prefer JSON.
 
-    Programs send `*/*`, which names neither.
+    Programs send `*/*`, which lists neither.
     """
     qualities = {"text/html": 0.0, "application/json": 0.0}
     for part in accept.lower().split(",")[:_MAX_ACCEPT_PARTS]:
@@ -73,7 +73,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def _make_policy(template: str) -> str:
-    """Nothing may be loaded and nothing run; the style is allowed by its hash."""
+    """Returns the Content-Security-Policy: no resources and no scripts, and the style by its hash."""
     [style] = _STYLE.findall(template)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return (

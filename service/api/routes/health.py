@@ -1,4 +1,4 @@
-"""`/healthz` (this process answers) and `/readyz` (an upload would work)."""
+"""`/healthz` (this process responds) and `/readyz` (an upload would succeed)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from aiohttp import web
 from service.api.resources import Resources, resources
 from service.errors import ServiceError
 
-_NO_WORKER = "no worker has shown a sign of life lately on this Redis and database number"
-_QUEUE_NEEDED = "signs of life are read from the queue"
+_NO_WORKER = "no worker has sent a heartbeat recently on this Redis and database number"
+_QUEUE_NEEDED = "the heartbeats of workers are in the queue, which is unavailable"
 
 
 async def alive(_: web.Request) -> web.Response:
@@ -19,7 +19,7 @@ async def alive(_: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /readyz: 200 if an upload would work, else 503 that names what does not work, and why."""
+    """GET /readyz: 200 if an upload would succeed, else 503 with what is unavailable, and why."""
     service = resources(request)
     names = [*service.dependencies, "worker"]
     problems = await asyncio.gather(
@@ -39,7 +39,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def _find_worker_problem(service: Resources) -> str | None:
     try:
-        workers = await service.counting_workers.get(partial(service.jobs.count_workers))
+        workers = await service.worker_count.get(partial(service.jobs.count_workers))
     except (ServiceError, TimeoutError):
         return _QUEUE_NEEDED
     return None if workers else _NO_WORKER

@@ -1,4 +1,4 @@
-"""`/metrics`: the numbers of all processes on this host, for Prometheus."""
+"""`/metrics`: the metrics of all processes on this host, for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CHECK_TIMEOUT_S = 1
 
 
 async def show(request: web.Request) -> web.Response:
-    """GET /metrics. Without a key: it tells nothing of accounts and images."""
+    """GET /metrics, without a key: it shows nothing of single accounts and images."""
     service = resources(request)
     try:
-        body = await service.scraping.get(partial(_scrape, service))
+        body = await service.metrics_scrape.get(partial(_scrape, service))
     except TimeoutError as error:
-        raise ServiceError("busy", "The metrics take too long to put together; try again shortly.") from error
+        raise ServiceError("busy", "The metrics took too long to collect; try again shortly.") from error
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
 
 

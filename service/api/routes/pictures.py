@@ -22,7 +22,7 @@ from service.delivery.image_cache import Subject
 from service.delivery.memory_cache import Caching, Picture
 from service.errors import ServiceError
 from service.http.client_addresses import client_address
-from service.http.file_sending import FileChanged, send
+from service.http.file_sending import FileChanged, file_response
 from service.ids import ImageId, parse_image_id
 from service.images.probe import MIME_TYPES
 from service.renditions import signatures
@@ -69,7 +69,7 @@ async def show(request: web.Request) -> web.StreamResponse:
     """GET /i/{id} and /i/{id}/{name}: the picture."""
     service = resources(request)
     delivery = service.delivery
-    service.proxies.look_at(request)
+    service.proxy_warnings.check(request)
     address = client_address(request, delivery.trusted_proxies)
     delivery.misses.check(address)
     taken = accepted(request.headers.get("Accept", ""))
@@ -77,17 +77,29 @@ async def show(request: web.Request) -> web.StreamResponse:
     picture = delivery.hot.get(key)
     if picture is not None:
         metrics.pictures_from_memory.inc()
-        return await send(request, picture)
+        return await file_response(request, picture)
     visit = Visit(request, delivery, address, taken, signatures.is_signed(request.raw_path))
     for _ in range(_MOST_LOOKS):
         picture = await _find(visit, key)
         with suppress(FileChanged):
-            answer = await send(request, picture, accel_prefix=delivery.accel_prefix)
+            answer = await file_response(request, picture, accel_prefix=delivery.accel_prefix)
             if picture.stored.data is not None and picture.stored.size > SMALL_BYTES:
                 delivery.unkept.hold(answer, picture.stored.size)
                 answer.force_close()  # a connection that stays open holds its last answer
             return answer
     raise ServiceError("storage-unavailable")
+
+
+def find_cached(delivery: Delivery, request: web.BaseRequest) -> Picture | None:
+    """Returns the picture for the fast path, if it is in memory and its headers do not depend on the time."""
+    picture = delivery.hot.get((request.raw_path, accepted(request.headers.get("Accept", ""))))
+    if picture is None or picture.caching.expires is not None:
+        return None
+    try:
+        delivery.misses.check(client_address(request, delivery.trusted_proxies))
+    except ServiceError:
+        return None
+    return picture
 
 
 async def _find(visit: Visit, key: Hashable) -> Picture:

@@ -1,6 +1,6 @@
-"""The API's original documentation, sentence by sentence, in its own order: a docstring says which one a test holds.
+"""The documentation of the original API, sentence by sentence, in its order. The docstring of a test is its sentence.
 
-Other modules test the same things deeper; here a reader finds, for each sentence, that it is true.
+Other modules test the same things in depth; this one shows that every sentence is true.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = ["id", "width", "height", "filesize", "tags"]
 
 @dataclass(frozen=True)
 class Caller:
-    """Sends its key as the documentation does, in the query."""
+    """A client that sends its key in the query, as in the documentation."""
 
     api: Client
     key: str
@@ -48,12 +48,12 @@ class Caller:
         assert status == 200, answer
         return str(answer["response"]["id"])
 
-    async def ask(self, about: str, **parameters: str) -> Any:
-        """What is answered by one of the calls that describe an image."""
-        if about == "show":
+    async def describe(self, operation: str, **parameters: str) -> Any:
+        """Returns the response of one of the operations that describe an image."""
+        if operation == "show":
             status, answer = await self.get(f"/images/{await self.create_id()}", **parameters)
         else:
-            status, answer = await self.create(about, **parameters)
+            status, answer = await self.create(operation, **parameters)
         assert status == 200, answer
         return answer["response"]
 
@@ -63,7 +63,7 @@ def caller(api: Client, tenant: Tenant, picture_url: str) -> Caller:
     return Caller(api, tenant.key, picture_url)
 
 
-in_every_answer = pytest.mark.parametrize("about", ["url", "file", "show"])
+in_every_operation = pytest.mark.parametrize("operation", ["url", "file", "show"])
 in_both_ways = pytest.mark.parametrize("way", ["url", "file"])
 with_worker = pytest.mark.usefixtures("worker")
 
@@ -72,8 +72,8 @@ with_worker = pytest.mark.usefixtures("worker")
 
 
 @with_worker
-async def test_introduction_images_are_created_updated_found_and_deleted(caller: Caller) -> None:
-    """All calls for creating, updating, finding and deleting images are there."""
+async def test_introduction_all_operations_exist(caller: Caller) -> None:
+    """There are operations for creating, updating, finding and deleting images."""
     image_id = await caller.create_id()
     assert (await caller.get(f"/images/{image_id}/add_tags", tags="dog"))[0] == 200
     status, answer = await caller.get("/images/search", tags="dog")
@@ -83,14 +83,14 @@ async def test_introduction_images_are_created_updated_found_and_deleted(caller:
     assert (await caller.get(f"/images/{image_id}"))[0] == 404
 
 
-async def test_introduction_the_openapi_specification_can_be_downloaded(api: Client) -> None:
+async def test_introduction_openapi_can_be_downloaded(api: Client) -> None:
     """The OpenAPI specification can be downloaded."""
     response = await api.get("/openapi.json")
     assert response.status == 200
     assert (await response.json())["openapi"] == "3.1.0"
 
 
-async def test_base_url_every_call_is_below_v1(caller: Caller) -> None:
+async def test_base_url_ends_in_v1(caller: Caller) -> None:
     """One base URL, ending in /v1, is used for all requests."""
     assert (await caller.get("/account"))[0] == 200
     assert (await caller.api.get("/account", params={"key": caller.key})).status == 404
@@ -104,13 +104,13 @@ async def test_base_url_every_call_is_below_v1(caller: Caller) -> None:
     [("query", "{}"), ("X-Api-Key", "{}"), ("Authorization", "Bearer {}")],
     ids=["key", "X-Api-Key", "Authorization"],
 )
-async def test_authentication_any_of_the_methods_will_do(api: Client, tenant: Tenant, place: str, value: str) -> None:
+async def test_authentication_accepts_each_method(api: Client, tenant: Tenant, place: str, value: str) -> None:
     """Any one of several ways to authenticate may be chosen."""
-    given = value.format(tenant.key)
+    key = value.format(tenant.key)
     response = await (
-        api.get("/v1/account", params={"key": given})
+        api.get("/v1/account", params={"key": key})
         if place == "query"
-        else api.get("/v1/account", headers={place: given})
+        else api.get("/v1/account", headers={place: key})
     )
     assert response.status == 200
 
@@ -127,15 +127,15 @@ async def test_authentication_any_of_the_methods_will_do(api: Client, tenant: Te
         "/account",
     ],
 )
-async def test_authentication_the_key_is_required_everywhere(api: Client, path: str) -> None:
-    """`key` is required by every call; without one, or with a wrong one, the answer is 401."""
+async def test_authentication_requires_the_key(api: Client, path: str) -> None:
+    """`key` is required by every operation; without it, or with an invalid one, the status is 401."""
     separator = "&" if "?" in path else "?"
     for url in (path, f"{path}{separator}key={'x' * 40}"):
         response = await api.get(f"/v1{url}")
         assert (response.status, (await response.json())["error"]["code"]) == (401, "unauthorized")
 
 
-async def test_authentication_the_key_is_required_by_an_upload(api: Client) -> None:
+async def test_authentication_upload_requires_the_key(api: Client) -> None:
     """`key` is required by an upload too."""
     response = await api.post("/v1/images", data=jpeg(), headers=OCTETS)
     assert response.status == 401
@@ -146,11 +146,11 @@ async def test_authentication_the_key_is_required_by_an_upload(api: Client) -> N
 
 @with_worker
 @in_both_ways
-async def test_create_answers_200_and_the_image_in_the_shape_of_the_example(caller: Caller, way: str) -> None:
+async def test_create_returns_the_documented_shape(caller: Caller, way: str) -> None:
     """200 means that the image is saved; the response has id, width, height, filesize and tags, in this order."""
     status, answer = await caller.create(way)
     assert status == 200
-    assert list(answer) == list(examples.answer({}))
+    assert list(answer) == list(examples.success({}))
     shown = answer["response"]
     assert list(shown) == PLAIN
     assert len(shown.pop("id")) == len(examples.image()["id"])
@@ -159,7 +159,7 @@ async def test_create_answers_200_and_the_image_in_the_shape_of_the_example(call
 
 @with_worker
 @in_both_ways
-async def test_create_saves_the_image_in_hosted_storage(caller: Caller, way: str) -> None:
+async def test_create_stores_the_image(caller: Caller, way: str) -> None:
     """The image is in the hosted storage of the account from then on."""
     _, answer = await caller.create(way)
     assert await caller.get(f"/images/{answer['response']['id']}") == (200, answer)
@@ -174,7 +174,7 @@ async def test_create_from_url_requires_the_url(caller: Caller) -> None:
     assert (status, answer["error"]["code"]) == (400, "invalid-parameter")
 
 
-async def test_create_from_url_takes_http_and_https_alone(caller: Caller) -> None:
+async def test_create_from_url_accepts_only_http(caller: Caller) -> None:
     """The source is accessible via an HTTP or HTTPS URL."""
     for url in ("ftp://example.com/a.jpg", "file:///etc/passwd", "a.jpg"):
         status, answer = await caller.get("/images", url=url)
@@ -182,7 +182,7 @@ async def test_create_from_url_takes_http_and_https_alone(caller: Caller) -> Non
 
 
 @pytest.mark.settings(fetch_allow="")
-async def test_create_from_url_takes_publicly_accessible_sources_alone(caller: Caller) -> None:
+async def test_create_from_url_requires_a_public_address(caller: Caller) -> None:
     """The source is publicly accessible."""
     status, answer = await caller.get("/images", url=caller.picture_url)
     assert (status, answer["error"]["code"]) == (400, "url-not-allowed")
@@ -190,7 +190,7 @@ async def test_create_from_url_takes_publicly_accessible_sources_alone(caller: C
 
 @with_worker
 @in_both_ways
-async def test_create_adds_the_comma_separated_tags(caller: Caller, way: str) -> None:
+async def test_create_adds_comma_separated_tags(caller: Caller, way: str) -> None:
     """`tags` is a comma-separated list of tags to add to the image."""
     _, answer = await caller.create(way, tags="animal,dog")
     assert answer["response"]["tags"] == ["animal", "dog"]
@@ -213,32 +213,32 @@ async def test_create_from_file_requires_the_binary_body(caller: Caller) -> None
     assert (response.status, (await response.json())["error"]["code"]) == (400, "empty-body")
 
 
-# --- What can be asked for beside an image: when it is created and when it is shown
+# --- Optional fields, when an image is created and when it is shown
 
 
 @with_worker
-@in_every_answer
-async def test_with_exif_adds_the_exif_data(caller: Caller, about: str) -> None:
+@in_every_operation
+async def test_with_exif_adds_exif(caller: Caller, operation: str) -> None:
     """`with_exif` also returns the image's EXIF data."""
-    shown = await caller.ask(about, with_exif="true")
+    shown = await caller.describe(operation, with_exif="true")
     assert list(shown) == [*PLAIN, "exif"]
     assert isinstance(shown["exif"], dict)
 
 
 @with_worker
-@in_every_answer
-async def test_verbose_adds_the_format_and_the_created_time(caller: Caller, about: str) -> None:
+@in_every_operation
+async def test_verbose_adds_format_and_creation_time(caller: Caller, operation: str) -> None:
     """`verbose` includes extra data, like the format and the time of creation."""
-    shown = await caller.ask(about, verbose="true")
+    shown = await caller.describe(operation, verbose="true")
     assert shown["format"] == "jpeg"
     assert abs(datetime.now(UTC) - datetime.fromisoformat(shown["created"])) < timedelta(minutes=1)
 
 
 @with_worker
-@in_every_answer
-async def test_with_mini_preview_adds_a_tiny_jpeg(caller: Caller, about: str) -> None:
+@in_every_operation
+async def test_with_mini_preview_adds_a_tiny_jpeg(caller: Caller, operation: str) -> None:
     """`with_mini_preview` includes a base64 encoded tiny JPEG of about 500 bytes."""
-    shown = await caller.ask(about, with_mini_preview="true")
+    shown = await caller.describe(operation, with_mini_preview="true")
     assert list(shown) == [*PLAIN, "mini_preview"]
     preview = base64.b64decode(shown["mini_preview"], validate=True)
     assert len(preview) <= 500
@@ -249,16 +249,16 @@ async def test_with_mini_preview_adds_a_tiny_jpeg(caller: Caller, about: str) ->
 
 
 @with_worker
-@in_every_answer
-async def test_with_account_adds_the_account(caller: Caller, about: str) -> None:
+@in_every_operation
+async def test_with_account_adds_the_account(caller: Caller, operation: str) -> None:
     """`with_account` also returns basic account information."""
-    shown = await caller.ask(about, with_account="true")
+    shown = await caller.describe(operation, with_account="true")
     assert list(shown) == [*PLAIN, "account"]
     assert shown["account"] == (await caller.get("/account"))[1]["response"]
 
 
 @with_worker
-async def test_none_of_these_is_there_unless_it_is_asked_for(caller: Caller) -> None:
+async def test_optional_fields_are_absent_by_default(caller: Caller) -> None:
     """None of these parameters is required, and all of them are boolean."""
     image_id = await caller.create_id()
     for name in ("with_exif", "verbose", "with_mini_preview", "with_account"):
@@ -271,7 +271,7 @@ async def test_none_of_these_is_there_unless_it_is_asked_for(caller: Caller) -> 
 
 
 @with_worker
-async def test_metadata_of_an_existing_image(caller: Caller) -> None:
+async def test_show_returns_the_metadata_of_an_image(caller: Caller) -> None:
     """Retrieves the metadata of the image with this id, with 200, in the shape of the example."""
     _, created = await caller.create()
     assert await caller.get(f"/images/{created['response']['id']}") == (200, created)
@@ -283,8 +283,8 @@ async def test_metadata_of_an_existing_image(caller: Caller) -> None:
 
 
 @with_worker
-async def test_delete_removes_the_image_from_hosted_storage(caller: Caller) -> None:
-    """Deletes the image, with 200, and answers it in the shape of the example. (No answer of ours outlives it.)"""
+async def test_delete_removes_the_image(caller: Caller) -> None:
+    """Deletes the image, with 200, and returns it in the shape of the example. (No cached response outlives it.)"""
     _, created = await caller.create()
     image_id = created["response"]["id"]
     assert await caller.get(f"/images/{image_id}/delete") == (200, created)
@@ -295,7 +295,7 @@ async def test_delete_removes_the_image_from_hosted_storage(caller: Caller) -> N
 
 @with_worker
 async def test_delete_of_an_invalid_id_is_a_400(caller: Caller) -> None:
-    """400 means that an invalid image id was supplied: one that is malformed, or that there is no image of."""
+    """400 means that an invalid image id was supplied: one that is malformed, or unknown."""
     image_id = await caller.create_id()
     for ids in ("-", "NKrigl4", f"{image_id},NKrigl4"):
         status, answer = await caller.get(f"/images/{ids}/delete")
@@ -317,7 +317,7 @@ async def change_images(caller: Caller, change: Change, ids: list[str]) -> tuple
 
 @with_worker
 @in_every_change
-async def test_several_ids_may_be_given_with_commas(caller: Caller, change: Change) -> None:
+async def test_several_ids_are_separated_by_commas(caller: Caller, change: Change) -> None:
     """The id is that of a single image, or comma-separated ids of several."""
     ids = [await caller.create_id() for _ in range(3)]
     status, answer = await change_images(caller, change, ids)
@@ -341,14 +341,14 @@ async def test_up_to_20_images_at_once(caller: Caller, change: Change) -> None:
 
 @with_worker
 async def test_add_tags_adds_one_or_more(caller: Caller) -> None:
-    """Adds one or more comma-separated tags to an image, and answers it with them."""
+    """Adds one or more comma-separated tags to an image, and returns it with them."""
     _, created = await caller.create()
     image_id = created["response"]["id"]
     status, answer = await caller.get(f"/images/{image_id}/add_tags", tags="animal")
     assert (status, answer["response"]["tags"]) == (200, ["animal"])
     status, answer = await caller.get(f"/images/{image_id}/add_tags", tags="dog,pet,four_legs")
     assert status == 200
-    assert answer == examples.answer(created["response"] | {"tags": examples.TAGS})
+    assert answer == examples.success(created["response"] | {"tags": examples.TAGS})
 
 
 @with_worker
@@ -363,7 +363,7 @@ async def test_an_image_can_have_up_to_20_tags(caller: Caller) -> None:
 
 @with_worker
 async def test_remove_tags_removes_one_or_more(caller: Caller) -> None:
-    """Removes one or more comma-separated tags from an image, and answers it with those that are left."""
+    """Removes one or more comma-separated tags from an image, and returns it with the remaining ones."""
     image_id = await caller.create_id(tags="animal,dog,pet,four_legs")
     status, answer = await caller.get(f"/images/{image_id}/remove_tags", tags="dog")
     assert (status, answer["response"]["tags"]) == (200, ["animal", "pet", "four_legs"])
@@ -374,28 +374,26 @@ async def test_remove_tags_removes_one_or_more(caller: Caller) -> None:
 @pytest.mark.parametrize("change", ["add_tags", "remove_tags"])
 async def test_the_tags_are_required(caller: Caller, change: str) -> None:
     """`tags` is required."""
-    for given in ({}, {"tags": ""}):
-        status, answer = await caller.get(f"/images/NKrigl4/{change}", **given)
+    for params in ({}, {"tags": ""}):
+        status, answer = await caller.get(f"/images/NKrigl4/{change}", **params)
         assert (status, answer["error"]["code"]) == (400, "invalid-parameter")
 
 
 # --- Account
 
 
-async def test_account_has_the_number_of_images_and_the_storage_used_and_remaining(
-    caller: Caller, new_tenant: NewTenant, connection: Any
-) -> None:
-    """Retrieves the number of images and the storage used and remaining, with the very values of the example."""
+async def test_account_returns_the_documented_values(caller: Caller, new_tenant: NewTenant, connection: Any) -> None:
+    """Retrieves the number of images and the storage used and remaining, with the values of the example."""
     tenant = await new_tenant(max_bytes=2147483648)
     await connection.execute("update accounts set num_images = 42, used_bytes = 112332108 where id = $1", tenant.id)
     response = await caller.api.get("/v1/account", params={"key": tenant.key})
     assert response.status == 200
-    assert json.dumps(await response.json()) == json.dumps(examples.answer(examples.ACCOUNT))
+    assert json.dumps(await response.json()) == json.dumps(examples.success(examples.ACCOUNT))
 
 
 @with_worker
-async def test_account_includes_recent_changes_within_a_minute(caller: Caller) -> None:
-    """It may take up to one minute for created or deleted images to be included: here they are at once."""
+async def test_account_includes_recent_changes(caller: Caller) -> None:
+    """It may take up to one minute for created or deleted images to be included: here they are included at once."""
     image_id = await caller.create_id()
     assert (await caller.get("/account"))[1]["response"]["num_images"] == 1
     await caller.get(f"/images/{image_id}/delete")

@@ -1,4 +1,6 @@
-"""The samples of the original API's documentation work: cURL, Node and Python are run, the others' bytes are sent."""
+"""The samples in the documentation of the original API work: those of cURL, Node and Python are run, and the requests
+of the other languages are sent.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,14 @@ LANGUAGES = [
     "python",
 ]
 
-# Around Node's samples: the package that they ask for is Node's own fetch now, and what they print is to be read here.
+# For Node's samples: the package that they require is Node's own fetch today, and their output is parsed here.
 NODE_FETCH = "module.exports = fetch;\n"
 PRINT_JSON = "console.log = (value) => process.stdout.write(JSON.stringify(value));\n"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody who reads the documentation, and pastes its samples."""
+    """A reader of the documentation who runs its samples."""
 
     port: int
     key: str
@@ -59,7 +61,7 @@ class Reader:
     folder: Path
 
     async def run(self, call: Call, language: Language, repairs: Collection[RepairName], image_id: str = "") -> Any:
-        """What the sample printed."""
+        """Returns the output of the sample."""
         text = self._fill_in(repair(call.sample(language), language, repairs), image_id)
         command = {
             "curl": ["sh", "-c", text],
@@ -77,11 +79,11 @@ class Reader:
                 process.kill()
                 await process.wait()
         assert process.returncode == 0, errors.decode()
-        read = ast.literal_eval if language == "python" else json.loads
-        return read(printed.decode())
+        parse = ast.literal_eval if language == "python" else json.loads
+        return parse(printed.decode())
 
     async def send(self, call: Call, target: str, headers: str = "", body: bytes = b"", image_id: str = "") -> Any:
-        """The status and the body that these bytes are answered with."""
+        """Returns the status and the body of the response to these bytes."""
         head = self._fill_in(
             f"{call.method.upper()} {target} HTTP/1.1\r\nHost: api.imageresizer.io\r\n{headers}\r\n", image_id
         )
@@ -89,7 +91,7 @@ class Reader:
         return status, json.loads(answer)
 
     async def create(self) -> str:
-        """The id of a new image without tags."""
+        """Returns the id of a new image without tags."""
         status, answer = await self.send(
             CREATE, CREATE.url, f"Content-Length: {len(jpeg())}\r\nContent-Type: application/octet-stream\r\n", jpeg()
         )
@@ -97,15 +99,15 @@ class Reader:
         return str(answer["response"]["id"])
 
     def _fill_in(self, text: str, image_id: str) -> str:
-        """What a reader fills in, and where this test's service and picture are."""
-        for theirs, ours in (
+        """Fills in the key and the id, and the URLs of this test's service and picture."""
+        for placeholder, value in (
             (BASE_URL, f"http://127.0.0.1:{self.port}/v1"),
             (quote(SOURCE_URL, safe=""), quote(self.picture_url, safe="")),
             (SOURCE_URL, self.picture_url),
             ("YOUR_API_KEY", self.key),
             ("{IMAGE_ID}", image_id),
         ):
-            text = text.replace(theirs, ours)
+            text = text.replace(placeholder, value)
         return text
 
 
@@ -119,14 +121,14 @@ def reader(port: int, tenant: Tenant, picture_url: str, tmp_path: Path) -> Reade
 
 
 def shape(value: Any) -> Any:
-    """Keys in their order and the types of values; lists as they are."""
+    """Returns the keys in their order with the types of their values, and lists as they are."""
     if isinstance(value, dict):
         return [(name, shape(inner)) for name, inner in value.items()]
     return value if isinstance(value, list) else type(value)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_every_sample_answers_the_shape_that_is_shown(reader: Reader, language: Language) -> None:
+async def test_samples_return_the_documented_shape(reader: Reader, language: Language) -> None:
     image_id = await reader.create()
     for call in CALLS:
         shown = await reader.run(call, language, REPAIRS, await reader.create() if call is DELETE else image_id)
@@ -134,10 +136,10 @@ async def test_every_sample_answers_the_shape_that_is_shown(reader: Reader, lang
 
 
 @pytest.mark.needs("curl")
-async def test_curl_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+async def test_unrepaired_curl_samples_get_clear_errors(reader: Reader) -> None:
     image_id = await reader.create()
     for call, code in (
-        (CREATE_FROM_URL, "invalid-parameter"),  # the shell sent what stands before the &
+        (CREATE_FROM_URL, "invalid-parameter"),  # the shell sent only what precedes the &
         (CREATE, "empty-body"),
         (ADD_TAGS, "unauthorized"),
         (REMOVE_TAGS, "unauthorized"),
@@ -148,15 +150,15 @@ async def test_curl_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> No
 
 
 @pytest.mark.needs("node")
-async def test_node_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+async def test_unrepaired_node_samples_get_clear_errors(reader: Reader) -> None:
     image_id = await reader.create()
     for call, code in ((CREATE, "unsupported-image"), (ADD_TAGS, "unauthorized"), (REMOVE_TAGS, "unauthorized")):
         assert (await reader.run(call, "node", (), image_id))["error"]["code"] == code, call.name
 
 
-async def test_python_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+async def test_unrepaired_python_samples_get_clear_errors(reader: Reader) -> None:
     image_id = await reader.create()
-    # Without this one repair nothing is sent at all.
+    # Without this repair, nothing is sent at all.
     for call, code in ((CREATE, "empty-body"), (ADD_TAGS, "unauthorized"), (REMOVE_TAGS, "unauthorized")):
         assert (await reader.run(call, "python", ["print"], image_id))["error"]["code"] == code, call.name
 
@@ -165,7 +167,7 @@ async def test_python_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> 
 PAGE = "Origin: https://page.example\r\nAccept: */*\r\n"
 
 
-async def test_jquery_puts_two_question_marks_before_its_query(reader: Reader) -> None:
+async def test_query_after_two_question_marks_is_read(reader: Reader) -> None:
     image_id = await reader.create()
     for call in (CREATE_FROM_URL, SHOW, ACCOUNT, ADD_TAGS, REMOVE_TAGS, DELETE):
         repaired = {"key": "YOUR_API_KEY", **call.query}
@@ -175,18 +177,18 @@ async def test_jquery_puts_two_question_marks_before_its_query(reader: Reader) -
         assert shape(answer) == shape(call.answer), call.name
 
 
-async def test_a_value_behind_two_question_marks_is_decoded_once(reader: Reader) -> None:
+async def test_value_after_two_question_marks_is_decoded_once(reader: Reader) -> None:
     image_id = await reader.create()
     target = f"/v1/images/{image_id}/add_tags??{urlencode({'key': reader.key, 'tags': 'a%2Cb,100%25,a+b'})}"
     status, answer = await reader.send(ADD_TAGS, target, PAGE)
     assert (status, answer["response"]["tags"]) == (200, ["a%2Cb", "100%25", "a+b"])
 
 
-async def test_jquery_as_it_is_shown_is_told_what_is_missing(reader: Reader) -> None:
+async def test_unrepaired_jquery_samples_get_clear_errors(reader: Reader) -> None:
     for call in (ADD_TAGS, REMOVE_TAGS):
         status, answer = await reader.send(call, f"/v1{call.path}??{urlencode(call.query)}", PAGE, image_id="NKrigl4")
         assert (status, answer["error"]["code"]) == (401, "unauthorized")
-    # Its upload has the key where the picture belongs, so that no picture can mend it.
+    # Its upload has the key in place of the file, so no file can repair it.
     body = f"?key={reader.key}".encode()
     headers = f"{PAGE}Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n"
     status, answer = await reader.send(CREATE, "/v1/images", headers, body)
@@ -199,7 +201,7 @@ RUBY = "Accept: */*\r\nAccept-Encoding: gzip;q=1.0,deflate;q=0.6,identity;q=0.3\
 
 
 @pytest.mark.parametrize("headers", [JAVA, RUBY], ids=["java", "ruby"])
-async def test_java_and_ruby_send_what_curl_sends(reader: Reader, headers: str) -> None:
+async def test_java_and_ruby_requests_equal_those_of_curl(reader: Reader, headers: str) -> None:
     image_id = await reader.create()
     for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, headers, image_id=image_id)
@@ -209,7 +211,7 @@ async def test_java_and_ruby_send_what_curl_sends(reader: Reader, headers: str) 
         assert (status, answer["error"]["code"]) == (401, "unauthorized")
 
 
-async def test_java_and_ruby_are_told_that_they_upload_no_picture(reader: Reader) -> None:
+async def test_java_and_ruby_uploads_get_clear_errors(reader: Reader) -> None:
     status, answer = await reader.send(CREATE, CREATE.url, JAVA)
     assert (status, answer["error"]["code"]) == (400, "empty-body")
     # RestClient takes the parameters and headers of this sample for a form.
@@ -219,7 +221,7 @@ async def test_java_and_ruby_are_told_that_they_upload_no_picture(reader: Reader
     assert (status, answer["error"]["code"]) == (401, "unauthorized")
 
 
-async def test_the_requests_that_are_shown_as_http_name_the_whole_url(reader: Reader) -> None:
+async def test_absolute_urls_of_http_samples_are_accepted(reader: Reader) -> None:
     image_id = await reader.create()
     for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, "Accept: application/json\r\n", image_id=image_id)

@@ -22,16 +22,16 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("accept", BROWSERS)
-def test_browsers_get_the_page(accept: str) -> None:
+def test_browsers_prefer_html(accept: str) -> None:
     assert prefers_html(accept)
 
 
 @pytest.mark.parametrize("accept", PROGRAMS)
-def test_programs_get_json(accept: str) -> None:
+def test_programs_prefer_json(accept: str) -> None:
     assert not prefers_html(accept)
 
 
-async def test_the_page_needs_no_key_and_loads_nothing(api: Client) -> None:
+async def test_page_needs_no_key_and_loads_nothing(api: Client) -> None:
     response = await api.get("/", headers={"Accept": BROWSERS[0]})
     page = await response.text()
     assert (response.status, response.content_type) == (200, "text/html")
@@ -47,17 +47,17 @@ async def test_the_page_needs_no_key_and_loads_nothing(api: Client) -> None:
     assert len(page.encode()) < 4096
 
 
-async def test_the_json_names_the_documentation(api: Client) -> None:
+async def test_json_links_to_the_documentation(api: Client) -> None:
     response = await api.get("/")
-    answer = await response.json()
-    assert (response.status, answer["success"]) == (200, True)
-    assert answer["response"]["openapi"] == "https://img.example.com/openapi.json"
+    body = await response.json()
+    assert (response.status, body["success"]) == (200, True)
+    assert body["response"]["openapi"] == "https://img.example.com/openapi.json"
     assert response.headers["Vary"] == "Accept"
     assert (await api.head("/")).status == 200
     assert (await api.post("/")).status == 405
 
 
 @pytest.mark.settings(public_url='https://x.example/"><script>alert(1)</script>')
-async def test_the_public_url_is_escaped(api: Client) -> None:
+async def test_public_url_is_escaped(api: Client) -> None:
     page = await (await api.get("/", headers={"Accept": "text/html"})).text()
     assert "<script" not in page

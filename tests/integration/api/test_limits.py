@@ -1,4 +1,4 @@
-"""Whatever is sent is bounded: heads, parameters, JSON, forms, connections and the time that each may take."""
+"""The bounds of requests: heads, parameters, JSON, forms, connections and the time that each may take."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from aiohttp import web
 
 from service.api.app import create_app
-from service.api.bodies import MAX_JSON_BYTES
 from service.config.settings import Settings
 from service.downloads.origins import MAX_URL_LENGTH
 from service.errors import CATALOGUE
 from service.http import server
+from service.http.bodies import MAX_JSON_BYTES
 from service.http.multipart import (
     MAX_FIELD_BYTES,
     MAX_FIELDS,
@@ -28,7 +28,8 @@ from service.http.multipart import (
     MAX_LINES_AROUND_PARTS,
     MAX_PART_HEADERS,
 )
-from service.http.protocol import UNREAD_S, Runner
+from service.http.server import Runner
+from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
 from service.ids import MAX_IDS
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS
 from tests.conftest import Client, Tenant
@@ -40,11 +41,11 @@ FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
 FILE = b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="f.jpg"\r\n'
 
 
-def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
+def test_readme_shows_the_limits_of_the_code() -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     section = readme.partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", section, re.MULTILINE))
-    for what, most in {
+    for row, limit in {
         "Request line; each header": f"{server.MAX_LINE_BYTES} bytes",
         "Headers of a request": str(server.MAX_HEADERS),
         "Ids in one request": str(MAX_IDS),
@@ -54,50 +55,50 @@ def test_the_table_in_the_readme_has_the_numbers_of_the_code() -> None:
         "Headers of a form's file, and of a field": f"{MAX_PART_HEADERS} of {server.MAX_LINE_BYTES} bytes",
         "Lines of a form before and after its parts": f"{MAX_LINES_AROUND_PARTS} of {MAX_FORM_LINE_BYTES} bytes",
     }.items():
-        assert rows[what] == most
-    [json_row] = [most for what, most in rows.items() if what == "A JSON body"]
+        assert rows[row] == limit
+    [json_row] = [limit for row, limit in rows.items() if row == "A JSON body"]
     assert json_row.startswith(f"{MAX_JSON_BYTES} bytes,")
-    [time_row] = [most for what, most in rows.items() if what.startswith("Time until a request's head is complete")]
+    [time_row] = [limit for row, limit in rows.items() if row.startswith("Time until a request's head is complete")]
     assert time_row == f"{server.KEEPALIVE_S} s"
-    [unread_row] = [most for what, most in rows.items() if what.startswith("Time in which a client takes nothing")]
-    assert unread_row == f"{UNREAD_S} s"
-    assert f"raised to {server.MOST_DESCRIPTORS} where" in rows["Connections of one process"]
+    [stall_row] = [limit for row, limit in rows.items() if row.startswith("Time in which a client takes nothing")]
+    assert stall_row == f"{WRITE_STALL_TIMEOUT_S} s"
+    assert f"raised to {server.MAX_DESCRIPTORS} where" in rows["Connections of one process"]
     for name in re.findall(r"`DAGUERRE_(\w+)`", "".join(rows.values())):
         assert name.lower() in Settings.model_fields
     assert set(re.findall(r"`([a-z]+-[a-z-]+|busy)`", section.partition("| --- |")[2])) <= set(CATALOGUE)
 
 
-async def ask(port: int, line: str, *headers: str) -> tuple[int, str]:
-    """The status and the error's code, "" if there is none."""
+async def send(port: int, line: str, *headers: str) -> tuple[int, str]:
+    """Returns the status and the error's code, or "" for a success."""
     head = "\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers])
     status, _, body = await exchange(port, f"{head}\r\n\r\n".encode())
     return status, json.loads(body).get("error", {}).get("code", "")
 
 
-async def test_a_request_line_has_a_longest_length(port: int) -> None:
-    longest = server.MAX_LINE_BYTES - len("/healthz?x=")
-    assert await ask(port, f"GET /healthz?x={'y' * longest}") == (200, "")
-    assert await ask(port, f"GET /healthz?x={'y' * (longest + 1)}") == (400, "bad-request")
+async def test_request_line_length_is_bounded(port: int) -> None:
+    length = server.MAX_LINE_BYTES - len("/healthz?x=")
+    assert await send(port, f"GET /healthz?x={'y' * length}") == (200, "")
+    assert await send(port, f"GET /healthz?x={'y' * (length + 1)}") == (400, "bad-request")
 
 
-async def test_a_header_has_a_longest_length(port: int) -> None:
-    assert await ask(port, "GET /healthz", f"X-Long: {'y' * (server.MAX_LINE_BYTES - 100)}") == (200, "")
-    assert await ask(port, "GET /healthz", f"X-Long: {'y' * (server.MAX_LINE_BYTES + 1)}") == (400, "bad-request")
+async def test_header_length_is_bounded(port: int) -> None:
+    assert await send(port, "GET /healthz", f"X-Long: {'y' * (server.MAX_LINE_BYTES - 100)}") == (200, "")
+    assert await send(port, "GET /healthz", f"X-Long: {'y' * (server.MAX_LINE_BYTES + 1)}") == (400, "bad-request")
 
 
-async def test_a_request_has_a_largest_number_of_headers(port: int) -> None:
+async def test_number_of_headers_is_bounded(port: int) -> None:
     def headers(count: int) -> list[str]:
         return [f"X-{number}: y" for number in range(count)]
 
-    assert await ask(port, "GET /healthz", *headers(server.MAX_HEADERS - 2)) == (200, "")
-    assert await ask(port, "GET /healthz", *headers(server.MAX_HEADERS + 1)) == (400, "bad-request")
+    assert await send(port, "GET /healthz", *headers(server.MAX_HEADERS - 2)) == (200, "")
+    assert await send(port, "GET /healthz", *headers(server.MAX_HEADERS + 1)) == (400, "bad-request")
 
 
-async def test_as_many_parameters_as_fit_into_the_line_are_read_in_no_time(port: int, tenant: Tenant) -> None:
+async def test_a_thousand_parameters_are_parsed_quickly(port: int, tenant: Tenant) -> None:
     query = "&".join(["tags=a"] * 1100)
-    began = time.monotonic()
-    assert (await ask(port, f"GET /v1/images/search?{query}", f"X-Api-Key: {tenant.key}"))[0] == 200
-    assert time.monotonic() - began < 1
+    began = time.process_time()
+    assert (await send(port, f"GET /v1/images/search?{query}", f"X-Api-Key: {tenant.key}"))[0] == 200
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,8 @@ async def test_as_many_parameters_as_fit_into_the_line_are_read_in_no_time(port:
     ],
     ids=lambda value: value[:30],
 )
-async def test_a_parameter_has_its_bounds(api: Client, tenant: Tenant, path: str, code: str) -> None:
-    status, found, _ = await error_of(await api.get(path, headers=tenant.headers))
-    assert (status, found) == (400, code)
+async def test_parameters_are_bounded(api: Client, tenant: Tenant, path: str, code: str) -> None:
+    assert (await error_of(await api.get(path, headers=tenant.headers)))[:2] == (400, code)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ async def test_a_parameter_has_its_bounds(api: Client, tenant: Tenant, path: str
     ],
     ids=["large", "deep", "deep in a field", "many", "long"],
 )
-async def test_json_has_a_largest_size_and_no_depth(api: Client, tenant: Tenant, body: bytes) -> None:
+async def test_json_size_and_depth_are_bounded(api: Client, tenant: Tenant, body: bytes) -> None:
     async def chunked() -> AsyncIterator[bytes]:
         yield body
 
     for data in (body, chunked()):
-        began = time.monotonic()
+        began = time.process_time()
         response = await api.post(
             "/v1/images", data=data, headers=tenant.headers | {"Content-Type": "application/json"}
         )
         assert (await error_of(response))[0] in (400, 413)
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_form_may_have_a_few_lines_before_its_file(api: Client, tenant: Tenant) -> None:
+async def test_form_may_have_a_short_preamble(api: Client, tenant: Tenant) -> None:
     body = b"\r\n" * 5 + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\nthe end\r\n"
     response = await api.post("/v1/images", data=body, headers=tenant.headers | FORM)
     assert response.status == 200
@@ -152,7 +152,7 @@ async def test_a_form_may_have_a_few_lines_before_its_file(api: Client, tenant: 
 
 FIELD = b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n'
 EMPTY_FILE = FILE.replace(b"f.jpg", b"") + b"Content-Type: application/octet-stream\r\n\r\n\r\n"
-TOO_MUCH = {
+OVERSIZED = {
     "lines before the file": b"\r\n" * (MAX_LINES_AROUND_PARTS + 1) + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
     "20 MB of lines": b"\r\n" * 10_000_000,
     "a line without end": b"y" * 20_000_000,
@@ -160,7 +160,7 @@ TOO_MUCH = {
     "20 MB of a part's headers": FILE + b"X: y\r\n" * 3_000_000,
     "a long header of a part": FILE + b"X: " + b"y" * 20_000_000,
     "33 fields": FIELD * 33 + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
-    "33 fields behind the file": FILE + b"\r\n" + jpeg() + b"\r\n" + FIELD * 33 + b"--xyz--\r\n",
+    "33 fields after the file": FILE + b"\r\n" + jpeg() + b"\r\n" + FIELD * 33 + b"--xyz--\r\n",
     "33 empty files": EMPTY_FILE * 33 + b"--xyz--\r\n",
     "20 MB of a field": FIELD.replace(b"b", b"b" * 20_000_000) + b"--xyz--\r\n",
     "fields of 70 KB": FIELD.replace(b"b", b"b" * 35_000) * 2 + FILE + b"\r\n" + jpeg() + b"\r\n--xyz--\r\n",
@@ -171,38 +171,36 @@ TOO_MUCH = {
 }
 
 
-@pytest.mark.parametrize("case", TOO_MUCH)
-async def test_a_form_that_is_more_than_one_file_is_refused_before_it_costs_much(
-    port: int, tenant: Tenant, settings: Settings, case: str
-) -> None:
-    body = TOO_MUCH[case]
+@pytest.mark.parametrize("case", OVERSIZED)
+async def test_oversized_form_is_refused_cheaply(port: int, tenant: Tenant, settings: Settings, case: str) -> None:
+    body = OVERSIZED[case]
     head = (
         f"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM['Content-Type']}\r\n"
         f"X-Api-Key: {tenant.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
     spent = time.process_time()
-    status, answer = await post(port, head + body)
+    status, response = await post(port, head + body)
     spent = time.process_time() - spent
-    assert (status, answer["error"]["code"]) == (400, "invalid-body")
+    assert (status, response["error"]["code"]) == (400, "invalid-body")
     assert spent < 1, f"{spent:.1f} s of processor time"
     assert stored_files(settings) == []
 
 
 async def post(port: int, request: bytes) -> tuple[int, Any]:
-    """Reads the answer while the request is being sent, since the server may not want all of it."""
+    """Reads the response while the request is being sent, since the server may not read all of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         body = await reader.readexactly(int(head.split("content-length: ")[1].split()[0]))
         if "connection: close" in head:
-            assert await reader.read() == b""  # once the rest has been read past
+            assert await reader.read() == b""  # after the rest of the body was dropped
     writer.close()
     return int(head.split()[1]), json.loads(body)
 
 
 @pytest.mark.settings(upload_idle_timeout_s=30, upload_timeout_s=0.5)
-async def test_a_body_that_trickles_is_ended_when_its_time_is_up(api: Client, tenant: Tenant) -> None:
+async def test_trickling_body_times_out(api: Client, tenant: Tenant) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b"x"
@@ -213,12 +211,12 @@ async def test_a_body_that_trickles_is_ended_when_its_time_is_up(api: Client, te
         "/v1/images", data=trickle(), headers=tenant.headers | {"Content-Type": "application/octet-stream"}
     )
     assert (await error_of(response))[:2] == (408, "upload-timeout")
-    assert 0.4 < time.monotonic() - began < 2
+    assert 0.4 < time.monotonic() - began < 5
 
 
 @pytest.fixture
 async def impatient_port(settings: Settings) -> AsyncIterator[int]:
-    """Waits half a second for a request's head, where the server that is run for real waits `KEEPALIVE_S`."""
+    """A server that waits half a second for a request's head, instead of `KEEPALIVE_S`."""
     runner = Runner(create_app(settings), access_log=None, keepalive_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -228,9 +226,7 @@ async def impatient_port(settings: Settings) -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
 @pytest.mark.parametrize("head", [b"", b"G", b"GET /healthz HTTP/1.1\r\nX-Slow: " + b"y" * 200])
-async def test_a_head_that_does_not_get_complete_ends_its_connection(
-    impatient_port: int, before: bytes, head: bytes
-) -> None:
+async def test_incomplete_head_times_out(impatient_port: int, before: bytes, head: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", impatient_port)
     if before:
         writer.write(before)
@@ -243,22 +239,22 @@ async def test_a_head_that_does_not_get_complete_ends_its_connection(
 
     dripping = asyncio.create_task(drip())
     began = time.monotonic()
-    async with asyncio.timeout(5):
-        with suppress(ConnectionResetError):  # where a byte came after the end
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):  # a byte arrived after the end
             assert await reader.read() == b""
-    assert 0.4 < time.monotonic() - began < 1.5
+    assert 0.4 < time.monotonic() - began < 4
     dripping.cancel()
     writer.close()
 
 
-def test_a_process_asks_for_more_descriptors_and_keeps_some_for_files_and_the_database() -> None:
+def test_connections_fit_into_the_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:
-        raised = server.raise_descriptors()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised == min(hard, server.MOST_DESCRIPTORS)
+        raised = server.raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised == min(hard, server.MAX_DESCRIPTORS)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     settings = Settings(uploads_in_flight=256, downloads_in_flight=32, database_connections=10)
-    assert server.most_connections(settings, 4096) == (4096 - 256 - 64 - 10 - 64) // 3
-    assert server.most_connections(settings, 256) == 64
+    assert server.max_connections(settings, 4096) == (4096 - 256 - 64 - 10 - 64) // 3
+    assert server.max_connections(settings, 256) == 64

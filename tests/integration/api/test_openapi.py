@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid, names every route and error, and tells the truth about real answers."""
+"""The OpenAPI document is valid, describes every route and error, and matches real responses."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ ROOT = Path(__file__).parents[3]
 DOCUMENT = make_document(Settings(public_url="https://img.example.com/"))
 
 
-def test_the_document_is_valid_openapi_3_1() -> None:
+def test_document_is_valid_openapi_3_1() -> None:
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     schema.validate()
     assert DOCUMENT["openapi"].startswith("3.1.")
 
 
-def test_a_document_that_is_not_valid_is_noticed() -> None:
+def test_invalid_document_is_detected() -> None:
     broken = json.loads(json.dumps(DOCUMENT))
     del broken["paths"]["/v1/account"]["get"]["responses"]["200"]["description"]
     with pytest.raises(jsonschema_rs.ValidationError):
         schemathesis.openapi.from_dict(broken).validate()
 
 
-def test_it_has_an_operation_for_every_route_and_no_other() -> None:
+def test_document_has_exactly_the_routes() -> None:
     routes = {
         (route.method, route.resource.canonical)
         for route in create_app(Settings()).router.routes()
@@ -56,10 +56,10 @@ def test_it_has_an_operation_for_every_route_and_no_other() -> None:
     assert len(described) == len(routes)
 
 
-def test_every_error_belongs_to_an_operation_or_to_no_route_at_all() -> None:
-    written = json.dumps(DOCUMENT)
-    outside = {"not-found", "method-not-allowed"}
-    assert {code for code in CATALOGUE if f'"{code}"' not in written} == outside
+def test_every_error_code_is_documented() -> None:
+    text = json.dumps(DOCUMENT)
+    undocumented = {"not-found", "method-not-allowed"}
+    assert {code for code in CATALOGUE if f'"{code}"' not in text} == undocumented
 
 
 def test_the_parameters_of_renditions_are_those_that_are_read() -> None:
@@ -106,7 +106,7 @@ def test_the_values_that_renditions_may_have_are_those_that_are_taken(parameter:
 
 
 def examples_of(node: Any) -> Any:
-    """Every schema with an example of it."""
+    """Yields each schema that has an example, and the example."""
     if isinstance(node, dict):
         if "schema" in node:
             if "example" in node:
@@ -120,15 +120,15 @@ def examples_of(node: Any) -> Any:
             yield from examples_of(value)
 
 
-def test_every_example_is_what_its_schema_says() -> None:
-    found = list(examples_of(DOCUMENT["paths"]))
-    assert len(found) > len(OPERATIONS)
-    for schema, example in found:
+def test_examples_match_their_schemas() -> None:
+    pairs = list(examples_of(DOCUMENT["paths"]))
+    assert len(pairs) > len(OPERATIONS)
+    for schema, example in pairs:
         whole = {**schema, "components": DOCUMENT["components"]}
         jsonschema_rs.Draft202012Validator(whole).validate(example)
 
 
-def test_it_names_the_version_the_server_and_the_three_ways_to_send_a_key() -> None:
+def test_document_has_version_server_and_security() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", DOCUMENT["info"]["version"])
     assert DOCUMENT["servers"] == [{"url": "https://img.example.com"}]
     assert set(DOCUMENT["components"]["securitySchemes"]) == {"query", "header", "bearer"}
@@ -136,7 +136,7 @@ def test_it_names_the_version_the_server_and_the_three_ways_to_send_a_key() -> N
     assert not any(path.startswith("/v1") for path in without_key)
 
 
-async def test_it_is_served_to_all_and_a_client_that_has_it_is_told_so(api: Client) -> None:
+async def test_document_is_public_and_revalidated(api: Client) -> None:
     response = await api.get("/openapi.json")
     assert (response.status, response.content_type) == (200, "application/json")
     assert (await response.json())["info"]["title"] == "Daguerre"
@@ -151,7 +151,7 @@ CONFIGURATION = """
 base-url = "http://127.0.0.1:{port}"
 hooks = "tests.support.schemathesis_hooks"
 continue-on-failure = true
-suppress-health-check = ["all"]  # they measure this machine
+suppress-health-check = ["all"]  # they depend on the speed of this machine
 cache.enabled = false
 auth.openapi.header.api_key = "{key}"
 
@@ -160,11 +160,11 @@ deterministic = true
 database = "none"
 max-examples = 10
 
-[[operations]]  # what no schema can foretell: an unknown id, a 400 there as the original API has it; a 21st tag
+[[operations]]  # not in any schema: an unknown id (a 400 as in the original API), a 21st tag
 include-operation-id = ["deleteImages", "deleteImagesByGet", "addTags", "addTagsByGet"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 404]
 
-[[operations]]  # parameters that contradict each other, signatures and presets that nobody made
+[[operations]]  # contradictory parameters, invalid signatures, unknown presets
 include-operation-id = ["showPicture", "showNamedPicture"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 403, 404]
 
@@ -185,7 +185,7 @@ async def run_schemathesis(
     shown_id: str = "",
     phases: str = "examples,coverage,fuzzing,stateful",
 ) -> tuple[int, str]:
-    """Send what the document allows, and what it does not, to the service; the exit code and what was printed."""
+    """Sends valid and invalid requests to the service. Returns the exit code and the output."""
     (folder / "openapi.json").write_text(json.dumps(document))
     (folder / "schemathesis.toml").write_text(CONFIGURATION.format(port=port, key=tenant.key))
     process = await asyncio.create_subprocess_exec(
@@ -225,31 +225,29 @@ async def upload(port: int, owner: Tenant) -> str:
     headers = {**owner.headers, "Content-Type": "image/jpeg"}
     async with (
         aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session,
-        session.post("/v1/images", data=jpeg(64, 48)) as answer,
+        session.post("/v1/images", data=jpeg(64, 48)) as response,
     ):
-        assert answer.status == 200
-        return str((await answer.json())["response"]["id"])
+        assert response.status == 200
+        return str((await response.json())["response"]["id"])
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", miss_rate="", rendition_rate="")
 @pytest.mark.usefixtures("worker")
-async def test_real_answers_are_as_the_document_says(
+async def test_real_responses_match_the_document(
     port: int, tenant: Tenant, new_tenant: NewTenant, picture_url: str, tmp_path: Path
 ) -> None:
-    shown_id = await upload(port, await new_tenant())  # whose images nobody deletes
+    shown_id = await upload(port, await new_tenant())  # whose images are not deleted
     document = json.loads(json.dumps(DOCUMENT).replace(examples.SOURCE_URL, picture_url))
     code, printed = await run_schemathesis(tmp_path, port, tenant, document, picture_url=picture_url, shown_id=shown_id)
     assert code == 0, printed
 
 
 @pytest.mark.timeout(120)
-async def test_what_the_document_does_not_know_of_an_answer_is_noticed(
-    port: int, tenant: Tenant, tmp_path: Path
-) -> None:
+async def test_undocumented_responses_are_detected(port: int, tenant: Tenant, tmp_path: Path) -> None:
     document = json.loads(json.dumps(DOCUMENT).replace("image-not-found", "another-code"))
     document["paths"] = {path: {"get": document["paths"][path]["get"]} for path in ("/v1/account", "/v1/images/{id}")}
-    document["components"]["schemas"]["ShownAccount"]["required"].append("owner")
+    document["components"]["schemas"]["AccountUsage"]["required"].append("owner")
     code, printed = await run_schemathesis(tmp_path, port, tenant, document, phases="coverage")
     assert code == 1, printed
     assert '"owner" is a required property' in printed

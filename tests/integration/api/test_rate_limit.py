@@ -1,4 +1,4 @@
-"""The limit of requests as a client meets it: 429, the headers, and both API processes together."""
+"""The rate limit of API keys: 429, the headers, and one limit for all API processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.openapi.responses import HEADERS, OF_LIMIT
+from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS
 from service.config.settings import Settings
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, NewTenant, Tenant, empty
@@ -33,15 +33,15 @@ def standing(headers: object) -> tuple[int, int]:
 
 
 @pytest.mark.settings(rate_limit="6/m,burst=3")
-async def test_every_answer_to_a_limited_key_tells_where_it_stands(api: Client, tenant: Tenant) -> None:
-    shown = [await api.get(path, headers=tenant.headers) for path in ("/v1/account", "/v1/images/-", "/v1/account")]
-    assert [response.status for response in shown] == [200, 400, 200]
+async def test_responses_have_rate_limit_headers(api: Client, tenant: Tenant) -> None:
+    allowed = [await api.get(path, headers=tenant.headers) for path in ("/v1/account", "/v1/images/-", "/v1/account")]
+    assert [response.status for response in allowed] == [200, 400, 200]
     refused = await api.get("/v1/account", headers=tenant.headers)
     assert refused.status == 429
     assert (await refused.json())["error"]["code"] == "rate-limited"
-    assert [standing(response.headers) for response in (*shown, refused)] == [(2, 10), (1, 10), (0, 10), (0, 10)]
-    assert {response.headers["RateLimit-Policy"] for response in (*shown, refused)} == {POLICY}
-    for name in OF_LIMIT:
+    assert [standing(response.headers) for response in (*allowed, refused)] == [(2, 10), (1, 10), (0, 10), (0, 10)]
+    assert {response.headers["RateLimit-Policy"] for response in (*allowed, refused)} == {POLICY}
+    for name in RATE_LIMIT_HEADERS:
         assert re.fullmatch(HEADERS[name]["schema"]["pattern"], refused.headers[name])
     assert refused.headers["Retry-After"] == "10"
     assert refused.headers["Cache-Control"] == "no-store"
@@ -49,7 +49,7 @@ async def test_every_answer_to_a_limited_key_tells_where_it_stands(api: Client, 
 
 
 @pytest.mark.settings(rate_limit="6/m,burst=3")
-async def test_who_has_no_valid_key_is_told_nothing_and_spends_nothing(api: Client, tenant: Tenant) -> None:
+async def test_requests_without_key_have_no_rate_limit(api: Client, tenant: Tenant) -> None:
     for path, headers in (("/v1/account", {}), ("/v1/account", {"X-Api-Key": "x" * 40}), ("/healthz", tenant.headers)):
         for _ in range(5):
             response = await api.get(path, headers=headers)
@@ -74,9 +74,7 @@ async def test_who_has_no_valid_key_is_told_nothing_and_spends_nothing(api: Clie
     ],
 )
 @pytest.mark.settings(rate_limit="1/m")
-async def test_every_operation_with_a_key_counts_and_is_refused_before_its_body_is_asked_for(
-    api: Client, new_tenant: NewTenant, method: str, path: str
-) -> None:
+async def test_rate_limit_applies_before_the_body(api: Client, new_tenant: NewTenant, method: str, path: str) -> None:
     tenant = await new_tenant()
     counted = await api.request(method, path, headers=tenant.headers)
     assert counted.status not in (401, 429)
@@ -92,7 +90,7 @@ async def test_every_operation_with_a_key_counts_and_is_refused_before_its_body_
     assert line.startswith(b"HTTP/1.1 429 ")
 
 
-async def test_without_a_limit_there_is_no_header_of_one(api: Client, tenant: Tenant) -> None:
+async def test_unlimited_keys_have_no_rate_limit_headers(api: Client, tenant: Tenant) -> None:
     for _ in range(20):
         response = await api.get("/v1/account", headers=tenant.headers)
         assert response.status == 200
@@ -118,7 +116,7 @@ async def serve(daguerre: Daguerre) -> Part:
 
 
 async def ask(daguerre: Daguerre, times: int) -> list[Answer]:
-    """Each on a connection of its own, and these are shared out among the processes."""
+    """Each request has its own connection; connections are distributed among the processes."""
     answers: list[Answer] = []
     while len(answers) < times:
         answers += await asyncio.gather(*(daguerre.get("/v1/account") for _ in range(min(40, times - len(answers)))))
@@ -126,13 +124,13 @@ async def ask(daguerre: Daguerre, times: int) -> list[Answer]:
 
 
 @pytest.mark.settings(rate_limit="10/s,burst=100")
-async def test_both_processes_together_let_the_burst_through_and_then_the_rate(daguerre: Daguerre, serve: Part) -> None:
+async def test_processes_share_the_rate_limit(daguerre: Daguerre, serve: Part) -> None:
     began = time.monotonic()
     answers = await ask(daguerre, 400)
     took = time.monotonic() - began
     statuses = Counter(answer.status for answer in answers)
     assert set(statuses) == {200, 429}
-    # A block of 5 may be withheld by each; none is given that is not there.
+    # Each process may hold back a lease of 5 tokens, and none lets through more than there are.
     assert 100 - 2 * 5 <= statuses[200] <= 100 + math.ceil(10 * took)
     for pid in serve.children("serve --fd"):
         assert serve.count_requests(pid=pid, status=200) > 10
@@ -143,22 +141,20 @@ async def test_both_processes_together_let_the_burst_through_and_then_the_rate(d
 
 
 @pytest.mark.settings(rate_limit="1/h,burst=20")
-async def test_a_valkey_that_hangs_holds_no_request_up_and_the_limit_is_back_after_it(
-    daguerre: Daguerre, serve: Part, own_valkey: Valkey
-) -> None:
+async def test_hanging_valkey_delays_no_request(daguerre: Daguerre, serve: Part, own_valkey: Valkey) -> None:
     await ask(daguerre, 40)
     assert (await daguerre.get("/v1/account")).status == 429
     assert own_valkey.process is not None
     stop_process(own_valkey.process.pid)
     try:
-        await asyncio.sleep(1.1)  # what is remembered of the refusal
+        await asyncio.sleep(1.1)  # until the cached refusal expires
         answers = await ask(daguerre, 200)
     finally:
         os.kill(own_valkey.process.pid, signal.SIGCONT)
     assert {answer.status for answer in answers} == {200}
     assert max(answer.seconds for answer in answers) < 1.5
     assert all("RateLimit" not in answer.headers for answer in answers)
-    assert serve.log.read_text().count('"rates.unchecked"') == 2  # of each process
+    assert serve.log.read_text().count('"rates.unchecked"') == 2  # one by each process
     shown = Scrape(await (await daguerre.session.get("/metrics")).text())
     assert shown.value("daguerre_rate_limit_unchecked_total") == 200
 
@@ -172,9 +168,7 @@ async def test_a_valkey_that_hangs_holds_no_request_up_and_the_limit_is_back_aft
 
 @pytest.mark.settings(rate_limit="1/h,burst=5")
 @pytest.mark.usefixtures("worker")
-async def test_uploads_count_too_and_one_that_is_refused_leaves_nothing(
-    api: Client, tenant: Tenant, settings: Settings
-) -> None:
+async def test_rate_limited_upload_stores_nothing(api: Client, tenant: Tenant, settings: Settings) -> None:
     headers = tenant.headers | {"Content-Type": "image/jpeg"}
     answers = [await api.post("/v1/images", data=jpeg(), headers=headers) for _ in range(6)]
     assert [answer.status for answer in answers] == [*[200] * 5, 429]

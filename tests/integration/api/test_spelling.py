@@ -1,4 +1,4 @@
-"""Misspelt parameters: which are refused, which pass, and how the right name is found."""
+"""Misspelt parameters: which are refused, which are ignored, and which name is suggested."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEAR_MISSES = [
     ("withminipreview", "with_mini_preview"),
     ("with_acount", "with_account"),
 ]
-STRANGERS = [
+UNRELATED = [
     *("_", "t", "v", "cb", "ts", "rnd", "rand", "nocache", "cache", "timestamp", "utm_source", "utm_campaign", "gclid"),
     *(
         "fbclid",
@@ -54,25 +54,25 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("name", "meant"), NEAR_MISSES)
-def test_a_near_miss_is_found(name: str, meant: str) -> None:
+def test_near_miss_is_found(name: str, meant: str) -> None:
     assert find_near_miss(name, KNOWN) == meant
     assert find_nearest(name, KNOWN) == meant
 
 
-@pytest.mark.parametrize("name", STRANGERS, ids=range(len(STRANGERS)))
-def test_a_stranger_is_no_near_miss(name: str) -> None:
+@pytest.mark.parametrize("name", UNRELATED, ids=range(len(UNRELATED)))
+def test_unrelated_name_is_no_near_miss(name: str) -> None:
     assert find_near_miss(name, KNOWN) is None
 
 
-def test_the_nearest_name_may_hold_the_other() -> None:
+def test_nearest_name_may_contain_the_other() -> None:
     filters = (*KNOWN, "created_after", "created_before", "limit")
     assert find_nearest("before", filters) == "created_before"
     assert find_nearest("exif", filters) == "with_exif"
-    assert find_nearest("created", filters) is None  # two hold it
+    assert find_nearest("created", filters) is None  # two contain it
     assert find_nearest("page", filters) is None
 
 
-def test_a_swap_is_one_slip() -> None:
+def test_transposition_counts_as_one_edit() -> None:
     assert [distance(*words) for words in (("ab", "ba"), ("", "abc"), ("tag", "tags"), ("same", "same"))] == [
         1,
         3,
@@ -81,7 +81,7 @@ def test_a_swap_is_one_slip() -> None:
     ]
 
 
-def test_a_long_name_is_not_repeated() -> None:
+def test_long_name_is_not_quoted() -> None:
     assert quote("tag") == "'tag'"
     assert quote("a" * 41) == quote("é") == "of the name that was sent"
 
@@ -104,20 +104,20 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "given"), CALLS, ids=[f"{method} {path}" for method, path, _ in CALLS])
-async def test_a_call_refuses_near_misses(
-    api: Client, tenant: Tenant, method: str, path: str, given: dict[str, str]
+@pytest.mark.parametrize(("method", "path", "params"), CALLS, ids=[f"{method} {path}" for method, path, _ in CALLS])
+async def test_misspelt_parameter_is_refused(
+    api: Client, tenant: Tenant, method: str, path: str, params: dict[str, str]
 ) -> None:
-    status, body = await answer(api, method, path, tenant, **given, with_exifs="1")
+    status, body = await answer(api, method, path, tenant, **params, with_exifs="1")
     assert (status, body["error"]["code"]) == (400, "invalid-parameter")
     assert body["error"]["message"] == "Unknown parameter 'with_exifs'; did you mean with_exif?"
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_with_a_misspelt_tag_is_refused(api: Client, tenant: Tenant) -> None:
+async def test_misspelt_tags_of_an_upload_are_refused(api: Client, tenant: Tenant) -> None:
     status, body = await answer(api, "POST", "/v1/images", tenant, tag="lake")
     assert (status, body["error"]["message"]) == (400, "Unknown parameter 'tag'; did you mean tags?")
-    status, _ = await answer(api, "POST", "/v1/images", tenant, **dict.fromkeys(STRANGERS[:20], "1"))
+    status, _ = await answer(api, "POST", "/v1/images", tenant, **dict.fromkeys(UNRELATED[:20], "1"))
     assert status == 200
     _, account = await answer(api, "GET", "/v1/account", tenant, _="1732490000000")
     assert account["response"]["num_images"] == 1
@@ -130,8 +130,11 @@ async def test_an_upload_with_a_misspelt_tag_is_refused(api: Client, tenant: Ten
         ("formt", "did you mean format?"),
         ("before", "did you mean created_before?"),
         ("created-after", "did you mean created_after?"),
-        ("page", "this call takes key, tags, format, sha256, created_after, created_before, limit, cursor, with_exif,"),
-        ("_", "this call takes key, "),
+        (
+            "page",
+            "the parameters are key, tags, format, sha256, created_after, created_before, limit, cursor, with_exif,",
+        ),
+        ("_", "the parameters are key, "),
     ],
 )
 async def test_search_refuses_unknown_parameters(api: Client, tenant: Tenant, name: str, advice: str) -> None:
@@ -140,7 +143,7 @@ async def test_search_refuses_unknown_parameters(api: Client, tenant: Tenant, na
     assert body["error"]["message"].startswith(f"Unknown parameter '{name}'; {advice}")
 
 
-def test_a_picture_names_the_nearest_parameter() -> None:
+def test_rendition_error_suggests_the_nearest_name() -> None:
     with pytest.raises(ServiceError, match="Unknown parameter 'widht'; did you mean width"):
         parse([("widht", "100")])
     with pytest.raises(ServiceError, match="Unknown parameter 'colour'; there are preset, width, "):
@@ -148,7 +151,7 @@ def test_a_picture_names_the_nearest_parameter() -> None:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_misspelt_field_of_a_form_is_refused(api: Client, tenant: Tenant) -> None:
+async def test_misspelt_form_field_is_refused(api: Client, tenant: Tenant) -> None:
     for name, status in (("tags[]", 400), ("tag", 400), ("csrf_token", 200), ("_", 200)):
         form = aiohttp.FormData()
         form.add_field(name, "lake")

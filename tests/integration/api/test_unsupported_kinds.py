@@ -1,4 +1,4 @@
-"""What the decoders lack is named, and the client reads the name."""
+"""Kinds of files that no decoder supports: the error message names them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _prepared() -> None:
 
 
 def jpeg_of(marker: int, bits: int = 8) -> bytes:
-    """A JPEG that says that it is coded in another way."""
+    """Returns a JPEG with the header of another coding process."""
     data = bytearray(pictures.encode("JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 1], data[frame + 4] = marker, bits
@@ -37,7 +37,7 @@ def ftyp(*brands: bytes) -> bytes:
 
 
 def raw(*entries: pictures.Entry) -> bytes:
-    """A small grey copy in front of what a sensor saw."""
+    """Returns a TIFF like a raw camera file: a small preview, then sensor data."""
     return hostile_pictures.tiff_of((262, 3, 1, struct.pack("<HH", 32803, 0)), *entries)
 
 
@@ -87,7 +87,7 @@ def test_kind_without_decoder_is_named(tmp_path: Path, kind: str) -> None:
     assert (refusal.value.code, refusal.value.kind) == ("unsupported-image", kind)
 
 
-def test_kind_of_a_cut_container_is_not_guessed(tmp_path: Path) -> None:
+def test_kind_of_truncated_container_is_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.HEIC[:10])
     with pytest.raises(Rejected, match="unsupported-image") as refusal:
@@ -102,23 +102,23 @@ def test_png_without_header_is_damaged(tmp_path: Path) -> None:
         imaging.probe(str(path), max_pixels=10_000)
 
 
-async def refused(api: Client, tenant: Tenant, data: bytes) -> tuple[int, dict[str, Any]]:
+async def upload_error(api: Client, tenant: Tenant, data: bytes) -> tuple[int, dict[str, Any]]:
     headers = tenant.headers | {"Content-Type": "application/octet-stream"}
     response = await api.post("/v1/images", data=data, headers=headers)
     return response.status, (await response.json())["error"]
 
 
 @pytest.mark.usefixtures("worker")
-async def test_client_reads_the_kind_of_its_picture(api: Client, tenant: Tenant) -> None:
+async def test_error_message_names_the_kind(api: Client, tenant: Tenant) -> None:
     for kind in ("12-bit JPEG", "zstd-compressed TIFF", "JPEG XL"):
-        status, error = await refused(api, tenant, KINDS[kind])
+        status, error = await upload_error(api, tenant, KINDS[kind])
         assert (status, error["code"]) == (415, "unsupported-image")
         assert error["message"] == f"{kind} is not supported; send {FORMATS}."
-    _, error = await refused(api, tenant, jpeg()[:-2])
+    _, error = await upload_error(api, tenant, jpeg()[:-2])
     assert error["message"] == CATALOGUE["damaged-image"][1]
 
 
-async def test_kind_is_kept_with_a_failed_image(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_kind_of_failed_image_is_stored(api: Client, tenant: Tenant, connection: Any) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state, error, error_kind, failed_at) "
         "values ('FAILEDIMAGE', $1, 1, sha256(''), 'failed', 'unsupported-image', 'JPEG XL', now())",
@@ -130,8 +130,8 @@ async def test_kind_is_kept_with_a_failed_image(api: Client, tenant: Tenant, con
 
 
 @pytest.mark.parametrize("kind", ["x" * 65, "", "two\nlines", "\x1b[31m", "é"])
-def test_kind_of_a_hostile_child_is_not_believed(kind: str) -> None:
-    """A child may have become its picture."""
+def test_kind_from_hostile_decoder_is_rejected(kind: str) -> None:
+    """A decoder may be under the control of its input."""
     answer = Answer.of(Refusal("unsupported-image"), seconds=0, computed_s=0)
     assert decode_answer(encode_answer(answer)[4:]).finding == Refusal("unsupported-image")
     hostile = msgspec.structs.replace(answer, refusal=Refusal("unsupported-image", kind))

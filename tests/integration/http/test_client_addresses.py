@@ -1,4 +1,4 @@
-"""Which address a request comes from, and what it is held against when it guesses at ids."""
+"""The address that a request comes from, and the rate limit for addresses that guess ids."""
 
 from __future__ import annotations
 
@@ -56,46 +56,46 @@ def address(remote: str, *forwarded: str, trusted: Any = PROXIES) -> str:
         ("::ffff:192.0.2.1", ["203.0.113.9"], "::ffff:192.0.2.1"),
     ],
 )
-def test_the_client_is_the_nearest_that_is_no_trusted_proxy(remote: str, forwarded: list[str], client: str) -> None:
+def test_client_is_the_nearest_untrusted_address(remote: str, forwarded: list[str], client: str) -> None:
     assert address(remote, *forwarded) == client
 
 
-def test_without_trusted_proxies_nothing_is_believed() -> None:
+def test_forwarded_header_of_untrusted_is_ignored() -> None:
     assert address("127.0.0.1", "203.0.113.9", trusted=()) == "127.0.0.1"
 
 
 def warnings_of(trusted: Any, *requests: tuple[str, dict[str, str]]) -> list[tuple[str, str]]:
-    """The events that requests from these addresses, with these headers, are logged with; and the addresses."""
-    proxies = ProxyWarnings(trusted)
+    """Returns the events, and their addresses, that requests from these addresses with these headers log."""
+    proxy_warnings = ProxyWarnings(trusted)
     with capture_logs() as logs:
         for remote, headers in requests:
             transport = cast("Any", _Transport(remote))
-            proxies.look_at(make_mocked_request("GET", "/i/a", headers=headers, transport=transport))
+            proxy_warnings.check(make_mocked_request("GET", "/i/a", headers=headers, transport=transport))
     return [(line["event"], line["address"]) for line in logs]
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "x-forwarded-for", "Forwarded", "X-Real-IP"])
-def test_an_untrusted_proxy_is_warned_about_once(header: str) -> None:
-    asked = [(remote, {header: "203.0.113.9"}) for remote in ("192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1")]
+def test_untrusted_proxy_is_logged_once(header: str) -> None:
+    requests = [(remote, {header: "203.0.113.9"}) for remote in ("192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1")]
     expected = [("proxy.not_trusted", "192.0.2.1"), ("proxy.not_trusted", "192.0.2.2")]
-    assert warnings_of(PROXIES, *asked) == warnings_of((), *asked) == expected
+    assert warnings_of(PROXIES, *requests) == warnings_of((), *requests) == expected
 
 
-def test_a_trusted_proxy_and_a_client_are_no_warning() -> None:
+def test_trusted_proxy_is_not_logged() -> None:
     assert warnings_of(PROXIES, ("10.0.0.1", {"X-Forwarded-For": "203.0.113.9"}), ("203.0.113.9", {})) == []
 
 
-def test_a_proxy_that_names_clients_in_vain_is_warned_about() -> None:
-    asked = [("10.0.0.1", {"Forwarded": "for=203.0.113.9"})] * 3
-    assert warnings_of(PROXIES, *asked) == [("proxy.forwards_no_address", "10.0.0.1")]
+def test_proxy_with_other_header_is_logged() -> None:
+    requests = [("10.0.0.1", {"Forwarded": "for=203.0.113.9"})] * 3
+    assert warnings_of(PROXIES, *requests) == [("proxy.address_missing", "10.0.0.1")]
 
 
-def test_warnings_about_proxies_are_bounded() -> None:
-    asked = [(f"192.0.2.{number}", {"Forwarded": "for=x"}) for number in range(100)]
-    assert len(warnings_of((), *asked)) == MAX_WARNINGS
+def test_number_of_proxy_warnings_is_bounded() -> None:
+    requests = [(f"192.0.2.{number}", {"Forwarded": "for=x"}) for number in range(100)]
+    assert len(warnings_of((), *requests)) == MAX_WARNINGS
 
 
-async def test_the_warning_names_the_setting(api: Client) -> None:
+async def test_proxy_warning_names_the_setting(api: Client) -> None:
     with capture_logs() as logs:
         for _ in range(3):
             await api.get("/i/AAAAAAA", headers={"X-Forwarded-For": "203.0.113.9"})
@@ -104,7 +104,7 @@ async def test_the_warning_names_the_setting(api: Client) -> None:
     assert (warning["address"], warning["setting"]) == ("127.0.0.1", "DAGUERRE_TRUSTED_PROXIES")
 
 
-async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_looked_up(redis_url: str) -> None:
+async def test_guessing_address_is_refused_before_lookups(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for _ in range(2):
@@ -119,8 +119,8 @@ async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_loo
         misses.check("203.0.113.8")
 
 
-async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else one right guess a second would be told, however low the rate."""
+async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one correct guess a second would be answered, however low the rate."""
     monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
     async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
@@ -133,7 +133,7 @@ async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, mo
             misses.check("203.0.113.9")
 
 
-async def test_an_ipv6_network_counts_as_one_client_and_a_mapped_address_as_its_own(redis_url: str) -> None:
+async def test_ipv6_network_counts_as_one_client(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate.parse("1/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for first, second in [("2001:db8::1", "2001:db8::ffff:2"), ("::ffff:192.0.2.1", "192.0.2.1")]:
@@ -143,7 +143,7 @@ async def test_an_ipv6_network_counts_as_one_client_and_a_mapped_address_as_its_
         await misses.count("2001:db8:0:1::1")
 
 
-async def test_the_limits_of_keys_and_of_addresses_are_apart(redis_url: str) -> None:
+async def test_key_and_address_limits_are_separate(redis_url: str) -> None:
     rate = Rate(per_s=0.001, burst=1)
     async with RateLimiter.open(redis_url, rate) as keys, RateLimiter.open(redis_url, rate, "misses") as misses:
         for limiter in (keys, misses):
@@ -152,7 +152,7 @@ async def test_the_limits_of_keys_and_of_addresses_are_apart(redis_url: str) -> 
             assert not standing.refused
 
 
-def test_widths_come_sorted_and_once() -> None:
+def test_widths_are_sorted_and_unique() -> None:
     assert parse_widths("640, 320,640,") == (320, 640)
     assert parse_widths("") == ()
 
@@ -161,6 +161,6 @@ def test_widths_come_sorted_and_once() -> None:
     ("name", "value"),
     [("rendition_widths", "a"), ("rendition_widths", "0"), ("rendition_widths", "9000"), ("trusted_proxies", "x")],
 )
-def test_a_setting_that_cannot_be_is_refused_by_its_name(name: str, value: str) -> None:
+def test_invalid_setting_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"DAGUERRE_{name.upper()}"):
         load(**{name: value})

@@ -1,4 +1,4 @@
-"""Where a request ends: what may be read in two ways is refused, and nothing behind it is taken for a request."""
+"""Request smuggling: an ambiguous request is refused, and nothing that follows it is handled as a request."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import pytest
 from tests.conftest import Tenant
 from tests.support.samples import jpeg
 
-# Its answer shows the id, and so that it was taken for a request.
+# If it is handled as a request, the response shows its id.
 SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
 
 
-async def talk(port: int, *pieces: bytes) -> bytes:
-    """Everything that is answered, up to the end of the connection."""
+async def talk(port: int, *chunks: bytes) -> bytes:
+    """Returns all responses up to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        for piece in pieces:
-            writer.write(piece)
+        for chunk in chunks:
+            writer.write(chunk)
             await asyncio.sleep(0.05)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             return await reader.read()
     finally:
         writer.close()
 
 
-def statuses(answers: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
+def statuses(responses: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", responses)]
 
 
 def post(*lines: str, version: str = "1.1", body: str = "") -> bytes:
@@ -64,7 +64,7 @@ REFUSED = {
     "empty coding": post("Transfer-Encoding: "),
     "empty coding and a length": post("Transfer-Encoding: ", "Content-Length: 3", body="abc"),
     "two codings": post("Transfer-Encoding: chunked", "Transfer-Encoding: identity", body=CHUNKS),
-    "blank behind the name": post("Transfer-Encoding : chunked", body=CHUNKS),
+    "space after the name": post("Transfer-Encoding : chunked", body=CHUNKS),
     "folded coding": post("Transfer-Encoding:", " chunked", body=CHUNKS),
     "two lengths": post("Content-Length: 3", "Content-Length: 4", body="abc"),
     "the same length twice": post("Content-Length: 3", "Content-Length: 3", body="abc"),
@@ -72,16 +72,16 @@ REFUSED = {
     "length with a sign": post("Content-Length: +3", body="abc"),
     "hexadecimal length": post("Content-Length: 0x3", body="abc"),
     "length with an underscore": post("Content-Length: 1_0", body="abc"),
-    "length with a blank": post("Content-Length: 1 0", body="abc"),
+    "length with a space": post("Content-Length: 1 0", body="abc"),
     "empty length": post("Content-Length: "),
     "folded length": post("Content-Length: 3", " 4", body="abc"),
     "length over 64 bits": post("Content-Length: 18446744073709551617"),
     "length of all 64 bits": post("Content-Length: 18446744073709551615"),
-    "length of all 64 bits behind zeros": post("Content-Length: 0018446744073709551615"),
+    "length of all 64 bits after zeros": post("Content-Length: 0018446744073709551615"),
     "folded header": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
-    "blank before the first header": b"GET /healthz HTTP/1.1\r\n Host: x\r\n\r\n",
+    "space before the first header": b"GET /healthz HTTP/1.1\r\n Host: x\r\n\r\n",
     "LF alone": b"GET /healthz HTTP/1.1\nHost: x\n\n",
-    "LF alone behind a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
+    "LF alone after a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
     "LF alone at the end": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\n",
     "CR alone": b"GET /healthz HTTP/1.1\rHost: x\r\r",
     "CR in a value": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\rY: b\r\n\r\n",
@@ -98,19 +98,19 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_ambiguous_framing_is_refused(port: int, case: str) -> None:
-    for pieces in ([REFUSED[case] + SMUGGLED, SMUGGLED], [REFUSED[case], SMUGGLED]):
-        answers = await talk(port, *pieces)
-        assert statuses(answers) == [400]
-        assert json.loads(answers.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request"
-        assert b"smuggled" not in answers
+    for chunks in ([REFUSED[case] + SMUGGLED, SMUGGLED], [REFUSED[case], SMUGGLED]):
+        responses = await talk(port, *chunks)
+        assert statuses(responses) == [400]
+        assert json.loads(responses.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request"
+        assert b"smuggled" not in responses
 
 
 BROKEN_CHUNKS = {
-    "LF behind the size": "3\nabc\r\n0\r\n\r\n",
-    "CR behind the size": "3\rabc\r\n0\r\n\r\n",
-    "LF behind the data": "3\r\nabc\n0\r\n\r\n",
-    "nothing behind the data": "3\r\nabc0\r\n\r\n",
-    "blank behind the size": "3 \r\nabc\r\n0\r\n\r\n",
+    "LF after the size": "3\nabc\r\n0\r\n\r\n",
+    "CR after the size": "3\rabc\r\n0\r\n\r\n",
+    "LF after the data": "3\r\nabc\n0\r\n\r\n",
+    "nothing after the data": "3\r\nabc0\r\n\r\n",
+    "space after the size": "3 \r\nabc\r\n0\r\n\r\n",
     "LF in an extension": "3;a\nabc\r\n0\r\n\r\n",
     "sign before the size": "+3\r\nabc\r\n0\r\n\r\n",
     "0x before the size": "0x3\r\nabc\r\n0\r\n\r\n",
@@ -121,31 +121,31 @@ BROKEN_CHUNKS = {
 @pytest.mark.parametrize("case", BROKEN_CHUNKS)
 async def test_broken_chunks_end_the_connection(port: int, tenant: Tenant, case: str) -> None:
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")
-    answers = await talk(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
-    assert statuses(answers) == [400]
-    assert b"smuggled" not in answers
+    responses = await talk(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
+    assert statuses(responses) == [400]
+    assert b"smuggled" not in responses
 
 
 async def test_ordinary_framing_is_accepted(port: int) -> None:
-    """The connection goes on behind each of them."""
+    """The connection is kept alive after each of them."""
     for request in (
         post("Content-Length: 3", body="abc"),
         post("Content-Length:\t003\t", body="abc"),
         post("Transfer-Encoding: Chunked", body=CHUNKS),
         post("Transfer-Encoding: chunked", body="3;name=value\r\nabc\r\n0\r\n\r\n"),
         post("Content-Length: 0"),
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n",  # without `Connection: upgrade` it means nothing
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n",  # has no meaning without `Connection: upgrade`
         b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ):
-        answers = await talk(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        assert len(statuses(answers)) == 2
-        assert b"smuggled" in answers
+        responses = await talk(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert len(statuses(responses)) == 2
+        assert b"smuggled" in responses
 
 
 UPGRADES = {
     "websocket": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "h2c": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-    "h2c behind keep-alive": (
+    "h2c after keep-alive": (
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n"
     ),
     "with a body": post("Connection: Upgrade", "Upgrade: h2c", "Content-Length: 3", body="abc"),
@@ -156,33 +156,33 @@ UPGRADES = {
 
 
 @pytest.mark.parametrize("case", UPGRADES)
-async def test_nothing_is_read_behind_an_upgrade(port: int, case: str) -> None:
-    """The head of a request behind it was dropped, and its body taken for a request."""
+async def test_bytes_after_an_upgrade_are_dropped(port: int, case: str) -> None:
+    """The head of the next request was once dropped, and its body handled as a request."""
     head = post(f"Content-Length: {len(SMUGGLED)}")
-    for pieces in (
+    for chunks in (
         [UPGRADES[case] + head, SMUGGLED],
         [UPGRADES[case], head, SMUGGLED],
         [UPGRADES[case] + SMUGGLED],
         [UPGRADES[case], SMUGGLED],
         [UPGRADES[case][:-5], UPGRADES[case][-5:] + head, SMUGGLED],
     ):
-        answers = await talk(port, *pieces)
-        assert len(statuses(answers)) == 1
-        assert b"\r\nConnection: close\r\n" in answers
-        assert b"smuggled" not in answers
+        responses = await talk(port, *chunks)
+        assert len(statuses(responses)) == 1
+        assert b"\r\nConnection: close\r\n" in responses
+        assert b"smuggled" not in responses
 
 
 async def test_requests_before_an_upgrade_are_answered(port: int) -> None:
     before = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: before\r\n\r\n"
-    for pieces in ([before * 3 + UPGRADES["h2c"] + SMUGGLED], [before * 3, UPGRADES["websocket"], SMUGGLED]):
-        answers = await talk(port, *pieces)
-        assert statuses(answers) == [200] * 4
-        assert answers.count(b"before") == 3
-        assert b"smuggled" not in answers
+    for chunks in ([before * 3 + UPGRADES["h2c"] + SMUGGLED], [before * 3, UPGRADES["websocket"], SMUGGLED]):
+        responses = await talk(port, *chunks)
+        assert statuses(responses) == [200] * 4
+        assert responses.count(b"before") == 3
+        assert b"smuggled" not in responses
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) -> None:
+async def test_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) -> None:
     """Java's HTTP client offers it with its first request."""
     body = jpeg()
     head = post(
@@ -193,17 +193,17 @@ async def test_an_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) ->
         "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
         f"Content-Length: {len(body)}",
     )
-    answers = await talk(port, head, body[:1000], body[1000:])
-    assert statuses(answers) == [200]
-    assert f'"filesize":{len(body)}'.encode() in answers
+    responses = await talk(port, head, body[:1000], body[1000:])
+    assert statuses(responses) == [200]
+    assert f'"filesize":{len(body)}'.encode() in responses
 
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("case", ["chunked in 1.0", "version 2.0", "LF alone", "two lengths"])
-async def test_a_complete_upload_before_a_fault_is_stored(port: int, tenant: Tenant, case: str) -> None:
-    """They arrive in one piece: the fault is not the upload's."""
+async def test_upload_before_malformed_request_is_stored(port: int, tenant: Tenant, case: str) -> None:
+    """They arrive in one chunk, and the malformed request does not affect the upload."""
     body = jpeg()
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", f"Content-Length: {len(body)}")
-    answers = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
-    assert statuses(answers) == [200, 400]
-    assert b"smuggled" not in answers
+    responses = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
+    assert statuses(responses) == [200, 400]
+    assert b"smuggled" not in responses

@@ -145,7 +145,7 @@ async def test_delete_does_not_wait_for_a_disk(
         remove(image_id, root)
 
     monkeypatch.setattr(layout, "remove", wait)
-    monkeypatch.setattr("service.api.routes.images._REMOVAL_TIMEOUT_S", 0.2)
+    resources_of(api).file_removal.timeout_s = 0.2
     async with asyncio.timeout(10):
         assert (await api.delete("/v1/images/AAAAAAA", headers=tenant.headers)).status == 200
         assert storage.path(ImageId("AAAAAAA")).exists()
@@ -167,7 +167,7 @@ async def test_metrics_have_a_time_limit(api: Client, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(type(metrics), "render", render)
-        patch.setattr(resources_of(api).scraping, "_timeout_s", 0.3)
+        patch.setattr(resources_of(api).metrics_scrape, "_timeout_s", 0.3)
         answers = await asyncio.gather(*(api.get("/metrics") for _ in range(MANY)))
         assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} == {(503, "1")}
         async with asyncio.timeout(5):

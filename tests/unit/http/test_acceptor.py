@@ -1,4 +1,4 @@
-"""Connections are shared out among processes, and taken by one that is left alone with them."""
+"""Connections are distributed among processes; a process accepts those that no other accepts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Greeting(asyncio.Protocol):
 
 
 class Exhausted(socket.socket):
-    """Has no descriptor left for the first connection."""
+    """Fails to accept the first connection, for lack of descriptors."""
 
     refusals = 0
 
@@ -57,7 +57,7 @@ async def greet(listener: socket.socket) -> bytes:
 
 
 class TestCounts:
-    def test_a_process_is_ahead_of_one_that_holds_far_less(self, pair: Pair) -> None:
+    def test_process_with_more_connections_is_ahead(self, pair: Pair) -> None:
         one, other = pair
         assert not one.is_ahead()
         one.add(3)
@@ -68,7 +68,7 @@ class TestCounts:
         other.add(1)
         assert not one.is_ahead()
 
-    def test_the_difference_that_is_allowed_grows_with_the_numbers(self, pair: Pair) -> None:
+    def test_allowed_difference_grows_with_the_counts(self, pair: Pair) -> None:
         one, other = pair
         other.add(80)
         one.add(93)
@@ -76,114 +76,114 @@ class TestCounts:
         one.add(1)
         assert one.is_ahead()
 
-    def test_a_process_that_takes_a_place_over_begins_at_nothing(self) -> None:
+    def test_replaced_process_starts_at_zero(self) -> None:
         descriptor = connection_counts.create(2)
         ConnectionCounts(descriptor, 0).add(50)
         replaced = ConnectionCounts(descriptor, 0)
         os.close(descriptor)
         assert not replaced.is_ahead()
 
-    def test_a_process_alone_is_never_ahead(self) -> None:
+    def test_single_process_is_never_ahead(self) -> None:
         counts = ConnectionCounts.alone()
         counts.add(1000)
         assert not counts.is_ahead()
 
 
-async def test_a_process_that_is_ahead_takes_what_no_other_takes(
+async def test_process_ahead_accepts_if_no_other_does(
     pair: Pair,
 ) -> None:
     counts, _ = pair
     counts.add(100)
     listener = listening(socket.socket())
-    async with Acceptor(listener, Greeting, counts, most=1000):
+    async with Acceptor(listener, Greeting, counts, max_connections=1000):
         assert await asyncio.gather(*(greet(listener) for _ in range(20))) == [b"hello"] * 20
 
 
-async def test_a_process_that_is_ahead_leaves_connections_to_the_other_one(
+async def test_process_ahead_leaves_connections_to_others(
     pair: Pair,
 ) -> None:
     ahead, behind = pair
     ahead.add(100)
-    takers: list[str] = []
+    acceptors: list[str] = []
 
-    def taken_by(name: str) -> Callable[[], Greeting]:
+    def accepted_by(name: str) -> Callable[[], Greeting]:
         def make() -> Greeting:
-            takers.append(name)
+            acceptors.append(name)
             return Greeting()
 
         return make
 
     listener = listening(socket.socket())
     async with (
-        Acceptor(listener, taken_by("ahead"), ahead, most=1000),
-        Acceptor(listener.dup(), taken_by("behind"), behind, most=1000),
+        Acceptor(listener, accepted_by("ahead"), ahead, max_connections=1000),
+        Acceptor(listener.dup(), accepted_by("behind"), behind, max_connections=1000),
     ):
         for _ in range(10):
             assert await greet(listener) == b"hello"
-    assert takers == ["behind"] * 10
+    assert acceptors == ["behind"] * 10
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(errno.EINVAL, "the client has gone")])
-async def test_a_connection_that_fails_is_not_held(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
-    made: list[Greeting] = []
+async def test_failed_connection_is_not_counted(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    protocols: list[Greeting] = []
 
     def make() -> Greeting:
-        if not made:
-            made.append(Greeting())
+        if not protocols:
+            protocols.append(Greeting())
             raise error
         return Greeting()
 
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
-    async with Acceptor(listener, make, counts, most=1):
-        with pytest.raises(asyncio.IncompleteReadError):  # it is closed at once
+    async with Acceptor(listener, make, counts, max_connections=1):
+        with pytest.raises(asyncio.IncompleteReadError):  # closed at once
             await greet(listener)
         assert counts.held == 0
-        assert await greet(listener) == b"hello"  # the one place is free
+        assert await greet(listener) == b"hello"  # below the limit again
     assert capfd.readouterr().out.count("api.connection_failed") == isinstance(error, RuntimeError)
 
 
-async def test_connections_are_taken_again_once_there_are_descriptors() -> None:
+async def test_accepting_resumes_after_exhaustion() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
         assert await greet(listener) == b"hello"
     assert time.monotonic() - began >= 0.9
 
 
-async def test_nothing_is_taken_after_the_block() -> None:
+async def test_listener_is_closed_after_the_block() -> None:
     listener = listening(socket.socket())
     address = listener.getsockname()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), most=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
 
 
-async def test_a_connection_that_was_taken_last_is_with_its_protocol_after_the_block() -> None:
-    made: list[Greeting] = []
+async def test_last_connection_gets_its_protocol() -> None:
+    protocols: list[Greeting] = []
 
     def make() -> Greeting:
-        made.append(Greeting())
-        return made[-1]
+        protocols.append(Greeting())
+        return protocols[-1]
 
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
     with socket.create_connection(listener.getsockname()) as client:
-        async with Acceptor(listener, make, counts, most=1000):
+        async with Acceptor(listener, make, counts, max_connections=1000):
             while not counts.held:
                 await asyncio.sleep(0)
-            assert not made
-        assert len(made) == counts.held == 1
+            assert not protocols
+        assert len(protocols) == counts.held == 1
         assert asyncio.all_tasks() == {asyncio.current_task()}
         client.setblocking(False)
         async with asyncio.timeout(5):
             assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
 
 
-async def test_connections_that_wait_at_the_end_of_the_block_are_taken() -> None:
+async def test_waiting_connections_are_accepted_at_the_end() -> None:
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
     address = listener.getsockname()
     with socket.create_connection(address) as one, socket.create_connection(address) as other:
-        async with Acceptor(listener, Greeting, counts, most=1000):
+        async with Acceptor(listener, Greeting, counts, max_connections=1000):
             pass
         assert counts.held == 2
         for client in (one, other):
@@ -192,11 +192,11 @@ async def test_connections_that_wait_at_the_end_of_the_block_are_taken() -> None
                 assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
 
 
-async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
+async def test_connection_limit_delays_the_next_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     listener, counts = listening(socket.socket()), ConnectionCounts.alone()
-    async with Acceptor(listener, Greeting, counts, most=2):
+    async with Acceptor(listener, Greeting, counts, max_connections=2):
         for _ in range(2):
             assert await greet(listener) == b"hello"
         third = asyncio.create_task(greet(listener))
@@ -205,4 +205,4 @@ async def test_a_process_that_holds_the_most_takes_another_one_once_one_is_gone(
         assert counts.held == 2
         counts.add(-1)
         assert await third == b"hello"
-    assert capfd.readouterr().out.count("api.full") == 1
+    assert capfd.readouterr().out.count("api.connection_limit_reached") == 1

@@ -1,4 +1,4 @@
-"""Pictures that go from their file to the connection: to slow clients, to those that leave, and at a shut-down."""
+"""Files that are sent with sendfile: to slow clients, to clients that leave, and at a shutdown."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import uvloop
 from aiohttp import web
 
-from service.http import file_sending
-from service.http.file_sending import FileAnswer, Part
-from service.http.protocol import Runner
-from service.http.server import DESCRIPTORS_OF_A_CONNECTION
+from service.api.responses import error_response
+from service.http.file_sending import ByteRange, SendfileResponse
+from service.http.server import DESCRIPTORS_PER_CONNECTION, ERROR_RESPONSE, Runner
+from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
 from service.limits import pace
 from service.storage.files import disk_threads, in_thread
 
@@ -29,18 +29,31 @@ SIZE = 600_000
 THREADS = disk_threads("test")
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
-Scene = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
-Play = Callable[[Scene], None]
+Scenario = Callable[[Runner, socket.socket], Coroutine[Any, Any, None]]
+
+
+class Play(Protocol):
+    """Runs a scenario between a server and its client."""
+
+    def __call__(self, scenario: Scenario, *, write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S) -> None: ...
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[tuple[Runner, socket.socket]]:
-    """An application that has this file, and a client; little lies between them."""
+async def serving(path: Path, write_stall_timeout_s: float) -> AsyncIterator[tuple[Runner, socket.socket]]:
+    """A server that sends this file, and a client, with small buffers between them."""
 
     async def show(_: web.Request) -> web.StreamResponse:
-        return FileAnswer(path.open("rb", buffering=0), Part(0, SIZE), 200, {}, THREADS)
+        return SendfileResponse(
+            path.open("rb", buffering=0),
+            ByteRange(0, SIZE),
+            200,
+            {},
+            THREADS,
+            write_stall_timeout_s=write_stall_timeout_s,
+        )
 
     app = web.Application()
+    app[ERROR_RESPONSE] = error_response
     app.router.add_get("/", show)
     runner = Runner(app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
@@ -58,157 +71,155 @@ async def serving(path: Path) -> AsyncIterator[tuple[Runner, socket.socket]]:
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
-    """Runs a scene between a server and its client, in each of the event loops."""
+    """Runs a scenario in each of the event loops."""
     path = tmp_path / "picture"
     path.write_bytes(os.urandom(SIZE))
 
-    async def run(scene: Scene) -> None:
-        async with asyncio.timeout(15), serving(path) as (runner, client):
-            await scene(runner, client)
+    async def run(scenario: Scenario, write_stall_timeout_s: float) -> None:
+        async with asyncio.timeout(30), serving(path, write_stall_timeout_s) as (runner, client):
+            await scenario(runner, client)
 
-    def play(scene: Scene) -> None:
+    def play(scenario: Scenario, *, write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(run(scene))
+            runner.run(run(scenario, write_stall_timeout_s))
 
     return play
 
 
-async def ask(client: socket.socket) -> None:
+async def send_request(client: socket.socket) -> None:
     await asyncio.get_running_loop().sock_sendall(client, GET)
     await asyncio.sleep(0.1)
 
 
 async def read(client: socket.socket, *, pauses: int = 0) -> int:
-    """The bytes of the picture, until it is whole or the connection ends; there are pauses at the beginning."""
+    """Returns the number of bytes of the file that arrived, until it is complete or the connection ends.
+
+    The client pauses after each of the first reads.
+    """
     received = bytearray()
     while len(received.partition(b"\r\n\r\n")[2]) < SIZE:
-        piece = await asyncio.get_running_loop().sock_recv(client, 4096)
-        if not piece:
+        chunk = await asyncio.get_running_loop().sock_recv(client, 4096)
+        if not chunk:
             break
-        received += piece
+        received += chunk
         if pauses:
             pauses -= 1
             await asyncio.sleep(0.1)
     return len(received.partition(b"\r\n\r\n")[2])
 
 
-def test_a_client_that_takes_a_little_at_a_time_gets_all_of_the_file(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A connection takes new bytes only when a third of what it holds is gone."""
-    monkeypatch.setattr(file_sending, "UNREAD_S", 0.3)
+def test_slow_client_gets_the_whole_file(play: Play) -> None:
+    """The kernel takes new bytes only when a third of its buffer is free."""
 
-    async def scene(_: Runner, client: socket.socket) -> None:
-        await ask(client)
+    async def scenario(_: Runner, client: socket.socket) -> None:
+        await send_request(client)
         assert await read(client, pauses=15) == SIZE
-        await ask(client)
-        assert await read(client) == SIZE  # the connection is in good order
+        await send_request(client)
+        assert await read(client) == SIZE  # the connection can be reused
 
-    play(scene)
+    play(scenario, write_stall_timeout_s=0.3)
 
 
-def test_a_client_that_takes_nothing_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_sending, "UNREAD_S", 0.3)
-
-    async def scene(runner: Runner, client: socket.socket) -> None:
-        await ask(client)
-        while runner.draining_server.connections:
+def test_stalled_client_is_disconnected(play: Play) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
+        await send_request(client)
+        while runner.http_server.connections:
             await asyncio.sleep(0.01)
         assert await read(client) < SIZE
 
-    play(scene)
+    play(scenario, write_stall_timeout_s=0.3)
 
 
-def test_a_client_below_the_least_pace_is_left(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_sending, "UNREAD_S", 0.5)
+def test_too_slow_client_is_disconnected(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 10_000_000)
 
-    async def scene(runner: Runner, client: socket.socket) -> None:
-        await ask(client)
+    async def scenario(runner: Runner, client: socket.socket) -> None:
+        await send_request(client)
         reading = asyncio.create_task(read(client, pauses=1000))
-        async with asyncio.timeout(3):
-            while runner.draining_server.connections:
+        async with asyncio.timeout(9):
+            while runner.http_server.connections:
                 await asyncio.sleep(0.01)
         assert not reading.done()
         reading.cancel()
 
-    play(scene)
+    play(scenario, write_stall_timeout_s=0.5)
 
 
-def test_a_drain_waits_until_a_file_is_read(play: Play) -> None:
-    async def scene(runner: Runner, client: socket.socket) -> None:
-        await ask(client)
-        server = runner.draining_server
-        draining = asyncio.create_task(server.drain(linger_s=0, timeout_s=10))
+def test_drain_waits_for_a_file_to_be_read(play: Play) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
+        await send_request(client)
+        server = runner.http_server
+        draining = asyncio.create_task(server.drain(idle_grace_s=0, timeout_s=10))
         await asyncio.sleep(0.2)
-        assert server.count_under_way() == 1
+        assert server.count_in_progress() == 1
         assert not draining.done()
         reading = asyncio.create_task(read(client))
         await draining
         await runner.cleanup()
         assert await reading == SIZE
 
-    play(scene)
+    play(scenario)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it counts descriptors in /proc")
-def test_a_connection_has_as_many_descriptors_as_are_counted_for_it_and_gives_them_back(play: Play) -> None:
+def test_sending_uses_the_counted_descriptors(play: Play) -> None:
     def count() -> int:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - their number is all there is to it
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number counts
 
-    async def scene(runner: Runner, client: socket.socket) -> None:
+    async def scenario(runner: Runner, client: socket.socket) -> None:
         connected = count()
-        await ask(client)
-        assert count() == connected + DESCRIPTORS_OF_A_CONNECTION - 1
+        await send_request(client)
+        while count() != connected + DESCRIPTORS_PER_CONNECTION - 1:
+            await asyncio.sleep(0.01)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        while runner.draining_server.connections or count() > connected - 2:
+        while runner.http_server.connections or count() > connected - 2:
             await asyncio.sleep(0.01)
 
-    play(scene)
+    play(scenario)
 
 
-async def test_a_thread_is_waited_for_however_often_its_call_is_cancelled() -> None:
-    """What it works with, a descriptor perhaps, is closed after it."""
-    begun, going_on, ended = threading.Event(), threading.Event(), threading.Event()
+async def test_cancelled_call_waits_for_its_thread() -> None:
+    """The descriptors that the thread uses are closed after it."""
+    started, proceed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
-        begun.set()
-        going_on.wait(5)
+        started.set()
+        proceed.wait(5)
         ended.set()
 
     calling = asyncio.create_task(in_thread(THREADS, work))
-    while not begun.is_set():
+    while not started.is_set():
         await asyncio.sleep(0.01)
     for _ in range(3):
         calling.cancel()
         await asyncio.sleep(0.01)
     assert not calling.done()
-    going_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert ended.is_set()
 
 
-async def test_a_file_that_a_client_left_before_it_was_found_missing_is_no_error_in_the_log() -> None:
-    begun, going_on = threading.Event(), threading.Event()
-    unheard: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+async def test_error_after_cancellation_is_not_logged() -> None:
+    started, proceed = threading.Event(), threading.Event()
+    unhandled: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
 
     def work() -> None:
-        begun.set()
-        going_on.wait(5)
+        started.set()
+        proceed.wait(5)
         raise FileNotFoundError
 
     calling = asyncio.create_task(in_thread(THREADS, work))
-    while not begun.is_set():
+    while not started.is_set():
         await asyncio.sleep(0.01)
     calling.cancel()
     await asyncio.sleep(0.01)
-    going_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await calling
     del calling
     gc.collect()
     await asyncio.sleep(0)
-    assert unheard == []
+    assert unhandled == []

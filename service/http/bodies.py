@@ -1,4 +1,4 @@
-"""What a request's body holds: the bytes of one image, raw or in a form; or a little JSON."""
+"""The body of a request: the bytes of one file, raw or in a form; or a small JSON document."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from service.errors import ServiceError
-from service.http.multipart import FORM_OVERHEAD_BYTES, TakeField, check_encoding, is_binary, read_form
+from service.http.multipart import FORM_OVERHEAD_BYTES, OnField, check_content_encoding, is_binary, read_form
 from service.ids import KEY_PATTERN
 
 Value = TypeVar("Value")
 
-_LOOK_S = 0.5
+_POLL_INTERVAL_S = 0.5
 MAX_JSON_BYTES = 64 * 1024
-# How aiohttp tells of a body that is not what its headers say.
+# What aiohttp raises if a body is not what its headers say.
 _MALFORMED = (AssertionError, ClientError, HttpProcessingError, RequestPayloadError, ValueError, RuntimeError)
 
 
-def check_content_type(request: web.Request) -> None:
-    """Raises `unsupported-content-type`, which names the header to send."""
+def check_file_headers(request: web.Request) -> None:
+    """Raises `unsupported-content-type` and `unsupported-content-encoding` if the body cannot hold a file."""
     if request.content_type != "multipart/form-data" and not is_binary(request.content_type):
         raise ServiceError("unsupported-content-type")
+    check_content_encoding(request.headers)
 
 
 def declared_length(request: web.Request) -> int | None:
-    """The length of the image as far as the headers tell: None if chunked; of a form, a lower bound."""
+    """Returns the length of the file according to the headers: None if chunked, and a lower bound for a form."""
     if not request.body_exists:
         return 0
     if request.content_length is not None and request.content_type == "multipart/form-data":
@@ -39,45 +40,45 @@ def declared_length(request: web.Request) -> int | None:
     return request.content_length
 
 
-async def expect_later(_: web.Request) -> None:
-    """aiohttp's `expect_handler` of routes with a body: it is let in only after a look at the key and the length."""
+async def defer_100_continue(_: web.Request) -> None:
+    """The `expect_handler` of routes with a body: the handler sends 100, after it checked the key and the length."""
 
 
-async def let_continue(request: web.Request) -> None:
-    """Ask for the body, where the client waits to be asked."""
+async def send_100_continue(request: web.Request) -> None:
+    """Asks the client for the body, if it waits for that."""
     if request.version == HttpVersion11 and "Expect" in request.headers:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
+        request.writer.output_size = 0  # the final response has not begun
 
 
-async def chunks(request: web.Request, take_field: TakeField) -> AsyncIterator[bytes]:
-    """The image's bytes as they arrive. The fields of a form go to `take_field`, wherever they stand.
+async def read_file(request: web.Request, on_field: OnField) -> AsyncIterator[bytes]:
+    """Yields the bytes of the file as they arrive. A form's fields go to `on_field`, before the file or after it.
 
-    Raises `invalid-body` for a form that does not hold exactly one file, and what `take_field` does.
+    Raises `invalid-body` for a form that does not hold exactly one file, and what `on_field` raises.
     """
-    await let_continue(request)
+    await send_100_continue(request)
     is_form = request.content_type == "multipart/form-data"
-    source = read_form(request, take_field) if is_form else _raw(request)
+    chunks = read_form(request, on_field) if is_form else _read_raw(request)
     try:
-        async for chunk in source:
+        async for chunk in chunks:
             yield chunk
     except _MALFORMED as error:
         raise ServiceError("invalid-body") from error
 
 
-async def _raw(request: web.Request) -> AsyncIterator[bytes]:
+async def _read_raw(request: web.Request) -> AsyncIterator[bytes]:
     while chunk := await request.content.readany():
         yield chunk
 
 
 @asynccontextmanager
-async def while_connected(request: web.Request) -> AsyncIterator[None]:
-    """For work that nobody needs once the client is gone: it is cancelled then, and ConnectionResetError raised."""
+async def cancel_on_disconnect(request: web.Request) -> AsyncIterator[None]:
+    """Cancels the block when the client disconnects, and raises ConnectionResetError."""
     scope = asyncio.timeout(None)
 
     async def watch() -> None:
-        while request.transport is not None:  # noqa: ASYNC110 - aiohttp tells nobody
-            await asyncio.sleep(_LOOK_S)
+        while request.transport is not None:  # noqa: ASYNC110 - aiohttp has no event for it
+            await asyncio.sleep(_POLL_INTERVAL_S)
         scope.reschedule(0)
 
     watcher = asyncio.create_task(watch())
@@ -86,26 +87,26 @@ async def while_connected(request: web.Request) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         if scope.expired():
-            raise ConnectionResetError("the client is gone") from None
+            raise ConnectionResetError("the client has left") from None
         raise
     finally:
         watcher.cancel()
 
 
 async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -> Value:
-    """A body of at most 64 KiB as a value of this type.
+    """Returns a JSON body of at most 64 KiB as a value of this type.
 
     Raises `invalid-body` with what is wrong, `unsupported-content-encoding`, `upload-too-large`, `upload-timeout`.
     """
-    check_encoding(request.headers)
+    check_content_encoding(request.headers)
     body = bytearray()
-    too_large = ServiceError("upload-too-large", f"The JSON has more than {MAX_JSON_BYTES} bytes.")
+    too_large = ServiceError("upload-too-large", f"A JSON body must have at most {MAX_JSON_BYTES} bytes.")
     if (request.content_length or 0) > MAX_JSON_BYTES:
         raise too_large
-    await let_continue(request)
+    await send_100_continue(request)
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in _raw(request):
+            async for chunk in _read_raw(request):
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
                     raise too_large
@@ -113,7 +114,7 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
     except msgspec.ValidationError as error:
-        reason = KEY_PATTERN.sub("[key]", str(error))[:200]  # it names fields, and one may have been meant as the key
-        raise ServiceError("invalid-body", f"The JSON does not fit what is expected: {reason}") from None
+        reason = KEY_PATTERN.sub("[key]", str(error))[:200]  # it names fields, and one may be a key sent by mistake
+        raise ServiceError("invalid-body", f"The JSON body is not valid: {reason}") from None
     except (msgspec.MsgspecError, *_MALFORMED) as error:
-        raise ServiceError("invalid-body", "The body is not JSON.") from error
+        raise ServiceError("invalid-body", "The body is not valid JSON.") from error
