@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ServedImage:
     """`trusted_until` is of the monotonic clock."""
 
     image: Image
@@ -65,7 +65,7 @@ class _Memory(Generic[Key, Value]):
         self._seen.clear()
 
 
-class Subjects:
+class ServedImageCache:
     """Those that have to ask PostgreSQL do so together."""
 
     def __init__(self, database: Database) -> None:
@@ -75,7 +75,7 @@ class Subjects:
         self.finding_images: Batcher[ImageId, Image | None] = Batcher(partial(_find_images, database))
         self.finding_policies: Batcher[AccountId, Policy | None] = Batcher(partial(_find_policies, database))
 
-    async def find(self, image_id: ImageId) -> Subject | None:
+    async def find(self, image_id: ImageId) -> ServedImage | None:
         """Any account's image, whatever its state; None where there is none."""
         image = self._images.get(image_id) or await self._find_image(image_id)
         if image is None:
@@ -83,15 +83,15 @@ class Subjects:
         policy = self._policies.get(image.value.account_id) or await self._find_policy(image.value.account_id)
         if policy is None:
             return None  # the account was deleted, and its images before it
-        return Subject(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
+        return ServedImage(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
 
-    def forget(self, image_ids: Iterable[ImageId]) -> None:
+    def invalidate(self, image_ids: Iterable[ImageId]) -> None:
         """They were deleted; what is being looked up at this time is not remembered."""
         self._generation += 1
         for image_id in image_ids:
             self._images.drop(image_id)
 
-    def forget_all(self) -> None:
+    def invalidate_all(self) -> None:
         self._generation += 1
         self._images.clear()
 

@@ -16,7 +16,7 @@ from service.storage.files import SMALL_BYTES, Stored
 _ENTRY_BYTES = 4096
 
 
-class Caching(NamedTuple):
+class CachePolicy(NamedTuple):
     """How long caches may keep a picture; `expires` is when its signature ends, a Unix time."""
 
     max_age_s: int
@@ -30,7 +30,7 @@ class Caching(NamedTuple):
 
 
 @dataclass(slots=True)
-class Picture:
+class ServedPicture:
     """`headers` are those of every answer that shows it, beside what `caching` says; `etag` is one of them, without its
     quotes. `image_ids` are whose deletion ends it. `accel_path` is where it lies below the internal locations of a
     proxy, and `threads` are those of its disk. `head` is what all answers of 200 begin with, once one was written.
@@ -41,20 +41,20 @@ class Picture:
     etag: str
     modified_s: int
     headers: Mapping[str, str]
-    caching: Caching
+    caching: CachePolicy
     accel_path: str
     threads: Executor
     head: bytes = b""
 
 
-class HotPictures:
+class MemoryCache:
     """Small pictures by what was asked for, up to `limit` bytes in all; those asked for least recently go first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
         self._generation = 0
-        self._entries: OrderedDict[Hashable, tuple[float, Picture]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[float, ServedPicture]] = OrderedDict()
         self._keys: defaultdict[ImageId, set[Hashable]] = defaultdict(set)
 
     @property
@@ -62,7 +62,7 @@ class HotPictures:
         """Changes when something is forgotten: a picture that was looked up before must not be put any more."""
         return self._generation
 
-    def get(self, key: Hashable) -> Picture | None:
+    def get(self, key: Hashable) -> ServedPicture | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -72,7 +72,7 @@ class HotPictures:
         self._entries.move_to_end(key)
         return entry[1]
 
-    def put(self, key: Hashable, picture: Picture, *, until: float, generation: int) -> None:
+    def put(self, key: Hashable, picture: ServedPicture, *, until: float, generation: int) -> None:
         """`until` is of the monotonic clock. Ignored for what is large, or where `generation` is past."""
         if picture.stored.data is None or picture.stored.size > SMALL_BYTES or generation != self._generation:
             return
@@ -84,13 +84,13 @@ class HotPictures:
         while self._bytes > self._limit:
             self._drop(next(iter(self._entries)))
 
-    def forget(self, image_ids: Iterable[ImageId]) -> None:
+    def invalidate(self, image_ids: Iterable[ImageId]) -> None:
         self._generation += 1
         for image_id in image_ids:
             for key in list(self._keys.get(image_id, ())):
                 self._drop(key)
 
-    def forget_all(self) -> None:
+    def invalidate_all(self) -> None:
         self._generation += 1
         self._entries.clear()
         self._keys.clear()

@@ -14,13 +14,13 @@ from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
-from service.delivery.context import Delivery
-from service.delivery.memory_cache import Picture
+from service.delivery.context import DeliveryContext
+from service.delivery.memory_cache import ServedPicture
 from service.errors import ServiceError
 from service.http import cors
 from service.http.client_addresses import client_address
 from service.http.request_ids import choose_request_id, without_keys
-from service.renditions.negotiation import accepted
+from service.renditions.formats import accepted_formats
 from service.telemetry.logs import requests
 from service.telemetry.metrics import metrics
 
@@ -31,7 +31,7 @@ _SPECIAL = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
 
 class QuickAnswers:
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: DeliveryContext) -> None:
         self._delivery = delivery
         self._tallies = [metrics.tally("GET", route, 200) for route in _ROUTES]
 
@@ -55,11 +55,11 @@ class QuickAnswers:
             return None
         began = time.perf_counter()
         headers, delivery = request.headers, self._delivery
-        picture = delivery.hot.get((path, accepted(headers.get("Accept", ""))))
+        picture = delivery.memory_cache.get((path, accepted_formats(headers.get("Accept", ""))))
         if picture is None or picture.stored.data is None or picture.caching.expires is not None:
             return None
         try:
-            delivery.misses.check(client_address(request, delivery.trusted_proxies))
+            delivery.not_found_limiter.check(client_address(request, delivery.trusted_proxies))
         except ServiceError:
             return None
         request_id = choose_request_id(headers.get("X-Request-Id"))
@@ -90,7 +90,7 @@ def _is_plain(request: web.BaseRequest) -> bool:
     )
 
 
-def _write_head(picture: Picture) -> bytes:
+def _write_head(picture: ServedPicture) -> bytes:
     headers: CIMultiDict[str] = CIMultiDict(picture.headers)
     headers["Cache-Control"] = picture.caching.header(time.time())
     headers["Content-Length"] = str(picture.stored.size)

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from service.delivery.memory_cache import Picture
+from service.delivery.memory_cache import ServedPicture
 from service.errors import ServiceError
 from service.http import envelope
 from service.http.protocol import LOOKS, UNREAD_S, count_unconfirmed
@@ -60,7 +60,7 @@ class Part(NamedTuple):
     stop: int
 
 
-async def send(request: web.Request, picture: Picture, *, accel_prefix: str = "") -> web.StreamResponse:
+async def send(request: web.Request, picture: ServedPicture, *, accel_prefix: str = "") -> web.StreamResponse:
     """With `accel_prefix` what is large is left to a proxy, which knows the file under that path.
 
     Raises `storage-unavailable`, and FileChanged.
@@ -108,7 +108,7 @@ def _open(stored: Stored) -> BinaryIO:
     return file
 
 
-def _is_known(request: web.Request, picture: Picture) -> bool:
+def _is_known(request: web.Request, picture: ServedPicture) -> bool:
     """Whether the client has it already (RFC 9110, 13.2.2)."""
     if (etags := request.if_none_match) is not None:
         return any(etag.value in {picture.etag, "*"} for etag in etags)
@@ -119,7 +119,7 @@ def _is_known(request: web.Request, picture: Picture) -> bool:
     return since is not None and picture.modified_s <= since.timestamp()
 
 
-def _part(request: web.Request, picture: Picture) -> Part | None:
+def _part(request: web.Request, picture: ServedPicture) -> Part | None:
     """None for all of it: without a Range, with several or one that cannot be read, or where If-Range names another
     state of the picture. Raises `range-not-satisfiable`.
     """

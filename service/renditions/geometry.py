@@ -71,7 +71,7 @@ def plan(width: int, height: int, asked: Transformation) -> Geometry:
     return Geometry(cropped, cropped_at, scaled, size, place(size, scaled, asked.gravity))
 
 
-def turned(width: int, height: int, asked: Transformation) -> Size:
+def size_after_rotation(width: int, height: int, asked: Transformation) -> Size:
     """The size after `rotate`."""
     return Size(height, width) if asked.rotate in {90, 270} else Size(width, height)
 

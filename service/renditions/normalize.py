@@ -10,9 +10,9 @@ import msgspec
 
 from service.errors import ServiceError
 from service.images.models import Image
-from service.renditions import geometry, negotiation
+from service.renditions import formats, geometry
 from service.renditions.geometry import Geometry, Size
-from service.renditions.parameters import Asked
+from service.renditions.parameters import RenditionParams
 from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Format, Transformation
 
 Value = TypeVar("Value")
@@ -25,7 +25,7 @@ _ANIMATED = frozenset({"gif", "webp"})
 _PAGED = _ANIMATED | {"tiff"}
 
 
-class Resolved(NamedTuple):
+class RenditionPlan(NamedTuple):
     """`plan` is for the picture before it is trimmed; `frames` are those of the result."""
 
     transformation: Transformation
@@ -33,17 +33,21 @@ class Resolved(NamedTuple):
     frames: int
 
 
-def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Sequence[int]) -> Resolved:
-    """`taken` are the modern formats that the client takes, `widths` those allowed in rising order; all are where it is
-    empty. Raises `invalid-parameter`, `rendition-too-large`.
+def normalize(
+    asked: RenditionParams, image: Image, *, accepted: tuple[Format, ...], widths: Sequence[int]
+) -> RenditionPlan:
+    """Returns the rendition of `image` that `asked` ask for.
+
+    `accepted` are the modern formats that the client accepts, `widths` the allowed widths in rising order; if there are
+    none, every width is allowed. Raises `invalid-parameter` and `rendition-too-large`.
     """
     if asked.frame is not None and asked.frame > _frames(image):
         raise ServiceError("invalid-parameter", f"frame: the picture has {_frames(image)}, which count from 1.")
-    form = asked.format or negotiation.choose(
-        _found(image.format), taken, transparent=_is_transparent(asked, image), animated=_is_animated(asked, image)
+    form = asked.format or formats.choose_format(
+        _found(image.format), accepted, transparent=_is_transparent(asked, image), animated=_is_animated(asked, image)
     )
     transformation = _transform(asked, form)
-    source = geometry.turned(_found(image.width), _found(image.height), transformation)
+    source = geometry.size_after_rotation(_found(image.width), _found(image.height), transformation)
     try:
         plan = geometry.plan(*source, transformation)
         if widths:
@@ -54,10 +58,10 @@ def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Se
     frames = _frames(image) if _is_animated(asked, image) and form in _ANIMATED else 1
     if frames * plan.size.width * plan.size.height > MAX_PIXELS:
         raise _too_large(plan.size, frames)
-    return Resolved(transformation, plan, frames)
+    return RenditionPlan(transformation, plan, frames)
 
 
-def _transform(asked: Asked, form: Format) -> Transformation:
+def _transform(asked: RenditionParams, form: Format) -> Transformation:
     return Transformation(
         format=form,
         quality=_QUALITIES[form] if asked.quality is None or form in _LOSSLESS else asked.quality,
@@ -107,11 +111,11 @@ def _frames(image: Image) -> int:
     return _found(image.pages) if image.format in _PAGED else 1
 
 
-def _is_animated(asked: Asked, image: Image) -> bool:
+def _is_animated(asked: RenditionParams, image: Image) -> bool:
     return image.format in _ANIMATED and _found(image.pages) > 1 and asked.frame is None
 
 
-def _is_transparent(asked: Asked, image: Image) -> bool:
+def _is_transparent(asked: RenditionParams, image: Image) -> bool:
     if asked.background is not None:
         return asked.background[3] < 255
     return bool(image.has_alpha) or asked.ellipse

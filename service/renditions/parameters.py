@@ -40,7 +40,7 @@ _DEFAULT_TRIM = 10.0
 _PERCENT = (0.01, 1000.0)
 
 
-class Asked(msgspec.Struct, frozen=True):
+class RenditionParams(msgspec.Struct, frozen=True):
     """What the parameters say, before the picture is known. What was not asked for is None, or False for a flag."""
 
     width: int | None = None
@@ -73,7 +73,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 def parse(
     parameters: Iterable[tuple[str, str]], name: str = "", presets: Mapping[str, str] | None = None
-) -> Asked | None:
+) -> RenditionParams | None:
     """What a request asks for; None where it asks for the raw image.
 
     `name` is what stands behind the id in the path: a known extension there is the same as `format`. Raises
@@ -129,7 +129,7 @@ def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
     return given
 
 
-def _read(given: Mapping[str, str]) -> Asked:
+def _read(given: Mapping[str, str]) -> RenditionParams:
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name in _READERS:
@@ -137,7 +137,7 @@ def _read(given: Mapping[str, str]) -> Asked:
     if "size" in values:
         values |= _read_size(values.pop("size"), given)
     values["watermark"] = _read_watermark(values)
-    asked = Asked(**values)
+    asked = RenditionParams(**values)
     _refuse_conflicts(asked, given)
     return asked if asked.dpr is None else _scaled(asked, asked.dpr)
 
@@ -163,7 +163,7 @@ def _read_watermark(values: dict[str, Any]) -> Watermark | None:
     return None
 
 
-def _refuse_conflicts(asked: Asked, given: Mapping[str, str]) -> None:
+def _refuse_conflicts(asked: RenditionParams, given: Mapping[str, str]) -> None:
     sized = asked.width is not None or asked.height is not None
     boxed = asked.width is not None and asked.height is not None
     if asked.fit in {"cover", "fill", "pad"} and not boxed:
@@ -184,7 +184,7 @@ def _refuse_conflicts(asked: Asked, given: Mapping[str, str]) -> None:
         raise _invalid("keep-location needs metadata=keep.")
 
 
-def _scaled(asked: Asked, dpr: float) -> Asked:
+def _scaled(asked: RenditionParams, dpr: float) -> RenditionParams:
     """For a screen with `dpr` pixels where the page counts one."""
     width = None if asked.width is None else max(1, round(asked.width * dpr))
     height = None if asked.height is None else max(1, round(asked.height * dpr))

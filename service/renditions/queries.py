@@ -15,11 +15,11 @@ from service.ids import ImageId
 from service.storage.renditions import RenditionKey
 
 # Uses are noted this coarsely, so that a rendition in use costs one write in so many minutes.
-USE_NOTED_S = 600
+USE_RECORD_INTERVAL_S = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class NewRendition:
     """A rendition whose file is written. `size` is what it takes on disk, in bytes."""
 
     key: RenditionKey
@@ -27,7 +27,7 @@ class Made:
     size: int
 
 
-class Kept(NamedTuple):
+class EvictionCandidate(NamedTuple):
     key: RenditionKey
     size: int
     used_at: datetime
@@ -35,7 +35,7 @@ class Kept(NamedTuple):
 
 # Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
 # What may be lost with the server is a row; then its file goes with its image only.
-_KEEP = """
+_INSERT = """
 with made as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
         as made (image_id, digest, watermark_id, size)
@@ -55,11 +55,11 @@ returning image_id, digest
 """
 
 
-async def keep_together(database: Database, made: Sequence[Made]) -> list[bool]:
+async def insert_renditions(database: Database, made: Sequence[NewRendition]) -> list[bool]:
     """Whether each has its row now: False for one whose image, or watermark, was deleted. Its file is the caller's."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            _KEEP,
+            _INSERT,
             [one.key.image_id for one in made],
             [one.key.digest for one in made],
             [one.watermark_id for one in made],
@@ -69,23 +69,25 @@ async def keep_together(database: Database, made: Sequence[Made]) -> list[bool]:
     return [one.key in kept for one in made]
 
 
-class Derived(NamedTuple):
+class DerivedRendition(NamedTuple):
     """A rendition, by the image that it shows and the one that is its watermark."""
 
     key: RenditionKey
     watermark_id: ImageId | None
 
 
-_LIST = "select image_id, digest, watermark_id from renditions where image_id = any($1) or watermark_id = any($1)"
+_LIST_BY_IMAGES = (
+    "select image_id, digest, watermark_id from renditions where image_id = any($1) or watermark_id = any($1)"
+)
 
 
-async def list_of_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[Derived]:
+async def list_by_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[DerivedRendition]:
     """All that was made of these images, or with one of them as the watermark."""
-    rows = await connection.fetch(_LIST, image_ids)
-    return [Derived(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]
+    rows = await connection.fetch(_LIST_BY_IMAGES, image_ids)
+    return [DerivedRendition(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]
 
 
-_LIST_UNKNOWN = """
+_LIST_ORPHANS = """
 select image_id, digest from unnest($1::text[], $2::text[]) as file (image_id, digest)
 where not exists (
     select from renditions where renditions.image_id = file.image_id and renditions.digest = file.digest
@@ -93,13 +95,13 @@ where not exists (
 """
 
 
-async def list_unknown(connection: Connection, keys: Sequence[RenditionKey]) -> list[RenditionKey]:
+async def list_orphans(connection: Connection, keys: Sequence[RenditionKey]) -> list[RenditionKey]:
     """Those that have no row."""
-    rows = await connection.fetch(_LIST_UNKNOWN, [key.image_id for key in keys], [key.digest for key in keys])
+    rows = await connection.fetch(_LIST_ORPHANS, [key.image_id for key in keys], [key.digest for key in keys])
     return [RenditionKey(ImageId(row[0]), row[1]) for row in rows]
 
 
-_RECOUNT = """
+_UPDATE_SIZES = """
 update renditions set size = file.size
 from (
     select renditions.image_id, renditions.digest, file.size from renditions
@@ -111,44 +113,44 @@ where renditions.image_id = file.image_id and renditions.digest = file.digest
 """
 
 
-async def recount(connection: Connection, sizes: Mapping[RenditionKey, int]) -> None:
+async def update_sizes(connection: Connection, sizes: Mapping[RenditionKey, int]) -> None:
     """Correct the sizes in the rows, e.g. of files that were moved to another disk."""
     image_ids, digests = [key.image_id for key in sizes], [key.digest for key in sizes]
-    await connection.execute(_RECOUNT, image_ids, digests, list(sizes.values()))
+    await connection.execute(_UPDATE_SIZES, image_ids, digests, list(sizes.values()))
 
 
-_FORGET = """
+_DELETE = """
 delete from renditions using unnest($1::text[], $2::text[]) as gone (image_id, digest)
 where renditions.image_id = gone.image_id and renditions.digest = gone.digest
 """
 
 
-async def forget_renditions(connection: Connection, keys: Sequence[RenditionKey]) -> None:
+async def delete_renditions(connection: Connection, keys: Sequence[RenditionKey]) -> None:
     """Drop the rows of files that are gone."""
     if not keys:
         return
     keys = sorted(keys)
-    await connection.execute(_FORGET, [key.image_id for key in keys], [key.digest for key in keys])
+    await connection.execute(_DELETE, [key.image_id for key in keys], [key.digest for key in keys])
 
 
-_EVICT = """
+_DELETE_EVICTED = """
 delete from renditions using unnest($1::text[], $2::text[], $3::timestamptz[]) as gone (image_id, digest, used_at)
 where renditions.image_id = gone.image_id and renditions.digest = gone.digest and renditions.used_at = gone.used_at
 """
 
 
-async def forget_evicted(connection: Connection, evicted: Iterable[Kept]) -> None:
-    """As `forget_renditions`, but not those that were made again since they were listed: they are there."""
+async def delete_evicted(connection: Connection, evicted: Iterable[EvictionCandidate]) -> None:
+    """As `delete_renditions`, but not those that were made again since they were listed: they are there."""
     gone = sorted(evicted)
     await connection.execute(
-        _EVICT,
+        _DELETE_EVICTED,
         [one.key.image_id for one in gone],
         [one.key.digest for one in gone],
         [one.used_at for one in gone],
     )
 
 
-_NOTE = """
+_RECORD_USES = """
 update renditions set used_at = now()
 from unnest($1::text[], $2::text[]) as used (image_id, digest)
 where renditions.image_id = used.image_id and renditions.digest = used.digest
@@ -156,19 +158,21 @@ where renditions.image_id = used.image_id and renditions.digest = used.digest
 """
 
 
-async def note_uses(connection: Connection, keys: Iterable[RenditionKey]) -> None:
+async def record_uses(connection: Connection, keys: Iterable[RenditionKey]) -> None:
     keys = sorted(keys)
-    await connection.execute(_NOTE, [key.image_id for key in keys], [key.digest for key in keys], USE_NOTED_S)
+    await connection.execute(
+        _RECORD_USES, [key.image_id for key in keys], [key.digest for key in keys], USE_RECORD_INTERVAL_S
+    )
 
 
 async def sum_bytes(connection: Connection) -> int:
     return int(await connection.fetchval("select coalesce(sum(size), 0)::bigint from renditions"))
 
 
-_OLDEST = "select image_id, digest, size, used_at from renditions order by used_at limit $1 offset $2"
+_LIST_LEAST_RECENTLY_USED = "select image_id, digest, size, used_at from renditions order by used_at limit $1 offset $2"
 
 
-async def list_oldest(connection: Connection, limit: int, *, skip: int = 0) -> list[Kept]:
+async def list_least_recently_used(connection: Connection, limit: int, *, skip: int = 0) -> list[EvictionCandidate]:
     """Those that were asked for least recently, the oldest first, without the first `skip` of them."""
-    rows = await connection.fetch(_OLDEST, limit, skip)
-    return [Kept(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]
+    rows = await connection.fetch(_LIST_LEAST_RECENTLY_USED, limit, skip)
+    return [EvictionCandidate(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]

@@ -17,21 +17,21 @@ from aiohttp import web
 from service.addresses import client_network
 from service.api.middleware import ERROR_HEADERS, request_id
 from service.api.resources import resources
-from service.delivery.context import Delivery
-from service.delivery.image_cache import Subject
-from service.delivery.memory_cache import Caching, Picture
+from service.delivery.context import DeliveryContext
+from service.delivery.image_cache import ServedImage
+from service.delivery.memory_cache import CachePolicy, ServedPicture
 from service.errors import ServiceError
 from service.http.client_addresses import client_address
 from service.http.file_sending import FileChanged, send
 from service.ids import ImageId, parse_image_id
 from service.images.probe import MIME_TYPES
 from service.renditions import signatures
-from service.renditions.charges import Payer
+from service.renditions.cost_limiter import Requester
+from service.renditions.costs import estimate_copy_s, estimate_rendition_s
+from service.renditions.formats import accepted_formats
 from service.renditions.jobs import RenderOrder
-from service.renditions.negotiation import accepted
-from service.renditions.normalize import resolve
-from service.renditions.parameters import Asked, parse
-from service.renditions.prices import estimate_copy_s, estimate_rendition_s
+from service.renditions.normalize import normalize
+from service.renditions.parameters import RenditionParams, parse
 from service.renditions.transformation import Format
 from service.storage.files import SMALL_BYTES, Stored, starts_with
 from service.telemetry.metrics import metrics
@@ -58,7 +58,7 @@ class Visit:
     """
 
     request: web.Request
-    delivery: Delivery
+    delivery: DeliveryContext
     address: str
     taken: tuple[Format, ...]
     is_signed: bool
@@ -71,10 +71,10 @@ async def show(request: web.Request) -> web.StreamResponse:
     delivery = service.delivery
     service.proxies.look_at(request)
     address = client_address(request, delivery.trusted_proxies)
-    delivery.misses.check(address)
-    taken = accepted(request.headers.get("Accept", ""))
+    delivery.not_found_limiter.check(address)
+    taken = accepted_formats(request.headers.get("Accept", ""))
     key = (request.raw_path, taken)
-    picture = delivery.hot.get(key)
+    picture = delivery.memory_cache.get(key)
     if picture is not None:
         metrics.pictures_from_memory.inc()
         return await send(request, picture)
@@ -84,15 +84,15 @@ async def show(request: web.Request) -> web.StreamResponse:
         with suppress(FileChanged):
             answer = await send(request, picture, accel_prefix=delivery.accel_prefix)
             if picture.stored.data is not None and picture.stored.size > SMALL_BYTES:
-                delivery.unkept.hold(answer, picture.stored.size)
+                delivery.memory_budget.hold(answer, picture.stored.size)
                 answer.force_close()  # a connection that stays open holds its last answer
             return answer
     raise ServiceError("storage-unavailable")
 
 
-async def _find(visit: Visit, key: Hashable) -> Picture:
+async def _find(visit: Visit, key: Hashable) -> ServedPicture:
     """The picture, remembered under this key."""
-    hot, path = visit.delivery.hot, visit.request.raw_path
+    hot, path = visit.delivery.memory_cache, visit.request.raw_path
     generation = hot.generation
     subject = await _find_subject(visit)
     expires = await _authorize(visit, subject)
@@ -104,7 +104,7 @@ async def _find(visit: Visit, key: Hashable) -> Picture:
     return picture
 
 
-async def _find_subject(visit: Visit) -> Subject:
+async def _find_subject(visit: Visit) -> ServedImage:
     subject = await _look_up(visit, parse_image_id(visit.request.match_info["id"]))
     if subject is None:
         raise ServiceError("image-not-found", "There is no image with this id.")
@@ -115,17 +115,17 @@ async def _find_subject(visit: Visit) -> Subject:
     return subject
 
 
-async def _look_up(visit: Visit, image_id: ImageId) -> Subject | None:
+async def _look_up(visit: Visit, image_id: ImageId) -> ServedImage | None:
     """None, and a miss, where there is no such image."""
-    subject = await visit.delivery.subjects.find(image_id)
+    subject = await visit.delivery.image_cache.find(image_id)
     if subject is None or subject.image.state == "failed":
-        await visit.delivery.misses.count(visit.address)
+        await visit.delivery.not_found_limiter.count(visit.address)
         return None
     visit.trusted_until = min(visit.trusted_until, subject.trusted_until)
     return subject
 
 
-async def _authorize(visit: Visit, subject: Subject) -> int | None:
+async def _authorize(visit: Visit, subject: ServedImage) -> int | None:
     """When the signature ends, if there is one that does. Raises `signature-required` and what `verify` does."""
     if not visit.is_signed:
         if subject.policy.require_signature:
@@ -135,14 +135,14 @@ async def _authorize(visit: Visit, subject: Subject) -> int | None:
         return signatures.verify(visit.request.raw_path, subject.policy.secrets, now=time.time())
     except ServiceError as error:
         if error.code == "signature-invalid":
-            await visit.delivery.misses.count(visit.address)  # it may be a guess too
+            await visit.delivery.not_found_limiter.count(visit.address)  # it may be a guess too
         raise
 
 
-async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> Picture:
+async def _find_picture(visit: Visit, subject: ServedImage, expires: int | None) -> ServedPicture:
     name = visit.request.match_info.get("name", "")
     asked = parse(_parameters(visit.request), name, subject.policy.presets)
-    headers, caching = dict(_EVERY_PICTURE), Caching(visit.delivery.max_age_s, expires)
+    headers, caching = dict(_EVERY_PICTURE), CachePolicy(visit.delivery.max_age_s, expires)
     if name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(name, safe='')}"
     if asked is None:
@@ -159,13 +159,15 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     return _rendered(visit, order, stored, headers, caching)
 
 
-def _rendered(visit: Visit, order: RenderOrder, stored: Stored, headers: dict[str, str], caching: Caching) -> Picture:
+def _rendered(
+    visit: Visit, order: RenderOrder, stored: Stored, headers: dict[str, str], caching: CachePolicy
+) -> ServedPicture:
     """Neither ETag nor Last-Modified of what was made of an image comes from its original."""
     etag, threads = f"{order.digest}-{stored.modified_ns:x}", visit.delivery.files.threads
     return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching, threads=threads)
 
 
-async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], caching: Caching) -> Picture:
+async def _find_raw(visit: Visit, subject: ServedImage, headers: dict[str, str], caching: CachePolicy) -> ServedPicture:
     image, order = subject.image, RenderOrder(subject.image.id, size=subject.image.size)
     headers["Content-Type"] = MIME_TYPES[image.format or ""]
     if image.format == "svg":
@@ -178,8 +180,8 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
         return _rendered(visit, order, stored, headers, caching)
     found = await visit.delivery.storage.find(image.id)
     if found is None:
-        visit.delivery.subjects.forget([image.id])
-        is_deleted = await visit.delivery.subjects.find(image.id) is None
+        visit.delivery.image_cache.invalidate([image.id])
+        is_deleted = await visit.delivery.image_cache.find(image.id) is None
         raise ServiceError("image-not-found" if is_deleted else "image-lost")
     if found.size != image.size:
         raise ServiceError("image-damaged") from ValueError(f"its file has {found.size} bytes instead of {image.size}")
@@ -196,12 +198,12 @@ async def _content_encoding(form: str | None, stored: Stored, threads: Executor)
     return {"Content-Encoding": "gzip"} if is_packed else {}
 
 
-def _payer(visit: Visit, subject: Subject) -> Payer:
+def _payer(visit: Visit, subject: ServedImage) -> Requester:
     """What is signed was asked for by the account itself."""
-    return Payer(subject.image.account_id, None if visit.is_signed else client_network(visit.address))
+    return Requester(subject.image.account_id, None if visit.is_signed else client_network(visit.address))
 
 
-async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[RenderOrder, float]:
+async def _resolve(visit: Visit, subject: ServedImage, asked: RenditionParams) -> tuple[RenderOrder, float]:
     """With the seconds that it will take."""
     delivery, mark = visit.delivery, None
     if asked.watermark is not None:
@@ -212,7 +214,7 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[Render
     if subject.policy.strip_location:
         asked = msgspec.structs.replace(asked, keep_location=False)
     widths = () if visit.is_signed else delivery.widths
-    transformation, plan, frames = resolve(asked, subject.image, taken=visit.taken, widths=widths)
+    transformation, plan, frames = normalize(asked, subject.image, accepted=visit.taken, widths=widths)
     seconds = estimate_rendition_s(subject.image, transformation, plan, frames=frames, watermark=mark)
     mark_size = 0 if mark is None else mark.size
     order = RenderOrder.rendition(subject.image.id, transformation, size=subject.image.size, watermark_size=mark_size)
@@ -226,9 +228,9 @@ def _picture(
     modified_s: int,
     headers: dict[str, str],
     *,
-    caching: Caching,
+    caching: CachePolicy,
     threads: Executor,
-) -> Picture:
+) -> ServedPicture:
     """Fastly and Varnish purge by `Surrogate-Key`, Cloudflare by `Cache-Tag`: all of the images that can be seen."""
     headers["ETag"] = f'"{etag}"'
     headers["Last-Modified"] = formatdate(modified_s, usegmt=True)
@@ -237,7 +239,7 @@ def _picture(
     headers["Cache-Tag"] = ",".join(image_ids)
     kind = "images" if stored.path.name == order.image_id else "renditions"
     accel_path = f"/{kind}/{stored.path.parent.name}/{stored.path.name}"
-    return Picture(image_ids, stored, etag, modified_s, headers, caching, accel_path, threads)
+    return ServedPicture(image_ids, stored, etag, modified_s, headers, caching, accel_path, threads)
 
 
 def _parameters(request: web.Request) -> list[tuple[str, str]]:

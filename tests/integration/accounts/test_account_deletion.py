@@ -345,7 +345,7 @@ async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, t
     that moment.
     """
     image_id = ImageId(await upload_id(api, tenant))
-    subjects = resources_of(api).delivery.subjects
+    subjects = resources_of(api).delivery.image_cache
     assert await subjects.find(image_id) is not None
     await connection.execute("delete from images")
     await connection.execute("delete from accounts")

@@ -323,7 +323,7 @@ async def test_equal_renditions_are_one(api: Client, image_id: str, settings: Se
 
 async def test_a_rendition_that_was_thrown_away_is_made_again(api: Client, image_id: str, settings: Settings) -> None:
     await api.get(f"/i/{image_id}?width=40")
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     [path] = kept_files(settings)
     path.unlink()
     assert (await opened(await api.get(f"/i/{image_id}?width=40"))).size == (40, 30)
@@ -462,7 +462,7 @@ async def test_unsigned_widths_snap_to_those_allowed(
     assert (await opened(await api.get(f"/i/{image_id}?size=20%25"))).size == (128, 96)
     signed = sign(f"/i/{image_id}?width=50", await create_signing_key(connection, tenant.name))
     await asyncio.sleep(0)
-    resources_of(api).delivery.subjects._policies.clear()
+    resources_of(api).delivery.image_cache._policies.clear()
     assert (await opened(await api.get(signed))).size == (50, 38)
 
 
@@ -539,8 +539,8 @@ async def test_location_can_be_stripped_from_raw_files(
     image_id = await upload(data)
     assert location_of(await (await api.get(f"/i/{image_id}")).read())
     await set_policy(connection, tenant.name, require_signature=None, strip_location=True)
-    resources_of(api).delivery.subjects._policies.clear()
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.image_cache._policies.clear()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     answer = await api.get(f"/i/{image_id}")
     stripped = await answer.read()
     assert answer.headers["Cache-Control"].endswith("immutable")
@@ -562,8 +562,8 @@ async def test_headers_of_a_stripped_file_confirm_no_guess(
     open_etag = (await api.get(f"/i/{image_id}")).headers["ETag"]
     assert open_etag == f'"{digest}"'
     await set_policy(connection, tenant.name, require_signature=None, strip_location=True)
-    resources_of(api).delivery.subjects._policies.clear()
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.image_cache._policies.clear()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     for method in ("GET", "HEAD", "GET"):
         answer = await api.request(method, f"/i/{image_id}")
         for size in (8, 16, 32):

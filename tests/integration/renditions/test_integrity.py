@@ -12,7 +12,7 @@ import pytest
 from service.accounts.policies import set_policy
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.renditions.integrity import is_whole
+from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderOrder
 from service.renditions.transformation import Format, Transformation
 from service.storage.files import Stored, look_at
@@ -38,9 +38,9 @@ def damage(path: Path, how: str) -> None:
 
 def forget(api: Client) -> None:
     delivery = resources_of(api).delivery
-    delivery.hot.forget_all()
-    delivery.subjects.forget_all()
-    delivery.subjects._policies.clear()
+    delivery.memory_cache.invalidate_all()
+    delivery.image_cache.invalidate_all()
+    delivery.image_cache._policies.clear()
 
 
 async def assert_damaged(answer: Any) -> None:
@@ -148,10 +148,10 @@ async def test_only_whole_renditions_are_whole(api: Client, tenant: Tenant, sett
 
 def assert_only_all_is_whole(order: RenderOrder, data: bytes, path: Path) -> None:
     path.write_bytes(data)
-    assert is_whole(order, look_at(path))
-    assert is_whole(order, Stored(path, len(data), 0))  # as a large one, which is not in memory
-    assert not is_whole(order, Stored(path, len(data), 0, bytes(len(data))))
+    assert is_complete(order, look_at(path))
+    assert is_complete(order, Stored(path, len(data), 0))  # as a large one, which is not in memory
+    assert not is_complete(order, Stored(path, len(data), 0, bytes(len(data))))
     for size in {0, 1, 15, 16, 30, 4096, *range(0, len(data), max(1, len(data) // 50))}:
         cut = data[:size]
         if size < len(data) and not cut.endswith(data[-2:]):
-            assert not is_whole(order, Stored(path, size, 0, cut)), size
+            assert not is_complete(order, Stored(path, size, 0, cut)), size

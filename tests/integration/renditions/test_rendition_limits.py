@@ -124,7 +124,7 @@ async def test_processes_charge_a_shared_rendition_once(
         await asyncio.sleep(0.1)
     rate = Rate(per_s=40 / 3600, burst=30)
     async with RateLimiter.open(settings.redis_url, rate, "renditions-of-address") as limiter:
-        charges = resources_of(other).delivery.renditions._charges
+        charges = resources_of(other).delivery.renditions._cost_limiter
         assert charges._charges == {}
         assert charges._addresses is not None
         found = await charges._addresses.admit("198.51.100.2"), await limiter.admit("198.51.100.1")
@@ -148,7 +148,7 @@ async def test_address_has_a_quarter_of_the_places(
 ) -> None:
     secret = await create_signing_key(connection, tenant.name)
     await asyncio.sleep(0)
-    resources_of(api).delivery.subjects._policies.clear()
+    resources_of(api).delivery.image_cache._policies.clear()
     first = [(f"/i/{image_id}?width={width}", 1) for width in (10, 11)]
     async with waiting(api, *first) as tasks:
         refused = await api.get(f"/i/{image_id}?width=12", headers=from_address(1))

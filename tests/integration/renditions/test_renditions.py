@@ -22,7 +22,7 @@ from service.ids import ImageId
 from service.queue import jobs
 from service.renditions import queries, service
 from service.renditions.jobs import RenderOrder, encode_order
-from service.renditions.queries import Made, keep_together
+from service.renditions.queries import NewRendition, insert_renditions
 from service.renditions.transformation import Transformation, Watermark
 from service.storage.renditions import RenditionFiles, RenditionKey
 from service.telemetry.metrics import metrics
@@ -85,7 +85,7 @@ async def test_what_was_just_made_is_the_same_as_what_is_on_disk(
         answer = await api.post("/v1/images", data=body, headers=tenant.headers)
         path = f"/i/{(await answer.json())['response']['id']}?width={size}&format=png"
         made = await api.get(path)
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     found = await api.get(path)
     assert (made.status, made.headers["ETag"]) == (found.status, found.headers["ETag"])
     assert made.headers["Last-Modified"] == found.headers["Last-Modified"]
@@ -164,12 +164,12 @@ async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, setti
 async def test_a_use_is_noted(
     api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "USE_NOTED_S", 0)
+    monkeypatch.setattr(queries, "USE_RECORD_INTERVAL_S", 0)
     async with run_worker(settings):
         await api.get(f"/i/{image_id}?width=10")
     await connection.execute("update renditions set used_at = '2001-01-01'")
     manager = resources_of(api).delivery
-    manager.hot.forget_all()
+    manager.memory_cache.invalidate_all()
     await api.get(f"/i/{image_id}?width=10")
     monkeypatch.setattr(service, "_NOTE_S", 0)
     noting = asyncio.create_task(manager.renditions._note_uses())
@@ -191,7 +191,7 @@ async def test_the_least_recently_used_go_first_until_there_is_room(
         keys = [RenditionKey(ID, f"{number:032x}") for number in range(12)]
         for age, key in enumerate(keys):
             size = resources.renditions.write(key, b"x" * 100).size
-            assert await keep_together(resources.database, [Made(key, None, size)]) == [True]
+            assert await insert_renditions(resources.database, [NewRendition(key, None, size)]) == [True]
             await connection.execute(
                 "update renditions set used_at = now() - $1 * interval '1 hour' where digest = $2", age, key.digest
             )
@@ -240,7 +240,7 @@ async def test_rows_of_older_files_are_recounted(settings: Settings, connection:
         for key in keys:
             resources.renditions.write(key, b"x" * 100)
             os.utime(resources.renditions.path(key), (0, 0))
-        await keep_together(resources.database, [Made(key, None, 100) for key in keys])
+        await insert_renditions(resources.database, [NewRendition(key, None, 100) for key in keys])
         shard = int(resources.renditions.path(keys[0]).parent.name, 16)
         await redis.set(NEXT_FOLDER, shard)
         await evict_renditions({"resources": resources})
@@ -272,13 +272,15 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(changed, redis) as resources:
         for one in (key, other):
-            await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100).size)])
+            await insert_renditions(
+                resources.database, [NewRendition(one, None, resources.renditions.write(one, b"x" * 100).size)]
+            )
         loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
 
         def remove_and_make_again(self: RenditionFiles, keys: Any) -> Any:
             stuck = remove(self, keys)
-            again = Made(key, None, self.write(key, b"x" * 100).size)
-            asyncio.run_coroutine_threadsafe(keep_together(resources.database, [again]), loop).result(5)
+            again = NewRendition(key, None, self.write(key, b"x" * 100).size)
+            asyncio.run_coroutine_threadsafe(insert_renditions(resources.database, [again]), loop).result(5)
             return stuck
 
         with monkeypatch.context() as patched:
@@ -300,12 +302,12 @@ async def test_uses_are_noted_in_the_order_of_the_keys(
     )
     database = resources_of(api).database
     keys = [RenditionKey(ID, digit * 32) for digit in "123456789"]
-    await keep_together(database, [Made(key, None, 1) for key in keys])
+    await insert_renditions(database, [NewRendition(key, None, 1) for key in keys])
     await connection.execute("update renditions set used_at = '2001-01-01'")
     async with database.connection() as noting:
         async with connection.transaction():
             await connection.execute("select from renditions where digest = $1 for update", keys[0].digest)
-            task = asyncio.create_task(queries.note_uses(noting, keys[::-1]))
+            task = asyncio.create_task(queries.record_uses(noting, keys[::-1]))
             while await connection.fetchval("select count(*) from pg_locks where not granted") == 0:
                 await asyncio.sleep(0.01)
             for key in keys[1:]:
@@ -320,7 +322,7 @@ async def test_the_folder_of_renditions_may_be_emptied_at_any_time(
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
         for folder in (settings.renditions_folder / "incoming", settings.renditions_folder):
             shutil.rmtree(folder)
-            resources_of(api).delivery.hot.forget_all()
+            resources_of(api).delivery.memory_cache.invalidate_all()
             assert (await api.get(f"/i/{image_id}?width=10")).status == 200
             assert (await api.get(f"/i/{image_id}?width=20")).status == 200
 
@@ -333,10 +335,15 @@ async def test_what_is_made_of_a_deleted_image_gets_no_row(
     )
     database = resources_of(api).database
     there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
-    made = [Made(there, None, 1), Made(gone, None, 1), Made(there, gone.image_id, 1), Made(there, None, 1)]
-    assert await keep_together(database, made[:2]) == [True, False]
-    assert await keep_together(database, made[2:3]) == [False]
-    assert await keep_together(database, [made[0], made[3]]) == [True, True]
+    made = [
+        NewRendition(there, None, 1),
+        NewRendition(gone, None, 1),
+        NewRendition(there, gone.image_id, 1),
+        NewRendition(there, None, 1),
+    ]
+    assert await insert_renditions(database, made[:2]) == [True, False]
+    assert await insert_renditions(database, made[2:3]) == [False]
+    assert await insert_renditions(database, [made[0], made[3]]) == [True, True]
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
@@ -352,9 +359,9 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
         away -= 1
         if away >= 0:
             raise ServiceError("database-unavailable")
-        return await keep_together(database, made)
+        return await insert_renditions(database, made)
 
-    monkeypatch.setattr(rendition_recorder, "keep_together", keep)
+    monkeypatch.setattr(rendition_recorder, "insert_renditions", keep)
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
@@ -362,12 +369,12 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
     async with open_resources(settings, redis) as resources:
         there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
         for key in (there, gone):
-            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
+            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
         await until(lambda: connection.fetchval("select count(*) from renditions"))
         await until(lambda: len(files(settings)) == 1)  # the other's image is no more
         monkeypatch.setattr(rendition_recorder, "_GATHER_S", 60)
         last = RenditionKey(ID, "2" * 32)
-        resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x").size))
+        resources.ledger.note(NewRendition(last, None, resources.renditions.write(last, b"x").size))
     assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
     assert away < 0
     await redis.aclose(close_connection_pool=True)
@@ -402,14 +409,14 @@ async def test_a_stuck_file_stops_no_rows(
     async with open_resources(settings, redis) as resources:
         stuck = RenditionKey(ImageId("BBBBBBB"), "1" * 32)  # of no image
         block(resources.renditions.path(stuck))
-        resources.ledger.note(Made(stuck, None, 1))
+        resources.ledger.note(NewRendition(stuck, None, 1))
         for digit in "123":
             key = RenditionKey(ID, digit * 32)
-            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
+            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
         await until(lambda: connection.fetchval("select count(*) = 3 from renditions"))
         await until(lambda: not resources.ledger._waiting)
         after = RenditionKey(ID, "4" * 32)
-        resources.ledger.note(Made(after, None, resources.renditions.write(after, b"x").size))
+        resources.ledger.note(NewRendition(after, None, resources.renditions.write(after, b"x").size))
         await until(lambda: connection.fetchval("select count(*) = 4 from renditions"))
     await redis.aclose(close_connection_pool=True)
 
@@ -453,7 +460,7 @@ async def test_a_file_whose_row_was_lost_is_removed_in_time(
             resources.renditions.write(key, b"x")
             if key != young:
                 os.utime(resources.renditions.path(key), (0, 0))
-        await keep_together(resources.database, [Made(kept, None, 1)])
+        await insert_renditions(resources.database, [NewRendition(kept, None, 1)])
         shard = int(resources.renditions.path(kept).parent.name, 16)
         await redis.set(NEXT_FOLDER, 256 * 1000 + shard - 1)
         for names in ({kept, unknown, young}, {kept, young}):

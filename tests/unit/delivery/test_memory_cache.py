@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.delivery import memory_cache
-from service.delivery.memory_cache import Caching, HotPictures, Picture
+from service.delivery.memory_cache import CachePolicy, MemoryCache, ServedPicture
 from service.ids import ImageId
 from service.storage.files import Stored, disk_threads
 
@@ -22,17 +22,17 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_cache, "_ENTRY_BYTES", 0)
 
 
-def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> Picture:
+def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> ServedPicture:
     stored = Stored(Path("x"), size, 0, b"x" * size if small else None)
-    return Picture(image_ids or (ONE,), stored, "etag", 0, {}, Caching(60), "/x", THREADS)
+    return ServedPicture(image_ids or (ONE,), stored, "etag", 0, {}, CachePolicy(60), "/x", THREADS)
 
 
-def put(hot: HotPictures, key: str, shown: Picture, until: float = FAR) -> None:
+def put(hot: MemoryCache, key: str, shown: ServedPicture, until: float = FAR) -> None:
     hot.put(key, shown, until=until, generation=hot.generation)
 
 
 def test_what_was_put_is_found_until_its_time() -> None:
-    hot = HotPictures(100)
+    hot = MemoryCache(100)
     put(hot, "a", picture())
     put(hot, "b", picture(), until=time.monotonic() - 0.001)
     assert hot.get("a") is not None
@@ -41,7 +41,7 @@ def test_what_was_put_is_found_until_its_time() -> None:
 
 
 def test_the_longest_unused_goes_first() -> None:
-    hot = HotPictures(30)
+    hot = MemoryCache(30)
     for key in "abc":
         put(hot, key, picture())
     hot.get("a")
@@ -50,7 +50,7 @@ def test_the_longest_unused_goes_first() -> None:
 
 
 def test_what_is_put_twice_counts_once() -> None:
-    hot = HotPictures(20)
+    hot = MemoryCache(20)
     for _ in range(5):
         put(hot, "a", picture())
     put(hot, "b", picture())
@@ -59,7 +59,7 @@ def test_what_is_put_twice_counts_once() -> None:
 
 
 def test_one_that_is_larger_than_the_memory_is_not_kept() -> None:
-    hot = HotPictures(5)
+    hot = MemoryCache(5)
     put(hot, "a", picture())
     assert hot.get("a") is None
     put(hot, "b", picture(size=5))
@@ -67,34 +67,34 @@ def test_one_that_is_larger_than_the_memory_is_not_kept() -> None:
 
 
 def test_a_large_file_is_not_kept() -> None:
-    hot = HotPictures(100)
+    hot = MemoryCache(100)
     put(hot, "a", picture(small=False))
     assert hot.get("a") is None
 
 
 def test_a_deleted_image_takes_all_of_its_pictures_along() -> None:
-    hot = HotPictures(100)
+    hot = MemoryCache(100)
     put(hot, "a", picture(ONE))
     put(hot, "b", picture(TWO, ONE))  # it has the other as a watermark
     put(hot, "c", picture(TWO))
-    hot.forget([ONE])
+    hot.invalidate([ONE])
     assert [key for key in "abc" if hot.get(key)] == ["c"]
-    hot.forget_all()
+    hot.invalidate_all()
     assert hot.get("c") is None
     put(hot, "d", picture(size=100))
     assert hot.get("d")
 
 
 def test_what_was_looked_up_before_a_deletion_is_not_put() -> None:
-    hot = HotPictures(100)
+    hot = MemoryCache(100)
     generation = hot.generation
-    hot.forget([TWO])
+    hot.invalidate([TWO])
     hot.put("a", picture(ONE), until=FAR, generation=generation)
     assert hot.get("a") is None
 
 
 def test_no_cache_keeps_a_picture_longer_than_its_signature_holds() -> None:
-    assert Caching(60).header(1000.0) == "public, max-age=60"
-    assert Caching(60, immutable=True).header(1000.0) == "public, max-age=60, immutable"
+    assert CachePolicy(60).header(1000.0) == "public, max-age=60"
+    assert CachePolicy(60, immutable=True).header(1000.0) == "public, max-age=60, immutable"
     for now, left_s in [(1000.0, 60), (1950.0, 50), (1998.5, 1), (2000.0, 0), (2010.0, 0)]:
-        assert Caching(60, expires=2000).header(now) == f"public, max-age={left_s}"
+        assert CachePolicy(60, expires=2000).header(now) == f"public, max-age={left_s}"

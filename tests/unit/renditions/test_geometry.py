@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.renditions.geometry import Place, Size, TooLarge, place, plan, turned
+from service.renditions.geometry import Place, Size, TooLarge, place, plan, size_after_rotation
 from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Gravity, Transformation
 
 sides = st.integers(1, 9_000)
@@ -157,4 +157,4 @@ def test_a_result_that_is_too_large_is_refused_with_its_size() -> None:
 
 @pytest.mark.parametrize(("rotate", "size"), [(0, (3, 2)), (90, (2, 3)), (180, (3, 2)), (270, (2, 3))])
 def test_a_quarter_turn_swaps_the_sides(rotate: int, size: tuple[int, int]) -> None:
-    assert turned(3, 2, asked(rotate=rotate)) == size
+    assert size_after_rotation(3, 2, asked(rotate=rotate)) == size

@@ -12,13 +12,13 @@ import pytest
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.models import Image
-from service.renditions.negotiation import accepted, choose
-from service.renditions.normalize import resolve
-from service.renditions.parameters import NAMES, Asked, check_preset, parse
+from service.renditions.formats import accepted_formats, choose_format
+from service.renditions.normalize import normalize
+from service.renditions.parameters import NAMES, RenditionParams, check_preset, parse
 from service.renditions.transformation import Transformation, Watermark, digest
 
 
-def asked(query: str, name: str = "", presets: Mapping[str, str] | None = None) -> Asked | None:
+def asked(query: str, name: str = "", presets: Mapping[str, str] | None = None) -> RenditionParams | None:
     return parse(parse_qsl(query, keep_blank_values=True), name, presets)
 
 
@@ -32,34 +32,37 @@ def refusal(query: str, name: str = "", presets: Mapping[str, str] | None = None
 @pytest.mark.parametrize(
     ("query", "wanted"),
     [
-        ("width=300", Asked(width=300)),
-        ("size=300x200", Asked(width=300, height=200)),
-        ("size=12.5%25", Asked(percent=12.5)),
-        ("crop=10x20&gravity=0.25,1", Asked(crop=(10, 20), gravity=(0.25, 1.0))),
-        ("width=1&height=2&fit=cover&gravity=center", Asked(width=1, height=2, fit="cover", gravity="centre")),
-        ("width=150&height=100&dpr=1.5&blur=2", Asked(width=225, height=150, blur=3.0)),
-        ("background=fc0", Asked(background=(255, 204, 0, 255))),
-        ("background=%23ffcc0080", Asked(background=(255, 204, 0, 128))),
-        ("background=transparent", Asked(background=(0, 0, 0, 0))),
+        ("width=300", RenditionParams(width=300)),
+        ("size=300x200", RenditionParams(width=300, height=200)),
+        ("size=12.5%25", RenditionParams(percent=12.5)),
+        ("crop=10x20&gravity=0.25,1", RenditionParams(crop=(10, 20), gravity=(0.25, 1.0))),
+        (
+            "width=1&height=2&fit=cover&gravity=center",
+            RenditionParams(width=1, height=2, fit="cover", gravity="centre"),
+        ),
+        ("width=150&height=100&dpr=1.5&blur=2", RenditionParams(width=225, height=150, blur=3.0)),
+        ("background=fc0", RenditionParams(background=(255, 204, 0, 255))),
+        ("background=%23ffcc0080", RenditionParams(background=(255, 204, 0, 128))),
+        ("background=transparent", RenditionParams(background=(0, 0, 0, 0))),
         (
             "grayscale&ellipse=yes&flip=1&flop=on&enlarge=true",
-            Asked(grayscale=True, ellipse=True, flip=True, flop=True, enlarge=True),
+            RenditionParams(grayscale=True, ellipse=True, flip=True, flop=True, enlarge=True),
         ),
-        ("grayscale=false&saturation=2", Asked(saturation=2.0)),
-        ("trim", Asked(trim=10.0)),
-        ("trim=1", Asked(trim=1.0)),
-        ("trim=no", Asked()),
-        ("rotate=270&frame=3&quality=1", Asked(rotate=270, frame=3, quality=1)),
-        ("format=jpg", Asked(format="jpeg")),
-        ("format=auto", Asked()),
-        ("metadata=keep&keep-location", Asked(metadata="keep", keep_location=True)),
+        ("grayscale=false&saturation=2", RenditionParams(saturation=2.0)),
+        ("trim", RenditionParams(trim=10.0)),
+        ("trim=1", RenditionParams(trim=1.0)),
+        ("trim=no", RenditionParams()),
+        ("rotate=270&frame=3&quality=1", RenditionParams(rotate=270, frame=3, quality=1)),
+        ("format=jpg", RenditionParams(format="jpeg")),
+        ("format=auto", RenditionParams()),
+        ("metadata=keep&keep-location", RenditionParams(metadata="keep", keep_location=True)),
         (
             "watermark=AAAAAAA&watermark-position=north&watermark-opacity=.5".replace("=.5", "=0.5"),
-            Asked(watermark=Watermark(ImageId("AAAAAAA"), position="north", opacity=0.5)),
+            RenditionParams(watermark=Watermark(ImageId("AAAAAAA"), position="north", opacity=0.5)),
         ),
     ],
 )
-def test_parameters_say_what_they_ask_for(query: str, wanted: Asked) -> None:
+def test_parameters_say_what_they_ask_for(query: str, wanted: RenditionParams) -> None:
     assert asked(query) == wanted
 
 
@@ -71,8 +74,8 @@ def test_no_parameter_asks_for_the_raw_image() -> None:
 
 
 def test_an_extension_is_the_format() -> None:
-    assert asked("", "car.JPG") == Asked(format="jpeg")
-    assert asked("width=2", "my.car.webp") == Asked(width=2, format="webp")
+    assert asked("", "car.JPG") == RenditionParams(format="jpeg")
+    assert asked("width=2", "my.car.webp") == RenditionParams(width=2, format="webp")
     assert "format" in refusal("format=png", "car.jpg")
 
 
@@ -113,9 +116,13 @@ def test_what_was_sent_is_not_repeated_at_length() -> None:
 
 def test_a_request_overrides_its_preset() -> None:
     presets = {"card": "width=10&height=20&fit=cover&quality=5"}
-    assert asked("preset=card", presets=presets) == Asked(width=10, height=20, fit="cover", quality=5)
-    assert asked("preset=card&width=30", presets=presets) == Asked(width=30, height=20, fit="cover", quality=5)
-    assert asked("preset=card", "car.gif", presets) == Asked(width=10, height=20, fit="cover", quality=5, format="gif")
+    assert asked("preset=card", presets=presets) == RenditionParams(width=10, height=20, fit="cover", quality=5)
+    assert asked("preset=card&width=30", presets=presets) == RenditionParams(
+        width=30, height=20, fit="cover", quality=5
+    )
+    assert asked("preset=card", "car.gif", presets) == RenditionParams(
+        width=10, height=20, fit="cover", quality=5, format="gif"
+    )
     assert "preset" in refusal("preset=other", presets=presets)
     assert "preset" in refusal("preset=../x", presets=presets)
 
@@ -152,7 +159,7 @@ def test_a_preset_that_cannot_be_is_refused(text: str) -> None:
     ],
 )
 def test_what_a_client_takes_is_what_it_names(accept: str, taken: tuple[str, ...]) -> None:
-    assert accepted(accept) == taken
+    assert accepted_formats(accept) == taken
 
 
 @pytest.mark.parametrize(
@@ -173,7 +180,7 @@ def test_what_a_client_takes_is_what_it_names(accept: str, taken: tuple[str, ...
     ],
 )
 def test_without_a_modern_format_it_is_the_kind_of_the_source(source: str, options: Any, chosen: str) -> None:
-    assert choose(source, **({"taken": (), "transparent": False, "animated": False} | options)) == chosen
+    assert choose_format(source, **({"taken": (), "transparent": False, "animated": False} | options)) == chosen
 
 
 def image(**changes: Any) -> Image:
@@ -188,7 +195,7 @@ def image(**changes: Any) -> Image:
 def resolved(query: str, *, widths: tuple[int, ...] = (), **changes: Any) -> Transformation:
     wanted = asked(query)
     assert wanted is not None
-    return resolve(wanted, image(**changes), taken=(), widths=widths).transformation
+    return normalize(wanted, image(**changes), accepted=(), widths=widths).transformation
 
 
 def test_equal_wishes_are_one_rendition() -> None:

@@ -11,7 +11,7 @@ _MODERN: tuple[tuple[Format, str], ...] = (("avif", "image/avif"), ("webp", "ima
 
 
 @lru_cache(1024)
-def accepted(accept: str) -> tuple[Format, ...]:
+def accepted_formats(accept: str) -> tuple[Format, ...]:
     """The modern formats that an Accept header names, the best first. One with `q=0` is refused by name."""
     taken = set()
     for part in accept.lower().split(","):
@@ -26,7 +26,7 @@ def _is_zero(parameter: str) -> bool:
     return name.strip() == "q" and value.strip("0. ") == "" and value.strip() != ""
 
 
-def choose(source: str, taken: tuple[Format, ...], *, transparent: bool, animated: bool) -> Format:
+def choose_format(source: str, taken: tuple[Format, ...], *, transparent: bool, animated: bool) -> Format:
     """The best that the client takes, else the source's kind, or what stands for it where browsers show none.
 
     There are no animated AVIFs here: libvips writes none.

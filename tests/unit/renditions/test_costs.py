@@ -10,9 +10,9 @@ import pytest
 from service.ids import AccountId, ImageId
 from service.images.models import Image
 from service.images.probe import MIME_TYPES
-from service.renditions.normalize import resolve
+from service.renditions.costs import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
+from service.renditions.normalize import normalize
 from service.renditions.parameters import parse
-from service.renditions.prices import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
 from service.renditions.transformation import Format, Watermark
 
 
@@ -27,7 +27,7 @@ def tokens(query: str, source: Image | None = None, watermark: Image | None = No
     source = source or image()
     asked = parse([(name, value) for name, _, value in (part.partition("=") for part in query.split("&"))])
     assert asked is not None
-    transformation, plan, frames = resolve(asked, source, taken=(), widths=())
+    transformation, plan, frames = normalize(asked, source, accepted=(), widths=())
     return count_tokens(estimate_rendition_s(source, transformation, plan, frames=frames, watermark=watermark))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.accounts.policies import set_policy
 from service.config.settings import Settings
-from service.delivery.unkept import UnkeptBytes
+from service.delivery.limits import MemoryBudget
 from service.errors import ServiceError
 from service.storage.renditions import RenditionFiles
 from service.telemetry.metrics import metrics
@@ -93,7 +93,7 @@ async def test_rendition_is_sent_without_a_disk(
     assert scrape().rise(before, "daguerre_renditions_unkept_total") == 5
     assert capfd.readouterr().out.count("renditions.not_kept") == 1
     async with asyncio.timeout(5):
-        while resources_of(api).delivery.unkept.held:
+        while resources_of(api).delivery.memory_budget.held:
             await asyncio.sleep(0.01)
     assert (await api.get(paths[600])).status == 200
     assert len(kept(settings)) == 1
@@ -106,8 +106,8 @@ async def test_copy_without_location_is_sent(
 ) -> None:
     whole = await (await api.get(f"/i/{image_id}")).read()
     await set_policy(connection, tenant.name, require_signature=None, strip_location=True)
-    resources_of(api).delivery.subjects._policies.clear()
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.image_cache._policies.clear()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     with takes_nothing(settings.renditions_folder, fault):
         answer = await api.get(f"/i/{image_id}")
         assert answer.status == 200
@@ -154,7 +154,7 @@ def test_unkept_bytes_are_bounded() -> None:
     class Answer:
         pass
 
-    unkept, answers = UnkeptBytes(100), [Answer() for _ in range(3)]
+    unkept, answers = MemoryBudget(100), [Answer() for _ in range(3)]
     unkept.hold(answers[0], 60)
     with pytest.raises(ServiceError, match="busy"):
         unkept.hold(answers[1], 41)

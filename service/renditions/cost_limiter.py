@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits.buckets import RateLimiter
-from service.renditions.prices import count_tokens
+from service.renditions.costs import count_tokens
 from service.storage.renditions import RenditionKey
 
 # A job waits for at most a minute and may be tried again. What has no end by then keeps its estimated price.
@@ -18,7 +18,7 @@ _MAX_CHARGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Payer:
+class Requester:
     """Who asks for a rendition of the account's image. `address` is None for who holds a signed URL, and pays nothing:
     the account itself asked for it.
     """
@@ -29,12 +29,12 @@ class Payer:
 
 @dataclass(frozen=True, slots=True)
 class _Charge:
-    payer: Payer
+    requester: Requester
     tokens: float
     until: float
 
 
-class Charges:
+class CostLimiter:
     """Debits the estimated price of a rendition once, and settles it by the seconds that it took.
 
     `accounts` and `addresses` are both None where there is no limit.
@@ -45,22 +45,22 @@ class Charges:
         self._addresses = addresses
         self._charges: OrderedDict[RenditionKey, _Charge] = OrderedDict()  # the oldest first
 
-    async def debit(self, key: RenditionKey, payer: Payer, seconds: float) -> None:
+    async def charge(self, key: RenditionKey, requester: Requester, seconds: float) -> None:
         """Nothing if the rendition is paid for. Raises `too-many-renditions`."""
-        if payer.address is None or self._accounts is None or self._addresses is None or self._is_paid(key):
+        if requester.address is None or self._accounts is None or self._addresses is None or self._is_paid(key):
             return
         tokens = count_tokens(seconds)
-        await _admit(self._addresses, payer.address, tokens, "from this address")
+        await _admit(self._addresses, requester.address, tokens, "from this address")
         try:
-            await _admit(self._accounts, str(payer.account_id), tokens, "of this account's images")
+            await _admit(self._accounts, str(requester.account_id), tokens, "of this account's images")
         except ServiceError:
-            self._addresses.correct(payer.address, tokens)
+            self._addresses.correct(requester.address, tokens)
             raise
         if self._is_paid(key):  # another request paid while this one waited
-            self._pay_back(payer, tokens)
+            self._pay_back(requester, tokens)
             return
         self._charges.pop(key, None)
-        self._charges[key] = _Charge(payer, tokens, time.monotonic() + _KEEP_S)
+        self._charges[key] = _Charge(requester, tokens, time.monotonic() + _KEEP_S)
         if len(self._charges) > _MAX_CHARGES:
             self._charges.popitem(last=False)
 
@@ -68,23 +68,23 @@ class Charges:
         """The rendition took these seconds of a child; None leaves the price as it was estimated."""
         charge = self._charges.pop(key, None)
         if charge is not None and seconds is not None:
-            self._pay_back(charge.payer, charge.tokens - count_tokens(seconds))
+            self._pay_back(charge.requester, charge.tokens - count_tokens(seconds))
 
-    def cancel(self, key: RenditionKey) -> None:
-        """The rendition is not made for this payer."""
+    def refund(self, key: RenditionKey) -> None:
+        """The rendition is not made for this requester."""
         charge = self._charges.pop(key, None)
         if charge is not None:
-            self._pay_back(charge.payer, charge.tokens)
+            self._pay_back(charge.requester, charge.tokens)
 
     def _is_paid(self, key: RenditionKey) -> bool:
         charge = self._charges.get(key)
         return charge is not None and time.monotonic() < charge.until
 
-    def _pay_back(self, payer: Payer, tokens: float) -> None:
+    def _pay_back(self, requester: Requester, tokens: float) -> None:
         """Less than nothing is a further debit."""
-        if tokens and payer.address is not None and self._accounts is not None and self._addresses is not None:
-            self._addresses.correct(payer.address, tokens)
-            self._accounts.correct(str(payer.account_id), tokens)
+        if tokens and requester.address is not None and self._accounts is not None and self._addresses is not None:
+            self._addresses.correct(requester.address, tokens)
+            self._accounts.correct(str(requester.account_id), tokens)
 
 
 async def _admit(limiter: RateLimiter, key: str, tokens: float, whose: str) -> None:
