@@ -22,8 +22,7 @@ from service.ids import AccountId, ImageId
 from service.images.models import Image
 from service.renditions.costs import TOKEN_S, estimate_rendition_s
 from service.renditions.normalize import normalize
-from service.renditions.parameters import RenditionParams
-from service.renditions.transformation import Format
+from service.renditions.transformation import Format, RenditionParams
 from worker.sandbox.decoder import Usage
 from worker.sandbox.pool import Children
 

@@ -1,4 +1,4 @@
-"""What the delivery of pictures works with: made at start-up, one for the whole process."""
+"""What the delivery of pictures works with, opened once per process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from service.renditions.service import Renditions
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 
-# Of the rate of an account's renditions: what one address leaves to others.
+# One address gets at most this share of the rate limit of new renditions, so that others get the rest.
 _ADDRESS_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
-    """`widths` are in rising order; all are allowed where there are none. `accel_prefix` is empty without a proxy that
-    sends files.
+    """`widths` are the allowed widths of unsigned requests in rising order; empty means that all are allowed.
+    `accel_prefix` is empty unless a proxy sends the files.
     """
 
     storage: DiskStorage
@@ -51,7 +51,7 @@ class DeliveryContext:
     async def open(
         cls, settings: Settings, database: Database, storage: DiskStorage, redis: ArqRedis
     ) -> AsyncIterator[Self]:
-        """Its tasks end with the block. Raises SettingsError where the folder of renditions cannot be used."""
+        """Its tasks end with the block. Raises SettingsError if the folder of renditions cannot be used."""
         files = RenditionFiles(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)

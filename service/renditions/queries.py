@@ -1,6 +1,6 @@
-"""The rows of renditions that are kept: which there are, how large, and when each was last asked for.
+"""The table of stored renditions: which exist, how large they are, and when each was last used.
 
-Every statement takes its rows in the order of their keys, so that none waits for another that waits for it.
+Every statement locks its rows in the order of their keys, so that no two statements deadlock.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from service.database import Connection, Database
 from service.ids import ImageId
 from service.storage.renditions import RenditionKey
 
-# Uses are noted this coarsely, so that a rendition in use costs one write in so many minutes.
+# A rendition in use costs one write in this time.
 USE_RECORD_INTERVAL_S = 600
 
 
 @dataclass(frozen=True, slots=True)
 class NewRendition:
-    """A rendition whose file is written. `size` is what it takes on disk, in bytes."""
+    """A rendition whose file is written and whose row is not. `size` is in bytes on disk."""
 
     key: RenditionKey
     watermark_id: ImageId | None
@@ -28,26 +28,28 @@ class NewRendition:
 
 
 class EvictionCandidate(NamedTuple):
+    """A row as it was listed. `used_at` changes if the rendition is used or made again meanwhile."""
+
     key: RenditionKey
     size: int
     used_at: datetime
 
 
-# Images are locked, so that a deletion either finds the row or is found by it; by their ids' order, as everywhere.
-# What may be lost with the server is a row; then its file goes with its image only.
+# Images are locked so that a deletion either finds the new row, or is seen here. They are locked by id, as everywhere.
+# A crash of the server may lose a row. Its file is removed together with its image then.
 _INSERT = """
-with made as (
+with entry as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
-        as made (image_id, digest, watermark_id, size)
+        as entry (image_id, digest, watermark_id, size)
 ), locked as materialized (
     select id from images
-    where id in (select image_id from made union select watermark_id from made) and state = 'ready'
+    where id in (select image_id from entry union select watermark_id from entry) and state = 'ready'
     order by id for key share
 ), relaxed as materialized (
     select set_config('synchronous_commit', 'off', true)
 )
 insert into renditions (image_id, digest, watermark_id, size)
-select distinct on (image_id, digest) made.* from made, relaxed
+select distinct on (image_id, digest) entry.* from entry, relaxed
 where image_id in (select id from locked) and (watermark_id is null or watermark_id in (select id from locked))
 order by image_id, digest
 on conflict (image_id, digest) do update set size = excluded.size, used_at = now()
@@ -55,22 +57,25 @@ returning image_id, digest
 """
 
 
-async def insert_renditions(database: Database, made: Sequence[NewRendition]) -> list[bool]:
-    """Whether each has its row now: False for one whose image, or watermark, was deleted. Its file is the caller's."""
+async def insert_renditions(database: Database, renditions: Sequence[NewRendition]) -> list[bool]:
+    """Returns whether each rendition has its row now, for a Batcher.
+
+    False means that its image or its watermark was deleted; the caller then removes the file.
+    """
     async with database.connection() as connection:
         rows = await connection.fetch(
             _INSERT,
-            [one.key.image_id for one in made],
-            [one.key.digest for one in made],
-            [one.watermark_id for one in made],
-            [one.size for one in made],
+            [rendition.key.image_id for rendition in renditions],
+            [rendition.key.digest for rendition in renditions],
+            [rendition.watermark_id for rendition in renditions],
+            [rendition.size for rendition in renditions],
         )
-    kept = {(row[0], row[1]) for row in rows}
-    return [one.key in kept for one in made]
+    keys = {(row[0], row[1]) for row in rows}
+    return [rendition.key in keys for rendition in renditions]
 
 
 class DerivedRendition(NamedTuple):
-    """A rendition, by the image that it shows and the one that is its watermark."""
+    """A rendition that shows an image, or has it as its watermark."""
 
     key: RenditionKey
     watermark_id: ImageId | None
@@ -82,7 +87,7 @@ _LIST_BY_IMAGES = (
 
 
 async def list_by_images(connection: Connection, image_ids: Sequence[ImageId]) -> list[DerivedRendition]:
-    """All that was made of these images, or with one of them as the watermark."""
+    """Returns all renditions of these images, and those with one of them as the watermark."""
     rows = await connection.fetch(_LIST_BY_IMAGES, image_ids)
     return [DerivedRendition(RenditionKey(ImageId(row[0]), row[1]), row[2]) for row in rows]
 
@@ -96,7 +101,7 @@ where not exists (
 
 
 async def list_orphans(connection: Connection, keys: Sequence[RenditionKey]) -> list[RenditionKey]:
-    """Those that have no row."""
+    """Returns the keys, which are those of files, that have no row."""
     rows = await connection.fetch(_LIST_ORPHANS, [key.image_id for key in keys], [key.digest for key in keys])
     return [RenditionKey(ImageId(row[0]), row[1]) for row in rows]
 
@@ -114,7 +119,7 @@ where renditions.image_id = file.image_id and renditions.digest = file.digest
 
 
 async def update_sizes(connection: Connection, sizes: Mapping[RenditionKey, int]) -> None:
-    """Correct the sizes in the rows, e.g. of files that were moved to another disk."""
+    """Corrects the sizes in the rows, e.g. after the files were moved to another disk."""
     image_ids, digests = [key.image_id for key in sizes], [key.digest for key in sizes]
     await connection.execute(_UPDATE_SIZES, image_ids, digests, list(sizes.values()))
 
@@ -126,7 +131,7 @@ where renditions.image_id = gone.image_id and renditions.digest = gone.digest
 
 
 async def delete_renditions(connection: Connection, keys: Sequence[RenditionKey]) -> None:
-    """Drop the rows of files that are gone."""
+    """Deletes the rows of files that were removed."""
     if not keys:
         return
     keys = sorted(keys)
@@ -140,13 +145,13 @@ where renditions.image_id = gone.image_id and renditions.digest = gone.digest an
 
 
 async def delete_evicted(connection: Connection, evicted: Iterable[EvictionCandidate]) -> None:
-    """As `delete_renditions`, but not those that were made again since they were listed: they are there."""
-    gone = sorted(evicted)
+    """Like `delete_renditions`, but keeps the rows of renditions that were made again since they were listed."""
+    rows = sorted(evicted)
     await connection.execute(
         _DELETE_EVICTED,
-        [one.key.image_id for one in gone],
-        [one.key.digest for one in gone],
-        [one.used_at for one in gone],
+        [row.key.image_id for row in rows],
+        [row.key.digest for row in rows],
+        [row.used_at for row in rows],
     )
 
 
@@ -159,6 +164,7 @@ where renditions.image_id = used.image_id and renditions.digest = used.digest
 
 
 async def record_uses(connection: Connection, keys: Iterable[RenditionKey]) -> None:
+    """Writes that these were used now, but for those used within the last `USE_RECORD_INTERVAL_S`."""
     keys = sorted(keys)
     await connection.execute(
         _RECORD_USES, [key.image_id for key in keys], [key.digest for key in keys], USE_RECORD_INTERVAL_S
@@ -173,6 +179,6 @@ _LIST_LEAST_RECENTLY_USED = "select image_id, digest, size, used_at from renditi
 
 
 async def list_least_recently_used(connection: Connection, limit: int, *, skip: int = 0) -> list[EvictionCandidate]:
-    """Those that were asked for least recently, the oldest first, without the first `skip` of them."""
+    """Returns the least recently used ones, oldest first, without the first `skip`."""
     rows = await connection.fetch(_LIST_LEAST_RECENTLY_USED, limit, skip)
     return [EvictionCandidate(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]

@@ -26,7 +26,7 @@ from service.deletion.accounts import AccountDeletion
 from service.ids import ImageId
 from service.images.deletions import delete_failed, delete_some
 from service.queue.jobs import open_redis
-from service.renditions.parameters import check_preset
+from service.renditions.parsing import check_preset
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 from tests.conftest import Client, NewTenant, Tenant, resources_of

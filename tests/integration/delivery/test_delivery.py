@@ -25,7 +25,7 @@ from service.config.settings import Settings
 from service.delivery import image_cache
 from service.ids import ImageId
 from service.queue import jobs
-from service.renditions.parameters import check_preset
+from service.renditions.parsing import check_preset
 from service.renditions.service import Renditions
 from service.renditions.signatures import sign
 from service.storage.disk import DiskStorage

@@ -104,14 +104,14 @@ async def test_failed_rendition_is_settled_by_its_seconds(
         assert await code(await api.get(f"/i/{slow}?width=12&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="12/h")
+@pytest.mark.settings(rendition_rate="12/h", wait_s=30)
 async def test_ordinary_renditions_cost_a_token_each(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         for width in range(10, 18):
             assert (await api.get(f"/i/{image_id}?width={width}")).status == 200
 
 
-@pytest.mark.settings(rendition_rate="40/h", trusted_proxies=PROXIES)
+@pytest.mark.settings(rendition_rate="40/h", trusted_proxies=PROXIES, wait_s=30)
 async def test_processes_charge_a_shared_rendition_once(
     api: Client, image_id: str, settings: Settings, aiohttp_client: Any, tenant: Tenant
 ) -> None:
@@ -133,7 +133,7 @@ async def test_processes_charge_a_shared_rendition_once(
     assert left[1] < 29
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
 async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: str, settings: Settings) -> None:
     requests = [(f"/i/{image_id}?width=10", 1 + number % 10) for number in range(50)]
     async with waiting(api, *requests) as many, waiting(api, (f"/i/{image_id}?width=20", 20)) as [other]:
@@ -142,7 +142,7 @@ async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: 
             assert {(await task).status for task in [*many, other]} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
 async def test_address_has_a_quarter_of_the_places(
     api: Client, image_id: str, settings: Settings, connection: Any, tenant: Tenant
 ) -> None:
@@ -179,7 +179,7 @@ async def test_dearest_rendition_leaves_places_to_others(api: Client, image_id: 
         assert await code(await other) == await code(await dear) == (503, "rendition-not-ready")
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
 async def test_account_leaves_places_to_others(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:
@@ -192,7 +192,7 @@ async def test_account_leaves_places_to_others(
             assert {(await task).status for task in [*tasks, *others]} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=1, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=1, trusted_proxies=PROXIES, wait_s=30)
 async def test_connections_for_a_rendition_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
     """Of 16 for each place, an address has a quarter and a rendition half."""
     path = f"/i/{image_id}?width=10"
@@ -204,7 +204,7 @@ async def test_connections_for_a_rendition_are_bounded(api: Client, image_id: st
             assert {(await task).status for task in tasks if task not in refused} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=2, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=2, trusted_proxies=PROXIES, wait_s=30)
 async def test_busy_is_for_all_places_taken(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:

@@ -12,7 +12,7 @@ from service.images.models import Image
 from service.images.probe import MIME_TYPES
 from service.renditions.costs import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
 from service.renditions.normalize import normalize
-from service.renditions.parameters import parse
+from service.renditions.parsing import parse
 from service.renditions.transformation import Format, Watermark
 
 
