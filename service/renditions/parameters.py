@@ -1,9 +1,10 @@
 """The parameters of renditions. Parsing, error messages, the OpenAPI document and the table in docs/renditions.md all
 come from the table here.
 
-A new parameter needs a line in `PARAMETERS`, a field of `RenditionParams` under the same name (with `_` for `-`), and
-the step of worker.imaging.rendering that applies it. `python -m service.renditions.parameters` prints the table for
-docs/renditions.md.
+A new parameter needs a line in the table, a field of `RenditionParams` under the same name (with `_` for `-`), and the
+step of worker.imaging.rendering that applies it; if it costs time, also a factor in service.renditions.costs. What it
+excludes is checked in service.renditions.parsing. `python -m service.renditions.parameters` prints the rows of the
+table in docs/renditions.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who asks first for a rendition pays for it, once, and for the seconds that it took."""
+"""The first request for a rendition is charged for it, once, and for the seconds that it took."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def key(number: int) -> RenditionKey:
 
 
 async def remaining(limiters: tuple[RateLimiter, RateLimiter], address: str = "a") -> tuple[int, int]:
-    """Of the account's tokens and of the address's; the look costs one of each."""
-    await asyncio.sleep(0.05)  # debts are on their way
+    """Returns the tokens left of the account and of the address. Reading them costs one of each."""
+    await asyncio.sleep(0.05)  # corrections are sent in the background
     found = [await limiters[0].admit(str(ACCOUNT)), await limiters[1].admit(address)]
     return tuple(one.remaining if one else -1 for one in found)  # type: ignore[return-value]
 
 
-async def test_estimate_is_debited_at_once(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
+async def test_estimate_is_charged_at_once(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
     await charges.charge(key(1), Requester(ACCOUNT, "a"), 30 * TOKEN_S)
     assert await remaining(limiters) == (69, 44)
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(0.0, (98, 73)), (10 * TOKEN_S, (89, 64)), (60 * TOKEN_S, (39, 14))])
-async def test_seconds_settle_the_price(
+async def test_measured_seconds_replace_the_estimate(
     charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter], seconds: float, left: tuple[int, int]
 ) -> None:
     await charges.charge(key(1), Requester(ACCOUNT, "a"), 30 * TOKEN_S)
@@ -69,20 +69,20 @@ async def test_unknown_seconds_leave_the_estimate(
     assert await remaining(limiters) == (69, 44)
 
 
-async def test_cancelled_charge_is_paid_back(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
+async def test_refund_returns_the_whole_charge(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
     await charges.charge(key(1), Requester(ACCOUNT, "a"), 30 * TOKEN_S)
     charges.refund(key(1))
     assert await remaining(limiters) == (99, 74)
 
 
-async def test_rendition_is_paid_for_once(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
+async def test_rendition_is_charged_once(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
     await asyncio.gather(*(charges.charge(key(1), Requester(ACCOUNT, "a"), 10 * TOKEN_S) for _ in range(7)))
     await charges.charge(key(1), Requester(ACCOUNT, "b"), 10 * TOKEN_S)
     assert await remaining(limiters) == (89, 64)
     assert (await remaining(limiters, "b"))[1] == 74
 
 
-async def test_signed_request_pays_nothing(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
+async def test_signed_request_is_not_charged(charges: CostLimiter, limiters: tuple[RateLimiter, RateLimiter]) -> None:
     await charges.charge(key(1), Requester(ACCOUNT, None), 1000 * TOKEN_S)
     charges.settle(key(1), 1000 * TOKEN_S)
     assert await remaining(limiters) == (99, 74)
@@ -90,7 +90,7 @@ async def test_signed_request_pays_nothing(charges: CostLimiter, limiters: tuple
 
 @pytest.mark.parametrize("accounts", [1, 100])
 async def test_address_leaves_tokens_to_others(charges: CostLimiter, accounts: int) -> None:
-    """It pays from one bucket for the pictures of all accounts."""
+    """It has one bucket for the images of all accounts."""
     refused = []
     for number in range(30):
         try:

@@ -1,4 +1,4 @@
-"""Strangers who ask for renditions: dear ones cost more, and no address or account takes all places."""
+"""Limits of new renditions: expensive ones cost more, and no address or account takes all slots."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_processes_charge_a_shared_rendition_once(
 
 
 @pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
-async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: str, settings: Settings) -> None:
+async def test_requests_for_one_rendition_take_one_slot(api: Client, image_id: str, settings: Settings) -> None:
     requests = [(f"/i/{image_id}?width=10", 1 + number % 10) for number in range(50)]
     async with waiting(api, *requests) as many, waiting(api, (f"/i/{image_id}?width=20", 20)) as [other]:
         assert not other.done()
@@ -143,7 +143,7 @@ async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: 
 
 
 @pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
-async def test_address_has_a_quarter_of_the_places(
+async def test_address_has_a_quarter_of_the_slots(
     api: Client, image_id: str, settings: Settings, connection: Any, tenant: Tenant
 ) -> None:
     secret = await create_signing_key(connection, tenant.name)
@@ -161,7 +161,7 @@ async def test_address_has_a_quarter_of_the_places(
 
 
 @pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=40)
-async def test_dear_rendition_takes_several_places(api: Client, image_id: str, settings: Settings) -> None:
+async def test_expensive_rendition_takes_several_slots(api: Client, image_id: str, settings: Settings) -> None:
     """Else those of one address would keep the children busy for longer than another one waits."""
     dear = f"/i/{image_id}?enlarge&format=gif&width="
     async with waiting(api, (f"{dear}1600", 1)) as tasks:
@@ -172,7 +172,7 @@ async def test_dear_rendition_takes_several_places(api: Client, image_id: str, s
 
 
 @pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=1)
-async def test_dearest_rendition_leaves_places_to_others(api: Client, image_id: str) -> None:
+async def test_most_expensive_rendition_leaves_slots(api: Client, image_id: str) -> None:
     """Its estimate is half a minute of a child: hundreds of tokens."""
     dearest = f"/i/{image_id}?enlarge&format=gif&sharpen=3&width=7000"
     async with waiting(api, (dearest, 1)) as [dear], waiting(api, (f"/i/{image_id}?width=10", 2)) as [other]:
@@ -180,7 +180,7 @@ async def test_dearest_rendition_leaves_places_to_others(api: Client, image_id: 
 
 
 @pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
-async def test_account_leaves_places_to_others(
+async def test_account_leaves_slots_to_others(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:
     strange = await upload(pictures.encode("png"), await new_tenant())
@@ -205,7 +205,7 @@ async def test_connections_for_a_rendition_are_bounded(api: Client, image_id: st
 
 
 @pytest.mark.settings(renditions_in_flight=2, trusted_proxies=PROXIES, wait_s=30)
-async def test_busy_is_for_all_places_taken(
+async def test_busy_means_that_all_slots_are_taken(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:
     strange = await upload(pictures.encode("png"), await new_tenant())

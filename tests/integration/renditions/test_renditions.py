@@ -161,7 +161,7 @@ async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, setti
     assert making(api) == {}
 
 
-async def test_a_use_is_noted(
+async def test_uses_are_recorded(
     api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queries, "USE_RECORD_INTERVAL_S", 0)
@@ -179,9 +179,7 @@ async def test_a_use_is_noted(
     noting.cancel()
 
 
-async def test_the_least_recently_used_go_first_until_there_is_room(
-    settings: Settings, connection: Any, tenant: Tenant
-) -> None:
+async def test_least_recently_used_are_evicted_first(settings: Settings, connection: Any, tenant: Tenant) -> None:
     changed = settings.model_copy(update={"renditions_size": 1000})
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -221,7 +219,7 @@ async def test_tiny_renditions_count_as_their_blocks(
 
 
 @pytest.mark.parametrize(("size", "least"), [(0, 4096), (1, 4096), (4096, 4096), (4097, 8192), (1 << 20, 1 << 20)])
-def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
+def test_size_on_disk_counts_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
     store = RenditionFiles(tmp_path / "renditions")
     store.prepare()
     key = RenditionKey(ID, "0" * 32)
@@ -230,7 +228,7 @@ def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) 
     assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
 
 
-async def test_rows_of_older_files_are_recounted(settings: Settings, connection: Any, tenant: Tenant) -> None:
+async def test_sizes_of_older_rows_are_corrected(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
@@ -260,7 +258,7 @@ async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
     assert levels.keys() <= {"queue.unavailable"}
 
 
-async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
+async def test_rendition_made_during_eviction_stays(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its file would count for nothing, and be evicted never."""
@@ -293,9 +291,7 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_uses_are_noted_in_the_order_of_the_keys(
-    settings: Settings, connection: Any, tenant: Tenant, api: Client
-) -> None:
+async def test_uses_are_recorded_in_key_order(settings: Settings, connection: Any, tenant: Tenant, api: Client) -> None:
     """So two processes that note the same uses never wait for each other."""
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -315,9 +311,7 @@ async def test_uses_are_noted_in_the_order_of_the_keys(
         await task
 
 
-async def test_the_folder_of_renditions_may_be_emptied_at_any_time(
-    api: Client, image_id: str, settings: Settings
-) -> None:
+async def test_renditions_folder_may_be_emptied(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
         for folder in (settings.renditions_folder / "incoming", settings.renditions_folder):
@@ -327,7 +321,7 @@ async def test_the_folder_of_renditions_may_be_emptied_at_any_time(
             assert (await api.get(f"/i/{image_id}?width=20")).status == 200
 
 
-async def test_what_is_made_of_a_deleted_image_gets_no_row(
+async def test_deleted_image_gets_no_rendition_row(
     settings: Settings, connection: Any, tenant: Tenant, api: Client
 ) -> None:
     await connection.execute(
@@ -446,9 +440,7 @@ async def test_stuck_renditions_stop_no_eviction(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_file_whose_row_was_lost_is_removed_in_time(
-    settings: Settings, connection: Any, tenant: Tenant
-) -> None:
+async def test_file_without_row_is_removed(settings: Settings, connection: Any, tenant: Tenant) -> None:
     """Else it would be evicted never."""
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -469,7 +461,7 @@ async def test_a_file_whose_row_was_lost_is_removed_in_time(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_deletion_finds_the_files_of_lost_rows_too(
+async def test_deletion_removes_files_without_rows(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
 ) -> None:
     async with run_worker(settings):
@@ -518,7 +510,7 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert [path.read_bytes() for path in files(settings)] == [pictures.encode("png")]
 
 
-async def test_what_a_killed_worker_made_goes_with_its_watermark(
+async def test_files_of_a_killed_worker_are_removed(
     api: Client, image_id: str, settings: Settings, tenant: Tenant
 ) -> None:
     """Its order runs again elsewhere and finds the file, but the row that names the watermark was lost."""
@@ -538,9 +530,7 @@ async def test_what_a_killed_worker_made_goes_with_its_watermark(
     assert files(settings) == []
 
 
-async def test_the_folder_of_renditions_may_be_lost_while_all_runs(
-    api: Client, image_id: str, settings: Settings
-) -> None:
+async def test_renditions_folder_may_be_lost(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         shutil.rmtree(settings.renditions_folder)
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200

@@ -9,7 +9,8 @@ from service.ids import ImageId
 from service.renditions.jobs import RenderOrder, decode_order, encode_order
 from service.renditions.transformation import Transformation, Watermark, digest
 
-# Taken from renditions that are on disks. A digest that changes orphans all of them: see `_RENDERER` for that.
+# Digests of renditions on disks: if they change, all renditions are made again. A new field of RenditionParams changes
+# them once, by intention: then it goes to the end of FIELDS, and the new digests and bytes go here.
 DIGESTS = {
     "d8a527949937159537c4560d05200b75": Transformation("jpeg", 80),
     "f49269cdbe69359a7511eac5caa0a6ab": Transformation("avif", 52, width=300),
