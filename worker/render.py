@@ -15,9 +15,9 @@ from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.images.probe import Rejected
 from service.images.queries import find_any
-from service.renditions.integrity import is_whole
+from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderEnd, RenderOrder, SentFile, decode_order
-from service.renditions.queries import Made
+from service.renditions.queries import NewRendition
 from service.storage.files import in_thread
 from service.storage.identity import StorageAway
 from service.storage.renditions import RenditionKey
@@ -85,7 +85,7 @@ async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usag
     """
     key = RenditionKey(order.image_id, order.digest)
     rendition = None
-    size = await asyncio.to_thread(worker.renditions.find_disk_size, key, partial(is_whole, order))
+    size = await asyncio.to_thread(worker.renditions.find_disk_size, key, partial(is_complete, order))
     if size is None:
         try:
             rendition = await _write(worker, order, key, account, usage)
@@ -101,7 +101,7 @@ async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usag
         size = rendition.stored.disk_size
     # The row comes after the file: a deletion finds it, or is found by the ledger. One that was made before needs it
     # too: its worker may have ended without.
-    worker.ledger.note(Made(key, order.watermark_id, size))
+    worker.ledger.note(NewRendition(key, order.watermark_id, size))
     return rendition
 
 

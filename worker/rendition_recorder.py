@@ -14,7 +14,7 @@ from service.batcher import running
 from service.database import Database
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
-from service.renditions.queries import Made, keep_together
+from service.renditions.queries import NewRendition, insert_renditions
 from service.storage.renditions import RenditionFiles
 
 log = structlog.get_logger("worker")
@@ -33,7 +33,7 @@ class RenditionLedger:
     def __init__(self, database: Database, files: RenditionFiles) -> None:
         self._database = database
         self._files = files
-        self._waiting: deque[Made] = deque(maxlen=_MOST_WAITING)
+        self._waiting: deque[NewRendition] = deque(maxlen=_MOST_WAITING)
         self._arrived = asyncio.Event()
 
     @classmethod
@@ -47,7 +47,7 @@ class RenditionLedger:
             async with asyncio.timeout(_LAST_WRITE_S):
                 await self._write()
 
-    def note(self, made: Made) -> None:
+    def note(self, made: NewRendition) -> None:
         self._waiting.append(made)
         self._arrived.set()
 
@@ -71,7 +71,7 @@ class RenditionLedger:
         """
         while self._waiting:
             group = [self._waiting[at] for at in range(min(len(self._waiting), _AT_ONCE))]
-            kept = await keep_together(self._database, group)
+            kept = await insert_renditions(self._database, group)
             for made in group:
                 if self._waiting and self._waiting[0] is made:  # else more came than may wait
                     self._waiting.popleft()

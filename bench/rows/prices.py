@@ -20,10 +20,9 @@ from PIL import Image as Pillow
 from bench.photographs import photograph, render
 from service.ids import AccountId, ImageId
 from service.images.models import Image
-from service.renditions.normalize import resolve
-from service.renditions.parameters import Asked
-from service.renditions.prices import TOKEN_S, estimate_rendition_s
-from service.renditions.transformation import Format
+from service.renditions.costs import TOKEN_S, estimate_rendition_s
+from service.renditions.normalize import normalize
+from service.renditions.transformation import Format, RenditionParams
 from worker.sandbox.decoder import Usage
 from worker.sandbox.pool import Children
 
@@ -36,11 +35,11 @@ _FRAMES = 40
 
 class _Work(NamedTuple):
     source: str
-    asked: Asked
+    asked: RenditionParams
 
     def __str__(self) -> str:
         fields = {name: getattr(self.asked, name) for name in self.asked.__struct_fields__}
-        plain = {name: getattr(Asked(), name) for name in self.asked.__struct_fields__}
+        plain = {name: getattr(RenditionParams(), name) for name in self.asked.__struct_fields__}
         words = (f"{name}={value}" for name, value in fields.items() if value != plain[name])
         return f"{self.source} {' '.join(words)}"
 
@@ -63,7 +62,7 @@ async def _run(folder: Path, rounds: int) -> None:
         ordinary = [
             await _measure(children, folder, images, work, rounds)
             for work in (
-                _Work(source, Asked(format=form, width=width))
+                _Work(source, RenditionParams(format=form, width=width))
                 for source in _ORDINARY_SOURCES
                 for form in get_args(Format)
                 if form in _ORDINARY_FORMATS
@@ -80,7 +79,7 @@ async def _run(folder: Path, rounds: int) -> None:
 
 async def _measure(children: Children, folder: Path, images: dict[str, Image], work: _Work, rounds: int) -> float:
     image = images[work.source]
-    transformation, plan, frames = resolve(work.asked, image, taken=(), widths=())
+    transformation, plan, frames = normalize(work.asked, image, accepted=(), widths=())
     least = float("inf")
     for _ in range(rounds):
         usage = Usage()
@@ -93,12 +92,12 @@ async def _measure(children: Children, folder: Path, images: dict[str, Image], w
 
 def _list_dear(sources: Sequence[str]) -> Iterator[_Work]:
     for source in sources:
-        yield _Work(source, Asked(format="jpeg", width=320))
-        yield _Work(source, Asked(format="jpeg", width=320, trim=10.0))
-        yield _Work(source, Asked(format="jpeg", width=320, crop=(500, 400), gravity="smart"))
+        yield _Work(source, RenditionParams(format="jpeg", width=320))
+        yield _Work(source, RenditionParams(format="jpeg", width=320, trim=10.0))
+        yield _Work(source, RenditionParams(format="jpeg", width=320, crop=(500, 400), gravity="smart"))
     for form in get_args(Format):
-        yield _Work("l.jpeg", Asked(format=form, width=4000))
-        yield _Work("m.jpeg", Asked(format=form, width=4000, enlarge=True))
+        yield _Work("l.jpeg", RenditionParams(format=form, width=4000))
+        yield _Work("m.jpeg", RenditionParams(format=form, width=4000, enlarge=True))
     steps: Sequence[dict[str, Any]] = (
         {"blur": 5.0},
         {"blur": 100.0},
@@ -108,10 +107,10 @@ def _list_dear(sources: Sequence[str]) -> Iterator[_Work]:
         {"rotate": 90},
     )
     for step in steps:
-        yield _Work("m.jpeg", Asked(format="jpeg", width=2000, **step))
+        yield _Work("m.jpeg", RenditionParams(format="jpeg", width=2000, **step))
     for source in ("moving.gif", "moving.webp"):
         for form in ("gif", "webp"):
-            yield _Work(source, Asked(format="gif" if form == "gif" else "webp", width=320))
+            yield _Work(source, RenditionParams(format="gif" if form == "gif" else "webp", width=320))
 
 
 def _make_sources(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from service.errors import ServiceError
 MAX_PRESETS = 200
 PRESET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
-# What `service.renditions.parameters.check_preset` has accepted.
+# What `service.renditions.parsing.check_preset` has accepted.
 PresetParameters = NewType("PresetParameters", str)
 
 

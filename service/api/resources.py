@@ -20,7 +20,7 @@ from service.config.rates import Rate
 from service.config.settings import Settings
 from service.database import Database
 from service.deletion.removals import remove_files
-from service.delivery.context import Delivery
+from service.delivery.context import DeliveryContext
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
 from service.downloads.origins import Origins, OriginTimeouts
@@ -91,7 +91,7 @@ class Resources:
     upload_limits: UploadLimits
     origins: Origins
     download_limits: UploadLimits
-    delivery: Delivery
+    delivery: DeliveryContext
     proxy_warnings: ProxyWarnings
     dependencies: Mapping[str, Dependency]
     measures: Measures
@@ -142,7 +142,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         rate, rate_limiter = Rate.parse(settings.rate_limit), None
         if rate is not None:
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
-        delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
+        delivery = await stack.enter_async_context(DeliveryContext.open(settings, database, storage, redis))
         await replies.wait_connected(_CONNECT_TIMEOUT_S)
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),

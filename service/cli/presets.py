@@ -25,7 +25,7 @@ def presets_set(account: str, name: str, parameters: str, data: Path | None) -> 
     """Let NAME stand for PARAMETERS, like `width=300&height=300&fit=cover`, in the URLs of ACCOUNT."""
     from service.accounts.presets import MAX_PRESETS, TooManyPresets, set_preset  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
-    from service.renditions.parameters import check_preset  # noqa: PLC0415
+    from service.renditions.parsing import check_preset  # noqa: PLC0415
 
     try:
         checked = check_preset(parameters)

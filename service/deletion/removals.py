@@ -13,7 +13,7 @@ import structlog
 from service.database import Connection, Database
 from service.dependencies.outages import STORAGE
 from service.ids import ImageId
-from service.renditions.queries import Derived, forget_renditions, list_of_images
+from service.renditions.queries import DerivedRendition, delete_renditions, list_by_images
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
 from service.storage.identity import StorageAway
@@ -60,11 +60,11 @@ async def remove_files(
     if not image_ids:
         return
     async with database.connection() as connection:
-        derived = await list_of_images(connection, image_ids)
+        derived = await list_by_images(connection, image_ids)
     stuck = await _remove_renditions(renditions, image_ids, derived)
     removed = await _remove_originals(storage, image_ids)
     async with database.connection() as connection:
-        await forget_renditions(connection, [one.key for one in derived if one.key not in stuck.keys])
+        await delete_renditions(connection, [one.key for one in derived if one.key not in stuck.keys])
         await connection.execute(_CLEAR, [image_id for image_id in removed if image_id not in stuck.image_ids])
 
 
@@ -76,7 +76,7 @@ class _Stuck(NamedTuple):
 
 
 async def _remove_renditions(
-    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[Derived]
+    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[DerivedRendition]
 ) -> _Stuck:
     """All are stuck while their folder is away: what was made is gone when it was looked for there."""
     keys = [one.key for one in derived]

@@ -1,1 +1,1 @@
-"""Images as pages embed them: raw, or as renditions made to a URL's parameters."""
+"""Serving pictures at `/i/{id}`: finding them, caching them, and what clients may cost."""

@@ -1,4 +1,4 @@
-"""What the delivery of pictures works with: made at start-up, one for the whole process."""
+"""What the delivery of pictures works with, opened once per process."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ from service.batcher import Batcher, running
 from service.config.rates import Rate
 from service.config.settings import Network, Settings, parse_networks, parse_widths
 from service.database import Database
-from service.delivery.image_cache import Subjects
-from service.delivery.memory_cache import HotPictures
-from service.delivery.not_found_limiter import Misses
-from service.delivery.unkept import UnkeptBytes
+from service.delivery.image_cache import ServedImageCache
+from service.delivery.limits import MemoryBudget, NotFoundLimiter
+from service.delivery.memory_cache import MemoryCache
 from service.limits.buckets import RateLimiter
 from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
-from service.renditions.charges import Charges
+from service.renditions.cost_limiter import CostLimiter
 from service.renditions.service import Renditions
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 
-# Of the rate of an account's renditions: what one address leaves to others.
+# One address gets at most this share of the rate limit of new renditions, so that others get the rest.
 _ADDRESS_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """`widths` are in rising order; all are allowed where there are none. `accel_prefix` is empty without a proxy that
-    sends files.
+class DeliveryContext:
+    """`widths` are the allowed widths of unsigned requests in rising order; empty means that all are allowed.
+    `accel_prefix` is empty unless a proxy sends the files.
     """
 
     storage: DiskStorage
     files: RenditionFiles
-    subjects: Subjects
+    image_cache: ServedImageCache
     renditions: Renditions
-    hot: HotPictures
-    unkept: UnkeptBytes
-    misses: Misses
+    memory_cache: MemoryCache
+    memory_budget: MemoryBudget
+    not_found_limiter: NotFoundLimiter
     widths: Sequence[int]
     trusted_proxies: Sequence[Network]
     max_age_s: int
@@ -52,14 +51,14 @@ class Delivery:
     async def open(
         cls, settings: Settings, database: Database, storage: DiskStorage, redis: ArqRedis
     ) -> AsyncIterator[Self]:
-        """Its tasks end with the block. Raises SettingsError where the folder of renditions cannot be used."""
+        """Its tasks end with the block. Raises SettingsError if the folder of renditions cannot be used."""
         files = RenditionFiles(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
-        subjects, hot = Subjects(database), HotPictures(settings.renditions_memory)
+        image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, bell=RENDER_BELL)
         enqueuing: Batcher[Job, None] = Batcher(queue.enqueue)
         async with AsyncExitStack() as stack:
-            for batcher in (subjects.finding_images, subjects.finding_policies, enqueuing):
+            for batcher in (image_cache.finding_images, image_cache.finding_policies, enqueuing):
                 await stack.enter_async_context(running(batcher.run()))
             renditions = await stack.enter_async_context(
                 Renditions.open(
@@ -67,21 +66,23 @@ class Delivery:
                     database,
                     files,
                     enqueuing,
-                    (subjects, hot),
+                    (image_cache, memory_cache),
                     wait_s=settings.wait_s,
                     max_in_flight=settings.renditions_in_flight,
-                    charges=await _open_charges(stack, settings),
+                    cost_limiter=await _open_cost_limiter(stack, settings),
                 )
             )
-            misses = Misses(await _open_limiter(stack, settings, Rate.parse(settings.miss_rate), "misses"))
+            not_found_limiter = NotFoundLimiter(
+                await _open_limiter(stack, settings, Rate.parse(settings.miss_rate), "misses")
+            )
             yield cls(
                 storage=storage,
                 files=files,
-                subjects=subjects,
+                image_cache=image_cache,
                 renditions=renditions,
-                hot=hot,
-                unkept=UnkeptBytes(),
-                misses=misses,
+                memory_cache=memory_cache,
+                memory_budget=MemoryBudget(),
+                not_found_limiter=not_found_limiter,
                 widths=parse_widths(settings.rendition_widths),
                 trusted_proxies=parse_networks(settings.trusted_proxies),
                 max_age_s=settings.max_age_s,
@@ -89,9 +90,9 @@ class Delivery:
             )
 
 
-async def _open_charges(stack: AsyncExitStack, settings: Settings) -> Charges:
+async def _open_cost_limiter(stack: AsyncExitStack, settings: Settings) -> CostLimiter:
     rate = Rate.parse(settings.rendition_rate)
-    return Charges(
+    return CostLimiter(
         await _open_limiter(stack, settings, rate, "renditions"),
         await _open_limiter(stack, settings, rate and rate.part(_ADDRESS_SHARE), "renditions-of-address"),
     )

@@ -1,4 +1,4 @@
-"""Images as delivered, with what their accounts ask of deliveries: remembered for some seconds."""
+"""Images with the delivery policies of their accounts, cached for some seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.ids import AccountId, ImageId
 from service.images.models import Image
 from service.images.queries import find_any
 
-# A setting of an account, and a deletion that this process does not hear of, take effect within this time.
+# Changed policies of accounts, and deletions that this process does not hear of, take effect within this time.
 TRUST_S = 4.0
 _MOST_REMEMBERED = 10_000
 
@@ -25,8 +25,8 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """`trusted_until` is of the monotonic clock."""
+class ServedImage:
+    """`trusted_until` is on the monotonic clock."""
 
     image: Image
     policy: Policy
@@ -65,8 +65,8 @@ class _Memory(Generic[Key, Value]):
         self._seen.clear()
 
 
-class Subjects:
-    """Those that have to ask PostgreSQL do so together."""
+class ServedImageCache:
+    """Caches images and policies apart. Lookups that miss the cache share their queries."""
 
     def __init__(self, database: Database) -> None:
         self._images: _Memory[ImageId, Image] = _Memory()
@@ -75,23 +75,23 @@ class Subjects:
         self.finding_images: Batcher[ImageId, Image | None] = Batcher(partial(_find_images, database))
         self.finding_policies: Batcher[AccountId, Policy | None] = Batcher(partial(_find_policies, database))
 
-    async def find(self, image_id: ImageId) -> Subject | None:
-        """Any account's image, whatever its state; None where there is none."""
+    async def find(self, image_id: ImageId) -> ServedImage | None:
+        """Returns the image, in whatever state and of whatever account, or None if it does not exist."""
         image = self._images.get(image_id) or await self._find_image(image_id)
         if image is None:
             return None
         policy = self._policies.get(image.value.account_id) or await self._find_policy(image.value.account_id)
         if policy is None:
-            return None  # the account was deleted, and its images before it
-        return Subject(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
+            return None  # the account was deleted, after its images
+        return ServedImage(image.value, policy.value, min(image.trusted_until, policy.trusted_until))
 
-    def forget(self, image_ids: Iterable[ImageId]) -> None:
-        """They were deleted; what is being looked up at this time is not remembered."""
+    def invalidate(self, image_ids: Iterable[ImageId]) -> None:
+        """Drops deleted images. Lookups in flight are not cached."""
         self._generation += 1
         for image_id in image_ids:
             self._images.drop(image_id)
 
-    def forget_all(self) -> None:
+    def invalidate_all(self) -> None:
         self._generation += 1
         self._images.clear()
 

@@ -1,4 +1,4 @@
-"""Pictures ready to be sent, and those that were sent lately, in memory."""
+"""Pictures ready to be sent, and a cache of those that were sent lately."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from typing import NamedTuple
 from service.ids import ImageId
 from service.storage.files import SMALL_BYTES, Stored
 
-# What an entry takes beside the picture's own bytes, roughly.
+# Roughly what an entry takes beside the bytes of its picture.
 _ENTRY_BYTES = 4096
 
 
-class Caching(NamedTuple):
-    """How long caches may keep a picture; `expires` is when its signature ends, a Unix time."""
+class CachePolicy(NamedTuple):
+    """How long clients and proxies may cache a picture. `expires` is the Unix time at which its signature expires."""
 
     max_age_s: int
     expires: int | None = None
     immutable: bool = False
 
     def header(self, now: float) -> str:
-        """Of an answer at this time: nothing is kept longer than its signature holds."""
+        """Returns the Cache-Control of a response sent at `now`, a Unix time: no cache outlives the signature."""
         left_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
         return f"public, max-age={max(0, left_s)}{', immutable' if self.immutable else ''}"
 
 
 @dataclass(slots=True)
-class Picture:
-    """`headers` are those of every answer that shows it, beside what `caching` says; `etag` is one of them, without its
-    quotes. `image_ids` are whose deletion ends it. `accel_path` is where it lies below the internal locations of a
-    proxy, and `threads` are those of its disk. `head` is what all answers of 200 begin with, once one was written.
+class ServedPicture:
+    """A picture with everything that a response needs.
+
+    `image_ids` are the images that it shows: deleting one of them invalidates it. `headers` are those of every response
+    except for Cache-Control, which comes from `caching`; `etag` is among them, here without quotes. `accel_path` is its
+    path below the internal locations of a proxy. `threads` are those of the disk that has it. `head` caches the encoded
+    head of a 200 response, once one was sent.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -41,28 +44,32 @@ class Picture:
     etag: str
     modified_s: int
     headers: Mapping[str, str]
-    caching: Caching
+    caching: CachePolicy
     accel_path: str
     threads: Executor
     head: bytes = b""
 
 
-class HotPictures:
-    """Small pictures by what was asked for, up to `limit` bytes in all; those asked for least recently go first."""
+class MemoryCache:
+    """Small pictures by URL and accepted formats, `limit` bytes in all. The least recently used go first.
 
-    def __init__(self, limit: int) -> None:
+    Each entry counts `entry_bytes` beside the bytes of its picture.
+    """
+
+    def __init__(self, limit: int, *, entry_bytes: int = _ENTRY_BYTES) -> None:
         self._limit = limit
+        self._entry_bytes = entry_bytes
         self._bytes = 0
         self._generation = 0
-        self._entries: OrderedDict[Hashable, tuple[float, Picture]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[float, ServedPicture]] = OrderedDict()
         self._keys: defaultdict[ImageId, set[Hashable]] = defaultdict(set)
 
     @property
     def generation(self) -> int:
-        """Changes when something is forgotten: a picture that was looked up before must not be put any more."""
+        """Changes with every invalidation: a picture that was looked up before must not be put any more."""
         return self._generation
 
-    def get(self, key: Hashable) -> Picture | None:
+    def get(self, key: Hashable) -> ServedPicture | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -72,25 +79,25 @@ class HotPictures:
         self._entries.move_to_end(key)
         return entry[1]
 
-    def put(self, key: Hashable, picture: Picture, *, until: float, generation: int) -> None:
-        """`until` is of the monotonic clock. Ignored for what is large, or where `generation` is past."""
+    def put(self, key: Hashable, picture: ServedPicture, *, until: float, generation: int) -> None:
+        """`until` is on the monotonic clock. Ignores large pictures, and those looked up in an earlier `generation`."""
         if picture.stored.data is None or picture.stored.size > SMALL_BYTES or generation != self._generation:
             return
         self._drop(key)
         self._entries[key] = (until, picture)
-        self._bytes += picture.stored.size + _ENTRY_BYTES
+        self._bytes += picture.stored.size + self._entry_bytes
         for image_id in picture.image_ids:
             self._keys[image_id].add(key)
         while self._bytes > self._limit:
             self._drop(next(iter(self._entries)))
 
-    def forget(self, image_ids: Iterable[ImageId]) -> None:
+    def invalidate(self, image_ids: Iterable[ImageId]) -> None:
         self._generation += 1
         for image_id in image_ids:
             for key in list(self._keys.get(image_id, ())):
                 self._drop(key)
 
-    def forget_all(self) -> None:
+    def invalidate_all(self) -> None:
         self._generation += 1
         self._entries.clear()
         self._keys.clear()
@@ -100,7 +107,7 @@ class HotPictures:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._bytes -= entry[1].stored.size + _ENTRY_BYTES
+        self._bytes -= entry[1].stored.size + self._entry_bytes
         for image_id in entry[1].image_ids:
             self._keys[image_id].discard(key)
             if not self._keys[image_id]:

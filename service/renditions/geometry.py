@@ -1,4 +1,4 @@
-"""Where pixels go: a pure function of the picture's size and what was asked for."""
+"""Where pixels go: pure functions of the picture's size and its transformation."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Cut `cropped` out, scale that to `scaled`, cut `size` out of it or lay it on a canvas of `size`.
+    """Cut out `cropped`, scale it to `scaled`, then cut `size` out of that or lay it on a canvas of `size`.
 
-    `cropped` is None where nothing is cut out before, and `cropped_at` and `placed_at` are None where the picture
-    decides (`smart`). `placed_at` is where the upper left corner of `size` lies on `scaled`; on a canvas it is
-    negative or 0, and where they are of one size it is 0, 0.
+    `cropped` is None if nothing is cut out first. `cropped_at` and `placed_at` are None if the content of the picture
+    decides (`smart`). `placed_at` is where the upper left corner of `size` lies on `scaled`: zero or negative on a
+    canvas, and 0, 0 if both have the same size.
     """
 
     cropped: Size | None
@@ -49,89 +49,87 @@ class Geometry:
 
 
 class TooLarge(Exception):
-    """The result would have more than `MAX_SIDE` pixels a side or `MAX_PIXELS` in all; `size` is what it would have."""
+    """The result would exceed `MAX_SIDE` pixels a side or `MAX_PIXELS` in all; `size` is the size it would have."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(f"{size.width}x{size.height}")
         self.size = size
 
 
-def plan(width: int, height: int, asked: Transformation) -> Geometry:
-    """For a picture of this size once it is upright, trimmed and turned. Raises TooLarge."""
+def plan(width: int, height: int, transformation: Transformation) -> Geometry:
+    """Returns the geometry of a picture that has this size once it is upright, trimmed and rotated. Raises TooLarge."""
     source = Size(width, height)
     cropped, cropped_at = None, None
-    if asked.crop is not None:
-        cropped = Size(min(asked.crop[0], width), min(asked.crop[1], height))
-        cropped_at = place(cropped, source, asked.gravity)
+    if transformation.crop is not None:
+        cropped = Size(min(transformation.crop[0], width), min(transformation.crop[1], height))
+        cropped_at = place(cropped, source, transformation.gravity)
         source = cropped
-    scaled, size = _resize(source, asked)
+    scaled, size = _resize(source, transformation)
     if max(size) > MAX_SIDE or size.width * size.height > MAX_PIXELS:
         raise TooLarge(size)
-    # On a canvas the point is the same part of the free space, which is negative.
-    return Geometry(cropped, cropped_at, scaled, size, place(size, scaled, asked.gravity))
+    # On a canvas the free space is negative, and gravity divides it in the same proportion.
+    return Geometry(cropped, cropped_at, scaled, size, place(size, scaled, transformation.gravity))
 
 
-def turned(width: int, height: int, asked: Transformation) -> Size:
-    """The size after `rotate`."""
-    return Size(height, width) if asked.rotate in {90, 270} else Size(width, height)
+def size_after_rotation(width: int, height: int, transformation: Transformation) -> Size:
+    """Returns the size after `rotate`."""
+    return Size(height, width) if transformation.rotate in {90, 270} else Size(width, height)
 
 
 def place(inner: Size, outer: Size, gravity: Gravity) -> Place | None:
-    """Where a frame of this size lies in another: a focal point is brought as near to its middle as can be, and a
-    direction is pushed to its edge. None for `smart`, unless nothing is left to decide.
+    """Returns where `inner` lies in `outer`.
+
+    A focal point comes as near to the middle of `inner` as possible; a direction pushes it to that edge. Returns None
+    for `smart`, unless both have the same size.
     """
     free = Size(outer.width - inner.width, outer.height - inner.height)
     if gravity == "smart":
         return Place(0, 0) if free == (0, 0) else None
     if isinstance(gravity, tuple):
         return Place(
-            _around(gravity[0], inner.width, outer.width),
-            _around(gravity[1], inner.height, outer.height),
+            _centre_on(gravity[0], inner.width, outer.width),
+            _centre_on(gravity[1], inner.height, outer.height),
         )
-    part = _POINTS[gravity]
-    return Place(_part(part[0], free.width), _part(part[1], free.height))
+    x, y = _POINTS[gravity]
+    # int() rounds towards 0: an odd middle gives the smaller half, on a canvas (where `free` is negative) too.
+    return Place(int(x * free.width), int(y * free.height))
 
 
-def _part(part: float, free: int) -> int:
-    """Of an odd middle the smaller half, also where `free` is negative, as on a canvas."""
-    return int(part * free)
-
-
-def _around(part: float, inner: int, outer: int) -> int:
+def _centre_on(fraction: float, inner: int, outer: int) -> int:
     low, high = sorted((0, outer - inner))
-    return min(max(round(part * outer - inner / 2), low), high)
+    return min(max(round(fraction * outer - inner / 2), low), high)
 
 
-def _resize(source: Size, asked: Transformation) -> tuple[Size, Size]:
-    """The size that `source` is scaled to, and the one that is cut out of that or that it is laid on."""
-    if asked.percent is not None:
-        scale = asked.percent / 100 if asked.enlarge else min(1.0, asked.percent / 100)
+def _resize(source: Size, transformation: Transformation) -> tuple[Size, Size]:
+    """Returns the size that `source` is scaled to, and the size that is cut out of that, or of the canvas."""
+    if transformation.percent is not None:
+        scale = transformation.percent / 100 if transformation.enlarge else min(1.0, transformation.percent / 100)
         size = _scaled(source, scale)
         return size, size
-    if asked.width is None or asked.height is None:
-        return _resize_one_side(source, asked)
-    box = Size(asked.width, asked.height)
-    match asked.fit:
+    if transformation.width is None or transformation.height is None:
+        return _resize_one_side(source, transformation)
+    box = Size(transformation.width, transformation.height)
+    match transformation.fit:
         case "contain" | "scale-down":
-            size = _inside(source, box, enlarge=asked.enlarge)
+            size = _inside(source, box, enlarge=transformation.enlarge)
             return size, size
         case "pad":
-            return _inside(source, box, enlarge=asked.enlarge), box
+            return _inside(source, box, enlarge=transformation.enlarge), box
         case "fill":
-            size = box if asked.enlarge else _shrink_to_fit(box, source)
+            size = box if transformation.enlarge else _shrink_to_fit(box, source)
             return size, size
         case "cover":
-            size = box if asked.enlarge else _shrink_to_fit(box, source)
+            size = box if transformation.enlarge else _shrink_to_fit(box, source)
             return _outside(source, size), size
 
 
-def _resize_one_side(source: Size, asked: Transformation) -> tuple[Size, Size]:
+def _resize_one_side(source: Size, transformation: Transformation) -> tuple[Size, Size]:
     scale = 1.0
-    if asked.width is not None:
-        scale = asked.width / source.width
-    elif asked.height is not None:
-        scale = asked.height / source.height
-    if not asked.enlarge:
+    if transformation.width is not None:
+        scale = transformation.width / source.width
+    elif transformation.height is not None:
+        scale = transformation.height / source.height
+    if not transformation.enlarge:
         scale = min(1.0, scale)
     size = _scaled(source, scale)
     return size, size
@@ -150,7 +148,7 @@ def _outside(source: Size, box: Size) -> Size:
 
 
 def _shrink_to_fit(box: Size, source: Size) -> Size:
-    """The box in its own proportions, so that no side is longer than the picture's."""
+    """Returns the box, shrunk in its own proportions until no side is longer than the picture's."""
     return _scaled(box, min(1.0, source.width / box.width, source.height / box.height))
 
 
@@ -159,5 +157,5 @@ def _scaled(size: Size, scale: float) -> Size:
 
 
 def _half_up(value: float) -> int:
-    """As browsers and image libraries round; Python's own rounds half to even."""
+    """Rounds as browsers and image libraries do; Python's round() rounds half to even."""
     return int(value + 0.5 + 1e-9)

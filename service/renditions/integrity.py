@@ -1,7 +1,7 @@
-"""Whether the file of a rendition is whole, by what its format says of its own end.
+"""Whether the file of a rendition is complete.
 
-Renditions are not synced, so a power cut may leave one short under its name. Each format says where it ends: a file
-that ends elsewhere is not shown, and made again. A few bytes are read of a file, whatever its size.
+Renditions are not synced, so a power cut may leave a truncated file under its final name. Every format states where it
+ends; a file that ends elsewhere is not served, and is made again. Only a few bytes of a file are read.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _Read: TypeAlias = Callable[[int, int], bytes]
 
 _PNG_END = b"IEND\xaeB`\x82"
 _MIN_BYTES = 16
-# An AVIF of libheif has three boxes at its top: ftyp, meta, mdat.
+# An AVIF of libheif has three boxes at its top level: ftyp, meta, mdat.
 _MAX_BOXES = 16
 _BOX_HEADER_BYTES = 8
 
 
-def is_whole(order: RenderOrder, stored: Stored) -> bool:
-    """Whether the file is all of what was ordered. Blocks if it is not in memory; raises OSError."""
-    if order.transformation is None:  # a copy, in which some bytes are replaced by as many others
+def is_complete(order: RenderOrder, stored: Stored) -> bool:
+    """Returns whether the file is complete. Blocks unless it is in memory; raises OSError."""
+    if order.transformation is None:  # a copy of the original, of the same size
         return order.size in {0, stored.size}
     form, data = order.transformation.format, stored.data
     if data is not None:
-        return _ends_as(form, stored.size, lambda size, at: data[at : at + size])
+        return _ends_like(form, stored.size, lambda size, at: data[at : at + size])
     descriptor = os.open(stored.path, os.O_RDONLY)
     try:
-        return _ends_as(form, stored.size, lambda size, at: os.pread(descriptor, size, at))
+        return _ends_like(form, stored.size, lambda size, at: os.pread(descriptor, size, at))
     finally:
         os.close(descriptor)
 
 
-def _ends_as(form: Format, size: int, read: _Read) -> bool:
+def _ends_like(form: Format, size: int, read: _Read) -> bool:
     if size < _MIN_BYTES:
         return False
     match form:
@@ -48,19 +48,19 @@ def _ends_as(form: Format, size: int, read: _Read) -> bool:
             return read(len(_PNG_END), size - len(_PNG_END)) == _PNG_END
         case "gif":
             return read(2, size - 2) == b"\x00;"  # the end of the last block, and the trailer
-        case "webp":  # RIFF has its size without the first eight bytes
+        case "webp":  # RIFF states its size without its first eight bytes
             return read(4, 0) == b"RIFF" and int.from_bytes(read(4, 4), "little") == size - 8
         case "avif":
             return _ends_with_box(b"mdat", size, read)
 
 
 def _ends_with_box(kind: bytes, size: int, read: _Read) -> bool:
-    """Whether the last box is of this kind, and ends where the file does (ISO/IEC 14496-12, section 4.2)."""
+    """Returns whether the last box is of this kind and ends where the file does (ISO/IEC 14496-12, section 4.2)."""
     at = 0
     for _ in range(_MAX_BOXES):
         header = read(16, at)
         length = int.from_bytes(header[:4], "big")
-        if length == 1:  # its size follows in eight bytes
+        if length == 1:  # a size of 64 bits follows
             length = int.from_bytes(header[8:16], "big")
         if length < _BOX_HEADER_BYTES or at + length > size:
             break

@@ -1,4 +1,4 @@
-"""From what was asked for, and the picture that it was asked of, to the one rendition that it is."""
+"""From the parameters of a request, and the image that it is about, to the one rendition that they mean."""
 
 from __future__ import annotations
 
@@ -10,40 +10,37 @@ import msgspec
 
 from service.errors import ServiceError
 from service.images.models import Image
-from service.renditions import geometry, negotiation
+from service.renditions import geometry
+from service.renditions.formats import OUTPUT_FORMATS, choose_format
 from service.renditions.geometry import Geometry, Size
-from service.renditions.parameters import Asked
-from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Format, Transformation
+from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Format, RenditionParams, Transformation
 
 Value = TypeVar("Value")
 
-# On each encoder's own scale, for about the same look; what has no quality is of one.
-_QUALITIES: dict[Format, int] = {"jpeg": 80, "webp": 78, "avif": 52, "png": 100, "gif": 100}
-_LOSSLESS = frozenset({"png", "gif"})
-# What libvips reads all the frames of, and what it writes them to.
+# The formats of images of which libvips reads all frames or pages.
 _ANIMATED = frozenset({"gif", "webp"})
 _PAGED = _ANIMATED | {"tiff"}
 
 
-class Resolved(NamedTuple):
-    """`plan` is for the picture before it is trimmed; `frames` are those of the result."""
+class RenditionPlan(NamedTuple):
+    """`geometry` is for the picture before it is trimmed; `frames` are those of the result."""
 
     transformation: Transformation
-    plan: Geometry
+    geometry: Geometry
     frames: int
 
 
-def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Sequence[int]) -> Resolved:
-    """`taken` are the modern formats that the client takes, `widths` those allowed in rising order; all are where it is
-    empty. Raises `invalid-parameter`, `rendition-too-large`.
+def normalize(
+    params: RenditionParams, image: Image, *, accepted: tuple[Format, ...], widths: Sequence[int]
+) -> RenditionPlan:
+    """Returns the rendition of `image` that `params` mean.
+
+    `accepted` are the negotiated formats that the client accepts. `widths` are the allowed widths in rising order;
+    without any, every width is allowed. Raises `invalid-parameter` and `rendition-too-large`.
     """
-    if asked.frame is not None and asked.frame > _frames(image):
-        raise ServiceError("invalid-parameter", f"frame: the picture has {_frames(image)}, which count from 1.")
-    form = asked.format or negotiation.choose(
-        _found(image.format), taken, transparent=_is_transparent(asked, image), animated=_is_animated(asked, image)
-    )
-    transformation = _transform(asked, form)
-    source = geometry.turned(_found(image.width), _found(image.height), transformation)
+    _check_frame(params, image)
+    transformation = _decide(params, image, accepted)
+    source = geometry.size_after_rotation(_require(image.width), _require(image.height), transformation)
     try:
         plan = geometry.plan(*source, transformation)
         if widths:
@@ -51,82 +48,81 @@ def resolve(asked: Asked, image: Image, *, taken: tuple[Format, ...], widths: Se
             plan = geometry.plan(*source, transformation)
     except geometry.TooLarge as error:
         raise _too_large(error.size, 1) from error
-    frames = _frames(image) if _is_animated(asked, image) and form in _ANIMATED else 1
+    can_animate = OUTPUT_FORMATS[transformation.format].can_animate
+    frames = _count_frames(image) if _is_animated(params, image) and can_animate else 1
     if frames * plan.size.width * plan.size.height > MAX_PIXELS:
         raise _too_large(plan.size, frames)
-    return Resolved(transformation, plan, frames)
+    return RenditionPlan(transformation, plan, frames)
 
 
-def _transform(asked: Asked, form: Format) -> Transformation:
-    return Transformation(
-        format=form,
-        quality=_QUALITIES[form] if asked.quality is None or form in _LOSSLESS else asked.quality,
-        width=asked.width,
-        height=asked.height,
-        percent=asked.percent,
-        crop=asked.crop,
-        fit="contain" if asked.fit in {None, "scale-down"} else asked.fit,
-        gravity=asked.gravity or "centre",
-        enlarge=asked.enlarge,
-        background=asked.background,
-        trim=asked.trim,
-        rotate=asked.rotate,
-        flip=asked.flip,
-        flop=asked.flop,
-        grayscale=asked.grayscale,
-        brightness=asked.brightness,
-        contrast=asked.contrast,
-        saturation=asked.saturation,
-        blur=asked.blur,
-        sharpen=asked.sharpen,
-        ellipse=asked.ellipse,
-        watermark=asked.watermark,
-        frame=asked.frame,
-        metadata=asked.metadata,
-        keep_location=asked.keep_location,
+def _check_frame(params: RenditionParams, image: Image) -> None:
+    count = _count_frames(image)
+    if params.frame is not None and params.frame > count:
+        frames = "one frame" if count == 1 else f"{count} frames"
+        raise ServiceError("invalid-parameter", f"frame {params.frame} does not exist: the image has {frames}.")
+
+
+def _decide(params: RenditionParams, image: Image, accepted: tuple[Format, ...]) -> Transformation:
+    """Decides what the parameters leave open, and writes what means the same in one way."""
+    form = params.format or choose_format(
+        _require(image.format),
+        accepted,
+        transparent=_is_transparent(params, image),
+        animated=_is_animated(params, image),
     )
+    output = OUTPUT_FORMATS[form]
+    has_default = params.quality is None or output.fixed_quality
+    decisions = {
+        "format": form,
+        "quality": output.default_quality if has_default else params.quality,
+        # Nothing is enlarged without `enlarge`, and scale-down excludes that.
+        "fit": "contain" if params.fit == "scale-down" else params.fit,
+    }
+    return Transformation(**msgspec.structs.asdict(params) | decisions)
 
 
 def _snap(transformation: Transformation, size: Size, widths: Sequence[int]) -> Transformation:
-    """To the next allowed width, or the largest; the height goes along. Without a size asked for, there is none to
-    snap.
+    """Returns it with the next larger allowed width, or the largest one, and the height in proportion.
+
+    A transformation without any size stays as it is.
     """
     if transformation.width is transformation.height is transformation.percent is None:
         return transformation
-    wanted = transformation.width or size.width
-    width = widths[min(bisect_left(widths, wanted), len(widths) - 1)]
+    requested = transformation.width or size.width
+    width = widths[min(bisect_left(widths, requested), len(widths) - 1)]
     height = transformation.height
     if height is not None:
-        height = max(1, round(height * width / wanted))
+        height = max(1, round(height * width / requested))
         if height > MAX_SIDE:
             raise _too_large(Size(width, height), 1)
     return msgspec.structs.replace(transformation, width=width, height=height, percent=None)
 
 
-def _frames(image: Image) -> int:
-    return _found(image.pages) if image.format in _PAGED else 1
+def _count_frames(image: Image) -> int:
+    """Returns the frames of an animation, or the pages of a TIFF."""
+    return _require(image.pages) if image.format in _PAGED else 1
 
 
-def _is_animated(asked: Asked, image: Image) -> bool:
-    return image.format in _ANIMATED and _found(image.pages) > 1 and asked.frame is None
+def _is_animated(params: RenditionParams, image: Image) -> bool:
+    return image.format in _ANIMATED and _require(image.pages) > 1 and params.frame is None
 
 
-def _is_transparent(asked: Asked, image: Image) -> bool:
-    if asked.background is not None:
-        return asked.background[3] < 255
-    return bool(image.has_alpha) or asked.ellipse
+def _is_transparent(params: RenditionParams, image: Image) -> bool:
+    if params.background is not None:
+        return params.background[3] < 255
+    return bool(image.has_alpha) or params.ellipse
 
 
 def _too_large(size: Size, frames: int) -> ServiceError:
-    what = f"{size.width} x {size.height} pixels" + (f" in {frames} frames" if frames > 1 else "")
+    pixels = f"{size.width} x {size.height} pixels" + (f" in {frames} frames" if frames > 1 else "")
     return ServiceError(
         "rendition-too-large",
-        f"The rendition would have {what}; a side has at most {MAX_SIDE}, and all of it {MAX_PIXELS // 10**6} million."
-        " Ask for a smaller width, or for one frame of an animation.",
+        f"The rendition would have {pixels}; the maximum is {MAX_SIDE} pixels a side, and {MAX_PIXELS // 10**6} million"
+        " in all frames together. Request a smaller width, or one frame of an animation.",
     )
 
 
-def _found(value: Value | None) -> Value:
+def _require(value: Value | None) -> Value:
     if value is None:
-        raise TypeError("a ready image lacks what its probe found")
+        raise TypeError("a ready image lacks a value that its probe finds")
     return value

@@ -22,11 +22,11 @@ from service.ids import ImageId
 from service.limits.shared_slots import Full, OverShare, SharedPlaces
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.queue.pubsub import Listener, send
-from service.renditions.charges import Charges, Payer
-from service.renditions.integrity import is_whole
+from service.renditions.cost_limiter import CostLimiter, Requester
+from service.renditions.costs import count_tokens
+from service.renditions.integrity import is_complete
 from service.renditions.jobs import Deleted, News, RenderEnd, RenderOrder, encode_order
-from service.renditions.prices import count_tokens
-from service.renditions.queries import note_uses
+from service.renditions.queries import record_uses
 from service.storage.files import Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
 from service.telemetry.metrics import metrics
@@ -68,16 +68,16 @@ class _Making:
         self.task: asyncio.Task[Stored] | None = None
 
 
-class Forgetful(Protocol):
+class Invalidates(Protocol):
     """What remembers something of images."""
 
-    def forget(self, image_ids: Iterable[ImageId]) -> None: ...
+    def invalidate(self, image_ids: Iterable[ImageId]) -> None: ...
 
-    def forget_all(self) -> None: ...
+    def invalidate_all(self) -> None: ...
 
 
 class Renditions:
-    """One for each process; `memories` are told of images that are deleted, by whichever process."""
+    """One for each process; `caches` are told of images that are deleted, by whichever process."""
 
     def __init__(
         self,
@@ -85,21 +85,21 @@ class Renditions:
         database: Database,
         files: RenditionFiles,
         enqueuing: Batcher[Job, None],
-        memories: Sequence[Forgetful],
+        caches: Sequence[Invalidates],
         *,
         wait_s: float,
         max_in_flight: int,
-        charges: Charges,
+        cost_limiter: CostLimiter,
     ) -> None:
         self._redis = redis
         self._database = database
         self._files = files
         self._enqueuing = enqueuing
-        self._memories = memories
+        self._caches = caches
         self._wait_s = wait_s
         self._in_flight = SharedPlaces(max_in_flight)
         self._waiting = SharedPlaces(max_in_flight * _REQUESTS_PER_PLACE)
-        self._charges = charges
+        self._cost_limiter = cost_limiter
         self._making: dict[RenditionKey, _Making] = {}
         self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
         self._used: dict[RenditionKey, None] = {}
@@ -119,22 +119,22 @@ class Renditions:
             await stack.enter_async_context(running(self._note_uses()))
             yield self
 
-    async def get(self, order: RenderOrder, payer: Payer, *, seconds: float, request_id: str) -> Stored:
+    async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> Stored:
         """The file, once it is there. The first request for a new one pays for the seconds that a child will take.
 
         Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
         """
         key = RenditionKey(order.image_id, order.digest)
-        stored = None if key in self._making else await self._files.find(key, partial(is_whole, order))
+        stored = None if key in self._making else await self._files.find(key, partial(is_complete, order))
         if stored is not None:
             self._used[key] = None
             metrics.pictures_from_disk.inc()
             return stored
         self._refuse_again(key)
-        weights = {**_weigh(payer), key: _RENDITION_WEIGHT}
+        weights = {**_weigh(requester), key: _RENDITION_WEIGHT}
         _take(self._waiting, weights)
         try:
-            making = self._making.get(key) or await self._order(key, order, payer, seconds, request_id)
+            making = self._making.get(key) or await self._order(key, order, requester, seconds, request_id)
             assert making.task is not None  # noqa: S101 - what _begin made
             stored = await asyncio.shield(making.task)
         finally:
@@ -150,17 +150,17 @@ class Renditions:
                 await send(self._redis, _DELETIONS, [Deleted(list(image_ids))])
 
     async def _order(
-        self, key: RenditionKey, order: RenderOrder, payer: Payer, seconds: float, request_id: str
+        self, key: RenditionKey, order: RenderOrder, requester: Requester, seconds: float, request_id: str
     ) -> _Making:
         """Pay for it and begin, unless another request does so meanwhile."""
-        _require(self._in_flight, _weigh(payer))
+        _require(self._in_flight, _weigh(requester))
         try:
-            await self._charges.debit(key, payer, seconds)
+            await self._cost_limiter.charge(key, requester, seconds)
         except ServiceError:
             if (making := self._making.get(key)) is not None:
                 return making
             raise
-        return self._making.get(key) or self._begin(key, order, payer, math.ceil(count_tokens(seconds)), request_id)
+        return self._making.get(key) or self._begin(key, order, requester, math.ceil(count_tokens(seconds)), request_id)
 
     def _refuse_again(self, key: RenditionKey) -> None:
         refused = self._refused.get(key)
@@ -170,17 +170,19 @@ class Renditions:
                 raise ServiceError(refused.code, refused.message)
             del self._refused[key]
 
-    def _begin(self, key: RenditionKey, order: RenderOrder, payer: Payer, places: int, request_id: str) -> _Making:
-        weights = _weigh(payer)
+    def _begin(
+        self, key: RenditionKey, order: RenderOrder, requester: Requester, places: int, request_id: str
+    ) -> _Making:
+        weights = _weigh(requester)
         places = min(places, max(1, self._in_flight.free // _DEAR_PART))
         try:
             _take(self._in_flight, weights, places)
         except ServiceError:
-            self._charges.cancel(key)
+            self._cost_limiter.refund(key)
             raise
         making = self._making[key] = _Making()
         encoded = encode_order(msgspec.structs.replace(order, ordered_by=self._own_channel))
-        job = RenderJob(f"{key.image_id}:{key.digest}", payer.account_id, encoded, self._own_channel, request_id)
+        job = RenderJob(f"{key.image_id}:{key.digest}", requester.account_id, encoded, self._own_channel, request_id)
         making.task = asyncio.create_task(self._make(key, order, job, making))
         making.task.add_done_callback(_retrieve)
         making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
@@ -206,7 +208,7 @@ class Renditions:
                     raise refusal
                 if end is not None and end.file is not None:
                     return Stored(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
-                if (stored := await self._files.find(key, partial(is_whole, order))) is not None:
+                if (stored := await self._files.find(key, partial(is_complete, order))) is not None:
                     return stored
                 if time.monotonic() >= deadline:
                     raise ServiceError("rendition-not-ready")
@@ -233,9 +235,9 @@ class Renditions:
             case RenderEnd():
                 key = RenditionKey(news.image_id, news.digest)
                 if news.ordered_by in {"", self._own_channel}:
-                    self._charges.settle(key, news.seconds)
+                    self._cost_limiter.settle(key, news.seconds)
                 else:  # another process, whose request pays
-                    self._charges.cancel(key)
+                    self._cost_limiter.refund(key)
                 making = self._making.get(key)
                 if making is not None:
                     making.end = news
@@ -244,13 +246,13 @@ class Renditions:
                 self._forget(image_ids)
 
     def _forget(self, image_ids: Iterable[ImageId]) -> None:
-        for memory in self._memories:
-            memory.forget(image_ids)
+        for cache in self._caches:
+            cache.invalidate(image_ids)
 
     def _check_all(self) -> None:
         """News may have been lost, of deletions too."""
-        for memory in self._memories:
-            memory.forget_all()
+        for cache in self._caches:
+            cache.invalidate_all()
         for making in self._making.values():
             making.look.set()
 
@@ -261,7 +263,7 @@ class Renditions:
             if used:
                 with suppress(ServiceError):  # they may be thrown away a little early
                     async with self._database.connection() as connection:
-                        await note_uses(connection, used)
+                        await record_uses(connection, used)
 
     async def _end(self) -> None:
         tasks = [making.task for making in self._making.values() if making.task is not None]
@@ -270,11 +272,11 @@ class Renditions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _weigh(payer: Payer) -> dict[Hashable, float]:
+def _weigh(requester: Requester) -> dict[Hashable, float]:
     """The holders of a place, with their weights. A signed URL is the account's own: its address does not count."""
-    weights: dict[Hashable, float] = {payer.account_id: _ACCOUNT_WEIGHT}
-    if payer.address is not None:
-        weights[payer.address] = _ADDRESS_WEIGHT
+    weights: dict[Hashable, float] = {requester.account_id: _ACCOUNT_WEIGHT}
+    if requester.address is not None:
+        weights[requester.address] = _ADDRESS_WEIGHT
     return weights
 
 

@@ -1,4 +1,4 @@
-"""What a rendition is to be: the words that the URL's parameters, the queue and the worker share."""
+"""What a rendition is to be: as the parameters ask for it, and as the queue and the worker get it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ Direction: TypeAlias = Literal[
     "centre", "north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest"
 ]
 FocalPoint: TypeAlias = tuple[float, float]
-"""Parts of the width from the left and of the height from the top, 0 to 1."""
+"""Fractions of the width from the left and of the height from the top, 0 to 1."""
 Gravity: TypeAlias = Direction | Literal["smart"] | FocalPoint
+Metadata: TypeAlias = Literal["none", "copyright", "keep"]
 Rgba: TypeAlias = tuple[int, int, int, int]
 
-# Raised where the same transformation would come out visibly different: what is kept is made anew then.
+# To be raised when the worker renders the same transformation visibly differently: renditions on disk are not found
+# any more then, and are made again.
 _RENDERER = b"1"
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """Another image of the account, laid over the finished picture. `width` is a part of the picture's."""
+    """Another image of the account, laid over the result. `width` is a fraction of the result's width."""
 
     image_id: ImageId
     position: Direction = "southeast"
@@ -35,18 +37,22 @@ class Watermark(msgspec.Struct, frozen=True):
     width: float = 0.25
 
 
-class Transformation(msgspec.Struct, frozen=True):
-    """In the order in which it is done: orient upright, `trim`, `rotate`, `flip` and `flop`, `crop`, resize to `fit`,
-    colours, `blur` or `sharpen`, `ellipse`, `watermark`, encode.
+class RenditionParams(msgspec.Struct, frozen=True):
+    """What the parameters of a request ask for, before its image is looked at.
 
-    Sizes are in pixels of the result: a `dpr` is multiplied in. `percent` stands in place of `width` and `height`.
-    `crop` is cut around `gravity` before the resize. `trim` is how far a colour may be from the corner's, 0 to 255.
-    `frame` counts from 1. `background` is None where nothing was asked for: what is transparent stays so where the
-    format can, and is white where it cannot.
+    The steps, in this order: orient upright, `trim`, `rotate`, `flip` and `flop`, `crop`, resize to `fit`, colours,
+    `blur` or `sharpen`, `ellipse`, `watermark`, encode.
+
+    Sizes are in pixels of the result; `dpr` is multiplied in. `percent` replaces `width` and `height`. `crop` is cut
+    out around `gravity` before the resize. `trim` is how much a colour may differ from the corner's, 0 to 255. `frame`
+    counts from 1. Without a `background`, transparency stays if the format can hold it, and becomes white otherwise.
+
+    The order of the fields, their names and their defaults are a part of every digest: a new field goes to the end,
+    and changes all digests.
     """
 
-    format: Format
-    quality: int
+    format: Format | None = None  # None: negotiated with the client
+    quality: int | None = None  # None: the format's default
     width: int | None = None
     height: int | None = None
     percent: float | None = None
@@ -63,18 +69,28 @@ class Transformation(msgspec.Struct, frozen=True):
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
-    blur: float = 0.0  # a standard deviation in pixels; 0 is none
+    blur: float = 0.0  # standard deviation in pixels; 0 is none
     sharpen: float = 0.0
     ellipse: bool = False
     watermark: Watermark | None = None
     frame: int | None = None
-    metadata: Literal["none", "copyright", "keep"] = "none"
+    metadata: Metadata = "none"
     keep_location: bool = False
+
+
+class Transformation(RenditionParams, frozen=True):
+    """Parameters of which nothing is open any more: what `service.renditions.normalize` makes of them for an image.
+
+    Requests that mean the same have equal transformations, and so one rendition.
+    """
+
+    format: Format
+    quality: int
 
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def digest(transformation: Transformation) -> str:
-    """32 hexadecimal digits that name the rendition among those of its image."""
+    """Returns 32 hexadecimal digits that identify the rendition among those of its image."""
     return hashlib.sha256(_RENDERER + _encode(transformation)).hexdigest()[:32]

@@ -11,7 +11,14 @@ import structlog
 from service.dependencies.outages import QUEUE, STORAGE, level_of
 from service.errors import ServiceError
 from service.queue.jobs import UNAVAILABLE
-from service.renditions.queries import Kept, forget_evicted, list_oldest, list_unknown, recount, sum_bytes
+from service.renditions.queries import (
+    EvictionCandidate,
+    delete_evicted,
+    list_least_recently_used,
+    list_orphans,
+    sum_bytes,
+    update_sizes,
+)
 from service.storage.disk import SHARDS
 from service.storage.identity import StorageAway
 from service.telemetry.metrics import metrics
@@ -62,7 +69,7 @@ async def _evict(worker: Resources) -> None:
         if excess <= 0:
             break
         async with worker.database.connection() as connection:
-            oldest = await list_oldest(connection, _AT_ONCE, skip=stuck)
+            oldest = await list_least_recently_used(connection, _AT_ONCE, skip=stuck)
         going = _choose(oldest, excess)
         if not going:
             break
@@ -70,7 +77,7 @@ async def _evict(worker: Resources) -> None:
         failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in going])
         gone = [rendition for rendition in going if rendition.key not in failures]
         async with worker.database.connection() as connection:
-            await forget_evicted(connection, gone)
+            await delete_evicted(connection, gone)
         excess -= sum(rendition.size for rendition in gone)
         evicted += len(gone)
         stuck += len(failures)  # they stay the oldest: younger ones go in their place
@@ -78,7 +85,7 @@ async def _evict(worker: Resources) -> None:
     log.info("renditions.evicted", renditions=evicted, not_removed=stuck, bytes_before=kept)
 
 
-def _choose(oldest: Sequence[Kept], excess: int) -> list[Kept]:
+def _choose(oldest: Sequence[EvictionCandidate], excess: int) -> list[EvictionCandidate]:
     """The first of them, until their sizes reach the excess."""
     chosen = []
     for rendition in oldest:
@@ -95,8 +102,8 @@ async def _check_folder(worker: Resources, shard: int) -> None:
     for at in range(0, len(sizes), _AT_ONCE):
         part = dict(sizes[at : at + _AT_ONCE])
         async with worker.database.connection() as connection:
-            unknown = await list_unknown(connection, list(part))
-            await recount(connection, part)
+            unknown = await list_orphans(connection, list(part))
+            await update_sizes(connection, part)
         failures = await asyncio.to_thread(worker.renditions.remove, unknown)
         if len(unknown) > len(failures):
             log.info("renditions.unknown_removed", renditions=len(unknown) - len(failures))

@@ -26,7 +26,7 @@ from service.deletion.accounts import AccountDeletion
 from service.ids import ImageId
 from service.images.deletions import delete_failed, delete_some
 from service.queue.jobs import open_redis
-from service.renditions.parameters import check_preset
+from service.renditions.parsing import check_preset
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 from tests.conftest import Client, NewTenant, Tenant, resources_of
@@ -345,7 +345,7 @@ async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, t
     that moment.
     """
     image_id = ImageId(await upload_id(api, tenant))
-    subjects = resources_of(api).delivery.subjects
+    subjects = resources_of(api).delivery.image_cache
     assert await subjects.find(image_id) is not None
     await connection.execute("delete from images")
     await connection.execute("delete from accounts")

@@ -17,7 +17,7 @@ from service.config.settings import Settings
 from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.renditions.parameters import check_preset
+from service.renditions.parsing import check_preset
 from tests.conftest import NewTenant, Tenant
 
 

@@ -24,7 +24,8 @@ from service.api.openapi.renditions import RENDITION
 from service.config.settings import Settings
 from service.errors import CATALOGUE, ServiceError
 from service.images.probe import MIME_TYPES
-from service.renditions.parameters import NAMES, parse
+from service.renditions.parameters import NAMES
+from service.renditions.parsing import parse
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.samples import jpeg
 

@@ -1,4 +1,4 @@
-"""docs/renditions.md knows every parameter, and its pictures are what its URLs show."""
+"""docs/renditions.md: its table of parameters, and its pictures, which its URLs render."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import pytest
 from PIL import Image, ImageChops, ImageSequence, ImageStat
 
 from bench import make_pictures
-from service.renditions.parameters import NAMES, SIGNING, parse
+from service.renditions.parameters import NAMES, SIGNING, markdown_rows
+from service.renditions.parsing import parse
 from service.renditions.transformation import Direction, Fit, Format
 from tests.conftest import Tenant
 
 PAGE = make_pictures.PAGE.read_text()
 SHOWN = make_pictures.read_page(PAGE)
-# Encoders may round otherwise on another processor.
-_MOST_DIFFERENCE = 3
+# Encoders may round differently on another processor.
+MAX_DIFFERENCE = 3
 
 
-def test_every_picture_is_there_and_small() -> None:
+def test_all_pictures_exist_and_are_small() -> None:
     assert make_pictures.check() == []
 
 
-def test_a_picture_that_is_missing_too_many_or_without_its_url_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_checked_against_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, folder = tmp_path / "page.md", tmp_path / "pictures"
     folder.mkdir()
     page.write_text("| ![a](pictures/a.jpg) | `/i/NKrigl4?width=1` |\n![b](pictures/b.jpg)")
@@ -43,47 +42,55 @@ def test_a_picture_that_is_missing_too_many_or_without_its_url_is_noticed(
     ]
 
 
-def test_every_parameter_stands_in_the_table_and_no_other() -> None:
-    table = PAGE.partition("## Parameters")[2].partition("\n\nA flag is")[0]
-    listed = [name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)]
-    assert sorted(listed) == sorted([*NAMES, *SIGNING])
+def test_table_is_the_one_of_the_parameters() -> None:
+    """`python -m service.renditions.parameters` prints its rows."""
+    table = PAGE.partition("## Parameters")[2].partition("\n\nA flag is")[0].strip().splitlines()
+    assert table[2:-1] == markdown_rows()
+    assert re.findall("`(.+?)`", table[-1]) == sorted(SIGNING)
     for word in (*get_args(Fit), *get_args(Direction), *get_args(Format)):
-        assert f"`{word}`" in table
+        assert f"`{word}`" in "".join(table)
 
 
-def test_every_parameter_that_can_be_seen_has_a_picture() -> None:
+def test_visible_parameters_have_a_picture() -> None:
     shown = {name for picture in SHOWN for name, _ in parse_qsl(urlsplit(picture.target).query, keep_blank_values=True)}
     assert set(NAMES) - shown == {"metadata", "keep-location", "preset"}
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\| (`.+?`.*?) \| (?:Send|Leave|Nothing|Sign)", PAGE, re.MULTILINE))
-def test_contradictions_are_named_by_parameters_that_there_are(line: str) -> None:
+def test_conflicts_name_existing_parameters(line: str) -> None:
     words = {word.partition("=")[0] for word in re.findall(r"`([a-z-]+(?:=[a-z]+)?)`", line)}
     assert words & {*NAMES, *SIGNING} or "watermark-…" in line
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("worker")
-async def test_every_picture_is_what_its_url_shows(port: int, tenant: Tenant) -> None:
-    made = await make_pictures.make(f"http://127.0.0.1:{port}", tenant.key)
-    assert len(made) == len(SHOWN) > 30
+async def test_pictures_show_what_their_urls_render(port: int, tenant: Tenant) -> None:
+    rendered = await make_pictures.make(f"http://127.0.0.1:{port}", tenant.key)
+    assert len(rendered) == len(SHOWN) > 30
     for picture in SHOWN:
         assert parse(parse_qsl(urlsplit(picture.target).query, keep_blank_values=True)) is not None
-        kept, now = opened((make_pictures.FOLDER / picture.file).read_bytes()), opened(made[picture.file])
-        assert (kept.format, kept.size, frames(kept)) == (now.format, now.size, frames(now)), picture
-        for one, other in zip(ImageSequence.Iterator(kept), ImageSequence.Iterator(now), strict=True):
-            assert difference(one, other) < _MOST_DIFFERENCE, picture
+        stored, current = (
+            open_image((make_pictures.FOLDER / picture.file).read_bytes()),
+            open_image(rendered[picture.file]),
+        )
+        assert (stored.format, stored.size, count_frames(stored)) == (
+            current.format,
+            current.size,
+            count_frames(current),
+        ), picture
+        for one, other in zip(ImageSequence.Iterator(stored), ImageSequence.Iterator(current), strict=True):
+            assert difference(one, other) < MAX_DIFFERENCE, picture
 
 
-def opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def frames(image: Image.Image) -> int:
+def count_frames(image: Image.Image) -> int:
     return int(getattr(image, "n_frames", 1))
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """Of the bands, on average, 0 to 255."""
+    """Returns the mean difference of the bands, 0 to 255."""
     bands = ImageStat.Stat(ImageChops.difference(one.convert("RGBA"), other.convert("RGBA"))).mean
     return sum(bands) / len(bands)

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from service.errors import ServiceError
-from service.renditions.parameters import parse
+from service.renditions.parsing import parse
 from service.spelling import distance, find_near_miss, find_nearest, quote
 from tests.conftest import Client, Tenant
 from tests.support.samples import jpeg
@@ -146,7 +146,7 @@ async def test_search_refuses_unknown_parameters(api: Client, tenant: Tenant, na
 def test_rendition_error_suggests_the_nearest_name() -> None:
     with pytest.raises(ServiceError, match="Unknown parameter 'widht'; did you mean width"):
         parse([("widht", "100")])
-    with pytest.raises(ServiceError, match="Unknown parameter 'colour'; there are preset, width, "):
+    with pytest.raises(ServiceError, match="Unknown parameter 'colour'; the parameters are width, height, "):
         parse([("colour", "100")])
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from service.config.rates import Rate
 from service.config.settings import SettingsError, load, parse_networks, parse_widths
-from service.delivery.not_found_limiter import Misses
+from service.delivery.limits import NotFoundLimiter
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
 from service.limits import buckets
@@ -106,7 +106,7 @@ async def test_proxy_warning_names_the_setting(api: Client) -> None:
 
 async def test_guessing_address_is_refused_before_lookups(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
-        misses = Misses(limiter)
+        misses = NotFoundLimiter(limiter)
         for _ in range(2):
             misses.check("203.0.113.9")
             await misses.count("203.0.113.9")
@@ -123,7 +123,7 @@ async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: p
     """Otherwise one correct guess a second would be answered, however low the rate."""
     monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
     async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
-        misses = Misses(limiter)
+        misses = NotFoundLimiter(limiter)
         for _ in range(2):
             await misses.count("203.0.113.9")
         with pytest.raises(ServiceError, match="too-many-misses"):
@@ -135,7 +135,7 @@ async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: p
 
 async def test_ipv6_network_counts_as_one_client(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate.parse("1/h"), "misses") as limiter:  # type: ignore[arg-type]
-        misses = Misses(limiter)
+        misses = NotFoundLimiter(limiter)
         for first, second in [("2001:db8::1", "2001:db8::ffff:2"), ("::ffff:192.0.2.1", "192.0.2.1")]:
             await misses.count(first)
             with pytest.raises(ServiceError):

@@ -12,7 +12,7 @@ import pytest
 from service.accounts.policies import set_policy
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.renditions.integrity import is_whole
+from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderOrder
 from service.renditions.transformation import Format, Transformation
 from service.storage.files import Stored, look_at
@@ -38,9 +38,9 @@ def damage(path: Path, how: str) -> None:
 
 def forget(api: Client) -> None:
     delivery = resources_of(api).delivery
-    delivery.hot.forget_all()
-    delivery.subjects.forget_all()
-    delivery.subjects._policies.clear()
+    delivery.memory_cache.invalidate_all()
+    delivery.image_cache.invalidate_all()
+    delivery.image_cache._policies.clear()
 
 
 async def assert_damaged(answer: Any) -> None:
@@ -50,7 +50,7 @@ async def assert_damaged(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
-async def test_damaged_original_is_not_shown(
+async def test_damaged_original_is_not_served(
     api: Client, tenant: Tenant, settings: Settings, size: tuple[int, int]
 ) -> None:
     async with run_worker(settings):
@@ -82,7 +82,7 @@ async def assert_nothing_is_shown(api: Client, image_id: ImageId) -> None:
 
 
 @pytest.mark.settings(x_accel_redirect="/protected")
-async def test_damaged_original_is_not_left_to_a_proxy(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_damaged_original_is_not_left_to_the_proxy(api: Client, tenant: Tenant, settings: Settings) -> None:
     async with run_worker(settings):
         image_id = await upload(api, tenant, LARGE)
     assert "X-Accel-Redirect" in (await api.get(f"/i/{image_id}")).headers
@@ -134,7 +134,9 @@ async def test_damaged_copy_is_made_again(api: Client, tenant: Tenant, settings:
         assert (answer.status, await answer.read()) == (200, whole)
 
 
-async def test_only_whole_renditions_are_whole(api: Client, tenant: Tenant, settings: Settings, tmp_path: Path) -> None:
+async def test_truncated_renditions_are_incomplete(
+    api: Client, tenant: Tenant, settings: Settings, tmp_path: Path
+) -> None:
     """Of every format as it is really encoded, from one pixel on."""
     async with run_worker(settings):
         image_id = await upload(api, tenant)
@@ -143,15 +145,15 @@ async def test_only_whole_renditions_are_whole(api: Client, tenant: Tenant, sett
                 answer = await api.get(f"/i/{image_id}?{query}&format={form}")
                 assert answer.status == 200, await answer.text()
                 order = RenderOrder.rendition(image_id, Transformation(form, 80))
-                assert_only_all_is_whole(order, await answer.read(), tmp_path / "file")
+                assert_only_whole_file_is_complete(order, await answer.read(), tmp_path / "file")
 
 
-def assert_only_all_is_whole(order: RenderOrder, data: bytes, path: Path) -> None:
+def assert_only_whole_file_is_complete(order: RenderOrder, data: bytes, path: Path) -> None:
     path.write_bytes(data)
-    assert is_whole(order, look_at(path))
-    assert is_whole(order, Stored(path, len(data), 0))  # as a large one, which is not in memory
-    assert not is_whole(order, Stored(path, len(data), 0, bytes(len(data))))
+    assert is_complete(order, look_at(path))
+    assert is_complete(order, Stored(path, len(data), 0))  # as a large one, which is not in memory
+    assert not is_complete(order, Stored(path, len(data), 0, bytes(len(data))))
     for size in {0, 1, 15, 16, 30, 4096, *range(0, len(data), max(1, len(data) // 50))}:
         cut = data[:size]
         if size < len(data) and not cut.endswith(data[-2:]):
-            assert not is_whole(order, Stored(path, size, 0, cut)), size
+            assert not is_complete(order, Stored(path, size, 0, cut)), size

@@ -1,4 +1,4 @@
-"""Strangers who ask for renditions: dear ones cost more, and no address or account takes all places."""
+"""Limits of new renditions: expensive ones cost more, and no address or account takes all slots."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ async def test_failed_rendition_is_settled_by_its_seconds(
         assert await code(await api.get(f"/i/{slow}?width=12&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="12/h")
+@pytest.mark.settings(rendition_rate="12/h", wait_s=30)
 async def test_ordinary_renditions_cost_a_token_each(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         for width in range(10, 18):
             assert (await api.get(f"/i/{image_id}?width={width}")).status == 200
 
 
-@pytest.mark.settings(rendition_rate="40/h", trusted_proxies=PROXIES)
+@pytest.mark.settings(rendition_rate="40/h", trusted_proxies=PROXIES, wait_s=30)
 async def test_processes_charge_a_shared_rendition_once(
     api: Client, image_id: str, settings: Settings, aiohttp_client: Any, tenant: Tenant
 ) -> None:
@@ -124,7 +124,7 @@ async def test_processes_charge_a_shared_rendition_once(
         await asyncio.sleep(0.1)
     rate = Rate(per_s=40 / 3600, burst=30)
     async with RateLimiter.open(settings.redis_url, rate, "renditions-of-address") as limiter:
-        charges = resources_of(other).delivery.renditions._charges
+        charges = resources_of(other).delivery.renditions._cost_limiter
         assert charges._charges == {}
         assert charges._addresses is not None
         found = await charges._addresses.admit("198.51.100.2"), await limiter.admit("198.51.100.1")
@@ -133,8 +133,8 @@ async def test_processes_charge_a_shared_rendition_once(
     assert left[1] < 29
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
-async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: str, settings: Settings) -> None:
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
+async def test_requests_for_one_rendition_take_one_slot(api: Client, image_id: str, settings: Settings) -> None:
     requests = [(f"/i/{image_id}?width=10", 1 + number % 10) for number in range(50)]
     async with waiting(api, *requests) as many, waiting(api, (f"/i/{image_id}?width=20", 20)) as [other]:
         assert not other.done()
@@ -142,13 +142,13 @@ async def test_requests_for_one_rendition_take_one_place(api: Client, image_id: 
             assert {(await task).status for task in [*many, other]} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
-async def test_address_has_a_quarter_of_the_places(
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
+async def test_address_has_a_quarter_of_the_slots(
     api: Client, image_id: str, settings: Settings, connection: Any, tenant: Tenant
 ) -> None:
     secret = await create_signing_key(connection, tenant.name)
     await asyncio.sleep(0)
-    resources_of(api).delivery.subjects._policies.clear()
+    resources_of(api).delivery.image_cache._policies.clear()
     first = [(f"/i/{image_id}?width={width}", 1) for width in (10, 11)]
     async with waiting(api, *first) as tasks:
         refused = await api.get(f"/i/{image_id}?width=12", headers=from_address(1))
@@ -161,7 +161,7 @@ async def test_address_has_a_quarter_of_the_places(
 
 
 @pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=40)
-async def test_dear_rendition_takes_several_places(api: Client, image_id: str, settings: Settings) -> None:
+async def test_expensive_rendition_takes_several_slots(api: Client, image_id: str, settings: Settings) -> None:
     """Else those of one address would keep the children busy for longer than another one waits."""
     dear = f"/i/{image_id}?enlarge&format=gif&width="
     async with waiting(api, (f"{dear}1600", 1)) as tasks:
@@ -172,15 +172,15 @@ async def test_dear_rendition_takes_several_places(api: Client, image_id: str, s
 
 
 @pytest.mark.settings(renditions_in_flight=40, trusted_proxies=PROXIES, wait_s=1)
-async def test_dearest_rendition_leaves_places_to_others(api: Client, image_id: str) -> None:
+async def test_most_expensive_rendition_leaves_slots(api: Client, image_id: str) -> None:
     """Its estimate is half a minute of a child: hundreds of tokens."""
     dearest = f"/i/{image_id}?enlarge&format=gif&sharpen=3&width=7000"
     async with waiting(api, (dearest, 1)) as [dear], waiting(api, (f"/i/{image_id}?width=10", 2)) as [other]:
         assert await code(await other) == await code(await dear) == (503, "rendition-not-ready")
 
 
-@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES)
-async def test_account_leaves_places_to_others(
+@pytest.mark.settings(renditions_in_flight=8, trusted_proxies=PROXIES, wait_s=30)
+async def test_account_leaves_slots_to_others(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:
     strange = await upload(pictures.encode("png"), await new_tenant())
@@ -192,7 +192,7 @@ async def test_account_leaves_places_to_others(
             assert {(await task).status for task in [*tasks, *others]} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=1, trusted_proxies=PROXIES)
+@pytest.mark.settings(renditions_in_flight=1, trusted_proxies=PROXIES, wait_s=30)
 async def test_connections_for_a_rendition_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
     """Of 16 for each place, an address has a quarter and a rendition half."""
     path = f"/i/{image_id}?width=10"
@@ -204,8 +204,8 @@ async def test_connections_for_a_rendition_are_bounded(api: Client, image_id: st
             assert {(await task).status for task in tasks if task not in refused} == {200}
 
 
-@pytest.mark.settings(renditions_in_flight=2, trusted_proxies=PROXIES)
-async def test_busy_is_for_all_places_taken(
+@pytest.mark.settings(renditions_in_flight=2, trusted_proxies=PROXIES, wait_s=30)
+async def test_busy_means_that_all_slots_are_taken(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, settings: Settings
 ) -> None:
     strange = await upload(pictures.encode("png"), await new_tenant())

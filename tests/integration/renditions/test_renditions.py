@@ -22,7 +22,7 @@ from service.ids import ImageId
 from service.queue import jobs
 from service.renditions import queries, service
 from service.renditions.jobs import RenderOrder, encode_order
-from service.renditions.queries import Made, keep_together
+from service.renditions.queries import NewRendition, insert_renditions
 from service.renditions.transformation import Transformation, Watermark
 from service.storage.renditions import RenditionFiles, RenditionKey
 from service.telemetry.metrics import metrics
@@ -85,7 +85,7 @@ async def test_what_was_just_made_is_the_same_as_what_is_on_disk(
         answer = await api.post("/v1/images", data=body, headers=tenant.headers)
         path = f"/i/{(await answer.json())['response']['id']}?width={size}&format=png"
         made = await api.get(path)
-    resources_of(api).delivery.hot.forget_all()
+    resources_of(api).delivery.memory_cache.invalidate_all()
     found = await api.get(path)
     assert (made.status, made.headers["ETag"]) == (found.status, found.headers["ETag"])
     assert made.headers["Last-Modified"] == found.headers["Last-Modified"]
@@ -161,15 +161,15 @@ async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, setti
     assert making(api) == {}
 
 
-async def test_a_use_is_noted(
+async def test_uses_are_recorded(
     api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "USE_NOTED_S", 0)
+    monkeypatch.setattr(queries, "USE_RECORD_INTERVAL_S", 0)
     async with run_worker(settings):
         await api.get(f"/i/{image_id}?width=10")
     await connection.execute("update renditions set used_at = '2001-01-01'")
     manager = resources_of(api).delivery
-    manager.hot.forget_all()
+    manager.memory_cache.invalidate_all()
     await api.get(f"/i/{image_id}?width=10")
     monkeypatch.setattr(service, "_NOTE_S", 0)
     noting = asyncio.create_task(manager.renditions._note_uses())
@@ -179,9 +179,7 @@ async def test_a_use_is_noted(
     noting.cancel()
 
 
-async def test_the_least_recently_used_go_first_until_there_is_room(
-    settings: Settings, connection: Any, tenant: Tenant
-) -> None:
+async def test_least_recently_used_are_evicted_first(settings: Settings, connection: Any, tenant: Tenant) -> None:
     changed = settings.model_copy(update={"renditions_size": 1000})
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -191,7 +189,7 @@ async def test_the_least_recently_used_go_first_until_there_is_room(
         keys = [RenditionKey(ID, f"{number:032x}") for number in range(12)]
         for age, key in enumerate(keys):
             size = resources.renditions.write(key, b"x" * 100).size
-            assert await keep_together(resources.database, [Made(key, None, size)]) == [True]
+            assert await insert_renditions(resources.database, [NewRendition(key, None, size)]) == [True]
             await connection.execute(
                 "update renditions set used_at = now() - $1 * interval '1 hour' where digest = $2", age, key.digest
             )
@@ -221,7 +219,7 @@ async def test_tiny_renditions_count_as_their_blocks(
 
 
 @pytest.mark.parametrize(("size", "least"), [(0, 4096), (1, 4096), (4096, 4096), (4097, 8192), (1 << 20, 1 << 20)])
-def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
+def test_size_on_disk_counts_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
     store = RenditionFiles(tmp_path / "renditions")
     store.prepare()
     key = RenditionKey(ID, "0" * 32)
@@ -230,7 +228,7 @@ def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) 
     assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
 
 
-async def test_rows_of_older_files_are_recounted(settings: Settings, connection: Any, tenant: Tenant) -> None:
+async def test_sizes_of_older_rows_are_corrected(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
@@ -240,7 +238,7 @@ async def test_rows_of_older_files_are_recounted(settings: Settings, connection:
         for key in keys:
             resources.renditions.write(key, b"x" * 100)
             os.utime(resources.renditions.path(key), (0, 0))
-        await keep_together(resources.database, [Made(key, None, 100) for key in keys])
+        await insert_renditions(resources.database, [NewRendition(key, None, 100) for key in keys])
         shard = int(resources.renditions.path(keys[0]).parent.name, 16)
         await redis.set(NEXT_FOLDER, shard)
         await evict_renditions({"resources": resources})
@@ -260,7 +258,7 @@ async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
     assert levels.keys() <= {"queue.unavailable"}
 
 
-async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
+async def test_rendition_made_during_eviction_stays(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its file would count for nothing, and be evicted never."""
@@ -272,13 +270,15 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(changed, redis) as resources:
         for one in (key, other):
-            await keep_together(resources.database, [Made(one, None, resources.renditions.write(one, b"x" * 100).size)])
+            await insert_renditions(
+                resources.database, [NewRendition(one, None, resources.renditions.write(one, b"x" * 100).size)]
+            )
         loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
 
         def remove_and_make_again(self: RenditionFiles, keys: Any) -> Any:
             stuck = remove(self, keys)
-            again = Made(key, None, self.write(key, b"x" * 100).size)
-            asyncio.run_coroutine_threadsafe(keep_together(resources.database, [again]), loop).result(5)
+            again = NewRendition(key, None, self.write(key, b"x" * 100).size)
+            asyncio.run_coroutine_threadsafe(insert_renditions(resources.database, [again]), loop).result(5)
             return stuck
 
         with monkeypatch.context() as patched:
@@ -291,21 +291,19 @@ async def test_one_that_is_made_again_while_it_is_evicted_keeps_its_row(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_uses_are_noted_in_the_order_of_the_keys(
-    settings: Settings, connection: Any, tenant: Tenant, api: Client
-) -> None:
+async def test_uses_are_recorded_in_key_order(settings: Settings, connection: Any, tenant: Tenant, api: Client) -> None:
     """So two processes that note the same uses never wait for each other."""
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
     database = resources_of(api).database
     keys = [RenditionKey(ID, digit * 32) for digit in "123456789"]
-    await keep_together(database, [Made(key, None, 1) for key in keys])
+    await insert_renditions(database, [NewRendition(key, None, 1) for key in keys])
     await connection.execute("update renditions set used_at = '2001-01-01'")
     async with database.connection() as noting:
         async with connection.transaction():
             await connection.execute("select from renditions where digest = $1 for update", keys[0].digest)
-            task = asyncio.create_task(queries.note_uses(noting, keys[::-1]))
+            task = asyncio.create_task(queries.record_uses(noting, keys[::-1]))
             while await connection.fetchval("select count(*) from pg_locks where not granted") == 0:
                 await asyncio.sleep(0.01)
             for key in keys[1:]:
@@ -313,19 +311,17 @@ async def test_uses_are_noted_in_the_order_of_the_keys(
         await task
 
 
-async def test_the_folder_of_renditions_may_be_emptied_at_any_time(
-    api: Client, image_id: str, settings: Settings
-) -> None:
+async def test_renditions_folder_may_be_emptied(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
         for folder in (settings.renditions_folder / "incoming", settings.renditions_folder):
             shutil.rmtree(folder)
-            resources_of(api).delivery.hot.forget_all()
+            resources_of(api).delivery.memory_cache.invalidate_all()
             assert (await api.get(f"/i/{image_id}?width=10")).status == 200
             assert (await api.get(f"/i/{image_id}?width=20")).status == 200
 
 
-async def test_what_is_made_of_a_deleted_image_gets_no_row(
+async def test_deleted_image_gets_no_rendition_row(
     settings: Settings, connection: Any, tenant: Tenant, api: Client
 ) -> None:
     await connection.execute(
@@ -333,10 +329,15 @@ async def test_what_is_made_of_a_deleted_image_gets_no_row(
     )
     database = resources_of(api).database
     there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
-    made = [Made(there, None, 1), Made(gone, None, 1), Made(there, gone.image_id, 1), Made(there, None, 1)]
-    assert await keep_together(database, made[:2]) == [True, False]
-    assert await keep_together(database, made[2:3]) == [False]
-    assert await keep_together(database, [made[0], made[3]]) == [True, True]
+    made = [
+        NewRendition(there, None, 1),
+        NewRendition(gone, None, 1),
+        NewRendition(there, gone.image_id, 1),
+        NewRendition(there, None, 1),
+    ]
+    assert await insert_renditions(database, made[:2]) == [True, False]
+    assert await insert_renditions(database, made[2:3]) == [False]
+    assert await insert_renditions(database, [made[0], made[3]]) == [True, True]
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
@@ -352,9 +353,9 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
         away -= 1
         if away >= 0:
             raise ServiceError("database-unavailable")
-        return await keep_together(database, made)
+        return await insert_renditions(database, made)
 
-    monkeypatch.setattr(rendition_recorder, "keep_together", keep)
+    monkeypatch.setattr(rendition_recorder, "insert_renditions", keep)
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
     )
@@ -362,12 +363,12 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
     async with open_resources(settings, redis) as resources:
         there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
         for key in (there, gone):
-            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
+            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
         await until(lambda: connection.fetchval("select count(*) from renditions"))
         await until(lambda: len(files(settings)) == 1)  # the other's image is no more
         monkeypatch.setattr(rendition_recorder, "_GATHER_S", 60)
         last = RenditionKey(ID, "2" * 32)
-        resources.ledger.note(Made(last, None, resources.renditions.write(last, b"x").size))
+        resources.ledger.note(NewRendition(last, None, resources.renditions.write(last, b"x").size))
     assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
     assert away < 0
     await redis.aclose(close_connection_pool=True)
@@ -402,14 +403,14 @@ async def test_a_stuck_file_stops_no_rows(
     async with open_resources(settings, redis) as resources:
         stuck = RenditionKey(ImageId("BBBBBBB"), "1" * 32)  # of no image
         block(resources.renditions.path(stuck))
-        resources.ledger.note(Made(stuck, None, 1))
+        resources.ledger.note(NewRendition(stuck, None, 1))
         for digit in "123":
             key = RenditionKey(ID, digit * 32)
-            resources.ledger.note(Made(key, None, resources.renditions.write(key, b"x").size))
+            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
         await until(lambda: connection.fetchval("select count(*) = 3 from renditions"))
         await until(lambda: not resources.ledger._waiting)
         after = RenditionKey(ID, "4" * 32)
-        resources.ledger.note(Made(after, None, resources.renditions.write(after, b"x").size))
+        resources.ledger.note(NewRendition(after, None, resources.renditions.write(after, b"x").size))
         await until(lambda: connection.fetchval("select count(*) = 4 from renditions"))
     await redis.aclose(close_connection_pool=True)
 
@@ -439,9 +440,7 @@ async def test_stuck_renditions_stop_no_eviction(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_file_whose_row_was_lost_is_removed_in_time(
-    settings: Settings, connection: Any, tenant: Tenant
-) -> None:
+async def test_file_without_row_is_removed(settings: Settings, connection: Any, tenant: Tenant) -> None:
     """Else it would be evicted never."""
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -453,7 +452,7 @@ async def test_a_file_whose_row_was_lost_is_removed_in_time(
             resources.renditions.write(key, b"x")
             if key != young:
                 os.utime(resources.renditions.path(key), (0, 0))
-        await keep_together(resources.database, [Made(kept, None, 1)])
+        await insert_renditions(resources.database, [NewRendition(kept, None, 1)])
         shard = int(resources.renditions.path(kept).parent.name, 16)
         await redis.set(NEXT_FOLDER, 256 * 1000 + shard - 1)
         for names in ({kept, unknown, young}, {kept, young}):
@@ -462,7 +461,7 @@ async def test_a_file_whose_row_was_lost_is_removed_in_time(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_deletion_finds_the_files_of_lost_rows_too(
+async def test_deletion_removes_files_without_rows(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
 ) -> None:
     async with run_worker(settings):
@@ -511,7 +510,7 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert [path.read_bytes() for path in files(settings)] == [pictures.encode("png")]
 
 
-async def test_what_a_killed_worker_made_goes_with_its_watermark(
+async def test_files_of_a_killed_worker_are_removed(
     api: Client, image_id: str, settings: Settings, tenant: Tenant
 ) -> None:
     """Its order runs again elsewhere and finds the file, but the row that names the watermark was lost."""
@@ -531,9 +530,7 @@ async def test_what_a_killed_worker_made_goes_with_its_watermark(
     assert files(settings) == []
 
 
-async def test_the_folder_of_renditions_may_be_lost_while_all_runs(
-    api: Client, image_id: str, settings: Settings
-) -> None:
+async def test_renditions_folder_may_be_lost(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         shutil.rmtree(settings.renditions_folder)
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200

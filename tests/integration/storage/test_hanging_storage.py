@@ -124,7 +124,7 @@ async def test_renditions_do_not_wait_for_originals(
     for image_id in image_ids:
         await insert_image(connection, tenant, image_id)
     async with blocked_pictures(api, resources.storage, image_ids):
-        resources.delivery.hot.forget_all()
+        resources.delivery.memory_cache.invalidate_all()
         async with asyncio.timeout(5):
             assert (await api.get(path)).status == 200
             assert (await api.get("/metrics")).status == 200

@@ -13,7 +13,7 @@ from service.api.resources import open_resources as open_api
 from service.config.settings import Settings, SettingsError
 from service.ids import ImageId
 from service.queue import jobs
-from service.renditions.queries import Made, keep_together
+from service.renditions.queries import NewRendition, insert_renditions
 from service.storage.disk import DiskStorage
 from service.storage.identity import ID_FILE, StorageAway
 from service.storage.renditions import RenditionKey
@@ -98,7 +98,7 @@ async def test_delete_waits_for_the_renditions_disk(
 ) -> None:
     folder, key = settings.renditions_folder, RenditionKey(image_id, "0" * 32)
     resources_of(api).delivery.files.write(key, b"x")
-    await keep_together(resources_of(api).database, [Made(key, None, 4096)])
+    await insert_renditions(resources_of(api).database, [NewRendition(key, None, 4096)])
     disk = folder.rename(folder.with_name("disk"))
     if instead == "other disk":
         folder.mkdir()

@@ -10,7 +10,7 @@ from service.delivery import image_cache
 from service.delivery.image_cache import _Memory, _Seen
 
 
-def test_the_least_used_value_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_value_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the one in use is looked up again all the time, since none is trusted for long."""
     monkeypatch.setattr(image_cache, "_MOST_REMEMBERED", 10)
     memory: _Memory[str, int] = _Memory()

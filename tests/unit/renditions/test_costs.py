@@ -1,4 +1,4 @@
-"""The price of a rendition is the work that a child has with it, estimated before it is made."""
+"""The estimated cost of a rendition: the CPU seconds of a child."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from service.ids import AccountId, ImageId
 from service.images.models import Image
 from service.images.probe import MIME_TYPES
-from service.renditions.normalize import resolve
-from service.renditions.parameters import parse
-from service.renditions.prices import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
+from service.renditions.costs import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
+from service.renditions.normalize import normalize
+from service.renditions.parsing import parse
 from service.renditions.transformation import Format, Watermark
 
 
@@ -25,25 +25,25 @@ def image(form: str = "jpeg", width: int = 4000, height: int = 3000, pages: int 
 
 def tokens(query: str, source: Image | None = None, watermark: Image | None = None) -> float:
     source = source or image()
-    asked = parse([(name, value) for name, _, value in (part.partition("=") for part in query.split("&"))])
-    assert asked is not None
-    transformation, plan, frames = resolve(asked, source, taken=(), widths=())
+    params = parse([(name, value) for name, _, value in (part.partition("=") for part in query.split("&"))])
+    assert params is not None
+    transformation, plan, frames = normalize(params, source, accepted=(), widths=())
     return count_tokens(estimate_rendition_s(source, transformation, plan, frames=frames, watermark=watermark))
 
 
 def test_ordinary_rendition_costs_a_token() -> None:
-    prices = [
+    costs = [
         tokens(f"width={width}&format={form}", image(width=side * 4, height=side * 3))
         for width in (320, 640)
         for form in ("jpeg", "webp", "avif")
         for side in (500, 1000)
     ]
-    assert min(prices) == 1
-    assert sum(prices) / len(prices) < 1.5
+    assert min(costs) == 1
+    assert sum(costs) / len(costs) < 1.5
 
 
 @pytest.mark.parametrize(
-    ("query", "source", "least"),
+    ("query", "source", "minimum"),
     [
         ("width=10&trim", image(width=6000, height=4000), 5),
         ("width=10&crop=100x100&gravity=smart", image(width=8000, height=6000), 5),
@@ -62,8 +62,8 @@ def test_ordinary_rendition_costs_a_token() -> None:
         ("width=10", image("svg", size=1_000_000), 10),
     ],
 )
-def test_dear_rendition_costs_several_tokens(query: str, source: Image, least: float) -> None:
-    assert tokens(query, source) >= least
+def test_expensive_rendition_costs_several_tokens(query: str, source: Image, minimum: float) -> None:
+    assert tokens(query, source) >= minimum
     assert tokens("width=10&format=jpeg", image()) == 1
 
 
@@ -75,21 +75,21 @@ def test_watermark_costs_its_own_decoding() -> None:
 
 @pytest.mark.parametrize("source", MIME_TYPES)
 @pytest.mark.parametrize("form", get_args(Format))
-def test_every_format_has_a_price(source: str, form: str) -> None:
+def test_every_format_has_a_cost(source: str, form: str) -> None:
     assert 1 <= tokens(f"width=300&format={form}", image(source, pages=3)) < 1000
 
 
-def test_price_grows_with_the_source() -> None:
+def test_cost_grows_with_the_source() -> None:
     small, large = (image(form, side, side) for form, side in (("png", 1000), ("png", 10_000)))
     assert tokens("width=100", large) > 10 * tokens("width=100", small)
 
 
-def test_copy_costs_as_its_bytes() -> None:
+def test_copy_costs_by_its_bytes() -> None:
     assert count_tokens(estimate_copy_s(image(size=100_000))) == 1
     assert count_tokens(estimate_copy_s(image(size=50 << 20))) > 4
 
 
-def test_tokens_are_seconds_of_a_child() -> None:
+def test_tokens_count_seconds_of_a_child() -> None:
     assert [count_tokens(seconds) for seconds in (0.0, TOKEN_S, 8.0)] == [1, 1, pytest.approx(8 / TOKEN_S)]
 
 

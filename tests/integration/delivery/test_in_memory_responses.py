@@ -1,4 +1,4 @@
-"""A rendition whose disk takes nothing is made, sent and not kept; and the operator is told."""
+"""A rendition that no disk can store is sent from memory, and a warning is logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.accounts.policies import set_policy
 from service.config.settings import Settings
-from service.delivery.unkept import UnkeptBytes
+from service.delivery.limits import MemoryBudget
 from service.errors import ServiceError
 from service.storage.renditions import RenditionFiles
 from service.telemetry.metrics import metrics
@@ -38,7 +38,7 @@ def fault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def takes_nothing(folder: Path, fault: str) -> Iterator[None]:
+def broken_disk(folder: Path, fault: str) -> Iterator[None]:
     if fault == "full":
         ballast = folder / "ballast"
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -67,7 +67,7 @@ async def image_id(fault: str, api: Client, settings: Settings, tenant: Tenant) 
         yield (await answer.json())["response"]["id"]
 
 
-def kept(settings: Settings) -> list[Path]:
+def stored_files(settings: Settings) -> list[Path]:
     return [path for path in settings.renditions_folder.glob("??/*") if path.is_file()]
 
 
@@ -81,7 +81,7 @@ async def test_rendition_is_sent_without_a_disk(
 ) -> None:
     before, began = scrape(), time.monotonic()
     paths = {width: f"/i/{image_id}?width={width}&format=png" for width in (20, 300, 600)}
-    with takes_nothing(settings.renditions_folder, fault):
+    with broken_disk(settings.renditions_folder, fault):
         for width in (*paths, 600):
             answer = await api.get(paths[width])
             assert answer.status == 200
@@ -89,14 +89,14 @@ async def test_rendition_is_sent_without_a_disk(
         part = await api.get(paths[600], headers={"Range": "bytes=0-9"})
         assert (part.status, len(await part.read())) == (206, 10)
         assert time.monotonic() - began < 5 * settings.wait_s
-    assert kept(settings) == []
+    assert stored_files(settings) == []
     assert scrape().rise(before, "daguerre_renditions_unkept_total") == 5
     assert capfd.readouterr().out.count("renditions.not_kept") == 1
     async with asyncio.timeout(5):
-        while resources_of(api).delivery.unkept.held:
+        while resources_of(api).delivery.memory_budget.held:
             await asyncio.sleep(0.01)
     assert (await api.get(paths[600])).status == 200
-    assert len(kept(settings)) == 1
+    assert len(stored_files(settings)) == 1
     assert capfd.readouterr().out.count("renditions.kept_again") == 1
 
 
@@ -106,13 +106,13 @@ async def test_copy_without_location_is_sent(
 ) -> None:
     whole = await (await api.get(f"/i/{image_id}")).read()
     await set_policy(connection, tenant.name, require_signature=None, strip_location=True)
-    resources_of(api).delivery.subjects._policies.clear()
-    resources_of(api).delivery.hot.forget_all()
-    with takes_nothing(settings.renditions_folder, fault):
+    resources_of(api).delivery.image_cache._policies.clear()
+    resources_of(api).delivery.memory_cache.invalidate_all()
+    with broken_disk(settings.renditions_folder, fault):
         answer = await api.get(f"/i/{image_id}")
         assert answer.status == 200
         assert await answer.read() == whole  # it tells none
-    assert kept(settings) == []
+    assert stored_files(settings) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS[-1:], indirect=True)
@@ -120,7 +120,7 @@ async def test_too_large_rendition_is_refused_at_once(
     api: Client, image_id: str, settings: Settings, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.keeping.MAX_UNKEPT_BYTES", 1000)
-    with takes_nothing(settings.renditions_folder, fault):
+    with broken_disk(settings.renditions_folder, fault):
         began = time.monotonic()
         answer = await api.get(f"/i/{image_id}?width=300&format=png")
         assert (answer.status, (await answer.json())["error"]["code"]) == (503, "storage-unavailable")
@@ -130,13 +130,13 @@ async def test_too_large_rendition_is_refused_at_once(
 
 @pytest.mark.parametrize("fault", ["full"], indirect=True)
 async def test_start_with_a_full_renditions_disk(settings: Settings, fault: str) -> None:
-    with takes_nothing(settings.renditions_folder, fault):
+    with broken_disk(settings.renditions_folder, fault):
         RenditionFiles(settings.renditions_folder).prepare()
 
 
 @pytest.mark.parametrize("fault", ["read-only"], indirect=True)
 async def test_start_with_a_read_only_renditions_disk(settings: Settings, fault: str) -> None:
-    with takes_nothing(settings.renditions_folder, fault):
+    with broken_disk(settings.renditions_folder, fault):
         RenditionFiles(settings.renditions_folder).prepare()
 
 
@@ -150,16 +150,16 @@ def test_unmounted_renditions_disk_is_not_filled(tmp_path: Path) -> None:
     assert list(disk.iterdir()) == []
 
 
-def test_unkept_bytes_are_bounded() -> None:
-    class Answer:
+def test_bytes_in_memory_are_bounded() -> None:
+    class Response:
         pass
 
-    unkept, answers = UnkeptBytes(100), [Answer() for _ in range(3)]
-    unkept.hold(answers[0], 60)
+    budget, responses = MemoryBudget(100), [Response() for _ in range(3)]
+    budget.hold(responses[0], 60)
     with pytest.raises(ServiceError, match="busy"):
-        unkept.hold(answers[1], 41)
-    unkept.hold(answers[1], 40)
-    assert unkept.held == 100
-    answers.clear()
+        budget.hold(responses[1], 41)
+    budget.hold(responses[1], 40)
+    assert budget.held == 100
+    responses.clear()
     gc.collect()
-    assert unkept.held == 0
+    assert budget.held == 0
