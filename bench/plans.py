@@ -19,12 +19,10 @@ from service.accounts.counters import list_stale, refresh_counters
 from service.database import Database, apply_schema
 from service.deletion.removals import list_removals
 from service.ids import ImageId
-from service.images.deletions import delete_images
-from service.images.leftovers import list_existing, list_overdue, purge_failed
-from service.images.queries import Wanted, find_images
-from service.images.repeats import find_earlier, find_taken, forget_expired
+from service.images.idempotency import find_earlier, find_taken, forget_expired
+from service.images.queries import Wanted, find_images, list_existing, list_overdue, purge_failed
 from service.images.search import Filters, Position, search_images
-from service.images.tags import change_tags
+from service.images.updates import change_tags, delete_images
 from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 

@@ -12,7 +12,8 @@ import uvloop
 from arq import func
 from arq.connections import ArqRedis
 
-from service.config.settings import Settings, SettingsError, parse_period
+from service.config.settings import Settings, SettingsError
+from service.config.values import parse_period
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched

@@ -14,8 +14,8 @@ from service.api.routes import account, health, images, metrics, pictures, searc
 from service.api.routes.docs import Document
 from service.api.routes.front import FrontPage
 from service.batcher import running
-from service.config.rates import Rate
 from service.config.settings import Settings
+from service.config.values import Rate
 from service.http import cors
 from service.http.fast_path import QuickAnswers
 from service.http.protocol import QUICK_ANSWER

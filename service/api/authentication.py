@@ -9,7 +9,7 @@ from aiohttp import web
 from service.accounts.accounts import Account
 from service.api.parameters import query
 from service.api.resources import resources
-from service.config.rates import Rate
+from service.config.values import Rate
 from service.errors import ServiceError
 
 # The field as it will be sent; empty where nobody looked.

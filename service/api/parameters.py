@@ -12,8 +12,7 @@ from multidict import MultiDict, MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
-from service.images.idempotency import IdempotencyKey
-from service.images.models import Large
+from service.images.models import IdempotencyKey, Large
 from service.images.tag_rules import clean_tags
 from service.spelling import find_near_miss, find_nearest, quote
 
@@ -143,7 +142,7 @@ class UploadParameters:
 
 
 def url(request: web.Request) -> str:
-    """The required `url`, decoded once; `service.downloads.origins` checks it.
+    """The required `url`, decoded once; `service.downloads.client` checks it.
 
     Surrogates stand for bytes that are no UTF-8 (PEP 383).
     """

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.accounts.accounts import Account
 from service.api.parameters import Detail
-from service.config.sizes import readable
+from service.config.values import readable
 from service.errors import refuse_picture
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage

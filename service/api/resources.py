@@ -15,15 +15,15 @@ from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.startup import load_or_note_id, prepare_storage
 from service.batcher import Batcher, running
-from service.config.rates import Rate
 from service.config.settings import Settings
+from service.config.values import Rate
 from service.database import Database
 from service.delivery.context import Delivery
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
-from service.downloads.origins import Origins, OriginTimeouts
+from service.downloads.client import Origins, OriginTimeouts
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
-from service.health.measures import Measures
+from service.health.usage import Measures
 from service.http.client_addresses import ProxyWarnings
 from service.images.models import Image
 from service.images.queries import Wanted, find_together

@@ -23,10 +23,10 @@ import asyncpg
 
 from service.backups import BackupError, programs
 from service.backups.files import Copies
-from service.config.sizes import readable
+from service.config.values import readable
 from service.database import Connection
 from service.ids import ImageId
-from service.images.audit import find_sha256, list_stored_rows
+from service.images.integrity import find_sha256, list_stored_rows
 from service.storage.disk import DiskStorage
 from service.storage.identity import find_id
 

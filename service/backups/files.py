@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.config.sizes import readable
-from service.images.audit import MISSING, StoredRow, find_fault
+from service.config.values import readable
+from service.images.integrity import MISSING, StoredRow, find_fault
 from service.storage.disk import SHARDS, DiskStorage
 from service.storage.files import open_regular
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -16,58 +14,12 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from service.addresses import AllowedAddresses
 from service.config import environment, errors
-from service.config.rates import Rate
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# What a bigint of PostgreSQL holds.
-MAX_SIZE = 2**63 - 1
-
-_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
-# More digits than that are refused before they are converted, which takes the square of their number.
-_MAX_SIZE_CHARACTERS = 64
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes from `50MB`, `2GB`, `1.5g` or a plain number; units are powers of 1024, as in the API's answers.
-
-    Raises ValueError, also if it is more than `MAX_SIZE`.
-    """
-    written = str(text).strip()
-    match = _SIZE.fullmatch(written)
-    if match is None:
-        raise ValueError(f"{_shorten(written)!r} is not a size: write bytes, or a number with KB, MB, GB or TB")
-    if len(written) <= _MAX_SIZE_CHARACTERS:
-        size = int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
-        if size <= MAX_SIZE:
-            return size
-    raise ValueError(f"{_shorten(written)!r} is too large a size: it is at most 8388607TB")
-
-
-_PERIOD = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_MAX_PERIOD_S = 3650 * 86400
-
-
-def parse_period(text: str) -> int | None:
-    """Seconds from `7d`, `12h`, `30m` or `90s`; None for the empty text. Raises ValueError."""
-    if not text:
-        return None
-    match = _PERIOD.fullmatch(text.strip().lower())
-    seconds = int(match["number"]) * _UNIT_S[match["unit"]] if match else 0
-    if not 1 <= seconds <= _MAX_PERIOD_S:
-        raise ValueError(f"{_shorten(text)!r} is not a time: write a number with s, m, h or d, like 7d; empty is off")
-    return seconds
+from service.config.values import Rate, parse_networks, parse_period, parse_size, parse_widths, shorten
 
 
 def _check_period(text: str) -> str:
     parse_period(text)
     return text
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SIZE_CHARACTERS else f"{text[:_MAX_SIZE_CHARACTERS]}…"
 
 
 def default_data_folder() -> Path:
@@ -88,7 +40,7 @@ def _check_folder(path: Path | None) -> Path | None:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no home folder of {_shorten(path.parts[0])!r}") from None
+        raise ValueError(f"there is no home folder of {shorten(path.parts[0])!r}") from None
 
 
 def _check_allowed(text: str) -> str:
@@ -134,28 +86,12 @@ def _check_host(name: str) -> None:
     try:
         name.encode("idna")
     except UnicodeError:
-        raise ValueError(f"{_shorten(name)!r} is not the name of a host") from None
+        raise ValueError(f"{shorten(name)!r} is not the name of a host") from None
 
 
 def _check_networks(text: str) -> str:
     parse_networks(text)
     return text
-
-
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Raises ValueError."""
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """In rising order. Raises ValueError."""
-    try:
-        widths = sorted({int(part) for part in text.split(",") if part.strip()})
-    except ValueError:
-        raise ValueError(f"{text!r} is not a list of widths: write 320,640,1280") from None
-    if widths and not 1 <= widths[0] <= widths[-1] <= 8192:
-        raise ValueError("a width is 1 to 8192 pixels")
-    return tuple(widths)
 
 
 def _check_widths(text: str) -> str:

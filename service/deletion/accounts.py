@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from service.accounts.suspensions import end_deletion
+from service.accounts.accounts import end_deletion
 from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
-from service.images.deletions import delete_failed, delete_some
+from service.images.updates import delete_failed, delete_some
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
 from service.storage.renditions import RenditionFiles

@@ -11,8 +11,8 @@ from typing import Self
 from arq.connections import ArqRedis
 
 from service.batcher import Batcher, running
-from service.config.rates import Rate
-from service.config.settings import Network, Settings, parse_networks, parse_widths
+from service.config.settings import Settings
+from service.config.values import Network, Rate, parse_networks, parse_widths
 from service.database import Database
 from service.delivery.image_cache import Subjects
 from service.delivery.memory_cache import HotPictures

@@ -12,8 +12,8 @@ from service.accounts.accounts import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId
+from service.images.idempotency import Claim, find_taken, free_expired
 from service.images.models import NewImage
-from service.images.repeats import Claim, find_taken, free_expired
 
 
 class IdTaken(Exception):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.idempotency import IdempotencyKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,24 @@ images.id, images.account_id, images.state, images.size, images.sha256, images.t
 images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error,
 images.error_kind
 """
+
+
+_VISIBLE_ASCII = re.compile(r"[!-~]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """What the client calls its request, and the SHA-256 of the picture's URL: None where the picture is the body."""
+
+    text: str
+    url_sha256: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str, url: str | None = None) -> IdempotencyKey:
+        """Raises `invalid-idempotency-key`."""
+        if _VISIBLE_ASCII.fullmatch(text) is None:
+            raise ServiceError("invalid-idempotency-key")
+        return cls(text, None if url is None else hashlib.sha256(url.encode()).digest())
 
 
 @dataclass(frozen=True, slots=True)

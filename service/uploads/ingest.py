@@ -14,11 +14,10 @@ from service.batcher import Batcher
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.idempotency import IdempotencyKey
+from service.images.idempotency import find_earlier, free_key
 from service.images.insert import IdTaken, KeyTaken, insert_pending
-from service.images.models import Image, NewImage
+from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.queries import load_image
-from service.images.repeats import find_earlier, free_key
 from service.images.updates import FILE_MISSING, forget_failed, forget_failed_soon, mark_failed
 from service.queue.jobs import Job, ProbeJob
 from service.storage.disk import DiskStorage

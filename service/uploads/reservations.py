@@ -19,8 +19,8 @@ from service.accounts.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.images.idempotency import IdempotencyKey
-from service.images.repeats import find_taken
+from service.images.idempotency import find_taken
+from service.images.models import IdempotencyKey
 from service.shared_memory.arriving_bytes import ArrivingBytes
 
 # Of what was left of the account some seconds ago: what others have stored since is not known.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.images.audit import find_sha256, find_unclaimed, find_without_row, scan_unclaimed
+from service.images.integrity import find_sha256, find_unclaimed, find_without_row, scan_unclaimed
 from service.storage.disk import SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 

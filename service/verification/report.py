@@ -11,11 +11,11 @@ from pathlib import Path
 import asyncpg
 
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import readable
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
-from service.images.audit import require_tables
+from service.images.integrity import require_tables
 from service.queue import jobs
 from service.storage.disk import SHARDS, DiskStorage
 from service.storage.identity import StorageAway, find_folder_id, load_id

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from service.accounts.accounts import Account, AccountUnknown, list_accounts
 from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
-from service.config.sizes import readable
+from service.config.values import readable
 from service.database import Schema
 from service.ids import ImageId
-from service.images.audit import find_sha256, read_table
-from service.images.leftovers import Overdue, list_overdue
+from service.images.integrity import find_sha256, read_table
+from service.images.queries import Overdue, list_overdue
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
 _PENDING_S = 60  # beyond what the sweep leaves

@@ -13,8 +13,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from service.cli import cli
-from service.config.rates import Rate
 from service.config.settings import Settings
+from service.config.values import Rate
 from service.launcher.embedded.services import database_connections
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
-from service.config.settings import Settings, SettingsError, load, parse_size
+from service.config.settings import Settings, SettingsError, load
+from service.config.values import parse_size
 from service.launcher.embedded import first_key
 from service.telemetry.metrics import metrics
 from tests.integration.cli.test_cli import daguerre

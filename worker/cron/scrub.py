@@ -22,8 +22,8 @@ from service.batcher import running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.audit import MISSING, StoredRow, find_fault, list_stored_rows
-from service.images.leftovers import list_existing
+from service.images.integrity import MISSING, StoredRow, find_fault, list_stored_rows
+from service.images.queries import list_existing
 from service.images.scrubbing import (
     FILE_COST,
     Turn,

@@ -11,10 +11,9 @@ from service.deletion.removals import Removal, list_removals, remove_files
 from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.audit import find_sha256
-from service.images.leftovers import Overdue, list_overdue, purge_failed
-from service.images.queries import is_any_known
-from service.images.repeats import forget_expired
+from service.images.idempotency import forget_expired
+from service.images.integrity import find_sha256
+from service.images.queries import Overdue, is_any_known, list_overdue, purge_failed
 from service.storage.disk import DiskStorage
 from service.storage.identity import StorageAway, find_id
 from service.telemetry.metrics import metrics

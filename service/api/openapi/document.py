@@ -10,7 +10,7 @@ from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Answer, Body, Json, Operation, Parameter
 from service.api.openapi.responses import HEADERS, OF_LIMIT, describe_errors, headers
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import readable
 
 _DESCRIPTION = """\
 Daguerre stores pictures and answers with an id, the dimensions, EXIF and a preview of about 500 bytes.

@@ -17,15 +17,14 @@ from service.api.middleware import request_id
 from service.api.representations import describe_image
 from service.api.resources import Resources, resources
 from service.deletion.removals import remove_files
-from service.downloads.origins import parse_url
+from service.downloads.client import parse_url
 from service.errors import ServiceError
 from service.http import envelope, multipart
 from service.ids import ImageId, parse_image_id, parse_image_ids
-from service.images.deletions import delete_images
-from service.images.idempotency import IdempotencyKey
-from service.images.models import Image, NewImage
+from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.queries import Wanted
 from service.images.tag_rules import clean_tags
+from service.images.updates import delete_images
 from service.uploads import receiving
 
 log = structlog.get_logger("service.api")

@@ -14,7 +14,7 @@ from service.api.resources import resources
 from service.errors import ServiceError
 from service.ids import parse_image_ids
 from service.images.tag_rules import clean_tags
-from service.images.tags import change_tags
+from service.images.updates import change_tags
 
 
 class GivenTags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

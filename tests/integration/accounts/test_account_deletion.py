@@ -17,14 +17,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from service.accounts.accounts import begin_deletion, end_deletion
 from service.accounts.presets import set_preset
 from service.accounts.signing_keys import create_signing_key
-from service.accounts.suspensions import begin_deletion, end_deletion
 from service.config.settings import Settings
 from service.database import Database
 from service.deletion.accounts import AccountDeletion
 from service.ids import ImageId
-from service.images.deletions import delete_failed, delete_some
+from service.images.updates import delete_failed, delete_some
 from service.queue.jobs import open_redis
 from service.renditions.parameters import check_preset
 from service.storage.disk import DiskStorage

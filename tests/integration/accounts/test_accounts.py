@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from service.accounts.accounts import AccountExists, create_account, load_account
 from service.accounts.counters import Drift, list_stale, refresh_counters
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import readable
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.queue.jobs import open_redis

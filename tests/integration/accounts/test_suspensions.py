@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.accounts.suspensions import AccountBeingDeleted, begin_deletion, resume_account, suspend_account
+from service.accounts.accounts import AccountBeingDeleted, begin_deletion, resume_account, suspend_account
 from service.config.settings import Settings
 from service.database import Database
 from service.ids import ImageId

@@ -23,9 +23,9 @@ from yarl import URL
 
 from service.addresses import AllowedAddresses
 from service.config.settings import Settings
+from service.downloads.client import Origins, OriginTimeouts, parse_url
 from service.downloads.connections import GuardedResolver
 from service.downloads.decoding import DecodingError, decode
-from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
 from service.storage.disk import DiskStorage
 from service.uploads import receiving

@@ -10,8 +10,8 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
-from service.config.rates import Rate
-from service.config.settings import SettingsError, load, parse_networks, parse_widths
+from service.config.settings import SettingsError, load
+from service.config.values import Rate, parse_networks, parse_widths
 from service.delivery.not_found_limiter import Misses
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address

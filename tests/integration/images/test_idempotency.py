@@ -28,10 +28,9 @@ from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
 from service.images import insert
-from service.images.idempotency import IdempotencyKey
+from service.images.idempotency import find_earlier, forget_expired
 from service.images.insert import IdTaken, KeyTaken, insert_pending
-from service.images.models import Image, NewImage
-from service.images.repeats import find_earlier, forget_expired
+from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.updates import mark_failed
 from service.queue.jobs import open_redis
 from service.uploads import receiving

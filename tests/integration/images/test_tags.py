@@ -15,7 +15,7 @@ from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
-from service.images.tags import change_tags
+from service.images.updates import change_tags
 from tests.conftest import Client, NewTenant, RunBurst, Servers, Tenant
 from tests.support.samples import insert_image, jpeg
 

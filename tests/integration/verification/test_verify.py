@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.config.settings import Settings, SettingsError
-from service.config.sizes import readable
+from service.config.values import readable
 from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE

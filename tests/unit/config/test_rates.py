@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.config.rates import Rate
 from service.config.settings import SettingsError, load
+from service.config.values import Rate
 
 
 @pytest.mark.parametrize(
