@@ -72,7 +72,7 @@ def changed_nothing(error: ServiceError) -> bool:
     return isinstance(error.__cause__, _UNCHANGED)
 
 
-def is_of_server(error: Exception) -> bool:
+def is_server_error(error: Exception) -> bool:
     """Whether the next statement would fail as well: the server is away, full or read-only."""
     is_of_statement = isinstance(error, OSError | asyncpg.TransactionRollbackError | asyncpg.QueryCanceledError)
     return isinstance(error, _UNAVAILABLE) and not is_of_statement

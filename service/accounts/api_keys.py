@@ -70,7 +70,7 @@ async def revoke_key(connection: Connection, key_id: int) -> bool:
 _IS_ACTIVE = "select revoked_at is null from api_keys where key_hash = $1"
 
 
-async def key_is_active(connection: Connection, key: str) -> bool | None:
+async def is_key_active(connection: Connection, key: str) -> bool | None:
     """False for a key that was revoked, None for one that this database does not know."""
     is_active: bool | None = await connection.fetchval(_IS_ACTIVE, hash_key(key))
     return is_active
@@ -97,7 +97,7 @@ from found join accounts on accounts.id = found.account_id
 """
 
 
-async def find_owners(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
+async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
     """The accounts of the keys, in order; None for one that is unknown or revoked."""
     owners: list[Account | None] = [None] * len(keys)
     for row in await connection.fetch(_OWNERS, [hash_key(key) for key in keys]):
@@ -120,7 +120,7 @@ class KeyRing:
         """Look keys up until cancelled; the ring's owner keeps this as its one task."""
         await self._asking.run()
 
-    async def owner(self, key: str) -> Account:
+    async def find_account(self, key: str) -> Account:
         """The account as it was at most 4 s ago. Raises `unauthorized`."""
         seen = self._seen.get(key)
         if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
@@ -133,7 +133,7 @@ class KeyRing:
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
         looked_at = time.monotonic()
         async with self._database.connection() as connection:
-            owners = await find_owners(connection, keys)
+            owners = await find_accounts_by_keys(connection, keys)
         for key, account in zip(keys, owners, strict=True):
             self._seen.pop(key, None)
             if account is not None:

@@ -25,7 +25,7 @@ async def authenticate(request: web.Request) -> Account:
     if not key:
         raise ServiceError("unauthorized")
     service = resources(request)
-    account = await service.keys.owner(key)
+    account = await service.keys.find_account(key)
     if service.rate_limiter is not None:
         standing = await service.rate_limiter.admit(key)
         request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.next_s}' if standing else ""

@@ -12,7 +12,7 @@ from multidict import MultiDict, MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
-from service.images.models import IdempotencyKey, Large
+from service.images.models import IdempotencyKey, Include
 from service.images.tag_rules import clean_tags
 from service.spelling import find_near_miss, find_nearest, quote
 
@@ -52,8 +52,8 @@ class Detail:
     with_account: bool
 
     @property
-    def large(self) -> Large:
-        return Large(self.with_exif, self.with_mini_preview)
+    def large(self) -> Include:
+        return Include(self.with_exif, self.with_mini_preview)
 
 
 def detail(request: web.Request, *others: str) -> Detail:

@@ -21,12 +21,12 @@ from service.database import Database
 from service.delivery.context import Delivery
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
-from service.downloads.client import Origins, OriginTimeouts
+from service.downloads.client import DownloadClient, DownloadTimeouts
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
-from service.health.usage import Measures
+from service.health.usage import UsageMeter
 from service.http.client_addresses import ProxyWarnings
 from service.images.models import Image
-from service.images.queries import Wanted, find_together
+from service.images.queries import ImageQuery, find_image_batch
 from service.limits.buckets import RateLimiter
 from service.queue import jobs
 from service.queue.jobs import JobQueue
@@ -55,14 +55,14 @@ class Resources:
     replies: Replies
     admission: Admission
     ingest: Ingest
-    finding: Batcher[Wanted, Image | None]
+    finding: Batcher[ImageQuery, Image | None]
     upload_limits: UploadLimits
-    origins: Origins
+    origins: DownloadClient
     download_limits: UploadLimits
     delivery: Delivery
     proxies: ProxyWarnings
     dependencies: Mapping[str, Dependency]
-    measures: Measures
+    measures: UsageMeter
     removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
     counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
     scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
@@ -85,7 +85,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
     """Connect to everything; tasks and connections end with the block. `arriving` is shared with other API processes of
     this machine, if there are any.
     """
-    timeouts = OriginTimeouts()
+    timeouts = DownloadTimeouts()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
@@ -100,13 +100,13 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
         await stack.enter_async_context(running(accepting.run()))
         await stack.enter_async_context(running(enqueuing.run()))
-        finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)
+        finding = Batcher(partial(find_image_batch, database), limit=_FOUND_TOGETHER)
         await stack.enter_async_context(running(finding.run()))
         keys = KeyRing(database)
         await stack.enter_async_context(running(keys.run()))
         await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
-            Origins.connect(
+            DownloadClient.connect(
                 AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
             )
         )
@@ -139,7 +139,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             delivery=delivery,
             proxies=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
-            measures=Measures(
+            measures=UsageMeter(
                 database,
                 {
                     "storage": (settings.storage_folder, storage.threads),

@@ -55,7 +55,7 @@ def parse_period(text: str) -> int | None:
 _SHOWN_UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB")
 
 
-def readable(size: int) -> str:
+def format_size(size: int) -> str:
     """2147483648 is "2 GB", 112332108 "107 MB": powers of 1024, one decimal below 10 with .0 dropped, none above."""
     value, unit = float(size), 0
     while round(value) >= 1024 and unit < len(_SHOWN_UNITS) - 1:

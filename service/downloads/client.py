@@ -30,7 +30,7 @@ _READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class OriginTimeouts:
+class DownloadTimeouts:
     """For resolving the name and connecting, TLS included; for the first byte, and every later pause; for it all.
 
     After `read_s` a body has to have the least pace of `service.limits.pace` as well.
@@ -41,7 +41,7 @@ class OriginTimeouts:
     total_s: float = 30
 
 
-class OriginFailure(Exception):
+class DownloadFailure(Exception):
     """What went wrong, by the name of its kind alone: libraries' own errors quote the URL, which may hold secrets."""
 
 
@@ -54,10 +54,10 @@ def parse_url(text: str) -> URL:
     except CredentialsInURL:
         raise ServiceError("invalid-url", "The URL holds a user name or a password; send one without.") from None
     except ValueError as error:
-        raise ServiceError("invalid-url") from OriginFailure(type(error).__name__)
+        raise ServiceError("invalid-url") from DownloadFailure(type(error).__name__)
 
 
-class Origin:
+class Download:
     """An answer whose headers have arrived."""
 
     def __init__(self, response: aiohttp.ClientResponse, pace: Pace) -> None:
@@ -92,10 +92,10 @@ class Origin:
             yield chunk
 
 
-class Origins:
+class DownloadClient:
     """Nothing of the client's request travels to an origin: no header, no key, no cookie; and no proxy is asked."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeouts: OriginTimeouts) -> None:
+    def __init__(self, session: aiohttp.ClientSession, timeouts: DownloadTimeouts) -> None:
         self._session = session
         self._timeouts = timeouts
 
@@ -106,9 +106,9 @@ class Origins:
         allowed: AllowedAddresses,
         *,
         lookups: int,
-        timeouts: OriginTimeouts = OriginTimeouts(),
+        timeouts: DownloadTimeouts = DownloadTimeouts(),
         resolver: AbstractResolver | None = None,
-    ) -> AsyncIterator[Origins]:
+    ) -> AsyncIterator[DownloadClient]:
         """`lookups` names are resolved at once, of which no account takes all; more are `busy`. Connections end with
         the block.
         """
@@ -134,7 +134,7 @@ class Origins:
             await resolver.close()
 
     @asynccontextmanager
-    async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Origin]:
+    async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Download]:
         """Follow up to 5 redirects, each to an address that is checked like the first. `holder` is the account that
         shares look-ups of names with others.
 
@@ -148,7 +148,7 @@ class Origins:
                 raise ServiceError("origin-not-found")
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
-            yield Origin(response, Pace(self._timeouts.read_s))
+            yield Download(response, Pace(self._timeouts.read_s))
 
     async def _follow(self, url: URL) -> aiohttp.ClientResponse:
         """The first answer that is no redirect. aiohttp's own redirects would encode URLs anew."""
@@ -179,7 +179,7 @@ def _resolve(url: URL, location: str) -> URL:
         raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.") from None
     except ValueError as error:
         message = "The URL redirects to something that is not an http or https URL."
-        raise ServiceError("origin-refused", message) from OriginFailure(type(error).__name__)
+        raise ServiceError("origin-refused", message) from DownloadFailure(type(error).__name__)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _as_origin_errors() -> Iterator[None]:
     except AddressRefused:
         raise ServiceError("url-not-allowed") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:  # time-outs are OSErrors
-        raise _translate(error) from OriginFailure(type(error).__name__)
+        raise _translate(error) from DownloadFailure(type(error).__name__)
 
 
 def _translate(error: Exception) -> ServiceError:

@@ -44,7 +44,7 @@ def measure_space(folder: str | Path) -> DiskSpace:
     )
 
 
-class Measures:
+class UsageMeter:
     """`folders` are the disks of `daguerre_disk_…_bytes` by name, each with the threads that wait for that disk."""
 
     def __init__(self, database: Database, folders: Mapping[str, tuple[Path, Executor]]) -> None:
@@ -53,7 +53,7 @@ class Measures:
         self._spaces = {name: SharedCall[DiskSpace](_TIMEOUT_S, keep_s=_KEEP_S) for name in folders}
         self._sizes: SharedCall[tuple[StoredState, DiskSpace | None]] = SharedCall(_TIMEOUT_S, keep_s=_KEEP_S)
 
-    async def take(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
+    async def measure(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
         """Disks by name, and what is stored, without what cannot be measured now."""
         sizes, spaces = await asyncio.gather(self._take_sizes(), asyncio.gather(*map(self._take_space, self._folders)))
         disks = {name: space for name, space in zip(self._folders, spaces, strict=True) if space is not None}

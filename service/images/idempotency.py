@@ -10,19 +10,19 @@ from service.ids import AccountId, ImageId
 from service.images.models import COLUMNS, IdempotencyKey, Image
 
 # A key by itself tells nothing: tenants do not share keys.
-Claim: TypeAlias = tuple[AccountId, str]
+ScopedKey: TypeAlias = tuple[AccountId, str]
 
 # Until the sweep has forgotten it, a key that is older is still written down and counts for nothing.
 _LIVE = "images.created_at > now() - interval '24 hours'"
 
 
-class Earlier(NamedTuple):
+class KeyedImage(NamedTuple):
     """The image that a key stands for, whole, and the SHA-256 of the URL that it came from, if it came from one."""
 
     image: Image
     url_sha256: bytes | None
 
-    def is_of(self, key: IdempotencyKey, sha256: bytes | None) -> bool:
+    def matches(self, key: IdempotencyKey, sha256: bytes | None) -> bool:
         """Whether a request with this key brings the same again: the same URL, or a body of this SHA-256."""
         if self.url_sha256 is None and key.url_sha256 is None:
             return self.image.sha256 == sha256
@@ -35,9 +35,9 @@ where account_id = $1 and idempotency_key = $2 and {_LIVE}
 """
 
 
-async def find_earlier(connection: Connection, account_id: AccountId, key: str) -> Earlier | None:
+async def find_by_key(connection: Connection, account_id: AccountId, key: str) -> KeyedImage | None:
     row = await connection.fetchrow(_FIND, account_id, key)
-    return None if row is None else Earlier(Image(*row[:-1]), row[-1])
+    return None if row is None else KeyedImage(Image(*row[:-1]), row[-1])
 
 
 # Each is found by the index, whatever the planner would make of a join.
@@ -49,7 +49,7 @@ cross join lateral (
 """
 
 
-async def find_taken(connection: Connection, claims: Sequence[Claim]) -> set[Claim]:
+async def find_used_keys(connection: Connection, claims: Sequence[ScopedKey]) -> set[ScopedKey]:
     """Those that stand for an image."""
     rows = await connection.fetch(_FIND_TAKEN, [account_id for account_id, _ in claims], [key for _, key in claims])
     return {(AccountId(row[0]), row[1]) for row in rows}
@@ -62,7 +62,7 @@ returning id
 """
 
 
-async def free_expired(connection: Connection, claim: Claim) -> bool:
+async def release_if_expired(connection: Connection, claim: ScopedKey) -> bool:
     """Whether the key had expired, and was still written down."""
     return await connection.fetchval(_FREE, *claim) is not None
 
@@ -77,7 +77,7 @@ where id = any(array(
 """
 
 
-async def forget_expired(connection: Connection, limit: int) -> int:
+async def release_expired_keys(connection: Connection, limit: int) -> int:
     """Forget the oldest keys that have expired; returns how many."""
     status = await connection.execute(_FORGET, limit)
     return int(status.rpartition(" ")[2])
@@ -86,6 +86,6 @@ async def forget_expired(connection: Connection, limit: int) -> int:
 _FREE_OF = "update images set idempotency_key = null, idempotency_url = null where id = $1"
 
 
-async def free_key(connection: Connection, image_id: ImageId) -> None:
+async def release_key(connection: Connection, image_id: ImageId) -> None:
     """The key of this image may stand for another one."""
     await connection.execute(_FREE_OF, image_id)

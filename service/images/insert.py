@@ -12,7 +12,7 @@ from service.accounts.accounts import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.images.idempotency import Claim, find_taken, free_expired
+from service.images.idempotency import ScopedKey, find_used_keys, release_if_expired
 from service.images.models import NewImage
 
 
@@ -74,7 +74,7 @@ async def _insert(connection: Connection, images: Sequence[NewImage]) -> set[str
     return {row[0] for row in rows}
 
 
-def _claim(image: NewImage) -> Claim | None:
+def _claim(image: NewImage) -> ScopedKey | None:
     key = image.idempotency_key
     return None if key is None else (image.account_id, key.text)
 
@@ -87,12 +87,12 @@ async def insert_pending(database: Database, images: Sequence[NewImage]) -> list
     order.
     """
     inserted: set[str] = set()
-    taken: set[Claim] = set()
+    taken: set[ScopedKey] = set()
     claims = [claim for image in images if (claim := _claim(image))]
     async with database.connection() as connection:
         for _ in range(2 if claims else 1):
             if claims:
-                taken = await find_taken(connection, claims)
+                taken = await find_used_keys(connection, claims)
             fresh = list(_leave_out_repeats(images, taken))
             # One of the ids is taken, or one of the keys since it was looked for; or somebody ends an image whose key
             # is in the batch, holding it while waiting for its account.
@@ -121,7 +121,7 @@ async def insert_pending(database: Database, images: Sequence[NewImage]) -> list
     return outcomes
 
 
-def _leave_out_repeats(images: Sequence[NewImage], taken: Set[Claim]) -> Iterator[NewImage]:
+def _leave_out_repeats(images: Sequence[NewImage], taken: Set[ScopedKey]) -> Iterator[NewImage]:
     """Of those that share a key the first one."""
     seen = set(taken)
     for image in images:
@@ -141,11 +141,11 @@ async def _insert_alone(database: Database, image: NewImage) -> Exception | None
             except asyncpg.UniqueViolationError as violation:
                 if claim is None or violation.constraint_name != _KEYS:
                     return IdTaken(image.id)
-                if not await free_expired(connection, claim):
+                if not await release_if_expired(connection, claim):
                     return KeyTaken(image.id)
                 inserted = await _insert(connection, [image])
             # What fills the account may be the image that this one repeats.
-            if not inserted and claim is not None and await find_taken(connection, [claim]):
+            if not inserted and claim is not None and await find_used_keys(connection, [claim]):
                 return KeyTaken(image.id)
             return None if inserted else await _find_refusal(connection, image.account_id)
     except asyncpg.UniqueViolationError:  # somebody else made use of the key that was freed

@@ -37,15 +37,15 @@ class Image:
     mini_preview: bytes | None = None
 
 
-class Large(NamedTuple):
+class Include(NamedTuple):
     """Which of the large columns a statement answers too, as its last parameters say."""
 
     exif: bool = False
     mini_preview: bool = False
 
 
-SLIM = Large()
-WHOLE = Large(exif=True, mini_preview=True)
+NO_BLOBS = Include()
+ALL = Include(exif=True, mini_preview=True)
 
 # What a statement selects or returns to make an Image, without what is large.
 COLUMNS = """

@@ -9,15 +9,15 @@ from typing import NamedTuple
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.models import COLUMNS, WHOLE, Image, Large
+from service.images.models import ALL, COLUMNS, Image, Include
 
 
-class Wanted(NamedTuple):
+class ImageQuery(NamedTuple):
     """An image that a client of this account asks for."""
 
     image_id: ImageId
     account_id: AccountId
-    large: Large = WHOLE
+    include: Include = ALL
 
 
 # Each is found by the primary key, whatever the planner would make of a join.
@@ -32,20 +32,20 @@ cross join lateral (
 """
 
 
-async def find_images(connection: Connection, wanted: Sequence[Wanted]) -> list[Image | None]:
+async def find_images(connection: Connection, wanted: Sequence[ImageQuery]) -> list[Image | None]:
     """In order; None for an unknown id and for one of another account alike."""
     rows = await connection.fetch(
         _FIND,
         [each.image_id for each in wanted],
         [each.account_id for each in wanted],
-        [each.large.exif for each in wanted],
-        [each.large.mini_preview for each in wanted],
+        [each.include.exif for each in wanted],
+        [each.include.mini_preview for each in wanted],
     )
     found = {place: Image(*columns) for place, *columns in rows}
     return [found.get(place) for place in range(1, len(wanted) + 1)]
 
 
-async def find_together(database: Database, wanted: Sequence[Wanted]) -> list[Image | None]:
+async def find_image_batch(database: Database, wanted: Sequence[ImageQuery]) -> list[Image | None]:
     """`find_images` for a Batcher: what is answered is the rows as they are after all of these were asked for."""
     async with database.connection() as connection:
         return await find_images(connection, wanted)
@@ -66,7 +66,7 @@ cross join lateral (select * from images where id = wanted.id limit 1) images
 """
 
 
-async def find_any(connection: Connection, image_ids: Sequence[ImageId]) -> list[Image | None]:
+async def find_across_accounts(connection: Connection, image_ids: Sequence[ImageId]) -> list[Image | None]:
     """Any account's images, for their delivery, without what is large; in order, None for an unknown id."""
     rows = await connection.fetch(_FIND_ANY, image_ids)
     found = {place: Image(*columns) for place, *columns in rows}
@@ -103,7 +103,7 @@ async def needs_files(connection: Connection) -> bool:
     return bool(await connection.fetchval("select exists (select from removals)"))
 
 
-class Overdue(NamedTuple):
+class OverdueImage(NamedTuple):
     created_at: datetime
     id: ImageId
     account_id: AccountId
@@ -127,10 +127,12 @@ order by created_at, id limit $2
 """
 
 
-async def list_overdue(connection: Connection, age_s: float, limit: int, after: Overdue | None = None) -> list[Overdue]:
+async def list_overdue(
+    connection: Connection, age_s: float, limit: int, after: OverdueImage | None = None
+) -> list[OverdueImage]:
     """The oldest images that have been pending for longer than `age_s`, in order; those behind `after`."""
     rows = await connection.fetch(_OVERDUE, age_s, limit, *(after[:2] if after else (None, None)))
-    return [Overdue(*row) for row in rows]
+    return [OverdueImage(*row) for row in rows]
 
 
 _PURGE_FAILED = """

@@ -12,7 +12,7 @@ from service.ids import ImageId
 FILE_COST = 64 << 10
 
 
-class Turn(NamedTuple):
+class ScrubLease(NamedTuple):
     """The holder's view of the round. `age_s` is None before the first one."""
 
     age_s: float | None
@@ -32,16 +32,16 @@ returning extract(epoch from now() - started_at)::float8, is_over, after_id, don
 """
 
 
-async def take_turn(connection: Connection, holder: str, lease_s: float) -> Turn | None:
+async def acquire_lease(connection: Connection, holder: str, lease_s: float) -> ScrubLease | None:
     """Takes or keeps the lease; None if another worker has it."""
     row = await connection.fetchrow(_TAKE, holder, lease_s)
-    return None if row is None else Turn(*row)
+    return None if row is None else ScrubLease(*row)
 
 
 _RELEASE = "update scrub set held_until = now() where holder = $1"
 
 
-async def release_turn(connection: Connection, holder: str) -> None:
+async def release_lease(connection: Connection, holder: str) -> None:
     """Lets another worker go on at once."""
     await connection.execute(_RELEASE, holder)
 
@@ -90,7 +90,7 @@ returning image_id
 """
 
 
-async def note_damaged(connection: Connection, faults: Mapping[ImageId, str]) -> set[ImageId]:
+async def record_damaged(connection: Connection, faults: Mapping[ImageId, str]) -> set[ImageId]:
     """Returns those that were not noted, or as something else."""
     rows = await connection.fetch(_NOTE_DAMAGED, list(faults), list(faults.values()))
     return {ImageId(row[0]) for row in rows}
@@ -99,6 +99,6 @@ async def note_damaged(connection: Connection, faults: Mapping[ImageId, str]) ->
 _NOTE_WHOLE = "delete from damaged_images where image_id = any($1) returning image_id"
 
 
-async def note_whole(connection: Connection, image_ids: Sequence[ImageId]) -> list[ImageId]:
+async def record_intact(connection: Connection, image_ids: Sequence[ImageId]) -> list[ImageId]:
     """Returns those that were noted as damaged."""
     return [ImageId(row[0]) for row in await connection.fetch(_NOTE_WHOLE, image_ids)]

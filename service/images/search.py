@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from service.database import Connection
 from service.ids import AccountId, ImageId
-from service.images.models import COLUMNS, SLIM, Image, Large
+from service.images.models import COLUMNS, NO_BLOBS, Image, Include
 
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -69,7 +69,7 @@ async def search_images(
     after: Position | None,
     limit: int,
     *,
-    large: Large = SLIM,
+    include: Include = NO_BLOBS,
 ) -> list[Image]:
     """Up to `limit` images that come after the position."""
     start = after or Position(filters.created_before or _LAST, ImageId(""))
@@ -82,7 +82,7 @@ async def search_images(
         start.id,
         walk.oldest,
         [tag for tag in filters.tags if (walk.name, walk.value) != ("tag", tag)],
-        *large,
+        *include,
         limit,
         *([] if walk.value is None else [walk.value]),
         *([filters.format] if filtered else []),

@@ -10,7 +10,7 @@ import msgspec
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.models import COLUMNS, SLIM, Image, Large
+from service.images.models import COLUMNS, NO_BLOBS, Image, Include
 from service.images.probe import Probe
 from service.images.queries import require_all
 from service.images.tag_rules import MAX_TAGS
@@ -107,7 +107,7 @@ async def find_pending_age_s(connection: Connection, image_id: ImageId) -> float
 _FORGET_FAILED = "delete from images where id = $1 and state = 'failed'"
 
 
-async def forget_failed(connection: Connection, image_id: ImageId) -> None:
+async def delete_failed_image(connection: Connection, image_id: ImageId) -> None:
     """Drop a failed row whose client has been told."""
     await connection.execute(_FORGET_FAILED, image_id)
 
@@ -119,7 +119,7 @@ where id = $1 and state = 'failed'
 """
 
 
-async def forget_failed_soon(connection: Connection, image_id: ImageId) -> None:
+async def expire_failed_image(connection: Connection, image_id: ImageId) -> None:
     """Let the sweep, which drops failed rows after a day, drop this one in a minute."""
     await connection.execute(_FORGET_SOON, image_id)
 
@@ -156,13 +156,13 @@ async def change_tags(
     *,
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
-    large: Large = SLIM,
+    include: Include = NO_BLOBS,
 ) -> list[Image]:
     """Add tags behind those that are there, and remove some, for all of these different images or for none.
 
     Answers the images as they are then, in this order. Raises `image-not-found` and `too-many-tags`.
     """
-    rows = await connection.fetch(_CHANGE, image_ids, account_id, add, remove, *large)
+    rows = await connection.fetch(_CHANGE, image_ids, account_id, add, remove, *include)
     changed = {image.id: image for image in (replace(Image(*row[1:]), tags=row[0]) for row in rows)}
     require_all(image_ids, changed, "image-not-found")
     for image in changed.values():
@@ -199,14 +199,14 @@ select locked.id, deleted.* from locked left join deleted on deleted.id = locked
 
 
 async def delete_images(
-    connection: Connection, image_ids: Sequence[ImageId], account_id: AccountId, large: Large = SLIM
+    connection: Connection, image_ids: Sequence[ImageId], account_id: AccountId, include: Include = NO_BLOBS
 ) -> list[Image]:
     """Delete all of these different images, or none; answers what they were, in this order.
 
     The files are the caller's to remove (`removals.remove_files`), and the sweep's if it dies. Raises `invalid-id` for
     one that is not stored in this account.
     """
-    rows = await connection.fetch(_DELETE, image_ids, account_id, *large)
+    rows = await connection.fetch(_DELETE, image_ids, account_id, *include)
     found = {ImageId(row[0]): row[1:] for row in rows}
     require_all(image_ids, found, "invalid-id")
     return [Image(*found[image_id]) for image_id in image_ids]
@@ -247,7 +247,7 @@ _DELETE_FAILED = _DELETE_SOME.format(
 )
 
 
-async def delete_some(connection: Connection, account_id: AccountId, limit: int) -> list[ImageId]:
+async def delete_stored_batch(connection: Connection, account_id: AccountId, limit: int) -> list[ImageId]:
     """Delete up to `limit` images that the account stores, in one commit; returns none if none are left.
 
     Their files are the caller's to remove, as those of `delete_images`.
@@ -255,6 +255,6 @@ async def delete_some(connection: Connection, account_id: AccountId, limit: int)
     return [ImageId(row[0]) for row in await connection.fetch(_DELETE_STORED, account_id, limit)]
 
 
-async def delete_failed(connection: Connection, account_id: AccountId, limit: int) -> list[ImageId]:
-    """Delete up to `limit` rows of images that were refused, as `delete_some` does."""
+async def delete_failed_batch(connection: Connection, account_id: AccountId, limit: int) -> list[ImageId]:
+    """Delete up to `limit` rows of images that were refused, as `delete_stored_batch` does."""
     return [ImageId(row[0]) for row in await connection.fetch(_DELETE_FAILED, account_id, limit)]

@@ -22,7 +22,7 @@ from service.errors import ServiceError
 from service.http import envelope, multipart
 from service.ids import ImageId, parse_image_id, parse_image_ids
 from service.images.models import IdempotencyKey, Image, NewImage
-from service.images.queries import Wanted
+from service.images.queries import ImageQuery
 from service.images.tag_rules import clean_tags
 from service.images.updates import delete_images
 from service.uploads import receiving
@@ -103,7 +103,7 @@ async def show(request: web.Request) -> web.Response:
     account = await authenticate(request)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
-    image = await service.finding.submit(Wanted(image_id, account.id, detail.large))
+    image = await service.finding.submit(ImageQuery(image_id, account.id, detail.large))
     if image is None:
         raise ServiceError("image-not-found")
     shown = describe_image(image, detail, service.settings.public_url)

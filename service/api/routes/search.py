@@ -47,7 +47,7 @@ async def find(request: web.Request) -> web.Response:
             filters,
             after,
             limit + 1,  # one more tells whether there is a next page
-            large=detail.large,
+            include=detail.large,
         )
     page = FoundImages([describe_ready(image, detail, service.settings.public_url) for image in found[:limit]], None)
     if len(found) > limit:

@@ -43,7 +43,7 @@ async def _change(
     named = request.match_info["id"]
     image_ids = parse_image_ids(named)
     async with service.database.connection() as connection:
-        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, large=detail.large)
+        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.large)
     return await responses.changed(images, service, account, detail, as_list="," in named)
 
 

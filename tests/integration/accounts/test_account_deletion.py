@@ -24,7 +24,7 @@ from service.config.settings import Settings
 from service.database import Database
 from service.deletion.accounts import AccountDeletion
 from service.ids import ImageId
-from service.images.updates import delete_failed, delete_some
+from service.images.updates import delete_failed_batch, delete_stored_batch
 from service.queue.jobs import open_redis
 from service.renditions.parameters import check_preset
 from service.storage.disk import DiskStorage
@@ -330,12 +330,12 @@ async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settin
 
 async def test_a_batch_uncounts_what_it_deletes(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
-    assert len(await delete_some(connection, tenant.id, 2)) == 2
+    assert len(await delete_stored_batch(connection, tenant.id, 2)) == 2
     row = await connection.fetchrow("select num_images, used_bytes from accounts")
     assert tuple(row) == (1, len(jpeg()))
-    assert len(await delete_some(connection, tenant.id, 2)) == 1
-    assert await delete_some(connection, tenant.id, 2) == []
-    assert await delete_failed(connection, tenant.id, 2) == []
+    assert len(await delete_stored_batch(connection, tenant.id, 2)) == 1
+    assert await delete_stored_batch(connection, tenant.id, 2) == []
+    assert await delete_failed_batch(connection, tenant.id, 2) == []
     assert tuple(await connection.fetchrow("select num_images, used_bytes from accounts")) == (0, 0)
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from service.accounts.accounts import AccountExists, create_account, load_account
 from service.accounts.counters import Drift, list_stale, refresh_counters
 from service.config.settings import Settings
-from service.config.values import readable
+from service.config.values import format_size
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.queue.jobs import open_redis
@@ -59,7 +59,7 @@ async def test_the_account_has_the_shape_of_the_contract(api: Client, connection
     ],
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
-    assert readable(size) == text
+    assert format_size(size) == text
 
 
 @pytest.mark.usefixtures("worker")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.accounts.accounts import Account, AccountUnknown
-from service.accounts.api_keys import KeyRing, create_key, find_owners, key_is_active, list_keys, revoke_key
+from service.accounts.api_keys import KeyRing, create_key, find_accounts_by_keys, is_key_active, list_keys, revoke_key
 from service.batcher import running
 from service.config.settings import Settings
 from service.database import Connection, Database
@@ -43,12 +43,12 @@ async def test_an_account_has_several_keys_and_each_is_revoked_alone(
     connection: Any, tenant: Tenant, ring: KeyRing
 ) -> None:
     second = await create_key(connection, tenant.name)
-    assert (await ring.owner(tenant.key)).id == (await ring.owner(second)).id == tenant.id
+    assert (await ring.find_account(tenant.key)).id == (await ring.find_account(second)).id == tenant.id
     listed = await list_keys(connection, tenant.name)
     assert [key.hint for key in listed] == [tenant.key[:6], second[:6]]
     assert await revoke_key(connection, listed[0].id) is True
     assert await revoke_key(connection, listed[0].id) is False
-    assert [await key_is_active(connection, key) for key in (tenant.key, second)] == [False, True]
+    assert [await is_key_active(connection, key) for key in (tenant.key, second)] == [False, True]
 
 
 async def test_a_revoked_key_stops_within_five_seconds(
@@ -56,20 +56,20 @@ async def test_a_revoked_key_stops_within_five_seconds(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("service.accounts.api_keys.time.monotonic", lambda: now)
-    await ring.owner(tenant.key)
+    await ring.find_account(tenant.key)
     [key] = await list_keys(connection, tenant.name)
     await revoke_key(connection, key.id)
     now += 3.9
-    await ring.owner(tenant.key)
+    await ring.find_account(tenant.key)
     now += 1.0
     with pytest.raises(ServiceError) as refusal:
-        await ring.owner(tenant.key)
+        await ring.find_account(tenant.key)
     assert refusal.value.code == "unauthorized"
 
 
 async def test_the_last_use_is_kept_to_the_hour(connection: Any, tenant: Tenant, ring: KeyRing) -> None:
     assert (await list_keys(connection, tenant.name))[0].last_used_at is None
-    await ring.owner(tenant.key)
+    await ring.find_account(tenant.key)
     [key] = await list_keys(connection, tenant.name)
     assert key.last_used_at == await connection.fetchval("select date_trunc('hour', now())")
 
@@ -77,11 +77,11 @@ async def test_the_last_use_is_kept_to_the_hour(connection: Any, tenant: Tenant,
 async def test_a_use_within_the_hour_writes_nothing(
     connection: Any, tenant: Tenant, ring: KeyRing, settings: Settings
 ) -> None:
-    await ring.owner(tenant.key)
+    await ring.find_account(tenant.key)
     version = "select xmin::text from api_keys"
     before = await connection.fetchval(version)
     async with Database.open(settings.database_url, connections=1) as database, ring_on(database) as other:
-        await other.owner(tenant.key)
+        await other.find_account(tenant.key)
     assert await connection.fetchval(version) == before
 
 
@@ -98,20 +98,20 @@ async def test_those_that_ask_at_once_share_a_look_and_each_gets_its_own(
 
     async def counted(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
         looks.append(len(keys))
-        return await find_owners(connection, keys)
+        return await find_accounts_by_keys(connection, keys)
 
-    monkeypatch.setattr("service.accounts.api_keys.find_owners", counted)
-    cancelled = asyncio.create_task(ring.owner(tenant.key))
-    unknown = asyncio.create_task(ring.owner(new_key()))
+    monkeypatch.setattr("service.accounts.api_keys.find_accounts_by_keys", counted)
+    cancelled = asyncio.create_task(ring.find_account(tenant.key))
+    unknown = asyncio.create_task(ring.find_account(new_key()))
     await asyncio.sleep(0)
     cancelled.cancel()
     keys = [tenant.key, other.key] * 10
-    owners = await asyncio.gather(*map(ring.owner, keys))
+    owners = await asyncio.gather(*map(ring.find_account, keys))
     assert [owner.id for owner in owners] == [tenant.id, other.id] * 10
     with pytest.raises(ServiceError, match="unauthorized"):
         await unknown
     assert len(looks) <= 2
-    await asyncio.gather(*map(ring.owner, keys))
+    await asyncio.gather(*map(ring.find_account, keys))
     assert sum(looks) <= 22
 
 
@@ -130,10 +130,10 @@ async def test_a_flood_of_invented_keys_leaves_connections_and_time_to_others(ri
             held -= 1
 
     ring._database.connection = counted  # type: ignore[method-assign]
-    flood = [asyncio.create_task(ring.owner(new_key())) for _ in range(2000)]
+    flood = [asyncio.create_task(ring.find_account(new_key())) for _ in range(2000)]
     await asyncio.sleep(0)
     async with asyncio.timeout(2):
-        assert (await ring.owner(tenant.key)).id == tenant.id
+        assert (await ring.find_account(tenant.key)).id == tenant.id
     refused = await asyncio.gather(*flood, return_exceptions=True)
     assert {repr(error) for error in refused} == {repr(ServiceError("unauthorized"))}
     assert most == 1
@@ -147,7 +147,7 @@ async def test_two_processes_that_note_the_use_of_the_same_keys_do_not_wait_for_
 
         async def look(order: list[str]) -> None:
             async with database.connection() as own:
-                assert None not in await find_owners(own, order)
+                assert None not in await find_accounts_by_keys(own, order)
 
         for _ in range(5):
             await connection.execute("update api_keys set last_used_at = null")

@@ -23,7 +23,7 @@ from yarl import URL
 
 from service.addresses import AllowedAddresses
 from service.config.settings import Settings
-from service.downloads.client import Origins, OriginTimeouts, parse_url
+from service.downloads.client import DownloadClient, DownloadTimeouts, parse_url
 from service.downloads.connections import GuardedResolver
 from service.downloads.decoding import DecodingError, decode
 from service.errors import ServiceError
@@ -36,7 +36,7 @@ from tests.integration.api.test_refusals import error_of
 from tests.support.samples import jpeg, stored_files
 
 LOCAL = pytest.mark.settings(fetch_allow="127.0.0.1")
-QUICK = OriginTimeouts(connect_s=0.3, read_s=0.3, total_s=1)
+QUICK = DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=1)
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[URL]]
 
@@ -603,7 +603,7 @@ async def targets_of(target: str, answers: list[bytes]) -> list[str]:
     async with listening(say) as port:
         host = f"127.0.0.1:{port}"
         async with (
-            Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
+            DownloadClient.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1) as origins,
             origins.get(parse_url(f"http://{host}{target}#part")),
         ):
             pass
@@ -641,7 +641,7 @@ async def test_host_is_sent_as_idna(serve: Serve) -> None:
     port = (await serve(listen)).port
     resolver = Liar("127.0.0.1")
     async with (
-        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
+        DownloadClient.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
         origins.get(parse_url(f"http://B\u00fccher.example:{port}/%27")),
     ):
         assert heard == [f"xn--bcher-kva.example:{port}"]
@@ -690,7 +690,7 @@ async def test_endless_interim_answers_are_refused(settings: Settings) -> None:
     async with listening(say) as port:
         began = time.process_time()
         with pytest.raises(ServiceError, match="origin-refused"):
-            await fetch(f"http://127.0.0.1:{port}/", settings, OriginTimeouts(total_s=5))
+            await fetch(f"http://127.0.0.1:{port}/", settings, DownloadTimeouts(total_s=5))
     assert time.process_time() - began < 1
 
 
@@ -799,7 +799,7 @@ async def test_a_redirect_is_checked_like_the_first_url(
         return web.Response(status=302, headers={"Location": f"http://127.0.0.1:{port}/"})
 
     origin = await serve(pass_on)
-    async with Origins.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins:
+    async with DownloadClient.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins:
         with pytest.raises(ServiceError, match="url-not-allowed"):
             async with origins.get(origin):
                 pass
@@ -813,7 +813,7 @@ async def test_a_name_with_one_refused_address_is_refused(monkeypatch: pytest.Mo
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    async with Origins.connect(AllowedAddresses.parse(""), lookups=1) as origins:
+    async with DownloadClient.connect(AllowedAddresses.parse(""), lookups=1) as origins:
         with pytest.raises(ServiceError, match="url-not-allowed"):
             async with origins.get(URL("http://mixed.example/")):
                 pass
@@ -842,7 +842,7 @@ class Liar(AbstractResolver):
 
 async def test_the_address_is_checked_again_in_the_moment_of_connecting(trap: tuple[int, list[object]]) -> None:
     port, came = trap
-    async with Origins.connect(AllowedAddresses.parse(""), lookups=1, resolver=Liar("127.0.0.1")) as origins:
+    async with DownloadClient.connect(AllowedAddresses.parse(""), lookups=1, resolver=Liar("127.0.0.1")) as origins:
         with pytest.raises(ServiceError, match="url-not-allowed"):
             async with origins.get(URL(f"http://rebound.example:{port}/")):
                 pass
@@ -853,7 +853,7 @@ async def test_a_name_is_resolved_once_for_a_connection(serve: Serve) -> None:
     origin = await serve(picture)
     resolver = Liar("127.0.0.1")
     async with (
-        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
+        DownloadClient.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, resolver=resolver) as origins,
         origins.get(URL(f"http://once.example:{origin.port}/")),
     ):
         assert resolver.asked == 1
@@ -871,7 +871,7 @@ async def test_a_proxy_in_the_environment_is_ignored(
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
     origin = await serve(picture)
     async with (
-        Origins.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins,
+        DownloadClient.connect(AllowedAddresses.parse(f"127.0.0.1:{origin.port}"), lookups=1) as origins,
         origins.get(origin) as answer,
     ):
         assert answer.length == len(jpeg())
@@ -890,7 +890,7 @@ async def test_an_origin_below_the_least_pace_is_too_slow(serve: Serve, settings
             await asyncio.sleep(0.05)
         return response
 
-    timeouts = OriginTimeouts(connect_s=0.3, read_s=0.3, total_s=10)
+    timeouts = DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=10)
     url = str(await serve(drip))
     began = time.monotonic()
     with pytest.raises(ServiceError, match="origin-too-slow"):
@@ -899,12 +899,12 @@ async def test_an_origin_below_the_least_pace_is_too_slow(serve: Serve, settings
     assert stored_files(settings) == []
 
 
-async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> receiving.Upload:
+async def fetch(url: str, settings: Settings, timeouts: DownloadTimeouts = QUICK) -> receiving.Upload:
     storage = DiskStorage(settings.storage_folder)
     storage.prepare()
     limits = UploadLimits(1 << 20, 10, 10)
     async with (
-        Origins.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, timeouts=timeouts) as origins,
+        DownloadClient.connect(AllowedAddresses.parse("127.0.0.1"), lookups=1, timeouts=timeouts) as origins,
         origins.get(URL(url)) as origin,
     ):
         return await receiving.receive(origin.chunks(), storage, limits)
@@ -967,7 +967,7 @@ async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -
         return []
 
     monkeypatch.setattr(GuardedResolver, "resolve", resolve)
-    async with Origins.connect(AllowedAddresses.parse(""), lookups=1, timeouts=QUICK) as origins:
+    async with DownloadClient.connect(AllowedAddresses.parse(""), lookups=1, timeouts=QUICK) as origins:
         with pytest.raises(ServiceError, match="origin-too-slow"):
             async with origins.get(URL("http://slow.example/")):
                 pass
@@ -1014,7 +1014,7 @@ async def test_names_that_hang_leave_room_for_others(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     allowed = AllowedAddresses.parse("127.0.0.1")
     slow, quick = URL("http://slow.example:1/"), URL("http://quick.example:1/")
-    async with Origins.connect(allowed, lookups=8, timeouts=QUICK) as origins:
+    async with DownloadClient.connect(allowed, lookups=8, timeouts=QUICK) as origins:
         try:
             codes = await asyncio.gather(*(fail(origins, slow, "loud") for _ in range(8)))
             assert codes == ["origin-too-slow"] * 6 + ["busy"] * 2
@@ -1024,7 +1024,7 @@ async def test_names_that_hang_leave_room_for_others(monkeypatch: pytest.MonkeyP
             go_on.set()
 
 
-async def fail(origins: Origins, url: URL, account: str) -> str:
+async def fail(origins: DownloadClient, url: URL, account: str) -> str:
     with pytest.raises(ServiceError) as failure:
         async with origins.get(url, account):
             pass

@@ -28,7 +28,7 @@ from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
 from service.images import insert
-from service.images.idempotency import find_earlier, forget_expired
+from service.images.idempotency import find_by_key, release_expired_keys
 from service.images.insert import IdTaken, KeyTaken, insert_pending
 from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.updates import mark_failed
@@ -441,7 +441,7 @@ async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file
         looking.set()
         await asyncio.sleep(30)
 
-    monkeypatch.setattr("service.uploads.ingest.find_earlier", hang)
+    monkeypatch.setattr("service.uploads.ingest.find_by_key", hang)
     second = asyncio.create_task(store(service, tenant))
     await looking.wait()
     assert len(stored_files(settings)) == 2
@@ -648,9 +648,9 @@ async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_n
 
     async def find_after_delete(own: Any, account_id: AccountId, key: str) -> Any:
         await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
-        return await find_earlier(own, account_id, key)
+        return await find_by_key(own, account_id, key)
 
-    monkeypatch.setattr("service.uploads.ingest.find_earlier", find_after_delete)
+    monkeypatch.setattr("service.uploads.ingest.find_by_key", find_after_delete)
     async with run_worker(settings):
         new, image = await store(service, tenant)
     assert image is not None
@@ -707,7 +707,7 @@ async def test_the_sweep_forgets_old_keys_step_by_step_and_no_others(
     young = new_image(tenant.id, key="young", url=b"u")
     await insert_pending(database, [young, new_image(tenant.id)])
     async with database.connection() as own:
-        assert await forget_expired(own, 2) == 2
+        assert await release_expired_keys(own, 2) == 2
     monkeypatch.setattr(sweep, "_AT_ONCE", 2)
     redis = open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
@@ -901,7 +901,7 @@ async def test_an_insert_that_meets_the_end_of_its_keys_image_is_not_lost(
     async def find_none(*_: object) -> set[object]:
         return set()
 
-    monkeypatch.setattr(insert, "find_taken", find_none)  # as if it had been inserted after the look
+    monkeypatch.setattr(insert, "find_used_keys", find_none)  # as if it had been inserted after the look
     rival = await asyncpg.connect(settings.database_url)
     try:
         transaction = rival.transaction()

@@ -19,7 +19,7 @@ from service.config.settings import Settings
 from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
-from service.images.queries import Wanted, find_images
+from service.images.queries import ImageQuery, find_images
 from service.images.search import Filters, Position, search_images
 from tests.conftest import Client, NewTenant, Tenant
 from tests.integration.images.test_tags import ODD_TAGS
@@ -323,7 +323,7 @@ async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
     async def search(pooled: Any) -> None:
         for filters, after in searches:
             await search_images(pooled, AccountId(tenant.id), filters, after, 10)
-        await find_images(pooled, [Wanted(parse_image_id("IMAGE012345"), AccountId(tenant.id))] * 10)
+        await find_images(pooled, [ImageQuery(parse_image_id("IMAGE012345"), AccountId(tenant.id))] * 10)
 
     async with database.connection() as pooled:
         if planned == "while all was empty":
