@@ -89,6 +89,10 @@ class AllowedAddresses:
                 ) from None
         return cls(tuple(networks), frozenset(endpoints))
 
+    def __str__(self) -> str:
+        hosts = ((f"[{address}]" if address.version == 6 else str(address), port) for address, port in self.endpoints)
+        return ",".join([*map(str, self.networks), *sorted(f"{host}:{port}" for host, port in hosts)])
+
     def permits(self, host: str, port: int) -> bool:
         """Whether a connection may be made to this address, as the resolver or the URL spelled it."""
         try:

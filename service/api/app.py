@@ -15,7 +15,6 @@ from service.api.routes.docs import Document
 from service.api.routes.front import FrontPage
 from service.batcher import running
 from service.config.settings import Settings
-from service.config.values import Rate
 from service.http import cors
 from service.http.fast_path import QuickAnswers
 from service.http.protocol import QUICK_ANSWER
@@ -25,8 +24,8 @@ from service.shared_memory.arriving_bytes import ArrivingBytes
 def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
     app = web.Application(middlewares=[answer, cors.answer_options])
     app.on_response_prepare.append(cors.allow_answer)
-    if (rate := Rate.parse(settings.rate_limit)) is not None:
-        app.on_response_prepare.append(ShowRateLimit(rate))
+    if settings.rate_limit is not None:
+        app.on_response_prepare.append(ShowRateLimit(settings.rate_limit))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings, arriving) as opened:

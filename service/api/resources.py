@@ -11,12 +11,10 @@ from functools import partial
 from aiohttp import web
 
 from service.accounts.api_keys import KeyRing
-from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.startup import load_or_note_id, prepare_storage
 from service.batcher import Batcher, running
 from service.config.settings import Settings
-from service.config.values import Rate
 from service.database import Database
 from service.delivery.context import Delivery
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
@@ -106,13 +104,11 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         await stack.enter_async_context(running(keys.run()))
         await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
-            DownloadClient.connect(
-                AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
-            )
+            DownloadClient.connect(settings.fetch_allow, lookups=settings.downloads_in_flight, timeouts=timeouts)
         )
-        rate, rate_limiter = Rate.parse(settings.rate_limit), None
-        if rate is not None:
-            rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
+        rate_limiter = None
+        if settings.rate_limit is not None:
+            rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, settings.rate_limit))
         delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
         await replies.wait_connected(_CONNECT_S)
         dependencies = {

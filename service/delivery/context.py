@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 
 from service.batcher import Batcher, running
 from service.config.settings import Settings
-from service.config.values import Network, Rate, parse_networks, parse_widths
+from service.config.values import Network, Rate
 from service.database import Database
 from service.delivery.image_cache import Subjects
 from service.delivery.memory_cache import HotPictures
@@ -73,7 +73,7 @@ class Delivery:
                     charges=await _open_charges(stack, settings),
                 )
             )
-            misses = Misses(await _open_limiter(stack, settings, Rate.parse(settings.miss_rate), "misses"))
+            misses = Misses(await _open_limiter(stack, settings, settings.not_found_rate_limit, "misses"))
             yield cls(
                 storage=storage,
                 files=files,
@@ -82,15 +82,15 @@ class Delivery:
                 hot=hot,
                 unkept=UnkeptBytes(),
                 misses=misses,
-                widths=parse_widths(settings.rendition_widths),
-                trusted_proxies=parse_networks(settings.trusted_proxies),
-                max_age_s=settings.max_age_s,
+                widths=settings.rendition_widths,
+                trusted_proxies=settings.trusted_proxies,
+                max_age_s=settings.cache_max_age_s,
                 accel_prefix=settings.x_accel_redirect,
             )
 
 
 async def _open_charges(stack: AsyncExitStack, settings: Settings) -> Charges:
-    rate = Rate.parse(settings.rendition_rate)
+    rate = settings.rendition_rate_limit
     return Charges(
         await _open_limiter(stack, settings, rate, "renditions"),
         await _open_limiter(stack, settings, rate and rate.part(_ADDRESS_SHARE), "renditions-of-address"),

@@ -46,7 +46,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {
         "DAGUERRE_DATABASE_URL": settings.database_url,
         "DAGUERRE_STORAGE": str(settings.storage_folder),
-        "DAGUERRE_RENDITIONS": str(settings.renditions_folder),
+        "DAGUERRE_RENDITIONS_DIR": str(settings.renditions_folder),
     }
 
 

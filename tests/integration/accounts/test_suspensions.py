@@ -37,7 +37,7 @@ def cli(settings: Settings) -> Cli:
             *arguments,
             database_url=settings.database_url,
             DAGUERRE_STORAGE=str(settings.storage_folder),
-            DAGUERRE_RENDITIONS=str(settings.renditions_folder),
+            DAGUERRE_RENDITIONS_DIR=str(settings.renditions_folder),
         )
         assert done.returncode == 0, done.stderr
         return done.stderr

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from service.config.settings import SettingsError, load
-from service.config.values import Rate, parse_networks, parse_widths
+from service.config.values import Rate, parse_networks, parse_rate, parse_widths
 from service.delivery.not_found_limiter import Misses
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
@@ -105,7 +105,7 @@ async def test_the_warning_names_the_setting(api: Client) -> None:
 
 
 async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_looked_up(redis_url: str) -> None:
-    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for _ in range(2):
             misses.check("203.0.113.9")
@@ -122,7 +122,7 @@ async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_loo
 async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one right guess a second would be told, however low the rate."""
     monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
-    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for _ in range(2):
             await misses.count("203.0.113.9")
@@ -134,7 +134,7 @@ async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, mo
 
 
 async def test_an_ipv6_network_counts_as_one_client_and_a_mapped_address_as_its_own(redis_url: str) -> None:
-    async with RateLimiter.open(redis_url, Rate.parse("1/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("1/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for first, second in [("2001:db8::1", "2001:db8::ffff:2"), ("::ffff:192.0.2.1", "192.0.2.1")]:
             await misses.count(first)

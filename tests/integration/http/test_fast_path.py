@@ -164,7 +164,7 @@ async def test_a_deleted_picture_is_not_answered(
     assert len(quick) == 1
 
 
-@pytest.mark.settings(miss_rate="1/h")
+@pytest.mark.settings(not_found_rate_limit="1/h")
 async def test_an_address_that_guesses_is_not_answered(quick: list[str], session: ClientSession, image_id: str) -> None:
     for path, status in [(image_id, 200), (image_id, 200), ("AAAAAAA", 404), ("AAAAAAB", 429), (image_id, 429)]:
         async with session.get(f"/i/{path}") as answer:

@@ -52,12 +52,40 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_every_setting_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        default = getattr(Settings(), name)
-        monkeypatch.setenv(
-            f"DAGUERRE_{name.upper()}", str(default or 0) if isinstance(default, int) else str(default or "")
-        )
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        monkeypatch.setenv(f"DAGUERRE_{name.upper()}", "" if default is None else str(default))
     load()
+
+
+def test_dumped_settings_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        fetch_allow="10.0.0.0/8,[::1]:9001,127.0.0.1:9000",
+        not_found_rate_limit="",
+        rate_limit="7/m,burst=300",
+        rendition_rate_limit="5/h",
+        rendition_widths="640,320",
+        scrub="7d",
+        trusted_proxies="10.0.0.0/8, fd00::/8",
+    )
+    for name, value in settings.model_dump(exclude_unset=True).items():
+        monkeypatch.setenv(f"DAGUERRE_{name.upper()}", str(value))
+    assert dict(load()) == dict(settings)
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("MAX_AGE_S", "CACHE_MAX_AGE_S"),
+        ("METRICS", "METRICS_DIR"),
+        ("MISS_RATE", "NOT_FOUND_RATE_LIMIT"),
+        ("RENDITIONS", "RENDITIONS_DIR"),
+        ("RENDITION_RATE", "RENDITION_RATE_LIMIT"),
+    ],
+)
+def test_a_former_name_leads_to_the_new_one(monkeypatch: pytest.MonkeyPatch, former: str, name: str) -> None:
+    monkeypatch.setenv(f"DAGUERRE_{former}", "1")
+    assert refusal() == f"DAGUERRE_{former}: there is no such setting; did you mean DAGUERRE_{name}?"
 
 
 def test_variables_of_compose_and_run_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +117,7 @@ def test_variables_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     assert load().port == 9000
 
 
-FOLDERS = ["DATA", "STORAGE", "RENDITIONS", "METRICS"]
+FOLDERS = ["DATA", "STORAGE", "RENDITIONS_DIR", "METRICS_DIR"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
