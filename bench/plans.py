@@ -20,9 +20,9 @@ from service.database import Database, apply_schema
 from service.deletion.removals import list_removals
 from service.ids import ImageId
 from service.images.idempotency import find_by_key, find_used_keys, release_expired_keys
-from service.images.queries import ImageQuery, find_images, list_existing, list_overdue, purge_failed
+from service.images.queries import ImageQuery, find_images, list_existing, list_overdue
 from service.images.search import Filters, Position, search_images
-from service.images.updates import change_tags, delete_images
+from service.images.updates import change_tags, delete_images, purge_failed
 from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 

@@ -1,4 +1,4 @@
-"""Images by the Idempotency-Key of the request that made them. All clocks are PostgreSQL's."""
+"""Images by the Idempotency-Key of the request that stored them. All times are of PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from service.database import Connection
 from service.ids import AccountId, ImageId
 from service.images.models import COLUMNS, IdempotencyKey, Image
 
-# A key by itself tells nothing: tenants do not share keys.
+# A key is unique within its account only.
 ScopedKey: TypeAlias = tuple[AccountId, str]
 
-# Until the sweep has forgotten it, a key that is older is still written down and counts for nothing.
+# An expired key stays in its row until the sweep releases it, and is ignored.
 _LIVE = "images.created_at > now() - interval '24 hours'"
 
 
 class KeyedImage(NamedTuple):
-    """The image that a key stands for, whole, and the SHA-256 of the URL that it came from, if it came from one."""
+    """The image that was stored under a key, with all columns, and the SHA-256 of its URL if it was downloaded."""
 
     image: Image
     url_sha256: bytes | None
 
     def matches(self, key: IdempotencyKey, sha256: bytes | None) -> bool:
-        """Whether a request with this key brings the same again: the same URL, or a body of this SHA-256."""
+        """Returns whether a request with this key repeats the upload: the same URL, or a body of this SHA-256."""
         if self.url_sha256 is None and key.url_sha256 is None:
             return self.image.sha256 == sha256
         return self.url_sha256 == key.url_sha256
@@ -40,35 +40,35 @@ async def find_by_key(connection: Connection, account_id: AccountId, key: str) -
     return None if row is None else KeyedImage(Image(*row[:-1]), row[-1])
 
 
-# Each is found by the index, whatever the planner would make of a join.
-_FIND_TAKEN = f"""
-select asked.account_id, asked.key from unnest($1::bigint[], $2::text[]) as asked (account_id, key)
+# The lateral join makes PostgreSQL look up each key by the index, whatever its planner estimates.
+_FIND_USED = f"""
+select query.account_id, query.key from unnest($1::bigint[], $2::text[]) as query (account_id, key)
 cross join lateral (
-    select from images where account_id = asked.account_id and idempotency_key = asked.key and {_LIVE} limit 1
+    select from images where account_id = query.account_id and idempotency_key = query.key and {_LIVE} limit 1
 ) as images
 """
 
 
-async def find_used_keys(connection: Connection, claims: Sequence[ScopedKey]) -> set[ScopedKey]:
-    """Those that stand for an image."""
-    rows = await connection.fetch(_FIND_TAKEN, [account_id for account_id, _ in claims], [key for _, key in claims])
+async def find_used_keys(connection: Connection, keys: Sequence[ScopedKey]) -> set[ScopedKey]:
+    """Returns the keys that an image is stored under."""
+    rows = await connection.fetch(_FIND_USED, [account_id for account_id, _ in keys], [key for _, key in keys])
     return {(AccountId(row[0]), row[1]) for row in rows}
 
 
-_FREE = f"""
+_RELEASE_IF_EXPIRED = f"""
 update images set idempotency_key = null, idempotency_url = null
 where account_id = $1 and idempotency_key = $2 and not {_LIVE}
 returning id
 """
 
 
-async def release_if_expired(connection: Connection, claim: ScopedKey) -> bool:
-    """Whether the key had expired, and was still written down."""
-    return await connection.fetchval(_FREE, *claim) is not None
+async def release_if_expired(connection: Connection, key: ScopedKey) -> bool:
+    """Returns whether an expired key was still in its row; it is released."""
+    return await connection.fetchval(_RELEASE_IF_EXPIRED, *key) is not None
 
 
-# What another transaction holds is left for the next time: nothing is waited for, so the order of locks is no matter.
-_FORGET = f"""
+# Rows that another transaction holds are skipped until the next call. Nothing waits, so locks need no order.
+_RELEASE_EXPIRED = f"""
 update images set idempotency_key = null, idempotency_url = null
 where id = any(array(
     select id from images where idempotency_key is not null and not {_LIVE}
@@ -78,14 +78,14 @@ where id = any(array(
 
 
 async def release_expired_keys(connection: Connection, limit: int) -> int:
-    """Forget the oldest keys that have expired; returns how many."""
-    status = await connection.execute(_FORGET, limit)
+    """Releases up to `limit` expired keys, the oldest first. Returns how many."""
+    status = await connection.execute(_RELEASE_EXPIRED, limit)
     return int(status.rpartition(" ")[2])
 
 
-_FREE_OF = "update images set idempotency_key = null, idempotency_url = null where id = $1"
+_RELEASE = "update images set idempotency_key = null, idempotency_url = null where id = $1"
 
 
 async def release_key(connection: Connection, image_id: ImageId) -> None:
-    """The key of this image may stand for another one."""
-    await connection.execute(_FREE_OF, image_id)
+    """Releases the key of this image, so that another one can be stored under it."""
+    await connection.execute(_RELEASE, image_id)

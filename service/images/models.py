@@ -1,4 +1,4 @@
-"""An image's row, before and after it is written."""
+"""Image rows as classes, and what a request adds to one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from service.ids import AccountId, ImageId
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One row. What the probe finds is None until `state` is `ready`; `exif` is JSON text, and it and
-    `mini_preview` are None too where a query did not ask for them."""
+    """One row. The columns that a probe fills are None until `state` is `ready`.
+
+    `exif` is JSON text. It and `mini_preview` are also None if the statement did not include them.
+    """
 
     id: ImageId
     account_id: AccountId
@@ -38,7 +40,7 @@ class Image:
 
 
 class Include(NamedTuple):
-    """Which of the large columns a statement answers too, as its last parameters say."""
+    """Which of the large columns a statement returns as well."""
 
     exif: bool = False
     mini_preview: bool = False
@@ -47,7 +49,7 @@ class Include(NamedTuple):
 NO_BLOBS = Include()
 ALL = Include(exif=True, mini_preview=True)
 
-# What a statement selects or returns to make an Image, without what is large.
+# The columns of an Image in its order, without the large ones.
 COLUMNS = """
 images.id, images.account_id, images.state, images.size, images.sha256, images.tags, images.created_at,
 images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error,
@@ -60,7 +62,9 @@ _VISIBLE_ASCII = re.compile(r"[!-~]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What the client calls its request, and the SHA-256 of the picture's URL: None where the picture is the body."""
+    """The client's name for a request (header Idempotency-Key), and the SHA-256 of the picture's URL, or None if the
+    picture is the body.
+    """
 
     text: str
     url_sha256: bytes | None = None

@@ -13,7 +13,8 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.idempotency import release_expired_keys
 from service.images.integrity import find_sha256
-from service.images.queries import OverdueImage, is_any_known, list_overdue, purge_failed
+from service.images.queries import OverdueImage, is_any_known, list_overdue
+from service.images.updates import purge_failed
 from service.storage.disk import DiskStorage
 from service.storage.identity import StorageAway, find_id
 from service.telemetry.metrics import metrics

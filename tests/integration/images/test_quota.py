@@ -109,7 +109,6 @@ async def test_a_database_that_hangs_is_waited_for_once_by_images_that_are_tried
     settings: Settings, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = await new_tenant()
-    monkeypatch.setattr(insert, "_PATIENCE_S", 0.1)
     tried = []
 
     async def hang(connection: Any, images: Sequence[NewImage]) -> set[str]:
@@ -120,7 +119,7 @@ async def test_a_database_that_hangs_is_waited_for_once_by_images_that_are_tried
 
     monkeypatch.setattr(insert, "_insert", hang)
     async with Database.open(settings.database_url, connections=2, command_timeout_s=0.2) as impatient:
-        outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)])
+        outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)], max_outage_wait_s=0.1)
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["database-unavailable"] * 5
     assert tried == [5, 1]
 
