@@ -1,6 +1,6 @@
-"""Why a dependency cannot be used, in a few words.
+"""Errors of a dependency as reasons in a few words.
 
-`/readyz` shows them to anybody, so they hold nothing of an error's own text: no host, user, path or password.
+`/readyz` shows reasons to anyone, so they contain nothing of an error's own text: no host, user, path or password.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _UNREACHABLE = "it cannot be reached"
 
 
 class Unready(Exception):
-    """A dependency answers, but an upload would fail. The message says why, and is public."""
+    """A dependency responds, but an upload would fail. The message is the reason, and is public."""
 
 
-# The first that fits. Of PostgreSQL's own errors the class is enough: there is one for each SQLSTATE.
+# The first match applies. asyncpg has a class for each SQLSTATE of PostgreSQL.
 _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidPasswordError, "the user or the password is wrong"),
     (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in (see its pg_hba.conf)"),
@@ -62,7 +62,7 @@ _QUEUE: Sequence[tuple[type[Exception], str]] = (
     (redis_errors.MovedError, "it is a cluster, which is not supported"),
     (redis_errors.TimeoutError, TIMED_OUT),
 )
-# What the client has no class for, by words of the message. Errors inside scripts keep only their words.
+# Errors for which redis-py has no class, by words of the message. Errors in scripts have only their words, too.
 _QUEUE_WORDS: Mapping[str, str] = {
     "OOM ": _QUEUE[0][1],
     "MISCONF": "it cannot save its data to its disk, and refuses writes",
@@ -112,25 +112,25 @@ _STORAGE: Mapping[int | None, str] = {
 
 
 def explain_database(error: BaseException) -> str:
-    """`error` is what asyncpg or a check raised."""
+    """Returns the reason for an error of asyncpg or of a check."""
     return _explain(error, _DATABASE) or _explain_system(error)
 
 
 def explain_queue(error: BaseException) -> str:
-    """`error` is what redis-py or a check raised."""
-    known = _explain(error, _QUEUE)
-    if known is None and isinstance(error, redis_errors.RedisError):
-        known = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
-    if known is None and isinstance(error, redis_errors.ConnectionError):
-        cause = error.__cause__ or error.__context__  # redis-py wraps what the system or the server said
+    """Returns the reason for an error of redis-py or of a check."""
+    reason = _explain(error, _QUEUE)
+    if reason is None and isinstance(error, redis_errors.RedisError):
+        reason = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
+    if reason is None and isinstance(error, redis_errors.ConnectionError):
+        cause = error.__cause__ or error.__context__  # redis-py wraps the error of the system or the server
         return explain_queue(cause) if isinstance(cause, OSError | redis_errors.RedisError) else _LOST
-    if known is None and isinstance(error, redis_errors.RedisError):
+    if reason is None and isinstance(error, redis_errors.RedisError):
         return "it refuses a command"
-    return known or _explain_system(error)
+    return reason or _explain_system(error)
 
 
 def explain_storage(error: BaseException) -> str:
-    """`error` is what the system or a check raised."""
+    """Returns the reason for an error of the system or of a check."""
     if isinstance(error, Unready):
         return str(error)
     number = error.errno if isinstance(error, OSError) else None
@@ -146,13 +146,13 @@ def _explain(error: BaseException, reasons: Sequence[tuple[type[Exception], str]
 
 
 def _explain_system(error: BaseException) -> str:
-    """Of a connection. asyncio raises one OSError without a number for several addresses of a host."""
+    """Explains errors of connections. asyncio raises one OSError without a number for several addresses of a host."""
     if isinstance(error, socket.gaierror):
         return "the name of its host is unknown"
     if isinstance(error, ssl.SSLError):
         return "no encrypted connection can be made"
     if isinstance(error, TimeoutError):
         return TIMED_OUT
-    if isinstance(error, RuntimeError):  # uvloop's, of a connection that is lost between a look at it and a write
+    if isinstance(error, RuntimeError):  # of uvloop, for a connection that is lost between its check and a write
         return _LOST
     return _SYSTEM.get(error.errno, _UNREACHABLE) if isinstance(error, OSError) else _UNREACHABLE
