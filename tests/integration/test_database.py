@@ -28,14 +28,14 @@ async def vacuum(database_url: str) -> Any:
     return session
 
 
-async def test_a_start_that_changes_nothing_waits_for_no_table(database_url: str) -> None:
+async def test_unchanged_schema_waits_for_no_table(database_url: str) -> None:
     session = await vacuum(database_url)
     async with asyncio.timeout(1):
         await apply_schema(database_url)
     await session.close()
 
 
-async def test_a_new_schema_lets_requests_through_while_it_waits_for_a_table(
+async def test_waiting_schema_change_blocks_no_request(
     database_url: str, connection: Any, api: Client, tenant: Tenant
 ) -> None:
     await connection.execute("update applied_schema set version = 1")
@@ -130,7 +130,7 @@ async def test_up_refuses_newer_tables(database_url: str, connection: Any, resto
     assert "Traceback" not in done.stderr
 
 
-async def test_a_statement_that_takes_too_long_is_a_database_that_is_away(database_url: str) -> None:
+async def test_slow_statement_is_database_unavailable(database_url: str) -> None:
     async with Database.open(database_url, connections=1, command_timeout_s=0.2) as database:
         with pytest.raises(ServiceError, match="database-unavailable"):
             async with database.connection() as connection:
@@ -140,7 +140,7 @@ async def test_a_statement_that_takes_too_long_is_a_database_that_is_away(databa
 
 
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
-async def test_without_a_database_an_application_starts_and_says_so(settings: Settings, aiohttp_client: Any) -> None:
+async def test_application_starts_without_a_database(settings: Settings, aiohttp_client: Any) -> None:
     DiskStorage(settings.storage_folder).prepare()  # without a database nobody knows whether it may be empty
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)

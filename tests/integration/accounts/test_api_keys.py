@@ -32,16 +32,14 @@ async def ring_on(database: Database) -> AsyncIterator[KeyRing]:
         yield ring
 
 
-async def test_a_key_has_40_characters_and_is_stored_as_a_hash_only(connection: Any, tenant: Tenant) -> None:
+async def test_key_is_stored_as_a_hash_only(connection: Any, tenant: Tenant) -> None:
     assert len(tenant.key) == 40
     row = await connection.fetchrow("select * from api_keys")
     assert tenant.key not in str(tuple(row.values()))
     assert row["hint"] == tenant.key[:6]
 
 
-async def test_an_account_has_several_keys_and_each_is_revoked_alone(
-    connection: Any, tenant: Tenant, ring: KeyRing
-) -> None:
+async def test_keys_of_an_account_are_revoked_separately(connection: Any, tenant: Tenant, ring: KeyRing) -> None:
     second = await create_key(connection, tenant.name)
     assert (await ring.find_account(tenant.key)).id == (await ring.find_account(second)).id == tenant.id
     listed = await list_keys(connection, tenant.name)
@@ -67,14 +65,14 @@ async def test_a_revoked_key_stops_within_five_seconds(
     assert refusal.value.code == "unauthorized"
 
 
-async def test_the_last_use_is_kept_to_the_hour(connection: Any, tenant: Tenant, ring: KeyRing) -> None:
+async def test_last_use_has_hour_resolution(connection: Any, tenant: Tenant, ring: KeyRing) -> None:
     assert (await list_keys(connection, tenant.name))[0].last_used_at is None
     await ring.find_account(tenant.key)
     [key] = await list_keys(connection, tenant.name)
     assert key.last_used_at == await connection.fetchval("select date_trunc('hour', now())")
 
 
-async def test_a_use_within_the_hour_writes_nothing(
+async def test_use_within_the_hour_writes_nothing(
     connection: Any, tenant: Tenant, ring: KeyRing, settings: Settings
 ) -> None:
     await ring.find_account(tenant.key)
@@ -90,7 +88,7 @@ async def test_a_key_for_an_unknown_account_is_refused(connection: Any, new_tena
         await create_key(connection, "nobody-of-this-name")
 
 
-async def test_those_that_ask_at_once_share_a_look_and_each_gets_its_own(
+async def test_concurrent_lookups_share_a_query(
     connection: Any, tenant: Tenant, new_tenant: NewTenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await new_tenant()
@@ -115,7 +113,7 @@ async def test_those_that_ask_at_once_share_a_look_and_each_gets_its_own(
     assert sum(looks) <= 22
 
 
-async def test_a_flood_of_invented_keys_leaves_connections_and_time_to_others(ring: KeyRing, tenant: Tenant) -> None:
+async def test_flood_of_unknown_keys_delays_no_others(ring: KeyRing, tenant: Tenant) -> None:
     held = 0
     most = 0
     acquire = ring._database.connection
@@ -139,9 +137,7 @@ async def test_a_flood_of_invented_keys_leaves_connections_and_time_to_others(ri
     assert most == 1
 
 
-async def test_two_processes_that_note_the_use_of_the_same_keys_do_not_wait_for_each_other(
-    settings: Settings, connection: Any, tenant: Tenant
-) -> None:
+async def test_recording_the_same_keys_does_not_block(settings: Settings, connection: Any, tenant: Tenant) -> None:
     keys = [tenant.key, *[await create_key(connection, tenant.name) for _ in range(20)]]
     async with Database.open(settings.database_url, connections=4) as database:
 

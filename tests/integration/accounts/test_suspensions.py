@@ -89,7 +89,7 @@ async def test_a_suspended_key_is_refused(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_suspension_and_resumption_are_known_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
+async def test_suspension_and_resumption_apply_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
     """Also of pictures in memory. By default they are delivered on."""
     image_id = await upload_id(api, tenant)
 
@@ -132,7 +132,7 @@ async def test_an_upload_in_flight_is_refused_and_removed(
     assert await connection.fetchval("select count(*) from images") == 0
 
 
-async def test_a_suspended_account_stops_no_other_upload(
+async def test_suspended_account_stops_no_other_upload(
     connection: Any, settings: Settings, new_tenant: NewTenant
 ) -> None:
     """Uploads of several accounts are inserted in one statement."""
@@ -181,7 +181,7 @@ async def until_code(api: Client, tenant: Tenant, code: str) -> None:
     await until(is_so)
 
 
-async def test_an_image_beyond_a_lowered_quota_is_told(
+async def test_verify_reports_an_image_over_the_quota(
     connection: Any, tenant: Tenant, cli: Cli, settings: Settings, api: Client
 ) -> None:
     cli("accounts", "set", tenant.name, "--max-storage", "100")

@@ -114,9 +114,7 @@ async def refusal(api: Client, tenant: Tenant, url: object) -> tuple[int, str]:
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_the_picture_at_a_url_is_stored_like_an_upload(
-    api: Client, tenant: Tenant, serve: Serve, settings: Settings
-) -> None:
+async def test_picture_from_a_url_is_stored(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
     origin = await serve(picture)
     response = await get(api, tenant, origin / "a.png", tags="lake, evening", verbose="true", with_exif="true")
     assert response.status == 200
@@ -131,7 +129,7 @@ async def test_the_picture_at_a_url_is_stored_like_an_upload(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_a_url_may_be_posted_as_json(api: Client, tenant: Tenant, serve: Serve) -> None:
+async def test_url_can_be_posted_as_json(api: Client, tenant: Tenant, serve: Serve) -> None:
     origin = await serve(picture)
     body = {"url": str(origin), "tags": ["lake", " evening "]}
     response = await api.post("/v1/images?verbose", json=body, headers=tenant.headers)
@@ -152,7 +150,7 @@ async def test_a_url_may_be_posted_as_json(api: Client, tenant: Tenant, serve: S
         ('{"url": ""}', "invalid-url", "URL"),
     ],
 )
-async def test_json_that_is_not_a_url_with_tags_is_refused(
+async def test_json_without_a_valid_url_is_refused(
     api: Client, tenant: Tenant, body: str, code: str, named: str
 ) -> None:
     headers = tenant.headers | {"Content-Type": "application/json"}
@@ -161,25 +159,25 @@ async def test_json_that_is_not_a_url_with_tags_is_refused(
     assert named in message
 
 
-async def test_tags_are_not_taken_from_two_places(api: Client, tenant: Tenant) -> None:
+async def test_tags_in_query_and_json_are_refused(api: Client, tenant: Tenant) -> None:
     body = {"url": "http://e.example/", "tags": ["a"]}
     response = await api.post("/v1/images?tags=b", json=body, headers=tenant.headers)
     assert (await error_of(response))[:2] == (400, "invalid-parameter")
 
 
 @pytest.mark.parametrize("query", ["", "?url=", "?tags=a", "?url"])
-async def test_a_get_without_url_is_refused_by_name(api: Client, tenant: Tenant, query: str) -> None:
+async def test_missing_url_names_the_parameter(api: Client, tenant: Tenant, query: str) -> None:
     status, code, message = await error_of(await api.get(f"/v1/images{query}", headers=tenant.headers))
     assert (status, code) == (400, "invalid-parameter")
     assert message.startswith("url is required")
 
 
-async def test_a_url_needs_a_key(api: Client) -> None:
+async def test_download_needs_an_api_key(api: Client) -> None:
     assert (await error_of(await api.get("/v1/images?url=http://e.example/")))[:2] == (401, "unauthorized")
 
 
 @LOCAL
-async def test_head_is_no_get(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
+async def test_head_downloads_nothing(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
     asked = []
 
     async def note(request: web.Request) -> web.Response:
@@ -194,7 +192,7 @@ async def test_head_is_no_get(api: Client, tenant: Tenant, serve: Serve, setting
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_nothing_of_the_client_reaches_the_origin(api: Client, tenant: Tenant, serve: Serve) -> None:
+async def test_origin_sees_nothing_of_the_client(api: Client, tenant: Tenant, serve: Serve) -> None:
     heard: list[web.Request] = []
 
     async def listen(request: web.Request) -> web.Response:
@@ -239,7 +237,7 @@ async def test_at_most_five_redirects_are_followed(
 
 @LOCAL
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://example.com/", "javascript:1", "http://", "http:///x"])
-async def test_a_redirect_to_what_is_no_http_is_refused(api: Client, tenant: Tenant, serve: Serve, target: str) -> None:
+async def test_redirect_to_another_scheme_is_refused(api: Client, tenant: Tenant, serve: Serve, target: str) -> None:
     async def pass_on(_: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": target})
 
@@ -249,7 +247,7 @@ async def test_a_redirect_to_what_is_no_http_is_refused(api: Client, tenant: Ten
 @LOCAL
 @pytest.mark.parametrize("userinfo", ["user:secret@", "user@"])
 @pytest.mark.parametrize("hops", [1, 2])
-async def test_a_redirect_to_a_url_with_credentials_is_refused_and_none_are_sent(
+async def test_redirect_with_credentials_is_refused(
     api: Client, tenant: Tenant, serve: Serve, userinfo: str, hops: int
 ) -> None:
     heard = []
@@ -274,7 +272,7 @@ async def test_a_redirect_to_a_url_with_credentials_is_refused_and_none_are_sent
         *[(500, "origin-refused"), (204, "origin-refused"), (206, "origin-refused"), (304, "origin-refused")],
     ],
 )
-async def test_the_status_of_the_origin_is_told(
+async def test_error_contains_the_status_of_the_origin(
     api: Client, tenant: Tenant, serve: Serve, settings: Settings, status: int, code: str
 ) -> None:
     async def fail(_: web.Request) -> web.Response:
@@ -300,7 +298,7 @@ async def test_the_status_of_the_origin_is_told(
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 415, "not-an-image"),
     ],
 )
-async def test_an_origin_that_breaks_off_is_refused(
+async def test_origin_that_disconnects_is_refused(
     api: Client, tenant: Tenant, settings: Settings, answer: bytes, status: int, code: str
 ) -> None:
     async with raw_origin(answer) as url:
@@ -310,7 +308,7 @@ async def test_an_origin_that_breaks_off_is_refused(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_what_is_no_picture_is_refused_and_not_kept(
+async def test_url_without_a_picture_is_refused(
     api: Client, tenant: Tenant, serve: Serve, settings: Settings, connection: Any
 ) -> None:
     async def page(_: web.Request) -> web.Response:
@@ -322,14 +320,14 @@ async def test_what_is_no_picture_is_refused_and_not_kept(
 
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", max_upload=10_000)
-async def test_a_declared_length_over_the_limit_is_refused_before_the_body(api: Client, tenant: Tenant) -> None:
+async def test_declared_length_over_the_limit_is_refused(api: Client, tenant: Tenant) -> None:
     async with raw_origin(b"HTTP/1.1 200 OK\r\nContent-Length: 10001\r\n\r\n", then_close=False) as url:
         assert await refusal(api, tenant, url) == (413, "upload-too-large")
 
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", max_upload=200_000)
 @pytest.mark.parametrize("compressed", [None, "gzip", "x-gzip"])
-async def test_a_body_over_the_limit_is_cut_off(
+async def test_body_over_the_limit_is_aborted(
     api: Client, tenant: Tenant, serve: Serve, settings: Settings, compressed: str | None
 ) -> None:
     async def flood(request: web.Request) -> web.StreamResponse:
@@ -347,9 +345,7 @@ async def test_a_body_over_the_limit_is_cut_off(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_what_an_origin_compresses_is_stored_as_the_picture(
-    api: Client, tenant: Tenant, serve: Serve, settings: Settings
-) -> None:
+async def test_compressed_body_is_stored_decoded(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
     async def compress(_: web.Request) -> web.Response:
         return web.Response(body=gzip.compress(jpeg()), headers={"Content-Encoding": "gzip"})
 
@@ -359,13 +355,13 @@ async def test_what_an_origin_compresses_is_stored_as_the_picture(
 
 
 @LOCAL
-async def test_a_picture_from_a_url_is_held_to_the_quota(api: Client, new_tenant: NewTenant, serve: Serve) -> None:
+async def test_picture_from_a_url_counts_to_the_quota(api: Client, new_tenant: NewTenant, serve: Serve) -> None:
     tenant = await new_tenant(max_bytes=len(jpeg()) - 1)
     assert await refusal(api, tenant, await serve(picture)) == (403, "quota-exceeded")
 
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", wait_s=0)
-async def test_a_picture_whose_worker_is_slow_is_answered_202(api: Client, tenant: Tenant, serve: Serve) -> None:
+async def test_download_with_a_slow_worker_is_a_202(api: Client, tenant: Tenant, serve: Serve) -> None:
     response = await get(api, tenant, await serve(picture), tags="a")
     assert (response.status, response.headers["Cache-Control"]) == (202, "no-store")
     assert (await response.json())["response"]["status"] == "processing"
@@ -373,7 +369,7 @@ async def test_a_picture_whose_worker_is_slow_is_answered_202(api: Client, tenan
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(fetch_allow="127.0.0.1", downloads_in_flight=2, uploads_in_flight=1)
-async def test_slow_origins_take_no_place_of_an_upload(api: Client, tenant: Tenant, serve: Serve) -> None:
+async def test_slow_origins_use_no_upload_slot(api: Client, tenant: Tenant, serve: Serve) -> None:
     go_on, waiting = asyncio.Event(), asyncio.Semaphore(0)
 
     async def dawdle(request: web.Request) -> web.Response:
@@ -395,7 +391,7 @@ async def test_slow_origins_take_no_place_of_an_upload(api: Client, tenant: Tena
 
 
 @LOCAL
-async def test_a_client_that_goes_away_ends_its_download(
+async def test_client_disconnect_ends_the_download(
     api: Client, tenant: Tenant, serve: Serve, settings: Settings, connection: Any
 ) -> None:
     began, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -429,9 +425,7 @@ async def test_a_client_that_goes_away_ends_its_download(
 
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", downloads_in_flight=1, wait_s=0)
-async def test_a_client_that_goes_away_gives_its_place_back_though_the_origin_is_silent(
-    port: int, tenant: Tenant, serve: Serve
-) -> None:
+async def test_client_disconnect_releases_the_slot(port: int, tenant: Tenant, serve: Serve) -> None:
     asked = asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:
@@ -451,7 +445,7 @@ async def test_a_client_that_goes_away_gives_its_place_back_though_the_origin_is
 
 
 @LOCAL
-async def test_why_a_picture_from_a_url_was_not_stored_is_logged(
+async def test_reason_of_a_failed_download_is_logged(
     api: Client, tenant: Tenant, serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -505,7 +499,7 @@ async def trap() -> AsyncIterator[tuple[int, list[object]]]:
         ),
     ],
 )
-async def test_no_spelling_of_a_refused_address_is_connected_to(
+async def test_no_spelling_of_a_refused_address_connects(
     api: Client, tenant: Tenant, trap: tuple[int, list[object]], host: str
 ) -> None:
     port, came = trap
@@ -514,7 +508,7 @@ async def test_no_spelling_of_a_refused_address_is_connected_to(
     assert came == []
 
 
-async def test_the_answer_tells_nothing_of_the_refused_address(api: Client, tenant: Tenant) -> None:
+async def test_response_hides_the_refused_address(api: Client, tenant: Tenant) -> None:
     status, code, message = await error_of(await get(api, tenant, "http://localhost:1/secret?token=1"))
     assert (status, code) == (400, "url-not-allowed")
     assert not any(word in message for word in ("127", "::1", "localhost", "secret", "token"))
@@ -547,7 +541,7 @@ async def test_the_answer_tells_nothing_of_the_refused_address(api: Client, tena
         ),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ServiceError, match="invalid-url"):
         parse_url(url)
 
@@ -670,14 +664,14 @@ async def test_origin_may_send_long_headers(api: Client, tenant: Tenant, size: i
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_interim_answers_are_skipped(api: Client, tenant: Tenant) -> None:
+async def test_interim_responses_are_skipped(api: Client, tenant: Tenant) -> None:
     before = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n" * 3
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(jpeg())
     async with raw_origin(before + head + jpeg()) as url:
         assert (await get(api, tenant, url)).status == 200
 
 
-async def test_endless_interim_answers_are_refused(settings: Settings) -> None:
+async def test_endless_interim_responses_are_refused(settings: Settings) -> None:
     """Each arrives at once, so no time limit ended them before the last one."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -790,7 +784,7 @@ async def test_decoding_does_not_depend_on_chunks() -> None:
         assert max(map(len, pieces)) <= 65_536
 
 
-async def test_a_redirect_is_checked_like_the_first_url(
+async def test_redirect_target_is_checked(
     api: Client, tenant: Tenant, serve: Serve, trap: tuple[int, list[object]], settings: Settings
 ) -> None:
     port, came = trap
@@ -806,7 +800,7 @@ async def test_a_redirect_is_checked_like_the_first_url(
     assert came == []
 
 
-async def test_a_name_with_one_refused_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_with_one_refused_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(*_: object) -> list[Any]:
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("93.184.215.14", "192.168.0.1")
@@ -840,7 +834,7 @@ class Liar(AbstractResolver):
         pass
 
 
-async def test_the_address_is_checked_again_in_the_moment_of_connecting(trap: tuple[int, list[object]]) -> None:
+async def test_address_is_checked_when_connecting(trap: tuple[int, list[object]]) -> None:
     port, came = trap
     async with DownloadClient.connect(AllowedAddresses.parse(""), lookups=1, resolver=Liar("127.0.0.1")) as origins:
         with pytest.raises(ServiceError, match="url-not-allowed"):
@@ -849,7 +843,7 @@ async def test_the_address_is_checked_again_in_the_moment_of_connecting(trap: tu
     assert came == []
 
 
-async def test_a_name_is_resolved_once_for_a_connection(serve: Serve) -> None:
+async def test_name_is_resolved_once_per_connection(serve: Serve) -> None:
     origin = await serve(picture)
     resolver = Liar("127.0.0.1")
     async with (
@@ -860,11 +854,11 @@ async def test_a_name_is_resolved_once_for_a_connection(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example", "a..example"])
-async def test_a_name_that_is_unknown_is_no_origin(api: Client, tenant: Tenant, host: str) -> None:
+async def test_unknown_name_is_origin_not_found(api: Client, tenant: Tenant, host: str) -> None:
     assert await refusal(api, tenant, f"http://{host}/") in {(422, "origin-not-found"), (400, "invalid-url")}
 
 
-async def test_a_proxy_in_the_environment_is_ignored(
+async def test_proxy_in_the_environment_is_ignored(
     serve: Serve, trap: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, came = trap
@@ -881,7 +875,7 @@ async def test_a_proxy_in_the_environment_is_ignored(
 # Slow origins, with short time-outs
 
 
-async def test_an_origin_below_the_least_pace_is_too_slow(serve: Serve, settings: Settings) -> None:
+async def test_origin_below_the_minimum_pace_is_too_slow(serve: Serve, settings: Settings) -> None:
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -914,14 +908,14 @@ async def fetch(url: str, settings: Settings, timeouts: DownloadTimeouts = QUICK
     "said",
     [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nabc"],
 )
-async def test_an_origin_that_falls_silent_is_too_slow(settings: Settings, said: bytes) -> None:
+async def test_origin_that_stalls_is_too_slow(settings: Settings, said: bytes) -> None:
     async with raw_origin(said, then_close=False) as url:
         with pytest.raises(ServiceError, match="origin-too-slow"):
             await asyncio.wait_for(fetch(url, settings), 5)
     assert stored_files(settings) == []
 
 
-async def test_an_origin_that_drips_for_too_long_is_too_slow(serve: Serve, settings: Settings) -> None:
+async def test_origin_over_the_total_time_is_too_slow(serve: Serve, settings: Settings) -> None:
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -935,7 +929,7 @@ async def test_an_origin_that_drips_for_too_long_is_too_slow(serve: Serve, setti
     assert stored_files(settings) == []
 
 
-async def test_a_connection_that_is_not_taken_is_too_slow(settings: Settings) -> None:
+async def test_unaccepted_connection_is_too_slow(settings: Settings) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -952,7 +946,7 @@ async def test_a_connection_that_is_not_taken_is_too_slow(settings: Settings) ->
             filler.close()
 
 
-async def test_a_refused_connection_is_the_origins_failure(settings: Settings) -> None:
+async def test_refused_connection_is_origin_refused(settings: Settings) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ServiceError, match="origin-refused"):
@@ -975,7 +969,7 @@ async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", downloads_in_flight=2)
-async def test_names_that_hang_make_the_next_one_busy_and_not_too_slow(
+async def test_hanging_lookups_make_the_next_one_busy(
     api: Client, tenant: Tenant, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_up, go_on = socket.getaddrinfo, threading.Event()
@@ -1002,7 +996,7 @@ async def test_names_that_hang_make_the_next_one_busy_and_not_too_slow(
     assert (await get(api, tenant, quick)).status == 200
 
 
-async def test_names_that_hang_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_lookups_leave_slots_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A download gives its place back after 5 seconds, and its look-up goes on."""
     look_up, go_on = socket.getaddrinfo, threading.Event()
 
@@ -1031,7 +1025,7 @@ async def fail(origins: DownloadClient, url: URL, account: str) -> str:
     return failure.value.code
 
 
-async def test_a_look_up_is_over_when_its_answer_is_there() -> None:
+async def test_lookup_ends_with_its_result() -> None:
     resolver = GuardedResolver(AllowedAddresses.parse("127.0.0.1"), lookups=1)
     for _ in range(50):
         await resolver.resolve("127.0.0.1", 80)
@@ -1039,7 +1033,7 @@ async def test_a_look_up_is_over_when_its_answer_is_there() -> None:
             await resolver.resolve("a..example", 80)
 
 
-async def test_a_system_that_gives_no_more_threads_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_system_without_threads_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -1051,7 +1045,7 @@ async def test_a_system_that_gives_no_more_threads_is_busy(monkeypatch: pytest.M
     assert await resolver.resolve("127.0.0.1", 80)
 
 
-async def test_a_process_ends_while_a_look_up_hangs() -> None:
+async def test_process_exits_during_a_hanging_lookup() -> None:
     script = (
         "import asyncio, socket, time\n"
         "from service.addresses import AllowedAddresses\n"
@@ -1067,9 +1061,7 @@ async def test_a_process_ends_while_a_look_up_hangs() -> None:
     assert process.returncode == 0
 
 
-async def test_the_log_holds_nothing_of_the_url(
-    api: Client, tenant: Tenant, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_log_contains_nothing_of_the_url(api: Client, tenant: Tenant, capsys: pytest.CaptureFixture[str]) -> None:
     for url in (
         "http://user-secret.invalid/path-secret?token=query-secret",
         "http://a..b/path-secret?query-secret",

@@ -65,7 +65,7 @@ async def insert_many(connection: Any, tenant: Tenant, count: int) -> list[str]:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_is_found_by_all_that_it_is_and_shown_as_by_its_id(api: Client, tenant: Tenant) -> None:
+async def test_upload_is_found_by_each_of_its_properties(api: Client, tenant: Tenant) -> None:
     body = jpeg()
     asked = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1"}
     response = await api.post(
@@ -103,7 +103,7 @@ async def test_an_upload_is_found_by_all_that_it_is_and_shown_as_by_its_id(api: 
     assert answer["account"]["num_images"] == 1
 
 
-async def test_only_the_account_s_ready_images_are_found(
+async def test_search_returns_ready_images_only(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA", tags=["a"])
@@ -116,7 +116,7 @@ async def test_only_the_account_s_ready_images_are_found(
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("how", ["all", "tag", "tags", "format", "sha256"])
-async def test_pages_hold_every_image_once_newest_first_through_equal_moments(
+async def test_pages_contain_each_image_once(
     api: Client, tenant: Tenant, connection: Any, limit: int, how: str
 ) -> None:
     expected = await insert_many(connection, tenant, 50)
@@ -134,7 +134,7 @@ async def test_pages_hold_every_image_once_newest_first_through_equal_moments(
     assert len(seen[-1]) > 0
 
 
-async def test_pages_stay_right_while_images_come_and_go(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_pages_stay_right_during_changes(api: Client, tenant: Tenant, connection: Any) -> None:
     expected = await insert_many(connection, tenant, 60)
     seen: list[str] = []
     deleted: set[str] = set()
@@ -154,15 +154,13 @@ async def test_pages_stay_right_while_images_come_and_go(api: Client, tenant: Te
     assert set(expected) - deleted <= set(seen)
 
 
-async def test_limits_and_the_default(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_page_size_limits_and_default(api: Client, tenant: Tenant, connection: Any) -> None:
     expected = await insert_many(connection, tenant, 101)
     assert await found(api, tenant) == expected[:20]
     assert await found(api, tenant, limit="100") == expected[:100]
 
 
-async def test_moments_are_from_the_first_up_to_but_not_with_the_last(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_created_before_is_exclusive(api: Client, tenant: Tenant, connection: Any) -> None:
     for hour in range(4):
         await insert_image(connection, tenant, f"IMAGE0{hour}", created_at=START.replace(hour=hour))
     newest_first = ["IMAGE03", "IMAGE02", "IMAGE01", "IMAGE00"]
@@ -203,15 +201,13 @@ async def test_tags_of_any_script_are_found(api: Client, tenant: Tenant, connect
         *[("cursor", value) for value in ("", "x", "AAAA", "\x00", "ü", "A" * 31, "_" * 40, "A" * 4000, "null", "=")],
     ],
 )
-async def test_a_value_that_is_not_allowed_is_a_400_by_its_name(
-    api: Client, tenant: Tenant, name: str, value: str
-) -> None:
+async def test_invalid_value_names_the_parameter(api: Client, tenant: Tenant, name: str, value: str) -> None:
     status, answer = await find(api, tenant, **{name: value})
     assert (status, answer["code"]) == (400, "invalid-parameter")
     assert name in answer["message"]
 
 
-async def test_a_cursor_is_good_for_its_own_search_only(
+async def test_cursor_is_bound_to_its_search(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     await insert_many(connection, tenant, 6)
@@ -238,11 +234,11 @@ async def test_a_cursor_is_good_for_its_own_search_only(
         assert (status, error["code"]) == (400, "invalid-parameter"), parameters
 
 
-async def test_without_a_key_nothing_is_found(api: Client) -> None:
+async def test_search_needs_an_api_key(api: Client) -> None:
     assert (await api.get("/v1/images/search")).status == 401
 
 
-def test_no_word_of_the_routes_can_be_an_id() -> None:
+def test_no_route_segment_can_be_an_id() -> None:
     words = {
         word
         for resource in create_app(Settings()).router.resources()
@@ -255,7 +251,7 @@ def test_no_word_of_the_routes_can_be_an_id() -> None:
             parse_image_id(word)
 
 
-async def test_what_is_found_is_what_a_plain_look_at_every_row_finds(connection: Any, tenant: Tenant) -> None:
+async def test_search_equals_a_scan_of_all_rows(connection: Any, tenant: Tenant) -> None:
     chance = random.Random(4)
     tags = ["common", "half", "rare", "never"]
     for number in range(400):
@@ -302,7 +298,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @pytest.mark.parametrize("planned", ["while all was empty", "before the first analyze", "after it"])
-async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
+async def test_pages_walk_an_index_with_any_statistics(
     database: Database, connection: Any, tenant: Tenant, planned: str
 ) -> None:
     """A page of 20,000 images reads few blocks, near the start and deep; and so does one image."""
@@ -358,7 +354,7 @@ async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 800, plan
 
 
-async def test_an_older_database_gets_its_tags_indexed_once(database_url: str, connection: Any, tenant: Tenant) -> None:
+async def test_older_database_gets_its_tags_indexed_once(database_url: str, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "AAAAAAA", tags=["a", "b"])
     await insert_image(connection, tenant, "PENDING", tags=["a"], state="pending")
     await connection.execute("drop table image_tags; drop function keep_image_tags cascade; delete from applied_schema")

@@ -59,7 +59,7 @@ async def tags_of(connection: Any, image_id: str = ID) -> Any:
 
 
 @pytest.mark.parametrize(("method", "word"), ADD)
-async def test_tags_are_added_behind_those_that_are_there(
+async def test_added_tags_follow_the_existing_ones(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["pet", "zoo"])
@@ -82,7 +82,7 @@ async def test_tags_are_added_behind_those_that_are_there(
 
 
 @pytest.mark.parametrize(("method", "word"), REMOVE)
-async def test_tags_are_removed_and_one_that_is_not_there_is_no_error(
+async def test_removing_a_missing_tag_is_no_error(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["a", "b", "c", "d"])
@@ -94,16 +94,14 @@ async def test_tags_are_removed_and_one_that_is_not_there_is_no_error(
 
 
 @pytest.mark.parametrize("word", ["add_tags", "remove_tags"])
-async def test_head_on_a_get_that_changes_tags_is_a_405_and_changes_nothing(
-    api: Client, tenant: Tenant, connection: Any, word: str
-) -> None:
+async def test_head_never_changes_tags(api: Client, tenant: Tenant, connection: Any, word: str) -> None:
     await insert_image(connection, tenant, ID, tags=["a"])
     response = await api.head(f"/v1/images/{ID}/{word}", params={"tags": "a,b"}, headers=tenant.headers)
     assert response.status == 405
     assert await tags_of(connection) == ["a"]
 
 
-async def test_adding_twice_is_adding_once_and_writes_nothing(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_adding_a_present_tag_writes_nothing(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     first = await add(api, tenant, ID, "a,b")
     version = await connection.fetchval("select xmin from images")
@@ -112,7 +110,7 @@ async def test_adding_twice_is_adding_once_and_writes_nothing(api: Client, tenan
 
 
 @pytest.mark.parametrize(("method", "found"), [("PUT", ["c", "a", "b"]), ("DELETE", ["c"])])
-async def test_put_and_delete_take_their_tags_as_json_too(
+async def test_put_and_delete_accept_tags_as_json(
     api: Client, tenant: Tenant, connection: Any, method: str, found: list[str]
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["c", *(["a", "b"] if method == "DELETE" else [])])
@@ -150,7 +148,7 @@ async def test_json_that_is_not_a_list_of_tags_is_refused(
     assert await tags_of(connection) == ["old"]
 
 
-async def test_tags_come_in_the_query_or_in_the_body(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tags_in_query_and_body_are_refused(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags?tags=a", json={"tags": ["b"]})
     assert (status, answer["error"]["code"]) == (400, "invalid-parameter")
@@ -159,7 +157,7 @@ async def test_tags_come_in_the_query_or_in_the_body(api: Client, tenant: Tenant
 
 
 @pytest.mark.settings(upload_idle_timeout_s=0.2)
-async def test_a_json_body_that_stops_arriving_is_a_408(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_stalled_json_body_is_a_408(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
 
     async def stalling() -> AsyncIterator[bytes]:
@@ -173,7 +171,7 @@ async def test_a_json_body_that_stops_arriving_is_a_408(api: Client, tenant: Ten
 
 @pytest.mark.parametrize("query", ["", "?tags=", "?tags=,%20,", "?tags"])
 @pytest.mark.parametrize(("method", "word"), [*ADD, *REMOVE])
-async def test_without_a_tag_it_is_a_400(
+async def test_missing_tags_are_a_400(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str, query: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["a"])
@@ -184,7 +182,7 @@ async def test_without_a_tag_it_is_a_400(
 
 
 @pytest.mark.parametrize(("method", "word"), [*ADD, *REMOVE])
-async def test_an_id_that_is_not_stored_here_changes_nothing(
+async def test_unknown_id_changes_no_tags(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any, method: str, word: str
 ) -> None:
     other = await new_tenant()
@@ -206,9 +204,7 @@ async def test_an_id_that_is_not_stored_here_changes_nothing(
         assert await tags_of(connection, image_id) == ["a"]
 
 
-async def test_twenty_images_at_once_are_answered_in_the_order_asked(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_tag_changes_keep_the_order_of_ids(api: Client, tenant: Tenant, connection: Any) -> None:
     ids = [f"IMAGE{number:02}" for number in range(21)]
     for image_id in ids:
         await insert_image(connection, tenant, image_id)
@@ -221,7 +217,7 @@ async def test_twenty_images_at_once_are_answered_in_the_order_asked(
     assert {tuple(image["tags"]) for image in answer["response"]} == {("a",)}
 
 
-async def test_every_detail_can_be_asked_for(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tag_change_can_return_all_details(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     await insert_image(connection, tenant, "BBBBBBB")
     asked = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1", "with_account": "1"}
@@ -233,7 +229,7 @@ async def test_every_detail_can_be_asked_for(api: Client, tenant: Tenant, connec
     assert both["response"][1] == shown["response"]
 
 
-async def test_tags_of_any_script_come_back_as_they_are(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tags_of_any_script_are_unchanged(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags", json={"tags": ODD_TAGS})
     assert (status, answer["response"]["tags"]) == (200, ODD_TAGS)
@@ -288,7 +284,7 @@ def test_tag_length_counts_after_nfc() -> None:
         *("\ud800", "\ufffe", "\U000e0041", "\U0001fffe", " \u200b ", "\x00", "\U0001d159", "\U00013441"),
     ],
 )
-def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
+def test_invisible_tag_is_refused(tag: str) -> None:
     with pytest.raises(ServiceError, match="visible character"):
         clean_tags(["lake", tag])
 
@@ -296,11 +292,11 @@ def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
 @pytest.mark.parametrize(
     "tag", ["\U0001f408", "\u2764\ufe0f", "1\ufe0f\u20e3", "\u0915\u093f", "\U000f0000", "-", "\ufffd", "\u06dd"]
 )
-def test_tag_with_a_visible_character_is_taken(tag: str) -> None:
+def test_tag_with_a_visible_character_is_accepted(tag: str) -> None:
     assert clean_tags([tag]) == [tag]
 
 
-async def test_more_than_twenty_tags_are_refused_for_all(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_too_many_tags_change_no_image(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID, tags=[f"t{number}" for number in range(19)])
     await insert_image(connection, tenant, "BBBBBBB")
     status, answer = await add(api, tenant, f"BBBBBBB,{ID}", "t3,x,y")
@@ -314,9 +310,7 @@ async def test_more_than_twenty_tags_are_refused_for_all(api: Client, tenant: Te
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_a_pending_image_takes_tags_and_is_ready_with_them(
-    api: Client, tenant: Tenant, connection: Any, burst: RunBurst
-) -> None:
+async def test_pending_image_keeps_added_tags(api: Client, tenant: Tenant, connection: Any, burst: RunBurst) -> None:
     response = await api.post(
         "/v1/images?tags=a,b", data=jpeg(), headers=tenant.headers | {"Content-Type": "image/jpeg"}
     )
@@ -336,7 +330,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-async def test_the_limit_is_exact_when_calls_race(database: Database, connection: Any, tenant: Tenant) -> None:
+async def test_tag_limit_is_exact_in_a_race(database: Database, connection: Any, tenant: Tenant) -> None:
     images = [ImageId(f"IMAGE{number:02}") for number in range(4)]
     for image_id in images:
         await insert_image(connection, tenant, image_id, tags=["old"])
@@ -360,9 +354,7 @@ async def test_the_limit_is_exact_when_calls_race(database: Database, connection
         assert {int(tag.split("-")[0]) for tag in tags[1:]} == {n for n, done in enumerate(accepted) if done}
 
 
-async def test_adding_what_another_call_removes_meanwhile_is_not_lost(
-    database: Database, connection: Any, tenant: Tenant
-) -> None:
+async def test_concurrent_add_and_remove_lose_nothing(database: Database, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, ID, tags=["a", "b"])
     async with database.connection() as first:
         transaction = first.transaction()
