@@ -42,7 +42,7 @@ class DownloadTimeouts:
     total_s: float = 30
 
 
-class DownloadFailure(Exception):
+class OriginFailure(Exception):
     """Names the class of a library's error. The error itself may quote the URL, which may hold secrets."""
 
 
@@ -55,7 +55,7 @@ def parse_url(text: str) -> URL:
     except CredentialsInURL:
         raise ServiceError("invalid-url", "The URL holds a user name or a password; send one without.") from None
     except ValueError as error:
-        raise ServiceError("invalid-url") from DownloadFailure(type(error).__name__)
+        raise ServiceError("invalid-url") from OriginFailure(type(error).__name__)
 
 
 class Download:
@@ -187,7 +187,7 @@ def _resolve(url: URL, location: str) -> URL:
         raise ServiceError("origin-refused", "The URL redirects to one with a user name or a password.") from None
     except ValueError as error:
         message = "The URL redirects to something that is not an http or https URL."
-        raise ServiceError("origin-refused", message) from DownloadFailure(type(error).__name__)
+        raise ServiceError("origin-refused", message) from OriginFailure(type(error).__name__)
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def _origin_errors() -> Iterator[None]:
     except AddressRefused:
         raise ServiceError("url-not-allowed") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise _translate(error) from DownloadFailure(type(error).__name__)
+        raise _translate(error) from OriginFailure(type(error).__name__)
 
 
 def _translate(error: Exception) -> ServiceError:

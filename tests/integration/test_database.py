@@ -42,7 +42,7 @@ async def test_waiting_schema_change_blocks_no_request(
     session = await vacuum(database_url)
     applying = asyncio.create_task(apply_schema(database_url))
     await asyncio.sleep(0.3)
-    async with asyncio.timeout(5):  # the first look-up of a key notes its use, so it writes
+    async with asyncio.timeout(5):  # the first look-up of a key records its use, so it writes
         assert (await api.get("/v1/account", headers=tenant.headers)).status == 200
     assert not applying.done()
     await session.close()
@@ -80,10 +80,10 @@ class TestVersions:
         await connection.execute("update applied_schema set version = $1", version + 1)
         with pytest.raises(SchemaNewer, match=f"schema {version + 1}; this one knows {version}"):
             await apply_schema(database_url)
-        done = daguerre("schema", "--wait", "0", database_url=database_url)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("Error: The database has tables of a newer Daguerre")
-        assert done.stderr.count("\n") == 1
+        result = daguerre("schema", "--wait", "0", database_url=database_url)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith("Error: The database has tables of a newer Daguerre")
+        assert result.stderr.count("\n") == 1
         assert await connection.fetchval("select version from applied_schema") == version + 1
 
     async def test_an_older_schema_changes_nothing(
@@ -112,7 +112,7 @@ class TestVersions:
         assert await connection.fetchval("select array_agg(version) from applied_schema") == [Schema.load().version]
 
     async def test_the_first_version_cannot_go_back(self, connection: Any) -> None:
-        """It knows of no versions, and applied itself wherever its own digest was not the one it found."""
+        """It has no version number, and was applied unless its own digest was the recorded one."""
         with pytest.raises(asyncpg.NotNullViolationError):
             await connection.execute(
                 "begin; delete from applied_schema; insert into applied_schema (digest) values ('first'); commit"
@@ -123,11 +123,11 @@ class TestVersions:
 
 async def test_up_refuses_newer_tables(database_url: str, connection: Any, restored: None, tmp_path: Path) -> None:
     await connection.execute("update applied_schema set version = version + 1")
-    given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_DATA": str(tmp_path / "data")}
-    done = await asyncio.to_thread(daguerre_process, "up", "--port", "0", **given)
-    assert done.returncode == 1
-    assert "Error: The database has tables of a newer Daguerre" in done.stderr
-    assert "Traceback" not in done.stderr
+    environment = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_DATA": str(tmp_path / "data")}
+    result = await asyncio.to_thread(daguerre_process, "up", "--port", "0", **environment)
+    assert result.returncode == 1
+    assert "Error: The database has tables of a newer Daguerre" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 async def test_slow_statement_is_database_unavailable(database_url: str) -> None:
@@ -141,7 +141,7 @@ async def test_slow_statement_is_database_unavailable(database_url: str) -> None
 
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
 async def test_application_starts_without_a_database(settings: Settings, aiohttp_client: Any) -> None:
-    DiskStorage(settings.storage_folder).prepare()  # without a database nobody knows whether it may be empty
+    DiskStorage(settings.storage_folder).prepare()  # without a database it is unknown whether the storage may be empty
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)
     assert (response.status, response.headers["Retry-After"]) == (503, "1")

@@ -126,7 +126,7 @@ async def test_locked_account_delays_no_other_refresh(
 
 
 class Refreshes:
-    """In place of refresh_counters: which accounts were tried, while some of them take for ever."""
+    """Replaces refresh_counters. Records the accounts that were attempted; some of them never finish."""
 
     def __init__(self) -> None:
         self.tried: list[AccountId] = []
@@ -159,7 +159,7 @@ async def test_failed_refreshes_come_last_in_later_runs(
         began = asyncio.get_running_loop().time()
         assert await refreshes.run(resources) == [first, second, third, fourth]
         assert asyncio.get_running_loop().time() - began < 2.5
-        # What is left of a run goes to the one that had it last.
+        # The rest of a run goes to the account that had it last.
         assert await refreshes.run(resources) == [fourth, first]
         assert await refreshes.run(resources) == [fourth, second]
         refreshes.endless = {first, second}

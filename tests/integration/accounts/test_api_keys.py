@@ -1,4 +1,4 @@
-"""Keys: hashed, several an account, revocable within five seconds, last use kept to the hour."""
+"""API keys: hashed, several per account, revoked within five seconds, with the hour of their last use."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ async def test_concurrent_lookups_share_a_query(
     connection: Any, tenant: Tenant, new_tenant: NewTenant, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await new_tenant()
-    looks: list[int] = []
+    batch_sizes: list[int] = []
 
     async def counted(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
-        looks.append(len(keys))
+        batch_sizes.append(len(keys))
         return await find_accounts_by_keys(connection, keys)
 
     monkeypatch.setattr("service.accounts.api_keys.find_accounts_by_keys", counted)
@@ -108,9 +108,9 @@ async def test_concurrent_lookups_share_a_query(
     assert [owner.id for owner in owners] == [tenant.id, other.id] * 10
     with pytest.raises(ServiceError, match="unauthorized"):
         await unknown
-    assert len(looks) <= 2
+    assert len(batch_sizes) <= 2
     await asyncio.gather(*map(ring.find_account, keys))
-    assert sum(looks) <= 22
+    assert sum(batch_sizes) <= 22
 
 
 async def test_flood_of_unknown_keys_delays_no_others(ring: KeyRing, tenant: Tenant) -> None:

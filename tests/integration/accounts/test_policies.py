@@ -52,12 +52,14 @@ async def test_policies_come_in_the_order_of_ids(settings: Settings, new_tenant:
         for tenant in tenants[1:]:
             secrets[tenant.id] = await create_signing_key(connection, tenant.name)
             await set_preset(connection, tenant.name, "thumb", check_preset(f"width={tenant.id}"))
-        asked = [tenants[place].id for place in (2, 0, 3, 2, 1)]
-        found = [policy for policy in await find_policies(connection, asked) if policy is not None]
+        account_ids = [tenants[place].id for place in (2, 0, 3, 2, 1)]
+        policies = [policy for policy in await find_policies(connection, account_ids) if policy is not None]
         assert await find_policies(connection, []) == []
-    assert [policy.account_id for policy in found] == asked
-    assert [list(policy.secrets) for policy in found] == [[secrets[i]] if i in secrets else [] for i in asked]
-    assert [policy.presets for policy in found] == [{"thumb": f"width={i}"} if i in secrets else {} for i in asked]
+    assert [policy.account_id for policy in policies] == account_ids
+    assert [list(policy.secrets) for policy in policies] == [[secrets[i]] if i in secrets else [] for i in account_ids]
+    assert [policy.presets for policy in policies] == [
+        {"thumb": f"width={i}"} if i in secrets else {} for i in account_ids
+    ]
 
 
 async def test_a_deleted_account_has_no_policy(connection: Any, tenant: Tenant) -> None:
@@ -91,7 +93,7 @@ async def test_third_live_signing_key_is_refused(connection: Any, tenant: Tenant
 
 
 async def race(url: str, times: int, work: Callable[[Any, int], Awaitable[None]]) -> list[BaseException]:
-    """What went wrong where this is done on as many connections at once."""
+    """Returns the errors of this call on several connections at once."""
     connections = [await asyncpg.connect(url) for _ in range(times)]
     try:
         outcomes = await asyncio.gather(*map(work, connections, range(times)), return_exceptions=True)

@@ -33,14 +33,14 @@ def cli(settings: Settings) -> Cli:
     """Run a command, which must succeed; returns what it says on stderr."""
 
     def run(*arguments: str) -> str:
-        done = daguerre(
+        result = daguerre(
             *arguments,
             database_url=settings.database_url,
             DAGUERRE_STORAGE=str(settings.storage_folder),
             DAGUERRE_RENDITIONS_DIR=str(settings.renditions_folder),
         )
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        assert result.returncode == 0, result.stderr
+        return result.stderr
 
     return run
 
@@ -56,7 +56,7 @@ async def upload_id(api: Client, tenant: Tenant) -> str:
 
 
 async def wait_status(get: Callable[[], Awaitable[Any]], status: int) -> float:
-    """Returns after how many seconds a request is answered with this status."""
+    """Returns the seconds until a request has this status."""
 
     async def is_so() -> bool:
         return bool((await get()).status == status)

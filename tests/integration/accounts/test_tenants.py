@@ -37,11 +37,11 @@ async def test_image_of_another_account_is_not_found(
     stranger = await new_tenant()
     await insert_image(connection, tenant, "Private", tags=["mine"])
     await insert_image(connection, stranger, "Visible", tags=["theirs"])
-    kept = await rows(connection)
-    status, told = await ask(api, operation, stranger.key, f"{before}Private")
+    rows_before = await rows(connection)
+    status, seen = await ask(api, operation, stranger.key, f"{before}Private")
     assert status in (400, 404)
-    assert (status, told) == await ask(api, operation, stranger.key, f"{before}Missing")
-    assert await rows(connection) == kept
+    assert (status, seen) == await ask(api, operation, stranger.key, f"{before}Missing")
+    assert await rows(connection) == rows_before
 
 
 async def rows(connection: Any) -> list[Any]:
@@ -75,24 +75,24 @@ async def test_cursor_of_another_account_reveals_nothing(
 async def test_account_is_that_of_the_key(api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant) -> None:
     stranger = await new_tenant()
     await connection.execute("update accounts set num_images = 7, used_bytes = 70 where id = $1", tenant.id)
-    shown = await (await api.get("/v1/account", params={"key": stranger.key})).json()
-    assert shown["response"]["num_images"] == 0
+    account = await (await api.get("/v1/account", params={"key": stranger.key})).json()
+    assert account["response"]["num_images"] == 0
 
 
 @pytest.mark.parametrize("operation", WITH_KEY, ids=lambda operation: f"{operation.method} {operation.path}")
 async def test_invalid_keys_have_the_same_error(
     api: Client, connection: Any, tenant: Tenant, operation: Operation
 ) -> None:
-    """Nothing in the answer tells them apart. They are looked up by their SHA-256, so no time tells of a beginning
+    """Responses do not distinguish them. They are looked up by their SHA-256, so the time reveals no prefix
     that is right."""
     await revoke_key(connection, await connection.fetchval("select id from api_keys where account_id = $1", tenant.id))
     path = operation.path.replace("{id}", "Missing")
-    told = set()
+    seen = set()
     for key in ("", new_key(), tenant.key, tenant.key[:-1], tenant.key[:-1] + "\0"):
         answer = await api.request(operation.method, path, params={"key": key} if key else {})
-        told.add((answer.status, await answer.text(), answer.headers["WWW-Authenticate"]))
-    assert len(told) == 1
-    assert next(iter(told))[0] == 401
+        seen.add((answer.status, await answer.text(), answer.headers["WWW-Authenticate"]))
+    assert len(seen) == 1
+    assert next(iter(seen))[0] == 401
 
 
 def test_openapi_document_contains_no_key() -> None:
@@ -103,6 +103,6 @@ def test_openapi_document_contains_no_key() -> None:
 async def test_metrics_contain_no_account(api: Client, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "Private", tags=["secret-tag"])
     await api.get("/v1/images/Private", params={"key": tenant.key})
-    told = await (await api.get("/metrics")).text()
+    seen = await (await api.get("/metrics")).text()
     for secret in (tenant.key, tenant.name, "Private", "secret-tag"):
-        assert secret not in told
+        assert secret not in seen

@@ -27,7 +27,7 @@ def message(kind: bytes, body: bytes) -> bytes:
 
 @asynccontextmanager
 async def postgres_of(version: str) -> AsyncIterator[str]:
-    """A server that greets as PostgreSQL of this version, and answers nothing else."""
+    """A server that starts a session as PostgreSQL of this version, and sends nothing else."""
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         length, code = struct.unpack("!II", await reader.readexactly(8))
@@ -112,12 +112,12 @@ async def test_unavailable_servers_are_accepted() -> None:
 async def test_process_exits_with_a_sentence(settings: Settings, command: str) -> None:
     DiskStorage(settings.storage_folder).prepare()
     async with redis_of("6.0.16") as url:
-        given = settings.model_copy(update={"redis_url": url}).model_dump(exclude_unset=True)
-        environment = {f"DAGUERRE_{name.upper()}": str(value) for name, value in given.items()}
-        done = await asyncio.to_thread(daguerre_process, *command.split(), **environment)
-    assert done.returncode == 1
-    assert done.stderr.count("Error: DAGUERRE_REDIS_URL: Redis 6.0.16 is too old") == 1, done.stderr
-    assert "Traceback" not in done.stderr
+        values = settings.model_copy(update={"redis_url": url}).model_dump(exclude_unset=True)
+        environment = {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items()}
+        result = await asyncio.to_thread(daguerre_process, *command.split(), **environment)
+    assert result.returncode == 1
+    assert result.stderr.count("Error: DAGUERRE_REDIS_URL: Redis 6.0.16 is too old") == 1, result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_readme_names_the_minimum_versions() -> None:

@@ -1,4 +1,4 @@
-"""Pictures from URLs: what is stored, what an origin may do wrong, and where no request may go."""
+"""Downloads from URLs: what is stored, the faults of origins, and the addresses that are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Await
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Start an origin with one handler for every path; answers its address."""
+    """Starts an origin with one handler for every path. Returns its address."""
     servers = []
 
     async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> URL:
@@ -64,7 +64,7 @@ Say = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(say: Say) -> AsyncIterator[int]:
-    """A server on loopback, by its port. Its connections end with the block, which asyncio's own leaves open."""
+    """Runs a server on loopback and yields its port. Its connections end with the block, unlike those of asyncio."""
     connections: set[asyncio.Task[None]] = set()
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,10 +119,10 @@ async def test_picture_from_a_url_is_stored(api: Client, tenant: Tenant, serve: 
     response = await get(api, tenant, origin / "a.png", tags="lake, evening", verbose="true", with_exif="true")
     assert response.status == 200
     assert response.headers["Cache-Control"] == "no-store"
-    shown = (await response.json())["response"]
-    assert list(shown)[:5] == ["id", "width", "height", "filesize", "tags"]
-    assert (shown["width"], shown["height"], shown["filesize"]) == (64, 48, len(jpeg()))
-    assert (shown["tags"], shown["format"], shown["exif"]) == (["lake", "evening"], "jpeg", {})
+    image = (await response.json())["response"]
+    assert list(image)[:5] == ["id", "width", "height", "filesize", "tags"]
+    assert (image["width"], image["height"], image["filesize"]) == (64, 48, len(jpeg()))
+    assert (image["tags"], image["format"], image["exif"]) == (["lake", "evening"], "jpeg", {})
     [file] = stored_files(settings)
     assert file.read_bytes() == jpeg()
 
@@ -133,8 +133,8 @@ async def test_url_can_be_posted_as_json(api: Client, tenant: Tenant, serve: Ser
     origin = await serve(picture)
     body = {"url": str(origin), "tags": ["lake", " evening "]}
     response = await api.post("/v1/images?verbose", json=body, headers=tenant.headers)
-    shown = (await response.json())["response"]
-    assert (response.status, shown["tags"], shown["format"]) == (200, ["lake", "evening"], "jpeg")
+    image = (await response.json())["response"]
+    assert (response.status, image["tags"], image["format"]) == (200, ["lake", "evening"], "jpeg")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ async def test_json_without_a_valid_url_is_refused(
     api: Client, tenant: Tenant, body: str, code: str, named: str
 ) -> None:
     headers = tenant.headers | {"Content-Type": "application/json"}
-    status, given, message = await error_of(await api.post("/v1/images", data=body, headers=headers))
-    assert (status, given) == (400, code)
+    status, actual_code, message = await error_of(await api.post("/v1/images", data=body, headers=headers))
+    assert (status, actual_code) == (400, code)
     assert named in message
 
 
@@ -178,16 +178,16 @@ async def test_download_needs_an_api_key(api: Client) -> None:
 
 @LOCAL
 async def test_head_downloads_nothing(api: Client, tenant: Tenant, serve: Serve, settings: Settings) -> None:
-    asked = []
+    requests = []
 
     async def note(request: web.Request) -> web.Response:
-        asked.append(request)
+        requests.append(request)
         return await picture(request)
 
     url = str(await serve(note))
     response = await api.head("/v1/images", params={"url": url}, headers=tenant.headers)
     assert response.status == 405
-    assert (asked, stored_files(settings)) == ([], [])
+    assert (requests, stored_files(settings)) == ([], [])
 
 
 @LOCAL
@@ -226,10 +226,10 @@ async def test_at_most_five_redirects_are_followed(
     api: Client, tenant: Tenant, serve: Serve, redirects: int, status: int
 ) -> None:
     async def pass_on(request: web.Request) -> web.Response:
-        left = int(request.query["left"])
-        if left == 0:
+        remaining = int(request.query["left"])
+        if remaining == 0:
             return await picture(request)
-        return web.Response(status=301 if left % 2 else 307, headers={"Location": f"/?left={left - 1}"})
+        return web.Response(status=301 if remaining % 2 else 307, headers={"Location": f"/?left={remaining - 1}"})
 
     origin = await serve(pass_on)
     assert (await get(api, tenant, origin % {"left": redirects})).status == status
@@ -278,8 +278,8 @@ async def test_error_contains_the_status_of_the_origin(
     async def fail(_: web.Request) -> web.Response:
         return web.Response(status=status)
 
-    answer, given, message = await error_of(await get(api, tenant, await serve(fail)))
-    assert (answer, given) == (422, code)
+    answer, actual_code, message = await error_of(await get(api, tenant, await serve(fail)))
+    assert (answer, actual_code) == (422, code)
     assert code == "origin-not-found" or str(status) in message
     assert stored_files(settings) == []
 
@@ -426,17 +426,17 @@ async def test_client_disconnect_ends_the_download(
 
 @pytest.mark.settings(fetch_allow="127.0.0.1", downloads_in_flight=1, wait_s=0)
 async def test_client_disconnect_releases_the_slot(port: int, tenant: Tenant, serve: Serve) -> None:
-    asked = asyncio.Event()
+    request_arrived = asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:
-        asked.set()
+        request_arrived.set()
         await asyncio.sleep(5)
         return web.Response()
 
     silent, origin = await serve(hang), await serve(picture)
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET /v1/images?key={tenant.key}&url={silent} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    await asked.wait()
+    await request_arrived.wait()
     writer.close()
     address = f"http://127.0.0.1:{port}/v1/images"
     async with asyncio.timeout(2), ClientSession() as session:
@@ -462,7 +462,7 @@ async def test_reason_of_a_failed_download_is_logged(
 
 @pytest.fixture
 async def trap() -> AsyncIterator[tuple[int, list[object]]]:
-    """A listener on every loopback address, and who has come."""
+    """A listener on every loopback address, and its connections."""
     came: list[object] = []
 
     async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -547,7 +547,7 @@ def test_invalid_url_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "sent"),
+    ("url", "target"),
     [
         ("/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20", "/a%2fb%7Ec;d?sig=a%2bb+c%3D&x='*'&x=%20"),
         ("/a b/é?q=ü|", "/a%20b/%C3%A9?q=%C3%BC|"),
@@ -559,12 +559,12 @@ def test_invalid_url_is_refused(url: str) -> None:
         ("", "/"),
     ],
 )
-async def test_url_is_sent_byte_for_byte(given: str, sent: str) -> None:
-    assert await targets_of(given, [PICTURE]) == [sent]
+async def test_url_is_sent_byte_for_byte(url: str, target: str) -> None:
+    assert await targets_of(url, [PICTURE]) == [target]
 
 
 @pytest.mark.parametrize(
-    ("location", "sent"),
+    ("location", "target"),
     [
         *((target, target) for target in ("/x%27y%26%40%2F%7E?sig=%2b%2F%3d&a=[1]", "/a|{b}?c=%27|{d}", "/?", "/%e9%")),
         ("../x?y=%27", "/a/x?y=%27"),
@@ -577,17 +577,17 @@ async def test_url_is_sent_byte_for_byte(given: str, sent: str) -> None:
         ("HTTP://{host}/%7e?{x}", "/%7e?{x}"),
     ],
 )
-async def test_redirect_is_followed_byte_for_byte(location: str | bytes, sent: str) -> None:
+async def test_redirect_is_followed_byte_for_byte(location: str | bytes, target: str) -> None:
     raw = location if isinstance(location, bytes) else location.encode()
     redirect = b"HTTP/1.1 302 Found\r\nLocation: " + raw + b"\r\nContent-Length: 0\r\n\r\n"
-    assert await targets_of("/a/b%2fc/d?q=%27", [redirect, PICTURE]) == ["/a/b%2fc/d?q=%27", sent]
+    assert await targets_of("/a/b%2fc/d?q=%27", [redirect, PICTURE]) == ["/a/b%2fc/d?q=%27", target]
 
 
 PICTURE = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
 
 
 async def targets_of(target: str, answers: list[bytes]) -> list[str]:
-    """The targets of the request lines that an origin with these answers reads. `{host}` stands for its own address."""
+    """Returns the request targets that an origin with these responses receives. `{host}` stands for its own address."""
     lines: list[bytes] = []
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -672,7 +672,7 @@ async def test_interim_responses_are_skipped(api: Client, tenant: Tenant) -> Non
 
 
 async def test_endless_interim_responses_are_refused(settings: Settings) -> None:
-    """Each arrives at once, so no time limit ended them before the last one."""
+    """They arrive at once, so no time limit applies before the last one."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -754,7 +754,7 @@ async def test_empty_blocks_of_two_codings_are_refused() -> None:
     async def send() -> AsyncIterator[bytes]:
         yield outer
 
-    with pytest.raises(DecodingError, match="for nothing"):
+    with pytest.raises(DecodingError, match="without content"):
         _ = [piece async for piece in decode(send(), ["gzip", "gzip"])]
 
 
@@ -814,7 +814,7 @@ async def test_name_with_one_refused_address_is_refused(monkeypatch: pytest.Monk
 
 
 class Liar(AbstractResolver):
-    """Says what it likes, unchecked, and how often it was asked."""
+    """Returns any addresses, unchecked, and counts the look-ups."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -997,7 +997,7 @@ async def test_hanging_lookups_make_the_next_one_busy(
 
 
 async def test_hanging_lookups_leave_slots_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download gives its place back after 5 seconds, and its look-up goes on."""
+    """A download releases its slot after 5 seconds, and its look-up goes on."""
     look_up, go_on = socket.getaddrinfo, threading.Event()
 
     def hang(host: str, *rest: Any) -> Any:
@@ -1013,7 +1013,7 @@ async def test_hanging_lookups_leave_slots_for_others(monkeypatch: pytest.Monkey
             codes = await asyncio.gather(*(fail(origins, slow, "loud") for _ in range(8)))
             assert codes == ["origin-too-slow"] * 6 + ["busy"] * 2
             assert await fail(origins, quick, "loud") == "busy"
-            assert await fail(origins, quick, "quiet") == "origin-refused"  # nobody listens there
+            assert await fail(origins, quick, "quiet") == "origin-refused"  # nothing listens there
         finally:
             go_on.set()
 

@@ -137,9 +137,9 @@ async def test_delete_can_return_all_details(api: Client, tenant: Tenant, connec
     _, answer = await delete(
         api, tenant, "AAAAAAA", verbose="1", with_exif="1", with_mini_preview="1", with_account="1"
     )
-    shown = answer["response"]
-    assert (shown["exif"], shown["mini_preview"], shown["format"]) == ({"Make": "Daguerre"}, "eA==", "jpeg")
-    assert shown["account"]["num_images"] == 0
+    image = answer["response"]
+    assert (image["exif"], image["mini_preview"], image["format"]) == ({"Make": "Daguerre"}, "eA==", "jpeg")
+    assert image["account"]["num_images"] == 0
 
 
 @pytest.mark.settings(wait_s=30)
@@ -163,8 +163,8 @@ async def test_waiting_upload_learns_of_the_deletion(
     assert time.perf_counter() - deleted < 2
     assert response.status == 404
     assert (await response.json())["error"]["code"] == "image-deleted"
-    done = await burst()
-    assert (done.complete, done.failed, done.retried) == (1, 0, 0)
+    result = await burst()
+    assert (result.complete, result.failed, result.retried) == (1, 0, 0)
     said = capfd.readouterr().out
     assert "probe." not in said
     assert stored_files(settings) == []
@@ -228,10 +228,10 @@ async def test_overlapping_deletes_count_each_image_once(database: Database, con
             await insert_image(connection, tenant, image_id)
         lists = [ids, ids[::-1], ids[5:15], ids[::-2], ids[:12], ids[10:][::-1]] * 2
         numbers = await asyncio.gather(*(try_delete(database, tenant.id, chosen) for chosen in lists))
-        left = await connection.fetchval("select count(*) from images")
-        assert sum(numbers) == 20 - left
+        remaining = await connection.fetchval("select count(*) from images")
+        assert sum(numbers) == 20 - remaining
         assert sum(numbers) > 0
-        assert await counted(connection, tenant) == (left, left * 10)
+        assert await counted(connection, tenant) == (remaining, remaining * 10)
         await connection.execute("delete from images")
         await connection.execute("update accounts set used_bytes = 0, num_images = 0")
 
@@ -262,6 +262,6 @@ async def test_deletes_race_with_uploads_probes_and_tags(database: Database, con
         deleted += sum(outcome for outcome in outcomes if isinstance(outcome, int))
     assert deleted > 30
     await counted(connection, tenant)
-    kept = await connection.fetch("select created_at, id, unnest(tags) from images where state = 'ready'")
+    indexed_tags = await connection.fetch("select created_at, id, unnest(tags) from images where state = 'ready'")
     indexed = await connection.fetch("select created_at, image_id, tag from image_tags")
-    assert sorted(tuple(row) for row in kept) == sorted(tuple(row) for row in indexed)
+    assert sorted(tuple(row) for row in indexed_tags) == sorted(tuple(row) for row in indexed)

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that is sent again makes nothing new, whatever became of the first one."""
+"""Idempotency-Key: a repeated request makes no second image, whatever happened to the first request."""
 
 from __future__ import annotations
 
@@ -131,19 +131,19 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def other_api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
-    """What another process shares with `api`: the database, the queue, the storage and nothing else."""
+    """A second process: it shares the database, the queue and the storage with `api`."""
     return await aiohttp_client(create_app(settings))
 
 
 async def assert_one_image(settings: Settings, connection: Any, image_id: str, body: bytes = PICTURE) -> None:
-    """One row, one file, counted once."""
+    """Asserts one row and one file, counted once."""
     rows = await connection.fetch("select id, size from images where state <> 'failed'")
     assert [tuple(row) for row in rows] == [(image_id, len(body))]
     counters = await connection.fetchrow("select sum(num_images), sum(used_bytes) from accounts")
     assert tuple(counters) == (1, len(body))
     assert [(path.name, path.read_bytes()) for path in stored_files(settings)] == [(image_id, body)]
-    told = await verify(settings)
-    assert told.is_well, told.problems
+    result = await verify(settings)
+    assert result.is_well, result.problems
 
 
 async def assert_nothing_stored(settings: Settings, connection: Any) -> None:
@@ -226,7 +226,7 @@ async def test_repeated_url_is_downloaded_once(
 ) -> None:
     first = await get_url(api, tenant, url)
     assert first.status == 200
-    origin.body = OTHER  # what it answers later is no matter
+    origin.body = OTHER  # a later download would get this
     assert await get_url(api, tenant, url) == await post_url(api, tenant, url) == first
     assert origin.requests == 1
     await assert_one_image(settings, connection, first.id)
@@ -272,8 +272,8 @@ async def test_tenants_do_not_share_keys(api: Client, tenant: Tenant, new_tenant
 
 @pytest.mark.usefixtures("worker")
 async def test_uploads_without_a_key_are_separate_images(api: Client, tenant: Tenant) -> None:
-    made = {(await post(api, tenant, key=key)).id for key in (None, None, "a", "b")}
-    assert len(made) == 4
+    image_ids = {(await post(api, tenant, key=key)).id for key in (None, None, "a", "b")}
+    assert len(image_ids) == 4
 
 
 @pytest.mark.settings(wait_s=0.2)
@@ -492,7 +492,7 @@ async def test_retry_after_a_lost_commit_gets_the_image(
     assert image_id in {path.name for path in stored_files(settings)}
 
 
-# What is not kept
+# Keys that are released
 
 
 @pytest.fixture
@@ -554,7 +554,7 @@ async def test_row_of_a_refused_picture_lasts_a_minute(
 async def test_waiting_repetition_gets_the_refusal(
     api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
 ) -> None:
-    """Also in another process, which no reply reaches and which looks at the row."""
+    """Also in another process, which gets no reply and polls the row."""
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
     async with database.connection() as own:
         await mark_failed(own, image_id, "probe-failed")
@@ -731,7 +731,7 @@ async def test_retry_finds_an_image_that_filled_quota(
     send = partial(get_url, api, tenant, url) if by_url else partial(post, api, tenant)
     first = await send()
     assert first.status == 200
-    # By another API key, of which the service remembers no account with space: the first look finds it full.
+    # With another API key, for which no account with space is cached: the first look-up finds it full.
     tenant = replace(tenant, key=await create_key(connection, tenant.name))
     send = partial(get_url, api, tenant, url) if by_url else partial(post, api, tenant)
     assert await send() == first
@@ -899,7 +899,7 @@ async def test_insert_survives_the_end_of_its_keys_image(
     async def find_none(*_: object) -> set[object]:
         return set()
 
-    monkeypatch.setattr(insert, "find_used_keys", find_none)  # as if it had been inserted after the look
+    monkeypatch.setattr(insert, "find_used_keys", find_none)  # as if it had been inserted after the look-up
     rival = await asyncpg.connect(settings.database_url)
     try:
         transaction = rival.transaction()

@@ -105,10 +105,10 @@ async def test_hanging_database_is_awaited_once(
     settings: Settings, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = await new_tenant()
-    tried = []
+    batch_sizes = []
 
     async def hang(connection: Any, images: Sequence[NewImage]) -> set[str]:
-        tried.append(len(images))
+        batch_sizes.append(len(images))
         if len(images) == 1:
             await connection.execute("select pg_sleep(5)")
         return set()
@@ -117,7 +117,7 @@ async def test_hanging_database_is_awaited_once(
     async with Database.open(settings.database_url, connections=2, command_timeout_s=0.2) as impatient:
         outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)], max_outage_wait_s=0.1)
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["database-unavailable"] * 5
-    assert tried == [5, 1]
+    assert batch_sizes == [5, 1]
 
 
 async def test_racing_inserts_fill_the_quota_exactly(

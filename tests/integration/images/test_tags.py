@@ -1,4 +1,4 @@
-"""Adding and removing tags: the limit is exact, the order kept, all or nothing."""
+"""Adding and removing tags: an exact limit, a stable order, all or nothing."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ async def test_added_tags_follow_the_existing_ones(
             "tags": ["pet", "zoo", "animal", "dog", "four_legs"],
         },
     }
-    shown = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
-    assert shown == answer
+    details = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
+    assert details == answer
 
 
 @pytest.mark.parametrize(("method", "word"), REMOVE)
@@ -109,13 +109,13 @@ async def test_adding_a_present_tag_writes_nothing(api: Client, tenant: Tenant, 
     assert await connection.fetchval("select xmin from images") == version
 
 
-@pytest.mark.parametrize(("method", "found"), [("PUT", ["c", "a", "b"]), ("DELETE", ["c"])])
+@pytest.mark.parametrize(("method", "expected_tags"), [("PUT", ["c", "a", "b"]), ("DELETE", ["c"])])
 async def test_put_and_delete_accept_tags_as_json(
-    api: Client, tenant: Tenant, connection: Any, method: str, found: list[str]
+    api: Client, tenant: Tenant, connection: Any, method: str, expected_tags: list[str]
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["c", *(["a", "b"] if method == "DELETE" else [])])
     status, answer = await change(api, tenant, method, f"{ID}/tags", json={"tags": ["a", " b ", "a"]})
-    assert (status, answer["response"]["tags"]) == (200, found)
+    assert (status, answer["response"]["tags"]) == (200, expected_tags)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
@@ -142,8 +142,8 @@ async def test_json_that_is_not_a_list_of_tags_is_refused(
     api: Client, tenant: Tenant, connection: Any, method: str, body: str | bytes, status: int, code: str | None
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["old"])
-    answered, answer = await change(api, tenant, method, f"{ID}/tags", data=body, headers=JSON)
-    assert answered == status
+    actual_status, answer = await change(api, tenant, method, f"{ID}/tags", data=body, headers=JSON)
+    assert actual_status == status
     assert code is None or answer["error"]["code"] == code
     assert await tags_of(connection) == ["old"]
 
@@ -198,8 +198,8 @@ async def test_unknown_id_changes_no_tags(
         ("", 400, "invalid-id"),
     ):
         for ids in (f"{ID},{missing}", missing) if missing else (f"{ID},",):
-            answered, answer = await change(api, tenant, method, f"{ids}/{word}", params=query)
-            assert (answered, answer["error"]["code"]) == (status, code)
+            actual_status, answer = await change(api, tenant, method, f"{ids}/{word}", params=query)
+            assert (actual_status, answer["error"]["code"]) == (status, code)
     for image_id in (ID, "FOREIGN", "FAILED1"):
         assert await tags_of(connection, image_id) == ["a"]
 
@@ -210,8 +210,8 @@ async def test_tag_changes_keep_the_order_of_ids(api: Client, tenant: Tenant, co
         await insert_image(connection, tenant, image_id)
     status, answer = await add(api, tenant, ",".join(ids), "a")
     assert (status, answer["error"]["code"]) == (400, "invalid-id")
-    asked = [*ids[19::-1], ids[3]]
-    status, answer = await add(api, tenant, ",".join(asked), "a")
+    params = [*ids[19::-1], ids[3]]
+    status, answer = await add(api, tenant, ",".join(params), "a")
     assert status == 200
     assert [image["id"] for image in answer["response"]] == ids[19::-1]
     assert {tuple(image["tags"]) for image in answer["response"]} == {("a",)}
@@ -220,13 +220,13 @@ async def test_tag_changes_keep_the_order_of_ids(api: Client, tenant: Tenant, co
 async def test_tag_change_can_return_all_details(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     await insert_image(connection, tenant, "BBBBBBB")
-    asked = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1", "with_account": "1"}
-    _, one = await change(api, tenant, "GET", f"{ID}/add_tags", params=asked | {"tags": "a"})
-    shown = await (await api.get(f"/v1/images/{ID}", params=asked, headers=tenant.headers)).json()
-    assert one == shown
+    params = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1", "with_account": "1"}
+    _, one = await change(api, tenant, "GET", f"{ID}/add_tags", params=params | {"tags": "a"})
+    details = await (await api.get(f"/v1/images/{ID}", params=params, headers=tenant.headers)).json()
+    assert one == details
     assert {"exif", "mini_preview", "account", "sha256"} < set(one["response"])
-    _, both = await change(api, tenant, "GET", f"BBBBBBB,{ID}/add_tags", params=asked | {"tags": "a"})
-    assert both["response"][1] == shown["response"]
+    _, both = await change(api, tenant, "GET", f"BBBBBBB,{ID}/add_tags", params=params | {"tags": "a"})
+    assert both["response"][1] == details["response"]
 
 
 async def test_tags_of_any_script_are_unchanged(api: Client, tenant: Tenant, connection: Any) -> None:
@@ -242,8 +242,8 @@ async def test_tags_are_normalised_to_nfc(api: Client, tenant: Tenant, connectio
     decomposed, composed = "cafe\u0301", "caf\u00e9"
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags", json={"tags": [decomposed, composed, "\u212b"]})
     assert (status, answer["response"]["tags"]) == (200, [composed, "\u00c5"])
-    found = await api.get("/v1/images/search", params={"tags": decomposed}, headers=tenant.headers)
-    assert len((await found.json())["response"]["images"]) == 1
+    expected_tags = await api.get("/v1/images/search", params={"tags": decomposed}, headers=tenant.headers)
+    assert len((await expected_tags.json())["response"]["images"]) == 1
     assert (await remove(api, tenant, ID, decomposed))[1]["response"]["tags"] == ["\u00c5"]
 
 
@@ -255,7 +255,7 @@ async def test_stored_tags_become_nfc_when_tags_change(api: Client, tenant: Tena
 
 
 async def test_tags_change_in_an_sql_ascii_database(servers: Servers) -> None:
-    """PostgreSQL's own encoding where no locale is set, in which it normalises nothing."""
+    """PostgreSQL's default encoding without a locale, in which it cannot normalise text."""
     admin = await asyncpg.connect(servers.postgres.dsn)
     await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'")
     await admin.close()
@@ -319,8 +319,8 @@ async def test_pending_image_keeps_added_tags(api: Client, tenant: Tenant, conne
     assert (status, answer["response"]["status"], answer["response"]["tags"]) == (200, "processing", ["a", "b", "c"])
     await remove(api, tenant, image_id, "a")
     await burst()
-    shown = await (await api.get(f"/v1/images/{image_id}", headers=tenant.headers)).json()
-    assert (shown["response"]["width"], shown["response"]["tags"]) == (64, ["b", "c"])
+    details = await (await api.get(f"/v1/images/{image_id}", headers=tenant.headers)).json()
+    assert (details["response"]["width"], details["response"]["tags"]) == (64, ["b", "c"])
     assert await connection.fetch("select tag from image_tags order by tag") == [("b",), ("c",)]
 
 
@@ -338,8 +338,8 @@ async def test_tag_limit_is_exact_in_a_race(database: Database, connection: Any,
     async def try_add(number: int) -> bool:
         try:
             async with database.connection() as own:
-                asked = images if number % 2 else images[::-1]
-                await change_tags(own, asked, tenant.id, add=[f"{number}-{place}" for place in range(2)])
+                params = images if number % 2 else images[::-1]
+                await change_tags(own, params, tenant.id, add=[f"{number}-{place}" for place in range(2)])
         except ServiceError as error:
             if error.code != "too-many-tags":
                 raise

@@ -1,4 +1,4 @@
-"""What an operator reads of a setting that cannot be used, or that is none."""
+"""Errors of settings: unknown names and values that cannot be used."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ FOLDERS = ["DATA", "STORAGE", "RENDITIONS_DIR", "METRICS_DIR"]
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_empty_folder_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """As in an env file with a line for each setting. It is not the folder where the process was started."""
+    """As in an env file with a line for each setting. It does not mean the current folder."""
     monkeypatch.delenv(f"DAGUERRE_{name}", raising=False)
     unset = load()
     monkeypatch.setenv(f"DAGUERRE_{name}", "")
@@ -151,15 +151,15 @@ UNPRINTABLE = "must be the path of a folder in UTF-8, without control characters
     ],
 )
 def test_an_odd_data_folder_is_one_sentence(tmp_path: Path, command: str, value: str, reason: str) -> None:
-    done = daguerre_process(*command.format(tmp_path).split(), DAGUERRE_DATA=value.format(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: DAGUERRE_DATA: {reason}\n")
+    result = daguerre_process(*command.format(tmp_path).split(), DAGUERRE_DATA=value.format(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"Error: DAGUERRE_DATA: {reason}\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_name_too_long_is_one_sentence(tmp_path: Path) -> None:
-    done = daguerre_process("accounts", "list", DAGUERRE_DATA=str(tmp_path / ("x" * 300)))
-    assert done.returncode == 1
-    assert re.fullmatch("Error: DAGUERRE_DATA: .* cannot be used: .*File name too long.*\n", done.stderr)
+    result = daguerre_process("accounts", "list", DAGUERRE_DATA=str(tmp_path / ("x" * 300)))
+    assert result.returncode == 1
+    assert re.fullmatch("Error: DAGUERRE_DATA: .* cannot be used: .*File name too long.*\n", result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_no_reason_is_in_jargon(monkeypatch: pytest.MonkeyPatch, name: str) -> N
 
 @pytest.mark.parametrize("words", [["serve", "--port", "99999"], ["up", "--port", "x"], ["serve", "--processes", "0"]])
 def test_the_command_line_names_its_option(words: list[str]) -> None:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 2
-    assert f"Invalid value for '{words[1]}'" in done.output
-    assert JARGON.search(done.output.replace("is not a valid integer range", "")) is None
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[1]}'" in result.output
+    assert JARGON.search(result.output.replace("is not a valid integer range", "")) is None

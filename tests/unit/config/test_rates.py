@@ -1,4 +1,4 @@
-"""What the operator may write as a limit of requests."""
+"""Rates as settings have them."""
 
 from __future__ import annotations
 
