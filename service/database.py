@@ -24,7 +24,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 _ACQUIRE_TIMEOUT_S = 2
 # The maximum time of a statement for a client. It detects a server that vanished without closing its connections.
 _COMMAND_TIMEOUT_S = 5
-_SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
+_SCHEMA_FILE = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
 _VERSION = re.compile(r"-- version: (?P<version>[1-9][0-9]*)\n")
 _TABLE = re.compile(r"^create table if not exists (\w+)", re.MULTILINE)
 _SCHEMA_LOCK = 0xDA60E88E
@@ -186,7 +186,10 @@ class Schema:
 
     @classmethod
     def load(cls) -> Schema:
-        text = _SCHEMA.read_text()
+        return cls.parse(_SCHEMA_FILE.read_text())
+
+    @classmethod
+    def parse(cls, text: str) -> Schema:
         match = _VERSION.match(text)
         assert match is not None  # noqa: S101 - the first line has it
         return cls(text, int(match["version"]))
@@ -200,13 +203,13 @@ class Schema:
         return hashlib.sha256(self.text.encode()).digest()
 
 
-async def apply_schema(url: str, *, patience_s: float = 0) -> None:
+async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None = None) -> None:
     """Creates or updates the tables if needed. Several processes may run it at once.
 
-    `patience_s` is how long it waits for a server that is not reachable yet. Raises SchemaNewer, and SettingsError for
-    a server that is too old.
+    `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
+    Raises SchemaNewer, and SettingsError for a server that is too old.
     """
-    schema = Schema.load()
+    schema = schema or Schema.load()
     connection = await _connect(url, patience_s)
     try:
         require_postgres(connection)

@@ -34,7 +34,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the 
 
 
 def default_data_folder() -> Path:
-    """Returns this user's. Root's is outside root's home, which `nobody`, who runs PostgreSQL, cannot enter."""
+    """Root's data folder is outside root's home, because PostgreSQL runs as `nobody`, which cannot enter that."""
     home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
     return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
 

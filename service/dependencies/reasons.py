@@ -26,7 +26,7 @@ class Unready(Exception):
 # The first match applies. asyncpg has a class for each SQLSTATE of PostgreSQL.
 _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidPasswordError, "the user or the password is wrong"),
-    (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in (see its pg_hba.conf)"),
+    (asyncpg.InvalidAuthorizationSpecificationError, "it does not admit this user (see its pg_hba.conf)"),
     (asyncpg.InvalidCatalogNameError, "there is no database of that name"),
     (asyncpg.TooManyConnectionsError, "it has no connection left (see its max_connections)"),
     (asyncpg.DiskFullError, "its disk is full"),
@@ -40,7 +40,7 @@ _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.UndefinedTableError, "it lacks tables: run `daguerre schema`"),
     (asyncpg.UndefinedColumnError, "its tables are of another version: run `daguerre schema`"),
     (asyncpg.UndefinedFunctionError, "its tables are of another version: run `daguerre schema`"),
-    (asyncpg.ObjectNotInPrerequisiteStateError, "it lets nobody into this database"),
+    (asyncpg.ObjectNotInPrerequisiteStateError, "it accepts no connections to this database"),
     (asyncpg.PostgresSystemError, "it cannot read or write its files"),
     (asyncpg.PostgresConnectionError, _LOST),
     (asyncpg.TargetServerAttributeNotMatched, "no server has the wanted target_session_attrs"),
@@ -79,10 +79,10 @@ _QUEUE_WORDS: Mapping[str, str] = {
 
 _SYSTEM: Mapping[int | None, str] = {
     errno.ECONNREFUSED: "nothing listens at its address",
-    errno.EHOSTUNREACH: "there is no way to its address",
-    errno.ENETUNREACH: "there is no way to its address",
+    errno.EHOSTUNREACH: "there is no route to its address",
+    errno.ENETUNREACH: "there is no route to its address",
     errno.ETIMEDOUT: TIMED_OUT,
-    errno.ENOENT: "its socket is not there",
+    errno.ENOENT: "its socket does not exist",
     errno.EACCES: "its socket may not be opened by this user",
     errno.EPERM: "its socket may not be opened by this user",
     errno.ECONNRESET: _LOST,
@@ -95,7 +95,7 @@ _STORAGE: Mapping[int | None, str] = {
     errno.ENOSPC: "its disk is full",
     errno.EDQUOT: "its disk quota is used up",
     errno.EROFS: "its disk is read-only",
-    errno.ENOENT: "its folders are not there: its disk may not be mounted",
+    errno.ENOENT: "its folders are missing: its disk may not be mounted",
     errno.ENODEV: "its disk is not mounted, or another one is",
     errno.ENOTDIR: "a file is in place of a folder",
     errno.EACCES: "this user may not write to it",
@@ -107,7 +107,7 @@ _STORAGE: Mapping[int | None, str] = {
     errno.ETIMEDOUT: TIMED_OUT,
     errno.EMFILE: _SYSTEM[errno.EMFILE],
     errno.ENFILE: _SYSTEM[errno.ENFILE],
-    errno.EAGAIN: "the system gives no thread to wait for its disk",
+    errno.EAGAIN: "the system has no thread left to wait for its disk",
 }
 
 

@@ -86,24 +86,16 @@ class TestVersions:
         assert result.stderr.count("\n") == 1
         assert await connection.fetchval("select version from applied_schema") == version + 1
 
-    async def test_an_older_schema_changes_nothing(
-        self, database_url: str, connection: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    async def test_an_older_schema_changes_nothing(self, database_url: str, connection: Any) -> None:
         """E.g. the function that keeps the tags stays the newer one."""
-        older = tmp_path / "schema.sql"
-        older.write_text("-- version: 1\ncreate table of_version_1 ()")
-        monkeypatch.setattr("service.database._SCHEMA", older)
+        older = Schema.parse("-- version: 1\ncreate table of_version_1 ()")
         with pytest.raises(SchemaNewer):
-            await apply_schema(database_url)
+            await apply_schema(database_url, schema=older)
         assert await connection.fetchval("select to_regclass('of_version_1')") is None
 
-    async def test_equal_versions_change_nothing(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        equal = tmp_path / "schema.sql"
-        equal.write_text(f"-- version: {Schema.load().version}\nselect 1 / 0")
-        monkeypatch.setattr("service.database._SCHEMA", equal)
-        await apply_schema(database_url)
+    async def test_equal_versions_change_nothing(self, database_url: str) -> None:
+        equal = Schema.parse(f"-- version: {Schema.load().version}\nselect 1 / 0")
+        await apply_schema(database_url, schema=equal)
 
     async def test_tables_without_a_version_are_the_first(self, database_url: str, connection: Any) -> None:
         await connection.execute("alter table applied_schema drop column version")
