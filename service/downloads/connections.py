@@ -167,7 +167,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         force_close=True,
         limit=0,
     )
-    # aiohttp has no public way to set the protocol class; tests/integration/downloads/test_downloads.py holds this one.
+    # Private, because aiohttp has no other way to set the class of connections; test_slow_origins.py holds it.
     connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
     return connector
 
