@@ -195,10 +195,12 @@ async def test_ctrl_c_says_how_to_resume(connection: Any, tenant: Tenant, settin
         stderr=subprocess.PIPE,
     )
 
-    async def has_begun() -> bool:
-        return bool(await connection.fetchval("select count(*) from accounts where deletion_began_at is not null"))
+    async def is_blocked() -> bool:
+        """Whether the command's statement waits for the rows that are held."""
+        waiting = "datname = current_database() and wait_event_type = 'Lock'"
+        return bool(await connection.fetchval(f"select count(*) from pg_stat_activity where {waiting}"))
 
-    await until(has_begun, 40)
+    await until(is_blocked, 40)
     process.send_signal(signal.SIGINT)
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode == 1
