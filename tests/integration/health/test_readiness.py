@@ -237,7 +237,7 @@ async def test_a_wrong_database_password_is_named(
         await admin.execute("select pg_reload_conf()")
 
         async def is_rejected() -> bool:
-            return "does not let" in await find_reason(at_postgres("keeper:right"), "database")
+            return "does not admit" in await find_reason(at_postgres("keeper:right"), "database")
 
         await until(is_rejected)
     finally:
