@@ -216,6 +216,9 @@ async def admin(own_postgres: Postgres) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def at_postgres(settings: Settings, own_postgres: Postgres) -> Callable[..., Settings]:
+    """Settings for a database of `own_postgres`. The storage has a folder, so that a start needs no database."""
+    (settings.storage_folder / "incoming").mkdir(exist_ok=True)
+
     def use(user: str = "daguerre", database: str = "daguerre") -> Settings:
         url = f"postgresql://{user}@/{database}?host={own_postgres.socket_folder}"
         return settings.model_copy(update={"database_url": url})

@@ -48,7 +48,7 @@ KEY = "9f1c-4e07"
 
 
 class Answer(tuple[int, Any]):
-    """A status and what was answered."""
+    """The status and the JSON body of a response."""
 
     __slots__ = ()
 
