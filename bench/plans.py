@@ -19,12 +19,10 @@ from service.accounts.counters import list_stale, refresh_counters
 from service.database import Database, apply_schema
 from service.deletion.removals import list_removals
 from service.ids import ImageId
-from service.images.deletions import delete_images
-from service.images.leftovers import list_existing, list_overdue, purge_failed
-from service.images.queries import Wanted, find_images
-from service.images.repeats import find_earlier, find_taken, forget_expired
+from service.images.idempotency import find_by_key, find_used_keys, release_expired_keys
+from service.images.queries import ImageQuery, find_images, list_existing, list_overdue
 from service.images.search import Filters, Position, search_images
-from service.images.tags import change_tags
+from service.images.updates import change_tags, delete_images, purge_failed
 from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 
@@ -69,7 +67,7 @@ async def explain(postgres: Postgres, images: int) -> None:
             await connection.fetchval("select id from images order by id offset $1 limit 1", images // 2)
         )
         statements: dict[str, Callable[[], Awaitable[Any]]] = {
-            "metadata": lambda: find_images(connection, [Wanted(image_id, account_id)]),
+            "metadata": lambda: find_images(connection, [ImageQuery(image_id, account_id)]),
             "list by a tag, first page": lambda: search_images(
                 connection, account_id, Filters(tags=["common"]), None, _PAGE + 1
             ),
@@ -81,13 +79,13 @@ async def explain(postgres: Postgres, images: int) -> None:
             ),
             "add_tags": lambda: change_tags(connection, [image_id], account_id, add=["new"]),
             "delete": lambda: delete_images(connection, [image_id], account_id),
-            "Idempotency-Key": lambda: find_earlier(connection, account_id, "a-key"),
-            "Idempotency-Keys of a batch": lambda: find_taken(connection, [(account_id, "a-key")] * 20),
+            "Idempotency-Key": lambda: find_by_key(connection, account_id, "a-key"),
+            "Idempotency-Keys of a batch": lambda: find_used_keys(connection, [(account_id, "a-key")] * 20),
             "sweep, overdue": lambda: list_overdue(connection, 10, 500),
             "sweep, abandoned": lambda: list_existing(connection, [image_id]),
             "sweep, removals": lambda: list_removals(connection, 30, 500),
             "sweep, failures": lambda: purge_failed(connection, 86400, 500),
-            "sweep, keys": lambda: forget_expired(connection, 500),
+            "sweep, keys": lambda: release_expired_keys(connection, 500),
             "refresh, stale accounts": lambda: list_stale(connection, 1000),
             "refresh, one account": lambda: refresh_counters(connection, account_id),
         }

@@ -1,9 +1,8 @@
-"""Which addresses a URL of a client may lead to.
+"""The addresses that a client's URL may lead to: public ones only (SSRF protection).
 
-Public ones alone. Of IPv4 everything is refused that the IANA registry of special-purpose addresses does not call
-global, with multicast, the reserved rest and what a cloud keeps to itself; of IPv6 everything outside global unicast
-(2000::/3), which leaves out all forms that carry an IPv4 address but 6to4, Teredo and ISATAP, and those are refused by
-name.
+For IPv4, it refuses all networks that the IANA registry of special-purpose addresses does not call global, multicast,
+reserved addresses and those private to a cloud. For IPv6, it refuses everything outside global unicast (2000::/3). That
+excludes all forms that contain an IPv4 address except 6to4, Teredo and ISATAP, which are refused by name.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ _REFUSED_IPV4 = [
     for network in (
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # shared by carriers
+        "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # Azure's own, reachable from every machine there
+        "168.63.129.16/32",  # Azure's own, reachable from each of its machines
         "169.254.0.0/16",  # link-local, and the metadata services of clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments
@@ -50,7 +49,7 @@ _REFUSED_IPV6 = [
 # The middle of an ISATAP interface identifier, before the IPv4 address: locally and universally administered.
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
-# Who has one IPv6 address has all of these.
+# The network of one IPv6 client, which can use each of its addresses.
 _CLIENT_IPV6_BITS = 64
 
 
@@ -66,21 +65,21 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AllowedAddresses:
-    """What an operator allows beside public addresses: whole networks, or one port of one address."""
+    """Addresses that an operator allows beside the public ones: whole networks, or one port of one address."""
 
     networks: tuple[IPv4Network | IPv6Network, ...]
     endpoints: frozenset[tuple[IPv4Address | IPv6Address, int]]
 
     @classmethod
     def parse(cls, text: str) -> AllowedAddresses:
-        """`10.0.0.0/8, 127.0.0.1:9000, [::1]:9000`. Raises ValueError that names the entry."""
+        """Parses e.g. `10.0.0.0/8, 127.0.0.1:9000, [::1]:9000`. Raises a ValueError that names the entry."""
         networks: list[IPv4Network | IPv6Network] = []
         endpoints: set[tuple[IPv4Address | IPv6Address, int]] = set()
         for entry in filter(None, (part.strip() for part in text.split(","))):
             try:
                 if entry.startswith("[") or (entry.count(":") == 1 and "/" not in entry):
                     host, _, port = entry.rpartition(":")
-                    endpoints.add((ip_address(host.strip("[]")), _port(port)))
+                    endpoints.add((ip_address(host.strip("[]")), _parse_port(port)))
                 else:
                     networks.append(ip_network(entry))
             except ValueError:
@@ -89,8 +88,12 @@ class AllowedAddresses:
                 ) from None
         return cls(tuple(networks), frozenset(endpoints))
 
+    def __str__(self) -> str:
+        hosts = ((f"[{address}]" if address.version == 6 else str(address), port) for address, port in self.endpoints)
+        return ",".join([*map(str, self.networks), *sorted(f"{host}:{port}" for host, port in hosts)])
+
     def permits(self, host: str, port: int) -> bool:
-        """Whether a connection may be made to this address, as the resolver or the URL spelled it."""
+        """Returns whether a connection to this address is allowed. `host` is an address of the resolver or the URL."""
         try:
             address = ip_address(host)
         except ValueError:
@@ -102,7 +105,7 @@ class AllowedAddresses:
         )
 
 
-def _port(text: str) -> int:
+def _parse_port(text: str) -> int:
     port = int(text) if text.isascii() and text.isdigit() else 0
     if not 0 < port < 65536:
         raise ValueError(text)
@@ -111,10 +114,12 @@ def _port(text: str) -> int:
 
 @lru_cache(4096)
 def client_network(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the network of an IPv6 address. Other text is its own."""
+    """Returns the key of a client for limits: an IPv4 address, or the network of an IPv6 address. Other text is
+    returned unchanged.
+    """
     try:
         parsed = ip_address(address)
-    except ValueError:  # a socket without one
+    except ValueError:  # e.g. of a Unix socket
         return address
     if isinstance(parsed, IPv4Address):
         return address

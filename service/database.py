@@ -22,17 +22,17 @@ from service.errors import ServiceError
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 _ACQUIRE_TIMEOUT_S = 2
-# Of a statement for a client. A server that vanished without a word is noticed by it.
+# The maximum time of a statement for a client. It detects a server that vanished without closing its connections.
 _COMMAND_TIMEOUT_S = 5
-_SCHEMA = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
+_SCHEMA_FILE = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
 _VERSION = re.compile(r"-- version: (?P<version>[1-9][0-9]*)\n")
 _TABLE = re.compile(r"^create table if not exists (\w+)", re.MULTILINE)
 _SCHEMA_LOCK = 0xDA60E88E
 _SCHEMA_LOCK_TIMEOUT_S = 2
-_SCHEMA_TRIES = 20
-_SCHEMA_PAUSE_S = 3
+_SCHEMA_ATTEMPTS = 20
+_SCHEMA_RETRY_S = 3
 
-# Of a database that is not set up yet, or for another version.
+# Errors of a database that is not set up yet, or for another version.
 SETUP_ERRORS = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.UndefinedTableError,
@@ -40,8 +40,8 @@ SETUP_ERRORS = (
     asyncpg.UndefinedFunctionError,
 )
 
-# What asyncpg raises where the server is away, starting, stopping, full, or chose this transaction to end a deadlock:
-# the same statement may work a moment later.
+# Errors of a server that is unavailable, starting, stopping or full, or that ended this transaction because of a
+# deadlock. The same statement may succeed a moment later.
 _UNAVAILABLE = (
     OSError,  # TimeoutError is one
     asyncpg.InterfaceError,
@@ -57,7 +57,7 @@ _UNAVAILABLE = (
     *SETUP_ERRORS,
 )
 
-# Of those, what the server itself says of a statement, or of a connection, before any commit.
+# Those of them that the server raises for a statement or a connection before any commit.
 _UNCHANGED = (
     asyncpg.DeadlockDetectedError,
     asyncpg.InsufficientResourcesError,
@@ -68,19 +68,20 @@ _UNCHANGED = (
 
 
 def changed_nothing(error: ServiceError) -> bool:
-    """Whether this `database-unavailable` is known to have come before the commit; of others it is unknown."""
+    """Returns whether this `database-unavailable` is known to precede the commit. Otherwise the outcome is unknown."""
     return isinstance(error.__cause__, _UNCHANGED)
 
 
-def is_of_server(error: Exception) -> bool:
-    """Whether the next statement would fail as well: the server is away, full or read-only."""
+def is_server_error(error: Exception) -> bool:
+    """Returns whether the next statement would fail, too, because the server is unavailable, full or read-only."""
     is_of_statement = isinstance(error, OSError | asyncpg.TransactionRollbackError | asyncpg.QueryCanceledError)
     return isinstance(error, _UNAVAILABLE) and not is_of_statement
 
 
-# Every statement here finds its rows along an index, and searches need them in its order, whatever the values are. So a
-# plan is made once: to plan each call anew takes longer than most of them run. And it is the right one before the first
-# ANALYZE too, when the planner, left alone, would read a small table as a whole or sort a bitmap of all that match.
+# Every statement finds its rows by an index, and searches need the order of the index, for all values of the
+# parameters. So each plan is made once, because planning takes longer than most statements run. These settings also
+# give the right plan before the first ANALYZE, when the planner would read a small table as a whole or sort a bitmap of
+# all matches.
 _PLANNING = """
 set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
@@ -94,11 +95,13 @@ async def _set_planning(connection: Connection) -> None:
 
 
 async def _keep_session(_: Connection) -> None:
-    """A session stays as it starts, so asyncpg's reset, a round trip at every release, has nothing to do."""
+    """Replaces asyncpg's reset, a round trip at each release: no code changes the session, so there is nothing to
+    reset.
+    """
 
 
 class Database:
-    """A pool that answers the API's `database-unavailable` instead of a dozen exceptions."""
+    """A connection pool that raises the API's `database-unavailable` in place of a dozen exceptions."""
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self._pool = pool
@@ -110,7 +113,7 @@ class Database:
     ) -> AsyncIterator[Database]:
         pool = await asyncpg.create_pool(
             url,
-            min_size=0,  # a database that is away at the start is no reason to end: /readyz tells
+            min_size=0,  # so that a start needs no database; /readyz reports it
             max_size=connections,
             command_timeout=command_timeout_s,
             timeout=_ACQUIRE_TIMEOUT_S,
@@ -123,12 +126,15 @@ class Database:
         finally:
             try:
                 await asyncio.wait_for(pool.close(), timeout=5)
-            except OSError:  # a time-out is one, and so is a connection that the server has just ended
+            except OSError:  # e.g. a time-out, or a connection that the server has just closed
                 pool.terminate()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Hold one only around queries, never while waiting for a client or a job."""
+        """Acquires a connection. Hold it only for queries, never while waiting for a client or a job.
+
+        Raises `database-unavailable`.
+        """
         is_connected = False
         try:
             async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
@@ -136,21 +142,21 @@ class Database:
                 try:
                     yield connection
                 except asyncpg.InternalClientError:
-                    connection.terminate()  # confused by a server that ended it: not for the next one
+                    connection.terminate()  # its state is undefined after the server closed it
                     raise
         except _UNAVAILABLE as error:
-            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, not of the server
+            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, and not of the server
                 DATABASE.report(error)
             raise ServiceError("database-unavailable") from error
         except asyncpg.PostgresError as error:
             if is_connected:
                 raise
-            DATABASE.report(error)  # whatever it is that lets nobody in
+            DATABASE.report(error)  # any error while connecting
             raise ServiceError("database-unavailable") from error
 
 
 async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Record]:
-    """Try again while no server is there yet, or one that is still starting."""
+    """Retries for `patience_s` while the server is not reachable or still starting."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -162,7 +168,7 @@ async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Re
 
 
 class SchemaNewer(Exception):
-    """The tables are those of a later version of Daguerre; the message says what to do, to the operator."""
+    """The tables are those of a later version of Daguerre. The message is for the operator and says what to do."""
 
     def __init__(self, applied: int, known: int) -> None:
         super().__init__(
@@ -173,14 +179,17 @@ class SchemaNewer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of this version of Daguerre, as `schema.sql` has them."""
+    """The tables of this version of Daguerre, read from `schema.sql`."""
 
     text: str
     version: int
 
     @classmethod
     def load(cls) -> Schema:
-        text = _SCHEMA.read_text()
+        return cls.parse(_SCHEMA_FILE.read_text())
+
+    @classmethod
+    def parse(cls, text: str) -> Schema:
         match = _VERSION.match(text)
         assert match is not None  # noqa: S101 - the first line has it
         return cls(text, int(match["version"]))
@@ -194,23 +203,23 @@ class Schema:
         return hashlib.sha256(self.text.encode()).digest()
 
 
-async def apply_schema(url: str, *, patience_s: float = 0) -> None:
-    """Create or update the tables, unless that is done; safe to run from several processes at once, and again.
+async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None = None) -> None:
+    """Creates or updates the tables if needed. Several processes may run it at once.
 
-    `patience_s` is how long a server that is not there yet is waited for. Raises SchemaNewer, and SettingsError for a
-    server that is too old.
+    `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
+    Raises SchemaNewer, and SettingsError for a server that is too old.
     """
-    schema = Schema.load()
+    schema = schema or Schema.load()
     connection = await _connect(url, patience_s)
     try:
         require_postgres(connection)
-        for tries_left in reversed(range(_SCHEMA_TRIES)):
+        for attempts_left in reversed(range(_SCHEMA_ATTEMPTS)):
             try:
                 return await _apply_once(connection, schema)
             except asyncpg.LockNotAvailableError:
-                if not tries_left:
+                if not attempts_left:
                     raise
-            await asyncio.sleep(_SCHEMA_PAUSE_S)
+            await asyncio.sleep(_SCHEMA_RETRY_S)
     finally:
         await connection.close()
 
@@ -223,7 +232,7 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
             return
         if applied > schema.version:
             raise SchemaNewer(applied, schema.version)
-        # What waits for a table, behind a vacuum perhaps, makes all others wait behind it: only for a moment.
+        # A statement that waits for a table lock, e.g. behind a vacuum, makes all others wait behind it.
         await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
         await connection.execute(schema.text)
         await connection.execute("delete from applied_schema")
@@ -232,12 +241,12 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
         )
 
 
-# The first version's table has no such column.
+# The table of the first version has no such column.
 _APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
 
 
 async def _find_applied(connection: asyncpg.Connection[asyncpg.Record]) -> int:
-    """The version of the tables; 0 without any."""
+    """Returns the version of the tables, or 0 if there are none."""
     if await connection.fetchval("select to_regclass('applied_schema')") is None:
         return 0
     return int(await connection.fetchval(_APPLIED) or 0)

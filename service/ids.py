@@ -1,4 +1,4 @@
-"""Identifiers: image ids, account ids and the keys that clients hold."""
+"""Identifiers: image ids, account ids and API keys."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ def _random(length: int) -> str:
 
 
 def new_image_id() -> ImageId:
-    """7 characters of base62, as in the API's example; unique by the table's constraint."""
+    """Returns 7 characters of base62, as in the API's example. The table's primary key makes it unique."""
     return ImageId(_random(_IMAGE_ID_LENGTH))
 
 
 def parse_image_id(text: str) -> ImageId:
-    """Accepts up to 16 characters, so that ids can grow."""
+    """Accepts up to 16 characters, so that ids can become longer. Raises `invalid-id`."""
     if IMAGE_ID_PATTERN.fullmatch(text) is None:
         raise ServiceError("invalid-id")
     return ImageId(text)
 
 
 def parse_image_ids(text: str) -> list[ImageId]:
-    """One id or several with commas between them, each once, in the order given. At most 20."""
+    """Returns the ids of a comma-separated list in their order, without duplicates. Raises `invalid-id`, e.g. for more
+    than 20.
+    """
     image_ids: dict[ImageId, None] = {}
     for place, part in enumerate(text.split(","), 1):
         if IMAGE_ID_PATTERN.fullmatch(part.strip()) is None:
@@ -51,5 +53,5 @@ def parse_image_ids(text: str) -> list[ImageId]:
 
 
 def new_key() -> str:
-    """An API key: 40 characters of base62, 238 bits."""
+    """Returns an API key: 40 characters of base62, 238 bits."""
     return _random(_KEY_LENGTH)

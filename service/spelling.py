@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-# A shorter name is as near to a misspelt one as to something else: `t`, `v`, `_` and `ts` bust caches.
+# A shorter name is probably not a misspelt one: clients add `t`, `v`, `_` or `ts` to bypass caches.
 _MIN_LETTERS = 3
 _MIN_KNOWN_LETTERS = 4
-# From this length on, two slips are allowed.
+# Known names of this length and longer may have two slips.
 _LONG_LETTERS = 8
-# No known name is as long as that; it bounds the time that a stranger's name takes.
+# Longer than any known name. It limits the time for a client's name.
 _MAX_LETTERS = 40
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 _QUOTABLE = re.compile(r"[ -~]{1,40}")
@@ -24,38 +24,38 @@ def find_near_miss(name: str, known: Iterable[str]) -> str | None:
     """
     if len(_letters(name)) < _MIN_LETTERS:
         return None
-    return _find_nearest(name, {other: _count_slips(other) for other in known})
+    return _find_nearest(name, {other: _max_slips(other) for other in known})
 
 
 def find_nearest(name: str, known: Collection[str]) -> str | None:
     """Returns the known name that is most like `name`, or None if none is like it.
 
-    It has two thirds of its letters in place, or is the only one that holds the whole of `name`.
+    A name is like another if two thirds of its letters are in place, or if it alone contains the whole of `name`.
     """
     nearest = _find_nearest(name, {other: max(1, len(_letters(other)) // 3) for other in known})
-    holding = [other for other in known if _letters(name) in _letters(other)]
-    is_part = len(_letters(name)) >= _MIN_KNOWN_LETTERS and len(holding) == 1
-    return holding[0] if nearest is None and is_part else nearest
+    containing = [other for other in known if _letters(name) in _letters(other)]
+    is_part = len(_letters(name)) >= _MIN_KNOWN_LETTERS and len(containing) == 1
+    return containing[0] if nearest is None and is_part else nearest
 
 
-def _find_nearest(name: str, slips: Mapping[str, int]) -> str | None:
-    """`slips` holds the known names, with the largest distance at which `name` is still near to each."""
+def _find_nearest(name: str, max_slips: Mapping[str, int]) -> str | None:
+    """`max_slips` maps each known name to the largest distance at which `name` is near to it."""
     letters = _letters(name)
     if len(letters) > _MAX_LETTERS:
         return None
     distances = {
         other: distance(letters, _letters(other))
-        for other, most in slips.items()
-        if most >= 0 and abs(len(letters) - len(_letters(other))) <= most
+        for other, limit in max_slips.items()
+        if limit >= 0 and abs(len(letters) - len(_letters(other))) <= limit
     }
-    near = [other for other in distances if distances[other] <= slips[other]]
+    near = [other for other in distances if distances[other] <= max_slips[other]]
     return min(near, key=distances.__getitem__, default=None)
 
 
 def distance(one: str, other: str) -> int:
-    """Returns how many slips lie between two words, as the optimal string alignment distance.
+    """Returns the number of slips between two words: the optimal string alignment distance.
 
-    difflib's ratio does not serve here: it counts a swap as two slips, and a slip more the shorter the word is.
+    difflib's ratio would count a swap as two slips, and a slip in a short word as more than one in a long word.
     """
     above: list[int] = []
     row = list(range(len(other) + 1))
@@ -78,6 +78,6 @@ def _letters(name: str) -> str:
     return _SEPARATORS.sub("", name.lower())
 
 
-def _count_slips(known: str) -> int:
+def _max_slips(known: str) -> int:
     length = len(_letters(known))
     return -1 if length < _MIN_KNOWN_LETTERS else 1 if length < _LONG_LETTERS else 2

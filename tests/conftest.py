@@ -285,9 +285,9 @@ def settings(
     marker = request.node.get_closest_marker("settings")
     chosen: dict[str, Any] = {
         "data": tmp_path,
-        "metrics": tmp_path / "metrics",
+        "metrics_dir": tmp_path / "metrics",
         "storage": storage_folder,
-        "renditions": tmp_path / "renditions",
+        "renditions_dir": tmp_path / "renditions",
         "database_url": database_url,
         "redis_url": redis_url,
         "public_url": "https://img.example.com",

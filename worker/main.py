@@ -12,7 +12,7 @@ import uvloop
 from arq import func
 from arq.connections import ArqRedis
 
-from service.config.settings import Settings, SettingsError, parse_period
+from service.config.settings import Settings, SettingsError
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched
@@ -78,7 +78,7 @@ async def _run(settings: Settings) -> None:
     async with (
         open_resources(settings, redis) as resources,
         watched(_list_dependencies(settings, resources)),
-        scrubbing(resources.database, resources.storage, parse_period(settings.scrub)),
+        scrubbing(resources.database, resources.storage, settings.scrub),
     ):
         workers = [
             make_prober(settings, resources, resources.redis),

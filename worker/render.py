@@ -14,7 +14,7 @@ from arq import Retry
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.images.probe import Rejected
-from service.images.queries import find_any
+from service.images.queries import find_across_accounts
 from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderEnd, RenderOrder, SentFile, decode_order
 from service.renditions.queries import NewRendition
@@ -133,5 +133,5 @@ async def _find_reason(worker: Resources, order: RenderOrder) -> str:
     if not await worker.storage.find_missing(wanted):
         raise StorageAway(errno.EAGAIN, "the storage was away, and has come back")
     async with worker.database.connection() as connection:
-        images = await find_any(connection, wanted)
+        images = await find_across_accounts(connection, wanted)
     return "image-not-found" if None in images else "image-lost"

@@ -1,7 +1,7 @@
 """What renditions cost: the seconds of a child that ordinary ones take, and what others take beside their price.
 
-The first is the mean of what browsers ask for, which is one token of DAGUERRE_RENDITION_RATE. Nothing is queued: one
-child of a worker's makes one after the other, the least of several turns counts.
+The first is the mean of what browsers ask for, which is one token of DAGUERRE_RENDITION_RATE_LIMIT. Nothing is queued:
+one child of a worker's makes one after the other, the least of several turns counts.
 """
 
 from __future__ import annotations

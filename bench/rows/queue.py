@@ -74,7 +74,7 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
     await children.start()
     try:
         async with open_resources(settings) as service:
-            account = await service.keys.owner(key)
+            account = await service.keys.find_account(key)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP:
                 new = await _accept(service, account.id, body)

@@ -34,7 +34,7 @@ _ASKED = f"width={_WIDTH}&format=jpeg&quality=80"
 # The background is a part of the rendition's name, and a photograph has nothing behind it: so each is made, and alike.
 _ANEW = f"{_ASKED}&background={wrk.FRESH}"
 # As many as there are, from one account.
-_UNLIMITED = {"DAGUERRE_RENDITION_RATE": ""}
+_UNLIMITED = {"DAGUERRE_RENDITION_RATE_LIMIT": ""}
 _PATIENCE_S = 60
 
 

@@ -56,7 +56,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], coun
             **{name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")},
             "PYTHONPATH": str(_ROOT),
             "DAGUERRE_DATA": str(folder / "data"),
-            "DAGUERRE_METRICS": str(folder / "metrics"),
+            "DAGUERRE_METRICS_DIR": str(folder / "metrics"),
             "DAGUERRE_DATABASE_URL": postgres.dsn,
             "DAGUERRE_REDIS_URL": valkey.url,
             "DAGUERRE_LOG_LEVEL": "warning",

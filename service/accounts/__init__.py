@@ -1,1 +1,1 @@
-"""Accounts: whose images there are, how much they may store, and the keys that act for them."""
+"""Accounts: who owns images, how much they may store, their keys and the settings of their delivery."""

@@ -1,4 +1,4 @@
-"""API keys: stored hashed, several an account, revocable."""
+"""API keys: several for an account, stored as hashes, revocable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REMEMBERED_KEYS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row of a key list; the key itself is not kept."""
+    """One row of a key list. The key itself is not stored."""
 
     id: int
     hint: str
@@ -42,7 +42,7 @@ select id, $2, $3 from accounts where name = $1 returning id
 
 
 async def create_key(connection: Connection, account_name: str) -> str:
-    """A new key in plain text, this once."""
+    """Returns a new key in plain text, which is not stored. Raises AccountUnknown."""
     key = new_key()
     if await connection.fetchval(_CREATE, account_name, hash_key(key), key[:6]) is None:
         raise AccountUnknown(account_name)
@@ -63,52 +63,52 @@ _REVOKE = "update api_keys set revoked_at = now() where id = $1 and revoked_at i
 
 
 async def revoke_key(connection: Connection, key_id: int) -> bool:
-    """False if there is no such key, or it was revoked before."""
+    """Returns False if there is no such key, or if it is revoked already."""
     return await connection.fetchval(_REVOKE, key_id) is not None
 
 
 _IS_ACTIVE = "select revoked_at is null from api_keys where key_hash = $1"
 
 
-async def key_is_active(connection: Connection, key: str) -> bool | None:
-    """False for a key that was revoked, None for one that this database does not know."""
+async def is_key_active(connection: Connection, key: str) -> bool | None:
+    """Returns False for a revoked key, and None for an unknown one."""
     is_active: bool | None = await connection.fetchval(_IS_ACTIVE, hash_key(key))
     return is_active
 
 
-# The use is noted once an hour, by the one statement that looks keys up; where another notes the same key just now,
-# it is left to that one and none waits. Each is found by the index, whatever the planner would make of a join.
-_OWNERS = f"""
-with found as materialized (
-    select asked.place, key.* from unnest($1::bytea[]) with ordinality as asked (key_hash, place)
+# The statement also records the hour of the last use. It skips a key that another one is updating, so that none waits.
+# The lateral join makes PostgreSQL look up each key by the index, whatever its planner estimates.
+_FIND_ACCOUNTS = f"""
+with active as materialized (
+    select query.place, key.* from unnest($1::bytea[]) with ordinality as query (key_hash, place)
     cross join lateral (
         select id, account_id, last_used_at from api_keys
-        where key_hash = asked.key_hash and revoked_at is null limit 1
+        where key_hash = query.key_hash and revoked_at is null limit 1
     ) key
-), noted as (
+), recorded as (
     update api_keys set last_used_at = date_trunc('hour', now()) where id = any(array(
         select id from api_keys
-        where id in (select id from found where last_used_at is distinct from date_trunc('hour', now()))
+        where id in (select id from active where last_used_at is distinct from date_trunc('hour', now()))
         for no key update skip locked
     ))
 )
-select found.place, {COLUMNS}
-from found join accounts on accounts.id = found.account_id
+select active.place, {COLUMNS}
+from active join accounts on accounts.id = active.account_id
 """
 
 
-async def find_owners(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
-    """The accounts of the keys, in order; None for one that is unknown or revoked."""
-    owners: list[Account | None] = [None] * len(keys)
-    for row in await connection.fetch(_OWNERS, [hash_key(key) for key in keys]):
-        owners[row[0] - 1] = Account(AccountId(row[1]), *row[2:])
-    return owners
+async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> list[Account | None]:
+    """Returns the accounts of the keys, in order, and None for a key that is unknown or revoked."""
+    accounts: list[Account | None] = [None] * len(keys)
+    for row in await connection.fetch(_FIND_ACCOUNTS, [hash_key(key) for key in keys]):
+        accounts[row[0] - 1] = Account(AccountId(row[1]), *row[2:])
+    return accounts
 
 
 class KeyRing:
-    """Finds the account of a key, asking PostgreSQL once in a few seconds for each key in use.
+    """Finds the account of a key, with one look-up in a few seconds for each key in use.
 
-    Those that have to ask do so together, on one connection: a flood of invented keys holds no others up.
+    Look-ups are batched on one connection, so a flood of invented keys does not delay the others.
     """
 
     def __init__(self, database: Database) -> None:
@@ -117,10 +117,10 @@ class KeyRing:
         self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
-        """Look keys up until cancelled; the ring's owner keeps this as its one task."""
+        """Looks keys up until it is cancelled. Runs once, as a task of the ring's owner."""
         await self._asking.run()
 
-    async def owner(self, key: str) -> Account:
+    async def find_account(self, key: str) -> Account:
         """The account as it was at most 4 s ago. Raises `unauthorized`."""
         seen = self._seen.get(key)
         if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
@@ -133,7 +133,7 @@ class KeyRing:
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
         looked_at = time.monotonic()
         async with self._database.connection() as connection:
-            owners = await find_owners(connection, keys)
+            owners = await find_accounts_by_keys(connection, keys)
         for key, account in zip(keys, owners, strict=True):
             self._seen.pop(key, None)
             if account is not None:

@@ -1,4 +1,4 @@
-"""What an account has decided about the delivery of its pictures, in one look."""
+"""Policies: an account's settings, signing keys and presets for the delivery of its pictures, in one query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.ids import AccountId
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`secrets` are those of the live signing keys, newest first; `presets` are parameters by their names."""
+    """`secrets` are those of the live signing keys, newest first. `presets` are parameters by name."""
 
     account_id: AccountId
     require_signature: bool
@@ -23,20 +23,20 @@ class Policy:
     presets: Mapping[str, str]
 
 
-# Each is found by the primary key, whatever the planner would make of a join.
+# The lateral join makes PostgreSQL look up each account by the primary key, whatever its planner estimates.
 _FIND = """
-select asked.id, account.require_signature, account.strip_location, not account.delivery_stopped,
-    array(select secret from signing_keys where account_id = asked.id and revoked_at is null order by id desc),
-    (select json_object_agg(name, parameters order by name)::text from presets where account_id = asked.id)
-from unnest($1::bigint[]) as asked (id)
+select query.id, account.require_signature, account.strip_location, not account.delivery_stopped,
+    array(select secret from signing_keys where account_id = query.id and revoked_at is null order by id desc),
+    (select json_object_agg(name, parameters order by name)::text from presets where account_id = query.id)
+from unnest($1::bigint[]) as query (id)
 cross join lateral (
-    select require_signature, strip_location, delivery_stopped from accounts where id = asked.id limit 1
+    select require_signature, strip_location, delivery_stopped from accounts where id = query.id limit 1
 ) account
 """
 
 
 async def find_policies(connection: Connection, account_ids: Sequence[AccountId]) -> list[Policy | None]:
-    """The policies in the order of `account_ids`, for a Batcher. None stands for an account that was deleted."""
+    """Returns the policies in the order of `account_ids`, for a Batcher; None for an account that was deleted."""
     rows = await connection.fetch(_FIND, account_ids)
     policies = {
         row[0]: Policy(AccountId(row[0]), row[1], row[2], row[3], tuple(row[4]), json.loads(row[5] or "{}"))
@@ -63,6 +63,6 @@ where name = $1 returning id
 async def set_policy(
     connection: Connection, account_name: str, *, require_signature: bool | None, strip_location: bool | None
 ) -> None:
-    """None leaves it as it is. Raises AccountUnknown."""
+    """Changes the settings that are not None. Raises AccountUnknown."""
     if await connection.fetchval(_SET, account_name, require_signature, strip_location) is None:
         raise AccountUnknown(account_name)

@@ -1,4 +1,4 @@
-"""Presets: an account's names for parameters of renditions, which its URLs may use in place of them."""
+"""Presets: an account's names for rendition parameters, which its URLs may use instead of these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PresetParameters = NewType("PresetParameters", str)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """`parameters` are as they stand in a URL: `width=300&height=300&fit=cover`."""
+    """`parameters` are those of a URL: `width=300&height=300&fit=cover`."""
 
     name: str
     parameters: str
@@ -28,10 +28,10 @@ class Preset:
 
 
 class TooManyPresets(Exception):
-    """The account has `MAX_PRESETS` already, and none of this name."""
+    """The account has `MAX_PRESETS` already, and the name is new."""
 
 
-# The account is locked by the statement before, whose end others wait for: of those that count here, none misses one.
+# The statement before locks the account, so no concurrent transaction can add a preset that this count misses.
 _SET = """
 insert into presets (account_id, name, parameters)
 select $1, $2, $3 where (select count(*) from presets where account_id = $1 and name <> $2) < $4
@@ -41,7 +41,7 @@ returning name
 
 
 async def set_preset(connection: Connection, account_name: str, name: str, parameters: PresetParameters) -> None:
-    """Makes it, or gives it other parameters. Raises `invalid-parameter`, AccountUnknown and TooManyPresets."""
+    """Creates or replaces a preset. Raises `invalid-parameter`, AccountUnknown and TooManyPresets."""
     if PRESET_NAME.fullmatch(name) is None:
         raise ServiceError(
             "invalid-parameter",
@@ -61,7 +61,7 @@ returning presets.name
 
 
 async def delete_preset(connection: Connection, account_name: str, name: str) -> bool:
-    """False if there is none of this name."""
+    """Returns False if there is no preset of this name."""
     return await connection.fetchval(_DELETE, account_name, name) is not None
 
 

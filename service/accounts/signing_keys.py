@@ -1,4 +1,4 @@
-"""Signing keys: what an account's owner signs URLs with. Two may live at once, so that one can follow the other."""
+"""Signing keys: the secrets with which an account's owner signs URLs. Two can be live at once, for a rotation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One row of a list; `hint` is the beginning of the secret."""
+    """One row of a list. `hint` is the beginning of the secret."""
 
     id: int
     hint: str
@@ -28,7 +28,7 @@ class TooManySigningKeys(Exception):
     """The account has `MAX_LIVE` live keys already."""
 
 
-# The account is locked by the statement before, whose end others wait for: of those that count here, none misses a key.
+# The statement before locks the account, so no concurrent transaction can add a key that this count misses.
 _CREATE = """
 insert into signing_keys (account_id, secret)
 select $1, $2 where (select count(*) from signing_keys where account_id = $1 and revoked_at is null) < $3
@@ -37,7 +37,7 @@ returning id
 
 
 async def create_signing_key(connection: Connection, account_name: str) -> str:
-    """A new secret, 43 characters. Raises AccountUnknown and TooManySigningKeys."""
+    """Returns a new secret of 43 characters. Raises AccountUnknown and TooManySigningKeys."""
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     async with connection.transaction():
         account_id = await lock_account(connection, account_name)
@@ -60,5 +60,5 @@ _REVOKE = "update signing_keys set revoked_at = now() where id = $1 and revoked_
 
 
 async def revoke_signing_key(connection: Connection, key_id: int) -> bool:
-    """False if there is no such key, or it was revoked before."""
+    """Returns False if there is no such key, or if it is revoked already."""
     return await connection.fetchval(_REVOKE, key_id) is not None

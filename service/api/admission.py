@@ -7,7 +7,7 @@ import math
 from service.accounts.accounts import Account
 from service.config.settings import Settings
 from service.errors import ServiceError
-from service.images.idempotency import IdempotencyKey
+from service.images.models import IdempotencyKey
 from service.limits.pace import GRACE_S, Pace
 from service.telemetry.metrics import metrics
 from service.uploads.receiving import Body, too_large

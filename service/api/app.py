@@ -15,7 +15,6 @@ from service.api.routes import account, health, images, metrics, pictures, searc
 from service.api.routes.docs import OpenApiDocument
 from service.api.routes.front import FrontPage
 from service.batcher import running
-from service.config.rates import Rate
 from service.config.settings import Settings
 from service.http import cors
 from service.http.bodies import defer_100_continue
@@ -28,8 +27,8 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     app = web.Application(middlewares=[request_middleware, cors.handle_options])
     app[ERROR_RESPONSE] = error_response
     app.on_response_prepare.append(cors.allow_response)
-    if (rate := Rate.parse(settings.rate_limit)) is not None:
-        app.on_response_prepare.append(RateLimitHeaders(rate))
+    if settings.rate_limit is not None:
+        app.on_response_prepare.append(RateLimitHeaders(settings.rate_limit))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings, arriving) as resources:

@@ -11,7 +11,7 @@ from aiohttp import web
 from service.accounts.accounts import Account
 from service.api.parameters import query
 from service.api.resources import Resources
-from service.config.rates import Rate
+from service.config.values import Rate
 from service.errors import ServiceError
 
 # The value of the RateLimit header; "" if the limiter could not be asked.
@@ -26,7 +26,7 @@ async def authenticate(request: web.Request, service: Resources) -> Account:
     key = _find_key(request)
     if not key:
         raise ServiceError("unauthorized")
-    account = await service.keys.owner(key)
+    account = await service.keys.find_account(key)
     if service.rate_limiter is not None:
         standing = await service.rate_limiter.admit(key)
         request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.next_s}' if standing else ""

@@ -12,8 +12,7 @@ from multidict import MultiDict, MultiMapping
 from yarl import URL
 
 from service.errors import ServiceError
-from service.images.idempotency import IdempotencyKey
-from service.images.models import Large
+from service.images.models import IdempotencyKey, Include
 from service.images.tag_rules import clean_tags
 from service.spelling import find_near_miss, find_nearest, quote
 
@@ -53,8 +52,8 @@ class Detail:
     with_account: bool
 
     @property
-    def large(self) -> Large:
-        return Large(self.with_exif, self.with_mini_preview)
+    def large(self) -> Include:
+        return Include(self.with_exif, self.with_mini_preview)
 
 
 def detail(request: web.Request, *others: str) -> Detail:
@@ -143,7 +142,7 @@ class UploadParameters:
 
 
 def url(request: web.Request) -> str:
-    """Returns the required `url`, decoded once; `service.downloads.origins` checks it.
+    """Returns the required `url`, decoded once; `service.downloads.client` checks it.
 
     Surrogates stand for bytes that are not UTF-8 (PEP 383).
     """

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.accounts.accounts import Account
 from service.api.parameters import Detail
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.errors import refuse_picture
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
@@ -142,11 +142,11 @@ def describe_account(account: Account) -> AccountUsage:
         num_images=account.num_images,
         storage=StorageUsage(
             max=account.max_bytes,
-            max_readable=readable(account.max_bytes),
+            max_readable=format_size(account.max_bytes),
             used=account.used_bytes,
-            used_readable=readable(account.used_bytes),
+            used_readable=format_size(account.used_bytes),
             remaining=account.remaining_bytes,
-            remaining_readable=readable(account.remaining_bytes),
+            remaining_readable=format_size(account.remaining_bytes),
         ),
     )
 

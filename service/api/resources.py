@@ -12,24 +12,22 @@ import structlog
 from aiohttp import web
 
 from service.accounts.api_keys import KeyRing
-from service.addresses import AllowedAddresses
 from service.api.admission import Admission
 from service.api.startup import load_or_note_id, prepare_storage
 from service.batcher import Batcher, running
-from service.config.rates import Rate
 from service.config.settings import Settings
 from service.database import Database
 from service.deletion.removals import remove_files
 from service.delivery.context import DeliveryContext
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
-from service.downloads.origins import Origins, OriginTimeouts
+from service.downloads.client import DownloadClient, DownloadTimeouts
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
-from service.health.measures import Measures
+from service.health.usage import UsageMeter
 from service.http.client_addresses import ProxyWarnings
 from service.ids import ImageId
 from service.images.models import Image
-from service.images.queries import Wanted, find_together
+from service.images.queries import ImageQuery, find_image_batch
 from service.limits.buckets import RateLimiter
 from service.queue import jobs
 from service.queue.jobs import JobQueue
@@ -87,14 +85,14 @@ class Resources:
     replies: Replies
     admission: Admission
     ingest: Ingest
-    image_lookups: Batcher[Wanted, Image | None]
+    image_lookups: Batcher[ImageQuery, Image | None]
     upload_limits: UploadLimits
-    origins: Origins
+    downloads: DownloadClient
     download_limits: UploadLimits
     delivery: DeliveryContext
     proxy_warnings: ProxyWarnings
     dependencies: Mapping[str, Dependency]
-    measures: Measures
+    usage: UsageMeter
     file_removal: FileRemoval
     worker_count: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
     metrics_scrape: SharedCall[bytes] = field(
@@ -114,7 +112,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
     """Opens everything; tasks and connections end with the block. `arriving` is shared by the API processes of this
     machine.
     """
-    timeouts = OriginTimeouts()
+    timeouts = DownloadTimeouts()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
@@ -129,19 +127,17 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
         await stack.enter_async_context(running(accepting.run()))
         await stack.enter_async_context(running(enqueuing.run()))
-        image_lookups = Batcher(partial(find_together, database), limit=_LOOKUP_BATCH_SIZE)
+        image_lookups = Batcher(partial(find_image_batch, database), limit=_LOOKUP_BATCH_SIZE)
         await stack.enter_async_context(running(image_lookups.run()))
         keys = KeyRing(database)
         await stack.enter_async_context(running(keys.run()))
         await stack.enter_async_context(running(replies.listen()))
-        origins = await stack.enter_async_context(
-            Origins.connect(
-                AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
-            )
+        downloads = await stack.enter_async_context(
+            DownloadClient.connect(settings.fetch_allow, lookups=settings.downloads_in_flight, timeouts=timeouts)
         )
-        rate, rate_limiter = Rate.parse(settings.rate_limit), None
-        if rate is not None:
-            rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
+        rate_limiter = None
+        if settings.rate_limit is not None:
+            rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, settings.rate_limit))
         delivery = await stack.enter_async_context(DeliveryContext.open(settings, database, storage, redis))
         await replies.wait_connected(_CONNECT_TIMEOUT_S)
         dependencies = {
@@ -162,13 +158,13 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
             image_lookups=image_lookups,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
-            origins=origins,
+            downloads=downloads,
             # The timeouts of the origin expire first.
             download_limits=UploadLimits(settings.max_upload, 2 * timeouts.total_s, 2 * timeouts.total_s),
             delivery=delivery,
             proxy_warnings=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
-            measures=Measures(
+            usage=UsageMeter(
                 database,
                 {
                     "storage": (settings.storage_folder, storage.threads),

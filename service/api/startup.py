@@ -17,7 +17,7 @@ from service.database import Database
 from service.dependencies.reasons import explain_database
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.audit import list_stored_rows
+from service.images.integrity import list_stored_rows
 from service.images.queries import needs_files
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread

@@ -23,10 +23,10 @@ import asyncpg
 
 from service.backups import BackupError, programs
 from service.backups.files import Copies
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.database import Connection
 from service.ids import ImageId
-from service.images.audit import find_sha256, list_stored_rows
+from service.images.integrity import find_sha256, list_stored_rows
 from service.storage.disk import DiskStorage
 from service.storage.identity import find_id
 
@@ -56,7 +56,7 @@ async def make_backup(
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
             _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
-            write(f"Database: {readable(dump.stat().st_size)}")
+            write(f"Database: {format_size(dump.stat().st_size)}")
             faults = await _copy_files(connection, source, DiskStorage(folder / STORAGE), copies)
             await source.require_mounted()
         finally:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.config.sizes import readable
-from service.images.audit import MISSING, StoredRow, find_fault
+from service.config.values import format_size
+from service.images.integrity import MISSING, StoredRow, find_fault
 from service.storage.disk import SHARDS, DiskStorage
 from service.storage.files import open_regular
 
@@ -25,7 +25,7 @@ class Copies:
     bytes: int = 0
 
     def describe(self) -> str:
-        return f"{self.copied} files copied, {readable(self.bytes)}; {self.present} were there already"
+        return f"{self.copied} files copied, {format_size(self.bytes)}; {self.present} were there already"
 
     def add(self, row: StoredRow, places: Iterable[str | Path], target: Path) -> str | None:
         """Copies the file of an image from the first of the places that has it, whole or not at all.

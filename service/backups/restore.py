@@ -14,7 +14,7 @@ from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
 from service.backups.files import Copies, holds_images
 from service.config.settings import Settings
 from service.database import apply_schema
-from service.images.audit import list_stored_rows
+from service.images.integrity import list_stored_rows
 from service.storage.disk import DiskStorage
 from service.storage.identity import find_id, keep_id, make_id
 from service.verification import report

@@ -31,7 +31,7 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     again: it goes on where it was. It needs the storage, so it runs on a machine that has it.
     """
     from service.accounts.accounts import Account, find_account  # noqa: PLC0415
-    from service.config.sizes import readable  # noqa: PLC0415
+    from service.config.values import format_size  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415
 
     settings = locate(data)
@@ -40,7 +40,7 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     account: Account = with_database(data, lambda connection: find_account(connection, name))
-    stored = f"{_count(account.num_images)} ({readable(account.used_bytes)})"
+    stored = f"{_count(account.num_images)} ({format_size(account.used_bytes)})"
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"It would delete {stored} for ever, and nobody is there to be asked: add --yes.")
@@ -76,7 +76,7 @@ def _run(settings: Settings, account: Any) -> int:
 
 async def _delete(settings: Settings, account: Any) -> int:
     """Returns how many files were not in the storage."""
-    from service.accounts.suspensions import begin_deletion  # noqa: PLC0415
+    from service.accounts.accounts import begin_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.deletion.accounts import AccountDeletion  # noqa: PLC0415
     from service.storage.disk import DiskStorage  # noqa: PLC0415

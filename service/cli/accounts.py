@@ -10,7 +10,7 @@ import click
 
 from service.cli.configuration import DATA, SOON, with_database
 from service.cli.tables import print_table
-from service.config.settings import parse_size
+from service.config.values import parse_size
 
 _MAX_NAME_CHARACTERS = 200
 
@@ -68,14 +68,14 @@ def _describe_state(account: Any) -> str:
 def accounts_list(data: Path | None) -> None:
     """List the accounts and what they store."""
     from service.accounts.accounts import list_accounts  # noqa: PLC0415
-    from service.config.sizes import readable  # noqa: PLC0415
+    from service.config.values import format_size  # noqa: PLC0415
 
     rows = [
         (
             account.name,
             str(account.num_images),
-            readable(account.used_bytes),
-            readable(account.max_bytes),
+            format_size(account.used_bytes),
+            format_size(account.max_bytes),
             _describe_state(account),
         )
         for account in with_database(data, list_accounts)
@@ -90,7 +90,7 @@ def accounts_show(name: str, data: Path | None) -> None:
     """Show what the account NAME stores, and how its pictures are delivered."""
     from service.accounts.accounts import Account, find_account  # noqa: PLC0415
     from service.accounts.policies import Policy, load_policy  # noqa: PLC0415
-    from service.config.sizes import readable  # noqa: PLC0415
+    from service.config.values import format_size  # noqa: PLC0415
 
     async def find(connection: Any) -> tuple[Account, Policy]:
         account = await find_account(connection, name)
@@ -101,8 +101,8 @@ def accounts_show(name: str, data: Path | None) -> None:
         ("NAME", account.name),
         [
             ("IMAGES", str(account.num_images)),
-            ("USED", readable(account.used_bytes)),
-            ("MAX", readable(account.max_bytes)),
+            ("USED", format_size(account.used_bytes)),
+            ("MAX", format_size(account.max_bytes)),
             ("STATE", _describe_state(account)),
             ("SIGNATURE", "required" if policy.require_signature else "not required"),
             ("LOCATION", "stripped" if policy.strip_location else "kept"),
@@ -138,7 +138,7 @@ def accounts_set(
     """
     from service.accounts.accounts import Account, find_account, set_max_bytes  # noqa: PLC0415
     from service.accounts.policies import Policy, load_policy, set_policy  # noqa: PLC0415
-    from service.config.sizes import readable  # noqa: PLC0415
+    from service.config.values import format_size  # noqa: PLC0415
 
     if max_storage is None and require_signature is None and strip_location is None:
         raise click.UsageError(
@@ -158,8 +158,8 @@ def accounts_set(
     click.echo(f"Account {name!r} is changed, {SOON}; see `accounts show`.", err=True)
     if max_bytes is not None and account.used_bytes > max_bytes:
         click.echo(
-            f"It stores {readable(account.used_bytes)}, which is more than that: uploads are refused until images are"
-            " deleted.",
+            f"It stores {format_size(account.used_bytes)}, which is more than that: uploads are refused until images"
+            " are deleted.",
             err=True,
         )
     if policy.require_signature and not policy.secrets:
@@ -177,7 +177,7 @@ def accounts_suspend(name: str, *, stop_delivery: bool | None, data: Path | None
 
     An upload that is on its way is refused at its end. What is not named stays as it is, if NAME is suspended already.
     """
-    from service.accounts.suspensions import suspend_account  # noqa: PLC0415
+    from service.accounts.accounts import suspend_account  # noqa: PLC0415
 
     is_stopped = _change_state(data, name, lambda c: suspend_account(c, name, stop_delivery=stop_delivery))
     delivery = "are refused too" if is_stopped else "are still delivered"
@@ -189,14 +189,14 @@ def accounts_suspend(name: str, *, stop_delivery: bool | None, data: Path | None
 @DATA
 def accounts_resume(name: str, data: Path | None) -> None:
     """Undo the suspension of the account NAME."""
-    from service.accounts.suspensions import resume_account  # noqa: PLC0415
+    from service.accounts.accounts import resume_account  # noqa: PLC0415
 
     _change_state(data, name, lambda connection: resume_account(connection, name))
     click.echo(f"Account {name!r} is active, {SOON}.", err=True)
 
 
 def _change_state(data: Path | None, name: str, change: Callable[[Any], Awaitable[Result]]) -> Result:
-    from service.accounts.suspensions import AccountBeingDeleted  # noqa: PLC0415
+    from service.accounts.accounts import AccountBeingDeleted  # noqa: PLC0415
 
     try:
         return with_database(data, change)

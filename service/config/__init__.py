@@ -1,1 +1,1 @@
-"""What the operator sets: every setting, read from the environment and checked."""
+"""The operator's settings: read from the environment, parsed and checked."""

@@ -1,4 +1,4 @@
-"""The `DAGUERRE_*` variables of the environment: which are settings, and which are somebody else's."""
+"""The `DAGUERRE_*` variables of the environment: which ones are settings, and which ones belong to other programs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from service.spelling import find_nearest
 
 PREFIX = "DAGUERRE_"
 
-# What `./run`, compose.yaml and the tests read, and no process of Daguerre.
+# Variables that `./run`, compose.yaml and the tests read, and no process of Daguerre.
 OTHERS = frozenset({"COMMAND", "PUBLISH", "DATABASE_PASSWORD", "TEST_REQUIRE"})
 
-# What Kubernetes gives every container about each Service whose name begins with "daguerre", such as `daguerre` or
-# `daguerre-metrics` (its documentation, "Service": "Environment variables"). A Service has no say in these names.
+# Former names of settings, which the nearest-name rule would mistake for other ones.
+RENAMED = {
+    "MAX_AGE_S": "CACHE_MAX_AGE_S",
+    "METRICS": "METRICS_DIR",
+    "MISS_RATE": "NOT_FOUND_RATE_LIMIT",
+    "RENDITIONS": "RENDITIONS_DIR",
+    "RENDITION_RATE": "RENDITION_RATE_LIMIT",
+}
+
+# Kubernetes gives every container these variables of each Service whose name begins with "daguerre", e.g. `daguerre` or
+# `daguerre-metrics` (its documentation, "Service": "Environment variables"). A Service cannot choose their names.
 _SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _PORT = re.compile(r"(\w+_)?PORT")
 _PORT_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
+_MAX_SHOWN_LENGTH = 64
 
 
 def is_of_kubernetes(name: str, value: str) -> bool:
@@ -30,7 +40,7 @@ def is_of_kubernetes(name: str, value: str) -> bool:
 
 
 def select(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables with the prefix, in upper case and without it, but for those of Kubernetes."""
+    """Returns the variables with the prefix, in upper case and without it, except those of Kubernetes."""
     ours = {
         name.upper().removeprefix(PREFIX): value
         for name, value in environment.items()
@@ -40,13 +50,18 @@ def select(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_unknown(environment: Mapping[str, str], settings: Collection[str]) -> str | None:
-    """Returns a sentence on the first variable that is no setting, with the nearest one; None if there is none.
+    """Returns a sentence on the first variable that is not a setting, with the nearest setting; None if all are known.
 
     `settings` are the names in upper case, without the prefix.
     """
     for name in sorted(select(environment).keys() - set(settings) - OTHERS):
-        nearest = find_nearest(name, settings)
+        nearest = RENAMED.get(name) or find_nearest(name, settings)
         advice = "README.md lists the settings" if nearest is None else f"did you mean {PREFIX}{nearest}?"
-        shown = name if name.isascii() and name.isprintable() and len(name) <= 64 else f"{ascii(name)[1:65]}…"
-        return f"{PREFIX}{shown}: there is no such setting; {advice}"
+        return f"{PREFIX}{_show(name)}: there is no such setting; {advice}"
     return None
+
+
+def _show(name: str) -> str:
+    if name.isascii() and name.isprintable() and len(name) <= _MAX_SHOWN_LENGTH:
+        return name
+    return f"{ascii(name)[1 : _MAX_SHOWN_LENGTH + 1]}…"

@@ -1,4 +1,4 @@
-"""Whether the public URL leads to where this service listens."""
+"""A check that the public URL leads to the address and port on which the service listens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ log = structlog.get_logger("service.serve")
 
 
 def warn_if_misleading(settings: Settings, listener: socket.socket) -> None:
+    """Logs a warning if clients would be sent to another port than the listener's."""
     host, port = listener.getsockname()[:2]
     if is_misleading(settings, host, port):
         log.warning(
@@ -25,18 +26,18 @@ def warn_if_misleading(settings: Settings, listener: socket.socket) -> None:
 
 
 def is_misleading(settings: Settings, host: str, port: int) -> bool:
-    """Whether images are shown with URLs of this machine's own that name another port.
+    """Returns whether the public URL names this machine with another port than that of the listener.
 
     The default URL is meant for the default port. A URL that was set may be that of a proxy, unless it is a plain http
-    URL of the very address that this service listens on: a proxy has TLS, another name, or no port in its URL. And a
-    container listens on all addresses, and may have its port published as another one.
+    URL of the address on which the service listens: a proxy has TLS, another name, or no port in its URL. A container
+    listens on all addresses, and its port may be published as another one.
     """
     try:
         url = urlsplit(settings.public_url)
-        named = url.port
+        public_port = url.port
     except ValueError:
         return False
-    if named is None or named == port:
+    if public_port is None or public_port == port:
         return False
     if "public_url" not in settings.model_fields_set:
         return True

@@ -1,86 +1,46 @@
-"""Every setting, read from `DAGUERRE_*` environment variables here and nowhere else."""
+"""Every setting, read from the `DAGUERRE_*` environment variables here and nowhere else.
+
+A field holds the parsed value: a size is bytes, a period seconds, a rate a `Rate`. Defaults are texts as an environment
+has them, and are parsed too.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
-from decimal import Decimal
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.addresses import AllowedAddresses
 from service.config import environment, errors
-from service.config.rates import Rate
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# What a bigint of PostgreSQL holds.
-MAX_SIZE = 2**63 - 1
-
-_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
-# More digits than that are refused before they are converted, which takes the square of their number.
-_MAX_SIZE_CHARACTERS = 64
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes from `50MB`, `2GB`, `1.5g` or a plain number; units are powers of 1024, as in the API's answers.
-
-    Raises ValueError, also if it is more than `MAX_SIZE`.
-    """
-    written = str(text).strip()
-    match = _SIZE.fullmatch(written)
-    if match is None:
-        raise ValueError(f"{_shorten(written)!r} is not a size: write bytes, or a number with KB, MB, GB or TB")
-    if len(written) <= _MAX_SIZE_CHARACTERS:
-        size = int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
-        if size <= MAX_SIZE:
-            return size
-    raise ValueError(f"{_shorten(written)!r} is too large a size: it is at most 8388607TB")
-
-
-_PERIOD = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_MAX_PERIOD_S = 3650 * 86400
-
-
-def parse_period(text: str) -> int | None:
-    """Seconds from `7d`, `12h`, `30m` or `90s`; None for the empty text. Raises ValueError."""
-    if not text:
-        return None
-    match = _PERIOD.fullmatch(text.strip().lower())
-    seconds = int(match["number"]) * _UNIT_S[match["unit"]] if match else 0
-    if not 1 <= seconds <= _MAX_PERIOD_S:
-        raise ValueError(f"{_shorten(text)!r} is not a time: write a number with s, m, h or d, like 7d; empty is off")
-    return seconds
-
-
-def _check_period(text: str) -> str:
-    parse_period(text)
-    return text
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SIZE_CHARACTERS else f"{text[:_MAX_SIZE_CHARACTERS]}…"
-
-
-def default_data_folder() -> Path:
-    """Root's is outside root's home, which the `nobody` that runs PostgreSQL cannot enter."""
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
-    return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
-
+from service.config.values import (
+    Network,
+    Rate,
+    parse_networks,
+    parse_period,
+    parse_rate,
+    parse_size,
+    parse_widths,
+    shorten,
+)
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the user's own
 
 
+def default_data_folder() -> Path:
+    """Root's data folder is outside root's home, because PostgreSQL runs as `nobody`, which cannot enter that."""
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
+    return Path("/var/lib/daguerre") if os.geteuid() == 0 or not home.is_absolute() else home / "daguerre"
+
+
 def _check_folder(path: Path | None) -> Path | None:
-    """Expands `~`, which no shell does in an env file. What is not printable would break PostgreSQL and the log."""
+    """Expands `~`, which no shell does in an env file. Unprintable characters would break PostgreSQL and the log."""
     if path is None:
         return None
     if not str(path).isprintable():
@@ -88,17 +48,12 @@ def _check_folder(path: Path | None) -> Path | None:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no home folder of {_shorten(path.parts[0])!r}") from None
-
-
-def _check_allowed(text: str) -> str:
-    AllowedAddresses.parse(text)
-    return text
+        raise ValueError(f"there is no home folder of {shorten(path.parts[0])!r}") from None
 
 
 def _check_servers(url: str) -> str:
-    """Of each server in it: `host`, `host:port`, or a folder of sockets as PostgreSQL's URLs have it. The query may
-    have ports as well.
+    """Checks each server of the URL: `host`, `host:port`, or a folder of sockets, as in PostgreSQL's URLs. The query
+    may hold ports as well.
     """
     address = urlsplit(url)
     for ports in parse_qs(address.query).get("port", []):
@@ -134,155 +89,168 @@ def _check_host(name: str) -> None:
     try:
         name.encode("idna")
     except UnicodeError:
-        raise ValueError(f"{_shorten(name)!r} is not the name of a host") from None
+        raise ValueError(f"{shorten(name)!r} is not the name of a host") from None
 
 
-def _check_networks(text: str) -> str:
-    parse_networks(text)
-    return text
+def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
+    """Parses a text. Another value is one that was parsed before."""
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Raises ValueError."""
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """In rising order. Raises ValueError."""
-    try:
-        widths = sorted({int(part) for part in text.split(",") if part.strip()})
-    except ValueError:
-        raise ValueError(f"{text!r} is not a list of widths: write 320,640,1280") from None
-    if widths and not 1 <= widths[0] <= widths[-1] <= 8192:
-        raise ValueError("a width is 1 to 8192 pixels")
-    return tuple(widths)
-
-
-def _check_widths(text: str) -> str:
-    parse_widths(text)
-    return text
-
-
-def _check_rate(text: str) -> str:
-    Rate.parse(text)
-    return text
+def _join(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
 
 
 Folder = Annotated[Path, AfterValidator(_check_folder)]
 OptionalFolder = Annotated[Path | None, AfterValidator(_check_folder)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-# Bounds beyond what any machine has keep a slip of the pen from becoming an error in the middle of the work.
+# Dumped, each is a text that can be parsed again.
+OptionalRate = Annotated[Rate | None, _parsed(parse_rate), PlainSerializer(lambda rate: str(rate or ""))]
+OptionalPeriod = Annotated[int | None, _parsed(parse_period), PlainSerializer(lambda s: f"{s}s" if s else "")]
+Networks = Annotated[tuple[Network, ...], _parsed(parse_networks), PlainSerializer(_join)]
+Widths = Annotated[tuple[int, ...], _parsed(parse_widths), PlainSerializer(_join)]
+Addresses = Annotated[AllowedAddresses, _parsed(AllowedAddresses.parse), PlainSerializer(str)]
+# Larger than what any machine has, so that a typing error is found at the start and not in the middle of the work.
 MAX_SECONDS = 86_400
-# Its upper bound stands at each field: of two, pydantic keeps the type's, not the field's.
+# Each field has its own upper bound: pydantic would keep the bound of this type, not that of the field.
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=100_000)]
 Processes = Annotated[int, Field(gt=0, le=1000)]
 
 
 class Settings(BaseSettings):
-    """Frozen: one is made at start-up and handed down."""
+    """Frozen: one instance is made at start-up and passed down."""
 
-    model_config = SettingsConfigDict(env_prefix="DAGUERRE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=environment.PREFIX, enable_decoding=False, frozen=True, extra="ignore")
 
-    data: Folder = Field(default_factory=default_data_folder, description="Folder for everything that is kept.")
-    storage: OptionalFolder = Field(None, description="Folder for the images; by default `storage` in the data folder.")
+    data: Folder = Field(default_factory=default_data_folder, description="Folder for all data.")
+    storage: OptionalFolder = Field(None, description="Folder for originals; by default `storage` in the data folder.")
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
-        "postgresql://localhost/daguerre", description="PostgreSQL, as a URL."
+        "postgresql://localhost/daguerre", description="URL of PostgreSQL."
     )
     redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
-        "redis://localhost:6379/0", description="Redis or Valkey; `unix://` for a socket."
+        "redis://localhost:6379/0", description="URL of Redis or Valkey; `unix://` for a socket."
     )
-    public_url: str = Field("http://localhost:8080", description="Where clients reach this service.")
+    public_url: str = Field("http://localhost:8080", description="URL at which clients reach this service.")
 
-    host: str = Field("127.0.0.1", description="Address the service listens on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port the service listens on; 0 picks a free one.")
+    host: str = Field("127.0.0.1", description="Address on which the service listens.")
+    port: int = Field(8080, ge=0, le=65535, description="Port on which the service listens; 0 picks a free one.")
 
-    api_processes: Processes = Field(2, description="API processes behind the one port.")
+    api_processes: Processes = Field(2, description="API processes that share the port.")
 
-    max_upload: Size = Field(50 << 20, description="Largest accepted body, in bytes or like `50MB`.")
-    max_pixels: int = Field(100_000_000, gt=0, le=10**12, description="Largest accepted width x height x pages.")
+    max_upload: Size = Field(50 << 20, description="Maximum size of a request body, in bytes or e.g. `50MB`.")
+    max_pixels: int = Field(
+        100_000_000, gt=0, le=10**12, description="Maximum width x height x pages of an uploaded picture."
+    )
     uploads_in_flight: Count = Field(
-        256, description="Uploads that one API process works on at once; more are answered 503."
+        256, description="Maximum uploads in flight in one API process; further ones are answered 503."
     )
     upload_idle_timeout_s: Seconds = Field(
-        30, gt=0, le=MAX_SECONDS, description="Longest pause of a client inside a body, in seconds; then 408."
+        30, gt=0, le=MAX_SECONDS, description="Maximum pause of a client within a body, in seconds; then 408."
     )
     upload_timeout_s: Seconds = Field(
-        600, gt=0, le=1800, description="Longest time a whole body may take, in seconds; then 408."
+        600, gt=0, le=1800, description="Maximum time for a whole body, in seconds; then 408."
     )
     downloads_in_flight: Count = Field(
-        32, description="Pictures that one API process fetches from URLs at once; more are answered 503."
+        32, description="Maximum downloads from URLs in flight in one API process; further ones are answered 503."
     )
-    fetch_allow: Annotated[str, AfterValidator(_check_allowed)] = Field(
-        "", description="Addresses that URLs may lead to though they are not public, like `10.0.0.0/8,127.0.0.1:9000`."
+    fetch_allow: Addresses = Field(
+        "",
+        validate_default=True,
+        description="Addresses that are not public and that URLs may lead to, e.g. `10.0.0.0/8,127.0.0.1:9000`.",
     )
-    rate_limit: Annotated[str, AfterValidator(_check_rate)] = Field(
-        "", description="Requests a key may make, like `100/s,burst=1000`; also `/m` and `/h`. Then 429."
+    rate_limit: OptionalRate = Field(
+        "",
+        validate_default=True,
+        description="Maximum rate of requests of one API key, e.g. `100/s,burst=1000`; also `/m` and `/h`. Then 429.",
     )
     wait_s: Seconds = Field(
-        10, ge=0, le=MAX_SECONDS, description="Seconds an upload waits for its metadata before it is answered 202."
+        10,
+        ge=0,
+        le=MAX_SECONDS,
+        description="Maximum time that an upload waits for its metadata, in seconds; then it is answered 202.",
     )
     drain_s: Seconds = Field(
-        30, ge=0, le=MAX_SECONDS, description="Seconds that SIGTERM waits for requests and jobs under way."
+        30,
+        ge=0,
+        le=MAX_SECONDS,
+        description="Maximum time after SIGTERM for requests and jobs in flight, in seconds.",
     )
 
-    renditions: OptionalFolder = Field(
-        None, description="Folder for renditions, which may be lost; by default `renditions` in that of the images."
+    renditions_dir: OptionalFolder = Field(
+        None, description="Folder for renditions, which may be lost; by default `renditions` in the originals' folder."
     )
     renditions_size: Size = Field(
-        10 << 30, description="Renditions are kept up to this size on disk, the last used ones."
+        10 << 30, description="Maximum size of all renditions on disk; those not used for longest are deleted first."
     )
     renditions_memory: Size = Field(
-        64 << 20, description="Small pictures that one API process keeps in memory, up to this size."
+        64 << 20, description="Size of the memory cache of one API process for small pictures."
     )
     renditions_in_flight: Count = Field(
         512,
-        description="Renditions that one API process waits for at once;"
-        " more are answered 503, and an address or account over its share 429.",
+        description="Maximum new renditions in flight in one API process; further ones are answered 503,"
+        " and 429 for an address or account that is over its share.",
     )
-    rendition_widths: Annotated[str, AfterValidator(_check_widths)] = Field(
-        "", description="Widths that unsigned requests may have, like `320,640,1280`; others become the next of them."
+    rendition_widths: Widths = Field(
+        "",
+        validate_default=True,
+        description="Widths that unsigned requests may have, e.g. `320,640,1280`; others are raised to the next one.",
     )
-    rendition_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
+    rendition_rate_limit: OptionalRate = Field(
         "1000/m",
-        description="New renditions that unsigned requests may ask for, of an account's images;"
+        validate_default=True,
+        description="Maximum rate of new renditions of one account's images by unsigned requests;"
         " one address gets three quarters. Then 429.",
     )
-    miss_rate: Annotated[str, AfterValidator(_check_rate)] = Field(
-        "60/m,burst=300", description="Ids that do not exist that one address may ask for under `/i`. Then 429."
+    not_found_rate_limit: OptionalRate = Field(
+        "60/m,burst=300",
+        validate_default=True,
+        description="Maximum rate of requests of one address under `/i` for ids that do not exist. Then 429.",
     )
-    trusted_proxies: Annotated[str, AfterValidator(_check_networks)] = Field(
-        "", description="Networks of proxies whose `X-Forwarded-For` tells a client's address, like `10.0.0.0/8`."
+    trusted_proxies: Networks = Field(
+        "",
+        validate_default=True,
+        description="Networks of proxies whose `X-Forwarded-For` names the client's address, e.g. `10.0.0.0/8`.",
     )
-    max_age_s: int = Field(2_592_000, ge=0, le=2**31, description="Seconds that pictures may be kept in caches.")
+    cache_max_age_s: int = Field(
+        2_592_000, ge=0, le=2**31, description="Maximum time that caches may keep pictures, in seconds."
+    )
     x_accel_redirect: Annotated[str, AfterValidator(_check_accel_path)] = Field(
-        "", description="Path of internal nginx locations that send files, like `/protected`."
+        "", description="Path of the internal nginx locations that send files, e.g. `/protected`."
     )
 
-    database_connections: Count = Field(10, description="Connections of one process to PostgreSQL.")
+    database_connections: Count = Field(10, description="Maximum connections of one process to PostgreSQL.")
     probe_processes: Processes = Field(
-        2, description="Child processes of one worker that run libvips for one account; there is one more for others."
+        2, description="Child processes of one worker that probe uploads of one account; one more is for the others."
     )
-    probe_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a picture may take; then it is refused.")
+    probe_timeout_s: Seconds = Field(
+        8, gt=0, le=9, description="Maximum time to probe a picture, in seconds; then it is refused."
+    )
 
     render_processes: Processes = Field(
-        2,
-        description="Child processes of one worker that make renditions for one account; there is one more for others.",
+        2, description="Child processes of one worker that make renditions for one account; one more is for the others."
     )
-    render_timeout_s: Seconds = Field(8, gt=0, le=9, description="Seconds a rendition may take; then it is refused.")
-
-    scrub: Annotated[str, AfterValidator(_check_period)] = Field(
-        "", description="Time in which the workers read every image once, to find damaged files, like `7d`."
+    render_timeout_s: Seconds = Field(
+        8, gt=0, le=9, description="Maximum time to make a rendition, in seconds; then it is refused."
     )
 
-    metrics: OptionalFolder = Field(
-        None, description="Folder where the processes of one host put their metrics together; by default in memory."
+    scrub: OptionalPeriod = Field(
+        "",
+        validate_default=True,
+        description="Time in which the workers read every original once to find damaged files, e.g. `7d`.",
+    )
+
+    metrics_dir: OptionalFolder = Field(
+        None, description="Folder in which the processes of one host collect their metrics; by default in memory."
     )
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="Port where a worker serves `/metrics` of its own; 0 puts them with the API's."
+        0,
+        ge=0,
+        le=65535,
+        description="Port on which a worker serves its own `/metrics`; with 0 the API serves them with its own.",
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto` is console on a terminal and under `up`, and JSON elsewhere."
     )
@@ -295,8 +263,8 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Kubernetes sets DAGUERRE_PORT too, and to another thing than a port. A folder that is empty in an env file is
-        not set: it would be the current one.
+        """Leaves out a DAGUERRE_PORT of Kubernetes, which is not a port, and folders that are empty in an env file,
+        which would mean the current folder.
         """
         variables = EnvSettingsSource(settings_cls)
         folders = {name for name, field in settings_cls.model_fields.items() if errors.is_folder(field)}
@@ -313,32 +281,33 @@ class Settings(BaseSettings):
 
     @property
     def renditions_folder(self) -> Path:
-        return self.renditions or self.storage_folder / "renditions"
+        return self.renditions_dir or self.storage_folder / "renditions"
 
     @property
     def metrics_folder(self) -> Path:
-        """In memory where the system has a folder for that: a full disk must not end who counts, and each container
-        has its own even where the data are shared."""
-        if self.metrics is not None or not os.access(_MEMORY, os.W_OK):
-            return self.metrics or self.data / "metrics"
+        """By default in memory, if the system has a folder for that: a full disk must not stop the processes that
+        count, and each container has its own folder even if the data are shared.
+        """
+        if self.metrics_dir is not None or not os.access(_MEMORY, os.W_OK):
+            return self.metrics_dir or self.data / "metrics"
         digest = hashlib.sha256(os.fsencode(self.data.absolute())).hexdigest()[:12]
         return _MEMORY / f"daguerre-{os.geteuid()}-{digest}"
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; the message names the variable and is meant for the operator."""
+    """A setting that cannot be used. The message names the variable and is for the operator."""
 
 
 def load(**overrides: object) -> Settings:
-    """Reads the environment; `overrides` (command-line options) win where they are not None.
+    """Reads the environment. `overrides`, the command's options, win unless they are None.
 
-    Raises SettingsError for a value that cannot be used, and for a variable that is no setting: it is a misspelt one,
-    whose default would hold without a word.
+    Raises SettingsError for a value that cannot be used, and for a variable that is not a setting: it is misspelt, and
+    the default would apply without a word.
     """
     if unknown := environment.find_unknown(os.environ, [name.upper() for name in Settings.model_fields]):
         raise SettingsError(unknown)
-    given = {name: value for name, value in overrides.items() if value is not None}
+    options = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings.model_validate({**Settings().model_dump(exclude_unset=True), **given})
+        return Settings.model_validate({**Settings().model_dump(exclude_unset=True), **options})
     except ValidationError as error:
         raise SettingsError(errors.explain(error, Settings.model_fields)) from None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from service.accounts.suspensions import end_deletion
+from service.accounts.accounts import end_deletion
 from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
-from service.images.deletions import delete_failed, delete_some
+from service.images.updates import delete_failed_batch, delete_stored_batch
 from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
 from service.storage.renditions import RenditionFiles
@@ -42,11 +42,11 @@ class AccountDeletion:
         deleted = 0
         is_gone = False
         while not is_gone:
-            while image_ids := await self._delete_batch(delete_some, account_id):
+            while image_ids := await self._delete_batch(delete_stored_batch, account_id):
                 await self._remove(image_ids)
                 deleted += len(image_ids)
                 yield deleted
-            while image_ids := await self._delete_batch(delete_failed, account_id):
+            while image_ids := await self._delete_batch(delete_failed_batch, account_id):
                 await self._remove(image_ids)
             async with self.database.connection() as connection:
                 is_gone = await end_deletion(connection, account_id)

@@ -11,8 +11,8 @@ from typing import Self
 from arq.connections import ArqRedis
 
 from service.batcher import Batcher, running
-from service.config.rates import Rate
-from service.config.settings import Network, Settings, parse_networks, parse_widths
+from service.config.settings import Settings
+from service.config.values import Network, Rate
 from service.database import Database
 from service.delivery.image_cache import ServedImageCache
 from service.delivery.limits import MemoryBudget, NotFoundLimiter
@@ -73,7 +73,7 @@ class DeliveryContext:
                 )
             )
             not_found_limiter = NotFoundLimiter(
-                await _open_limiter(stack, settings, Rate.parse(settings.miss_rate), "misses")
+                await _open_limiter(stack, settings, settings.not_found_rate_limit, "misses")
             )
             yield cls(
                 storage=storage,
@@ -83,15 +83,15 @@ class DeliveryContext:
                 memory_cache=memory_cache,
                 memory_budget=MemoryBudget(),
                 not_found_limiter=not_found_limiter,
-                widths=parse_widths(settings.rendition_widths),
-                trusted_proxies=parse_networks(settings.trusted_proxies),
-                max_age_s=settings.max_age_s,
+                widths=settings.rendition_widths,
+                trusted_proxies=settings.trusted_proxies,
+                max_age_s=settings.cache_max_age_s,
                 accel_prefix=settings.x_accel_redirect,
             )
 
 
 async def _open_cost_limiter(stack: AsyncExitStack, settings: Settings) -> CostLimiter:
-    rate = Rate.parse(settings.rendition_rate)
+    rate = settings.rendition_rate_limit
     return CostLimiter(
         await _open_limiter(stack, settings, rate, "renditions"),
         await _open_limiter(stack, settings, rate and rate.part(_ADDRESS_SHARE), "renditions-of-address"),

@@ -14,7 +14,7 @@ from service.batcher import Batcher
 from service.database import Database
 from service.ids import AccountId, ImageId
 from service.images.models import Image
-from service.images.queries import find_any
+from service.images.queries import find_across_accounts
 
 # Changed policies of accounts, and deletions that this process does not hear of, take effect within this time.
 TRUST_S = 4.0
@@ -117,7 +117,7 @@ class ServedImageCache:
 
 async def _find_images(database: Database, image_ids: Sequence[ImageId]) -> list[Image | None]:
     async with database.connection() as connection:
-        return await find_any(connection, image_ids)
+        return await find_across_accounts(connection, image_ids)
 
 
 async def _find_policies(database: Database, account_ids: Sequence[AccountId]) -> list[Policy | None]:

@@ -1,1 +1,1 @@
-"""What an upload needs: PostgreSQL, Redis and the storage. Whether each works, and if not, why and for how long."""
+"""The dependencies of an upload, i.e. PostgreSQL, Redis and the storage: their outages, reasons and versions."""

@@ -1,4 +1,4 @@
-"""Outages in the log: a line at the start, one a minute, and one at the end, however many calls fail meanwhile."""
+"""Outages in the log: a line at the start, one a minute, and one at the end, no matter how many calls fail."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from service.errors import ServiceError
 log = structlog.get_logger("service")
 
 _REPEAT_S = 60.0
-# An outage ends after a check that passed, if no call has failed for this long; twice as long with each outage that
+# An outage ends with a check that passes, if no call has failed for this long. The time doubles with each outage that
 # follows another one within a minute.
 _QUIET_S = 2.0
 _MAX_QUIET_S = 32.0
-# Reported where they are raised.
+# Errors that are reported to their outage where they are raised.
 _REPORTED = frozenset({"database-unavailable", "queue-unavailable", "storage-unavailable"})
 
 
 class Outage:
-    """The state of one dependency, as this process sees it. Whatever meets an error of it reports that."""
+    """The outage of one dependency, as this process sees it. Code that meets an error of the dependency reports it."""
 
     def __init__(self, name: str, explain: Callable[[BaseException], str]) -> None:
         self.explain = explain
@@ -40,6 +40,7 @@ class Outage:
         return self._began_at is not None
 
     def report(self, error: BaseException) -> None:
+        """Begins an outage, or counts a failure of the current one."""
         now = self._failed_at = time.monotonic()
         self._failures += 1
         if self._began_at is None:
@@ -51,7 +52,7 @@ class Outage:
             self._log(error, now, seconds=round(now - self._began_at), failures=self._failures)
 
     def pass_check(self) -> None:
-        """The outage is over, unless calls still fail that the check knows nothing of."""
+        """Ends the outage, unless calls that the check does not cover still fail."""
         now = time.monotonic()
         if self._began_at is None or now - self._failed_at < self._quiet_s:
             return
@@ -62,7 +63,7 @@ class Outage:
     def _log(self, error: BaseException, now: float, **fields: object) -> None:
         self._logged_at = now
         if not structlog.is_configured():
-            return  # a command, which says it in its own words
+            return  # a command line, which prints errors in its own words
         log.warning(f"{self._name}.unavailable", reason=self.explain(error), error=repr(error), **fields)
 
 
@@ -72,6 +73,6 @@ STORAGE = Outage("storage", explain_storage)
 
 
 def level_of(error: BaseException) -> int:
-    """The level to log what an error puts off: the errors of an outage have the lines of the outage already."""
+    """Returns the level at which to log work that an error deferred. An outage has its own lines in the log."""
     is_reported = isinstance(error, ServiceError) and error.code in _REPORTED
     return logging.DEBUG if is_reported else logging.WARNING

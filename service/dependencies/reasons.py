@@ -1,6 +1,6 @@
-"""Why a dependency cannot be used, in a few words.
+"""Errors of a dependency as reasons in a few words.
 
-`/readyz` shows them to anybody, so they hold nothing of an error's own text: no host, user, path or password.
+`/readyz` shows reasons to anyone, so they contain nothing of an error's own text: no host, user, path or password.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _UNREACHABLE = "it cannot be reached"
 
 
 class Unready(Exception):
-    """A dependency answers, but an upload would fail. The message says why, and is public."""
+    """A dependency responds, but an upload would fail. The message is the reason, and is public."""
 
 
-# The first that fits. Of PostgreSQL's own errors the class is enough: there is one for each SQLSTATE.
+# The first match applies. asyncpg has a class for each SQLSTATE of PostgreSQL.
 _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidPasswordError, "the user or the password is wrong"),
-    (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in (see its pg_hba.conf)"),
+    (asyncpg.InvalidAuthorizationSpecificationError, "it does not admit this user (see its pg_hba.conf)"),
     (asyncpg.InvalidCatalogNameError, "there is no database of that name"),
     (asyncpg.TooManyConnectionsError, "it has no connection left (see its max_connections)"),
     (asyncpg.DiskFullError, "its disk is full"),
@@ -40,7 +40,7 @@ _DATABASE: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.UndefinedTableError, "it lacks tables: run `daguerre schema`"),
     (asyncpg.UndefinedColumnError, "its tables are of another version: run `daguerre schema`"),
     (asyncpg.UndefinedFunctionError, "its tables are of another version: run `daguerre schema`"),
-    (asyncpg.ObjectNotInPrerequisiteStateError, "it lets nobody into this database"),
+    (asyncpg.ObjectNotInPrerequisiteStateError, "it accepts no connections to this database"),
     (asyncpg.PostgresSystemError, "it cannot read or write its files"),
     (asyncpg.PostgresConnectionError, _LOST),
     (asyncpg.TargetServerAttributeNotMatched, "no server has the wanted target_session_attrs"),
@@ -62,7 +62,7 @@ _QUEUE: Sequence[tuple[type[Exception], str]] = (
     (redis_errors.MovedError, "it is a cluster, which is not supported"),
     (redis_errors.TimeoutError, TIMED_OUT),
 )
-# What the client has no class for, by words of the message. Errors inside scripts keep only their words.
+# Errors for which redis-py has no class, by words of the message. Errors in scripts have only their words, too.
 _QUEUE_WORDS: Mapping[str, str] = {
     "OOM ": _QUEUE[0][1],
     "MISCONF": "it cannot save its data to its disk, and refuses writes",
@@ -79,10 +79,10 @@ _QUEUE_WORDS: Mapping[str, str] = {
 
 _SYSTEM: Mapping[int | None, str] = {
     errno.ECONNREFUSED: "nothing listens at its address",
-    errno.EHOSTUNREACH: "there is no way to its address",
-    errno.ENETUNREACH: "there is no way to its address",
+    errno.EHOSTUNREACH: "there is no route to its address",
+    errno.ENETUNREACH: "there is no route to its address",
     errno.ETIMEDOUT: TIMED_OUT,
-    errno.ENOENT: "its socket is not there",
+    errno.ENOENT: "its socket does not exist",
     errno.EACCES: "its socket may not be opened by this user",
     errno.EPERM: "its socket may not be opened by this user",
     errno.ECONNRESET: _LOST,
@@ -95,7 +95,7 @@ _STORAGE: Mapping[int | None, str] = {
     errno.ENOSPC: "its disk is full",
     errno.EDQUOT: "its disk quota is used up",
     errno.EROFS: "its disk is read-only",
-    errno.ENOENT: "its folders are not there: its disk may not be mounted",
+    errno.ENOENT: "its folders are missing: its disk may not be mounted",
     errno.ENODEV: "its disk is not mounted, or another one is",
     errno.ENOTDIR: "a file is in place of a folder",
     errno.EACCES: "this user may not write to it",
@@ -107,30 +107,30 @@ _STORAGE: Mapping[int | None, str] = {
     errno.ETIMEDOUT: TIMED_OUT,
     errno.EMFILE: _SYSTEM[errno.EMFILE],
     errno.ENFILE: _SYSTEM[errno.ENFILE],
-    errno.EAGAIN: "the system gives no thread to wait for its disk",
+    errno.EAGAIN: "the system has no thread left to wait for its disk",
 }
 
 
 def explain_database(error: BaseException) -> str:
-    """`error` is what asyncpg or a check raised."""
+    """Returns the reason for an error of asyncpg or of a check."""
     return _explain(error, _DATABASE) or _explain_system(error)
 
 
 def explain_queue(error: BaseException) -> str:
-    """`error` is what redis-py or a check raised."""
-    known = _explain(error, _QUEUE)
-    if known is None and isinstance(error, redis_errors.RedisError):
-        known = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
-    if known is None and isinstance(error, redis_errors.ConnectionError):
-        cause = error.__cause__ or error.__context__  # redis-py wraps what the system or the server said
+    """Returns the reason for an error of redis-py or of a check."""
+    reason = _explain(error, _QUEUE)
+    if reason is None and isinstance(error, redis_errors.RedisError):
+        reason = next((reason for words, reason in _QUEUE_WORDS.items() if words in str(error)), None)
+    if reason is None and isinstance(error, redis_errors.ConnectionError):
+        cause = error.__cause__ or error.__context__  # redis-py wraps the error of the system or the server
         return explain_queue(cause) if isinstance(cause, OSError | redis_errors.RedisError) else _LOST
-    if known is None and isinstance(error, redis_errors.RedisError):
+    if reason is None and isinstance(error, redis_errors.RedisError):
         return "it refuses a command"
-    return known or _explain_system(error)
+    return reason or _explain_system(error)
 
 
 def explain_storage(error: BaseException) -> str:
-    """`error` is what the system or a check raised."""
+    """Returns the reason for an error of the system or of a check."""
     if isinstance(error, Unready):
         return str(error)
     number = error.errno if isinstance(error, OSError) else None
@@ -146,13 +146,13 @@ def _explain(error: BaseException, reasons: Sequence[tuple[type[Exception], str]
 
 
 def _explain_system(error: BaseException) -> str:
-    """Of a connection. asyncio raises one OSError without a number for several addresses of a host."""
+    """Explains errors of connections. asyncio raises one OSError without a number for several addresses of a host."""
     if isinstance(error, socket.gaierror):
         return "the name of its host is unknown"
     if isinstance(error, ssl.SSLError):
         return "no encrypted connection can be made"
     if isinstance(error, TimeoutError):
         return TIMED_OUT
-    if isinstance(error, RuntimeError):  # uvloop's, of a connection that is lost between a look at it and a write
+    if isinstance(error, RuntimeError):  # of uvloop, for a connection that is lost between its check and a write
         return _LOST
     return _SYSTEM.get(error.errno, _UNREACHABLE) if isinstance(error, OSError) else _UNREACHABLE

@@ -1,4 +1,4 @@
-"""The least versions of PostgreSQL and Redis: the oldest that Daguerre was tried with."""
+"""The minimum versions of PostgreSQL and Redis: the oldest that Daguerre was tested with."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from redis.exceptions import RedisError
 
 from service.config.settings import SettingsError
 
-# Debian 12 has both.
+# Both are in Debian 12.
 MIN_POSTGRES = 15
-# Valkey calls itself Redis 7.2 to its clients.
+# Valkey reports itself as Redis 7.2 to its clients.
 MIN_REDIS = (7, 0)
 
 _TIMEOUT_S = 2.0
 
 
 async def require_servers(database_url: str, redis: Any) -> None:
-    """Raises SettingsError if a server answers and is too old.
-
-    One that is away is no reason to end, nor one that does not say.
+    """Raises SettingsError if a server is too old. A server that is unavailable or does not say its version is
+    accepted.
     """
-    await asyncio.gather(_require_postgres_at(database_url), _require_redis_of(redis))
+    await asyncio.gather(_check_postgres(database_url), _check_redis(redis))
 
 
-async def _require_postgres_at(url: str) -> None:
+async def _check_postgres(url: str) -> None:
     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection = await asyncpg.connect(url, timeout=_TIMEOUT_S)
         try:
@@ -36,8 +35,8 @@ async def _require_postgres_at(url: str) -> None:
             connection.terminate()
 
 
-async def _require_redis_of(redis: Any) -> None:
-    # A connection that is lost in the middle is a RuntimeError of uvloop's. An account may not be allowed to ask.
+async def _check_redis(redis: Any) -> None:
+    # uvloop raises a RuntimeError if the connection is lost meanwhile. The Redis user may not be allowed to run INFO.
     with suppress(RedisError, OSError, RuntimeError):
         async with asyncio.timeout(_TIMEOUT_S):
             _require_redis((await redis.info("server")).get("redis_version", ""))
@@ -56,7 +55,7 @@ def require_postgres(connection: Any) -> None:
 def _require_redis(version: str) -> None:
     numbers = [int(number) for number in version.split(".")[:2] if number.isdecimal()]
     if len(numbers) == 2 and tuple(numbers) < MIN_REDIS:
-        least = ".".join(map(str, MIN_REDIS))
+        minimum = ".".join(map(str, MIN_REDIS))
         raise SettingsError(
-            f"DAGUERRE_REDIS_URL: Redis {version[:20]} is too old: Daguerre needs Redis {least} or newer, or Valkey"
+            f"DAGUERRE_REDIS_URL: Redis {version[:20]} is too old: Daguerre needs Redis {minimum} or newer, or Valkey"
         )

@@ -1,4 +1,4 @@
-"""One dependency of this process, its check, and the task that follows an outage to its end."""
+"""A dependency of this process, its check, and the task that repeats the check during an outage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from service.batcher import running
 from service.dependencies.outages import Outage
 from service.single_flight import SharedCall
 
-# A check that takes longer has failed.
+# A check that takes longer fails.
 CHECK_TIMEOUT_S = 2.0
-# A problem is not looked for again for this long: each look may cost the server a refused connection and a line in its
-# log.
-_KEEP_PROBLEM_S = 0.5
-_INTERVAL_S = 1.0
+# A failed check is not repeated for this long, because each may cost the server a refused connection and a log line.
+_PROBLEM_TTL_S = 0.5
+_POLL_INTERVAL_S = 1.0
 
 
 class Dependency:
-    """`check` raises what an upload would meet."""
+    """`check` raises the error that an upload would meet."""
 
     def __init__(self, outage: Outage, check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.outage = outage
@@ -31,7 +30,7 @@ class Dependency:
         self._check_again_at = 0.0
 
     async def find_problem(self) -> str | None:
-        """Returns why an upload would fail, in words for anybody; None if it would not."""
+        """Returns the public reason why an upload would fail, or None if it would not."""
         if self._problem is not None and time.monotonic() < self._check_again_at:
             return self._problem
         try:
@@ -49,13 +48,13 @@ class Dependency:
         else:
             self.outage.pass_check()
             self._problem = None
-        self._check_again_at = time.monotonic() + _KEEP_PROBLEM_S
+        self._check_again_at = time.monotonic() + _PROBLEM_TTL_S
         return self._problem
 
 
 @asynccontextmanager
 async def watched(dependencies: Collection[Dependency]) -> AsyncIterator[None]:
-    """Check each at the start, so that the log names what cannot be used, and again while there is an outage."""
+    """Checks each dependency at the start, so that the log names those in trouble, and repeatedly during an outage."""
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(dependency.find_problem() for dependency in dependencies))
         for dependency in dependencies:
@@ -65,6 +64,6 @@ async def watched(dependencies: Collection[Dependency]) -> AsyncIterator[None]:
 
 async def _watch(dependency: Dependency) -> None:
     while True:
-        await asyncio.sleep(_INTERVAL_S)
+        await asyncio.sleep(_POLL_INTERVAL_S)
         if dependency.outage.is_under_way:
             await dependency.find_problem()

@@ -1,1 +1,1 @@
-"""Pictures that come from a URL."""
+"""Downloads of pictures from clients' URLs."""

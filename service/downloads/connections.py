@@ -1,7 +1,7 @@
-"""Connections to origins: made to permitted addresses only, whatever a name or a redirect says.
+"""Connections to origins, i.e. the servers of clients' URLs: to permitted addresses only (SSRF protection).
 
-A name is resolved once for each connection, all of its addresses must be permitted, and one of those is connected to.
-The socket factory looks at the address again in the moment of connecting: a literal address never meets a resolver.
+A name is resolved once for each connection. All of its addresses must be permitted, and one of them is used. The socket
+factory checks the address again when it connects, because a literal address does not reach the resolver.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from service.addresses import AllowedAddresses
 from service.errors import ServiceError
 from service.limits.shared_slots import Full, OverShare, SharedPlaces
 
-# Answers before the answer (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http takes 5.
-MAX_INTERIM_ANSWERS = 20
-# Of what arrives before the answer, so much is parsed before a look at what it was.
-_HEAD_PIECE_BYTES = 4096
-# Of all look-ups, an account has at most three quarters, and less beside others.
+# Interim responses, with a status 1xx (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http
+# accepts 5.
+MAX_INTERIM_RESPONSES = 20
+# Before the final response, at most this much is parsed before the number of interim responses is checked.
+_HEAD_CHUNK_BYTES = 4096
+# An account can use at most three quarters of all look-ups, and less if others use some.
 _ACCOUNT_WEIGHT = 3
-# The account whose picture is fetched in this context: aiohttp passes nothing on to its resolver.
+# The account for which this context downloads. aiohttp has no way to pass it to the resolver.
 account: ContextVar[Hashable] = ContextVar("account", default=None)
 
 
 class AddressRefused(Exception):
-    """A URL leads to an address that is not permitted; not an OSError, so that no other address is tried."""
+    """A URL leads to an address that is not permitted. It is no OSError, so that no other address is tried."""
 
 
-# What socket.getaddrinfo answers.
-_Found: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]]
+# The result of socket.getaddrinfo.
+_AddressInfo: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]]
 
 
 class GuardedResolver(AbstractResolver):
-    """Looks names up in threads, `lookups` at once, of which no `account` takes all.
+    """Looks names up in threads, at most `lookups` at a time. One account cannot use them all.
 
-    A look-up cannot be ended, so one that nobody waits for any more keeps its place until the name server answers or
-    the system gives up, though its download gave its own place back. Each has a thread of its own, and not one of a
-    pool: the interpreter, when it ends, waits for a pool's threads.
+    A look-up cannot be cancelled. It keeps its slot until the name server responds or the system gives up, even after
+    its download has ended. Each has a thread of its own, because the interpreter waits for the threads of a pool when
+    it exits.
     """
 
     def __init__(self, allowed: AllowedAddresses, lookups: int) -> None:
@@ -63,11 +64,11 @@ class GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """Raises AddressRefused if any of the addresses is refused, OSError for a name that has none, and `busy`."""
         try:
-            found = await self._look_up(host, port, family)
+            infos = await self._look_up(host, port, family)
         except UnicodeError as error:  # a label that is empty or too long
             raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
         results = []
-        for found_family, _, proto, _, address in found:
+        for address_family, _, proto, _, address in infos:
             numeric = str(address[0])
             if not self._allowed.permits(numeric, port):
                 raise AddressRefused
@@ -76,77 +77,79 @@ class GuardedResolver(AbstractResolver):
                     hostname=host,
                     host=numeric,
                     port=port,
-                    family=found_family,
+                    family=address_family,
                     proto=proto,
                     flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
                 )
             )
         return results
 
-    def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> asyncio.Future[_Found]:
+    def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> asyncio.Future[_AddressInfo]:
         holder = {account.get(): _ACCOUNT_WEIGHT}
         try:
             with self._lock:
                 self._places.take(holder)
-        except (Full, OverShare) as error:  # to wait for a place would be the origin's time, and pass for its slowness
+        except (Full, OverShare) as error:  # waiting would count as slowness of the origin
             raise ServiceError("busy") from error
-        looked_up: Future[_Found] = Future()
-        looked_up.set_running_or_notify_cancel()  # so that it takes its result even if nobody waits for it
+        lookup: Future[_AddressInfo] = Future()
+        lookup.set_running_or_notify_cancel()  # so that it accepts its result even if nothing waits for it
 
-        def give_back() -> None:
+        def release() -> None:
             with self._lock:
                 self._places.release(holder)
 
         def run() -> None:
             try:
-                end = partial(looked_up.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except Exception as error:  # of any kind: the task that waits raises it
-                end = partial(looked_up.set_exception, error)
-            give_back()
-            end()
+                finish = partial(lookup.set_result, socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except Exception as error:  # raised again in the task that waits
+                finish = partial(lookup.set_exception, error)
+            release()
+            finish()
 
         try:
             threading.Thread(target=run, name="dns", daemon=True).start()
-        except RuntimeError as error:  # the system gives no more threads
-            give_back()
+        except RuntimeError as error:  # the system has no more threads
+            release()
             raise ServiceError("busy") from error
-        return asyncio.wrap_future(looked_up)
+        return asyncio.wrap_future(lookup)
 
     async def close(self) -> None:
-        """Look-ups under way end by themselves."""
+        """Does nothing: look-ups in flight end by themselves."""
 
 
 class OriginConnection(ResponseHandler):
-    """Ends after too many interim answers. aiohttp parses all that come, for as long as the time limit lets them."""
+    """Fails after too many interim responses. aiohttp would parse them until the time limit."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._interim_answers = 0
-        self._is_answered = False
+        self._interim_responses = 0
+        self._has_response = False
 
     def data_received(self, data: bytes) -> None:
         start = 0
-        while start < len(data) and not self._is_answered and self._exception is None:
-            super().data_received(data[start : start + _HEAD_PIECE_BYTES])
-            start += _HEAD_PIECE_BYTES
-        if not data or (self._is_answered and start < len(data)):  # aiohttp goes on without data after a pause
+        while start < len(data) and not self._has_response and self._exception is None:
+            super().data_received(data[start : start + _HEAD_CHUNK_BYTES])
+            start += _HEAD_CHUNK_BYTES
+        if not data or (self._has_response and start < len(data)):  # aiohttp resumes with empty data after a pause
             super().data_received(data[start:])
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take the head of an answer."""
-        if not self._is_answered and 100 <= data[0].code < 200:
-            self._interim_answers += 1
+        """Receives the head of a response."""
+        if not self._has_response and 100 <= data[0].code < 200:
+            self._interim_responses += 1
         else:
-            self._is_answered = True
-        if self._interim_answers <= MAX_INTERIM_ANSWERS:
+            self._has_response = True
+        if self._interim_responses <= MAX_INTERIM_RESPONSES:
             super().feed_data(data, size)
         elif self.transport is not None:
-            self.set_exception(ClientPayloadError("too many interim answers"))
+            self.set_exception(ClientPayloadError("too many interim responses"))
             self.transport.close()
 
 
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:
-    """Keeps no connection and no look-up, so that each is checked; the downloads have a bound of their own."""
+    """Returns a connector that reuses no connection and no look-up, so that each is checked. It has no limit, because
+    downloads have their own.
+    """
 
     def open_socket(
         address_info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]],
@@ -164,16 +167,16 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
         force_close=True,
         limit=0,
     )
-    # Private to aiohttp; tests/integration/downloads/test_downloads.py holds it.
+    # Private, because aiohttp has no other way to set the class of connections; test_slow_origins.py holds it.
     connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
     return connector
 
 
 @cache
 def _trust() -> ssl.SSLContext:
-    """Mozilla's certificates, so that https works on a machine that has none, and those of the machine.
+    """Returns a context with Mozilla's certificates, for machines that have none, and with those of the machine.
 
-    Read once, since that takes long.
+    It is cached, because reading the certificates takes long.
     """
     context = ssl.create_default_context(cafile=certifi.where())
     context.load_default_certs()

@@ -1,7 +1,7 @@
-"""URLs of pictures, fetched byte by byte as they are given.
+"""URLs of pictures, which are requested byte for byte as they were sent.
 
-A bucket that signs a URL compares it as a string, so nothing is decoded and encoded anew, also at redirects. Only the
-host is normalised (IDNA, lower case), which no server sees as part of the request target.
+A bucket compares a signed URL as a string, so nothing is decoded and encoded again, nor at redirects. Only the host is
+normalised (IDNA, lower case), because it is not part of the request target.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ _ASCII_WHITESPACE = " \t\n\r\f\v"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 3986, appendix B: scheme, authority, path, query and fragment of any text.
 _PARTS = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL)
-# All else of ASCII is sent as it is: servers take it, and curl sends it. Every browser escapes `"`, `<` and `>`.
+# Other ASCII characters are sent as they are, as curl does, and servers accept them. All browsers escape `"`, `<` and
+# `>`.
 _NOT_IN_TARGET = re.compile(rb"[^!#-;=?-~]")
 _PORT = re.compile(r"(?::[0-9]*)?\Z")
 _NOT_IN_HOST = re.compile(r'[^!-~]|["#/<>?@\\^`{|}]')
 
 
 class CredentialsInURL(ValueError):
-    """A URL has a user name or a password."""
+    """The URL has a user name or a password."""
 
 
 class _Parts(NamedTuple):
-    """`query` starts with its question mark, and is None without one."""
+    """`query` starts with its question mark. It is None if the URL has none."""
 
     scheme: str | None
     authority: str | None
@@ -36,9 +37,9 @@ class _Parts(NamedTuple):
 
 
 def parse_absolute(text: str) -> URL:
-    """An absolute http or https URL without credentials. What has no place in a request line is escaped as UTF-8.
+    """Returns an absolute http or https URL. Characters that a request line cannot hold are escaped as UTF-8.
 
-    Bytes that are no UTF-8 may come as surrogates (PEP 383). Raises ValueError, and CredentialsInURL among them.
+    Bytes that are not UTF-8 may be surrogates (PEP 383). Raises ValueError, and its subclass CredentialsInURL.
     """
     text = text.strip(_ASCII_WHITESPACE)
     if _CONTROL.search(text) is not None:
@@ -47,7 +48,7 @@ def parse_absolute(text: str) -> URL:
 
 
 def resolve_redirect(base: URL, location: str) -> URL:
-    """The URL that a Location header names (RFC 3986, section 5.2), where `base` is of this module. Raises as above."""
+    """Returns the URL of a Location header (RFC 3986, section 5.2). `base` is a URL of this module. Raises as above."""
     reference = _split(location.strip(_ASCII_WHITESPACE))
     path, query = reference.path, reference.query
     if reference.scheme is None and reference.authority is None:
@@ -79,7 +80,7 @@ def _build(parts: _Parts) -> URL:
     if not site.raw_host or not site.port or _NOT_IN_HOST.search(site.raw_host) or not _PORT.search(authority):
         raise ValueError("no host or port")
     target = _escape(parts.path or "/") + _escape(parts.query or "")
-    # As the path, which is sent as it is; a query of its own would lose its question mark if it is empty.
+    # All of the target as the path, which is sent as it is. yarl would drop the question mark of an empty query.
     return URL.build(scheme=scheme, authority=site.raw_authority, path=target, encoded=True)
 
 
@@ -89,15 +90,15 @@ def _escape(text: str) -> str:
 
 
 def _remove_dot_segments(path: str) -> str:
-    """RFC 3986, section 5.2.4, of a path that is empty or starts with a slash."""
+    """Returns the path without dot segments (RFC 3986, section 5.2.4). It is empty or starts with a slash."""
     segments = path.split("/")
-    kept: list[str] = []
+    result: list[str] = []
     for segment in segments:
         if segment == "..":
-            if len(kept) > 1:
-                kept.pop()
+            if len(result) > 1:
+                result.pop()
         elif segment != ".":
-            kept.append(segment)
+            result.append(segment)
     if segments[-1] in {".", ".."}:
-        kept.append("")
-    return "/".join(kept)
+        result.append("")
+    return "/".join(result)

@@ -1,1 +1,1 @@
-"""Whether the dependencies work, and how full they are."""
+"""Checks of the dependencies, and the space that they use."""

@@ -1,4 +1,4 @@
-"""Checks that do what an upload does, at little cost, and raise what it would meet."""
+"""Checks that do what an upload does at little cost, and raise the errors that it would meet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.queue.jobs import JobQueue
 from service.storage.disk import DiskStorage
 
-# What writes takes ten times as long as what reads. While there is no outage, it runs this often at most.
+# Writing takes ten times as long as reading. Without an outage, the check writes this often at most.
 _WRITE_INTERVAL_S = 2.0
 
 _STATE = """
@@ -27,19 +27,19 @@ select pg_is_in_recovery() as is_standby, current_setting('transaction_read_only
     has_table_privilege('images', 'insert') and has_table_privilege('images', 'update')
         and has_table_privilege('accounts', 'update') as may_write
 """
-# Takes new blocks of the disk where the tables are, as a full one has none: rows, and the log of changes, fit into
-# blocks that are there already for a long time. What goes beyond 64 KB of memory is a temporary file, which needs no
-# vacuum and no place in the log of changes.
-_TAKE_BLOCKS = """
+# Allocates new blocks on the disk of the tables, which fails if it is full. New rows and the write-ahead log would fit
+# into existing blocks for a long time. A result beyond 64 KB of memory goes to a temporary file, which needs neither
+# vacuum nor write-ahead log.
+_ALLOCATE_BLOCKS = """
 select set_config('work_mem', '64kB', true), set_config('temp_tablespaces', '', true);
 select count(*) from generate_series(1, 10000)
 """
-# A commit that waits for the disk, and for a synchronous standby if there is one, and changes nothing.
+# A commit that changes nothing and waits for the disk, and for a synchronous standby if there is one.
 _COMMIT = "select pg_logical_emit_message(true, 'daguerre', ''::text)"
 
 
 class DatabaseCheck:
-    """PostgreSQL lets this process in, has the tables of this version, and takes writes."""
+    """Checks that PostgreSQL accepts connections and writes, and has the tables of this version."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -48,7 +48,7 @@ class DatabaseCheck:
         self._next_write_at = 0.0
 
     async def run(self) -> None:
-        """Raises Unready, and what asyncpg raises."""
+        """Raises Unready, and the errors of asyncpg."""
         try:
             async with self._database.connection() as connection:
                 await self._check_state(connection)
@@ -70,7 +70,7 @@ class DatabaseCheck:
             raise Unready("its user may not write to Daguerre's tables")
 
     def _check_version(self, applied: int) -> None:
-        """A process that began with its own version goes on beside an upgrade, which only adds to the tables."""
+        """A process that started with its own version runs on beside an upgrade, which only adds to the tables."""
         known = self._known_version
         if applied < known:
             raise Unready(f"its tables are of schema {applied}, and this version needs {known}: run `daguerre schema`")
@@ -81,19 +81,19 @@ class DatabaseCheck:
 
 async def _check_writes(connection: Connection) -> None:
     try:
-        await connection.execute(_TAKE_BLOCKS)
+        await connection.execute(_ALLOCATE_BLOCKS)
     except asyncpg.ConfigurationLimitExceededError:
-        pass  # temp_file_limit, which says nothing of the disk
-    except asyncpg.InsufficientPrivilegeError as error:  # what PostgreSQL makes of EROFS and EACCES
+        pass  # temp_file_limit, which says nothing about the disk
+    except asyncpg.InsufficientPrivilegeError as error:  # PostgreSQL's error for EROFS and EACCES
         raise Unready("it cannot write to its disk") from error
     await connection.execute(_COMMIT)
 
 
-_statvfs = aiofiles.os.wrap(os.statvfs)  # the stub of its own lacks `executor`
+_statvfs = aiofiles.os.wrap(os.statvfs)  # the stub of aiofiles' own wrapper lacks `executor`
 
 
 class StorageCheck:
-    """The folder for the images can be written."""
+    """Checks that the originals' folder can be written."""
 
     def __init__(self, storage: DiskStorage, folder: Path) -> None:
         self._storage = storage
@@ -113,14 +113,17 @@ class StorageCheck:
 
 
 class QueueCheck:
-    """Redis takes jobs, and this process hears of their ends. `find_deafness` returns why it does not, or None."""
+    """Checks that Redis accepts jobs and that this process receives their replies.
+
+    `find_deafness` returns the error that keeps it from receiving them, or None.
+    """
 
     def __init__(self, jobs: JobQueue, find_deafness: Callable[[], BaseException | None] = lambda: None) -> None:
         self._jobs = jobs
         self._find_deafness = find_deafness
 
     async def run(self) -> None:
-        """Raises what redis-py raises."""
+        """Raises the errors of redis-py."""
         await self._jobs.check()
         if (error := self._find_deafness()) is not None:
             raise error

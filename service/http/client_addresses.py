@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import structlog
 from aiohttp import web
 
-from service.config.settings import Network
+from service.config.values import Network
 
 log = structlog.get_logger("service.api")
 

@@ -1,1 +1,1 @@
-"""Images: the row of each, and every statement that touches them."""
+"""Images: their rows, and every statement that reads or changes them."""

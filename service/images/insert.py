@@ -1,10 +1,11 @@
-"""New rows, in groups, and the quota they are held to."""
+"""Inserts of images in batches, and the quota that they must fit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
+from typing import TypeGuard
 
 import asyncpg
 
@@ -12,27 +13,27 @@ from service.accounts.accounts import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.ids import AccountId
+from service.images.idempotency import ScopedKey, find_used_keys, release_if_expired
 from service.images.models import NewImage
-from service.images.repeats import Claim, find_taken, free_expired
 
 
 class IdTaken(Exception):
-    """Another image has this id: take a new one and try again."""
+    """Another image has this id: try again with a new one."""
 
 
 class KeyTaken(Exception):
     """The account has, or had a moment ago, an image under this Idempotency-Key."""
 
 
-_KEYS = "images_idempotency_key"  # the index that keeps keys apart
+_KEY_INDEX = "images_idempotency_key"
 
-# Images are tried one by one until one has waited this long to hear that the database is away: each of the others would
-# wait as long again, and the next batch behind them all.
-_PATIENCE_S = 1.0
+# Images are inserted one by one until one insert has waited this long and failed because the database is unavailable:
+# each of the others would wait as long, and the next batch behind them.
+_MAX_OUTAGE_WAIT_S = 1.0
 
-# All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts'
-# rows are locked in the order of their ids, so that two batches cannot deadlock; the quota is decided on the rows as
-# they are then. Tags have no commas, so that they travel as one text a row.
+# All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts' rows
+# are locked in the order of their ids, so that two batches cannot deadlock. The quota is decided on the locked rows.
+# Tags contain no commas, so the tags of a row are sent as one text.
 _INSERT = """
 with new as (
     select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::text[], $6::text[], $7::bytea[])
@@ -74,88 +75,98 @@ async def _insert(connection: Connection, images: Sequence[NewImage]) -> set[str
     return {row[0] for row in rows}
 
 
-def _claim(image: NewImage) -> Claim | None:
+def _scoped_key(image: NewImage) -> ScopedKey | None:
     key = image.idempotency_key
     return None if key is None else (image.account_id, key.text)
 
 
-async def insert_pending(database: Database, images: Sequence[NewImage]) -> list[Exception | None]:
-    """Insert a batch of rows in one commit, charging their accounts.
+async def insert_pending(
+    database: Database, images: Sequence[NewImage], *, max_outage_wait_s: float = _MAX_OUTAGE_WAIT_S
+) -> list[Exception | None]:
+    """Inserts a batch of images in one commit and charges their accounts.
 
     Returns for each image, in order, None, `quota-exceeded`, `account-suspended`, `unauthorized` if the account was
-    deleted, IdTaken or KeyTaken. An account whose share of the batch does not fit has its images tried one by one, in
-    order.
+    deleted, IdTaken or KeyTaken. If an account's share of the batch does not fit, its images are inserted one by one,
+    in order.
     """
-    inserted: set[str] = set()
-    taken: set[Claim] = set()
-    claims = [claim for image in images if (claim := _claim(image))]
     async with database.connection() as connection:
-        for _ in range(2 if claims else 1):
-            if claims:
-                taken = await find_taken(connection, claims)
-            fresh = list(_leave_out_repeats(images, taken))
-            # One of the ids is taken, or one of the keys since it was looked for; or somebody ends an image whose key
-            # is in the batch, holding it while waiting for its account.
-            with suppress(asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
-                inserted = await _insert(connection, fresh) if fresh else set()
-                break
-    outcomes: list[Exception | None] = []
-    away: ServiceError | None = None
+        inserted, used_keys = await _insert_together(connection, images)
+    results: list[Exception | None] = []
+    outage: ServiceError | None = None
     for image in images:
-        claim = _claim(image)
-        outcome: Exception | None = None
+        key = _scoped_key(image)
+        result: Exception | None = None
         if image.id in inserted:
             pass
-        elif claim in taken:
-            outcome = KeyTaken(image.id)
-        elif away is not None:
-            outcome = away
+        elif key in used_keys:
+            result = KeyTaken(image.id)
+        elif outage is not None:
+            result = outage
         else:
             began = time.monotonic()
-            outcome = await _insert_alone(database, image)
-            if isinstance(outcome, ServiceError) and time.monotonic() - began > _PATIENCE_S:
-                away = outcome if outcome.code == "database-unavailable" else None
-        if claim is not None and outcome is None:
-            taken.add(claim)
-        outcomes.append(outcome)
-    return outcomes
+            result = await _insert_alone(database, image)
+            if _is_outage(result) and time.monotonic() - began > max_outage_wait_s:
+                outage = result
+        if key is not None and result is None:
+            used_keys.add(key)
+        results.append(result)
+    return results
 
 
-def _leave_out_repeats(images: Sequence[NewImage], taken: Set[Claim]) -> Iterator[NewImage]:
-    """Of those that share a key the first one."""
-    seen = set(taken)
+async def _insert_together(connection: Connection, images: Sequence[NewImage]) -> tuple[set[str], set[ScopedKey]]:
+    """Returns the ids of the images that were inserted, and the keys of the batch that were in use before."""
+    keys = [key for image in images if (key := _scoped_key(image))]
+    used_keys: set[ScopedKey] = set()
+    for _ in range(2 if keys else 1):
+        if keys:
+            used_keys = await find_used_keys(connection, keys)
+        new = list(_skip_used_keys(images, used_keys))
+        # An id is taken, or a key since it was looked up; or another transaction ends an image with a key of this batch
+        # and holds it while it waits for the account.
+        with suppress(asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
+            return (await _insert(connection, new) if new else set()), used_keys
+    return set(), used_keys
+
+
+def _skip_used_keys(images: Sequence[NewImage], used_keys: Set[ScopedKey]) -> Iterator[NewImage]:
+    """Yields the images whose keys are not in use; of several with the same key the first."""
+    seen = set(used_keys)
     for image in images:
-        claim = _claim(image)
-        if claim not in seen:
+        key = _scoped_key(image)
+        if key not in seen:
             yield image
-        if claim is not None:
-            seen.add(claim)
+        if key is not None:
+            seen.add(key)
 
 
 async def _insert_alone(database: Database, image: NewImage) -> Exception | None:
-    claim = _claim(image)
+    key = _scoped_key(image)
     try:
         async with database.connection() as connection:
             try:
                 inserted = await _insert(connection, [image])
             except asyncpg.UniqueViolationError as violation:
-                if claim is None or violation.constraint_name != _KEYS:
+                if key is None or violation.constraint_name != _KEY_INDEX:
                     return IdTaken(image.id)
-                if not await free_expired(connection, claim):
+                if not await release_if_expired(connection, key):
                     return KeyTaken(image.id)
                 inserted = await _insert(connection, [image])
-            # What fills the account may be the image that this one repeats.
-            if not inserted and claim is not None and await find_taken(connection, [claim]):
+            # The image that fills the account may be the one that this request repeats.
+            if not inserted and key is not None and await find_used_keys(connection, [key]):
                 return KeyTaken(image.id)
             return None if inserted else await _find_refusal(connection, image.account_id)
-    except asyncpg.UniqueViolationError:  # somebody else made use of the key that was freed
+    except asyncpg.UniqueViolationError:  # another request took the key that was released
         return KeyTaken(image.id)
-    except Exception as error:  # it must not speak for those that are inserted
+    except Exception as error:  # it concerns this image alone: others are inserted already
         return error
 
 
+def _is_outage(result: Exception | None) -> TypeGuard[ServiceError]:
+    return isinstance(result, ServiceError) and result.code == "database-unavailable"
+
+
 async def _find_refusal(connection: Connection, account_id: AccountId) -> ServiceError:
-    """Why a row of this account was not inserted."""
+    """Returns why an image of this account was not inserted."""
     try:
         account = await load_account(connection, account_id)
     except AccountUnknown:

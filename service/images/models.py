@@ -1,20 +1,24 @@
-"""An image's row, before and after it is written."""
+"""Image rows as classes, and what a request adds to one."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.idempotency import IdempotencyKey
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One row. What the probe finds is None until `state` is `ready`; `exif` is JSON text, and it and
-    `mini_preview` are None too where a query did not ask for them."""
+    """One row. The columns that a probe fills are None until `state` is `ready`.
+
+    `exif` is JSON text. It and `mini_preview` are also None if the statement did not include them.
+    """
 
     id: ImageId
     account_id: AccountId
@@ -35,22 +39,42 @@ class Image:
     mini_preview: bytes | None = None
 
 
-class Large(NamedTuple):
-    """Which of the large columns a statement answers too, as its last parameters say."""
+class Include(NamedTuple):
+    """Which of the large columns a statement returns as well."""
 
     exif: bool = False
     mini_preview: bool = False
 
 
-SLIM = Large()
-WHOLE = Large(exif=True, mini_preview=True)
+NO_BLOBS = Include()
+ALL = Include(exif=True, mini_preview=True)
 
-# What a statement selects or returns to make an Image, without what is large.
+# The columns of an Image in its order, without the large ones.
 COLUMNS = """
 images.id, images.account_id, images.state, images.size, images.sha256, images.tags, images.created_at,
 images.format, images.width, images.height, images.orientation, images.pages, images.has_alpha, images.error,
 images.error_kind
 """
+
+
+_VISIBLE_ASCII = re.compile(r"[!-~]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The client's name for a request (header Idempotency-Key), and the SHA-256 of the picture's URL, or None if the
+    picture is the body.
+    """
+
+    text: str
+    url_sha256: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str, url: str | None = None) -> IdempotencyKey:
+        """Raises `invalid-idempotency-key`."""
+        if _VISIBLE_ASCII.fullmatch(text) is None:
+            raise ServiceError("invalid-idempotency-key")
+        return cls(text, None if url is None else hashlib.sha256(url.encode()).digest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a probe finds in an image, and how it refuses one: the words that the queue, the worker and the rows share."""
+"""The result of a probe, its limits, and the refusal of a picture, as worker, queue and rows share them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ MIME_TYPES: dict[str, str] = {
     "svg": "image/svg+xml",
 }
 
-# As JSON text.
+# Limits of the result; the EXIF's size is that of its JSON text.
 MAX_EXIF_BYTES = 16_384
 MAX_EXIF_TEXT_CHARS = 1_000
 MAX_EXIF_LIST_ITEMS = 64
 MAX_PREVIEW_BYTES = 500
 MAX_PREVIEW_SIDE = 48
-# Frames of an animation, pages of a TIFF: each is decoded, and each has a cost of its own.
+# Frames of an animation or pages of a TIFF. Each is decoded, and each has a cost of its own.
 MAX_PAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Findings about one picture.
+    """The properties of one picture.
 
-    `width` and `height` are as displayed, and of one page. `orientation` is what was applied to the stored pixels, as a
-    value of EXIF, 1 to 8: of EXIF or, for HEIC and AVIF, of the container's own rotation and mirroring. `exif` has
-    standard tag names and JSON types; its `Orientation` is the file's own value. `mini_preview` is a baseline JPEG.
+    `width` and `height` are those of one page as it is displayed. `orientation` is the rotation and mirroring that was
+    applied to the stored pixels, as a value of EXIF, 1 to 8. It comes from EXIF or, for HEIC and AVIF, from the
+    container. `exif` has standard tag names and JSON types; its `Orientation` is the file's own value. `mini_preview`
+    is a baseline JPEG.
     """
 
     format: str
@@ -47,7 +48,7 @@ class Probe:
 class Rejected(Exception):
     """The picture is refused for good. `code` is an error code of the API (`service.errors`).
 
-    `kind` names what a picture is that the decoders do not support, in a few words for the client: "12-bit JPEG".
+    `kind` names a kind of picture that the decoders do not support, in a few words for the client: "12-bit JPEG".
     """
 
     def __init__(self, code: str, kind: str | None = None) -> None:

@@ -1,102 +1,127 @@
-"""Images by their ids."""
+"""Images by their ids, and the rows that the sweep looks for."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from service.database import Connection, Database
-from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.images.models import COLUMNS, WHOLE, Image, Large
+from service.images.models import ALL, COLUMNS, Image, Include
 
 
-class Wanted(NamedTuple):
-    """An image that a client of this account asks for."""
+class ImageQuery(NamedTuple):
+    """A request of a client of this account for one image."""
 
     image_id: ImageId
     account_id: AccountId
-    large: Large = WHOLE
+    include: Include = ALL
 
 
-# Each is found by the primary key, whatever the planner would make of a join.
+# The lateral join makes PostgreSQL look up each image by the primary key, whatever its planner estimates.
 _FIND = f"""
-select wanted.place, {COLUMNS}, case when wanted.exif then images.exif::text end,
-    case when wanted.mini_preview then images.mini_preview end
+select query.place, {COLUMNS}, case when query.exif then images.exif::text end,
+    case when query.mini_preview then images.mini_preview end
 from unnest($1::text[], $2::bigint[], $3::bool[], $4::bool[]) with ordinality
-    as wanted (id, account_id, exif, mini_preview, place)
+    as query (id, account_id, exif, mini_preview, place)
 cross join lateral (
-    select * from images where id = wanted.id and account_id = wanted.account_id limit 1
+    select * from images where id = query.id and account_id = query.account_id limit 1
 ) images
 """
 
 
-async def find_images(connection: Connection, wanted: Sequence[Wanted]) -> list[Image | None]:
-    """In order; None for an unknown id and for one of another account alike."""
+async def find_images(connection: Connection, queries: Sequence[ImageQuery]) -> list[Image | None]:
+    """Returns the images in order, and None for an unknown id as for one of another account."""
     rows = await connection.fetch(
         _FIND,
-        [each.image_id for each in wanted],
-        [each.account_id for each in wanted],
-        [each.large.exif for each in wanted],
-        [each.large.mini_preview for each in wanted],
+        [query.image_id for query in queries],
+        [query.account_id for query in queries],
+        [query.include.exif for query in queries],
+        [query.include.mini_preview for query in queries],
     )
-    found = {place: Image(*columns) for place, *columns in rows}
-    return [found.get(place) for place in range(1, len(wanted) + 1)]
+    images = {place: Image(*columns) for place, *columns in rows}
+    return [images.get(place) for place in range(1, len(queries) + 1)]
 
 
-async def find_together(database: Database, wanted: Sequence[Wanted]) -> list[Image | None]:
-    """`find_images` for a Batcher: what is answered is the rows as they are after all of these were asked for."""
+async def find_image_batch(database: Database, queries: Sequence[ImageQuery]) -> list[Image | None]:
+    """`find_images` for a Batcher. Returns the rows as they are after all of the batch's requests have arrived."""
     async with database.connection() as connection:
-        return await find_images(connection, wanted)
+        return await find_images(connection, queries)
 
 
 _LOAD = f"select {COLUMNS}, images.exif::text, images.mini_preview from images where id = $1"
 
 
 async def load_image(connection: Connection, image_id: ImageId) -> Image | None:
-    """Any account's image, whole: for the worker, never for a client."""
+    """Returns an image of any account with all columns: for the worker, never for a client."""
     row = await connection.fetchrow(_LOAD, image_id)
     return None if row is None else Image(*row)
 
 
-_FIND_ANY = f"""
-select wanted.place, {COLUMNS} from unnest($1::text[]) with ordinality as wanted (id, place)
-cross join lateral (select * from images where id = wanted.id limit 1) images
+_FIND_ACROSS_ACCOUNTS = f"""
+select query.place, {COLUMNS} from unnest($1::text[]) with ordinality as query (id, place)
+cross join lateral (select * from images where id = query.id limit 1) images
 """
 
 
-async def find_any(connection: Connection, image_ids: Sequence[ImageId]) -> list[Image | None]:
-    """Any account's images, for their delivery, without what is large; in order, None for an unknown id."""
-    rows = await connection.fetch(_FIND_ANY, image_ids)
-    found = {place: Image(*columns) for place, *columns in rows}
-    return [found.get(place) for place in range(1, len(image_ids) + 1)]
-
-
-def require_all(asked: Sequence[ImageId], found: Container[ImageId], code: str) -> None:
-    """Raises `code`, naming the first image that is missing; one of another account is missing like any other."""
-    for image_id in asked:
-        if image_id not in found:
-            raise ServiceError(code, f"There is no image {image_id} in your account; nothing was changed.")
+async def find_across_accounts(connection: Connection, image_ids: Sequence[ImageId]) -> list[Image | None]:
+    """Returns images of any account without the large columns, in order, for delivery; None for an unknown id."""
+    rows = await connection.fetch(_FIND_ACROSS_ACCOUNTS, image_ids)
+    images = {place: Image(*columns) for place, *columns in rows}
+    return [images.get(place) for place in range(1, len(image_ids) + 1)]
 
 
 async def is_any_stored(connection: Connection) -> bool:
-    """Also where there are no tables yet."""
+    """Returns whether any image is stored: False if there are no tables yet."""
     if await connection.fetchval("select to_regclass('images') is null"):
         return False
     return bool(await connection.fetchval("select exists (select from images where state <> 'failed')"))
 
 
 async def is_any_known(connection: Connection) -> bool:
-    """Whether there is any row of an image, or of the removal of one. Also where there are no tables yet."""
+    """Returns whether there is a row of an image, or of a pending file removal: False if there are no tables yet."""
     if await connection.fetchval("select to_regclass('images') is null"):
         return False
     return bool(await connection.fetchval("select exists (select from images) or exists (select from removals)"))
 
 
 async def needs_files(connection: Connection) -> bool:
-    """Whether images are stored, or files of deleted ones are still to be removed."""
+    """Returns whether images are stored, or files of deleted ones still have to be removed."""
     if await is_any_stored(connection):
         return True
     if await connection.fetchval("select to_regclass('removals') is null"):
         return False
     return bool(await connection.fetchval("select exists (select from removals)"))
+
+
+_EXISTING = "select id from images where id = any($1) and state <> 'failed'"
+
+
+async def list_existing(connection: Connection, image_ids: Sequence[ImageId]) -> set[ImageId]:
+    """Returns the ids whose images are stored, i.e. ready or pending."""
+    return {ImageId(row[0]) for row in await connection.fetch(_EXISTING, image_ids)}
+
+
+class OverdueImage(NamedTuple):
+    created_at: datetime
+    id: ImageId
+    account_id: AccountId
+
+
+# A time in the future was written before the clock of PostgreSQL was set back.
+_OVERDUE = """
+select created_at, id, account_id from images
+where state = 'pending'
+    and (created_at < now() - $1::float8 * interval '1 second' or created_at > now() + interval '1 minute')
+    and ($3::timestamptz is null or (created_at, id) > ($3, $4))
+order by created_at, id limit $2
+"""
+
+
+async def list_overdue(
+    connection: Connection, age_s: float, limit: int, after: OverdueImage | None = None
+) -> list[OverdueImage]:
+    """Returns the oldest images that have been pending for longer than `age_s`, in order, that come after `after`."""
+    rows = await connection.fetch(_OVERDUE, age_s, limit, *(after[:2] if after else (None, None)))
+    return [OverdueImage(*row) for row in rows]

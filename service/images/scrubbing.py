@@ -1,4 +1,4 @@
-"""How far the background scrub has come, and what it has found. All times are of PostgreSQL's clock."""
+"""The state of the background scrub: lease, progress and damaged images. Times are of PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from service.database import Connection
 from service.ids import ImageId
 
-# What a file takes beside its bytes, in bytes that could be read meanwhile.
+# The cost of opening a file, in bytes that could be read in the same time.
 FILE_COST = 64 << 10
 
 
-class Turn(NamedTuple):
-    """The holder's view of the round. `age_s` is None before the first one."""
+class ScrubLease(NamedTuple):
+    """The round as its holder sees it. `age_s` is None before the first round."""
 
     age_s: float | None
     is_over: bool
@@ -21,9 +21,9 @@ class Turn(NamedTuple):
     done_cost: int
 
 
-# Returns nothing while another one holds the row. A lease that is longer than any is from before the clock of
+# Returns no row while another worker holds the lease. A lease that ends too late was written before the clock of
 # PostgreSQL was set back.
-_TAKE = """
+_ACQUIRE = """
 insert into scrub (holder, held_until) values ($1, now() + $2::float8 * interval '1 second')
 on conflict (single) do update set holder = excluded.holder, held_until = excluded.held_until
 where scrub.holder = excluded.holder or scrub.held_until < now()
@@ -32,17 +32,17 @@ returning extract(epoch from now() - started_at)::float8, is_over, after_id, don
 """
 
 
-async def take_turn(connection: Connection, holder: str, lease_s: float) -> Turn | None:
-    """Takes or keeps the lease; None if another worker has it."""
-    row = await connection.fetchrow(_TAKE, holder, lease_s)
-    return None if row is None else Turn(*row)
+async def acquire_lease(connection: Connection, holder: str, lease_s: float) -> ScrubLease | None:
+    """Acquires or renews the lease. Returns None if another worker has it."""
+    row = await connection.fetchrow(_ACQUIRE, holder, lease_s)
+    return None if row is None else ScrubLease(*row)
 
 
 _RELEASE = "update scrub set held_until = now() where holder = $1"
 
 
-async def release_turn(connection: Connection, holder: str) -> None:
-    """Lets another worker go on at once."""
+async def release_lease(connection: Connection, holder: str) -> None:
+    """Ends the lease, so that another worker can acquire it at once."""
     await connection.execute(_RELEASE, holder)
 
 
@@ -57,20 +57,20 @@ _ADVANCE = "update scrub set after_id = $2, done_cost = done_cost + $3 where hol
 
 
 async def advance(connection: Connection, holder: str, after_id: ImageId, cost: int) -> None:
-    """Notes that all images up to this id have been read."""
+    """Records that all images up to this id have been read."""
     await connection.execute(_ADVANCE, holder, after_id, cost)
 
 
 _END = "update scrub set is_over = true where holder = $1"
-_FORGET_DELETED = """
+_DROP_DELETED = """
 delete from damaged_images
 where not exists (select from images where images.id = damaged_images.image_id and images.state <> 'failed')
 """
 
 
 async def end_round(connection: Connection, holder: str) -> int:
-    """Returns how many images are damaged now."""
-    await connection.execute(_FORGET_DELETED)
+    """Ends the round. Returns the number of images that are damaged now."""
+    await connection.execute(_DROP_DELETED)
     await connection.execute(_END, holder)
     return int(await connection.fetchval("select count(*) from damaged_images"))
 
@@ -79,26 +79,26 @@ _TOTAL = "select coalesce(sum(used_bytes + num_images * $1), 0)::bigint from acc
 
 
 async def sum_cost(connection: Connection) -> int:
-    """What reading all images takes, in bytes; a sum of the accounts' counters."""
+    """Returns the cost of reading all images, in bytes, from the accounts' counters."""
     return int(await connection.fetchval(_TOTAL, FILE_COST))
 
 
-_NOTE_DAMAGED = """
+_RECORD_DAMAGED = """
 insert into damaged_images (image_id, what) select * from unnest($1::text[], $2::text[])
 on conflict (image_id) do update set what = excluded.what, found_at = now() where damaged_images.what <> excluded.what
 returning image_id
 """
 
 
-async def note_damaged(connection: Connection, faults: Mapping[ImageId, str]) -> set[ImageId]:
-    """Returns those that were not noted, or as something else."""
-    rows = await connection.fetch(_NOTE_DAMAGED, list(faults), list(faults.values()))
+async def record_damaged(connection: Connection, faults: Mapping[ImageId, str]) -> set[ImageId]:
+    """Records what is wrong with images. Returns the ids for which that is new or different."""
+    rows = await connection.fetch(_RECORD_DAMAGED, list(faults), list(faults.values()))
     return {ImageId(row[0]) for row in rows}
 
 
-_NOTE_WHOLE = "delete from damaged_images where image_id = any($1) returning image_id"
+_RECORD_INTACT = "delete from damaged_images where image_id = any($1) returning image_id"
 
 
-async def note_whole(connection: Connection, image_ids: Sequence[ImageId]) -> list[ImageId]:
-    """Returns those that were noted as damaged."""
-    return [ImageId(row[0]) for row in await connection.fetch(_NOTE_WHOLE, image_ids)]
+async def record_intact(connection: Connection, image_ids: Sequence[ImageId]) -> list[ImageId]:
+    """Records that images are intact. Returns the ids that were recorded as damaged."""
+    return [ImageId(row[0]) for row in await connection.fetch(_RECORD_INTACT, image_ids)]

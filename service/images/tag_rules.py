@@ -1,4 +1,4 @@
-"""What a tag may be: the rules that query strings, JSON bodies and statements share."""
+"""The rules for tags in query strings, JSON bodies and statements."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from service.errors import ServiceError
 
 MAX_TAGS = 20
 MAX_TAG_LENGTH = 64
-# A character of NFC stands for at most 4 of NFD (UAX #15, section 13). A longer text is not normalised at all, because
-# that takes a time that grows with the square of a run of combining marks.
+# A character of NFC becomes at most 4 of NFD (UAX #15, section 13). A longer text is not normalised, because the time
+# for that grows with the square of a run of combining marks.
 _MAX_LENGTH_BEFORE_NFC = 4 * MAX_TAG_LENGTH
-# Not str.isprintable: that refuses the joiners of emoji and of several scripts, and what is newer than this Python.
+# str.isprintable would refuse the joiners of emoji and of several scripts, and characters newer than this Python.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Controls, format characters, marks and blanks, by their general category (UAX #44, table 12).
 _INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me", "Zs", "Zl", "Zp"})
@@ -30,10 +30,10 @@ _BLANK = re.compile(
 
 
 def clean_tags(texts: Iterable[str]) -> list[str]:
-    """Normalises tags to NFC and trims them; each is kept once, in the order given. Empty ones are dropped.
+    """Returns the tags trimmed and normalised to NFC, in their order, without empty ones and duplicates.
 
     Raises `invalid-parameter` for more than 20 tags, and for a tag of more than 64 characters, with control characters,
-    of nothing visible, or with a comma, which no query string could name.
+    without a visible character, or with a comma, which separates tags in query strings.
     """
     tags = list(dict.fromkeys(_normalise(text) for text in texts if text.strip(" ")))
     if len(tags) > MAX_TAGS:

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 from service.accounts.api_keys import hash_key
 from service.batcher import Batcher, running
-from service.config.rates import Rate
+from service.config.values import Rate
 from service.queue.jobs import UNAVAILABLE
 from service.telemetry.metrics import metrics
 

@@ -64,7 +64,7 @@ class RenditionFiles:
             if error.errno in _TAKES_NOTHING:
                 return
             reason = (error.strerror or str(error)).lower()
-            raise SettingsError(f"DAGUERRE_RENDITIONS: {self.root} cannot be used: {reason}") from error
+            raise SettingsError(f"DAGUERRE_RENDITIONS_DIR: {self.root} cannot be used: {reason}") from error
 
     def path(self, key: RenditionKey) -> Path:
         return self._shard(key.image_id) / f"{key.image_id}-{key.digest}"

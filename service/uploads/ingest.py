@@ -14,12 +14,11 @@ from service.batcher import Batcher
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.idempotency import IdempotencyKey
+from service.images.idempotency import find_by_key, release_key
 from service.images.insert import IdTaken, KeyTaken, insert_pending
-from service.images.models import Image, NewImage
+from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.queries import load_image
-from service.images.repeats import find_earlier, free_key
-from service.images.updates import FILE_MISSING, forget_failed, forget_failed_soon, mark_failed
+from service.images.updates import FILE_MISSING, delete_failed_image, expire_failed_image, mark_failed
 from service.queue.jobs import Job, ProbeJob
 from service.storage.disk import DiskStorage
 from service.storage.files import unavailable
@@ -159,15 +158,15 @@ class Ingest:
         self, account_id: AccountId, key: IdempotencyKey, sha256: bytes | None = None
     ) -> Image | None:
         async with self.database.connection() as connection:
-            earlier = await find_earlier(connection, account_id, key.text)
+            earlier = await find_by_key(connection, account_id, key.text)
         if earlier is None:
             return None
-        if not earlier.is_of(key, sha256):
+        if not earlier.matches(key, sha256):
             raise ServiceError("idempotency-key-reused")
         if await self._is_lost(earlier.image.id):
             # What is sent again takes its place. The row stays, since the file may come back from a backup.
             async with self.database.connection() as connection:
-                await free_key(connection, earlier.image.id)
+                await release_key(connection, earlier.image.id)
             return None
         return earlier.image
 
@@ -241,7 +240,7 @@ class Ingest:
         return False
 
     async def _forget(self, image: Image, *, soon: bool) -> None:
-        forget = forget_failed_soon if soon else forget_failed
+        forget = expire_failed_image if soon else delete_failed_image
         with suppress(ServiceError):  # the row goes by itself a day later
             async with self.database.connection() as connection:
                 await forget(connection, image.id)

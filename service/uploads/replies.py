@@ -15,7 +15,7 @@ from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images.models import Image
-from service.images.queries import Wanted, find_images
+from service.images.queries import ImageQuery, find_images
 from service.queue.pubsub import Listener
 
 # A reply is a hint: whoever waits looks at the row this often, and whenever the channel comes back.
@@ -63,7 +63,7 @@ class Waiter:
 
     async def _read_row(self) -> Image | None:
         async with self._database.connection() as connection:
-            [image] = await find_images(connection, [Wanted(self._image_id, self._account_id)])
+            [image] = await find_images(connection, [ImageQuery(self._image_id, self._account_id)])
         return image
 
 

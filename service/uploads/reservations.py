@@ -19,8 +19,8 @@ from service.accounts.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.images.idempotency import IdempotencyKey
-from service.images.repeats import find_taken
+from service.images.idempotency import find_used_keys
+from service.images.models import IdempotencyKey
 from service.shared_memory.arriving_bytes import ArrivingBytes
 
 # Of what was left of the account some seconds ago: what others have stored since is not known.
@@ -175,4 +175,4 @@ class Reservations:
     async def is_taken(self, account_id: AccountId, key: IdempotencyKey) -> bool:
         """Whether the key stands for an image."""
         async with self._database.connection() as connection:
-            return bool(await find_taken(connection, [(account_id, key.text)]))
+            return bool(await find_used_keys(connection, [(account_id, key.text)]))

@@ -14,7 +14,7 @@ import asyncpg
 
 from service.database import Database
 from service.errors import ServiceError
-from service.images.audit import find_relation
+from service.images.integrity import find_relation
 from service.queue.jobs import JobQueue
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.images.audit import find_sha256, find_unclaimed, find_without_row, scan_unclaimed
+from service.images.integrity import find_orphans, find_sha256, find_without_row, scan_orphans
 from service.storage.disk import SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
@@ -111,7 +111,7 @@ async def _find_unclaimed(context: Context, files: Mapping[str, Path]) -> AsyncI
         yield files[name]
     try:
         async with context.database.connection() as connection:
-            candidates = await find_unclaimed(connection, names)
+            candidates = await find_orphans(connection, names)
     except DATABASE_ERRORS as error:
         yield Problem("database", f"files are not found by the indexes: {await context.explain(error)}")
         unclaimed = candidates = await _scan_unclaimed(context, names)
@@ -130,7 +130,7 @@ async def _scan_unclaimed(context: Context, names: list[str]) -> list[str]:
         return names
     try:
         async with context.database.connection() as connection:
-            return await scan_unclaimed(connection, names)
+            return await scan_orphans(connection, names)
     except DATABASE_ERRORS:
         context.are_rows_whole = False
     async with context.database.connection() as connection:
@@ -162,7 +162,7 @@ async def check_received(context: Context) -> Problems:
     async with context.database.connection() as connection:
         existing = await find_sha256(connection, abandoned)
         unknown = [name for name in abandoned if name not in existing and IMAGE_ID_PATTERN.fullmatch(name)]
-        lost = [ImageId(name) for name in await scan_unclaimed(connection, unknown)] if unknown else []
+        lost = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
     conflicts = await asyncio.to_thread(context.storage.find_conflicts, existing)
     may_change = context.options.repair and context.are_rows_whole
     may_remove = may_change and context.may_change(len(lost), len(existing) + context.num_images)

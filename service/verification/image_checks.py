@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import ServiceError
-from service.images.audit import (
+from service.images.integrity import (
     MISSING,
     StoredRow,
     copy_rows,
@@ -22,8 +22,8 @@ from service.images.audit import (
     list_stored_rows,
     parse_row,
 )
-from service.images.deletions import delete_images
-from service.images.leftovers import list_existing
+from service.images.queries import list_existing
+from service.images.updates import delete_images
 from service.storage.identity import StorageAway
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 

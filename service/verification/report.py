@@ -11,11 +11,11 @@ from pathlib import Path
 import asyncpg
 
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
-from service.images.audit import require_tables
+from service.images.integrity import require_tables
 from service.queue import jobs
 from service.storage.disk import SHARDS, DiskStorage
 from service.storage.identity import StorageAway, find_folder_id, load_id
@@ -55,7 +55,7 @@ async def verify(
     finally:
         await redis.aclose(close_connection_pool=True)
     images, problems = _count(context.num_images, "image"), _count(num_problems, "problem")
-    seen = f"{images}, {readable(context.num_bytes)}{'' if options.read else ', sizes only'}"
+    seen = f"{images}, {format_size(context.num_bytes)}{'' if options.read else ', sizes only'}"
     write(f"{seen}: {f'{problems}, {num_mended} of them mended' if num_problems else 'all is well'}.")
     return num_mended == num_problems
 

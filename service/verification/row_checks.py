@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from service.accounts.accounts import Account, AccountUnknown, list_accounts
 from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.database import Schema
 from service.ids import ImageId
-from service.images.audit import find_sha256, read_table
-from service.images.leftovers import Overdue, list_overdue
+from service.images.integrity import find_sha256, read_table
+from service.images.queries import OverdueImage, list_overdue
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
 _PENDING_S = 60  # beyond what the sweep leaves
@@ -30,7 +30,7 @@ async def check_tables(context: Context) -> Problems:
 
 async def check_pending(context: Context) -> Problems:
     """Every image is probed within a minute. With `repair`, others are enqueued."""
-    last: Overdue | None = None
+    last: OverdueImage | None = None
     while overdue := await _list_overdue(context, last):
         last = overdue[-1]
         if context.options.repair:
@@ -40,7 +40,7 @@ async def check_pending(context: Context) -> Problems:
             yield Problem(f"image {image.id}", what, "in the queue" if context.options.repair else "")
 
 
-async def _list_overdue(context: Context, after: Overdue | None) -> list[Overdue]:
+async def _list_overdue(context: Context, after: OverdueImage | None) -> list[OverdueImage]:
     async with context.database.connection() as connection:
         return await list_overdue(connection, _PENDING_S, BATCH_SIZE, after)
 
@@ -71,7 +71,7 @@ async def _check_account(context: Context, account: Account) -> Problems:
         what = f"its counters are off by {-drift.images} images and {-drift.bytes} bytes"
         yield Problem(subject, what, "counted anew" if repair else "")
     if is_over:
-        yield Problem(subject, f"it stores {readable(used)} of {readable(account.max_bytes)}")
+        yield Problem(subject, f"it stores {format_size(used)} of {format_size(account.max_bytes)}")
 
 
 async def check_expected(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:

@@ -213,7 +213,7 @@ async def site_in(
         settings = Settings(
             data=folder,
             storage=place / "storage",
-            metrics=folder / "metrics",
+            metrics_dir=folder / "metrics",
             database_url=postgres.dsn,
             redis_url=valkey.url,
         ).model_copy(update=changes)

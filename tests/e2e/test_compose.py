@@ -13,8 +13,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from service.cli import cli
-from service.config.rates import Rate
 from service.config.settings import Settings
+from service.config.values import parse_rate
 from service.launcher.embedded.services import database_connections
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_keys_are_limited_unless_the_operator_says_otherwise() -> None:
     given = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
     match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
     assert match is not None
-    assert Rate.parse(match[1]) is not None
+    assert parse_rate(match[1]) is not None
     assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "README.md").read_text()
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from service.api.app import create_app
 from service.cli import cli
-from service.config.settings import Settings, SettingsError, load, parse_size
+from service.config.settings import Settings, SettingsError, load
+from service.config.values import parse_size
 from service.launcher.embedded import first_key
 from service.telemetry.metrics import metrics
 from tests.integration.cli.test_cli import daguerre
@@ -23,9 +24,9 @@ WRITTEN_OUT = {
     "storage",
     "max_upload",
     "fetch_allow",
-    "metrics",
+    "metrics_dir",
     "rate_limit",
-    "renditions",
+    "renditions_dir",
     "renditions_size",
     "renditions_memory",
     "rendition_widths",

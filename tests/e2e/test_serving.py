@@ -60,8 +60,8 @@ async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre,
 
 
 async def test_folders_are_for_their_owner_alone(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
-    chosen = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions"})
-    chosen |= {"data": tmp_path / "new" / "data", "metrics": tmp_path / "counts" / "metrics"}
+    chosen = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions_dir"})
+    chosen |= {"data": tmp_path / "new" / "data", "metrics_dir": tmp_path / "counts" / "metrics"}
     daguerre.settings = Settings(**chosen)
     await start_two(daguerre)
     daguerre.start_worker()

@@ -28,21 +28,21 @@ async def vacuum(database_url: str) -> Any:
     return session
 
 
-async def test_a_start_that_changes_nothing_waits_for_no_table(database_url: str) -> None:
+async def test_unchanged_schema_waits_for_no_table(database_url: str) -> None:
     session = await vacuum(database_url)
     async with asyncio.timeout(1):
         await apply_schema(database_url)
     await session.close()
 
 
-async def test_a_new_schema_lets_requests_through_while_it_waits_for_a_table(
+async def test_waiting_schema_change_blocks_no_request(
     database_url: str, connection: Any, api: Client, tenant: Tenant
 ) -> None:
     await connection.execute("update applied_schema set version = 1")
     session = await vacuum(database_url)
     applying = asyncio.create_task(apply_schema(database_url))
     await asyncio.sleep(0.3)
-    async with asyncio.timeout(5):  # the first look-up of a key notes its use, so it writes
+    async with asyncio.timeout(5):  # the first look-up of a key records its use, so it writes
         assert (await api.get("/v1/account", headers=tenant.headers)).status == 200
     assert not applying.done()
     await session.close()
@@ -80,30 +80,22 @@ class TestVersions:
         await connection.execute("update applied_schema set version = $1", version + 1)
         with pytest.raises(SchemaNewer, match=f"schema {version + 1}; this one knows {version}"):
             await apply_schema(database_url)
-        done = daguerre("schema", "--wait", "0", database_url=database_url)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("Error: The database has tables of a newer Daguerre")
-        assert done.stderr.count("\n") == 1
+        result = daguerre("schema", "--wait", "0", database_url=database_url)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith("Error: The database has tables of a newer Daguerre")
+        assert result.stderr.count("\n") == 1
         assert await connection.fetchval("select version from applied_schema") == version + 1
 
-    async def test_an_older_schema_changes_nothing(
-        self, database_url: str, connection: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    async def test_an_older_schema_changes_nothing(self, database_url: str, connection: Any) -> None:
         """E.g. the function that keeps the tags stays the newer one."""
-        older = tmp_path / "schema.sql"
-        older.write_text("-- version: 1\ncreate table of_version_1 ()")
-        monkeypatch.setattr("service.database._SCHEMA", older)
+        older = Schema.parse("-- version: 1\ncreate table of_version_1 ()")
         with pytest.raises(SchemaNewer):
-            await apply_schema(database_url)
+            await apply_schema(database_url, schema=older)
         assert await connection.fetchval("select to_regclass('of_version_1')") is None
 
-    async def test_equal_versions_change_nothing(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        equal = tmp_path / "schema.sql"
-        equal.write_text(f"-- version: {Schema.load().version}\nselect 1 / 0")
-        monkeypatch.setattr("service.database._SCHEMA", equal)
-        await apply_schema(database_url)
+    async def test_equal_versions_change_nothing(self, database_url: str) -> None:
+        equal = Schema.parse(f"-- version: {Schema.load().version}\nselect 1 / 0")
+        await apply_schema(database_url, schema=equal)
 
     async def test_tables_without_a_version_are_the_first(self, database_url: str, connection: Any) -> None:
         await connection.execute("alter table applied_schema drop column version")
@@ -112,7 +104,7 @@ class TestVersions:
         assert await connection.fetchval("select array_agg(version) from applied_schema") == [Schema.load().version]
 
     async def test_the_first_version_cannot_go_back(self, connection: Any) -> None:
-        """It knows of no versions, and applied itself wherever its own digest was not the one it found."""
+        """It has no version number, and was applied unless its own digest was the recorded one."""
         with pytest.raises(asyncpg.NotNullViolationError):
             await connection.execute(
                 "begin; delete from applied_schema; insert into applied_schema (digest) values ('first'); commit"
@@ -123,14 +115,14 @@ class TestVersions:
 
 async def test_up_refuses_newer_tables(database_url: str, connection: Any, restored: None, tmp_path: Path) -> None:
     await connection.execute("update applied_schema set version = version + 1")
-    given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_DATA": str(tmp_path / "data")}
-    done = await asyncio.to_thread(daguerre_process, "up", "--port", "0", **given)
-    assert done.returncode == 1
-    assert "Error: The database has tables of a newer Daguerre" in done.stderr
-    assert "Traceback" not in done.stderr
+    environment = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_DATA": str(tmp_path / "data")}
+    result = await asyncio.to_thread(daguerre_process, "up", "--port", "0", **environment)
+    assert result.returncode == 1
+    assert "Error: The database has tables of a newer Daguerre" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-async def test_a_statement_that_takes_too_long_is_a_database_that_is_away(database_url: str) -> None:
+async def test_slow_statement_is_database_unavailable(database_url: str) -> None:
     async with Database.open(database_url, connections=1, command_timeout_s=0.2) as database:
         with pytest.raises(ServiceError, match="database-unavailable"):
             async with database.connection() as connection:
@@ -140,8 +132,8 @@ async def test_a_statement_that_takes_too_long_is_a_database_that_is_away(databa
 
 
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
-async def test_without_a_database_an_application_starts_and_says_so(settings: Settings, aiohttp_client: Any) -> None:
-    DiskStorage(settings.storage_folder).prepare()  # without a database nobody knows whether it may be empty
+async def test_application_starts_without_a_database(settings: Settings, aiohttp_client: Any) -> None:
+    DiskStorage(settings.storage_folder).prepare()  # without a database it is unknown whether the storage may be empty
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)
     assert (response.status, response.headers["Retry-After"]) == (503, "1")

@@ -46,23 +46,23 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("address", REFUSED)
-def test_what_is_not_global_is_refused(address: str) -> None:
+def test_special_purpose_address_is_refused(address: str) -> None:
     assert not is_public(ip_address(address))
     assert not NONE.permits(address, 80)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_what_is_global_is_public(address: str) -> None:
+def test_global_address_is_public(address: str) -> None:
     assert is_public(ip_address(address))
     assert NONE.permits(address, 80)
 
 
 @pytest.mark.parametrize("text", ["localhost", "127.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.0.0.1.", ""])
-def test_what_is_not_spelled_as_an_address_is_refused(text: str) -> None:
+def test_unusual_spelling_of_an_address_is_refused(text: str) -> None:
     assert not NONE.permits(text, 80)
 
 
-def test_a_network_may_be_allowed_with_all_ports() -> None:
+def test_network_can_be_allowed() -> None:
     allowed = AllowedAddresses.parse("10.1.0.0/16, fd00::/8,192.168.7.7")
     assert all(allowed.permits(*endpoint) for endpoint in [("10.1.2.3", 1), ("fd12::1", 65535), ("192.168.7.7", 80)])
     assert not allowed.permits("10.2.0.0", 80)
@@ -70,7 +70,7 @@ def test_a_network_may_be_allowed_with_all_ports() -> None:
     assert not allowed.permits("::ffff:10.1.2.3", 80)
 
 
-def test_one_port_of_an_address_may_be_allowed() -> None:
+def test_one_port_of_an_address_can_be_allowed() -> None:
     allowed = AllowedAddresses.parse("127.0.0.1:9000,[::1]:9001")
     assert all(allowed.permits(*endpoint) for endpoint in [("127.0.0.1", 9000), ("::1", 9001)])
     assert not allowed.permits("127.0.0.1", 9001)
@@ -92,7 +92,7 @@ def test_one_port_of_an_address_may_be_allowed() -> None:
         "*",
     ],
 )
-def test_a_bad_entry_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+def test_invalid_entry_is_quoted(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
     monkeypatch.setenv("DAGUERRE_FETCH_ALLOW", f"10.0.0.0/8,{entry}")
     with pytest.raises(SettingsError, match="DAGUERRE_FETCH_ALLOW") as refused:
         load()

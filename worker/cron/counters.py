@@ -9,7 +9,7 @@ import structlog
 
 from service.accounts.accounts import AccountUnknown
 from service.accounts.counters import list_stale, refresh_counters
-from service.database import Connection, is_of_server
+from service.database import Connection, is_server_error
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.ids import AccountId
@@ -50,7 +50,7 @@ async def _refresh_stale(worker: Resources) -> None:
             except AccountUnknown:
                 continue  # it was deleted
             except Exception as error:
-                if connection.is_closed() or is_of_server(error):
+                if connection.is_closed() or is_server_error(error):
                     raise  # none can be refreshed
                 if isinstance(error, TimeoutError) and is_first_try and until == ends_at:
                     break  # it came too late to have its time, and is among the first of the next run

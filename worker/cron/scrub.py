@@ -22,19 +22,19 @@ from service.batcher import running
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.audit import MISSING, StoredRow, find_fault, list_stored_rows
-from service.images.leftovers import list_existing
+from service.images.integrity import MISSING, StoredRow, find_fault, list_stored_rows
+from service.images.queries import list_existing
 from service.images.scrubbing import (
     FILE_COST,
-    Turn,
+    ScrubLease,
+    acquire_lease,
     advance,
     begin_round,
     end_round,
-    note_damaged,
-    note_whole,
-    release_turn,
+    record_damaged,
+    record_intact,
+    release_lease,
     sum_cost,
-    take_turn,
 )
 from service.queue.heartbeats import name_worker
 from service.storage.disk import DiskStorage
@@ -115,12 +115,12 @@ class Scrub:
 
     async def release(self) -> None:
         async with self._database.connection() as connection:
-            await release_turn(connection, self._holder)
+            await release_lease(connection, self._holder)
 
     async def _step(self) -> float:
         """Reads some images if it is this worker's turn; returns the seconds until the next step."""
         async with self._database.connection() as connection:
-            turn = await take_turn(connection, self._holder, _LEASE_S)
+            turn = await acquire_lease(connection, self._holder, _LEASE_S)
             self._renewed = time.monotonic()
             if turn is None:
                 return self._poll_s
@@ -140,7 +140,7 @@ class Scrub:
         await self._read(rows, rate)
         return 0
 
-    def _choose_rate(self, turn: Turn, total_cost: int) -> float:
+    def _choose_rate(self, turn: ScrubLease, total_cost: int) -> float:
         """Bytes a second that bring the round to its end in time; more after the workers were away."""
         age_s = max(0.0, turn.age_s or 0.0)  # less than nothing after the clock of PostgreSQL was set back
         left_s = max(_AIM * self._period_s - age_s, _HURRY * self._period_s)
@@ -168,8 +168,8 @@ class Scrub:
         async with self._database.connection() as connection:
             existing = await list_existing(connection, list(faults)) if faults else set()
             faults = {image_id: what for image_id, what in faults.items() if image_id in existing}
-            noted = await note_damaged(connection, faults) if faults else set()
-            recovered = await note_whole(connection, whole)
+            noted = await record_damaged(connection, faults) if faults else set()
+            recovered = await record_intact(connection, whole)
             await advance(connection, self._holder, rows[-1].id, num_bytes + FILE_COST * len(rows))
         for image_id in sorted(noted):
             path = str(self._storage.path(image_id))
@@ -217,7 +217,7 @@ class Scrub:
         if time.monotonic() - self._renewed < _RENEW_S:
             return
         async with self._database.connection() as connection:
-            if await take_turn(connection, self._holder, _LEASE_S) is None:
+            if await acquire_lease(connection, self._holder, _LEASE_S) is None:
                 raise LeaseLost
         self._renewed = time.monotonic()
 

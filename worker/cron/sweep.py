@@ -11,10 +11,10 @@ from service.deletion.removals import Removal, list_removals, remove_files
 from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.images.audit import find_sha256
-from service.images.leftovers import Overdue, list_overdue, purge_failed
-from service.images.queries import is_any_known
-from service.images.repeats import forget_expired
+from service.images.idempotency import release_expired_keys
+from service.images.integrity import find_sha256
+from service.images.queries import OverdueImage, is_any_known, list_overdue
+from service.images.updates import purge_failed
 from service.storage.disk import DiskStorage
 from service.storage.identity import StorageAway, find_id
 from service.telemetry.metrics import metrics
@@ -49,7 +49,7 @@ async def sweep(ctx: dict[str, Any]) -> None:
 
 async def _enqueue_overdue(worker: Resources) -> None:
     """All of them, also behind those that stand in the queue still: after a lost queue that is the whole backlog."""
-    last: Overdue | None = None
+    last: OverdueImage | None = None
     seen = enqueued = 0
     for _ in range(_MOST_PAGES):
         async with worker.database.connection() as connection:
@@ -129,6 +129,6 @@ async def _forget_failures(worker: Resources) -> None:
 async def _forget_keys(worker: Resources) -> None:
     for _ in range(_MOST_PAGES):
         async with worker.database.connection() as connection:
-            forgotten = await forget_expired(connection, _AT_ONCE)
+            forgotten = await release_expired_keys(connection, _AT_ONCE)
         if forgotten < _AT_ONCE:
             break

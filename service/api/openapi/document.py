@@ -10,7 +10,7 @@ from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Body, Json, Operation, Parameter, Response
 from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS, describe_errors, headers
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import format_size
 
 _DESCRIPTION = """\
 Daguerre stores images, and returns an id, the dimensions, EXIF and a preview of about 500 bytes.
@@ -46,7 +46,7 @@ def make_document(settings: Settings) -> Json:
             "title": "Daguerre",
             "version": version("daguerre"),
             "summary": "A self-hosted image host",
-            "description": _DESCRIPTION.format(max_upload=readable(settings.max_upload)),
+            "description": _DESCRIPTION.format(max_upload=format_size(settings.max_upload)),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": settings.public_url.rstrip("/")}],

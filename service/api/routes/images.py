@@ -15,15 +15,14 @@ from service.api.middleware import request_id
 from service.api.representations import describe_image
 from service.api.resources import Resources, resources
 from service.api.responses import add_account, changed_response, created_response, success_response
-from service.downloads.origins import parse_url
+from service.downloads.client import parse_url
 from service.errors import ServiceError
 from service.http import bodies
 from service.ids import parse_image_id, parse_image_ids
-from service.images.deletions import delete_images
-from service.images.idempotency import IdempotencyKey
-from service.images.models import Image, NewImage
-from service.images.queries import Wanted
+from service.images.models import IdempotencyKey, Image, NewImage
+from service.images.queries import ImageQuery
 from service.images.tag_rules import clean_tags
+from service.images.updates import delete_images
 from service.uploads import receiving
 
 
@@ -90,7 +89,7 @@ async def _download(
 ) -> tuple[NewImage, Image | None]:
     with await service.admission.download(account, key) as body:
         with body.place:
-            async with bodies.cancel_on_disconnect(request), service.origins.get(source, account.id) as origin:
+            async with bodies.cancel_on_disconnect(request), service.downloads.get(source, account.id) as origin:
                 await service.admission.reserve(body.reservation, origin.length)
                 upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits, body)
         return await service.ingest.store(upload, account.id, tags, key, request_id=request_id(request))
@@ -102,7 +101,7 @@ async def show(request: web.Request) -> web.Response:
     account = await authenticate(request, service)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
-    image = await service.image_lookups.submit(Wanted(image_id, account.id, detail.large))
+    image = await service.image_lookups.submit(ImageQuery(image_id, account.id, detail.large))
     if image is None:
         raise ServiceError("image-not-found")
     view = describe_image(image, detail, service.settings.public_url)

@@ -35,7 +35,7 @@ async def _scrape(service: Resources) -> bytes:
 async def _measure_state(service: Resources) -> ServiceState:
     names = list(service.dependencies)
     (disks, stored), up = await asyncio.gather(
-        service.measures.take(), asyncio.gather(*(_is_up(service.dependencies[name]) for name in names))
+        service.usage.measure(), asyncio.gather(*(_is_up(service.dependencies[name]) for name in names))
     )
     return ServiceState(dict(zip(names, up, strict=True)), disks, stored)
 

@@ -55,7 +55,7 @@ async def find(request: web.Request) -> web.Response:
             filters,
             after,
             limit + 1,  # one more than the page shows whether there is a next page
-            large=detail.large,
+            include=detail.large,
         )
     page = ImagePage([describe_ready(image, detail, service.settings.public_url) for image in images[:limit]], None)
     if len(images) > limit:

@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.http.bodies import read_json
 from service.ids import parse_image_ids
 from service.images.tag_rules import clean_tags
-from service.images.tags import change_tags
+from service.images.updates import change_tags
 
 
 class TagsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ async def _change(
     ids = request.match_info["id"]
     image_ids = parse_image_ids(ids)
     async with service.database.connection() as connection:
-        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, large=detail.large)
+        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.large)
     return await changed_response(images, service, account, detail, as_list="," in ids)
 
 

@@ -42,10 +42,10 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
     file, fresh = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:
-        if (key := _read(fresh)) and await api_keys.key_is_active(connection, key):
+        if (key := _read(fresh)) and await api_keys.is_key_active(connection, key):
             fresh.replace(file)
         if key := _read(file):
-            is_active = await api_keys.key_is_active(connection, key)
+            is_active = await api_keys.is_key_active(connection, key)
             if is_active is not None:
                 return FirstKey(key) if is_active else FirstKey(None, is_revoked=True)
         if names := [account.name for account in await accounts.list_accounts(connection)]:

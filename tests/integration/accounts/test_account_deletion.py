@@ -17,14 +17,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from service.accounts.accounts import begin_deletion, end_deletion
 from service.accounts.presets import set_preset
 from service.accounts.signing_keys import create_signing_key
-from service.accounts.suspensions import begin_deletion, end_deletion
 from service.config.settings import Settings
 from service.database import Database
 from service.deletion.accounts import AccountDeletion
 from service.ids import ImageId
-from service.images.deletions import delete_failed, delete_some
+from service.images.updates import delete_failed_batch, delete_stored_batch
 from service.queue.jobs import open_redis
 from service.renditions.parsing import check_preset
 from service.storage.disk import DiskStorage
@@ -46,7 +46,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {
         "DAGUERRE_DATABASE_URL": settings.database_url,
         "DAGUERRE_STORAGE": str(settings.storage_folder),
-        "DAGUERRE_RENDITIONS": str(settings.renditions_folder),
+        "DAGUERRE_RENDITIONS_DIR": str(settings.renditions_folder),
     }
 
 
@@ -87,10 +87,10 @@ async def test_everything_of_an_account_is_deleted(
 ) -> None:
     other = await new_tenant()
     ids = [await upload_id(api, tenant) for _ in range(3)]
-    kept = await upload_id(api, other)
-    for image_id in (*ids, kept):
+    kept_id = await upload_id(api, other)
+    for image_id in (*ids, kept_id):
         assert (await api.get(f"/i/{image_id}?width=20&watermark={image_id}")).status == 200
-        await api.put(f"/v1/images/{image_id}/tags?tags=a", headers=(other if image_id == kept else tenant).headers)
+        await api.put(f"/v1/images/{image_id}/tags?tags=a", headers=(other if image_id == kept_id else tenant).headers)
     await until(lambda: count(connection, "renditions", 4))
     await create_signing_key(connection, tenant.name)
     await set_preset(connection, tenant.name, "thumb", check_preset("width=20"))
@@ -100,24 +100,24 @@ async def test_everything_of_an_account_is_deleted(
         " values ('FAILED1', $1, 9, '', 'failed', 'damaged-image', now())",
         tenant.id,
     )
-    done = delete(settings, tenant.name, "--yes")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == f"3 images deleted\nAccount {tenant.name!r} is deleted.\n"
-    left = {table: await connection.fetchval(f"select count(*) from {table}") for table in TABLES}
-    assert left == dict.fromkeys(TABLES, 0) | {
+    result = delete(settings, tenant.name, "--yes")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"3 images deleted\nAccount {tenant.name!r} is deleted.\n"
+    remaining = {table: await connection.fetchval(f"select count(*) from {table}") for table in TABLES}
+    assert remaining == dict.fromkeys(TABLES, 0) | {
         "accounts": 1, "api_keys": 1, "images": 1, "image_tags": 1, "renditions": 1,
     }  # fmt: skip
-    assert [path.name for path in stored_files(settings)] == [kept]
-    assert [path.name.partition("-")[0] for path in rendition_files(settings)] == [kept]
+    assert [path.name for path in stored_files(settings)] == [kept_id]
+    assert [path.name.partition("-")[0] for path in rendition_files(settings)] == [kept_id]
     assert (await verify(settings)).is_well
     for image_id in ids:  # from memory for some seconds at most
         await until(partial(is_status, api, f"/i/{image_id}", 404))
     await until(lambda: is_status(api, "/v1/account", 401, tenant))
-    assert (await api.get(f"/i/{kept}?width=20")).status == 200
+    assert (await api.get(f"/i/{kept_id}?width=20")).status == 200
 
 
-async def count(connection: Any, table: str, wanted: int) -> bool:
-    return bool(await connection.fetchval(f"select count(*) from {table}") == wanted)
+async def count(connection: Any, table: str, expected: int) -> bool:
+    return bool(await connection.fetchval(f"select count(*) from {table}") == expected)
 
 
 async def is_status(api: Client, path: str, status: int, tenant: Tenant | None = None) -> bool:
@@ -126,18 +126,20 @@ async def is_status(api: Client, path: str, status: int, tenant: Tenant | None =
     return answer.status == status
 
 
-async def test_it_is_refused_where_nobody_can_be_asked(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_deletion_needs_a_terminal_or_yes(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
-    done = delete(settings, tenant.name)
-    assert done.returncode != 0
-    assert "3 images (" in done.stderr
-    assert "--yes" in done.stderr
+    result = delete(settings, tenant.name)
+    assert result.returncode != 0
+    assert "3 images (" in result.stderr
+    assert "--yes" in result.stderr
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
     assert len(stored_files(settings)) == 3
 
 
-@pytest.mark.parametrize(("reply", "left"), [(b"n\n", 3), (b"\n", 3), (b"y\n", 0)])
-async def test_a_person_is_asked(connection: Any, tenant: Tenant, settings: Settings, reply: bytes, left: int) -> None:
+@pytest.mark.parametrize(("reply", "remaining"), [(b"n\n", 3), (b"\n", 3), (b"y\n", 0)])
+async def test_deletion_asks_for_confirmation(
+    connection: Any, tenant: Tenant, settings: Settings, reply: bytes, remaining: int
+) -> None:
     await fill(connection, tenant, settings, 3)
     terminal, other_end = pty.openpty()
     os.write(terminal, reply)
@@ -151,14 +153,14 @@ async def test_a_person_is_asked(connection: Any, tenant: Tenant, settings: Sett
     os.close(terminal)
     os.close(other_end)
     assert b"with 3 images" in stderr
-    assert process.returncode == (1 if left else 0), stderr
-    assert len(stored_files(settings)) == left
+    assert process.returncode == (1 if remaining else 0), stderr
+    assert len(stored_files(settings)) == remaining
 
 
-async def test_a_newer_account_of_the_name_stays(
+async def test_newer_account_of_the_name_is_kept(
     connection: Any, tenant: Tenant, new_tenant: NewTenant, settings: Settings
 ) -> None:
-    """Another command deletes the account while a person is asked, and makes one of the same name."""
+    """Another command deletes the account during the confirmation, and creates one of the same name."""
     await fill(connection, tenant, settings, 3)
     terminal, other_end = pty.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -181,7 +183,7 @@ async def test_a_newer_account_of_the_name_stays(
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
 
 
-async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_ctrl_c_says_how_to_resume(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
     holder = await asyncpg.connect(settings.database_url)
     hold = holder.transaction()
@@ -193,10 +195,12 @@ async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, setting
         stderr=subprocess.PIPE,
     )
 
-    async def has_begun() -> bool:
-        return bool(await connection.fetchval("select count(*) from accounts where deletion_began_at is not null"))
+    async def is_blocked() -> bool:
+        """Whether the command's statement waits for the rows that are held."""
+        waiting = "datname = current_database() and wait_event_type = 'Lock'"
+        return bool(await connection.fetchval(f"select count(*) from pg_stat_activity where {waiting}"))
 
-    await until(has_begun, 40)
+    await until(is_blocked, 40)
     process.send_signal(signal.SIGINT)
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode == 1
@@ -206,7 +210,7 @@ async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, setting
 
 
 async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """Also where the server commits a batch whose files nobody removes then."""
+    """Also if the server commits a batch after the command was killed."""
     await fill(connection, tenant, settings, 1200)
     holder = await asyncpg.connect(settings.database_url)
     hold = holder.transaction()
@@ -228,13 +232,13 @@ async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, set
     await holder.close()
     listed = daguerre("accounts", "list", database_url=settings.database_url).stdout
     assert "being deleted" in listed
-    done = daguerre("accounts", "resume", tenant.name, database_url=settings.database_url)
-    assert done.returncode == 1
-    assert "is being deleted" in done.stderr
-    done = delete(settings, tenant.name, "--yes")
-    assert done.returncode == 0, done.stderr
+    result = daguerre("accounts", "resume", tenant.name, database_url=settings.database_url)
+    assert result.returncode == 1
+    assert "is being deleted" in result.stderr
+    result = delete(settings, tenant.name, "--yes")
+    assert result.returncode == 0, result.stderr
     assert stored_files(settings) == []
-    # A file may have been removed before the kill and its note not cleared: that is the sweep's.
+    # A file may have been removed before the kill, with its removal still recorded. The sweep clears that.
     await connection.execute("update removals set removed_at = now() - interval '1 minute'")
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         await sweep({"resources": resources})
@@ -263,9 +267,7 @@ async def test_an_upload_in_flight_leaves_nothing(
 
 
 @pytest.mark.settings(wait_s=0.1)
-async def test_uploads_that_race_leave_nothing(
-    api: Client, connection: Any, tenant: Tenant, settings: Settings
-) -> None:
+async def test_racing_uploads_leave_nothing(api: Client, connection: Any, tenant: Tenant, settings: Settings) -> None:
     answers: list[int] = []
 
     async def send() -> None:
@@ -275,28 +277,28 @@ async def test_uploads_that_race_leave_nothing(
 
     sending = [asyncio.create_task(send()) for _ in range(4)]
     await until(lambda: count_at_least(connection, 5))
-    done = await asyncio.to_thread(delete, settings, tenant.name, "--yes")
-    assert done.returncode == 0, done.stderr
+    result = await asyncio.to_thread(delete, settings, tenant.name, "--yes")
+    assert result.returncode == 0, result.stderr
     await asyncio.gather(*sending)
     assert set(answers) <= {200, 202, 401, 403, 404}
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from images") == 0
 
 
-async def count_at_least(connection: Any, wanted: int) -> bool:
-    return bool(await connection.fetchval("select count(*) from images") >= wanted)
+async def count_at_least(connection: Any, expected: int) -> bool:
+    return bool(await connection.fetchval("select count(*) from images") >= expected)
 
 
 async def test_files_elsewhere_are_left_to_the_workers(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
-    """The command may have been given on another storage than the workers': there its note must not be cleared."""
+    """The command may run on another storage than the workers', where it must not clear the recorded removals."""
     await fill(connection, tenant, settings, 3)
     elsewhere = settings.model_copy(update={"storage": tmp_path / "elsewhere"})
     DiskStorage(elsewhere.storage_folder).prepare()
-    done = delete(elsewhere, tenant.name, "--yes")
-    assert done.returncode == 0
-    assert f"3 files of deleted images were not in {elsewhere.storage_folder}" in done.stderr
+    result = delete(elsewhere, tenant.name, "--yes")
+    assert result.returncode == 0
+    assert f"3 files of deleted images were not in {elsewhere.storage_folder}" in result.stderr
     assert await connection.fetchval("select count(*) from removals") == 3
     async with Database.open(settings.database_url, connections=1) as database:
         files = RenditionFiles(settings.renditions_folder)
@@ -309,9 +311,9 @@ async def test_a_missing_storage_begins_no_deletion(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     await fill(connection, tenant, settings, 3)
-    done = delete(settings.model_copy(update={"storage": tmp_path / "nothing"}), tenant.name, "--yes")
-    assert done.returncode == 1
-    assert "cannot be used" in done.stderr
+    result = delete(settings.model_copy(update={"storage": tmp_path / "nothing"}), tenant.name, "--yes")
+    assert result.returncode == 1
+    assert "cannot be used" in result.stderr
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
 
 
@@ -328,20 +330,20 @@ async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settin
     assert await connection.fetchval("select count(*) from accounts") == 0
 
 
-async def test_a_batch_uncounts_what_it_deletes(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_deleted_batch_is_credited(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
-    assert len(await delete_some(connection, tenant.id, 2)) == 2
+    assert len(await delete_stored_batch(connection, tenant.id, 2)) == 2
     row = await connection.fetchrow("select num_images, used_bytes from accounts")
     assert tuple(row) == (1, len(jpeg()))
-    assert len(await delete_some(connection, tenant.id, 2)) == 1
-    assert await delete_some(connection, tenant.id, 2) == []
-    assert await delete_failed(connection, tenant.id, 2) == []
+    assert len(await delete_stored_batch(connection, tenant.id, 2)) == 1
+    assert await delete_stored_batch(connection, tenant.id, 2) == []
+    assert await delete_failed_batch(connection, tenant.id, 2) == []
     assert tuple(await connection.fetchrow("select num_images, used_bytes from accounts")) == (0, 0)
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, tenant: Tenant) -> None:
-    """A process may remember an image for longer than its account. It was a 500, and one for every picture looked up at
+async def test_cached_picture_is_not_found(api: Client, connection: Any, tenant: Tenant) -> None:
+    """A process may cache an image for longer than its account. It was a 500, and one for every picture looked up at
     that moment.
     """
     image_id = ImageId(await upload_id(api, tenant))
@@ -353,9 +355,9 @@ async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, t
     assert (await error_of(await api.get(f"/i/{image_id}")))[:2] == (404, "image-not-found")
 
 
-async def test_a_remembered_key_is_refused(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_cached_key_is_refused(api: Client, connection: Any, tenant: Tenant) -> None:
     assert (await api.get("/v1/account", headers=tenant.headers)).status == 200
     await connection.execute("delete from accounts")
     assert (await error_of(await api.get("/v1/account", headers=tenant.headers)))[:2] == (401, "unauthorized")
-    found = await api.get("/v1/images/search?with_account", headers=tenant.headers)
-    assert (found.status, (await found.json())["response"]["images"]) == (200, [])
+    response = await api.get("/v1/images/search?with_account", headers=tenant.headers)
+    assert (response.status, (await response.json())["response"]["images"]) == (200, [])

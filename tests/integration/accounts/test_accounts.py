@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from service.accounts.accounts import AccountExists, create_account, load_account
 from service.accounts.counters import Drift, list_stale, refresh_counters
 from service.config.settings import Settings
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.queue.jobs import open_redis
@@ -22,7 +22,7 @@ from worker.cron import counters
 from worker.resources import Resources, open_resources
 
 
-async def test_the_account_has_the_shape_of_the_contract(api: Client, connection: Any, new_tenant: NewTenant) -> None:
+async def test_account_has_the_fields_of_the_contract(api: Client, connection: Any, new_tenant: NewTenant) -> None:
     tenant = await new_tenant(max_bytes=2147483648)
     await connection.execute("update accounts set used_bytes = 112332108, num_images = 42")
     response = await api.get("/v1/account", params={"key": tenant.key})
@@ -59,7 +59,7 @@ async def test_the_account_has_the_shape_of_the_contract(api: Client, connection
     ],
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
-    assert readable(size) == text
+    assert format_size(size) == text
 
 
 @pytest.mark.usefixtures("worker")
@@ -71,13 +71,13 @@ async def test_an_upload_counts_at_once(api: Client, tenant: Tenant) -> None:
     assert answer["response"]["storage"]["used"] == len(body)
 
 
-async def test_what_remains_is_never_negative(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_remaining_bytes_are_never_negative(api: Client, connection: Any, tenant: Tenant) -> None:
     await connection.execute("update accounts set used_bytes = max_bytes + 5")
     answer = await (await api.get("/v1/account", headers=tenant.headers)).json()
     assert answer["response"]["storage"]["remaining"] == 0
 
 
-async def test_a_drifted_counter_is_healed_by_the_difference(connection: Any, tenant: Tenant) -> None:
+async def test_drifted_counter_is_corrected(connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256) values ('AAAAAAA', $1, 70, ''), ('BBBBBBB', $1, 30, '')",
         tenant.id,
@@ -90,7 +90,7 @@ async def test_a_drifted_counter_is_healed_by_the_difference(connection: Any, te
     assert not await refresh_counters(connection, tenant.id)
 
 
-async def test_only_accounts_that_changed_are_refreshed_oldest_first(connection: Any, new_tenant: NewTenant) -> None:
+async def test_oldest_changed_accounts_come_first(connection: Any, new_tenant: NewTenant) -> None:
     first, second, third = [await new_tenant() for _ in range(3)]
     for tenant in (first, second, third):
         await refresh_counters(connection, tenant.id)
@@ -102,14 +102,14 @@ async def test_only_accounts_that_changed_are_refreshed_oldest_first(connection:
     assert await list_stale(connection, 10, [third.id, second.id]) == [third.id, second.id]
 
 
-async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         await counters.refresh_accounts({"resources": resources})
     assert (await load_account(connection, tenant.id)).used_bytes == 0
 
 
-async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshed(
+async def test_locked_account_delays_no_other_refresh(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.5)
@@ -126,7 +126,7 @@ async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshe
 
 
 class Refreshes:
-    """In place of refresh_counters: which accounts were tried, while some of them take for ever."""
+    """Replaces refresh_counters. Records the accounts that were attempted; some of them never finish."""
 
     def __init__(self) -> None:
         self.tried: list[AccountId] = []
@@ -145,7 +145,7 @@ class Refreshes:
         return list(self.tried)
 
 
-async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
+async def test_failed_refreshes_come_last_in_later_runs(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refreshes = Refreshes()
@@ -159,7 +159,7 @@ async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
         began = asyncio.get_running_loop().time()
         assert await refreshes.run(resources) == [first, second, third, fourth]
         assert asyncio.get_running_loop().time() - began < 2.5
-        # What is left of a run goes to the one that had it last.
+        # The rest of a run goes to the account that had it last.
         assert await refreshes.run(resources) == [fourth, first]
         assert await refreshes.run(resources) == [fourth, second]
         refreshes.endless = {first, second}
@@ -167,7 +167,7 @@ async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
         assert list(resources.unrefreshed) == [second, first]
 
 
-async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_first(
+async def test_next_run_starts_where_the_budget_ended(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refreshes = Refreshes()
@@ -182,7 +182,7 @@ async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_fi
         assert await refreshes.run(resources) == [second, third, first]
 
 
-async def test_a_database_that_goes_away_ends_the_refresh(
+async def test_lost_database_ends_the_refresh(
     new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def lose_connection(connection: Any, _: AccountId) -> Drift:
@@ -199,14 +199,12 @@ async def test_a_database_that_goes_away_ends_the_refresh(
         assert not resources.unrefreshed
 
 
-async def test_two_accounts_of_one_name_are_refused(connection: Any, tenant: Tenant) -> None:
+async def test_duplicate_account_name_is_refused(connection: Any, tenant: Tenant) -> None:
     with pytest.raises(AccountExists):
         await create_account(connection, tenant.name, 1)
 
 
-async def test_two_refreshes_at_once_apply_a_difference_once(
-    connection: Any, tenant: Tenant, database_url: str
-) -> None:
+async def test_concurrent_refreshes_apply_a_drift_once(connection: Any, tenant: Tenant, database_url: str) -> None:
     await connection.execute("update accounts set used_bytes = 100, num_images = 1")
     other = await asyncpg.connect(database_url)
     async with connection.transaction():
@@ -220,7 +218,7 @@ async def test_two_refreshes_at_once_apply_a_difference_once(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_whose_account_cannot_be_read_afterwards_is_answered_all_the_same(
+async def test_upload_succeeds_without_its_account(
     api: Client, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: Any) -> None:

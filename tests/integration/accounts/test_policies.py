@@ -25,15 +25,13 @@ async def policy_of(connection: Any, tenant: Tenant) -> Policy:
     return await load_policy(connection, tenant.id)
 
 
-async def test_an_account_that_has_decided_nothing_is_open_and_keeps_what_it_has(
-    connection: Any, tenant: Tenant
-) -> None:
+async def test_default_policy_is_open(connection: Any, tenant: Tenant) -> None:
     assert await policy_of(connection, tenant) == Policy(
         tenant.id, require_signature=False, strip_location=False, is_delivered=True, secrets=(), presets={}
     )
 
 
-async def test_a_decision_leaves_the_others_as_they_are(connection: Any, tenant: Tenant, new_tenant: NewTenant) -> None:
+async def test_policy_change_keeps_other_settings(connection: Any, tenant: Tenant, new_tenant: NewTenant) -> None:
     other = await new_tenant()
     for require, strip, decided in [
         (True, None, (True, False)),
@@ -47,19 +45,21 @@ async def test_a_decision_leaves_the_others_as_they_are(connection: Any, tenant:
     assert (await policy_of(connection, other)).strip_location is False
 
 
-async def test_policies_are_answered_in_the_order_asked(settings: Settings, new_tenant: NewTenant) -> None:
+async def test_policies_come_in_the_order_of_ids(settings: Settings, new_tenant: NewTenant) -> None:
     tenants = [await new_tenant() for _ in range(4)]
     async with Database.open(settings.database_url, connections=1) as database, database.connection() as connection:
         secrets = {}
         for tenant in tenants[1:]:
             secrets[tenant.id] = await create_signing_key(connection, tenant.name)
             await set_preset(connection, tenant.name, "thumb", check_preset(f"width={tenant.id}"))
-        asked = [tenants[place].id for place in (2, 0, 3, 2, 1)]
-        found = [policy for policy in await find_policies(connection, asked) if policy is not None]
+        account_ids = [tenants[place].id for place in (2, 0, 3, 2, 1)]
+        policies = [policy for policy in await find_policies(connection, account_ids) if policy is not None]
         assert await find_policies(connection, []) == []
-    assert [policy.account_id for policy in found] == asked
-    assert [list(policy.secrets) for policy in found] == [[secrets[i]] if i in secrets else [] for i in asked]
-    assert [policy.presets for policy in found] == [{"thumb": f"width={i}"} if i in secrets else {} for i in asked]
+    assert [policy.account_id for policy in policies] == account_ids
+    assert [list(policy.secrets) for policy in policies] == [[secrets[i]] if i in secrets else [] for i in account_ids]
+    assert [policy.presets for policy in policies] == [
+        {"thumb": f"width={i}"} if i in secrets else {} for i in account_ids
+    ]
 
 
 async def test_a_deleted_account_has_no_policy(connection: Any, tenant: Tenant) -> None:
@@ -68,7 +68,7 @@ async def test_a_deleted_account_has_no_policy(connection: Any, tenant: Tenant) 
         await load_policy(connection, AccountId(999))
 
 
-async def test_a_policy_has_the_live_secrets_newest_first(connection: Any, tenant: Tenant) -> None:
+async def test_policy_has_live_secrets_newest_first(connection: Any, tenant: Tenant) -> None:
     first = await create_signing_key(connection, tenant.name)
     second = await create_signing_key(connection, tenant.name)
     assert len(first) == len(second) == 43
@@ -81,7 +81,7 @@ async def test_a_policy_has_the_live_secrets_newest_first(connection: Any, tenan
     assert [key.revoked_at is None for key in await list_signing_keys(connection, tenant.name)] == [False, True]
 
 
-async def test_a_third_live_key_is_refused_until_one_is_revoked(connection: Any, tenant: Tenant) -> None:
+async def test_third_live_signing_key_is_refused(connection: Any, tenant: Tenant) -> None:
     for _ in range(2):
         await create_signing_key(connection, tenant.name)
     with pytest.raises(TooManySigningKeys):
@@ -93,7 +93,7 @@ async def test_a_third_live_key_is_refused_until_one_is_revoked(connection: Any,
 
 
 async def race(url: str, times: int, work: Callable[[Any, int], Awaitable[None]]) -> list[BaseException]:
-    """What went wrong where this is done on as many connections at once."""
+    """Returns the errors of this call on several connections at once."""
     connections = [await asyncpg.connect(url) for _ in range(times)]
     try:
         outcomes = await asyncio.gather(*map(work, connections, range(times)), return_exceptions=True)
@@ -103,7 +103,7 @@ async def race(url: str, times: int, work: Callable[[Any, int], Awaitable[None]]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def test_creations_that_race_leave_two_live_keys(connection: Any, tenant: Tenant, database_url: str) -> None:
+async def test_racing_creations_leave_two_live_keys(connection: Any, tenant: Tenant, database_url: str) -> None:
     async def create(own: Any, _: int) -> None:
         await create_signing_key(own, tenant.name)
 
@@ -112,7 +112,7 @@ async def test_creations_that_race_leave_two_live_keys(connection: Any, tenant: 
     assert len((await policy_of(connection, tenant)).secrets) == 2
 
 
-async def test_a_creation_waits_for_one_that_has_not_ended(connection: Any, tenant: Tenant, database_url: str) -> None:
+async def test_key_creation_waits_for_a_concurrent_one(connection: Any, tenant: Tenant, database_url: str) -> None:
     await create_signing_key(connection, tenant.name)
     other = await asyncpg.connect(database_url)
     async with connection.transaction():
@@ -147,31 +147,27 @@ async def test_presets_are_set_changed_listed_and_deleted(
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a" * 64, "red-card_2"])
-async def test_names_of_presets(connection: Any, tenant: Tenant, name: str) -> None:
+async def test_preset_names_that_are_accepted(connection: Any, tenant: Tenant, name: str) -> None:
     await set_preset(connection, tenant.name, name, check_preset("width=1"))
     assert [preset.name for preset in await list_presets(connection, tenant.name)] == [name]
 
 
 @pytest.mark.parametrize("name", ["", "A", "-a", "_a", "a" * 65, "a b", "a\n", "é", "a\x00"])
-async def test_what_is_no_name_of_a_preset_is_refused(connection: Any, tenant: Tenant, name: str) -> None:
+async def test_invalid_preset_name_is_refused(connection: Any, tenant: Tenant, name: str) -> None:
     with pytest.raises(ServiceError, match="invalid-parameter: A preset's name has"):
         await set_preset(connection, tenant.name, name, check_preset("width=1"))
     assert await list_presets(connection, tenant.name) == []
 
 
 @pytest.mark.parametrize("parameters", ["", "width=wide", "colour=red", "preset=thumb", "width=1&" * 126])
-async def test_what_no_rendition_could_be_made_to_is_no_preset(
-    connection: Any, tenant: Tenant, parameters: str
-) -> None:
+async def test_invalid_preset_parameters_are_refused(connection: Any, tenant: Tenant, parameters: str) -> None:
     await set_preset(connection, tenant.name, "thumb", check_preset("width=1"))
     with pytest.raises(ServiceError, match="invalid-parameter"):
         await set_preset(connection, tenant.name, "thumb", check_preset(parameters))
     assert [preset.parameters for preset in await list_presets(connection, tenant.name)] == ["width=1"]
 
 
-async def test_an_account_has_at_most_200_presets_also_where_the_last_are_set_in_a_race(
-    connection: Any, tenant: Tenant, database_url: str
-) -> None:
+async def test_preset_limit_holds_in_a_race(connection: Any, tenant: Tenant, database_url: str) -> None:
     await connection.execute(
         "insert into presets select $1, 'p' || n, 'width=1' from generate_series(1, $2) n", tenant.id, MAX_PRESETS - 1
     )
@@ -187,7 +183,7 @@ async def test_an_account_has_at_most_200_presets_also_where_the_last_are_set_in
     assert presets["p1"] == "width=2"
 
 
-async def test_what_belongs_to_an_account_goes_with_it(connection: Any, tenant: Tenant) -> None:
+async def test_deleted_account_has_no_keys_or_presets(connection: Any, tenant: Tenant) -> None:
     await create_signing_key(connection, tenant.name)
     await set_preset(connection, tenant.name, "thumb", check_preset("width=1"))
     await connection.execute("delete from accounts")
@@ -205,9 +201,7 @@ async def test_an_unknown_account_is_refused(connection: Any) -> None:
     assert await delete_preset(connection, "nobody", "thumb") is False
 
 
-async def test_an_older_database_gets_the_tables_and_keeps_its_accounts(
-    connection: Any, tenant: Tenant, database_url: str
-) -> None:
+async def test_older_database_keeps_its_accounts(connection: Any, tenant: Tenant, database_url: str) -> None:
     await connection.execute("""
         drop table signing_keys, presets;
         alter table accounts drop column require_signature, drop column strip_location;

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.accounts.suspensions import AccountBeingDeleted, begin_deletion, resume_account, suspend_account
+from service.accounts.accounts import AccountBeingDeleted, begin_deletion, resume_account, suspend_account
 from service.config.settings import Settings
 from service.database import Database
 from service.ids import ImageId
@@ -33,14 +33,14 @@ def cli(settings: Settings) -> Cli:
     """Run a command, which must succeed; returns what it says on stderr."""
 
     def run(*arguments: str) -> str:
-        done = daguerre(
+        result = daguerre(
             *arguments,
             database_url=settings.database_url,
             DAGUERRE_STORAGE=str(settings.storage_folder),
-            DAGUERRE_RENDITIONS=str(settings.renditions_folder),
+            DAGUERRE_RENDITIONS_DIR=str(settings.renditions_folder),
         )
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        assert result.returncode == 0, result.stderr
+        return result.stderr
 
     return run
 
@@ -56,7 +56,7 @@ async def upload_id(api: Client, tenant: Tenant) -> str:
 
 
 async def wait_status(get: Callable[[], Awaitable[Any]], status: int) -> float:
-    """Returns after how many seconds a request is answered with this status."""
+    """Returns the seconds until a request has this status."""
 
     async def is_so() -> bool:
         return bool((await get()).status == status)
@@ -89,7 +89,7 @@ async def test_a_suspended_key_is_refused(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_suspension_and_resumption_are_known_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
+async def test_suspension_and_resumption_apply_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
     """Also of pictures in memory. By default they are delivered on."""
     image_id = await upload_id(api, tenant)
 
@@ -132,7 +132,7 @@ async def test_an_upload_in_flight_is_refused_and_removed(
     assert await connection.fetchval("select count(*) from images") == 0
 
 
-async def test_a_suspended_account_stops_no_other_upload(
+async def test_suspended_account_stops_no_other_upload(
     connection: Any, settings: Settings, new_tenant: NewTenant
 ) -> None:
     """Uploads of several accounts are inserted in one statement."""
@@ -181,7 +181,7 @@ async def until_code(api: Client, tenant: Tenant, code: str) -> None:
     await until(is_so)
 
 
-async def test_an_image_beyond_a_lowered_quota_is_told(
+async def test_verify_reports_an_image_over_the_quota(
     connection: Any, tenant: Tenant, cli: Cli, settings: Settings, api: Client
 ) -> None:
     cli("accounts", "set", tenant.name, "--max-storage", "100")

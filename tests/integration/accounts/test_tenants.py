@@ -31,24 +31,24 @@ async def ask(api: Client, operation: Operation, key: str, image_id: str) -> tup
 
 @named
 @pytest.mark.parametrize("before", ["", "Visible,"], ids=["alone", "behind one's own"])
-async def test_an_image_of_another_account_is_one_that_does_not_exist(
+async def test_image_of_another_account_is_not_found(
     api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant, operation: Operation, before: str
 ) -> None:
     stranger = await new_tenant()
     await insert_image(connection, tenant, "Private", tags=["mine"])
     await insert_image(connection, stranger, "Visible", tags=["theirs"])
-    kept = await rows(connection)
-    status, told = await ask(api, operation, stranger.key, f"{before}Private")
+    rows_before = await rows(connection)
+    status, seen = await ask(api, operation, stranger.key, f"{before}Private")
     assert status in (400, 404)
-    assert (status, told) == await ask(api, operation, stranger.key, f"{before}Missing")
-    assert await rows(connection) == kept
+    assert (status, seen) == await ask(api, operation, stranger.key, f"{before}Missing")
+    assert await rows(connection) == rows_before
 
 
 async def rows(connection: Any) -> list[Any]:
     return [dict(row) for row in await connection.fetch("select * from images order by id")]
 
 
-async def test_the_search_finds_none_of_another_account(
+async def test_search_excludes_other_accounts(
     api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant
 ) -> None:
     stranger = await new_tenant()
@@ -60,7 +60,7 @@ async def test_the_search_finds_none_of_another_account(
         assert theirs["response"]["images"] == []
 
 
-async def test_a_page_begun_by_one_account_shows_another_nothing_but_its_own(
+async def test_cursor_of_another_account_reveals_nothing(
     api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant
 ) -> None:
     stranger = await new_tenant()
@@ -72,37 +72,37 @@ async def test_a_page_begun_by_one_account_shows_another_nothing_but_its_own(
     assert "Private" not in await answer.text()
 
 
-async def test_the_account_is_the_keys_own(api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant) -> None:
+async def test_account_is_that_of_the_key(api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant) -> None:
     stranger = await new_tenant()
     await connection.execute("update accounts set num_images = 7, used_bytes = 70 where id = $1", tenant.id)
-    shown = await (await api.get("/v1/account", params={"key": stranger.key})).json()
-    assert shown["response"]["num_images"] == 0
+    account = await (await api.get("/v1/account", params={"key": stranger.key})).json()
+    assert account["response"]["num_images"] == 0
 
 
 @pytest.mark.parametrize("operation", WITH_KEY, ids=lambda operation: f"{operation.method} {operation.path}")
-async def test_a_key_that_is_unknown_revoked_or_cut_is_answered_as_none(
+async def test_invalid_keys_have_the_same_error(
     api: Client, connection: Any, tenant: Tenant, operation: Operation
 ) -> None:
-    """Nothing in the answer tells them apart. They are looked up by their SHA-256, so no time tells of a beginning
+    """Responses do not distinguish them. They are looked up by their SHA-256, so the time reveals no prefix
     that is right."""
     await revoke_key(connection, await connection.fetchval("select id from api_keys where account_id = $1", tenant.id))
     path = operation.path.replace("{id}", "Missing")
-    told = set()
+    seen = set()
     for key in ("", new_key(), tenant.key, tenant.key[:-1], tenant.key[:-1] + "\0"):
         answer = await api.request(operation.method, path, params={"key": key} if key else {})
-        told.add((answer.status, await answer.text(), answer.headers["WWW-Authenticate"]))
-    assert len(told) == 1
-    assert next(iter(told))[0] == 401
+        seen.add((answer.status, await answer.text(), answer.headers["WWW-Authenticate"]))
+    assert len(seen) == 1
+    assert next(iter(seen))[0] == 401
 
 
-def test_the_document_holds_no_key() -> None:
+def test_openapi_document_contains_no_key() -> None:
     written = json.dumps(make_document(Settings()))
     assert not [word for word in re.findall(r"[0-9A-Za-z]+", written) if KEY_PATTERN.fullmatch(word)]
 
 
-async def test_no_metric_tells_of_an_account(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_metrics_contain_no_account(api: Client, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "Private", tags=["secret-tag"])
     await api.get("/v1/images/Private", params={"key": tenant.key})
-    told = await (await api.get("/metrics")).text()
+    seen = await (await api.get("/metrics")).text()
     for secret in (tenant.key, tenant.name, "Private", "secret-tag"):
-        assert secret not in told
+        assert secret not in seen

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.downloads.origins import MAX_URL_LENGTH
+from service.downloads.client import MAX_URL_LENGTH
 from service.errors import CATALOGUE
 from service.http import server
 from service.http.bodies import MAX_JSON_BYTES

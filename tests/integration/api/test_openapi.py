@@ -233,7 +233,7 @@ async def upload(port: int, owner: Tenant) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.settings(fetch_allow="127.0.0.0/8", miss_rate="", rendition_rate="")
+@pytest.mark.settings(fetch_allow="127.0.0.0/8", not_found_rate_limit="", rendition_rate_limit="")
 @pytest.mark.usefixtures("worker")
 async def test_real_responses_match_the_document(
     port: int, tenant: Tenant, new_tenant: NewTenant, picture_url: str, tmp_path: Path

@@ -261,7 +261,9 @@ def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
 def test_a_storage_that_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data_folder = tmp_path / "file" / "storage"
-    done = daguerre_process(*arguments, DAGUERRE_STORAGE=str(data_folder), DAGUERRE_METRICS=str(tmp_path / "metrics"))
+    done = daguerre_process(
+        *arguments, DAGUERRE_STORAGE=str(data_folder), DAGUERRE_METRICS_DIR=str(tmp_path / "metrics")
+    )
     assert done.returncode == 1
     assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {data_folder} cannot be used: not a directory\n"
 

@@ -15,7 +15,8 @@ import click
 import pytest
 
 from service.cli.configuration import with_database
-from service.config.settings import MAX_SIZE, Settings, SettingsError, load, parse_size
+from service.config.settings import Settings, SettingsError, load
+from service.config.values import MAX_SIZE, parse_size
 from service.launcher.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant

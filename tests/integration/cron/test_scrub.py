@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import pytest
 from structlog.testing import capture_logs
 
-from service.config.settings import Settings, SettingsError, load, parse_period
+from service.config.settings import Settings, SettingsError, load
+from service.config.values import parse_period
 from service.database import Database
 from service.ids import ImageId
 from service.storage.disk import DiskStorage

@@ -478,7 +478,7 @@ async def test_unsigned_widths_snap_to_allowed_ones(
     assert (await opened(await api.get(signed))).size == (50, 38)
 
 
-@pytest.mark.settings(rendition_rate="2/h")
+@pytest.mark.settings(rendition_rate_limit="2/h")
 async def test_new_unsigned_renditions_are_limited(api: Client, image_id: str, connection: Any, tenant: Tenant) -> None:
     secret = await create_signing_key(connection, tenant.name)
     for width in (10, 20, 10):
@@ -490,20 +490,20 @@ async def test_new_unsigned_renditions_are_limited(api: Client, image_id: str, c
     assert (await api.get(sign(f"/i/{image_id}?width=30", secret))).status == 200
 
 
-@pytest.mark.settings(rendition_rate="4/h", wait_s=30)
+@pytest.mark.settings(rendition_rate_limit="4/h", wait_s=30)
 async def test_large_rendition_costs_several_tokens(api: Client, image_id: str) -> None:
     path = f"/i/{image_id}?enlarge&format=avif&height=1500&width="
     assert (await api.get(f"{path}2000")).status == 200
     assert await code(await api.get(f"{path}700")) == "too-many-renditions"
 
 
-@pytest.mark.settings(rendition_rate="2/h", wait_s=30)
+@pytest.mark.settings(rendition_rate_limit="2/h", wait_s=30)
 async def test_rendition_beyond_the_burst_takes_all_of_it(api: Client, image_id: str) -> None:
     assert (await api.get(f"/i/{image_id}?enlarge&format=gif&width=1000")).status == 200
     assert await code(await api.get(f"/i/{image_id}?width=10")) == "too-many-renditions"
 
 
-@pytest.mark.settings(miss_rate="3/h", trusted_proxies="127.0.0.0/8")
+@pytest.mark.settings(not_found_rate_limit="3/h", trusted_proxies="127.0.0.0/8")
 async def test_ids_cannot_be_guessed_from_one_address(api: Client, image_id: str) -> None:
     guesser, other = {"X-Forwarded-For": "198.51.100.7"}, {"X-Forwarded-For": "198.51.100.8"}
     for number in range(3):

@@ -27,7 +27,7 @@ def message(kind: bytes, body: bytes) -> bytes:
 
 @asynccontextmanager
 async def postgres_of(version: str) -> AsyncIterator[str]:
-    """A server that greets as PostgreSQL of this version, and answers nothing else."""
+    """A server that starts a session as PostgreSQL of this version, and sends nothing else."""
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         length, code = struct.unpack("!II", await reader.readexactly(8))
@@ -93,34 +93,34 @@ async def test_an_old_redis_is_refused(database_url: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["7.0.15", "7.2.4", "8.2.1", "10.0.0", "255.255.255", "unstable", ""])
-async def test_other_redis_versions_are_taken(database_url: str, version: str) -> None:
+async def test_supported_redis_is_accepted(database_url: str, version: str) -> None:
     async with redis_of(version) as url:
         await require(database_url, url)
 
 
 @pytest.mark.parametrize("version", ["15.0", "15.18 (Debian 15.18-0+deb12u1)", "18.6", "19beta1"])
-async def test_other_postgresql_versions_are_taken(redis_url: str, version: str) -> None:
+async def test_supported_postgresql_is_accepted(redis_url: str, version: str) -> None:
     async with postgres_of(version) as url:
         await require(url, redis_url)
 
 
-async def test_servers_that_are_away_are_no_reason_to_end() -> None:
+async def test_unavailable_servers_are_accepted() -> None:
     await require("postgresql://127.0.0.1:1/x", "redis://127.0.0.1:1/0")
 
 
 @pytest.mark.parametrize("command", ["serve --port 0 --processes 1", "serve --port 0 --processes 2", "worker"])
-async def test_a_process_ends_with_a_sentence(settings: Settings, command: str) -> None:
+async def test_process_exits_with_a_sentence(settings: Settings, command: str) -> None:
     DiskStorage(settings.storage_folder).prepare()
     async with redis_of("6.0.16") as url:
-        given = settings.model_copy(update={"redis_url": url}).model_dump(exclude_unset=True)
-        environment = {f"DAGUERRE_{name.upper()}": str(value) for name, value in given.items()}
-        done = await asyncio.to_thread(daguerre_process, *command.split(), **environment)
-    assert done.returncode == 1
-    assert done.stderr.count("Error: DAGUERRE_REDIS_URL: Redis 6.0.16 is too old") == 1, done.stderr
-    assert "Traceback" not in done.stderr
+        values = settings.model_copy(update={"redis_url": url}).model_dump(exclude_unset=True)
+        environment = {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items()}
+        result = await asyncio.to_thread(daguerre_process, *command.split(), **environment)
+    assert result.returncode == 1
+    assert result.stderr.count("Error: DAGUERRE_REDIS_URL: Redis 6.0.16 is too old") == 1, result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_the_readme_names_the_least_versions() -> None:
+def test_readme_names_the_minimum_versions() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"PostgreSQL {MIN_POSTGRES} or newer" in readme
     assert f"Redis {MIN_REDIS[0]}.{MIN_REDIS[1]} or newer" in readme

@@ -1,4 +1,4 @@
-"""`/readyz` names what would fail an upload, and why, on servers that answer and yet cannot take one."""
+"""`/readyz` names each dependency that would fail an upload, with the reason, also if its server responds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.daguerre_processes import until
 from tests.support.disks import fill, mounted, remount
 from tests.support.samples import jpeg
 
-PASSWORD = "opensesame"  # of no log and no answer
+PASSWORD = "opensesame"  # must be in no log and no response
 SMALL = {
     "fsync": "off",
     "io_method": "sync",
@@ -58,11 +58,11 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
 async def find_reason(settings: Settings, name: str) -> str:
     """The reason of an API that starts with these settings."""
     async with serving(settings) as api:
-        seen = await look(api)
-    assert seen.status == 503
-    assert seen.checks[name] == "unavailable"
-    assert PASSWORD not in seen.text
-    return seen.reasons[name]
+        readiness = await look(api)
+    assert readiness.status == 503
+    assert readiness.checks[name] == "unavailable"
+    assert PASSWORD not in readiness.text
+    return readiness.reasons[name]
 
 
 async def wait_reason(api: Client, name: str, words: str) -> None:
@@ -82,9 +82,9 @@ async def wait_ok(api: Client, name: str) -> None:
 @pytest.mark.usefixtures("worker")
 async def test_an_api_that_works_is_ready(api: Client) -> None:
     await wait_ok(api, "worker")
-    seen = await look(api)
-    assert seen.status == 200
-    assert seen.reasons == {}
+    readiness = await look(api)
+    assert readiness.status == 200
+    assert readiness.reasons == {}
 
 
 async def test_a_missing_worker_is_named(api: Client) -> None:
@@ -216,6 +216,9 @@ async def admin(own_postgres: Postgres) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def at_postgres(settings: Settings, own_postgres: Postgres) -> Callable[..., Settings]:
+    """Settings for a database of `own_postgres`. The storage has a folder, so that a start needs no database."""
+    (settings.storage_folder / "incoming").mkdir(exist_ok=True)
+
     def use(user: str = "daguerre", database: str = "daguerre") -> Settings:
         url = f"postgresql://{user}@/{database}?host={own_postgres.socket_folder}"
         return settings.model_copy(update={"database_url": url})
@@ -237,7 +240,7 @@ async def test_a_wrong_database_password_is_named(
         await admin.execute("select pg_reload_conf()")
 
         async def is_rejected() -> bool:
-            return "does not let" in await find_reason(at_postgres("keeper:right"), "database")
+            return "does not admit" in await find_reason(at_postgres("keeper:right"), "database")
 
         await until(is_rejected)
     finally:
@@ -262,9 +265,9 @@ async def test_a_database_that_hangs_is_named_alone(settings: Settings, storage_
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/daguerre"
         async with serving(settings.model_copy(update={"database_url": url})) as api:
-            seen = await look(api)
-    assert "in time" in seen.reasons["database"]
-    assert seen.checks["storage"] == "ok"
+            readiness = await look(api)
+    assert "in time" in readiness.reasons["database"]
+    assert readiness.checks["storage"] == "ok"
 
 
 async def test_a_database_without_tables_is_named(

@@ -10,8 +10,8 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
-from service.config.rates import Rate
-from service.config.settings import SettingsError, load, parse_networks, parse_widths
+from service.config.settings import SettingsError, load
+from service.config.values import Rate, parse_networks, parse_rate, parse_widths
 from service.delivery.limits import NotFoundLimiter
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
@@ -105,7 +105,7 @@ async def test_proxy_warning_names_the_setting(api: Client) -> None:
 
 
 async def test_guessing_address_is_refused_before_lookups(redis_url: str) -> None:
-    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = NotFoundLimiter(limiter)
         for _ in range(2):
             misses.check("203.0.113.9")
@@ -122,7 +122,7 @@ async def test_guessing_address_is_refused_before_lookups(redis_url: str) -> Non
 async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise one correct guess a second would be answered, however low the rate."""
     monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
-    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = NotFoundLimiter(limiter)
         for _ in range(2):
             await misses.count("203.0.113.9")
@@ -134,7 +134,7 @@ async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: p
 
 
 async def test_ipv6_network_counts_as_one_client(redis_url: str) -> None:
-    async with RateLimiter.open(redis_url, Rate.parse("1/h"), "misses") as limiter:  # type: ignore[arg-type]
+    async with RateLimiter.open(redis_url, parse_rate("1/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = NotFoundLimiter(limiter)
         for first, second in [("2001:db8::1", "2001:db8::ffff:2"), ("::ffff:192.0.2.1", "192.0.2.1")]:
             await misses.count(first)

@@ -166,7 +166,7 @@ async def test_deleted_image_is_not_served(
     assert len(fast) == 1
 
 
-@pytest.mark.settings(miss_rate="1/h")
+@pytest.mark.settings(not_found_rate_limit="1/h")
 async def test_guessing_address_is_rate_limited(fast: list[str], session: ClientSession, image_id: str) -> None:
     for path, status in [(image_id, 200), (image_id, 200), ("AAAAAAA", 404), ("AAAAAAB", 429), (image_id, 429)]:
         async with session.get(f"/i/{path}") as answer:

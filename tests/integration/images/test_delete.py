@@ -16,12 +16,10 @@ from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.deletions import delete_images
 from service.images.insert import insert_pending
 from service.images.models import NewImage
 from service.images.probe import Probe
-from service.images.tags import change_tags
-from service.images.updates import mark_failed, mark_ready
+from service.images.updates import change_tags, delete_images, mark_failed, mark_ready
 from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
@@ -53,7 +51,7 @@ async def counted(connection: Any, tenant: Tenant) -> tuple[int, int]:
 
 @BOTH
 @pytest.mark.usefixtures("worker")
-async def test_a_deleted_image_is_answered_as_it_was_and_gone(
+async def test_delete_returns_the_deleted_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, method: str, suffix: str
 ) -> None:
     image = await upload(api, tenant, tags="a,b")
@@ -68,9 +66,7 @@ async def test_a_deleted_image_is_answered_as_it_was_and_gone(
     assert await counted(connection, tenant) == (0, 0)
 
 
-async def test_head_on_the_get_that_deletes_is_a_405_and_deletes_nothing(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_head_never_deletes(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     response = await api.head("/v1/images/AAAAAAA/delete", headers=tenant.headers)
     assert response.status == 405
@@ -78,7 +74,7 @@ async def test_head_on_the_get_that_deletes_is_a_405_and_deletes_nothing(
     assert await counted(connection, tenant) == (1, 10)
 
 
-async def test_a_list_is_answered_in_its_order_and_each_once(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_delete_keeps_order_and_drops_duplicates(api: Client, tenant: Tenant, connection: Any) -> None:
     for number, image_id in enumerate(("AAAAAAA", "BBBBBBB", "CCCCCCC")):
         await insert_image(connection, tenant, image_id, size=100 + number)
     status, answer = await delete(api, tenant, "CCCCCCC,AAAAAAA,%20CCCCCCC")
@@ -87,13 +83,13 @@ async def test_a_list_is_answered_in_its_order_and_each_once(api: Client, tenant
     assert await counted(connection, tenant) == (1, 101)
 
 
-async def test_a_list_of_one_is_a_list(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_delete_of_one_id_returns_a_list(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     _, answer = await delete(api, tenant, "AAAAAAA,AAAAAAA")
     assert [image["id"] for image in answer["response"]] == ["AAAAAAA"]
 
 
-async def test_twenty_at_once_and_no_more(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_delete_takes_up_to_twenty_ids(api: Client, tenant: Tenant, connection: Any) -> None:
     ids = [f"IMAGE{number:02}" for number in range(21)]
     for image_id in ids:
         await insert_image(connection, tenant, image_id)
@@ -117,9 +113,7 @@ async def test_a_malformed_id_deletes_nothing(api: Client, tenant: Tenant, conne
     assert await counted(connection, tenant) == (2, 20)
 
 
-async def test_an_id_that_is_not_stored_here_deletes_nothing_and_tells_nothing_of_others(
-    api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
-) -> None:
+async def test_unknown_id_deletes_nothing(api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any) -> None:
     other = await new_tenant()
     await insert_image(connection, tenant, "AAAAAAA")
     await insert_image(connection, tenant, "FAILED1", state="failed")
@@ -138,18 +132,18 @@ async def test_an_id_that_is_not_stored_here_deletes_nothing_and_tells_nothing_o
     assert await counted(connection, other) == (1, 10)
 
 
-async def test_details_can_be_asked_for_once_more(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_delete_can_return_all_details(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     _, answer = await delete(
         api, tenant, "AAAAAAA", verbose="1", with_exif="1", with_mini_preview="1", with_account="1"
     )
-    shown = answer["response"]
-    assert (shown["exif"], shown["mini_preview"], shown["format"]) == ({"Make": "Daguerre"}, "eA==", "jpeg")
-    assert shown["account"]["num_images"] == 0
+    image = answer["response"]
+    assert (image["exif"], image["mini_preview"], image["format"]) == ({"Make": "Daguerre"}, "eA==", "jpeg")
+    assert image["account"]["num_images"] == 0
 
 
 @pytest.mark.settings(wait_s=30)
-async def test_a_post_that_waits_for_a_deleted_image_is_told_and_its_job_ends_quietly(
+async def test_waiting_upload_learns_of_the_deletion(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst, capfd: Any
 ) -> None:
     posted = asyncio.create_task(api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE))
@@ -169,15 +163,15 @@ async def test_a_post_that_waits_for_a_deleted_image_is_told_and_its_job_ends_qu
     assert time.perf_counter() - deleted < 2
     assert response.status == 404
     assert (await response.json())["error"]["code"] == "image-deleted"
-    done = await burst()
-    assert (done.complete, done.failed, done.retried) == (1, 0, 0)
+    result = await burst()
+    assert (result.complete, result.failed, result.retried) == (1, 0, 0)
     said = capfd.readouterr().out
     assert "probe." not in said
     assert stored_files(settings) == []
     assert await counted(connection, tenant) == (0, 0)
 
 
-async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commit(
+async def test_sweep_removes_the_file_after_a_crash(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
@@ -194,7 +188,7 @@ async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commi
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_a_file_that_cannot_be_removed_is_left_to_the_sweep(
+async def test_sweep_retries_a_failed_file_removal(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
@@ -227,19 +221,17 @@ async def try_delete(database: Database, account_id: AccountId, ids: list[ImageI
     return 0
 
 
-async def test_overlapping_deletes_in_opposite_orders_neither_deadlock_nor_count_twice(
-    database: Database, connection: Any, tenant: Tenant
-) -> None:
+async def test_overlapping_deletes_count_each_image_once(database: Database, connection: Any, tenant: Tenant) -> None:
     for _ in range(10):
         ids = sorted(new_image_id() for _ in range(20))
         for image_id in ids:
             await insert_image(connection, tenant, image_id)
         lists = [ids, ids[::-1], ids[5:15], ids[::-2], ids[:12], ids[10:][::-1]] * 2
         numbers = await asyncio.gather(*(try_delete(database, tenant.id, chosen) for chosen in lists))
-        left = await connection.fetchval("select count(*) from images")
-        assert sum(numbers) == 20 - left
+        remaining = await connection.fetchval("select count(*) from images")
+        assert sum(numbers) == 20 - remaining
         assert sum(numbers) > 0
-        assert await counted(connection, tenant) == (left, left * 10)
+        assert await counted(connection, tenant) == (remaining, remaining * 10)
         await connection.execute("delete from images")
         await connection.execute("update accounts set used_bytes = 0, num_images = 0")
 
@@ -270,6 +262,6 @@ async def test_deletes_race_with_uploads_probes_and_tags(database: Database, con
         deleted += sum(outcome for outcome in outcomes if isinstance(outcome, int))
     assert deleted > 30
     await counted(connection, tenant)
-    kept = await connection.fetch("select created_at, id, unnest(tags) from images where state = 'ready'")
+    indexed_tags = await connection.fetch("select created_at, id, unnest(tags) from images where state = 'ready'")
     indexed = await connection.fetch("select created_at, image_id, tag from image_tags")
-    assert sorted(tuple(row) for row in kept) == sorted(tuple(row) for row in indexed)
+    assert sorted(tuple(row) for row in indexed_tags) == sorted(tuple(row) for row in indexed)

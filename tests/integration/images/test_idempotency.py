@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that is sent again makes nothing new, whatever became of the first one."""
+"""Idempotency-Key: a repeated request makes no second image, whatever happened to the first request."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
 from service.images import insert
-from service.images.idempotency import IdempotencyKey
+from service.images.idempotency import find_by_key, release_expired_keys
 from service.images.insert import IdTaken, KeyTaken, insert_pending
-from service.images.models import Image, NewImage
-from service.images.repeats import find_earlier, forget_expired
+from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.updates import mark_failed
 from service.queue.jobs import open_redis
 from service.uploads import receiving
@@ -49,7 +48,7 @@ KEY = "9f1c-4e07"
 
 
 class Answer(tuple[int, Any]):
-    """A status and what was answered."""
+    """The status and the JSON body of a response."""
 
     __slots__ = ()
 
@@ -132,19 +131,19 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def other_api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
-    """What another process shares with `api`: the database, the queue, the storage and nothing else."""
+    """A second process: it shares the database, the queue and the storage with `api`."""
     return await aiohttp_client(create_app(settings))
 
 
 async def assert_one_image(settings: Settings, connection: Any, image_id: str, body: bytes = PICTURE) -> None:
-    """One row, one file, counted once."""
+    """Asserts one row and one file, counted once."""
     rows = await connection.fetch("select id, size from images where state <> 'failed'")
     assert [tuple(row) for row in rows] == [(image_id, len(body))]
     counters = await connection.fetchrow("select sum(num_images), sum(used_bytes) from accounts")
     assert tuple(counters) == (1, len(body))
     assert [(path.name, path.read_bytes()) for path in stored_files(settings)] == [(image_id, body)]
-    told = await verify(settings)
-    assert told.is_well, told.problems
+    result = await verify(settings)
+    assert result.is_well, result.problems
 
 
 async def assert_nothing_stored(settings: Settings, connection: Any) -> None:
@@ -158,7 +157,7 @@ async def assert_nothing_stored(settings: Settings, connection: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "two words", "é", "x" * 256, "tab\there"])
-async def test_a_key_that_is_not_visible_ascii_is_refused(
+async def test_key_must_be_visible_ascii(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, key: str
 ) -> None:
     refused = (400, "invalid-idempotency-key")
@@ -184,7 +183,7 @@ async def test_two_keys_are_refused(api: Client, tenant: Tenant) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_the_longest_key_and_every_visible_character_are_taken(api: Client, tenant: Tenant) -> None:
+async def test_longest_key_is_accepted(api: Client, tenant: Tenant) -> None:
     visible = "".join(map(chr, range(0x21, 0x7F)))
     for key in ("x" * 255, visible, "k"):
         first, again = [await post(api, tenant, key=key) for _ in range(2)]
@@ -196,7 +195,7 @@ async def test_the_longest_key_and_every_visible_character_are_taken(api: Client
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_picture_sent_again_under_its_key_is_the_same_image_and_response(
+async def test_repeated_upload_returns_the_same_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     first = await post(api, tenant, tags="lake", verbose="1", with_exif="1", with_mini_preview="1")
@@ -207,7 +206,7 @@ async def test_a_picture_sent_again_under_its_key_is_the_same_image_and_response
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_form_and_a_chunked_body_are_the_same_picture_as_raw_bytes(
+async def test_repetition_may_use_another_body_form(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     async def pieces() -> AsyncIterator[bytes]:
@@ -222,12 +221,12 @@ async def test_a_form_and_a_chunked_body_are_the_same_picture_as_raw_bytes(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_a_url_sent_again_under_its_key_is_fetched_once(
+async def test_repeated_url_is_downloaded_once(
     api: Client, tenant: Tenant, origin: Origin, url: str, settings: Settings, connection: Any
 ) -> None:
     first = await get_url(api, tenant, url)
     assert first.status == 200
-    origin.body = OTHER  # what it answers later is no matter
+    origin.body = OTHER  # a later download would get this
     assert await get_url(api, tenant, url) == await post_url(api, tenant, url) == first
     assert origin.requests == 1
     await assert_one_image(settings, connection, first.id)
@@ -235,7 +234,7 @@ async def test_a_url_sent_again_under_its_key_is_fetched_once(
 
 @LOCAL
 @pytest.mark.usefixtures("worker", "origin")
-async def test_the_same_key_with_another_body_or_url_is_refused(
+async def test_key_with_another_body_or_url_is_refused(
     api: Client, tenant: Tenant, url: str, settings: Settings, connection: Any
 ) -> None:
     first = await post(api, tenant)
@@ -249,7 +248,7 @@ async def test_the_same_key_with_another_body_or_url_is_refused(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_the_key_of_a_url_with_another_url_or_its_picture_as_a_body_is_refused(
+async def test_key_of_a_url_is_bound_to_it(
     api: Client, tenant: Tenant, origin: Origin, url: str, settings: Settings, connection: Any
 ) -> None:
     first = await get_url(api, tenant, url)
@@ -272,13 +271,13 @@ async def test_tenants_do_not_share_keys(api: Client, tenant: Tenant, new_tenant
 
 
 @pytest.mark.usefixtures("worker")
-async def test_requests_without_a_key_make_an_image_each(api: Client, tenant: Tenant) -> None:
-    made = {(await post(api, tenant, key=key)).id for key in (None, None, "a", "b")}
-    assert len(made) == 4
+async def test_uploads_without_a_key_are_separate_images(api: Client, tenant: Tenant) -> None:
+    image_ids = {(await post(api, tenant, key=key)).id for key in (None, None, "a", "b")}
+    assert len(image_ids) == 4
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_while_no_worker_is_there_both_are_answered_202_and_later_the_image(
+async def test_repetition_without_a_worker_is_a_202(
     api: Client, tenant: Tenant, burst: RunBurst, settings: Settings, connection: Any
 ) -> None:
     first, again = await post(api, tenant), await post(api, tenant)
@@ -294,7 +293,7 @@ async def test_while_no_worker_is_there_both_are_answered_202_and_later_the_imag
 
 
 @pytest.mark.usefixtures("worker")
-async def test_many_at_once_make_one_image_and_are_answered_alike(
+async def test_concurrent_repetitions_make_one_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     first, *others = await asyncio.gather(*(post(api, tenant, verbose="1") for _ in range(40)))
@@ -304,7 +303,7 @@ async def test_many_at_once_make_one_image_and_are_answered_alike(
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_many_at_once_without_a_worker_are_all_answered_202(
+async def test_concurrent_repetitions_without_a_worker(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst
 ) -> None:
     first, *others = await asyncio.gather(*(post(api, tenant) for _ in range(20)))
@@ -315,7 +314,7 @@ async def test_many_at_once_without_a_worker_are_all_answered_202(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_of_two_pictures_at_once_one_gets_the_key(
+async def test_one_of_two_racing_pictures_gets_the_key(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     answers = await asyncio.gather(*(post(api, tenant, (PICTURE, OTHER)[number % 2]) for number in range(20)))
@@ -327,7 +326,7 @@ async def test_of_two_pictures_at_once_one_gets_the_key(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_downloads_of_one_url_at_once_make_one_image(
+async def test_concurrent_downloads_make_one_image(
     api: Client, tenant: Tenant, origin: Origin, url: str, settings: Settings, connection: Any
 ) -> None:
     origin.gate.clear()
@@ -341,7 +340,7 @@ async def test_downloads_of_one_url_at_once_make_one_image(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_many_keys_at_once_each_sent_twice_make_an_image_each(
+async def test_many_keys_sent_twice_make_an_image_each(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     bodies = [jpeg(40 + number, 30) for number in range(12)]
@@ -370,7 +369,7 @@ async def test_two_services_make_one_image(
 
 
 @pytest.mark.settings(wait_s=8)  # before the sweep would enqueue what was lost
-async def test_after_a_process_that_was_killed_between_commit_and_answer_a_retry_gets_its_image(
+async def test_retry_after_a_crash_gets_the_image(
     settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path
 ) -> None:
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
@@ -412,7 +411,7 @@ async def store(service: Resources, tenant: Tenant) -> tuple[NewImage, Image | N
 
 
 @pytest.mark.parametrize("cancelled", [0, 1], ids=["the first", "the second"])
-async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_other(
+async def test_cancelled_wait_keeps_the_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, cancelled: int
 ) -> None:
     service = resources_of(api)
@@ -430,7 +429,7 @@ async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_oth
     await assert_one_image(settings, connection, image_id)
 
 
-async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file(
+async def test_cancelled_key_lookup_leaves_no_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = resources_of(api)
@@ -442,7 +441,7 @@ async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file
         looking.set()
         await asyncio.sleep(30)
 
-    monkeypatch.setattr("service.uploads.ingest.find_earlier", hang)
+    monkeypatch.setattr("service.uploads.ingest.find_by_key", hang)
     second = asyncio.create_task(store(service, tenant))
     await looking.wait()
     assert len(stored_files(settings)) == 2
@@ -454,7 +453,7 @@ async def test_one_that_is_cancelled_while_it_looks_for_the_first_leaves_no_file
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
+async def test_committed_upload_keeps_its_file(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, database: Database
 ) -> None:
     """As when a group is written again after an error that came behind its commit."""
@@ -469,7 +468,7 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     await assert_one_image(settings, connection, upload.id)
 
 
-async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
+async def test_retry_after_a_lost_commit_gets_the_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert_rows = insert._insert
@@ -493,7 +492,7 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
     assert image_id in {path.name for path in stored_files(settings)}
 
 
-# What is not kept
+# Keys that are released
 
 
 @pytest.fixture
@@ -513,7 +512,7 @@ async def both_wait(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_refused_picture_leaves_its_key_free(
+async def test_refused_picture_releases_its_key(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     for _ in range(2):
@@ -526,7 +525,7 @@ async def test_a_refused_picture_leaves_its_key_free(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_refused_pictures_at_once_are_all_told_the_same(
+async def test_concurrent_refusals_have_the_same_error(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     for _ in range(3):
@@ -537,7 +536,7 @@ async def test_refused_pictures_at_once_are_all_told_the_same(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
+async def test_row_of_a_refused_picture_lasts_a_minute(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     for _ in range(2):
@@ -552,10 +551,10 @@ async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_who_waits_for_the_first_is_told_its_refusal(
+async def test_waiting_repetition_gets_the_refusal(
     api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
 ) -> None:
-    """Also in another process, which no reply reaches and which looks at the row."""
+    """Also in another process, which gets no reply and polls the row."""
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
     async with database.connection() as own:
         await mark_failed(own, image_id, "probe-failed")
@@ -565,7 +564,7 @@ async def test_who_waits_for_the_first_is_told_its_refusal(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_a_url_that_was_no_picture_is_fetched_again(
+async def test_url_without_a_picture_is_fetched_again(
     api: Client, tenant: Tenant, origin: Origin, url: str, settings: Settings, connection: Any
 ) -> None:
     origin.body = b"<html>"
@@ -579,7 +578,7 @@ async def test_a_url_that_was_no_picture_is_fetched_again(
 
 
 @LOCAL
-async def test_who_waits_for_a_url_is_told_that_it_is_no_picture(
+async def test_waiting_download_gets_the_refusal(
     api: Client, tenant: Tenant, origin: Origin, url: str, connection: Any, settings: Settings
 ) -> None:
     origin.body = b"<html>"
@@ -593,7 +592,7 @@ async def test_who_waits_for_a_url_is_told_that_it_is_no_picture(
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_a_picture_that_fails_after_its_202_leaves_its_key_free(
+async def test_failure_after_a_202_releases_the_key(
     api: Client, tenant: Tenant, settings: Settings, burst: RunBurst
 ) -> None:
     first = await post(api, tenant, b"not a picture")
@@ -606,7 +605,7 @@ async def test_a_picture_that_fails_after_its_202_leaves_its_key_free(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_body_that_is_cut_off_reserves_nothing(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_truncated_body_does_not_use_the_key(api: Client, tenant: Tenant, settings: Settings) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(
         b"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 900000\r\n"
@@ -621,9 +620,7 @@ async def test_a_body_that_is_cut_off_reserves_nothing(api: Client, tenant: Tena
 
 
 @pytest.mark.usefixtures("worker")
-async def test_deleting_the_image_frees_its_key(
-    api: Client, tenant: Tenant, settings: Settings, connection: Any
-) -> None:
+async def test_deleted_image_releases_its_key(api: Client, tenant: Tenant, settings: Settings, connection: Any) -> None:
     first = await post(api, tenant)
     await answer(api.delete(f"/v1/images/{first.id}", headers=tenant.headers))
     second = await post(api, tenant, OTHER)
@@ -632,7 +629,7 @@ async def test_deleting_the_image_frees_its_key(
     await assert_one_image(settings, connection, second.id, OTHER)
 
 
-async def test_who_waits_for_an_image_that_is_deleted_is_told(
+async def test_waiting_repetition_learns_of_the_deletion(
     api: Client, other_api: Client, tenant: Tenant, connection: Any, quick_looks: None
 ) -> None:
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
@@ -640,7 +637,7 @@ async def test_who_waits_for_an_image_that_is_deleted_is_told(
     assert (await first).refusal == (await second).refusal == (404, "image-deleted")
 
 
-async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_next(
+async def test_key_of_a_deleted_image_goes_to_the_next(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = resources_of(api)
@@ -649,9 +646,9 @@ async def test_a_holder_that_goes_before_it_is_looked_at_leaves_the_key_to_the_n
 
     async def find_after_delete(own: Any, account_id: AccountId, key: str) -> Any:
         await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))
-        return await find_earlier(own, account_id, key)
+        return await find_by_key(own, account_id, key)
 
-    monkeypatch.setattr("service.uploads.ingest.find_earlier", find_after_delete)
+    monkeypatch.setattr("service.uploads.ingest.find_by_key", find_after_delete)
     async with run_worker(settings):
         new, image = await store(service, tenant)
     assert image is not None
@@ -670,7 +667,7 @@ async def age(connection: Any, hours: float) -> None:
 @LOCAL
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("by_url", [False, True])
-async def test_a_key_is_free_after_24_hours(
+async def test_key_expires_after_24_hours(
     api: Client, tenant: Tenant, origin: Origin, url: str, connection: Any, settings: Settings, by_url: bool
 ) -> None:
     send = partial(get_url, api, tenant, url) if by_url else partial(post, api, tenant)
@@ -688,7 +685,7 @@ async def test_a_key_is_free_after_24_hours(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_expired_key_at_once_makes_one_image(
+async def test_concurrent_use_of_an_expired_key(
     api: Client, tenant: Tenant, connection: Any, settings: Settings
 ) -> None:
     first = await post(api, tenant)
@@ -699,7 +696,7 @@ async def test_an_expired_key_at_once_makes_one_image(
     assert len(stored_files(settings)) == 2
 
 
-async def test_the_sweep_forgets_old_keys_step_by_step_and_no_others(
+async def test_sweep_releases_expired_keys_in_batches(
     settings: Settings, tenant: Tenant, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await insert_pending(database, [new_image(tenant.id, key=f"old-{number}", url=b"u") for number in range(7)])
@@ -708,7 +705,7 @@ async def test_the_sweep_forgets_old_keys_step_by_step_and_no_others(
     young = new_image(tenant.id, key="young", url=b"u")
     await insert_pending(database, [young, new_image(tenant.id)])
     async with database.connection() as own:
-        assert await forget_expired(own, 2) == 2
+        assert await release_expired_keys(own, 2) == 2
     monkeypatch.setattr(sweep, "_AT_ONCE", 2)
     redis = open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
@@ -727,14 +724,14 @@ async def test_the_sweep_forgets_old_keys_step_by_step_and_no_others(
 @LOCAL
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("by_url", [False, True])
-async def test_a_retry_finds_its_image_though_it_filled_the_account(
+async def test_retry_finds_an_image_that_filled_quota(
     api: Client, new_tenant: NewTenant, url: str, settings: Settings, connection: Any, by_url: bool
 ) -> None:
     tenant = await new_tenant(max_bytes=len(PICTURE))
     send = partial(get_url, api, tenant, url) if by_url else partial(post, api, tenant)
     first = await send()
     assert first.status == 200
-    # By another API key, of which the service remembers no account with space: the first look finds it full.
+    # With another API key, for which no account with space is cached: the first look-up finds it full.
     tenant = replace(tenant, key=await create_key(connection, tenant.name))
     send = partial(get_url, api, tenant, url) if by_url else partial(post, api, tenant)
     assert await send() == first
@@ -744,7 +741,7 @@ async def test_a_retry_finds_its_image_though_it_filled_the_account(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_of_many_at_once_that_fit_once_all_get_the_image(
+async def test_concurrent_repetitions_in_a_full_quota(
     api: Client, new_tenant: NewTenant, settings: Settings, connection: Any
 ) -> None:
     tenant = await new_tenant(max_bytes=len(PICTURE) + 10)
@@ -756,7 +753,7 @@ async def test_of_many_at_once_that_fit_once_all_get_the_image(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_a_download_that_began_before_the_account_was_full_gets_the_image(
+async def test_download_before_the_quota_was_full(
     api: Client, new_tenant: NewTenant, origin: Origin, url: str, settings: Settings, connection: Any
 ) -> None:
     tenant = await new_tenant(max_bytes=len(PICTURE))
@@ -774,7 +771,7 @@ async def test_a_download_that_began_before_the_account_was_full_gets_the_image(
 
 @LOCAL
 @pytest.mark.usefixtures("worker")
-async def test_a_url_that_is_stored_is_answered_without_a_place_among_the_downloads(
+async def test_stored_url_needs_no_download_slot(
     api: Client, tenant: Tenant, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await get_url(api, tenant, url)
@@ -814,7 +811,7 @@ async def counted(connection: Any, tenant: Tenant) -> int:
     return int(stored[0])
 
 
-async def test_of_one_key_twice_in_a_batch_the_second_loses_and_keeps_no_other_from_it(
+async def test_key_twice_in_a_batch_inserts_the_first(
     database: Database, tenant: Tenant, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def insert_alone(*_: object) -> None:
@@ -829,7 +826,7 @@ async def test_of_one_key_twice_in_a_batch_the_second_loses_and_keeps_no_other_f
     assert await counted(connection, tenant) == 5
 
 
-async def test_a_first_one_that_does_not_fit_leaves_the_key_to_the_second_of_its_batch(
+async def test_key_of_an_oversized_first_goes_to_the_next(
     database: Database, new_tenant: NewTenant, connection: Any
 ) -> None:
     tenant = await new_tenant(max_bytes=100)
@@ -838,7 +835,7 @@ async def test_a_first_one_that_does_not_fit_leaves_the_key_to_the_second_of_its
     assert await counted(connection, tenant) == 1
 
 
-async def test_a_taken_id_is_told_apart_from_a_taken_key(database: Database, tenant: Tenant, connection: Any) -> None:
+async def test_taken_id_is_not_mistaken_for_a_taken_key(database: Database, tenant: Tenant, connection: Any) -> None:
     first = new_image(tenant.id, key="a")
     await insert_pending(database, [first])
     batch = [new_image(tenant.id, key="b", id=first.id), new_image(tenant.id, key="a"), new_image(tenant.id, key="c")]
@@ -847,7 +844,7 @@ async def test_a_taken_id_is_told_apart_from_a_taken_key(database: Database, ten
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_under_a_key_whose_id_is_taken_gets_another(
+async def test_upload_under_a_key_gets_another_id(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await post(api, tenant, OTHER, key="first")
@@ -860,7 +857,7 @@ async def test_an_upload_under_a_key_whose_id_is_taken_gets_another(
     assert (await verify(settings)).is_well
 
 
-async def test_racing_writers_make_one_image_a_key(
+async def test_racing_inserts_make_one_image_per_key(
     settings: Settings, database: Database, tenant: Tenant, connection: Any
 ) -> None:
     async def write() -> list[object]:
@@ -875,7 +872,7 @@ async def test_racing_writers_make_one_image_a_key(
     assert outcomes.count(None) == await counted(connection, tenant) == 30
 
 
-async def test_writers_who_race_for_the_last_space_are_told_of_the_key_and_not_of_the_quota(
+async def test_race_for_the_last_space_reports_the_key(
     settings: Settings, database: Database, new_tenant: NewTenant, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant = await new_tenant(max_bytes=10)
@@ -893,7 +890,7 @@ async def test_writers_who_race_for_the_last_space_are_told_of_the_key_and_not_o
     assert await counted(connection, tenant) == 1
 
 
-async def test_an_insert_that_meets_the_end_of_its_keys_image_is_not_lost(
+async def test_insert_survives_the_end_of_its_keys_image(
     settings: Settings, database: Database, tenant: Tenant, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The insert holds the account and waits for the image; the delete holds the image and waits for the account."""
@@ -902,7 +899,7 @@ async def test_an_insert_that_meets_the_end_of_its_keys_image_is_not_lost(
     async def find_none(*_: object) -> set[object]:
         return set()
 
-    monkeypatch.setattr(insert, "find_taken", find_none)  # as if it had been inserted after the look
+    monkeypatch.setattr(insert, "find_used_keys", find_none)  # as if it had been inserted after the look-up
     rival = await asyncpg.connect(settings.database_url)
     try:
         transaction = rival.transaction()
@@ -922,6 +919,6 @@ async def test_an_insert_that_meets_the_end_of_its_keys_image_is_not_lost(
     assert await counted(connection, tenant) == 2
 
 
-def test_a_url_is_remembered_by_its_sha256() -> None:
+def test_url_is_stored_as_its_sha256() -> None:
     key = IdempotencyKey.parse("a", "http://e.example/")
     assert key.url_sha256 == hashlib.sha256(b"http://e.example/").digest()

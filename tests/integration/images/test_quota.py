@@ -42,9 +42,7 @@ async def stored(connection: Any, account_id: AccountId) -> tuple[int, int]:
     )
 
 
-async def test_a_batch_that_fits_is_inserted_and_charged(
-    database: Database, connection: Any, new_tenant: NewTenant
-) -> None:
+async def test_batch_within_the_quota_is_charged(database: Database, connection: Any, new_tenant: NewTenant) -> None:
     account = await new_tenant(max_bytes=1000)
     assert await insert_pending(database, [new_image(account.id, 400), new_image(account.id, 600)]) == [None, None]
     assert await stored(connection, account.id) == (1000, 2)
@@ -53,7 +51,7 @@ async def test_a_batch_that_fits_is_inserted_and_charged(
     assert await connection.fetchval("select tags from images limit 1") == ["a", "b"]
 
 
-async def test_a_share_that_does_not_fit_is_tried_one_by_one(
+async def test_batch_over_the_quota_is_inserted_singly(
     database: Database, connection: Any, new_tenant: NewTenant
 ) -> None:
     small, roomy = await new_tenant(max_bytes=1000), await new_tenant()
@@ -71,9 +69,7 @@ async def test_a_share_that_does_not_fit_is_tried_one_by_one(
     assert (await load_account(connection, small.id)).used_bytes == 1000
 
 
-async def test_an_id_that_is_taken_is_told_apart_and_charges_nothing(
-    database: Database, connection: Any, new_tenant: NewTenant
-) -> None:
+async def test_taken_id_is_reported_and_not_charged(database: Database, connection: Any, new_tenant: NewTenant) -> None:
     account = await new_tenant()
     first = new_image(account.id, 10)
     await insert_pending(database, [first])
@@ -84,7 +80,7 @@ async def test_an_id_that_is_taken_is_told_apart_and_charges_nothing(
     assert (await load_account(connection, account.id)).used_bytes == 40
 
 
-async def test_an_error_of_one_image_does_not_speak_for_those_that_are_inserted(
+async def test_error_of_one_image_spares_the_others(
     database: Database, connection: Any, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = await new_tenant(max_bytes=100)
@@ -105,27 +101,26 @@ async def test_an_error_of_one_image_does_not_speak_for_those_that_are_inserted(
     assert await stored(connection, account.id) == (100, 1)
 
 
-async def test_a_database_that_hangs_is_waited_for_once_by_images_that_are_tried_one_by_one(
+async def test_hanging_database_is_awaited_once(
     settings: Settings, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = await new_tenant()
-    monkeypatch.setattr(insert, "_PATIENCE_S", 0.1)
-    tried = []
+    batch_sizes = []
 
     async def hang(connection: Any, images: Sequence[NewImage]) -> set[str]:
-        tried.append(len(images))
+        batch_sizes.append(len(images))
         if len(images) == 1:
             await connection.execute("select pg_sleep(5)")
         return set()
 
     monkeypatch.setattr(insert, "_insert", hang)
     async with Database.open(settings.database_url, connections=2, command_timeout_s=0.2) as impatient:
-        outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)])
+        outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)], max_outage_wait_s=0.1)
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["database-unavailable"] * 5
-    assert tried == [5, 1]
+    assert batch_sizes == [5, 1]
 
 
-async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(
+async def test_racing_inserts_fill_the_quota_exactly(
     database: Database, connection: Any, new_tenant: NewTenant
 ) -> None:
     accounts = [await new_tenant(max_bytes=10_000) for _ in range(3)]
@@ -148,7 +143,7 @@ async def test_racing_writers_never_pass_the_quota_and_use_all_of_it(
         assert (await load_account(connection, account.id)).used_bytes == 10_000
 
 
-async def test_a_failed_image_is_uncounted_once(database: Database, connection: Any, new_tenant: NewTenant) -> None:
+async def test_failed_image_is_credited_once(database: Database, connection: Any, new_tenant: NewTenant) -> None:
     account = await new_tenant()
     image = new_image(account.id, 500)
     await insert_pending(database, [image])

@@ -19,7 +19,7 @@ from service.config.settings import Settings
 from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
-from service.images.queries import Wanted, find_images
+from service.images.queries import ImageQuery, find_images
 from service.images.search import Filters, Position, search_images
 from tests.conftest import Client, NewTenant, Tenant
 from tests.integration.images.test_tags import ODD_TAGS
@@ -38,7 +38,7 @@ async def find(api: Client, tenant: Tenant, **parameters: str) -> tuple[int, Any
     return response.status, answer["response"] if answer["success"] else answer["error"]
 
 
-async def found(api: Client, tenant: Tenant, **parameters: str) -> list[str]:
+async def search(api: Client, tenant: Tenant, **parameters: str) -> list[str]:
     """The ids on one page."""
     status, answer = await find(api, tenant, **parameters)
     assert status == 200, answer
@@ -65,14 +65,14 @@ async def insert_many(connection: Any, tenant: Tenant, count: int) -> list[str]:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_is_found_by_all_that_it_is_and_shown_as_by_its_id(api: Client, tenant: Tenant) -> None:
+async def test_upload_is_found_by_each_of_its_properties(api: Client, tenant: Tenant) -> None:
     body = jpeg()
-    asked = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1"}
+    details = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1"}
     response = await api.post(
         "/v1/images", params={"tags": "a,b"}, data=body, headers=tenant.headers | {"Content-Type": "image/jpeg"}
     )
     image_id = (await response.json())["response"]["id"]
-    full = (await (await api.get(f"/v1/images/{image_id}", params=asked, headers=tenant.headers)).json())["response"]
+    full = (await (await api.get(f"/v1/images/{image_id}", params=details, headers=tenant.headers)).json())["response"]
     for filters in (
         {},
         {"tags": "a"},
@@ -84,7 +84,7 @@ async def test_an_upload_is_found_by_all_that_it_is_and_shown_as_by_its_id(api: 
         {"created_after": full["created"]},
         {"tags": "a,b", "format": "jpeg", "created_after": full["created"]},
     ):
-        status, answer = await find(api, tenant, **filters, **asked)
+        status, answer = await find(api, tenant, **filters, **details)
         assert status == 200
         assert answer == {"images": [full], "next_cursor": None}
     for filters in (
@@ -97,13 +97,13 @@ async def test_an_upload_is_found_by_all_that_it_is_and_shown_as_by_its_id(api: 
         {"tags": "a", "format": "png"},
         {"tags": "a", "created_before": full["created"]},
     ):
-        assert await found(api, tenant, **filters) == []
+        assert await search(api, tenant, **filters) == []
     status, answer = await find(api, tenant, with_account="1")
     assert [list(image) for image in answer["images"]] == [["id", "width", "height", "filesize", "tags"]]
     assert answer["account"]["num_images"] == 1
 
 
-async def test_only_the_account_s_ready_images_are_found(
+async def test_search_returns_ready_images_only(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA", tags=["a"])
@@ -111,12 +111,12 @@ async def test_only_the_account_s_ready_images_are_found(
     await insert_image(connection, tenant, "PENDING", tags=["a"], state="pending")
     await insert_image(connection, tenant, "FAILED1", tags=["a"], state="failed")
     for filters in ({}, {"tags": "a"}, {"format": "jpeg"}, {"sha256": "0" * 64}, {"tags": "a", "format": "jpeg"}):
-        assert await found(api, tenant, **filters) == ["AAAAAAA"]
+        assert await search(api, tenant, **filters) == ["AAAAAAA"]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("how", ["all", "tag", "tags", "format", "sha256"])
-async def test_pages_hold_every_image_once_newest_first_through_equal_moments(
+async def test_pages_contain_each_image_once(
     api: Client, tenant: Tenant, connection: Any, limit: int, how: str
 ) -> None:
     expected = await insert_many(connection, tenant, 50)
@@ -128,20 +128,20 @@ async def test_pages_hold_every_image_once_newest_first_through_equal_moments(
         "format": {"format": "jpeg"},
         "sha256": {"sha256": "0" * 64},
     }[how]
-    seen = [page async for page in pages(api, tenant, limit=str(limit), **filters)]
-    assert list(itertools.chain(*seen)) == expected
-    assert [len(page) for page in seen[:-1]] == [limit] * (len(seen) - 1)
-    assert len(seen[-1]) > 0
+    results = [page async for page in pages(api, tenant, limit=str(limit), **filters)]
+    assert list(itertools.chain(*results)) == expected
+    assert [len(page) for page in results[:-1]] == [limit] * (len(results) - 1)
+    assert len(results[-1]) > 0
 
 
-async def test_pages_stay_right_while_images_come_and_go(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_pages_stay_right_during_changes(api: Client, tenant: Tenant, connection: Any) -> None:
     expected = await insert_many(connection, tenant, 60)
-    seen: list[str] = []
+    results: list[str] = []
     deleted: set[str] = set()
     chance = random.Random(1839)
     number = 0
     async for page in pages(api, tenant, limit="7"):
-        seen += page
+        results += page
         gone = {page[-1], page[2], *chance.sample(expected, 2)}  # the one that the cursor points at, too
         for image_id in gone - deleted:
             await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
@@ -149,39 +149,37 @@ async def test_pages_stay_right_while_images_come_and_go(api: Client, tenant: Te
         for _ in range(3):  # newer ones, whose place is on pages that were read
             number += 1
             await insert_image(connection, tenant, f"NEWER{number:05}")
-    assert len(set(seen)) == len(seen)
-    assert seen == [image_id for image_id in expected if image_id in seen]
-    assert set(expected) - deleted <= set(seen)
+    assert len(set(results)) == len(results)
+    assert results == [image_id for image_id in expected if image_id in results]
+    assert set(expected) - deleted <= set(results)
 
 
-async def test_limits_and_the_default(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_page_size_limits_and_default(api: Client, tenant: Tenant, connection: Any) -> None:
     expected = await insert_many(connection, tenant, 101)
-    assert await found(api, tenant) == expected[:20]
-    assert await found(api, tenant, limit="100") == expected[:100]
+    assert await search(api, tenant) == expected[:20]
+    assert await search(api, tenant, limit="100") == expected[:100]
 
 
-async def test_moments_are_from_the_first_up_to_but_not_with_the_last(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_created_before_is_exclusive(api: Client, tenant: Tenant, connection: Any) -> None:
     for hour in range(4):
         await insert_image(connection, tenant, f"IMAGE0{hour}", created_at=START.replace(hour=hour))
     newest_first = ["IMAGE03", "IMAGE02", "IMAGE01", "IMAGE00"]
     for moment in ("01:00:00Z", "02:00+01:00", "02:00 01:00", "01:00:00.000", "01:00", "00:30:00.0-0030", "02:00+01"):
-        assert await found(api, tenant, created_after=f"2026-11-01T{moment}") == newest_first[:3]
-        assert await found(api, tenant, created_before=f"2026-11-01T{moment}") == newest_first[3:]
-    assert await found(api, tenant, created_after="2026-11-01", created_before="2026-11-02") == newest_first
-    assert await found(api, tenant, created_before="2026-11-01") == []
-    assert await found(api, tenant, created_after="2026-11-02", created_before="2026-11-01") == []
+        assert await search(api, tenant, created_after=f"2026-11-01T{moment}") == newest_first[:3]
+        assert await search(api, tenant, created_before=f"2026-11-01T{moment}") == newest_first[3:]
+    assert await search(api, tenant, created_after="2026-11-01", created_before="2026-11-02") == newest_first
+    assert await search(api, tenant, created_before="2026-11-01") == []
+    assert await search(api, tenant, created_after="2026-11-02", created_before="2026-11-01") == []
     all_time = {"created_after": "0001-01-01", "created_before": "9999-12-31T23:59:59.999999"}
-    assert await found(api, tenant, **all_time) == newest_first
+    assert await search(api, tenant, **all_time) == newest_first
 
 
 @pytest.mark.parametrize("tag", ODD_TAGS)
 async def test_tags_of_any_script_are_found(api: Client, tenant: Tenant, connection: Any, tag: str) -> None:
     await insert_image(connection, tenant, "AAAAAAA", tags=ODD_TAGS)
     await insert_image(connection, tenant, "BBBBBBB", tags=[other for other in ODD_TAGS if other != tag])
-    assert await found(api, tenant, tags=tag) == ["AAAAAAA"]
-    assert await found(api, tenant, tags=f"{tag},{ODD_TAGS[0]}") == ["AAAAAAA"]
+    assert await search(api, tenant, tags=tag) == ["AAAAAAA"]
+    assert await search(api, tenant, tags=f"{tag},{ODD_TAGS[0]}") == ["AAAAAAA"]
 
 
 @pytest.mark.parametrize(
@@ -203,22 +201,20 @@ async def test_tags_of_any_script_are_found(api: Client, tenant: Tenant, connect
         *[("cursor", value) for value in ("", "x", "AAAA", "\x00", "ü", "A" * 31, "_" * 40, "A" * 4000, "null", "=")],
     ],
 )
-async def test_a_value_that_is_not_allowed_is_a_400_by_its_name(
-    api: Client, tenant: Tenant, name: str, value: str
-) -> None:
+async def test_invalid_value_names_the_parameter(api: Client, tenant: Tenant, name: str, value: str) -> None:
     status, answer = await find(api, tenant, **{name: value})
     assert (status, answer["code"]) == (400, "invalid-parameter")
     assert name in answer["message"]
 
 
-async def test_a_cursor_is_good_for_its_own_search_only(
+async def test_cursor_is_bound_to_its_search(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     await insert_many(connection, tenant, 6)
     await connection.execute("update images set tags = '{a}'")
     _, answer = await find(api, tenant, tags="a", limit="2")
     cursor = answer["next_cursor"]
-    assert await found(api, tenant, tags="a", limit="3", verbose="1", cursor=cursor) != []
+    assert await search(api, tenant, tags="a", limit="3", verbose="1", cursor=cursor) != []
     raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
     far = base64.urlsafe_b64encode(raw[:8] + b"\x7f" + raw[9:]).decode().rstrip("=")
     other = base64.urlsafe_b64encode(raw[:-1] + b"x").decode().rstrip("=")
@@ -238,11 +234,11 @@ async def test_a_cursor_is_good_for_its_own_search_only(
         assert (status, error["code"]) == (400, "invalid-parameter"), parameters
 
 
-async def test_without_a_key_nothing_is_found(api: Client) -> None:
+async def test_search_needs_an_api_key(api: Client) -> None:
     assert (await api.get("/v1/images/search")).status == 401
 
 
-def test_no_word_of_the_routes_can_be_an_id() -> None:
+def test_no_route_segment_can_be_an_id() -> None:
     words = {
         word
         for resource in create_app(Settings()).router.resources()
@@ -255,7 +251,7 @@ def test_no_word_of_the_routes_can_be_an_id() -> None:
             parse_image_id(word)
 
 
-async def test_what_is_found_is_what_a_plain_look_at_every_row_finds(connection: Any, tenant: Tenant) -> None:
+async def test_search_equals_a_scan_of_all_rows(connection: Any, tenant: Tenant) -> None:
     chance = random.Random(4)
     tags = ["common", "half", "rare", "never"]
     for number in range(400):
@@ -287,12 +283,12 @@ async def test_what_is_found_is_what_a_plain_look_at_every_row_finds(connection:
             and (filters.created_after or START) <= row["created_at"]
             and (filters.created_before or row["created_at"] + timedelta(1)) > row["created_at"]
         ]
-        seen: list[str] = []
+        results: list[str] = []
         after = None
         while page := await search_images(connection, tenant.id, filters, after, 40):
-            seen += [image.id for image in page]
+            results += [image.id for image in page]
             after = Position(page[-1].created_at, page[-1].id)
-        assert seen == matching, filters
+        assert results == matching, filters
 
 
 @pytest.fixture
@@ -302,7 +298,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @pytest.mark.parametrize("planned", ["while all was empty", "before the first analyze", "after it"])
-async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
+async def test_pages_walk_an_index_with_any_statistics(
     database: Database, connection: Any, tenant: Tenant, planned: str
 ) -> None:
     """A page of 20,000 images reads few blocks, near the start and deep; and so does one image."""
@@ -323,7 +319,7 @@ async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
     async def search(pooled: Any) -> None:
         for filters, after in searches:
             await search_images(pooled, AccountId(tenant.id), filters, after, 10)
-        await find_images(pooled, [Wanted(parse_image_id("IMAGE012345"), AccountId(tenant.id))] * 10)
+        await find_images(pooled, [ImageQuery(parse_image_id("IMAGE012345"), AccountId(tenant.id))] * 10)
 
     async with database.connection() as pooled:
         if planned == "while all was empty":
@@ -358,7 +354,7 @@ async def test_a_page_is_read_along_an_index_whatever_the_planner_knows(
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 800, plan
 
 
-async def test_an_older_database_gets_its_tags_indexed_once(database_url: str, connection: Any, tenant: Tenant) -> None:
+async def test_older_database_gets_its_tags_indexed_once(database_url: str, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "AAAAAAA", tags=["a", "b"])
     await insert_image(connection, tenant, "PENDING", tags=["a"], state="pending")
     await connection.execute("drop table image_tags; drop function keep_image_tags cascade; delete from applied_schema")

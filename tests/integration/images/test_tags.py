@@ -1,4 +1,4 @@
-"""Adding and removing tags: the limit is exact, the order kept, all or nothing."""
+"""Adding and removing tags: an exact limit, a stable order, all or nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.database import Database, apply_schema
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
-from service.images.tags import change_tags
+from service.images.updates import change_tags
 from tests.conftest import Client, NewTenant, RunBurst, Servers, Tenant
 from tests.support.samples import insert_image, jpeg
 
@@ -59,7 +59,7 @@ async def tags_of(connection: Any, image_id: str = ID) -> Any:
 
 
 @pytest.mark.parametrize(("method", "word"), ADD)
-async def test_tags_are_added_behind_those_that_are_there(
+async def test_added_tags_follow_the_existing_ones(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["pet", "zoo"])
@@ -77,12 +77,12 @@ async def test_tags_are_added_behind_those_that_are_there(
             "tags": ["pet", "zoo", "animal", "dog", "four_legs"],
         },
     }
-    shown = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
-    assert shown == answer
+    details = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
+    assert details == answer
 
 
 @pytest.mark.parametrize(("method", "word"), REMOVE)
-async def test_tags_are_removed_and_one_that_is_not_there_is_no_error(
+async def test_removing_a_missing_tag_is_no_error(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["a", "b", "c", "d"])
@@ -94,16 +94,14 @@ async def test_tags_are_removed_and_one_that_is_not_there_is_no_error(
 
 
 @pytest.mark.parametrize("word", ["add_tags", "remove_tags"])
-async def test_head_on_a_get_that_changes_tags_is_a_405_and_changes_nothing(
-    api: Client, tenant: Tenant, connection: Any, word: str
-) -> None:
+async def test_head_never_changes_tags(api: Client, tenant: Tenant, connection: Any, word: str) -> None:
     await insert_image(connection, tenant, ID, tags=["a"])
     response = await api.head(f"/v1/images/{ID}/{word}", params={"tags": "a,b"}, headers=tenant.headers)
     assert response.status == 405
     assert await tags_of(connection) == ["a"]
 
 
-async def test_adding_twice_is_adding_once_and_writes_nothing(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_adding_a_present_tag_writes_nothing(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     first = await add(api, tenant, ID, "a,b")
     version = await connection.fetchval("select xmin from images")
@@ -111,13 +109,13 @@ async def test_adding_twice_is_adding_once_and_writes_nothing(api: Client, tenan
     assert await connection.fetchval("select xmin from images") == version
 
 
-@pytest.mark.parametrize(("method", "found"), [("PUT", ["c", "a", "b"]), ("DELETE", ["c"])])
-async def test_put_and_delete_take_their_tags_as_json_too(
-    api: Client, tenant: Tenant, connection: Any, method: str, found: list[str]
+@pytest.mark.parametrize(("method", "expected_tags"), [("PUT", ["c", "a", "b"]), ("DELETE", ["c"])])
+async def test_put_and_delete_accept_tags_as_json(
+    api: Client, tenant: Tenant, connection: Any, method: str, expected_tags: list[str]
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["c", *(["a", "b"] if method == "DELETE" else [])])
     status, answer = await change(api, tenant, method, f"{ID}/tags", json={"tags": ["a", " b ", "a"]})
-    assert (status, answer["response"]["tags"]) == (200, found)
+    assert (status, answer["response"]["tags"]) == (200, expected_tags)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
@@ -144,13 +142,13 @@ async def test_json_that_is_not_a_list_of_tags_is_refused(
     api: Client, tenant: Tenant, connection: Any, method: str, body: str | bytes, status: int, code: str | None
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["old"])
-    answered, answer = await change(api, tenant, method, f"{ID}/tags", data=body, headers=JSON)
-    assert answered == status
+    actual_status, answer = await change(api, tenant, method, f"{ID}/tags", data=body, headers=JSON)
+    assert actual_status == status
     assert code is None or answer["error"]["code"] == code
     assert await tags_of(connection) == ["old"]
 
 
-async def test_tags_come_in_the_query_or_in_the_body(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tags_in_query_and_body_are_refused(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags?tags=a", json={"tags": ["b"]})
     assert (status, answer["error"]["code"]) == (400, "invalid-parameter")
@@ -159,7 +157,7 @@ async def test_tags_come_in_the_query_or_in_the_body(api: Client, tenant: Tenant
 
 
 @pytest.mark.settings(upload_idle_timeout_s=0.2)
-async def test_a_json_body_that_stops_arriving_is_a_408(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_stalled_json_body_is_a_408(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
 
     async def stalling() -> AsyncIterator[bytes]:
@@ -173,7 +171,7 @@ async def test_a_json_body_that_stops_arriving_is_a_408(api: Client, tenant: Ten
 
 @pytest.mark.parametrize("query", ["", "?tags=", "?tags=,%20,", "?tags"])
 @pytest.mark.parametrize(("method", "word"), [*ADD, *REMOVE])
-async def test_without_a_tag_it_is_a_400(
+async def test_missing_tags_are_a_400(
     api: Client, tenant: Tenant, connection: Any, method: str, word: str, query: str
 ) -> None:
     await insert_image(connection, tenant, ID, tags=["a"])
@@ -184,7 +182,7 @@ async def test_without_a_tag_it_is_a_400(
 
 
 @pytest.mark.parametrize(("method", "word"), [*ADD, *REMOVE])
-async def test_an_id_that_is_not_stored_here_changes_nothing(
+async def test_unknown_id_changes_no_tags(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any, method: str, word: str
 ) -> None:
     other = await new_tenant()
@@ -200,40 +198,38 @@ async def test_an_id_that_is_not_stored_here_changes_nothing(
         ("", 400, "invalid-id"),
     ):
         for ids in (f"{ID},{missing}", missing) if missing else (f"{ID},",):
-            answered, answer = await change(api, tenant, method, f"{ids}/{word}", params=query)
-            assert (answered, answer["error"]["code"]) == (status, code)
+            actual_status, answer = await change(api, tenant, method, f"{ids}/{word}", params=query)
+            assert (actual_status, answer["error"]["code"]) == (status, code)
     for image_id in (ID, "FOREIGN", "FAILED1"):
         assert await tags_of(connection, image_id) == ["a"]
 
 
-async def test_twenty_images_at_once_are_answered_in_the_order_asked(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_tag_changes_keep_the_order_of_ids(api: Client, tenant: Tenant, connection: Any) -> None:
     ids = [f"IMAGE{number:02}" for number in range(21)]
     for image_id in ids:
         await insert_image(connection, tenant, image_id)
     status, answer = await add(api, tenant, ",".join(ids), "a")
     assert (status, answer["error"]["code"]) == (400, "invalid-id")
-    asked = [*ids[19::-1], ids[3]]
-    status, answer = await add(api, tenant, ",".join(asked), "a")
+    params = [*ids[19::-1], ids[3]]
+    status, answer = await add(api, tenant, ",".join(params), "a")
     assert status == 200
     assert [image["id"] for image in answer["response"]] == ids[19::-1]
     assert {tuple(image["tags"]) for image in answer["response"]} == {("a",)}
 
 
-async def test_every_detail_can_be_asked_for(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tag_change_can_return_all_details(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     await insert_image(connection, tenant, "BBBBBBB")
-    asked = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1", "with_account": "1"}
-    _, one = await change(api, tenant, "GET", f"{ID}/add_tags", params=asked | {"tags": "a"})
-    shown = await (await api.get(f"/v1/images/{ID}", params=asked, headers=tenant.headers)).json()
-    assert one == shown
+    params = {"verbose": "1", "with_exif": "1", "with_mini_preview": "1", "with_account": "1"}
+    _, one = await change(api, tenant, "GET", f"{ID}/add_tags", params=params | {"tags": "a"})
+    details = await (await api.get(f"/v1/images/{ID}", params=params, headers=tenant.headers)).json()
+    assert one == details
     assert {"exif", "mini_preview", "account", "sha256"} < set(one["response"])
-    _, both = await change(api, tenant, "GET", f"BBBBBBB,{ID}/add_tags", params=asked | {"tags": "a"})
-    assert both["response"][1] == shown["response"]
+    _, both = await change(api, tenant, "GET", f"BBBBBBB,{ID}/add_tags", params=params | {"tags": "a"})
+    assert both["response"][1] == details["response"]
 
 
-async def test_tags_of_any_script_come_back_as_they_are(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_tags_of_any_script_are_unchanged(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID)
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags", json={"tags": ODD_TAGS})
     assert (status, answer["response"]["tags"]) == (200, ODD_TAGS)
@@ -246,8 +242,8 @@ async def test_tags_are_normalised_to_nfc(api: Client, tenant: Tenant, connectio
     decomposed, composed = "cafe\u0301", "caf\u00e9"
     status, answer = await change(api, tenant, "PUT", f"{ID}/tags", json={"tags": [decomposed, composed, "\u212b"]})
     assert (status, answer["response"]["tags"]) == (200, [composed, "\u00c5"])
-    found = await api.get("/v1/images/search", params={"tags": decomposed}, headers=tenant.headers)
-    assert len((await found.json())["response"]["images"]) == 1
+    expected_tags = await api.get("/v1/images/search", params={"tags": decomposed}, headers=tenant.headers)
+    assert len((await expected_tags.json())["response"]["images"]) == 1
     assert (await remove(api, tenant, ID, decomposed))[1]["response"]["tags"] == ["\u00c5"]
 
 
@@ -259,7 +255,7 @@ async def test_stored_tags_become_nfc_when_tags_change(api: Client, tenant: Tena
 
 
 async def test_tags_change_in_an_sql_ascii_database(servers: Servers) -> None:
-    """PostgreSQL's own encoding where no locale is set, in which it normalises nothing."""
+    """PostgreSQL's default encoding without a locale, in which it cannot normalise text."""
     admin = await asyncpg.connect(servers.postgres.dsn)
     await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'")
     await admin.close()
@@ -288,7 +284,7 @@ def test_tag_length_counts_after_nfc() -> None:
         *("\ud800", "\ufffe", "\U000e0041", "\U0001fffe", " \u200b ", "\x00", "\U0001d159", "\U00013441"),
     ],
 )
-def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
+def test_invisible_tag_is_refused(tag: str) -> None:
     with pytest.raises(ServiceError, match="visible character"):
         clean_tags(["lake", tag])
 
@@ -296,11 +292,11 @@ def test_tag_of_nothing_visible_is_refused(tag: str) -> None:
 @pytest.mark.parametrize(
     "tag", ["\U0001f408", "\u2764\ufe0f", "1\ufe0f\u20e3", "\u0915\u093f", "\U000f0000", "-", "\ufffd", "\u06dd"]
 )
-def test_tag_with_a_visible_character_is_taken(tag: str) -> None:
+def test_tag_with_a_visible_character_is_accepted(tag: str) -> None:
     assert clean_tags([tag]) == [tag]
 
 
-async def test_more_than_twenty_tags_are_refused_for_all(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_too_many_tags_change_no_image(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, ID, tags=[f"t{number}" for number in range(19)])
     await insert_image(connection, tenant, "BBBBBBB")
     status, answer = await add(api, tenant, f"BBBBBBB,{ID}", "t3,x,y")
@@ -314,9 +310,7 @@ async def test_more_than_twenty_tags_are_refused_for_all(api: Client, tenant: Te
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_a_pending_image_takes_tags_and_is_ready_with_them(
-    api: Client, tenant: Tenant, connection: Any, burst: RunBurst
-) -> None:
+async def test_pending_image_keeps_added_tags(api: Client, tenant: Tenant, connection: Any, burst: RunBurst) -> None:
     response = await api.post(
         "/v1/images?tags=a,b", data=jpeg(), headers=tenant.headers | {"Content-Type": "image/jpeg"}
     )
@@ -325,8 +319,8 @@ async def test_a_pending_image_takes_tags_and_is_ready_with_them(
     assert (status, answer["response"]["status"], answer["response"]["tags"]) == (200, "processing", ["a", "b", "c"])
     await remove(api, tenant, image_id, "a")
     await burst()
-    shown = await (await api.get(f"/v1/images/{image_id}", headers=tenant.headers)).json()
-    assert (shown["response"]["width"], shown["response"]["tags"]) == (64, ["b", "c"])
+    details = await (await api.get(f"/v1/images/{image_id}", headers=tenant.headers)).json()
+    assert (details["response"]["width"], details["response"]["tags"]) == (64, ["b", "c"])
     assert await connection.fetch("select tag from image_tags order by tag") == [("b",), ("c",)]
 
 
@@ -336,7 +330,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-async def test_the_limit_is_exact_when_calls_race(database: Database, connection: Any, tenant: Tenant) -> None:
+async def test_tag_limit_is_exact_in_a_race(database: Database, connection: Any, tenant: Tenant) -> None:
     images = [ImageId(f"IMAGE{number:02}") for number in range(4)]
     for image_id in images:
         await insert_image(connection, tenant, image_id, tags=["old"])
@@ -344,8 +338,8 @@ async def test_the_limit_is_exact_when_calls_race(database: Database, connection
     async def try_add(number: int) -> bool:
         try:
             async with database.connection() as own:
-                asked = images if number % 2 else images[::-1]
-                await change_tags(own, asked, tenant.id, add=[f"{number}-{place}" for place in range(2)])
+                params = images if number % 2 else images[::-1]
+                await change_tags(own, params, tenant.id, add=[f"{number}-{place}" for place in range(2)])
         except ServiceError as error:
             if error.code != "too-many-tags":
                 raise
@@ -360,9 +354,7 @@ async def test_the_limit_is_exact_when_calls_race(database: Database, connection
         assert {int(tag.split("-")[0]) for tag in tags[1:]} == {n for n, done in enumerate(accepted) if done}
 
 
-async def test_adding_what_another_call_removes_meanwhile_is_not_lost(
-    database: Database, connection: Any, tenant: Tenant
-) -> None:
+async def test_concurrent_add_and_remove_lose_nothing(database: Database, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, ID, tags=["a", "b"])
     async with database.connection() as first:
         transaction = first.transaction()

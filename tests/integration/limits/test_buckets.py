@@ -15,7 +15,7 @@ import pytest
 import redis as sync_redis
 
 from service.accounts.api_keys import hash_key
-from service.config.rates import Rate
+from service.config.values import Rate
 from service.launcher.embedded.valkey import Valkey
 from service.limits.buckets import RateLimiter
 from tests.conftest import empty

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from service.config.rates import Rate
+from service.config.values import Rate
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.limits.buckets import RateLimiter

@@ -14,8 +14,8 @@ from PIL import Image
 
 from service.accounts.signing_keys import create_signing_key
 from service.api.app import create_app
-from service.config.rates import Rate
 from service.config.settings import Settings
+from service.config.values import Rate
 from service.limits.buckets import RateLimiter
 from service.renditions.signatures import sign
 from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
@@ -74,7 +74,7 @@ async def waiting(api: Client, *requests: tuple[str, int]) -> AsyncIterator[list
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.settings(rendition_rate="16/h", wait_s=20)
+@pytest.mark.settings(rendition_rate_limit="16/h", wait_s=20)
 async def test_large_trim_costs_many_tokens(api: Client, upload: Upload, settings: Settings) -> None:
     large = await upload(pictures.encode("jpeg", Image.new("RGB", (6000, 4000), "teal")))
     async with run_worker(settings):
@@ -84,7 +84,7 @@ async def test_large_trim_costs_many_tokens(api: Client, upload: Upload, setting
     assert int(answers[-1].headers["Retry-After"]) > 0
 
 
-@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
+@pytest.mark.settings(rendition_rate_limit="3/h", wait_s=20)
 async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upload, settings: Settings) -> None:
     slow = await upload(slow_drawing())
     async with run_worker(settings):
@@ -92,7 +92,7 @@ async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upl
         assert await code(await api.get(f"/i/{slow}?width=11&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
+@pytest.mark.settings(rendition_rate_limit="3/h", wait_s=20)
 async def test_failed_rendition_is_settled_by_its_seconds(
     api: Client, upload: Upload, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,14 +104,14 @@ async def test_failed_rendition_is_settled_by_its_seconds(
         assert await code(await api.get(f"/i/{slow}?width=12&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="12/h", wait_s=30)
+@pytest.mark.settings(rendition_rate_limit="12/h", wait_s=30)
 async def test_ordinary_renditions_cost_a_token_each(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         for width in range(10, 18):
             assert (await api.get(f"/i/{image_id}?width={width}")).status == 200
 
 
-@pytest.mark.settings(rendition_rate="40/h", trusted_proxies=PROXIES, wait_s=30)
+@pytest.mark.settings(rendition_rate_limit="40/h", trusted_proxies=PROXIES, wait_s=30)
 async def test_processes_charge_a_shared_rendition_once(
     api: Client, image_id: str, settings: Settings, aiohttp_client: Any, tenant: Tenant
 ) -> None:

@@ -150,7 +150,7 @@ async def test_a_worker_with_a_port_shows_its_own_there_and_nowhere_else(daguerr
     assert '"metrics.listening"' in worker.log.read_text()
 
 
-@pytest.mark.settings(metrics="/dev/null/metrics")
+@pytest.mark.settings(metrics_dir="/dev/null/metrics")
 async def test_a_folder_that_cannot_be_used_costs_the_merging_only(daguerre: Daguerre) -> None:
     [api] = await start_apis(daguerre, 1)
     await daguerre.get("/v1/account")

@@ -204,7 +204,7 @@ async def test_a_body_goes_on_while_the_database_is_away(
     """What was known last bounds it until PostgreSQL is back."""
     tenant = await new_tenant(max_bytes=MB)
     service = resources_of(api)
-    account = await service.keys.owner(tenant.key)
+    account = await service.keys.find_account(tenant.key)
     with closing(service.admission._reservations.open(account, None)) as reservation:
         await reservation.cover(MB // 2)
 

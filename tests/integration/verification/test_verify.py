@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.config.settings import Settings, SettingsError
-from service.config.sizes import readable
+from service.config.values import format_size
 from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
@@ -341,7 +341,7 @@ class TestAccounts:
         await connection.execute("update accounts set max_bytes = $1", len(PICTURE) - 1)
         told = await verify(settings, repair=True)
         assert not told.is_well
-        size = readable(len(PICTURE))
+        size = format_size(len(PICTURE))
         assert told.problems == [f"account {tenant.name}: it stores {size} of {size}"]
 
 

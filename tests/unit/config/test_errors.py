@@ -1,4 +1,4 @@
-"""What an operator reads of a setting that cannot be used, or that is none."""
+"""Errors of settings: unknown names and values that cannot be used."""
 
 from __future__ import annotations
 
@@ -52,12 +52,40 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_every_setting_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        default = getattr(Settings(), name)
-        monkeypatch.setenv(
-            f"DAGUERRE_{name.upper()}", str(default or 0) if isinstance(default, int) else str(default or "")
-        )
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        monkeypatch.setenv(f"DAGUERRE_{name.upper()}", "" if default is None else str(default))
     load()
+
+
+def test_dumped_settings_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        fetch_allow="10.0.0.0/8,[::1]:9001,127.0.0.1:9000",
+        not_found_rate_limit="",
+        rate_limit="7/m,burst=300",
+        rendition_rate_limit="5/h",
+        rendition_widths="640,320",
+        scrub="7d",
+        trusted_proxies="10.0.0.0/8, fd00::/8",
+    )
+    for name, value in settings.model_dump(exclude_unset=True).items():
+        monkeypatch.setenv(f"DAGUERRE_{name.upper()}", str(value))
+    assert dict(load()) == dict(settings)
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("MAX_AGE_S", "CACHE_MAX_AGE_S"),
+        ("METRICS", "METRICS_DIR"),
+        ("MISS_RATE", "NOT_FOUND_RATE_LIMIT"),
+        ("RENDITIONS", "RENDITIONS_DIR"),
+        ("RENDITION_RATE", "RENDITION_RATE_LIMIT"),
+    ],
+)
+def test_a_former_name_leads_to_the_new_one(monkeypatch: pytest.MonkeyPatch, former: str, name: str) -> None:
+    monkeypatch.setenv(f"DAGUERRE_{former}", "1")
+    assert refusal() == f"DAGUERRE_{former}: there is no such setting; did you mean DAGUERRE_{name}?"
 
 
 def test_variables_of_compose_and_run_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +117,12 @@ def test_variables_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     assert load().port == 9000
 
 
-FOLDERS = ["DATA", "STORAGE", "RENDITIONS", "METRICS"]
+FOLDERS = ["DATA", "STORAGE", "RENDITIONS_DIR", "METRICS_DIR"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_empty_folder_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """As in an env file with a line for each setting. It is not the folder where the process was started."""
+    """As in an env file with a line for each setting. It does not mean the current folder."""
     monkeypatch.delenv(f"DAGUERRE_{name}", raising=False)
     unset = load()
     monkeypatch.setenv(f"DAGUERRE_{name}", "")
@@ -123,15 +151,15 @@ UNPRINTABLE = "must be the path of a folder in UTF-8, without control characters
     ],
 )
 def test_an_odd_data_folder_is_one_sentence(tmp_path: Path, command: str, value: str, reason: str) -> None:
-    done = daguerre_process(*command.format(tmp_path).split(), DAGUERRE_DATA=value.format(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: DAGUERRE_DATA: {reason}\n")
+    result = daguerre_process(*command.format(tmp_path).split(), DAGUERRE_DATA=value.format(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"Error: DAGUERRE_DATA: {reason}\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_name_too_long_is_one_sentence(tmp_path: Path) -> None:
-    done = daguerre_process("accounts", "list", DAGUERRE_DATA=str(tmp_path / ("x" * 300)))
-    assert done.returncode == 1
-    assert re.fullmatch("Error: DAGUERRE_DATA: .* cannot be used: .*File name too long.*\n", done.stderr)
+    result = daguerre_process("accounts", "list", DAGUERRE_DATA=str(tmp_path / ("x" * 300)))
+    assert result.returncode == 1
+    assert re.fullmatch("Error: DAGUERRE_DATA: .* cannot be used: .*File name too long.*\n", result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +223,7 @@ def test_no_reason_is_in_jargon(monkeypatch: pytest.MonkeyPatch, name: str) -> N
 
 @pytest.mark.parametrize("words", [["serve", "--port", "99999"], ["up", "--port", "x"], ["serve", "--processes", "0"]])
 def test_the_command_line_names_its_option(words: list[str]) -> None:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 2
-    assert f"Invalid value for '{words[1]}'" in done.output
-    assert JARGON.search(done.output.replace("is not a valid integer range", "")) is None
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[1]}'" in result.output
+    assert JARGON.search(result.output.replace("is not a valid integer range", "")) is None

@@ -1,11 +1,11 @@
-"""What the operator may write as a limit of requests."""
+"""Rates as settings have them."""
 
 from __future__ import annotations
 
 import pytest
 
-from service.config.rates import Rate
 from service.config.settings import SettingsError, load
+from service.config.values import Rate, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -18,26 +18,26 @@ from service.config.settings import SettingsError, load
         ("1/s", 1, 1),
     ],
 )
-def test_a_rate_is_a_count_a_unit_and_perhaps_a_burst(text: str, per_s: float, burst: int) -> None:
-    assert Rate.parse(text) == Rate(per_s, burst)
+def test_rate_has_count_unit_and_optional_burst(text: str, per_s: float, burst: int) -> None:
+    assert parse_rate(text) == Rate(per_s, burst)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("100/s", 1), ("6/m", 10), ("7/m", 9), ("1/h", 3600), ("3/h", 1200)])
-def test_the_next_request_is_told_in_whole_seconds(text: str, seconds: int) -> None:
-    rate = Rate.parse(text)
+def test_next_request_is_in_whole_seconds(text: str, seconds: int) -> None:
+    rate = parse_rate(text)
     assert rate is not None
     assert rate.next_after_s == seconds
 
 
-def test_nothing_is_no_limit() -> None:
-    assert Rate.parse("") is None
-    assert load().rate_limit == ""
+def test_empty_rate_is_no_limit() -> None:
+    assert parse_rate("") is None
+    assert load().rate_limit is None
 
 
 @pytest.mark.parametrize(
     "text", ["100", "0/s", "100/d", "-1/s", "1.5/s", "100/s,burst=0", "100/s,burst=", "100/s;burst=5", "9999999999/s"]
 )
-def test_what_is_no_rate_is_refused_by_the_name_of_the_variable(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_rate_names_the_variable(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGUERRE_RATE_LIMIT", text)
     with pytest.raises(SettingsError, match=r"^DAGUERRE_RATE_LIMIT: .*is not a rate: write 100/s"):
         load()

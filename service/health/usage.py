@@ -1,4 +1,4 @@
-"""Sizes of disks and of the database, measured seldom however many scrape them."""
+"""The space that disks and the database use, measured rarely no matter how many scrape it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from service.single_flight import SharedCall
 from service.storage.files import in_thread
 from service.telemetry.gauges import DiskSpace, StoredState
 
-# The size of a database is a look at each of its files; the sum reads all accounts.
-_KEEP_S = 15.0
-# A scrape goes on without what takes longer.
+# For the size of a database PostgreSQL inspects each of its files, and the sum reads all accounts.
+_CACHE_TTL_S = 15.0
+# A scrape leaves out measurements that take longer.
 _TIMEOUT_S = 1.0
 
 Result = TypeVar("Result")
 
-# Where the server keeps its files is shown to superusers and members of pg_read_all_settings, and is a path of this
-# machine if the connection is a Unix socket.
+# The data directory is visible to superusers and members of pg_read_all_settings. It is a path of this machine if the
+# connection is a Unix socket.
 _SIZES = """
 select coalesce(sum(num_images), 0)::bigint as images, coalesce(sum(used_bytes), 0)::bigint as bytes,
     pg_database_size(current_database()) as database_bytes,
@@ -36,7 +36,7 @@ from accounts
 
 
 def measure_space(folder: str | Path) -> DiskSpace:
-    """Blocks; raises OSError."""
+    """Returns the space of the disk that holds the folder. Blocks the thread. Raises OSError."""
     status = os.statvfs(folder)
     block = status.f_frsize
     return DiskSpace(
@@ -44,31 +44,34 @@ def measure_space(folder: str | Path) -> DiskSpace:
     )
 
 
-class Measures:
-    """`folders` are the disks of `daguerre_disk_…_bytes` by name, each with the threads that wait for that disk."""
+class UsageMeter:
+    """Measures the space of disks and what is stored.
+
+    `folders` are the disks of `daguerre_disk_…_bytes` by name, each with the threads that wait for that disk.
+    """
 
     def __init__(self, database: Database, folders: Mapping[str, tuple[Path, Executor]]) -> None:
         self._database = database
         self._folders = folders
-        self._spaces = {name: SharedCall[DiskSpace](_TIMEOUT_S, keep_s=_KEEP_S) for name in folders}
-        self._sizes: SharedCall[tuple[StoredState, DiskSpace | None]] = SharedCall(_TIMEOUT_S, keep_s=_KEEP_S)
+        self._spaces = {name: SharedCall[DiskSpace](_TIMEOUT_S, keep_s=_CACHE_TTL_S) for name in folders}
+        self._sizes: SharedCall[tuple[StoredState, DiskSpace | None]] = SharedCall(_TIMEOUT_S, keep_s=_CACHE_TTL_S)
 
-    async def take(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
-        """Disks by name, and what is stored, without what cannot be measured now."""
-        sizes, spaces = await asyncio.gather(self._take_sizes(), asyncio.gather(*map(self._take_space, self._folders)))
+    async def measure(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
+        """Returns the disks by name, and what is stored, without those that cannot be measured now."""
+        sizes, spaces = await asyncio.gather(self._find_sizes(), asyncio.gather(*map(self._find_space, self._folders)))
         disks = {name: space for name, space in zip(self._folders, spaces, strict=True) if space is not None}
         stored, database_space = sizes or (None, None)
         if database_space is not None:
             disks["database"] = database_space
         return disks, stored
 
-    async def _take_sizes(self) -> tuple[StoredState, DiskSpace | None] | None:
+    async def _find_sizes(self) -> tuple[StoredState, DiskSpace | None] | None:
         try:
             return await self._sizes.get(self._measure_sizes)
         except (ServiceError, OSError):
             return None
 
-    async def _take_space(self, name: str) -> DiskSpace | None:
+    async def _find_space(self, name: str) -> DiskSpace | None:
         folder, threads = self._folders[name]
         try:
             return await self._spaces[name].get(partial(in_thread, threads, partial(measure_space, folder)))
@@ -82,5 +85,5 @@ class Measures:
         stored = StoredState(row["images"], row["bytes"], row["database_bytes"])
         try:
             return stored, row["folder"] and await asyncio.to_thread(measure_space, row["folder"])
-        except OSError:  # another container's, or closed to this user
+        except OSError:  # the folder is in another container, or this user may not read it
             return stored, None

@@ -1,4 +1,4 @@
-"""The servers that clients' URLs name: asked for a picture, and what goes wrong told as an error of the API."""
+"""The HTTP client for pictures from URLs. Errors of their servers, the origins, become errors of the API."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from service.errors import ServiceError
 from service.limits.pace import Pace
 
 MAX_URL_LENGTH = 8000
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
-# Of the status line, and of each header field. aiohttp takes 8 KB; curl takes 100.
+# The maximum of the status line, and of each header field. aiohttp accepts 8 KB by default, and curl 100 KB.
 _MAX_HEADER_BYTES = 64 * 1024
-_MIN_TIMEOUT_S = 0.001  # 0 is no limit to aiohttp
+_MIN_TIMEOUT_S = 0.001  # aiohttp takes 0 as no limit
 _READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class OriginTimeouts:
-    """For resolving the name and connecting, TLS included; for the first byte, and every later pause; for it all.
+class DownloadTimeouts:
+    """Time limits of a download.
 
-    After `read_s` a body has to have the least pace of `service.limits.pace` as well.
+    `connect_s` is for resolving the name and connecting with TLS, `read_s` for the first byte and each later pause, and
+    `total_s` for the whole. After `read_s` a body also needs the minimum pace of `service.limits.pace`.
     """
 
     connect_s: float = 5
@@ -42,11 +43,11 @@ class OriginTimeouts:
 
 
 class OriginFailure(Exception):
-    """What went wrong, by the name of its kind alone: libraries' own errors quote the URL, which may hold secrets."""
+    """Names the class of a library's error. The error itself may quote the URL, which may hold secrets."""
 
 
 def parse_url(text: str) -> URL:
-    """The URL of a picture, as `service.downloads.urls` parses it. Raises `invalid-url`."""
+    """Returns the URL of a picture, as `service.downloads.urls` parses it. Raises `invalid-url`."""
     if len(text) > MAX_URL_LENGTH:
         raise ServiceError("invalid-url", f"The URL has more than {MAX_URL_LENGTH} characters.")
     try:
@@ -57,8 +58,8 @@ def parse_url(text: str) -> URL:
         raise ServiceError("invalid-url") from OriginFailure(type(error).__name__)
 
 
-class Origin:
-    """An answer whose headers have arrived."""
+class Download:
+    """A response whose headers have arrived."""
 
     def __init__(self, response: aiohttp.ClientResponse, pace: Pace) -> None:
         self._response = response
@@ -66,22 +67,25 @@ class Origin:
 
     @property
     def length(self) -> int | None:
-        """The declared length of the body, if it is that of the picture: None for a body that is coded, or for 0."""
+        """The declared length of the body. None if it is unknown or 0, or if the body has a content coding."""
         return None if hdrs.CONTENT_ENCODING in self._response.headers else self._response.content_length or None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, decoded. Raises `origin-refused`, `origin-too-slow`; `not-an-image` if empty."""
-        empty = True
-        with _as_origin_errors():
+        """Yields the decoded body as it arrives.
+
+        Raises `origin-refused`, `origin-too-slow`, and `not-an-image` for an empty body.
+        """
+        is_empty = True
+        with _origin_errors():
             codings = parse_codings(",".join(self._response.headers.getall(hdrs.CONTENT_ENCODING, [])))
             async for chunk in decode(self._read(), codings):
-                empty = False
+                is_empty = False
                 yield chunk
-        if empty:
+        if is_empty:
             raise ServiceError("not-an-image")
 
     async def _read(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises TimeoutError if it is slower than the least pace."""
+        """Yields the body as it arrives. Raises TimeoutError if it is slower than the minimum pace."""
         while True:
             self._pace.begin_wait()
             async with asyncio.timeout(self._pace.left_s):
@@ -92,10 +96,10 @@ class Origin:
             yield chunk
 
 
-class Origins:
-    """Nothing of the client's request travels to an origin: no header, no key, no cookie; and no proxy is asked."""
+class DownloadClient:
+    """Downloads from public addresses. It sends no header, key or cookie of the client's request, and uses no proxy."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeouts: OriginTimeouts) -> None:
+    def __init__(self, session: aiohttp.ClientSession, timeouts: DownloadTimeouts) -> None:
         self._session = session
         self._timeouts = timeouts
 
@@ -106,11 +110,13 @@ class Origins:
         allowed: AllowedAddresses,
         *,
         lookups: int,
-        timeouts: OriginTimeouts = OriginTimeouts(),
+        timeouts: DownloadTimeouts = DownloadTimeouts(),
         resolver: AbstractResolver | None = None,
-    ) -> AsyncIterator[Origins]:
-        """`lookups` names are resolved at once, of which no account takes all; more are `busy`. Connections end with
-        the block.
+    ) -> AsyncIterator[DownloadClient]:
+        """Opens a client whose connections end with the block.
+
+        `lookups` is the maximum number of host names that are resolved at a time. One account cannot use them all, and
+        further ones raise `busy`.
         """
         resolver = resolver or GuardedResolver(allowed, lookups)
         session = aiohttp.ClientSession(
@@ -134,44 +140,46 @@ class Origins:
             await resolver.close()
 
     @asynccontextmanager
-    async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Origin]:
-        """Follow up to 5 redirects, each to an address that is checked like the first. `holder` is the account that
-        shares look-ups of names with others.
+    async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Download]:
+        """Sends a GET and follows up to 5 redirects. Each address is checked like the first.
+
+        `holder` is the account to which the look-ups of names count.
 
         Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`, `busy`.
         """
         account.set(holder)
-        with _as_origin_errors():
+        with _origin_errors():
             response = await self._follow(url)
         async with response:
             if response.status in (404, 410):
                 raise ServiceError("origin-not-found")
             if response.status != 200:
                 raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
-            yield Origin(response, Pace(self._timeouts.read_s))
+            yield Download(response, Pace(self._timeouts.read_s))
 
     async def _follow(self, url: URL) -> aiohttp.ClientResponse:
-        """The first answer that is no redirect. aiohttp's own redirects would encode URLs anew."""
+        """Returns the first response that is not a redirect. aiohttp's own redirects would encode URLs again."""
         deadline = asyncio.get_running_loop().time() + self._timeouts.total_s
         for _ in range(1 + _MAX_REDIRECTS):
             response = await self._session.get(url, allow_redirects=False, timeout=self._timeout(deadline))
             location = response.headers.get(hdrs.LOCATION)
-            if response.status not in _REDIRECTS or location is None:
+            if response.status not in _REDIRECT_STATUSES or location is None:
                 return response
             response.close()
             url = _resolve(url, location)
         raise ServiceError("origin-refused", f"The URL redirects more than {_MAX_REDIRECTS} times.")
 
     def _timeout(self, deadline: float) -> aiohttp.ClientTimeout:
-        left = deadline - asyncio.get_running_loop().time()
+        remaining_s = deadline - asyncio.get_running_loop().time()
         return aiohttp.ClientTimeout(
-            total=max(left, _MIN_TIMEOUT_S), connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s
+            total=max(remaining_s, _MIN_TIMEOUT_S), connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s
         )
 
 
 def _resolve(url: URL, location: str) -> URL:
-    """The URL that a redirect leads to. It may have no credentials: curl sends them, browsers keep them from scripts of
-    other origins, and no public picture needs them.
+    """Returns the target of a redirect. Raises `origin-refused`, also for a URL with credentials.
+
+    No public picture needs credentials: curl sends them, and browsers hide them from scripts of other origins.
     """
     try:
         return resolve_redirect(url, location)
@@ -183,12 +191,13 @@ def _resolve(url: URL, location: str) -> URL:
 
 
 @contextmanager
-def _as_origin_errors() -> Iterator[None]:
+def _origin_errors() -> Iterator[None]:
+    """Translates the errors of libraries to errors of the API."""
     try:
         yield
     except AddressRefused:
         raise ServiceError("url-not-allowed") from None
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # time-outs are OSErrors
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         raise _translate(error) from OriginFailure(type(error).__name__)
 
 

@@ -1,7 +1,6 @@
-"""Rows as `daguerre verify` and the scrub compare them with the files.
+"""Rows of stored images, to compare them with the files: for `daguerre verify`, the scrub, the sweep and backups.
 
-What is asked of a damaged table is asked in a second way: along an index that may be damaged, or of the blocks of the
-table themselves.
+An index of a damaged table may be wrong. So there is a second way to each answer: from the blocks of the table itself.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from service.ids import IMAGE_ID_PATTERN, AccountId, ImageId
 
 
 class StoredRow(NamedTuple):
-    """An image that is stored, ready or pending."""
+    """An image that is stored, i.e. ready or pending."""
 
     id: ImageId
     account_id: AccountId
@@ -25,7 +24,7 @@ class StoredRow(NamedTuple):
 
 
 def find_fault(row: StoredRow, size: int, sha256: bytes | None) -> str | None:
-    """What is wrong with the row's file of this size and, if it was read, this SHA-256."""
+    """Returns what is wrong with the row's file, or None. `sha256` is that of the file, or None if it was not read."""
     if size != row.size:
         return f"its file has {size} bytes instead of {row.size}"
     if sha256 not in (None, row.sha256):
@@ -42,16 +41,16 @@ select id, account_id, size, sha256 from images where id > $1 and state <> 'fail
 
 
 async def list_stored_rows(connection: Connection, after: str, limit: int) -> list[StoredRow]:
-    """The next rows behind the id `after`; the first ones behind the empty text."""
+    """Returns the next rows after the id `after`; the first ones for an empty text."""
     return [StoredRow(*row) for row in await connection.fetch(_STORED, after, limit)]
 
 
-_BLOCKS = "select pg_relation_size('images') / current_setting('block_size')::bigint"
+_COUNT_BLOCKS = "select pg_relation_size('images') / current_setting('block_size')::bigint"
 
 
 async def count_blocks(connection: Connection) -> int:
-    """The blocks of the table of images."""
-    return int(await connection.fetchval(_BLOCKS))
+    """Returns the number of blocks of the table of images."""
+    return int(await connection.fetchval(_COUNT_BLOCKS))
 
 
 # A range of `ctid` is read from the table itself, without an index (PostgreSQL 14).
@@ -59,12 +58,12 @@ _IN_BLOCKS = "select id, account_id, size, sha256 from images where ctid >= $1 a
 
 
 async def list_rows_in_blocks(connection: Connection, first: int, end: int) -> list[StoredRow]:
-    """The rows in the blocks from `first` to before `end`. Needs no index."""
+    """Returns the rows in the blocks from `first` to before `end`, without an index."""
     return [StoredRow(*row) for row in await connection.fetch(_IN_BLOCKS, (first, 0), (end, 0))]
 
 
 async def is_table_usable(connection: Connection) -> bool:
-    """Whether statements on images can be planned: not if the first page of any of its indexes is damaged."""
+    """Returns whether statements on images can be planned. They cannot if the first page of one index is damaged."""
     try:
         await connection.execute("explain select from images")
     except asyncpg.PostgresError:
@@ -73,37 +72,37 @@ async def is_table_usable(connection: Connection) -> bool:
 
 
 async def copy_rows(connection: Connection, file: BinaryIO) -> None:
-    """Writes the rows as lines for `parse_row`. COPY reads the table alone, whatever its indexes are like; what was
-    read before a damaged block is written.
-    """
+    """Writes the rows as lines for `parse_row`. COPY reads no index. The rows before a damaged block are written."""
     columns = ["id", "account_id", "size", "sha256", "state"]
     await connection.copy_from_table("images", columns=columns, output=file)
 
 
 def parse_row(line: bytes) -> StoredRow | None:
-    """Of a line of COPY's text format; None if the image is not stored."""
-    name, account_id, size, sha256, state = line.decode().rstrip("\n").split("\t")
+    """Returns the row of a line in COPY's text format, or None if its image is not stored."""
+    image_id, account_id, size, sha256, state = line.decode().rstrip("\n").split("\t")
     if state == "failed":
         return None
-    return StoredRow(ImageId(name), AccountId(int(account_id)), int(size), bytes.fromhex(sha256.removeprefix("\\\\x")))
+    return StoredRow(
+        ImageId(image_id), AccountId(int(account_id)), int(size), bytes.fromhex(sha256.removeprefix("\\\\x"))
+    )
 
 
 _SHA256 = "select id, sha256 from images where id = any($1) and state <> 'failed'"
 
 
 async def find_sha256(connection: Connection, image_ids: Sequence[ImageId]) -> dict[ImageId, bytes]:
-    """Of those that are stored. Names of files that are no ids are of no image, and may not even be text."""
-    possible = [image_id for image_id in image_ids if IMAGE_ID_PATTERN.fullmatch(image_id)]
-    return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, possible)}
+    """Returns the SHA-256 of the stored images. An id may be any file name, which may not be valid text."""
+    valid_ids = [image_id for image_id in image_ids if IMAGE_ID_PATTERN.fullmatch(image_id)]
+    return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, valid_ids)}
 
 
-# A row that ends notes its file's removal in the same commit, so a file that has neither never will have.
-_UNCLAIMED = """
+# The commit that ends a row records the removal of its file. So a file with neither will never have one.
+_ORPHANS = """
 select name from unnest($1::text[]) as name
 where not exists (select from images where id = name) and not exists (select from removals where image_id = name)
 """
-# Another statement, since the plan of a statement is kept.
-_UNCLAIMED_BY_SCAN = f"{_UNCLAIMED}  -- of the whole table"
+# Another statement with a plan of its own, because plans are cached.
+_ORPHANS_BY_SCAN = f"{_ORPHANS}  -- of the whole table"
 _SCAN = """
 set local enable_seqscan = on;
 set local enable_indexscan = off;
@@ -111,42 +110,42 @@ set local enable_indexonlyscan = off
 """
 
 
-async def find_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Names of files that have neither a row nor a noted removal, as far as the indexes know."""
-    return [row[0] for row in await connection.fetch(_UNCLAIMED, names)]
+async def find_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Returns the names of files that have neither a row nor a recorded removal, according to the indexes."""
+    return [row[0] for row in await connection.fetch(_ORPHANS, names)]
 
 
-async def scan_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
-    """As `find_unclaimed`, by reading both tables as a whole: a damaged index makes no row look absent."""
+async def scan_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Returns the same by reading both tables as a whole, because a damaged index can hide rows."""
     async with connection.transaction():
         await connection.execute(_SCAN)
-        return [row[0] for row in await connection.fetch(_UNCLAIMED_BY_SCAN, names)]
+        return [row[0] for row in await connection.fetch(_ORPHANS_BY_SCAN, names)]
 
 
 _WITHOUT_ROW = "select name from unnest($1::text[]) as name where not exists (select from images where id = name)"
 
 
 async def find_without_row(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Names of files that have no row, of which some may have a noted removal."""
+    """Returns the names of files that have no row; some may have a recorded removal."""
     return [row[0] for row in await connection.fetch(_WITHOUT_ROW, names)]
 
 
-_IS_THERE = "select from applied_schema limit 0"
+_TABLES_EXIST = "select from applied_schema limit 0"
 
 
 async def require_tables(connection: Connection) -> None:
-    """Raises what PostgreSQL says if there are no tables, or if they may not be read."""
-    await connection.execute(_IS_THERE)
+    """Raises PostgreSQL's error if there are no tables, or if they may not be read."""
+    await connection.execute(_TABLES_EXIST)
 
 
 async def read_table(connection: Connection, table: str) -> None:
-    """Reads all blocks of a table, and the first of its indexes. Raises what PostgreSQL says of them."""
+    """Reads all blocks of a table, and the first of each index. Raises PostgreSQL's error if one is damaged."""
     async with connection.transaction():
         await connection.execute(_SCAN)
         await connection.execute(f"select count(*) from {table}")
 
 
-# The names of files that PostgreSQL's errors have are of use to nobody.
+# PostgreSQL's errors name files, which mean nothing to an operator.
 _RELATION = """
 select relname::text, relkind = 'i' from pg_class
 where oid = pg_filenode_relation(0, $1) and relkind in ('r', 'i', 't')
@@ -154,6 +153,6 @@ where oid = pg_filenode_relation(0, $1) and relkind in ('r', 'i', 't')
 
 
 async def find_relation(connection: Connection, filenode: int) -> tuple[str, bool] | None:
-    """The name of the table or index whose file has this number, and whether it is an index."""
+    """Returns the name of the table or index with this file number, and whether it is an index."""
     row = await connection.fetchrow(_RELATION, filenode)
     return None if row is None else (row[0], row[1])
