@@ -17,8 +17,8 @@ from PIL import Image
 from service.images.probe import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
 from tests.support import hostile_pictures, pictures
 from worker import imaging
+from worker.file_headers import sniff
 from worker.imaging.exif import read_exif
-from worker.sniffing import sniff
 
 CORPUS = Path(__file__).parents[4] / "shared" / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of public test suites is not here")

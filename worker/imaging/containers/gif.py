@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker.headers import gif_size
+from worker.file_headers import gif_size
 
 _IMAGE, _EXTENSION = 0x2C, 0x21
 _GRAPHIC_CONTROL = b"\x21\xf9"

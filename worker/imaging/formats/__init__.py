@@ -8,13 +8,13 @@ import os
 from typing import Protocol
 
 from service.images.probe import Rejected
+from worker.file_headers import HEAD_BYTES, sniff
 from worker.imaging.formats import avif, gif, heic, jpeg, png, svg, tiff, webp
 from worker.imaging.formats.original import Frames, Original
 from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
 from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.kinds import name_kind
-from worker.sniffing import HEAD_BYTES, sniff
 
 __all__ = ["FORMATS", "Format", "recognise"]
 

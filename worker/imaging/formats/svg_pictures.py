@@ -14,9 +14,8 @@ from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
 from service.images.probe import Rejected
-from worker.headers import avif_size, gif_size, webp_size
+from worker.file_headers import HEAD_BYTES, avif_size, gif_size, sniff, webp_size
 from worker.imaging.formats import jpeg, png
-from worker.sniffing import HEAD_BYTES, sniff
 
 # Documents inside of documents; one of an editor holds a photo, or a drawing with a photo.
 _MOST_NESTED = 4

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+from worker.file_headers import HEAD_BYTES, sniff
 from worker.imaging.formats.source import File, opened_file
 from worker.imaging.formats.svg_document import is_svg
 from worker.imaging.location_removal.blocks import blank_exif
@@ -17,7 +18,6 @@ from worker.imaging.location_removal.png import blank_png
 from worker.imaging.location_removal.regions import Copy, Patch, Unreadable
 from worker.imaging.location_removal.svg import blank_svg
 from worker.imaging.location_removal.webp import blank_webp
-from worker.sniffing import HEAD_BYTES, sniff
 
 __all__ = ["Patch", "find_locations"]
 
