@@ -7,6 +7,7 @@ takes a few small reads, whatever the file is.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from typing import NamedTuple, TypeAlias
 Read: TypeAlias = Callable[[int, int], bytes]
 
 HEAD_BYTES = 4096
+
+# Offsets of BigTIFF have 64 bits. No file reaches so far, and os.pread raises OverflowError from 1 << 63 on.
+_MAX_OFFSET = 1 << 62
 
 _MAGIC = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -50,6 +54,15 @@ class JpegFrame(NamedTuple):
     marker: int
     width: int
     height: int
+
+
+def bytes_reader(data: bytes) -> Read:
+    return lambda size, at: data[at : at + size]
+
+
+def file_reader(fd: int) -> Read:
+    """Like os.pread, but at any offset: returns nothing from where no file reaches."""
+    return lambda size, at: os.pread(fd, size, at) if at <= _MAX_OFFSET else b""
 
 
 def sniff(head: bytes) -> str | None:

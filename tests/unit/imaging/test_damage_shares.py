@@ -81,7 +81,7 @@ def test_every_sample_is_documented() -> None:
 
 
 @pytest.mark.parametrize("name", documented())
-def test_share_of_noticed_damage(tmp_path: Path, name: str) -> None:
+def test_share_of_detected_damage(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     data = samples()[name]
     measured = []

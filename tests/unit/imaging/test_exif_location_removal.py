@@ -19,7 +19,7 @@ from tests.support.pictures import BLUE, GREEN, RED, WHITE, Entry, ascii_entry, 
 from tests.unit.imaging.test_location_removal import profile, with_chunks
 from worker import imaging
 from worker.imaging.exif import read_exif
-from worker.imaging.location_removal import find_locations
+from worker.imaging.operations import find_locations
 
 ProbeBytes = Callable[[bytes], Probe]
 RenderBytes = Callable[..., Image.Image]
@@ -178,7 +178,7 @@ def test_png_chunk_wins_over_a_profile(probe: ProbeBytes) -> None:
         b"Raw profile type iptc\0\0" + zlib.compress(profile(block())),
     ],
 )
-def test_png_profile_that_is_no_exif_is_skipped(probe: ProbeBytes, contents: bytes) -> None:
+def test_png_profile_without_exif_is_skipped(probe: ProbeBytes, contents: bytes) -> None:
     began = time.process_time()
     found = probe(with_chunks(encode("PNG"), *[(b"zTXt", contents)] * 3))
     assert (found.orientation, found.exif) == (1, {})
@@ -194,7 +194,7 @@ def test_jpeg_exif_is_read_anywhere(probe: ProbeBytes, render: RenderBytes, plac
     assert render(data, "jpeg", metadata="keep").getexif()[0x010F] == "Daguerre"
 
 
-def test_first_exif_block_of_a_jpeg_turns_it(probe: ProbeBytes) -> None:
+def test_first_exif_block_of_a_jpeg_decides(probe: ProbeBytes) -> None:
     """As in browsers. The values of all blocks are shown, as ExifTool shows them."""
     found = probe(jpeg_with(b"Exif\0\0" + exif_block([MAKE]), b"Exif\0\0" + block(6)))
     assert found.orientation == 1
@@ -234,7 +234,7 @@ def avif(orientation: int, exif_orientation: int, *, swap_properties: bool = Fal
 
 
 @pytest.mark.parametrize("orientation", CORNERS)
-def test_avif_orientation_is_what_was_applied(probe: ProbeBytes, render: RenderBytes, orientation: int) -> None:
+def test_avif_orientation_is_the_applied_one(probe: ProbeBytes, render: RenderBytes, orientation: int) -> None:
     found = probe(avif(orientation, 8))
     assert (found.orientation, found.exif["Orientation"]) == (orientation, 8)
     assert (found.width, found.height) == ((96, 64) if orientation < 5 else (64, 96))
@@ -330,7 +330,7 @@ BIG_TIFFS = {"BigTIFF, little endian": big_tiff("<"), "BigTIFF, big endian": big
 
 
 @pytest.mark.parametrize("place", [*png_places(b""), *jpeg_places(b""), *BIG_TIFFS])
-def test_place_is_removed_wherever_exif_is_read(probe: ProbeBytes, tmp_path: Path, place: str) -> None:
+def test_location_is_removed_wherever_exif_is_read(probe: ProbeBytes, tmp_path: Path, place: str) -> None:
     data = bytearray((png_places(block()) | jpeg_places(block()) | BIG_TIFFS)[place])
     assert "GPSLatitude" in probe(bytes(data)).exif
     for offset, new in find_locations(str(tmp_path / "picture")):

@@ -25,7 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from tests.support import hostile_pictures, pictures
 from worker import imaging
 from worker.imaging.exif import read_exif
-from worker.imaging.location_removal import Patch, find_locations
+from worker.imaging.location_removal.regions import Patch
+from worker.imaging.operations import find_locations
 
 Find = Callable[[bytes], list[Patch]]
 Strip = Callable[[bytes], bytes]
@@ -333,7 +334,7 @@ def tells(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_place_is_left_and_no_pixel_touched(strip: Strip, name: str) -> None:
+def test_location_is_removed_and_pixels_stay(strip: Strip, name: str) -> None:
     data = FILES[name]
     assert tells(data) or "GPS" in str(probed(data))
     clean = strip(data)
@@ -343,7 +344,7 @@ def test_no_place_is_left_and_no_pixel_touched(strip: Strip, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(("gif", "svg", "tiff, BigTIFF"))])
-def test_other_tags_read_as_before(strip: Strip, name: str) -> None:
+def test_other_tags_stay(strip: Strip, name: str) -> None:
     data = FILES[name]
     before, after = probed(data), probed(strip(data))
     assert any(tag.startswith("GPS") for tag in before)
@@ -361,7 +362,7 @@ def probed(data: bytes) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_every_reader_still_reads_the_block(strip: Strip, order: str) -> None:
+def test_exif_readers_accept_the_patched_block(strip: Strip, order: str) -> None:
     """Pillow, libexif and our own; the entries behind the one that is gone, and those of the thumbnail."""
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block(order)))
     clean = strip(data)
@@ -394,14 +395,14 @@ def vips(data: bytes) -> pyvips.Image:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "avif", "tiff"])
-def test_readers_of_xmp_find_an_empty_packet(strip: Strip, name: str) -> None:
+def test_xmp_readers_find_an_empty_packet(strip: Strip, name: str) -> None:
     with Image.open(io.BytesIO(strip(FILES[name]))) as image:
         packet = image.tag_v2[700] if isinstance(image, TiffImageFile) else image.info["xmp"]
     assert [element.tag.rpartition("}")[2] for element in ElementTree.fromstring(packet).iter()] == ["xmpmeta", "RDF"]
 
 
 @pytest.mark.parametrize("name", text_chunks())
-def test_a_text_of_a_png_goes_and_its_checksum_is_right(strip: Strip, name: str) -> None:
+def test_png_text_is_emptied_with_its_checksum(strip: Strip, name: str) -> None:
     clean = strip(with_chunks(pictures.encode("PNG"), text_chunks()[name]))
     assert all(zlib.crc32(kind + body) == checksum for kind, body, checksum in chunks(clean))
     with Image.open(io.BytesIO(clean)) as image:
@@ -420,11 +421,11 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
         at += 12 + size
 
 
-def test_checksums_of_a_png_are_right(strip: Strip) -> None:
+def test_png_checksums_are_updated(strip: Strip) -> None:
     assert all(zlib.crc32(kind + body) == checksum for kind, body, checksum in chunks(strip(FILES["png"])))
 
 
-def test_iptc_keeps_what_is_no_place(strip: Strip) -> None:
+def test_iptc_keeps_other_values(strip: Strip) -> None:
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xED, b"Photoshop 3.0\0" + RESOURCES))
     clean = strip(data)
     blank = b" " * len(TOWN)
@@ -452,18 +453,18 @@ def test_iptc_keeps_what_is_no_place(strip: Strip) -> None:
         "geo:lat",
     ],
 )
-def test_a_packet_with_a_place_goes_whatever_it_is_called(find: Find, name: str) -> None:
+def test_xmp_with_any_location_property_is_emptied(find: Find, name: str) -> None:
     for packet in (xmp(name), xmp(name).decode().encode("utf-16")):
         assert find(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet)))
 
 
 @pytest.mark.parametrize("name", ["dc:title", "photoshop:Headline", "crs:Velocity", "tiff:Orientation", "dc:statement"])
-def test_a_packet_without_a_place_stays(find: Find, name: str) -> None:
+def test_xmp_without_location_stays(find: Find, name: str) -> None:
     packet = xmp(name, b"The city, the country: a location, 47 N")
     assert find(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet))) == []
 
 
-def test_a_packet_too_short_for_an_empty_one_becomes_spaces(strip: Strip) -> None:
+def test_short_xmp_packet_becomes_spaces(strip: Strip) -> None:
     packet = b"<a:City>Hidden Vale</a:City>"
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet)))
     assert XMP_HEAD + b" " * len(packet) in clean
@@ -502,11 +503,11 @@ PLAIN = plain()
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_file_without_a_place_has_no_patches(find: Find, name: str) -> None:
+def test_file_without_location_has_no_patches(find: Find, name: str) -> None:
     assert find(PLAIN[name]) == []
 
 
-def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+def test_location_of_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         find_locations(str(tmp_path / "none"))
 
@@ -514,7 +515,7 @@ def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
 # Containers in unusual shapes
 
 
-def test_exif_goes_on_in_the_next_segment(strip: Strip) -> None:
+def test_exif_over_several_segments(strip: Strip) -> None:
     block = exif_block()
     cut = block.index(struct.pack("<II", *SECONDS)) + 3
     data = hostile_pictures.jpeg_with(
@@ -526,7 +527,7 @@ def test_exif_goes_on_in_the_next_segment(strip: Strip) -> None:
     assert struct.pack("<II", *SECONDS)[3:] not in clean
 
 
-def test_pictures_behind_the_first_and_thumbnails_are_looked_into(strip: Strip) -> None:
+def test_thumbnails_and_appended_pictures(strip: Strip) -> None:
     """As phones append the depth or the light of a scene, and cameras a preview."""
     one = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block()))
     for data in (
@@ -578,20 +579,20 @@ def heif(version: int) -> bytes:
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_items_in_pieces_are_found_after_every_version_of_the_table(strip: Strip, version: int) -> None:
+def test_heif_items_in_pieces(strip: Strip, version: int) -> None:
     clean = strip(heif(version))
     assert tells(clean) == []
     assert struct.pack("<II", *SECONDS)[3:] not in clean
     assert MAKER_NOTE in clean
 
 
-def test_xmp_of_a_heif_may_be_a_box(strip: Strip) -> None:
+def test_heif_xmp_in_a_box(strip: Strip) -> None:
     uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
     data = pictures.encode("AVIF", speed=10) + box(b"uuid", uuid, xmp())
     assert tells(strip(data)) == []
 
 
-def test_metadata_that_a_comment_opens_is_none(strip: Strip) -> None:
+def test_svg_metadata_in_a_comment_is_ignored(strip: Strip) -> None:
     """Between that and the true end lies the drawing."""
     data = svg()
     clean = strip(data)
@@ -602,7 +603,7 @@ def test_metadata_that_a_comment_opens_is_none(strip: Strip) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "iso-8859-1"])
-def test_metadata_of_an_svg_in_another_encoding(strip: Strip, encoding: str) -> None:
+def test_svg_metadata_in_another_encoding(strip: Strip, encoding: str) -> None:
     declaration = f'<?xml version="1.0" encoding="{encoding}"?>'
     data = svg().decode().replace('<?xml version="1.0"?>', declaration).replace("lake", "café").encode(encoding)
     clean = strip(data).decode(encoding)
@@ -612,7 +613,7 @@ def test_metadata_of_an_svg_in_another_encoding(strip: Strip, encoding: str) -> 
     assert ElementTree.fromstring(clean.removeprefix(declaration).encode())
 
 
-def test_metadata_of_a_compressed_svg(strip: Strip) -> None:
+def test_compressed_svg_metadata(strip: Strip) -> None:
     data = gzip.compress(svg())
     clean = gzip.decompress(strip(data))
     assert TOWN not in clean
@@ -621,7 +622,7 @@ def test_metadata_of_a_compressed_svg(strip: Strip) -> None:
     assert strip(plain) == plain
 
 
-def test_iptc_of_a_tiff_may_have_its_bytes_turned(strip: Strip) -> None:
+def test_tiff_iptc_with_swapped_bytes(strip: Strip) -> None:
     block = IIM + bytes(-len(IIM) % 4)
     turned = b"".join(block[at : at + 4][::-1] for at in range(0, len(block), 4))
     data = hostile_pictures.tiff_of((0x83BB, 4, len(turned) // 4, turned))
@@ -634,13 +635,13 @@ def test_iptc_of_a_tiff_may_have_its_bytes_turned(strip: Strip) -> None:
 # Files made to do harm
 
 
-def test_a_directory_of_gps_that_is_the_first_too_stays_readable(strip: Strip) -> None:
+def test_gps_directory_that_is_the_first_stays(strip: Strip) -> None:
     block = tiff_block({"image": [(0x010F, 2, 6, b"Canon\0"), (0x8825, 4, 1, To("image"))]})
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + block)))
     assert probed(clean) == {"Make": "Canon"}
 
 
-def test_a_pointer_to_what_is_no_directory_costs_nothing_else(strip: Strip) -> None:
+def test_gps_pointer_to_other_data(strip: Strip) -> None:
     text = bytes(range(128, 250))
     block = tiff_block({"image": [(0x010F, 2, 6, b"Canon\0"), (0x8825, 4, 1, struct.pack("<I", 50))]}) + bytes(6) + text
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + block)))
@@ -649,7 +650,7 @@ def test_a_pointer_to_what_is_no_directory_costs_nothing_else(strip: Strip) -> N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_files_have_sound_patches_or_none(find: Find, name: str) -> None:
+def test_damaged_files_have_valid_patches(find: Find, name: str) -> None:
     data, chance = FILES[name], random.Random(name)
     marks = (b"Exif", b"8BIM", b"\x25\x88", b"\x88\x25", b"iloc", b"XMP", b"<")
     told = [data.index(mark) for mark in marks if mark in data]
@@ -722,7 +723,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_work_is_bounded(find: Find, name: str) -> None:
+def test_location_removal_is_bounded(find: Find, name: str) -> None:
     data = bombs()[name]()
     began = time.process_time()
     patches = find(data)

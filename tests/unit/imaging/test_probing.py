@@ -82,12 +82,12 @@ def test_every_format_is_probed(probe: ProbeBytes, name: str) -> None:
     assert 100 < len(found.mini_preview) <= 500
 
 
-def test_probing_twice_finds_the_same(probe: ProbeBytes) -> None:
+def test_probe_is_repeatable(probe: ProbeBytes) -> None:
     assert probe(SAMPLES["jpeg"]) == probe(SAMPLES["jpeg"])
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_file_that_moves_away_meanwhile_is_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_file_that_is_moved_meanwhile_is_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(SAMPLES[name])
     expected = imaging.probe(str(path), max_pixels=1_000_000)
@@ -100,7 +100,7 @@ def test_a_file_that_moves_away_meanwhile_is_probed(tmp_path: Path, monkeypatch:
     assert imaging.probe(str(path), max_pixels=1_000_000) == expected
 
 
-def test_a_changed_file_of_the_same_name_is_read_again(probe: ProbeBytes) -> None:
+def test_changed_file_is_read_again(probe: ProbeBytes) -> None:
     assert probe(pictures.encode("WEBP", pictures.quarters(30, 20))).width == 30
     assert probe(pictures.encode("WEBP", pictures.quarters(50, 20))).width == 50
 
@@ -134,7 +134,7 @@ def test_orientation_is_applied_to_size_and_preview(probe: ProbeBytes, form: str
     assert all(near(corner, colour) for corner, colour in zip(corners, expected, strict=True))
 
 
-def test_an_orientation_beyond_the_standard_is_none(probe: ProbeBytes) -> None:
+def test_invalid_orientation_is_ignored(probe: ProbeBytes) -> None:
     exif = Image.Exif()
     exif[0x0112] = 9
     assert probe(pictures.encode("JPEG", exif=exif.tobytes())).orientation == 1
@@ -142,7 +142,7 @@ def test_an_orientation_beyond_the_standard_is_none(probe: ProbeBytes) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
-def test_a_tiff_whose_orientation_is_none_is_upright(probe: ProbeBytes, order: str, orientation: int) -> None:
+def test_tiff_with_invalid_orientation_is_upright(probe: ProbeBytes, order: str, orientation: int) -> None:
     data = bytearray(pictures.encode("TIFF", tiffinfo={0x0112: 6}))
     entry = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     assert data.count(entry) == 1
@@ -160,7 +160,7 @@ def _grey_pixel(orientation: int) -> list[pictures.Entry]:
     return [(tag, 3, 1, struct.pack(">HH", value, 0)) for tag, value in own.items()]
 
 
-def test_heic_is_turned_once_by_its_container(probe: ProbeBytes) -> None:
+def test_heic_is_turned_by_its_container_only(probe: ProbeBytes) -> None:
     found = probe(pictures.HEIC)
     assert (found.width, found.height, found.orientation) == (32, 48, 6)
     assert found.exif["Orientation"] == 6
@@ -175,13 +175,13 @@ def test_heic_is_turned_once_by_its_container(probe: ProbeBytes) -> None:
     assert bottom_left[0] > 170 < bottom_left[1]
 
 
-def test_an_apng_counts_its_default_image(probe: ProbeBytes) -> None:
+def test_apng_counts_its_default_image(probe: ProbeBytes) -> None:
     first, *rest = pictures.frames(3)
     data = pictures.encode("PNG", first, save_all=True, append_images=rest, default_image=True)
     assert probe(data).pages == 3
 
 
-def test_tiff_pages_of_different_sizes_are_read(probe: ProbeBytes, refusal: Callable[..., str]) -> None:
+def test_tiff_pages_of_different_sizes(probe: ProbeBytes, refusal: Callable[..., str]) -> None:
     data = pictures.encode(
         "TIFF", pictures.quarters(), save_all=True, append_images=[pictures.quarters(30, 40), pictures.quarters(9, 9)]
     )
@@ -227,7 +227,7 @@ def test_other_files_are_unsupported(refusal: Callable[..., str], data: bytes) -
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_truncated_picture_is_damaged(refusal: Callable[..., str], name: str) -> None:
+def test_truncated_picture_is_damaged(refusal: Callable[..., str], name: str) -> None:
     data = SAMPLES[name]
     shortest = 100 if name == "svg" else 40
     cuts = {shortest, *(len(data) * share // 100 for share in (10, 25, 50, 75, 90, 99)), len(data) - 6}
@@ -238,25 +238,25 @@ def test_a_truncated_picture_is_damaged(refusal: Callable[..., str], name: str) 
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "svg"])
-def test_bytes_behind_a_complete_picture_do_not_matter(probe: ProbeBytes, name: str) -> None:
+def test_bytes_after_the_picture_are_ignored(probe: ProbeBytes, name: str) -> None:
     assert probe(SAMPLES[name] + b"and then some") == probe(SAMPLES[name])
 
 
-def test_a_gif_may_lack_its_end_mark(probe: ProbeBytes) -> None:
+def test_gif_without_end_mark_is_accepted(probe: ProbeBytes) -> None:
     assert probe(SAMPLES["gif, animated"][:-1]).pages == 4
 
 
-def test_a_truncated_jpeg_with_an_end_mark_is_damaged(refusal: Callable[..., str]) -> None:
+def test_truncated_jpeg_with_end_mark_is_damaged(refusal: Callable[..., str]) -> None:
     data = SAMPLES["jpeg"]
     assert refusal(data[: len(data) // 2] + b"\xff\xd9") == "damaged-image"
 
 
-def test_stray_bytes_before_a_jpeg_marker_are_a_habit_of_cameras(probe: ProbeBytes) -> None:
+def test_stray_bytes_before_a_jpeg_marker(probe: ProbeBytes) -> None:
     data = SAMPLES["jpeg"]
     assert probe(data[:-2] + b"\0\0\0" + data[-2:]).width == 160
 
 
-def test_a_png_with_a_wrong_checksum_is_damaged(refusal: Callable[..., str]) -> None:
+def test_png_with_wrong_checksum_is_damaged(refusal: Callable[..., str]) -> None:
     data = bytearray(SAMPLES["png"])
     data[len(data) // 2] ^= 0xFF
     assert refusal(bytes(data)) == "damaged-image"
@@ -281,11 +281,11 @@ def test_pages_count_towards_the_limit(probe: ProbeBytes, refusal: Callable[...,
     assert refusal(SAMPLES[name], pixels - 1) == "too-many-pixels"
 
 
-def test_a_jpeg_of_nothing_but_fill_bytes_is_given_up(refusal: Callable[..., str]) -> None:
+def test_jpeg_of_fill_bytes_is_refused(refusal: Callable[..., str]) -> None:
     assert refusal(b"\xff\xd8" + b"\xff" * 2_000_000) == "damaged-image"
 
 
-def test_an_svg_reads_no_other_file(probe: ProbeBytes, tmp_path: Path) -> None:
+def test_svg_reads_no_other_file(probe: ProbeBytes, tmp_path: Path) -> None:
     (tmp_path / "near.png").write_bytes(pictures.encode("PNG", Image.new("RGB", (9, 9))))
     for link in ("near.png", (tmp_path / "near.png").as_uri(), "http://127.0.0.1:9/near.png"):
         image = f'<image href="{link}" width="9" height="9"/>'
@@ -301,12 +301,12 @@ def test_svg_entities_do_not_explode(refusal: Callable[..., str]) -> None:
     assert refusal(svg.encode()) == "damaged-image"
 
 
-def test_a_missing_file_is_no_picture_at_fault(tmp_path: Path) -> None:
+def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         imaging.probe(str(tmp_path / "gone"), max_pixels=1)
 
 
-def test_a_mif1_brand_is_told_by_its_codec() -> None:
+def test_mif1_brand_is_sniffed_by_codec() -> None:
     box = struct.pack(">I", 20) + b"ftypmif1" + bytes(4) + b"miaf"
     assert sniff(box + bytes(30) + b"hvc1") == "heic"
     assert sniff(box + bytes(30) + b"av01") == "avif"
@@ -316,7 +316,7 @@ def test_a_mif1_brand_is_told_by_its_codec() -> None:
 @pytest.mark.parametrize(
     "mark", [b"", b"\xef\xbb\xbf", b"<!-- " + b"x" * 2000 + b" -->\n", b"<!DOCTYPE svg [ <!ENTITY a 'b>'> ]>"]
 )
-def test_an_svg_root_is_found_behind_what_may_precede_it(mark: bytes) -> None:
+def test_svg_root_is_sniffed_after_its_prologue(mark: bytes) -> None:
     assert sniff(mark + b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'>") == "svg"
     assert sniff(mark + b"<svgx>") is None
 
@@ -326,7 +326,7 @@ def test_an_svg_root_is_found_behind_what_may_precede_it(mark: bytes) -> None:
 
 @pytest.mark.parametrize("size", [(1500, 1000), (48, 48), (640, 480), (500, 33), (10_000, 1), (1, 10_000), (1, 1)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_preview_fits_and_keeps_the_aspect(probe: ProbeBytes, form: str, size: tuple[int, int]) -> None:
+def test_preview_fits_and_keeps_the_aspect_ratio(probe: ProbeBytes, form: str, size: tuple[int, int]) -> None:
     found = probe(pictures.encode(form, pictures.landscape(*size)))
     assert len(found.mini_preview) <= 500
     shown = preview(found)
@@ -337,7 +337,7 @@ def test_a_preview_fits_and_keeps_the_aspect(probe: ProbeBytes, form: str, size:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "checks"])
-def test_even_noise_fits(probe: ProbeBytes, mode: str) -> None:
+def test_preview_of_noise_fits(probe: ProbeBytes, mode: str) -> None:
     if mode == "checks":
         image = Image.frombytes("L", (47, 48), bytes([0, 255] * (47 * 24)))
     else:
@@ -345,7 +345,7 @@ def test_even_noise_fits(probe: ProbeBytes, mode: str) -> None:
     assert len(probe(pictures.encode("PNG", image)).mini_preview) <= 500
 
 
-def test_a_preview_is_a_baseline_jpeg_without_metadata(probe: ProbeBytes) -> None:
+def test_preview_is_a_baseline_jpeg(probe: ProbeBytes) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Secret"
     data = probe(pictures.encode("JPEG", pictures.landscape(300, 200), exif=exif.tobytes())).mini_preview
@@ -359,12 +359,12 @@ def test_a_preview_is_a_baseline_jpeg_without_metadata(probe: ProbeBytes) -> Non
     assert sorted(markers) == [0xC0, 0xC4, 0xDB]
 
 
-def test_a_preview_uses_its_bytes(probe: ProbeBytes) -> None:
+def test_preview_uses_its_bytes(probe: ProbeBytes) -> None:
     sizes = [len(probe(pictures.encode("PNG", pictures.landscape(400, 300))).mini_preview) for _ in range(5)]
     assert min(sizes) > 460
 
 
-def test_transparency_is_white(probe: ProbeBytes) -> None:
+def test_preview_flattens_on_white(probe: ProbeBytes) -> None:
     for form in ("PNG", "WEBP", "TIFF", "AVIF"):
         found = probe(pictures.encode(form, pictures.transparent()))
         assert found.has_alpha
@@ -373,19 +373,19 @@ def test_transparency_is_white(probe: ProbeBytes) -> None:
         assert near(shown.getpixel((42, 16)), (0, 0, 0))
 
 
-def test_sixteen_bits_are_scaled_to_eight(probe: ProbeBytes) -> None:
+def test_preview_of_sixteen_bits(probe: ProbeBytes) -> None:
     assert near(preview(probe(pictures.deep_png(65535))).getpixel((9, 9)), (128, 128, 128), 8)
     assert near(preview(probe(pictures.deep_png(0))).getpixel((9, 9)), (255, 255, 255), 8)
 
 
-def test_cmyk_is_not_inverted(probe: ProbeBytes) -> None:
+def test_preview_of_cmyk_is_not_inverted(probe: ProbeBytes) -> None:
     for form in ("JPEG", "TIFF"):
         shown = preview(probe(pictures.encode(form, pictures.quarters().convert("CMYK"))))
         assert near(shown.getpixel((6, 6)), pictures.RED, 60)
         assert near(shown.getpixel((42, 26)), pictures.WHITE, 20)
 
 
-def test_a_profile_is_applied(probe: ProbeBytes) -> None:
+def test_preview_applies_the_profile(probe: ProbeBytes) -> None:
     """In a profile whose red and blue are swapped, stored red is displayed blue."""
     swapped = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
     for form in ("JPEG", "PNG", "WEBP"):
@@ -395,12 +395,12 @@ def test_a_profile_is_applied(probe: ProbeBytes) -> None:
         assert near(managed, pictures.BLUE, 60)
 
 
-def test_a_grey_picture_has_a_grey_preview(probe: ProbeBytes) -> None:
+def test_preview_of_grey_is_grey(probe: ProbeBytes) -> None:
     assert preview(probe(SAMPLES["jpeg, grey"])).mode == "L"
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP"])
-def test_an_animation_shows_its_first_frame(probe: ProbeBytes, form: str) -> None:
+def test_preview_is_the_first_frame(probe: ProbeBytes, form: str) -> None:
     found = probe(
         pictures.encode(form, pictures.quarters(), save_all=True, append_images=[Image.new("RGB", (96, 64))] * 2)
     )
@@ -500,12 +500,12 @@ def test_exif_texts_are_clean(raw: bytes, text: str | None) -> None:
         ("<", bytes(8) + "grüße".encode()),
     ],
 )
-def test_a_user_comment_is_decoded_by_its_code(order: str, raw: bytes) -> None:
+def test_user_comment_is_decoded_by_its_code(order: str, raw: bytes) -> None:
     block = pictures.exif_block([], photo=[(0x9286, 7, len(raw), raw)], order=order)
     assert read_exif(block) == {"UserComment": "grüße"}
 
 
-def test_values_that_are_no_numbers_are_left_out() -> None:
+def test_exif_leaves_out_invalid_numbers() -> None:
     block = pictures.exif_block(
         [(0x011A, 11, 1, struct.pack("<f", math.nan)), (0x011B, 12, 1, struct.pack("<d", math.inf))],
         photo=[
@@ -522,7 +522,7 @@ def test_values_that_are_no_numbers_are_left_out() -> None:
     assert read_exif(block) == {"FocalLength": 2.5, "GPSLatitudeRef": "N", "GPSLongitudeRef": "E"}
 
 
-def test_a_bad_tag_does_not_cost_the_others() -> None:
+def test_exif_skips_a_bad_tag_only() -> None:
     block = pictures.exif_block(
         [
             (0x010F, 2, 0xFFFFFFFF, b"\xff\xff\xff\xff"),
@@ -535,14 +535,14 @@ def test_a_bad_tag_does_not_cost_the_others() -> None:
     assert read_exif(block) == {"Software": "kept"}
 
 
-def test_directories_that_point_at_themselves_end() -> None:
+def test_exif_directory_loops_end() -> None:
     block = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", 3)
     for tag in (0x8769, 0x8825, 0xA005):
         block += struct.pack("<HHII", tag, 4, 1, 8)
     assert read_exif(block + struct.pack("<I", 8)) == {}
 
 
-def test_exif_stays_small_and_fit_for_jsonb() -> None:
+def test_exif_is_bounded_and_valid_jsonb() -> None:
     texts = [
         pictures.ascii_entry(tag, b"\xc3\xa9\x01" * 2000) for tag in (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B)
     ]
@@ -553,7 +553,7 @@ def test_exif_stays_small_and_fit_for_jsonb() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_exif_is_never_more_than_missing(seed: int) -> None:
+def test_damaged_exif_does_no_harm(seed: int) -> None:
     block = bytearray(Image.Exif().tobytes() if seed == 0 else _typical_block())
     rolled = seed * 2654435761
     for step in range(12):
@@ -574,18 +574,18 @@ def _typical_block() -> bytes:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_exif_is_found_in_every_container(probe: ProbeBytes, form: str) -> None:
+def test_exif_is_read_in_every_container(probe: ProbeBytes, form: str) -> None:
     found = probe(pictures.encode(form, exif=_typical_block())).exif
     assert (found["Make"], found["ExposureTime"], found["GPSLatitude"]) == ("Canon", 0.004, 52.5)
 
 
-def test_the_tags_of_a_tiff_are_its_own(probe: ProbeBytes) -> None:
+def test_tiff_tags_are_read(probe: ProbeBytes) -> None:
     found = probe(pictures.encode("TIFF", tiffinfo={0x010F: "Canon", 0x013B: "Zoe"})).exif
     assert (found["Make"], found["Artist"]) == ("Canon", "Zoe")
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "heic"])
-def test_no_exif_is_an_empty_object(probe: ProbeBytes, name: str) -> None:
+def test_picture_without_exif_has_no_tags(probe: ProbeBytes, name: str) -> None:
     found = probe(SAMPLES[name]).exif
     assert set(found) <= ({"XResolution", "YResolution", "ResolutionUnit"} if name.startswith("tiff") else set())
 
@@ -595,7 +595,7 @@ def _segment(marker: int, payload: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("padding", [0, 2 << 20], ids=["small", "larger than is read at once"])
-def test_the_first_exif_block_of_a_jpeg_counts_wherever_it_lies(probe: ProbeBytes, padding: int) -> None:
+def test_first_exif_block_of_a_jpeg_counts(probe: ProbeBytes, padding: int) -> None:
     """Small files are decoded without it, so it must be found and cut out exactly."""
     plain = pictures.encode("JPEG")
     block = _typical_block()
@@ -629,7 +629,7 @@ def test_jpeg_inside_its_exif_segment_is_damaged(refusal: Callable[..., str]) ->
 
 
 @pytest.mark.needs("exiftool")
-def test_exif_agrees_with_exiftool(probe: ProbeBytes, tmp_path: Path) -> None:
+def test_exif_matches_exiftool(probe: ProbeBytes, tmp_path: Path) -> None:
     data = pictures.encode("JPEG", exif=_typical_block())
     (tmp_path / "picture.jpg").write_bytes(data)
     told = json.loads(
@@ -652,7 +652,7 @@ def _expected(folder: str) -> dict[str, dict[str, object]]:
 
 @needs_corpus
 @pytest.mark.parametrize("name", _expected("valid"))
-def test_valid_pictures_of_public_suites_are_measured_right(name: str) -> None:
+def test_public_suites_valid_pictures(name: str) -> None:
     expected = _expected("valid")[name]
     found = imaging.probe(str(CORPUS / "valid" / name), max_pixels=100_000_000)
     measured = (found.format, found.width, found.height, found.pages)
@@ -683,7 +683,7 @@ for path in sys.argv[1:]:
 
 
 @needs_corpus
-def test_hostile_pictures_of_public_suites_are_probed_or_refused() -> None:
+def test_public_suites_hostile_pictures() -> None:
     paths = [str(CORPUS / "hostile" / name) for name in _expected("hostile")]
     child = subprocess.run(
         [sys.executable, "-c", _PROBE_EACH, *paths], check=False, capture_output=True, text=True, timeout=50
@@ -692,7 +692,7 @@ def test_hostile_pictures_of_public_suites_are_probed_or_refused() -> None:
     assert len(child.stdout.splitlines()) == len(paths)
 
 
-def test_what_a_picture_leaves_behind_is_no_message_about_the_next(probe: ProbeBytes) -> None:
+def test_decoder_messages_do_not_leak(probe: ProbeBytes) -> None:
     """libvips keeps its messages until somebody asks, also those of a picture that was fine in the end."""
     lying = hostile_pictures.tiff_of((0x010F, 2, 100, b"\xff\xff\xff\xff"))
     probe(lying)
