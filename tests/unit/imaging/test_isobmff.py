@@ -105,3 +105,9 @@ def test_endless_lists_are_malformed() -> None:
             parse(heif(iinf(infe(1, b"hvc1")), hostile))
     with pytest.raises(Malformed):
         parse(box(b"free") * (MAX_ENTRIES + 1))
+
+
+def test_truncated_64_bit_size_ends_the_boxes() -> None:
+    """Such a box used to be read with a negative size, which the system refuses."""
+    file = parse(box(b"ftyp", b"heic") + struct.pack(">I", 1) + b"meta" + bytes(7))
+    assert [box.kind for box in file.boxes] == [b"ftyp"]

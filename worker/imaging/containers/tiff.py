@@ -1,4 +1,4 @@
-"""The reader and writer of TIFF directories (TIFF 6.0, section 2; BigTIFF), of which EXIF is made too.
+"""The reader and writer of TIFF directories (TIFF 6.0, section 2; BigTIFF), which EXIF consists of too.
 
 Probes, renditions and the removal of locations read directories here. Each of them says how many entries it accepts,
 and decides what a damaged directory means.

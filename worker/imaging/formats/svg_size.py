@@ -28,7 +28,7 @@ _LENGTH = re.compile(r"([+-]?(?:\d+|\d*\.\d+)(?:e[+-]?\d+)?)([a-z]*|%)", re.IGNO
 _FONT_SIZE = re.compile(r"(?:^|;)\s*font-size\s*:\s*([^;!]+)", re.IGNORECASE)
 _FONT = re.compile(r"(?:^|;)\s*font\s*:[^;]*?([\d.]+[a-z%]+)(?=[\s/])", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,]+")
-# Longer values only keep us busy.
+# Longer values are hostile.
 _MAX_STYLE_CHARS, _MAX_LENGTH_CHARS = 4_000, 100
 # About the maximum of browsers. Floats are exact up to here.
 _MAX_SIDE = 1e9

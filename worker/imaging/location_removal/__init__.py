@@ -1,4 +1,4 @@
-"""Finds what tells a location in a picture's metadata, and blanks it in a private copy of the file.
+"""Finds locations in the metadata of a picture, and blanks them in a private copy of the file.
 
 A module per container says where its metadata are; `blocks` knows EXIF, IPTC and Photoshop's image resources, and `xmp`
 XMP, which several containers have. `Copy` in `regions` collects the changes as patches.
