@@ -1,4 +1,4 @@
-"""Colours, held against Chromium (`tests.support.chromium`, its command and version there) and lcms by Pillow."""
+"""Colours, compared with Chromium (by `tests.support.chromium`, which has its version) and with lcms (by Pillow)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rendition(stored: Callable[[bytes], str]) -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def preview(stored: Callable[[bytes], str]) -> Callable[[bytes], Image.Image]:
-    """What a preview is made of: the small copy, before it is made smaller and encoded."""
+    """Returns the small copy, from which the preview is made."""
 
     def reduce(data: bytes) -> Image.Image:
         with open_source(stored(data), 1_000_000) as source:
@@ -138,14 +138,14 @@ def test_alpha_survives_colour_conversion(rendition: Callable[..., Image.Image])
 def test_hdr_avif_has_the_colours_of_its_png(
     rendition: Callable[..., Image.Image], transfer: int, name: str, bits: int
 ) -> None:
-    """The samples of PNG say that nothing is brighter than SDR white, so that Chromium darkens nothing."""
+    """The PNG samples say that nothing is brighter than SDR white, so that Chromium does not darken them."""
     image = rendition(colours.avif(9, transfer, bits=bits))
     within = 24 if bits == 8 else 4  # a level of lossy YCbCr, in the steepest part of the curve
     assert difference(patches(image), shown_by_chromium(name)) <= within
 
 
 def test_sdr_white_is_white(rendition: Callable[..., Image.Image]) -> None:
-    """203 cd/m2 (BT.2408) are 58.06 % of PQ and 75 % of HLG; what is darker is not, and what is brighter is too."""
+    """203 cd/m2 (BT.2408) are 58.06 % of PQ and 75 % of HLG. Brighter light is white too, darker light is not."""
     for transfer, white in ((16, 0.5806), (18, 0.7500)):
         levels = [round(255 * share) for share in (white - 0.02, white + 0.002, 0.9, 1)]
         image = Image.frombytes("RGB", (4, 1), bytes(level for level in levels for _ in range(3)))
@@ -171,7 +171,7 @@ def test_avif_with_damaged_profile_uses_nclx(rendition: Callable[..., Image.Imag
 
 
 def test_grey_avif_uses_a_grey_profile(rendition: Callable[..., Image.Image]) -> None:
-    """Chromium shows nothing at all of it."""
+    """Chromium does not show such a file at all."""
     profile = icc_profiles.grey_profile(table(icc_profiles.dot_gain, 256))
     image = rendition(colours.avif(mode="L", profile=profile))
     assert difference(patches(image), shown_by_chromium("iCCP grey")) <= TOLERANCE
@@ -181,7 +181,7 @@ def test_grey_avif_uses_a_grey_profile(rendition: Callable[..., Image.Image]) ->
 
 
 def lcms(image: Image.Image, profile: bytes) -> Patches:
-    """Relative to white, without compensation for black; all pixels."""
+    """Converts all pixels: relative colorimetric, without black point compensation."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     target = ImageCms.createProfile("sRGB")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -192,7 +192,7 @@ def lcms(image: Image.Image, profile: bytes) -> Patches:
 
 
 def spectrum(mode: str) -> Image.Image:
-    """Colours from all over the space."""
+    """Returns colours of the whole space."""
     noise = random.Random(18)
     return Image.frombytes(mode, (64, 16), noise.randbytes(64 * 16 * len(Image.new(mode, (1, 1)).getbands())))
 
@@ -239,7 +239,7 @@ def test_table_profiles_match_lcms(rendition: Callable[..., Image.Image]) -> Non
 
 
 def test_lab_matches_lcms(rendition: Callable[..., Image.Image]) -> None:
-    """Photoshop's TIFF has Lab against D50."""
+    """Photoshop's TIFF has Lab relative to D50."""
     lab = [(light, a, b) for light in (40, 60, 80) for a in (-16, 0, 16) for b in (-16, 0, 16)]
     stored = bytes(value & 255 for light, a, b in lab for value in (round(light * 2.55), a, b))
     picture = Image.frombytes("LAB", (len(lab), 1), stored)

@@ -1,4 +1,4 @@
-"""GIFs as Chromium 156 shows them: the expected letters are what its ImageDecoder said about these files."""
+"""GIFs as Chromium 156 shows them: the expected letters are the output of its ImageDecoder for these files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def render(path: Path) -> Callable[..., Image.Image]:
 
 
 def composed(data: bytes) -> list[str]:
-    """Each frame in letters, and the same if it is opened alone."""
+    """Returns each frame in letters, after a check that it is the same if it is opened alone."""
     canvas = Canvas(data, read_gif(data, max_frames=100))
     frames = [letters(image) for image in canvas.frames()]
     assert [letters(canvas.frame(number)) for number in range(len(frames))] == frames
@@ -77,8 +77,8 @@ def test_gif_size_includes_its_first_frame(
     size: tuple[int, int],
 ) -> None:
     data = gif(screen, frame(*first), frame(0, 0, 2, 2))
-    found = probe(data)
-    assert (found.width, found.height) == size
+    result = probe(data)
+    assert (result.width, result.height) == size
     for form in ("png", "gif", "webp"):
         assert render(data, form).size == size
 

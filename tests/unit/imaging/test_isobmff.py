@@ -1,4 +1,4 @@
-"""The reader of HEIF's boxes: what it finds in files of encoders, and that a contradiction is an error of its own."""
+"""The reader of HEIF boxes: items in files of encoders, and contradictions, which raise Malformed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places are taken out of picture files without touching anything else."""
+"""The removal of locations from picture files, which changes nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECONDS = (281_234_567, 10_000_000)
 TOWN = b"Hidden Vale"
 MAKER_NOTE = bytes(range(7, 107))
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-MORE_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0"
+EXTENDED_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0"
 GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 
@@ -50,9 +50,9 @@ def find(tmp_path: Path) -> Find:
 
     def run(data: bytes) -> list[Patch]:
         path.write_bytes(data)
-        found = find_locations(str(path))
+        result = find_locations(str(path))
         assert path.read_bytes() == data
-        return found
+        return result
 
     return run
 
@@ -66,7 +66,7 @@ def strip(find: Find) -> Strip:
 
 
 def patched(data: bytes, patches: list[Patch]) -> bytes:
-    """Holds each patch to be in the file, behind the one before it, and of some length."""
+    """Applies patches, after a check that each is within the file, after the one before it, and not empty."""
     copy, end = bytearray(data), 0
     for offset, new in patches:
         assert end <= offset < offset + len(new) <= len(data)
@@ -76,7 +76,7 @@ def patched(data: bytes, patches: list[Patch]) -> bytes:
     return bytes(copy)
 
 
-# Blocks that tell a place
+# Blocks with a location
 
 
 class To(str):
@@ -89,7 +89,7 @@ Directory = list[tuple[int, int, int, bytes | To]]
 
 
 def tiff_block(directories: dict[str, Directory], chain: tuple[str, ...] = (), order: str = "<") -> bytes:
-    """The first directory is the first; those of the chain follow each other."""
+    """Returns a block that starts with the first directory; those of the chain follow each other."""
     offsets, at = {}, 8
     for name, entries in directories.items():
         offsets[name] = at
@@ -129,7 +129,7 @@ def gps(order: str) -> Directory:
 
 
 def exif_block(order: str = "<") -> bytes:
-    """A camera's, with GPS where it belongs, for the thumbnail, and where it has no business."""
+    """Returns a block like that of a camera, with GPS in its place, for the thumbnail, and in a wrong place."""
     short = struct.pack(order + "H", 6)
     return tiff_block(
         {
@@ -192,7 +192,9 @@ def jpeg() -> bytes:
     long = xmp("exif:GPSLatitude", b"47,33.4687N " + TOWN + b" " * 300)
     guid = hashlib.md5(long).hexdigest().encode()
     more = [
-        hostile_pictures.segment(0xE1, MORE_XMP_HEAD + guid + struct.pack(">II", len(long), at) + long[at : at + 150])
+        hostile_pictures.segment(
+            0xE1, EXTENDED_XMP_HEAD + guid + struct.pack(">II", len(long), at) + long[at : at + 150]
+        )
         for at in range(0, len(long), 150)
     ]
     return hostile_pictures.jpeg_with(
@@ -216,7 +218,7 @@ def profile(block: bytes, name: bytes = b"exif") -> bytes:
 
 
 def text_chunks() -> dict[str, tuple[bytes, bytes]]:
-    """Ways to say a place in a text of a PNG."""
+    """Returns texts of a PNG with a location, in every notation."""
     return {
         "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp()),
         "XMP, packed": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp())),
@@ -245,7 +247,7 @@ def with_gif_xmp(packet: bytes, *, as_blocks: bool = False) -> bytes:
 
 
 def tiff(order: str = "<") -> bytes:
-    """A page of one pixel with everything, and one more."""
+    """Returns a page of one pixel with all metadata, and another page."""
     own: Directory = [(tag, 4, 1, struct.pack(order + "I", value)) for tag, value in hostile_pictures.ONE_PIXEL.items()]
     extra: Directory = [
         (0x010F, 2, 6, b"Canon\0"),
@@ -280,7 +282,7 @@ def svg() -> bytes:
 
 
 def files() -> dict[str, bytes]:
-    """A file of each format that tells a place in all ways known, by a name that starts with the format's."""
+    """Returns files of each format with a location in every known way, by names that start with the format's."""
     both: dict[str, Any] = {"exif": b"Exif\0\0" + exif_block(">"), "xmp": xmp()}
     return {
         "jpeg": jpeg(),
@@ -312,7 +314,7 @@ FILES = files()
 
 
 def pixels(data: bytes) -> bytes:
-    """Of all frames or pages."""
+    """Returns the pixels of all frames or pages."""
     if data[4:12] == b"ftypheic":
         return bytes(pi_heif.open_heif(io.BytesIO(data)).to_pillow().tobytes())
     if data.startswith(b"<?xml"):
@@ -321,8 +323,8 @@ def pixels(data: bytes) -> bytes:
         return b"".join(frame.convert("RGBA").tobytes() for frame in ImageSequence.Iterator(image))
 
 
-def tells(data: bytes) -> list[bytes]:
-    """Marks of the places of this module that are in the bytes."""
+def find_marks(data: bytes) -> list[bytes]:
+    """Returns the marks of locations that are in the bytes."""
     marks = [TOWN, TOWN.hex().encode(), b"XQZ", b"47,33.4687N"]
     for order in "<>":
         of_geo_tiff, of_heic = struct.pack(order + "d", 47.123456), struct.pack(order + "IIII", 33, 1, 30, 1)
@@ -336,9 +338,9 @@ def tells(data: bytes) -> list[bytes]:
 @pytest.mark.parametrize("name", FILES)
 def test_location_is_removed_and_pixels_stay(strip: Strip, name: str) -> None:
     data = FILES[name]
-    assert tells(data) or "GPS" in str(probed(data))
+    assert find_marks(data) or "GPS" in str(probed(data))
     clean = strip(data)
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert pixels(clean) == pixels(data)
     assert strip(clean) == clean
 
@@ -363,7 +365,7 @@ def probed(data: bytes) -> dict[str, object]:
 
 @pytest.mark.parametrize("order", "<>")
 def test_exif_readers_accept_the_patched_block(strip: Strip, order: str) -> None:
-    """Pillow, libexif and our own; the entries behind the one that is gone, and those of the thumbnail."""
+    """Pillow, libexif and our reader find the entries after the removed one, and those of the thumbnail."""
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block(order)))
     clean = strip(data)
 
@@ -410,7 +412,7 @@ def test_png_text_is_emptied_with_its_checksum(strip: Strip, name: str) -> None:
         assert not any(TOWN.decode() in str(value) or "47" in str(value) for value in image.info.values())
     kinds = [kind for kind, *_ in chunks(clean)]
     assert kinds[1] in {b"tEXt", b"iTXt"}
-    assert tells(clean) == []
+    assert find_marks(clean) == []
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
@@ -429,8 +431,8 @@ def test_iptc_keeps_other_values(strip: Strip) -> None:
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xED, b"Photoshop 3.0\0" + RESOURCES))
     clean = strip(data)
     blank = b" " * len(TOWN)
-    kept = [(5, b"A lake"), *((number, blank) for number in (26, 27, 90, 92, 95)), (100, b"   "), (101, blank)]
-    assert iim(*kept) in clean
+    values = [(5, b"A lake"), *((number, blank) for number in (26, 27, 90, 92, 95)), (100, b"   "), (101, blank)]
+    assert iim(*values) in clean
     assert b"the last" in clean
     assert hashlib.md5(IIM).digest() not in clean  # by which a guess at the place could be checked
 
@@ -523,19 +525,19 @@ def test_exif_over_several_segments(strip: Strip) -> None:
         hostile_pictures.segment(0xE1, b"Exif\0\0" + block[cut:]),
     )
     clean = strip(data)
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert struct.pack("<II", *SECONDS)[3:] not in clean
 
 
 def test_thumbnails_and_appended_pictures(strip: Strip) -> None:
-    """As phones append the depth or the light of a scene, and cameras a preview."""
+    """Phones append a depth map or a gain map, and cameras a preview."""
     one = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block()))
     for data in (
         pictures.encode("JPEG") + bytes(10) + one + one,
         hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block() + one)),
     ):
         clean = strip(data)
-        assert tells(clean) == []
+        assert find_marks(clean) == []
         assert pixels(clean) == pixels(data)
 
 
@@ -545,7 +547,10 @@ def box(kind: bytes, *bodies: bytes) -> bytes:
 
 
 def heif(version: int) -> bytes:
-    """No picture: EXIF in two pieces, out of order in the file or in `idat`, and XMP, after `version` of the tables."""
+    """Returns boxes without a picture: EXIF in two pieces, out of order in the file or in `idat`, and XMP.
+
+    The boxes `iloc` and `infe` have this version.
+    """
     block, packet = bytes.fromhex("00000006") + b"Exif\0\0" + exif_block(), xmp()
     cut = block.index(struct.pack("<II", *SECONDS)) + 3
     wide = "I" if version == 2 else "H"
@@ -581,7 +586,7 @@ def heif(version: int) -> bytes:
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_heif_items_in_pieces(strip: Strip, version: int) -> None:
     clean = strip(heif(version))
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert struct.pack("<II", *SECONDS)[3:] not in clean
     assert MAKER_NOTE in clean
 
@@ -589,11 +594,11 @@ def test_heif_items_in_pieces(strip: Strip, version: int) -> None:
 def test_heif_xmp_in_a_box(strip: Strip) -> None:
     uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
     data = pictures.encode("AVIF", speed=10) + box(b"uuid", uuid, xmp())
-    assert tells(strip(data)) == []
+    assert find_marks(strip(data)) == []
 
 
 def test_svg_metadata_in_a_comment_is_ignored(strip: Strip) -> None:
-    """Between that and the true end lies the drawing."""
+    """The drawing is between the comment and the true end."""
     data = svg()
     clean = strip(data)
     assert b'<rect width="48"' in clean
@@ -632,7 +637,7 @@ def test_tiff_iptc_with_swapped_bytes(strip: Strip) -> None:
     assert bytes(len(turned)) in clean
 
 
-# Files made to do harm
+# Hostile files
 
 
 def test_gps_directory_that_is_the_first_stays(strip: Strip) -> None:
@@ -653,13 +658,13 @@ def test_gps_pointer_to_other_data(strip: Strip) -> None:
 def test_damaged_files_have_valid_patches(find: Find, name: str) -> None:
     data, chance = FILES[name], random.Random(name)
     marks = (b"Exif", b"8BIM", b"\x25\x88", b"\x88\x25", b"iloc", b"XMP", b"<")
-    told = [data.index(mark) for mark in marks if mark in data]
+    marked = [data.index(mark) for mark in marks if mark in data]
     for _ in range(60):
         copy = bytearray(data)
         for _ in range(chance.choice((1, 2, 8, 40))):
             at = chance.randrange(len(copy))
             if chance.random() < 0.7:
-                at = (chance.choice(told) + chance.randrange(-20, 200)) % len(copy)
+                at = (chance.choice(marked) + chance.randrange(-20, 200)) % len(copy)
             copy[at] = chance.choice((0, 1, 0xFF, 0x7F, 0x80, chance.randrange(256)))
         if chance.random() < 0.3:
             del copy[chance.randrange(len(copy)) :]
@@ -670,7 +675,7 @@ def test_damaged_files_have_valid_patches(find: Find, name: str) -> None:
 
 
 def bombs() -> dict[str, Callable[[], bytes]]:
-    """Files that ask for much work."""
+    """Returns files that cause much work."""
     directory = struct.pack("<H", 5_000) + struct.pack("<HHII", 0x8825, 4, 1, 8) * 5_000
 
     def overlapping() -> bytes:

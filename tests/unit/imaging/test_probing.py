@@ -54,8 +54,8 @@ def refusal(probe: ProbeBytes) -> Callable[..., str]:
 SAMPLES = pictures.every_format()
 
 
-def preview(found: Probe) -> Image.Image:
-    image = Image.open(io.BytesIO(found.mini_preview))
+def preview(result: Probe) -> Image.Image:
+    image = Image.open(io.BytesIO(result.mini_preview))
     image.load()
     return image
 
@@ -69,17 +69,17 @@ def near(colour: object, expected: tuple[int, int, int], by: int = 40) -> bool:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_format_is_probed(probe: ProbeBytes, name: str) -> None:
-    found = probe(SAMPLES[name])
-    assert found.format == name.partition(",")[0]
-    assert found.format in MIME_TYPES
+    result = probe(SAMPLES[name])
+    assert result.format == name.partition(",")[0]
+    assert result.format in MIME_TYPES
     size = {"heic": (32, 48), "svg": (96, 64)}.get(
         name, (96, 64) if name.endswith(("animated", "pages", "alpha")) else (160, 120)
     )
-    assert (found.width, found.height) == size
-    assert found.pages == (4 if name.endswith(("animated", "pages")) else 1)
+    assert (result.width, result.height) == size
+    assert result.pages == (4 if name.endswith(("animated", "pages")) else 1)
     if name != "gif, animated":  # an encoder may repeat pixels of the frame before by transparent ones
-        assert found.has_alpha is (name in {"png, alpha", "svg", "webp, animated"})
-    assert 100 < len(found.mini_preview) <= 500
+        assert result.has_alpha is (name in {"png, alpha", "svg", "webp, animated"})
+    assert 100 < len(result.mini_preview) <= 500
 
 
 def test_probe_is_repeatable(probe: ProbeBytes) -> None:
@@ -93,7 +93,7 @@ def test_file_that_is_moved_meanwhile_is_probed(tmp_path: Path, monkeypatch: pyt
     expected = imaging.probe(str(path), max_pixels=1_000_000)
 
     def sniff_and_move(head: bytes) -> str | None:
-        path.rename(tmp_path / "kept")
+        path.rename(tmp_path / "moved")
         return sniff(head)
 
     monkeypatch.setattr("worker.imaging.formats.sniff", sniff_and_move)
@@ -111,11 +111,11 @@ def test_orientation_is_applied_to_size_and_preview(probe: ProbeBytes, form: str
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"tiffinfo": {0x0112: orientation}} if form == "TIFF" else {"exif": exif.tobytes()}
-    found = probe(pictures.encode(form, **options))
-    assert found.orientation == orientation
-    assert found.exif["Orientation"] == orientation
-    assert (found.width, found.height) == ((96, 64) if orientation < 5 else (64, 96))
-    shown = preview(found)
+    result = probe(pictures.encode(form, **options))
+    assert result.orientation == orientation
+    assert result.exif["Orientation"] == orientation
+    assert (result.width, result.height) == ((96, 64) if orientation < 5 else (64, 96))
+    shown = preview(result)
     assert shown.size == ((48, 32) if orientation < 5 else (32, 48))
     # The corners as displayed, clockwise from the top left, by the definition of each value.
     red, green, white, blue = pictures.RED, pictures.GREEN, pictures.WHITE, pictures.BLUE
@@ -150,9 +150,9 @@ def test_tiff_with_invalid_orientation_is_upright(probe: ProbeBytes, order: str,
     data[at : at + 12] = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     if order == ">":
         data = bytearray(pictures.exif_block(_grey_pixel(orientation), order=">"))
-    found = probe(bytes(data))
-    assert found.orientation == 1
-    assert (found.width, found.height) == ((96, 64) if order == "<" else (1, 1))
+    result = probe(bytes(data))
+    assert result.orientation == 1
+    assert (result.width, result.height) == ((96, 64) if order == "<" else (1, 1))
 
 
 def _grey_pixel(orientation: int) -> list[pictures.Entry]:
@@ -161,12 +161,12 @@ def _grey_pixel(orientation: int) -> list[pictures.Entry]:
 
 
 def test_heic_is_turned_by_its_container_only(probe: ProbeBytes) -> None:
-    found = probe(pictures.HEIC)
-    assert (found.width, found.height, found.orientation) == (32, 48, 6)
-    assert found.exif["Orientation"] == 6
-    assert found.exif["Make"] == "Daguerre"
-    assert found.exif["GPSLatitude"] == -33.5
-    shown = preview(found)
+    result = probe(pictures.HEIC)
+    assert (result.width, result.height, result.orientation) == (32, 48, 6)
+    assert result.exif["Orientation"] == 6
+    assert result.exif["Make"] == "Daguerre"
+    assert result.exif["GPSLatitude"] == -33.5
+    shown = preview(result)
     top_right, bottom_left = shown.getpixel((30, 2)), shown.getpixel((2, 45))
     assert isinstance(top_right, tuple)
     assert isinstance(bottom_left, tuple)
@@ -185,8 +185,8 @@ def test_tiff_pages_of_different_sizes(probe: ProbeBytes, refusal: Callable[...,
     data = pictures.encode(
         "TIFF", pictures.quarters(), save_all=True, append_images=[pictures.quarters(30, 40), pictures.quarters(9, 9)]
     )
-    found = probe(data)
-    assert (found.width, found.height, found.pages) == (96, 64, 3)
+    result = probe(data)
+    assert (result.width, result.height, result.pages) == (96, 64, 3)
     assert refusal(data[:-100]) == "damaged-image"
 
 
@@ -201,8 +201,8 @@ def test_tiff_pages_of_different_sizes(probe: ProbeBytes, refusal: Callable[...,
     ],
 )
 def test_svg_sizes_are_css_pixels(probe: ProbeBytes, attributes: bytes, size: tuple[int, int]) -> None:
-    found = probe(b'<svg xmlns="http://www.w3.org/2000/svg" %s><rect width="9" height="9"/></svg>' % attributes)
-    assert (found.width, found.height) == size
+    result = probe(b'<svg xmlns="http://www.w3.org/2000/svg" %s><rect width="9" height="9"/></svg>' % attributes)
+    assert (result.width, result.height) == size
 
 
 # What is refused
@@ -275,9 +275,9 @@ def test_too_many_pixels_are_refused_by_the_header(refusal: Callable[..., str]) 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_pages_count_towards_the_limit(probe: ProbeBytes, refusal: Callable[..., str], name: str) -> None:
-    found = probe(SAMPLES[name])
-    pixels = found.width * found.height * found.pages
-    assert probe(SAMPLES[name], pixels) == found
+    result = probe(SAMPLES[name])
+    pixels = result.width * result.height * result.pages
+    assert probe(SAMPLES[name], pixels) == result
     assert refusal(SAMPLES[name], pixels - 1) == "too-many-pixels"
 
 
@@ -327,9 +327,9 @@ def test_svg_root_is_sniffed_after_its_prologue(mark: bytes) -> None:
 @pytest.mark.parametrize("size", [(1500, 1000), (48, 48), (640, 480), (500, 33), (10_000, 1), (1, 10_000), (1, 1)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_preview_fits_and_keeps_the_aspect_ratio(probe: ProbeBytes, form: str, size: tuple[int, int]) -> None:
-    found = probe(pictures.encode(form, pictures.landscape(*size)))
-    assert len(found.mini_preview) <= 500
-    shown = preview(found)
+    result = probe(pictures.encode(form, pictures.landscape(*size)))
+    assert len(result.mini_preview) <= 500
+    shown = preview(result)
     assert shown.format == "JPEG"
     assert max(shown.size) <= 48
     longest = max(shown.size) / max(size)
@@ -366,9 +366,9 @@ def test_preview_uses_its_bytes(probe: ProbeBytes) -> None:
 
 def test_preview_flattens_on_white(probe: ProbeBytes) -> None:
     for form in ("PNG", "WEBP", "TIFF", "AVIF"):
-        found = probe(pictures.encode(form, pictures.transparent()))
-        assert found.has_alpha
-        shown = preview(found).convert("RGB")
+        result = probe(pictures.encode(form, pictures.transparent()))
+        assert result.has_alpha
+        shown = preview(result).convert("RGB")
         assert near(shown.getpixel((6, 16)), (255, 255, 255))
         assert near(shown.getpixel((42, 16)), (0, 0, 0))
 
@@ -386,7 +386,7 @@ def test_preview_of_cmyk_is_not_inverted(probe: ProbeBytes) -> None:
 
 
 def test_preview_applies_the_profile(probe: ProbeBytes) -> None:
-    """In a profile whose red and blue are swapped, stored red is displayed blue."""
+    """A profile with exchanged red and blue shows stored red as blue."""
     swapped = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
     for form in ("JPEG", "PNG", "WEBP"):
         plain = preview(probe(pictures.encode(form, icc_profile=swapped[:-60]))).getpixel((6, 6))
@@ -401,10 +401,10 @@ def test_preview_of_grey_is_grey(probe: ProbeBytes) -> None:
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP"])
 def test_preview_is_the_first_frame(probe: ProbeBytes, form: str) -> None:
-    found = probe(
+    result = probe(
         pictures.encode(form, pictures.quarters(), save_all=True, append_images=[Image.new("RGB", (96, 64))] * 2)
     )
-    shown = preview(found).convert("RGB")
+    shown = preview(result).convert("RGB")
     assert near(shown.getpixel((6, 6)), pictures.RED)
     assert near(shown.getpixel((42, 26)), pictures.WHITE)
 
@@ -447,8 +447,8 @@ def test_exif_values_have_json_types(order: str) -> None:
         ],
         order=order,
     )
-    found = read_exif(block)
-    assert found == {
+    result = read_exif(block)
+    assert result == {
         "Make": "Canon",
         "Orientation": 6,
         "ExposureTime": 0.004,
@@ -471,8 +471,8 @@ def test_exif_values_have_json_types(order: str) -> None:
         "GPSAltitude": -12.5,
         "GPSTimeStamp": "07:08:09.5",
     }
-    assert isinstance(found["FocalLength"], int)
-    assert read_exif(b"Exif\0\0" + block) == found
+    assert isinstance(result["FocalLength"], int)
+    assert read_exif(b"Exif\0\0" + block) == result
 
 
 @pytest.mark.parametrize(
@@ -560,9 +560,9 @@ def test_damaged_exif_does_no_harm(seed: int) -> None:
         rolled = (rolled * 6364136223846793005 + 1442695040888963407 + step) % 2**64
         if block:
             block[(rolled >> 33) % len(block)] = rolled >> 20 & 0xFF
-    found = read_exif(bytes(block))
-    assert "\\u0000" not in json.dumps(found, allow_nan=False)
-    json.dumps(found, ensure_ascii=False).encode()
+    result = read_exif(bytes(block))
+    assert "\\u0000" not in json.dumps(result, allow_nan=False)
+    json.dumps(result, ensure_ascii=False).encode()
 
 
 def _typical_block() -> bytes:
@@ -575,19 +575,19 @@ def _typical_block() -> bytes:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_exif_is_read_in_every_container(probe: ProbeBytes, form: str) -> None:
-    found = probe(pictures.encode(form, exif=_typical_block())).exif
-    assert (found["Make"], found["ExposureTime"], found["GPSLatitude"]) == ("Canon", 0.004, 52.5)
+    result = probe(pictures.encode(form, exif=_typical_block())).exif
+    assert (result["Make"], result["ExposureTime"], result["GPSLatitude"]) == ("Canon", 0.004, 52.5)
 
 
 def test_tiff_tags_are_read(probe: ProbeBytes) -> None:
-    found = probe(pictures.encode("TIFF", tiffinfo={0x010F: "Canon", 0x013B: "Zoe"})).exif
-    assert (found["Make"], found["Artist"]) == ("Canon", "Zoe")
+    result = probe(pictures.encode("TIFF", tiffinfo={0x010F: "Canon", 0x013B: "Zoe"})).exif
+    assert (result["Make"], result["Artist"]) == ("Canon", "Zoe")
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "heic"])
 def test_picture_without_exif_has_no_tags(probe: ProbeBytes, name: str) -> None:
-    found = probe(SAMPLES[name]).exif
-    assert set(found) <= ({"XResolution", "YResolution", "ResolutionUnit"} if name.startswith("tiff") else set())
+    result = probe(SAMPLES[name]).exif
+    assert set(result) <= ({"XResolution", "YResolution", "ResolutionUnit"} if name.startswith("tiff") else set())
 
 
 def _segment(marker: int, payload: bytes) -> bytes:
@@ -596,7 +596,7 @@ def _segment(marker: int, payload: bytes) -> bytes:
 
 @pytest.mark.parametrize("padding", [0, 2 << 20], ids=["small", "larger than is read at once"])
 def test_first_exif_block_of_a_jpeg_counts(probe: ProbeBytes, padding: int) -> None:
-    """Small files are decoded without it, so it must be found and cut out exactly."""
+    """Small files are decoded without their EXIF, so its segment has to be removed exactly."""
     plain = pictures.encode("JPEG")
     block = _typical_block()
     with_exif, comment = _segment(0xE1, block), _segment(0xFE, b"a comment")
@@ -609,8 +609,8 @@ def test_first_exif_block_of_a_jpeg_counts(probe: ProbeBytes, padding: int) -> N
         plain[:frame] + xmp + with_exif + other + plain[frame:],
         plain[:scan] + with_exif + plain[scan:],
     ):
-        found = probe(data + bytes(padding))
-        assert (found.exif["Make"], found.mini_preview) == ("Canon", probe(plain).mini_preview)
+        result = probe(data + bytes(padding))
+        assert (result.exif["Make"], result.mini_preview) == ("Canon", probe(plain).mini_preview)
 
 
 def _with_exif_of_length(length: int) -> bytes:
@@ -620,8 +620,8 @@ def _with_exif_of_length(length: int) -> bytes:
 
 @pytest.mark.parametrize("length", [0, 1, 9])
 def test_rest_of_a_short_exif_segment_is_skipped(probe: ProbeBytes, length: int) -> None:
-    found = probe(_with_exif_of_length(length))
-    assert (found.exif, found.mini_preview) == ({}, probe(pictures.encode("JPEG")).mini_preview)
+    result = probe(_with_exif_of_length(length))
+    assert (result.exif, result.mini_preview) == ({}, probe(pictures.encode("JPEG")).mini_preview)
 
 
 def test_jpeg_inside_its_exif_segment_is_damaged(refusal: Callable[..., str]) -> None:
@@ -632,14 +632,14 @@ def test_jpeg_inside_its_exif_segment_is_damaged(refusal: Callable[..., str]) ->
 def test_exif_matches_exiftool(probe: ProbeBytes, tmp_path: Path) -> None:
     data = pictures.encode("JPEG", exif=_typical_block())
     (tmp_path / "picture.jpg").write_bytes(data)
-    told = json.loads(
+    expected = json.loads(
         subprocess.run(
             ["exiftool", "-n", "-json", str(tmp_path / "picture.jpg")], check=True, capture_output=True
         ).stdout
     )[0]
-    found = probe(data).exif
+    result = probe(data).exif
     for name in ("Make", "Orientation", "ExposureTime", "DateTimeOriginal", "GPSLatitude", "GPSLatitudeRef"):
-        assert found[name] == told[name]
+        assert result[name] == expected[name]
 
 
 # Pictures of public test suites, where they are at hand
@@ -654,14 +654,14 @@ def _expected(folder: str) -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize("name", _expected("valid"))
 def test_public_suites_valid_pictures(name: str) -> None:
     expected = _expected("valid")[name]
-    found = imaging.probe(str(CORPUS / "valid" / name), max_pixels=100_000_000)
-    measured = (found.format, found.width, found.height, found.pages)
+    result = imaging.probe(str(CORPUS / "valid" / name), max_pixels=100_000_000)
+    measured = (result.format, result.width, result.height, result.pages)
     assert measured == tuple(expected[key] for key in ("format", "width_oriented", "height_oriented", "frames"))
     tags = expected["exif"]
     assert isinstance(tags, dict)
-    told = {"Orientation": found.orientation} | found.exif
-    assert {tag: told.get(tag) for tag in tags} == tags
-    assert len(found.mini_preview) <= 500
+    values = {"Orientation": result.orientation} | result.exif
+    assert {tag: values.get(tag) for tag in tags} == tags
+    assert len(result.mini_preview) <= 500
 
 
 _PROBE_EACH = """
@@ -693,7 +693,7 @@ def test_public_suites_hostile_pictures() -> None:
 
 
 def test_decoder_messages_do_not_leak(probe: ProbeBytes) -> None:
-    """libvips keeps its messages until somebody asks, also those of a picture that was fine in the end."""
+    """libvips keeps its messages until they are read, also those of a picture that was decoded in the end."""
     lying = hostile_pictures.tiff_of((0x010F, 2, 100, b"\xff\xff\xff\xff"))
     probe(lying)
     assert b"bad seek" in pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())

@@ -35,14 +35,14 @@ def _prepared() -> None:
 
 @pytest.fixture
 def render(tmp_path: Path) -> RenderBytes:
-    def run(data: bytes, *, mark: bytes | None = None, max_pixels: int = 100_000_000, **words: Any) -> bytes:
+    def run(data: bytes, *, mark: bytes | None = None, max_pixels: int = 100_000_000, **params: Any) -> bytes:
         path, mark_path = tmp_path / "picture", tmp_path / "mark"
         path.write_bytes(data)
         if mark is not None:
             mark_path.write_bytes(mark)
-        asked = Transformation(**{"format": "png", "quality": 90, **words})
+        transformation = Transformation(**{"format": "png", "quality": 90, **params})
         return imaging.render(
-            str(path), asked, watermark=None if mark is None else str(mark_path), max_pixels=max_pixels
+            str(path), transformation, watermark=None if mark is None else str(mark_path), max_pixels=max_pixels
         )
 
     return run
@@ -50,8 +50,8 @@ def render(tmp_path: Path) -> RenderBytes:
 
 @pytest.fixture
 def shown(render: RenderBytes) -> Shown:
-    def run(data: bytes, **words: Any) -> Image.Image:
-        image = Image.open(io.BytesIO(render(data, **words)))
+    def run(data: bytes, **params: Any) -> Image.Image:
+        image = Image.open(io.BytesIO(render(data, **params)))
         image.load()
         return image
 
@@ -60,9 +60,9 @@ def shown(render: RenderBytes) -> Shown:
 
 @pytest.fixture
 def refusal(render: RenderBytes) -> Callable[..., str]:
-    def run(data: bytes, **words: Any) -> str:
+    def run(data: bytes, **params: Any) -> str:
         with pytest.raises(Rejected) as caught:
-            render(data, **words)
+            render(data, **params)
         return caught.value.code
 
     return run
@@ -82,7 +82,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 
 def likeness(image: Image.Image, reference: Image.Image) -> float:
-    """Peak signal to noise, in dB."""
+    """Returns the peak signal-to-noise ratio in dB."""
     assert image.size == reference.size
     one, other = (np.asarray(picture.convert("RGB"), dtype=float) for picture in (image, reference))
     error = float(((one - other) ** 2).mean())
@@ -90,7 +90,7 @@ def likeness(image: Image.Image, reference: Image.Image) -> float:
 
 
 def turned_by_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """How it is stored, to be shown as `image` with that orientation."""
+    """Returns the stored pixels of a picture that looks like `image` with that orientation."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -126,8 +126,8 @@ def test_every_decoder_keeps_colours(shown: Shown, form: str) -> None:
     for size in ({}, {"width": 24}):
         image = shown(encode(form, quarters(192, 128)), **size)
         x, y = image.width // 4, image.height // 4
-        found = colours_at(image, (x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y))
-        assert all(map(near, found, (RED, GREEN, BLUE, WHITE), [12] * 4)), found
+        result = colours_at(image, (x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y))
+        assert all(map(near, result, (RED, GREEN, BLUE, WHITE), [12] * 4)), result
 
 
 def test_heic_and_svg_keep_colours(shown: Shown) -> None:
@@ -210,12 +210,12 @@ PLACES: list[tuple[dict[str, Any], tuple[int, int], dict[tuple[int, int], tuple[
 ]
 
 
-@pytest.mark.parametrize(("words", "size", "points"), PLACES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("params", "size", "points"), PLACES, ids=lambda value: str(value)[:60])
 def test_every_orientation_is_rendered_upright(
-    shown: Shown, words: dict[str, Any], size: tuple[int, int], points: dict[tuple[int, int], tuple[int, ...]]
+    shown: Shown, params: dict[str, Any], size: tuple[int, int], points: dict[tuple[int, int], tuple[int, ...]]
 ) -> None:
     for form in ("PNG", "TIFF"):
-        image = shown(encode(form), **words)
+        image = shown(encode(form), **params)
         assert image.size == size
         for point, colour in points.items():
             assert near(image.getpixel(point), colour), (form, point, image.getpixel(point))
@@ -224,8 +224,8 @@ def test_every_orientation_is_rendered_upright(
 def test_smart_gravity_finds_the_subject(shown: Shown) -> None:
     scene = Image.new("RGB", (400, 100), (120, 120, 120))
     ImageDraw.Draw(scene).ellipse((310, 20, 370, 80), fill=(250, 200, 30), outline=BLACK, width=4)
-    for words in ({"width": 100, "height": 100, "fit": "cover"}, {"crop": (100, 100)}):
-        image = shown(encode("PNG", scene), gravity="smart", **words)
+    for params in ({"width": 100, "height": 100, "fit": "cover"}, {"crop": (100, 100)}):
+        image = shown(encode("PNG", scene), gravity="smart", **params)
         assert image.size == (100, 100)
         yellow = sum(near(colour, (250, 200, 30), 20) for colour in image.convert("RGB").get_flattened_data())
         assert yellow > 1500
@@ -233,7 +233,7 @@ def test_smart_gravity_finds_the_subject(shown: Shown) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotate_flip_and_flop_in_order(shown: Shown, orientation: int) -> None:
-    """Without a resize every pixel can be told: upright, then `rotate`, then `flip` and `flop`, then cut."""
+    """Without a resize every pixel is known: upright, then `rotate`, then `flip` and `flop`, then the crop."""
     upright = pictures.landscape(40, 24)
     data = with_orientation("PNG", upright, orientation)
     for rotate, flip, flop in itertools.product((0, 90, 180, 270), (False, True), (False, True)):
@@ -270,7 +270,7 @@ def test_rendition_matches_the_preview(shown: Shown, tmp_path: Path, form: str, 
 
 
 def shifted(image: Image.Image, width: int, height: int, filtered: Image.Resampling) -> Image.Image:
-    """Its left and upper edge half a pixel of the result away from where they belong."""
+    """Resizes with the left and upper edge half a pixel of the result off."""
     x, y = image.width / width / 2, image.height / height / 2
     return image.resize((width, height), filtered, box=(x, y, image.width, image.height))
 
@@ -300,18 +300,18 @@ def test_enlargement_does_not_shift_pixels(shown: Shown) -> None:
 
 
 def test_rendition_applies_and_drops_the_profile(shown: Shown) -> None:
-    """In a profile whose red and blue are swapped, stored red is displayed blue."""
+    """A profile with exchanged red and blue shows stored red as blue."""
     swapped = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
     steps: list[dict[str, Any]] = [{"width": 48}, {"crop": (96, 64)}, {"trim": 0.0}]
-    for form, words in itertools.product(("JPEG", "PNG", "WEBP"), steps):
-        image = shown(encode(form, icc_profile=swapped), **words)
+    for form, params in itertools.product(("JPEG", "PNG", "WEBP"), steps):
+        image = shown(encode(form, icc_profile=swapped), **params)
         # Its curve is that of 2.2, which is nearly sRGB's.
         assert near(image.convert("RGB").getpixel((6, 6)), BLUE, 20)
         assert "icc_profile" not in image.info
 
 
 def test_wide_gamut_becomes_srgb(shown: Shown) -> None:
-    """Display P3 by its colorants, with a curve of 2.2: what is in both gamuts is computed by its matrices."""
+    """Display P3 by its colorants, with a gamma of 2.2. Colours in both gamuts are computed by its matrices."""
     red, green, blue = (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)
     wide = pictures.icc_profile(red=red, green=green, blue=blue)
     stored = (180, 120, 100)
@@ -326,11 +326,11 @@ def test_wide_gamut_becomes_srgb(shown: Shown) -> None:
 
 
 def test_sixteen_bits_become_eight(shown: Shown) -> None:
-    for words in ({}, {"width": 48}, {"trim": 1.0}):
-        image = shown(pictures.deep_png(32768), **words)
+    for params in ({}, {"width": 48}, {"trim": 1.0}):
+        image = shown(pictures.deep_png(32768), **params)
         assert image.mode == "RGBA"
         assert near(image.getpixel((9, 9)), (128, 128, 128, 128), 1)
-        flat = shown(pictures.deep_png(32768), format="jpeg", **words)
+        flat = shown(pictures.deep_png(32768), format="jpeg", **params)
         assert near(flat.getpixel((9, 9)), (191, 191, 191), 3)
 
 
@@ -380,8 +380,8 @@ def test_background_fills_transparent_pixels(shown: Shown) -> None:
 def test_transparent_pixels_do_not_bleed(shown: Shown) -> None:
     image = Image.new("RGBA", (80, 80), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (40, 0, 80, 80))
-    found = np.asarray(shown(encode("PNG", image), width=30))
-    assert found[found[:, :, 3] > 8][:, 0].max() <= 16
+    result = np.asarray(shown(encode("PNG", image), width=30))
+    assert result[result[:, :, 3] > 8][:, 0].max() <= 16
 
 
 def test_canvas_is_transparent_only_with_alpha(shown: Shown) -> None:
@@ -418,7 +418,7 @@ def test_trim_keeps_a_picture_of_one_colour(shown: Shown) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("params", "expected"),
     [
         ({"brightness": 1.5}, (150, 90, 255)),
         ({"brightness": 0.5}, (50, 30, 100)),
@@ -431,8 +431,8 @@ def test_trim_keeps_a_picture_of_one_colour(shown: Shown) -> None:
     ],
     ids=str,
 )
-def test_brightness_contrast_and_saturation(shown: Shown, words: dict[str, Any], expected: tuple[int, ...]) -> None:
-    image = shown(encode("PNG", Image.new("RGBA", (20, 20), (100, 60, 200, 77))), **words)
+def test_brightness_contrast_and_saturation(shown: Shown, params: dict[str, Any], expected: tuple[int, ...]) -> None:
+    image = shown(encode("PNG", Image.new("RGBA", (20, 20), (100, 60, 200, 77))), **params)
     assert near(image.convert("RGBA").getpixel((9, 9)), (*expected, 77), 1)
 
 
@@ -458,10 +458,10 @@ def test_blur_has_its_standard_deviation(shown: Shown, sigma: float) -> None:
 def test_sharpen_raises_edges(shown: Shown) -> None:
     image = Image.new("RGB", (60, 20), (90, 90, 90))
     image.paste((160, 160, 160), (30, 0, 60, 20))
-    found = np.asarray(shown(encode("PNG", image), sharpen=2.0))[10, :, 0]
-    assert found[29] < 85
-    assert found[30] > 165
-    assert abs(int(found[5]) - 90) <= 1
+    result = np.asarray(shown(encode("PNG", image), sharpen=2.0))[10, :, 0]
+    assert result[29] < 85
+    assert result[30] > 165
+    assert abs(int(result[5]) - 90) <= 1
     assert shown(encode("PNG", pictures.transparent()), sharpen=2.0).mode == "RGBA"
 
 
@@ -482,8 +482,8 @@ def test_ellipse_fills_the_picture(shown: Shown) -> None:
 # Watermarks
 
 
-def mark(**words: Any) -> Watermark:
-    return Watermark(image_id=ImageId("mark"), **words)
+def mark(**params: Any) -> Watermark:
+    return Watermark(image_id=ImageId("mark"), **params)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if "animated" not in name])
@@ -531,18 +531,18 @@ def test_damaged_watermark_is_refused(refusal: Callable[..., str]) -> None:
 # Animations
 
 
-def animation(form: str, **words: Any) -> bytes:
+def animation(form: str, **params: Any) -> bytes:
     colours = (RED, GREEN, BLUE)
     first, *rest = (Image.new("RGB", (60, 40), colour) for colour in colours)
-    return encode(form, first, save_all=True, append_images=rest, duration=[50, 120, 300], loop=3, **words)
+    return encode(form, first, save_all=True, append_images=rest, duration=[50, 120, 300], loop=3, **params)
 
 
 @pytest.mark.parametrize("target", ["gif", "webp"])
 @pytest.mark.parametrize("source", ["GIF", "WEBP"])
 def test_animation_keeps_frames_delays_and_loops(shown: Shown, source: str, target: str) -> None:
     data = animation(source, lossless=True) if source == "WEBP" else animation(source)
-    for words in ({"width": 30}, {"crop": (30, 20), "rotate": 180}):
-        image = shown(data, format=target, **words)
+    for params in ({"width": 30}, {"crop": (30, 20), "rotate": 180}):
+        image = shown(data, format=target, **params)
         assert image.size == (30, 20)
         assert getattr(image, "n_frames", 1) == 3
         # A GIF counts how often it is repeated, a WebP how often it is played.
@@ -577,8 +577,8 @@ def test_every_effect_applies_to_every_frame(shown: Shown) -> None:
 
 def test_still_format_shows_the_selected_frame(shown: Shown) -> None:
     for data in (animation("GIF"), animation("WEBP"), animation("TIFF")):
-        for words, colour in (({}, RED), ({"frame": 1}, RED), ({"frame": 2}, GREEN), ({"frame": 9}, BLUE)):
-            assert near(shown(data, width=30, **words).convert("RGB").getpixel((9, 9)), colour, 12)
+        for params, colour in (({}, RED), ({"frame": 1}, RED), ({"frame": 2}, GREEN), ({"frame": 9}, BLUE)):
+            assert near(shown(data, width=30, **params).convert("RGB").getpixel((9, 9)), colour, 12)
     alone = shown(animation("GIF"), format="gif", frame=3)
     assert getattr(alone, "n_frames", 1) == 1
     assert near(alone.convert("RGB").getpixel((9, 9)), BLUE, 12)
@@ -593,34 +593,34 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6">Somewhere</a
 ARTIST, COPYRIGHT, MAKE, ORIENTATION, EXIF_IFD, GPS_IFD = 0x013B, 0x8298, 0x010F, 0x0112, 0x8769, 0x8825
 
 
-def told(form: str) -> bytes:
+def picture_with_metadata(form: str) -> bytes:
     upright = struct.pack("<HH", 6, 0)
     block = exif_block([*CAMERA[:1], (ORIENTATION, 3, 1, upright), *CAMERA[1:]], PHOTO, GPS)
-    words: dict[str, Any] = {"xmp": XMP} if form in {"JPEG", "WEBP"} else {}
-    return encode(form, exif=b"Exif\0\0" + block, **words)
+    params: dict[str, Any] = {"xmp": XMP} if form in {"JPEG", "WEBP"} else {}
+    return encode(form, exif=b"Exif\0\0" + block, **params)
 
 
 @pytest.mark.parametrize("target", ["jpeg", "png", "webp", "avif"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
 def test_metadata_parameter_selects_tags(shown: Shown, source: str, target: str) -> None:
-    def told_by(**words: Any) -> tuple[Image.Image, Image.Exif]:
-        image = shown(told(source), format=target, width=32, **words)
+    def metadata_of(**params: Any) -> tuple[Image.Image, Image.Exif]:
+        image = shown(picture_with_metadata(source), format=target, width=32, **params)
         assert image.size == (32, 48)
         assert near(image.convert("RGB").getpixel((25, 6)), RED, 30)
         return image, image.getexif()
 
-    image, exif = told_by()
+    image, exif = metadata_of()
     assert not exif
     assert image.info.keys().isdisjoint({"exif", "xmp", "icc_profile", "photoshop", "comment"})
-    image, exif = told_by(metadata="copyright")
+    image, exif = metadata_of(metadata="copyright")
     assert dict(exif) == {ARTIST: "Ann Author", COPYRIGHT: "(c) Ann"}
     assert "xmp" not in image.info
-    image, exif = told_by(metadata="keep")
+    image, exif = metadata_of(metadata="keep")
     assert (exif[MAKE], exif[ARTIST], exif[ORIENTATION]) == ("Daguerre", "Ann Author", 1)
     assert dict(exif.get_ifd(EXIF_IFD)) == {0x829A: 1 / 60, 0x9003: "2026:01:02 03:04:05"}
     assert not exif.get_ifd(GPS_IFD)
     assert "xmp" not in image.info
-    image, exif = told_by(metadata="keep", keep_location=True)
+    image, exif = metadata_of(metadata="keep", keep_location=True)
     assert exif.get_ifd(GPS_IFD)[2] == (52, 30, 0)
     assert exif[ORIENTATION] == 1
     if source != "PNG":
@@ -631,14 +631,14 @@ def test_location_is_only_in_requested_renditions(render: RenderBytes) -> None:
     secret = [(1, 2, 2, b"N\0\0\0"), ascii_entry(0x1D, b"2026:11:22"), ascii_entry(0x12, b"SECRET-DATUM")]
     data = encode("JPEG", exif=b"Exif\0\0" + exif_block(CAMERA, PHOTO, secret), xmp=XMP)
     for form, metadata in itertools.product(FORMATS, ("none", "copyright", "keep")):
-        found = render(data, format=form, metadata=metadata)
-        assert b"SECRET-DATUM" not in found
-        assert b"Somewhere" not in found
-        assert b"MAKERNOT" not in found
+        result = render(data, format=form, metadata=metadata)
+        assert b"SECRET-DATUM" not in result
+        assert b"Somewhere" not in result
+        assert b"MAKERNOT" not in result
 
 
 def test_thumbnail_is_removed(render: RenderBytes) -> None:
-    """It lies in a second directory and shows what was cut off."""
+    """A thumbnail is in a second directory, and shows what a crop removed."""
     thumbnail = encode("JPEG", Image.new("RGB", (16, 16)))
     block = exif_block(CAMERA)
     at = len(block)
@@ -682,8 +682,8 @@ def test_broken_exif_is_left_out(shown: Shown, block: bytes) -> None:
 def test_truncated_original_is_refused(refusal: Callable[..., str], name: str) -> None:
     half = SAMPLES[name][: len(SAMPLES[name]) // 2]
     form = "webp" if "animated" in name else "png"
-    for words in ({"width": 40}, {"crop": (50, 50)}):
-        assert refusal(half, format=form, **words) == "damaged-image"
+    for params in ({"width": 40}, {"crop": (50, 50)}):
+        assert refusal(half, format=form, **params) == "damaged-image"
 
 
 def test_text_is_an_unsupported_original(refusal: Callable[..., str]) -> None:
@@ -703,12 +703,12 @@ def test_original_with_too_many_pixels_is_refused(refusal: Callable[..., str], s
 def test_too_large_rendition_is_refused(refusal: Callable[..., str], shown: Shown) -> None:
     strip = encode("PNG", Image.new("RGB", (4000, 2)))
     assert "rendition-too-large" in CATALOGUE
-    for words in (
+    for params in (
         {"width": 8000, "height": 8000, "fit": "fill", "enlarge": True},
         {"width": 10_000, "enlarge": True},
         {"width": 6000, "height": 6000, "fit": "cover", "gravity": "smart", "enlarge": True},
     ):
-        assert refusal(strip, **words) == "rendition-too-large"
+        assert refusal(strip, **params) == "rendition-too-large"
     # Only what is cut out is computed.
     assert shown(strip, width=200, height=200, fit="cover", enlarge=True).size == (200, 200)
     huge = {"width": 4000, "height": 4000, "fit": "fill", "enlarge": True, "format": "gif"}
@@ -716,9 +716,9 @@ def test_too_large_rendition_is_refused(refusal: Callable[..., str], shown: Show
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
-    asked = Transformation(format="png", quality=80)
+    transformation = Transformation(format="png", quality=80)
     with pytest.raises(FileNotFoundError):
-        imaging.render(str(tmp_path / "none"), asked, watermark=None, max_pixels=10**6)
+        imaging.render(str(tmp_path / "none"), transformation, watermark=None, max_pixels=10**6)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF"])
@@ -736,7 +736,7 @@ def test_flipped_bytes_are_rendered_or_refused(render: RenderBytes, form: str) -
 
 
 def test_hidden_frames_are_refused(refusal: Callable[..., str]) -> None:
-    """Chunks that call themselves frames, of which the decoder makes nothing."""
+    """Chunks with the type of frames, from which the decoder makes no frame."""
     data = animation("WEBP") + (b"ANMF" + bytes(4)) * 5
     assert refusal(data[:4] + struct.pack("<I", len(data) - 8) + data[8:], format="webp") == "damaged-image"
 

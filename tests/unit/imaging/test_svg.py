@@ -50,11 +50,11 @@ def show(path: Path, probe: Callable[[bytes], Probe]) -> Show:
     """A PNG of what the probe accepted, of the size that it found."""
 
     def run(data: bytes) -> Image.Image:
-        found = probe(data)
+        result = probe(data)
         whole = Transformation(format="png", quality=90)
         png = imaging.render(str(path), whole, watermark=None, max_pixels=20_000_000)
         image = Image.open(io.BytesIO(png))
-        assert image.size == (found.width, found.height)
+        assert image.size == (result.width, result.height)
         return image.convert("RGBA")
 
     return run
@@ -62,7 +62,7 @@ def show(path: Path, probe: Callable[[bytes], Probe]) -> Show:
 
 @pytest.fixture
 def refuse(probe: Callable[[bytes], Probe]) -> Refuse:
-    """The code and the kind of a refusal."""
+    """Returns code and kind of a refusal."""
 
     def run(data: bytes) -> tuple[str, str | None]:
         with pytest.raises(Rejected) as caught:

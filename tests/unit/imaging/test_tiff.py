@@ -57,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def render(path: Path) -> Callable[[bytes], Image.Image]:
-    """A PNG of all of it."""
+    """Renders the whole picture as PNG."""
 
     def run(data: bytes) -> Image.Image:
         path.write_bytes(data)
@@ -74,9 +74,9 @@ def show(path: Path, render: Callable[[bytes], Image.Image]) -> Show:
 
     def run(data: bytes) -> list[Pixel]:
         image = render(data)
-        found = imaging.probe(str(path), max_pixels=10_000_000)
-        assert found.has_alpha is image.mode.endswith("A")
-        preview = _mean(Image.open(io.BytesIO(found.mini_preview)))
+        result = imaging.probe(str(path), max_pixels=10_000_000)
+        assert result.has_alpha is image.mode.endswith("A")
+        preview = _mean(Image.open(io.BytesIO(result.mini_preview)))
         assert max(abs(a - b) for a, b in zip(_mean(image), preview, strict=True)) < 12
         return pixels_of(image)
 
