@@ -36,11 +36,6 @@ Patches = list[tuple[int, ...]]
 Show = Callable[[bytes], Patches]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def stored(tmp_path: Path) -> Callable[[bytes], str]:
     def store(data: bytes) -> str:

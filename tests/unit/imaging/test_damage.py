@@ -22,11 +22,6 @@ MAX_PIXELS = 100_000_000
 FILM = b"\0\0\0\x18ftypmp42" + bytes(200)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def probe(tmp_path: Path) -> ProbeBytes:
     def run(data: bytes) -> Probe:

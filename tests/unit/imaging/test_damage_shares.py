@@ -20,11 +20,6 @@ POSITIONS = 40
 DAMAGED_BYTES = 64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 def fill(rng: random.Random, data: bytearray, at: int) -> None:
     data[at : at + DAMAGED_BYTES] = bytes(len(data[at : at + DAMAGED_BYTES]))
 

@@ -39,11 +39,6 @@ CORNERS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def probe(tmp_path: Path) -> ProbeBytes:
     def run(data: bytes) -> Probe:

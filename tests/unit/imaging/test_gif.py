@@ -19,11 +19,6 @@ from worker.imaging.formats.gif_canvas import Canvas
 FILLED = " ".join(["gggggg"] * 4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "picture"

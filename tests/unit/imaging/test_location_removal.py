@@ -39,11 +39,6 @@ EXTENDED_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0"
 GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def find(tmp_path: Path) -> Find:
     path = tmp_path / "picture"

@@ -28,11 +28,6 @@ FORMATS = ("jpeg", "png", "webp", "avif", "gif")
 BLACK, NOTHING = (0, 0, 0), (0, 0, 0, 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def render(tmp_path: Path) -> RenderBytes:
     def run(data: bytes, *, mark: bytes | None = None, max_pixels: int = 100_000_000, **params: Any) -> bytes:

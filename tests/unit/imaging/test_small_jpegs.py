@@ -9,18 +9,12 @@ import pytest
 import pyvips
 
 from tests.support import pictures
-from worker import imaging
 from worker.imaging.formats import jpeg
 from worker.imaging.formats.jpeg import JpegFile
 from worker.imaging.formats.small_jpegs import decode_small
 from worker.imaging.formats.source import Source
 
 OpenJpeg = Callable[[bytes], JpegFile]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 @pytest.fixture

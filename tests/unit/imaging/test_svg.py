@@ -26,11 +26,6 @@ NAMESPACE = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1
 GREEN = (0, 128, 0, 255)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "picture"

@@ -45,11 +45,6 @@ GREYS = [(at * 17,) for at in range(16)]
 FULL_SIZE = {tiffs.SUBSAMPLING: [1, 1]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "picture"
