@@ -109,5 +109,5 @@ def test_endless_lists_are_malformed() -> None:
 
 def test_truncated_64_bit_size_ends_the_boxes() -> None:
     """Such a box used to be read with a negative size, which the system refuses."""
-    file = parse(box(b"ftyp", b"heic") + struct.pack(">I", 1) + b"meta" + bytes(7))
+    file = parse(box(b"ftyp", b"heic") + struct.pack(">I", 1) + b"meta" + b"\1" * 7)
     assert [box.kind for box in file.boxes] == [b"ftyp"]
