@@ -85,7 +85,7 @@ def open_original(source: Source, _: FrameSelection) -> Original:
             image = file.load(shrink)
             file.reject_other_size(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
-        if (width, height) != (image.width, image.height):  # Pillow rounds parts of pixels up, libvips down
+        if (width, height) != (image.width, image.height):  # Pillow rounds the size up, libvips rounds it down
             image = image.embed(0, 0, width, height, extend="copy")
         return image
 
@@ -126,9 +126,8 @@ class JpegFile:
         """
         data = self.data or self.source.read_all()
         header = self.header
-        return b"".join(
-            [data[:2], *(data[start:end] for start, end in header.other_segments), data[header.pixels_at :]]
-        )
+        other_segments = (data[start:end] for start, end in header.other_segments)
+        return b"".join([data[:2], *other_segments, data[header.pixels_at :]])
 
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
@@ -143,12 +142,12 @@ class JpegFile:
         pixel. Then the height is raised in the header, so that the padding of that row completes the pixel.
         """
         header = self.header
-        left = header.height % header.block_lines
-        if left == 0 or left >= shrink or not header.single_scan:
+        last_lines = header.height % header.block_lines
+        if last_lines == 0 or last_lines >= shrink or not header.single_scan:
             return self.load(shrink)
         data = bytearray(self.read_without_exif())
         at = 2 + sum(end - start for start, end in header.other_segments if start < header.frame_at) + _HEIGHT_AT
-        data[at : at + 2] = struct.pack(">H", min(header.height - left + shrink, 0xFFFF))
+        data[at : at + 2] = struct.pack(">H", min(header.height - last_lines + shrink, 0xFFFF))
         image = pyvips.Image.jpegload_buffer(bytes(data), shrink=shrink, fail_on="truncated", access="sequential")
         return self._in_colour(image)
 

@@ -127,9 +127,8 @@ def _convert_pictures(document: bytes, pictures: list[EmbeddedPicture]) -> Itera
     for picture in pictures:
         place, is_needed = _find_value(document, picture), picture.format_name in UNDECODED_FORMATS
         if place is None and is_needed:
-            raise Rejected(
-                "unsupported-image", f"SVG with a {UNDECODED_FORMATS[picture.format_name]} picture inside of an entity"
-            )
+            name = UNDECODED_FORMATS[picture.format_name]
+            raise Rejected("unsupported-image", f"SVG with a {name} picture inside of an entity")
         pixels_left -= _PIXELS_PER_PICTURE
         if place is None or (pixels_left < 0 and not is_needed):
             continue
@@ -168,9 +167,8 @@ def _open_picture(picture: EmbeddedPicture) -> tuple[int, int, Callable[[], pyvi
     if picture.format_name == "png":
         read = bytes_reader(picture.data)
         image = replace_profile(image, read_png_profile(chunks(read), read))
-    is_turned = (
-        picture.format_name in {"jpeg", "png"} and image_orientation(image) != 1
-    )  # browsers ignore that of other formats
+    # Browsers ignore the orientation of other formats.
+    is_turned = picture.format_name in {"jpeg", "png"} and image_orientation(image) != 1
     if picture.format_name in UNDECODED_FORMATS or is_turned or is_foreign(image, read_blob(image, ICC_PROFILE)):
         return image.width, image.height, partial(_to_srgb, image, is_turned=is_turned)
     return image.width, image.height, None

@@ -95,6 +95,7 @@ def _png(image: pyvips.Image, metadata: Metadata) -> bytes:
     if metadata.exif is not None:
         chunks += write_chunk(b"eXIf", metadata.exif)
     if metadata.xmp is not None:
+        # Five zeros: the keyword's end, no compression (2), no language, no translated keyword.
         chunks += write_chunk(b"iTXt", XMP_KEYWORD + bytes(5) + metadata.xmp)
     return bytes(data[:head_bytes] + chunks + data[head_bytes:])
 
@@ -107,7 +108,7 @@ def _webp(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
 
 def _avif(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
     pixels = image.width * image.height
-    effort = next((effort for most, effort in _AVIF_EFFORTS if pixels <= most), 0)
+    effort = next((effort for max_pixels, effort in _AVIF_EFFORTS if pixels <= max_pixels), 0)
     image, keep = _attach_metadata(image, metadata)
     data = image.heifsave_buffer(compression="av1", Q=quality, effort=effort, bitdepth=8, keep=keep)
     return _insert_exif(data, metadata.exif)
