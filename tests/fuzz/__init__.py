@@ -1,1 +1,1 @@
-"""Inputs that nobody thought of: mutated pictures, and requests out of any shape."""
+"""Fuzz tests: mutated pictures and malformed requests."""

@@ -1,4 +1,4 @@
-"""Mutated files, each made from its format's seeds by a number alone, so that any of them can be made again."""
+"""Mutated files. A number and the seeds of its format determine each, so that any of them can be reproduced."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 
-# Where signs, sizes and sums overflow.
+# Numbers at which signs, sizes and sums overflow.
 _INTERESTING = (0, 1, 2, 7, 8, 16, 0x7F, 0x80, 0xFE, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 2**24, 2**31 - 1, 2**31)
 _LARGEST = 2**32 - 1
-# Most of what decides how a file is read lies near its start.
+# Most fields that decide how a file is read are near its start.
 _HEAD_BYTES = 512
-_MOST_BLOCK_BYTES = 256
-_MOST_BYTES = 1 << 20
+_MAX_BLOCK_BYTES = 256
+_MAX_BYTES = 1 << 20
 
-_MOST_STEPS = 8
-# Files whose checksums are made right again: without that, next to no mutation of a PNG gets past its first chunk.
+_MAX_STEPS = 8
+# The share of PNGs whose checksums are repaired: without it, hardly any mutation gets past the first chunk.
 _MENDED_SHARE = 0.8
 # An SVG is refused at its first byte that is no XML, so most of its mutations are such.
 _WORDS_SHARE = 0.8
@@ -56,13 +56,13 @@ _SVG_ATTRIBUTES = (
 
 
 def mutate(form: str, seeds: Sequence[bytes], number: int, seed: int) -> bytes:
-    """The mutated file of this number; equal for equal arguments, on every machine."""
+    """Returns the mutated file of this number: equal for equal arguments, on every machine."""
     rng = random.Random(f"{seed}/{form}/{number}")
     data = bytearray(rng.choice(seeds))
-    for _ in range(rng.randint(1, rng.choice((1, 2, _MOST_STEPS)))):
+    for _ in range(rng.randint(1, rng.choice((1, 2, _MAX_STEPS)))):
         step = _insert_word if form == "svg" and rng.random() < _WORDS_SHARE else rng.choice(_STEPS)
         step(rng, data, seeds)
-    del data[_MOST_BYTES:]
+    del data[_MAX_BYTES:]
     if form == "png" and rng.random() < _MENDED_SHARE:
         mend_png_checksums(data)
     return bytes(data)
@@ -79,12 +79,12 @@ def mend_png_checksums(data: bytearray) -> None:
 
 
 def _place(rng: random.Random, data: bytearray) -> int:
-    return rng.randrange(min(len(data), rng.choice((_HEAD_BYTES, _MOST_BYTES)))) if data else 0
+    return rng.randrange(min(len(data), rng.choice((_HEAD_BYTES, _MAX_BYTES)))) if data else 0
 
 
 def _block(rng: random.Random, data: bytearray) -> slice:
     start = _place(rng, data)
-    return slice(start, start + rng.randint(1, rng.choice((4, 16, _MOST_BLOCK_BYTES))))
+    return slice(start, start + rng.randint(1, rng.choice((4, 16, _MAX_BLOCK_BYTES))))
 
 
 def _flip_bit(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
@@ -103,7 +103,7 @@ def _set_integer(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> Non
 
 
 def _edit_length(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    """Something that may be a length, a count or an offset, since it is small: nudged, or made to lie."""
+    """Changes a number that may be a length, a count or an offset, since it is small."""
     size, order = rng.choice((2, 4)), rng.choice(("big", "little"))
     for _attempt in range(20):
         at = _place(rng, data)
@@ -140,7 +140,7 @@ def _move(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
 
 
 def _splice(rng: random.Random, data: bytearray, seeds: Sequence[bytes]) -> None:
-    """A piece of another seed: over what is there, between it, or as all of the rest."""
+    """Overwrites, inserts or ends with a piece of another seed."""
     other = bytearray(rng.choice(seeds))
     match rng.randrange(3):
         case 0:

@@ -1,4 +1,4 @@
-"""What is mutated: small files of every kind, the same in every run."""
+"""The files to mutate: small, of every format and kind, and equal in every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def seeds_of(form: str) -> list[bytes]:
 
 
 def _photo(mode: str = "RGB") -> Image.Image:
-    """Patches of colour, which make every coder work; small, so that a mutation rarely misses what matters."""
+    """Returns patches of colour, which use all of a coder. It is small, so that most mutations hit structure."""
     noise = random.Random(1839).randbytes(12 * 9 * len(mode))
     return Image.frombytes(mode, (12, 9), noise).resize((48, 36), Image.Resampling.BICUBIC)
 

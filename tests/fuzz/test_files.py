@@ -1,5 +1,5 @@
-"""Mutated pictures, sent through the child processes of a worker: each is a finding or a refusal, soon, in its memory,
-and what was accepted is rendered in every way.
+"""Mutated pictures in the child processes of a worker: each is probed or refused, in bounded time and memory, and every
+accepted picture is rendered in many ways.
 
 `./run test --fuzz-inputs 100000 tests/fuzz` makes more of them, and `--fuzz-seed` others.
 """
@@ -29,11 +29,11 @@ from tests.support.processes import peak_kb
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.pool import Children
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 
 _DEFAULTS = Settings.model_construct()
 _SLOWEST_S = 10
-_MOST_KB = 2 << 20  # half of the 4 GB at which a child's allocations fail
+_MAX_KB = 2 << 20  # half of the 4 GB at which a child's allocations fail
 _INPUTS_A_SECOND = 10  # even the slowest of them, on a machine that has other things to do
 
 
@@ -67,15 +67,15 @@ async def children(tmp_path: Path) -> AsyncIterator[Children]:
     await children.end()
 
 
-def test_a_mutated_picture_is_known_by_its_number() -> None:
+def test_mutations_are_repeatable() -> None:
     for form in MIME_TYPES:
-        made = [mutate(form, seeds_of(form), number, 1) for number in range(50)]
-        assert made == [mutate(form, seeds_of(form), number, 1) for number in range(50)]
-        assert len(set(made)) > 40
-        assert made[0] != mutate(form, seeds_of(form), 0, 2)
+        files = [mutate(form, seeds_of(form), number, 1) for number in range(50)]
+        assert files == [mutate(form, seeds_of(form), number, 1) for number in range(50)]
+        assert len(set(files)) > 40
+        assert files[0] != mutate(form, seeds_of(form), 0, 2)
 
 
-def test_most_mutated_pngs_get_past_their_checksums() -> None:
+def test_png_mutations_have_valid_checksums() -> None:
     data = bytearray(seeds_of("png")[0])
     whole = bytes(data)
     data[20] ^= 1
@@ -87,7 +87,7 @@ def test_most_mutated_pngs_get_past_their_checksums() -> None:
     assert data == whole
 
 
-async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
+async def test_mutated_picture_is_rendered_or_refused(
     children: Children, form: str, fuzzing: Fuzzing, tmp_path: Path
 ) -> None:
     tally = Tally()
@@ -117,11 +117,11 @@ async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
     assert set(tally.outcomes) - {"accepted", "lost"} <= set(CATALOGUE)
     assert not tally.deaths
     assert tally.slowest_s < _SLOWEST_S
-    assert tally.peak_kb < _MOST_KB
+    assert tally.peak_kb < _MAX_KB
 
 
 async def render_all(children: Children, path: Path, number: int) -> None:
-    """An accepted picture can be shown in every way: no refusal of a rendition says that it is damaged."""
+    """Every rendition of an accepted picture works: no refusal says that the picture is damaged."""
     for transformation in (*_RENDITIONS, some_transformation(number)):
         try:
             rendered = await children.render([str(path)], transformation)
@@ -143,7 +143,7 @@ _RENDITIONS = (
 
 
 def some_transformation(number: int) -> Transformation:
-    """Each asks for something else, and none for an AVIF, which takes as long as all others."""
+    """Each has other parameters. None is an AVIF, which takes as long as all others together."""
     rng = random.Random(number)
     return Transformation(
         format=rng.choice(("jpeg", "png", "webp", "gif")),
@@ -165,13 +165,13 @@ def some_transformation(number: int) -> Transformation:
     )
 
 
-def check(found: Probe) -> None:
-    """What every finding is, whatever the file said."""
-    assert found.format in MIME_TYPES
-    assert 0 < found.width * found.height * found.pages <= _DEFAULTS.max_pixels
-    assert 1 <= found.orientation <= 8
-    text = json.dumps(found.exif, allow_nan=False, ensure_ascii=False)
+def check(result: Probe) -> None:
+    """Checks the invariants of every probe."""
+    assert result.format in MIME_TYPES
+    assert 0 < result.width * result.height * result.pages <= _DEFAULTS.max_pixels
+    assert 1 <= result.orientation <= 8
+    text = json.dumps(result.exif, allow_nan=False, ensure_ascii=False)
     assert "\\u0000" not in text
     assert len(text.encode()) <= 4 * MAX_EXIF_BYTES
-    assert len(found.mini_preview) <= 500
-    Image.open(io.BytesIO(found.mini_preview)).load()
+    assert len(result.mini_preview) <= 500
+    Image.open(io.BytesIO(result.mini_preview)).load()

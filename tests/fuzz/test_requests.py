@@ -1,4 +1,4 @@
-"""Requests out of any shape, as bytes on a socket: each is answered, with a reason where it is refused, and no 500.
+"""Malformed requests as bytes on a socket: each gets a response, an error has a reason, and none is a 500.
 
 What the OpenAPI document allows, and what it forbids, is sent by tests/integration/api/test_openapi.py.
 """
@@ -28,7 +28,7 @@ def _quote(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without what would end a header or a request."""
+    """Removes characters that would end a header or a request."""
     return "".join(character for character in text if character > "\x1f")
 
 
@@ -57,7 +57,7 @@ _PATHS = st.one_of(
     ),
     st.builds("/i/{}{}".format, _IDS, st.sampled_from(["", "/", "/car.webp", "/%ff.png", "/a/b"])),
 )
-# Most of them are of the API, so that what comes after is looked at.
+# Most are endpoints of the API, so that parameters and bodies are read.
 _TARGETS = st.one_of(
     st.tuples(_METHODS, _PATHS),
     *[
@@ -72,7 +72,7 @@ _TARGETS = st.one_of(
     ]
     * 4,
 )
-# None of them is looked up anywhere.
+# None of these is looked up in the database.
 _HOSTS = st.sampled_from(
     [
         "127.0.0.1:1",
@@ -246,7 +246,7 @@ _BODIES = st.one_of(
 def _build(
     target: tuple[str, str], parameters: list[str], headers: list[str], kind: str, body: bytes, key: str, length: bool
 ) -> bytes:
-    """`{key}` stands for the tenant's own."""
+    """Returns a request; `{key}` is replaced by the tenant's key."""
     query = "&".join([*([f"key={key}"] if key else []), *parameters])
     lines = [f"{target[0]} {target[1]}?{query} HTTP/1.1", "Host: x", f"Content-Type: {kind}", *headers]
     if length:
@@ -274,8 +274,9 @@ _REQUESTS = st.one_of(
 
 @pytest.fixture
 async def ready_image(port: int, connection: Any, tenant: Tenant) -> None:
-    """Put there once the service runs. Its file is missing, and nobody makes renditions of it: what is asked for is
-    looked at all the same.
+    """Inserts an image while the service runs.
+
+    Its file is missing, and no worker renders it, but its parameters are parsed all the same.
     """
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state, format, width, height, orientation, pages, "
@@ -290,7 +291,7 @@ async def ready_image(port: int, connection: Any, tenant: Tenant) -> None:
 @pytest.mark.usefixtures("ready_image")
 @given(request=_REQUESTS)
 @example(request=b"GET /v1/images/search?key={key}&cursor=%ff HTTP/1.1\r\nHost: x\r\n\r\n")
-async def test_any_request_is_answered_and_never_by_a_fault_of_ours(
+async def test_any_request_gets_a_response_but_no_500(
     port: int, tenant: Tenant, caplog: pytest.LogCaptureFixture, fuzzing: Fuzzing, request: bytes
 ) -> None:
     caplog.clear()
@@ -311,8 +312,9 @@ async def test_any_request_is_answered_and_never_by_a_fault_of_ours(
 
 
 async def _exchange(port: int, request: bytes) -> bytes:
-    """The answer, as far as it came, or nothing where none came. Bodies that end too early are waited for, and then
-    answered, since the time-outs are short here.
+    """Returns the response, or nothing if the connection ends before it.
+
+    The service waits for bodies that end too early, and responds, since the timeouts are short here.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

@@ -1,6 +1,6 @@
-"""The tags that are kept, by the names of the EXIF standard (CIPA DC-008, version 2.32, tables 4 to 18).
+"""The tags that the API shows, by the names of the EXIF standard (CIPA DC-008, version 2.32, tables 4 to 18).
 
-What only says how pixels or blocks are stored (strips, tiles, thumbnails, tables) is left out, and so are blobs.
+Left out are blobs, and tags about how pixels or blocks are stored (strips, tiles, thumbnails, tables).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ GPS_TAGS: dict[int, str] = {
 
 INTEROP_TAGS: dict[int, str] = {1: "InteroperabilityIndex"}
 
-# Stored as UNDEFINED or BYTE, but text, or numbers, by their definition. Any other UNDEFINED value is a blob.
+# Stored as UNDEFINED or BYTE, but text or numbers by definition. Any other UNDEFINED value is a blob.
 ASCII_IN_BYTES = frozenset({"ExifVersion", "FlashpixVersion"})
 UTF16_IN_BYTES = frozenset({"XPTitle", "XPComment", "XPAuthor", "XPKeywords", "XPSubject"})
 CODED_TEXT = frozenset({"UserComment", "GPSProcessingMethod", "GPSAreaInformation"})

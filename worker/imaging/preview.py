@@ -1,9 +1,9 @@
 """The preview: a baseline JPEG of at most 500 bytes, meant to be scaled up and blurred while the picture loads.
 
-Half of 500 bytes would be headers, so most of the quality is won there (`bench/preview_quality.py` shows each step):
-one gently rising quantization table for all components, which also beats the standard ones at this size, Huffman tables
-made for the picture, and no JFIF segment, which decoders do not need. Pillow encodes: in 0.05 ms where libvips takes
-0.4, and with a table of one's own.
+Headers would take half of the 500 bytes, so most of the quality is gained there (`bench/preview_quality.py` shows each
+step): one quantization table with a gentle slope for all components, which also beats the standard tables at this size;
+Huffman tables optimized for the picture; and no JFIF segment, which decoders do not need. Pillow encodes it in 0.05 ms,
+and accepts the table; libvips takes 0.4.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import math
 from PIL import Image
 
 from service.images.probe import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE
-from worker.imaging.formats.picture import Picture
+from worker.imaging.formats.format import DecodedPicture
 
-# Its encoders are loaded now: a child does not wait for them at its first picture, when it is confined.
+# Loads the encoders now: at its first picture a child is in its sandbox, and the picture would wait for them.
 Image.preinit()
 
-# Long side; the first that fits. 48 is three whole blocks of 16 and fits every photograph; noise may need less.
+# Long sides; the first one that fits is used. 48 is three whole blocks of 16 and fits every photograph, but not noise.
 PREVIEW_PX = (MAX_PREVIEW_SIDE, 32, 16)
 
-# Quantization steps of the lowest frequency, 3 % apart. Higher frequencies get up to 2.4 times as much.
+# Quantization steps of the lowest frequency, 3 % apart. Those of higher frequencies are up to 2.4 times as large.
 _STEPS = tuple(4 * 1.03**i for i in range(142))
 _TABLES = tuple([min(255, round(step * (1 + 0.1 * (u + v)))) for v in range(8) for u in range(8)] for step in _STEPS)
-_MEDIAN_STEP = 62  # 25, of 24 photographs
+_MEDIAN_STEP = 62  # a step of 25, the median of 24 photographs
 
-# Of those photographs: all but some 190 bytes shrink by 2.15 % with each step. Then two or three tries are enough.
+# In those photographs all but some 190 bytes shrink by 2.15 % with each step, so that two or three tries are enough.
 _FIXED_BYTES = 190
-_SHRINK_A_STEP = 0.0215
+_SHRINK_PER_STEP = 0.0215
 _CLOSE_BYTES = 8
-_MOST_TRIES = 5
+_MAX_TRIES = 5
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,9 +44,9 @@ _TURNS = {
 }
 
 
-def encode_preview(picture: Picture) -> bytes:
-    """Aspect kept, but at least 1 pixel a side; oriented; greyscale where the picture is."""
-    small = picture.small
+def encode_preview(picture: DecodedPicture) -> bytes:
+    """Returns the upright preview, grey if the picture is. It keeps the aspect ratio, with at least 1 pixel a side."""
+    small = picture.small_copy
     full = Image.frombytes("L" if small.bands == 1 else "RGB", (small.width, small.height), small.pixels)
     for px in PREVIEW_PX:
         scale = min(1, px / max(picture.width, picture.height))
@@ -61,7 +61,7 @@ def encode_preview(picture: Picture) -> bytes:
 
 
 def _encode_to_fit(image: Image.Image) -> bytes | None:
-    """The finest steps that fit, or nearly those; None where even the coarsest do not fit."""
+    """Encodes with about the finest table that fits; returns None if even the coarsest does not."""
     too_fine, fits, best = -1, len(_TABLES), None
     at, tries = _MEDIAN_STEP, 0
     while fits - too_fine > 1:
@@ -71,10 +71,10 @@ def _encode_to_fit(image: Image.Image) -> bytes | None:
             fits, best = at, data
         else:
             too_fine = at
-        if best is not None and (len(best) >= MAX_PREVIEW_BYTES - _CLOSE_BYTES or tries >= _MOST_TRIES):
+        if best is not None and (len(best) >= MAX_PREVIEW_BYTES - _CLOSE_BYTES or tries >= _MAX_TRIES):
             break
         ratio = max(1, len(data) - _FIXED_BYTES) / (MAX_PREVIEW_BYTES - _CLOSE_BYTES // 2 - _FIXED_BYTES)
-        at = min(max(at + round(math.log(ratio) / _SHRINK_A_STEP), too_fine + 1), fits - 1)
+        at = min(max(at + round(math.log(ratio) / _SHRINK_PER_STEP), too_fine + 1), fits - 1)
     return best
 
 
@@ -85,7 +85,7 @@ def _encode(image: Image.Image, table: list[int]) -> bytes:
 
 
 def without_spare_headers(data: bytes) -> bytes:
-    """Without JFIF and with all Huffman tables in one segment: 27 bytes less."""
+    """Removes JFIF, and joins all Huffman tables in one segment: 27 bytes less."""
     segments, tables = [], []
     at = 2
     while data[at + 1] != 0xDA:

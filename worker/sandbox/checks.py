@@ -24,7 +24,7 @@ from service.images.probe import (
     Probe,
 )
 from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformation
-from worker.headers import Read, avif_size, jpeg_frame, read_size
+from worker.file_headers import HEAD_BYTES, Read, avif_size, jpeg_frame, read_size, sniff
 from worker.sandbox.files import PictureFile
 from worker.sandbox.messages import (
     MAX_WORDS_BYTES,
@@ -39,7 +39,6 @@ from worker.sandbox.messages import (
     Request,
     Unreadable,
 )
-from worker.sniffing import HEAD_BYTES, sniff
 
 # Noise in the best quality takes 5 as JPEG, and less in other formats; EXIF and XMP of a rendition have 60 KB each.
 _BYTES_A_PIXEL = 6

@@ -12,10 +12,9 @@ from functools import partial
 from io import FileIO
 from typing import TypeAlias
 
-from worker.headers import read_size
+from worker.file_headers import HEAD_BYTES, read_size, sniff
 from worker.sandbox.process import ChildUnavailable
 from worker.sandbox.threads import MAX_CALLS, HangingThreads
-from worker.sniffing import HEAD_BYTES, sniff
 
 _READ_BYTES = 1 << 20
 

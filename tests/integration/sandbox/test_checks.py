@@ -19,7 +19,7 @@ from service.renditions.transformation import Transformation
 from tests.support import pictures
 from tests.support.lying_child import TOKEN
 from tests.support.samples import jpeg
-from worker.headers import read_size
+from worker.file_headers import read_size
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.messages import (
     GREETING_TOKEN,

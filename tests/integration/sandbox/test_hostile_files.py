@@ -1,4 +1,4 @@
-"""Files made to do harm, through real child processes: each is a finding or a refusal, soon and in little memory."""
+"""Hostile files in real child processes: each is probed or refused, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLES = pictures.every_format()
 
 
 class Worker:
-    """One child, as a worker has it, and what it says about some bytes."""
+    """One child of a worker, which probes bytes."""
 
     def __init__(self, children: Children, path: Path) -> None:
         self.children = children
@@ -124,7 +124,7 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("form", sorted({name.split()[0] for name in hostile.BOMBS}))
-async def test_a_bomb_is_told_by_its_header_or_costs_little(child: Worker, form: str) -> None:
+async def test_bomb_is_refused_by_header_or_is_cheap(child: Worker, form: str) -> None:
     expected = {name: code for code, names in OUTCOMES.items() for name in names}
     assert set(expected) <= set(hostile.BOMBS)
     for name, make in hostile.BOMBS.items():
@@ -134,7 +134,7 @@ async def test_a_bomb_is_told_by_its_header_or_costs_little(child: Worker, form:
 
 
 @pytest.mark.parametrize("name", hostile.ENDLESS)
-async def test_a_picture_without_end_is_ended(tmp_path: Path, name: str) -> None:
+async def test_endless_picture_is_stopped(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(hostile.ENDLESS[name]())
     children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=0.5)
@@ -146,7 +146,7 @@ async def test_a_picture_without_end_is_ended(tmp_path: Path, name: str) -> None
     await children.end()
 
 
-async def test_a_side_that_libvips_cannot_count_is_no_side_of_one_pixel(child: Worker) -> None:
+async def test_svg_side_beyond_libvips_is_refused(child: Worker) -> None:
     for side in ("100000001", "3e8", "1e9", "2100000000"):
         for size in (f'width="{side}" height="1"', f'width="5" height="{side}"'):
             assert await child.outcome(hostile.svg("", size)) == "too-many-pixels", size
@@ -155,7 +155,7 @@ async def test_a_side_that_libvips_cannot_count_is_no_side_of_one_pixel(child: W
         assert found.width == 1, size
 
 
-async def test_a_picture_in_an_svg_has_the_bound_of_others(child: Worker) -> None:
+async def test_svg_picture_counts_towards_the_limit(child: Worker) -> None:
     for name, data in hostile.pictures_too_large_in_svgs().items():
         began = time.monotonic()
         assert await child.outcome(data) == "too-many-pixels", name
@@ -163,7 +163,7 @@ async def test_a_picture_in_an_svg_has_the_bound_of_others(child: Worker) -> Non
     assert peak_kb(child.pid) < _MOST_KB
 
 
-async def test_an_svg_with_a_photo_is_shown(child: Worker) -> None:
+async def test_svg_with_a_photo_is_accepted(child: Worker) -> None:
     for form in ("PNG", "JPEG"):
         photo = hostile.svg_showing(hostile.data_uri(pictures.encode(form), f"image/{form.lower()}"))
         assert (await child.look(photo)).mini_preview != (await child.look(hostile.svg(""))).mini_preview, form
@@ -172,7 +172,7 @@ async def test_an_svg_with_a_photo_is_shown(child: Worker) -> None:
     assert await child.outcome(hostile.svg_showing("data:image/png;base64,!!!")) == "accepted"
 
 
-async def test_a_message_of_a_decoder_may_hold_any_bytes(child: Worker) -> None:
+async def test_decoder_message_with_any_bytes(child: Worker) -> None:
     """libheif repeats the name of a property that it does not know."""
     turned = pictures.encode("AVIF", exif=pictures.exif_block([(0x0112, 3, 1, b"\6\0")]), speed=10)
     for _ in range(2):
@@ -180,18 +180,18 @@ async def test_a_message_of_a_decoder_may_hold_any_bytes(child: Worker) -> None:
     assert await child.outcome(turned) == "accepted"
 
 
-async def test_a_heic_whose_item_type_is_no_text_is_damaged(child: Worker) -> None:
+async def test_heic_with_binary_item_type_is_damaged(child: Worker) -> None:
     for kind in (b"\xffxif", b"Exi\x80", b"\xff\xff\xff\xff"):
         assert await child.outcome(hostile.heic_of_item_type(kind)) == "damaged-image"
     assert (await child.look(hostile.heic_of_item_type(b"Othe"))).exif == {}
 
 
-async def test_what_lies_behind_a_progressive_jpeg_is_no_scan(child: Worker) -> None:
+async def test_bytes_after_a_progressive_jpeg_are_no_scan(child: Worker) -> None:
     film = b"\xff\xda" * 1_000
     assert await child.outcome(pictures.encode("JPEG", progressive=True) + film) == "accepted"
 
 
-# Whole or not at all
+# Truncated files
 
 
 def _long_animation() -> bytes:
@@ -200,7 +200,7 @@ def _long_animation() -> bytes:
 
 
 @pytest.mark.parametrize("form", MIME_TYPES)
-async def test_a_picture_that_was_cut_anywhere_is_refused(child: Worker, form: str) -> None:
+async def test_truncated_picture_is_refused(child: Worker, form: str) -> None:
     samples = {name: data for name, data in SAMPLES.items() if name.startswith(form)}
     if form == "webp":
         samples["webp, more frames than are decoded"] = _long_animation()
@@ -214,9 +214,7 @@ async def test_a_picture_that_was_cut_anywhere_is_refused(child: Worker, form: s
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_cut_upload_of_any_format_is_refused_and_not_kept(
-    api: Client, tenant: Tenant, settings: Settings
-) -> None:
+async def test_truncated_upload_is_not_stored(api: Client, tenant: Tenant, settings: Settings) -> None:
     for name, data in SAMPLES.items():
         response = await api.post(
             "/v1/images", data=data[: len(data) * 2 // 3], headers=tenant.headers | {"Content-Type": "image/jpeg"}
@@ -228,7 +226,7 @@ async def test_a_cut_upload_of_any_format_is_refused_and_not_kept(
     assert stored_files(settings) == []
 
 
-# What a file is, its bytes say
+# Formats are detected by content
 
 
 def _zip() -> bytes:
@@ -252,7 +250,7 @@ POLYGLOTS = {
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_file_of_two_kinds_is_the_one_that_its_first_bytes_say(api: Client, tenant: Tenant) -> None:
+async def test_polyglot_is_what_its_first_bytes_say(api: Client, tenant: Tenant) -> None:
     assert {form.strip() for form in POLYGLOTS} == set(MIME_TYPES)
     for form, data in POLYGLOTS.items():
         for claimed in ("image/svg+xml", "application/octet-stream", "image/x-php", MIME_TYPES["heic"]):
@@ -300,13 +298,13 @@ NO_PICTURES = {
 }
 
 
-async def test_what_is_none_of_the_eight_formats_is_shown_to_no_decoder(child: Worker) -> None:
+async def test_other_formats_reach_no_decoder(child: Worker) -> None:
     for name, data in NO_PICTURES.items():
         assert await child.outcome(data) == "unsupported-image", name
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_page_that_claims_to_be_a_picture_is_refused(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_html_that_claims_to_be_an_image_is_refused(api: Client, tenant: Tenant, settings: Settings) -> None:
     for claimed in ("image/png", "image/svg+xml", "image/jpeg"):
         response = await api.post(
             "/v1/images", data=NO_PICTURES["HTML"], headers=tenant.headers | {"Content-Type": claimed}
@@ -319,7 +317,7 @@ async def test_a_page_that_claims_to_be_a_picture_is_refused(api: Client, tenant
 
 
 class Canary:
-    """A server and a file that nobody is to open. A pipe without a writer holds up whoever reads it, and refuses a
+    """A server and a file that must not be opened. A pipe without a writer blocks its reader, and refuses a
     writer as long as nobody does.
     """
 
@@ -386,11 +384,11 @@ REFERENCES: dict[str, Callable[[str], bytes]] = {
         f"%3Cimage href='{to}' width='9' height='9'/%3E%3C/svg%3E\"/>"
     ),
 }
-# Nothing to paint, since its reference leads nowhere: the parser gives such a document up.
+# The parser refuses such a document, since its reference has no target.
 UNREADABLE = {"entity", "parameter entity"}
 
 
-async def test_an_svg_fetches_nothing_and_reads_nothing(child: Worker, canary: Canary) -> None:
+async def test_svg_fetches_and_reads_nothing(child: Worker, canary: Canary) -> None:
     white = (await child.look(hostile.svg(""))).mini_preview
     links = (
         f"http://127.0.0.1:{canary.port}/canary",
@@ -410,7 +408,7 @@ async def test_an_svg_fetches_nothing_and_reads_nothing(child: Worker, canary: C
     assert canary.connections == 0
 
 
-async def test_the_canary_notices_who_reads_it(canary: Canary) -> None:
+async def test_canary_detects_a_reader(canary: Canary) -> None:
     assert not canary.is_read()
     reader = os.open(canary.file, os.O_RDONLY | os.O_NONBLOCK)
     assert canary.is_read()
@@ -421,7 +419,7 @@ async def test_the_canary_notices_who_reads_it(canary: Canary) -> None:
     assert canary.connections == 1
 
 
-# EXIF that lies
+# Lying EXIF
 
 
 def _lies() -> Iterator[tuple[str, list[pictures.Entry]]]:
@@ -480,7 +478,7 @@ def _embed(form: str, entries: list[pictures.Entry]) -> bytes:
             return pictures.encode("WEBP", exif=block)
 
 
-# In a TIFF they are the file's own, and what libtiff cannot take it reports as it does missing pixels.
+# In a TIFF they are tags of the file, and libtiff reports what it refuses like missing pixels.
 _UNREADABLE_IN_TIFF = {
     "no numbers",
     "every tag as text",
@@ -489,7 +487,7 @@ _UNREADABLE_IN_TIFF = {
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "heic", "avif", "tiff"])
-async def test_metadata_that_lies_never_costs_the_picture(child: Worker, form: str) -> None:
+async def test_lying_metadata_does_not_refuse_a_picture(child: Worker, form: str) -> None:
     for name in _FITS if form == "jpeg" else LIES:
         if form == "tiff" and name in _UNREADABLE_IN_TIFF:
             assert await child.outcome(_embed(form, LIES[name])) == "damaged-image", name
@@ -502,7 +500,7 @@ async def test_metadata_that_lies_never_costs_the_picture(child: Worker, form: s
 
 
 @pytest.mark.usefixtures("worker")
-async def test_metadata_that_lies_is_kept_and_shown_as_far_as_it_is_fit(api: Client, tenant: Tenant) -> None:
+async def test_lying_metadata_is_stored_and_shown(api: Client, tenant: Tenant) -> None:
     for name in _FITS:
         response = await api.post(
             "/v1/images",

@@ -1,4 +1,4 @@
-"""Colours, held against Chromium (`tests.support.chromium`, its command and version there) and lcms by Pillow."""
+"""Colours, compared with Chromium (by `tests.support.chromium`, which has its version) and with lcms (by Pillow)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.icc_profiles import ADOBE_RGB, BT2020, P3, PROPHOTO, SRGB, SR
 from worker import imaging
 from worker.imaging.colour import convert, profile_of_code_points
 from worker.imaging.colour.interpretation import interpret
-from worker.imaging.formats import FORMATS, recognise
+from worker.imaging.formats import detect_format
 from worker.imaging.formats.source import open_source
 
 SAMPLES = samples()
@@ -34,11 +34,6 @@ TOLERANCE = 3
 
 Patches = list[tuple[int, ...]]
 Show = Callable[[bytes], Patches]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 @pytest.fixture
@@ -62,11 +57,11 @@ def rendition(stored: Callable[[bytes], str]) -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def preview(stored: Callable[[bytes], str]) -> Callable[[bytes], Image.Image]:
-    """What a preview is made of: the small copy, before it is made smaller and encoded."""
+    """Returns the small copy, from which the preview is made."""
 
     def reduce(data: bytes) -> Image.Image:
         with open_source(stored(data), 1_000_000) as source:
-            small = FORMATS[recognise(source)].probe(source).small
+            small = detect_format(source.fd).probe(source).small_copy
         image = Image.frombytes("L" if small.bands == 1 else "RGB", (small.width, small.height), small.pixels)
         return image.resize(SIZE, Image.Resampling.NEAREST)
 
@@ -90,7 +85,7 @@ def shown_by_chromium(name: str) -> Patches:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_colours_are_those_of_chromium(
+def test_colours_match_chromium(
     rendition: Callable[..., Image.Image], preview: Callable[[bytes], Image.Image], name: str
 ) -> None:
     expected = shown_by_chromium(name)
@@ -99,7 +94,7 @@ def test_colours_are_those_of_chromium(
     assert difference(patches(preview(SAMPLES[name])), expected) <= tolerance
 
 
-def test_every_way_of_cutting_has_these_colours(rendition: Callable[..., Image.Image]) -> None:
+def test_colours_survive_every_crop(rendition: Callable[..., Image.Image]) -> None:
     for name in ("iCCP P3", "cICP PQ", "AVIF P3", "JPEG CMYK", "JPEG CMYK, CMYK", "iCCP grey, alpha"):
         data, expected = SAMPLES[name], shown_by_chromium(name)
         for params in ({"width": 64}, {"crop": SIZE}, {"crop": SIZE, "gravity": "smart"}):
@@ -120,7 +115,7 @@ def test_grey_stays_grey(rendition: Callable[..., Image.Image], preview: Callabl
         assert preview(SAMPLES[name]).mode == "L"
 
 
-def test_alpha_stays_beside_converted_colours(rendition: Callable[..., Image.Image]) -> None:
+def test_alpha_survives_colour_conversion(rendition: Callable[..., Image.Image]) -> None:
     picture = Image.merge("RGBA", (*chart().split(), Image.linear_gradient("L").resize(SIZE)))
     profile = icc_profiles.rgb_profile(P3, SRGB_CURVE_TAG)
     for form, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
@@ -138,14 +133,14 @@ def test_alpha_stays_beside_converted_colours(rendition: Callable[..., Image.Ima
 def test_hdr_avif_has_the_colours_of_its_png(
     rendition: Callable[..., Image.Image], transfer: int, name: str, bits: int
 ) -> None:
-    """The samples of PNG say that nothing is brighter than SDR white, so that Chromium darkens nothing."""
+    """The PNG samples say that nothing is brighter than SDR white, so that Chromium does not darken them."""
     image = rendition(colours.avif(9, transfer, bits=bits))
     within = 24 if bits == 8 else 4  # a level of lossy YCbCr, in the steepest part of the curve
     assert difference(patches(image), shown_by_chromium(name)) <= within
 
 
 def test_sdr_white_is_white(rendition: Callable[..., Image.Image]) -> None:
-    """203 cd/m2 (BT.2408) are 58.06 % of PQ and 75 % of HLG; what is darker is not, and what is brighter is too."""
+    """203 cd/m2 (BT.2408) are 58.06 % of PQ and 75 % of HLG. Brighter light is white too, darker light is not."""
     for transfer, white in ((16, 0.5806), (18, 0.7500)):
         levels = [round(255 * share) for share in (white - 0.02, white + 0.002, 0.9, 1)]
         image = Image.frombytes("RGB", (4, 1), bytes(level for level in levels for _ in range(3)))
@@ -154,7 +149,7 @@ def test_sdr_white_is_white(rendition: Callable[..., Image.Image]) -> None:
         assert min(min(colour) for colour in others) >= 254
 
 
-def test_heic_shows_the_colours_of_nclx(rendition: Callable[..., Image.Image]) -> None:
+def test_heic_has_the_colours_of_nclx(rendition: Callable[..., Image.Image]) -> None:
     plain = rendition(pictures.HEIC)
     for primaries in (1, 2):
         data = colours.with_colr(pictures.HEIC, colours.nclx(primaries, 13, 6))
@@ -163,15 +158,15 @@ def test_heic_shows_the_colours_of_nclx(rendition: Callable[..., Image.Image]) -
     assert difference(pixels(wide), lcms(plain, icc_profiles.rgb_profile(P3, SRGB_CURVE_TAG))) <= 4
 
 
-def test_damaged_profile_of_avif_leaves_nclx(rendition: Callable[..., Image.Image]) -> None:
+def test_avif_with_damaged_profile_uses_nclx(rendition: Callable[..., Image.Image]) -> None:
     profile = icc_profiles.rgb_profile(ADOBE_RGB, gamma(2.2))
     for broken in (profile[:150], b"nothing", icc_profiles.cmyk_profile()):
         image = rendition(colours.avif(12, 13, profile=broken))
         assert difference(patches(image), shown_by_chromium("AVIF P3")) <= TOLERANCE
 
 
-def test_grey_avif_takes_a_profile_of_grey(rendition: Callable[..., Image.Image]) -> None:
-    """Chromium shows nothing at all of it."""
+def test_grey_avif_uses_a_grey_profile(rendition: Callable[..., Image.Image]) -> None:
+    """Chromium does not show such a file at all."""
     profile = icc_profiles.grey_profile(table(icc_profiles.dot_gain, 256))
     image = rendition(colours.avif(mode="L", profile=profile))
     assert difference(patches(image), shown_by_chromium("iCCP grey")) <= TOLERANCE
@@ -181,7 +176,7 @@ def test_grey_avif_takes_a_profile_of_grey(rendition: Callable[..., Image.Image]
 
 
 def lcms(image: Image.Image, profile: bytes) -> Patches:
-    """Relative to white, without compensation for black; all pixels."""
+    """Converts all pixels: relative colorimetric, without black point compensation."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     target = ImageCms.createProfile("sRGB")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -192,7 +187,7 @@ def lcms(image: Image.Image, profile: bytes) -> Patches:
 
 
 def spectrum(mode: str) -> Image.Image:
-    """Colours from all over the space."""
+    """Returns colours of the whole space."""
     noise = random.Random(18)
     return Image.frombytes(mode, (64, 16), noise.randbytes(64 * 16 * len(Image.new(mode, (1, 1)).getbands())))
 
@@ -208,7 +203,7 @@ SPACES = {"sRGB": SRGB, "P3": P3, "Adobe RGB": ADOBE_RGB, "BT.2020": BT2020, "Pr
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("space", SPACES)
-def test_matrix_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image], space: str, curve: str) -> None:
+def test_matrix_profiles_match_lcms(rendition: Callable[..., Image.Image], space: str, curve: str) -> None:
     profile = icc_profiles.rgb_profile(SPACES[space], CURVES[curve])
     picture = spectrum("RGB")
     expected = lcms(picture, profile)
@@ -218,7 +213,7 @@ def test_matrix_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image]
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_grey_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image], curve: str) -> None:
+def test_grey_profiles_match_lcms(rendition: Callable[..., Image.Image], curve: str) -> None:
     profile = icc_profiles.grey_profile(CURVES[curve])
     picture = spectrum("L")
     expected = [colour[:1] for colour in lcms(picture, profile)]
@@ -227,7 +222,7 @@ def test_grey_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image], 
         assert difference(pixels(shown), expected) <= 1
 
 
-def test_table_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image]) -> None:
+def test_table_profiles_match_lcms(rendition: Callable[..., Image.Image]) -> None:
     for mode, form, profile in (
         ("RGB", "PNG", icc_profiles.lut_profile()),
         ("RGB", "TIFF", icc_profiles.lifted_profile(version=4)),
@@ -238,8 +233,8 @@ def test_table_profiles_are_those_of_lcms(rendition: Callable[..., Image.Image])
         assert difference(pixels(shown), lcms(picture, profile)) <= 2
 
 
-def test_lab_is_that_of_lcms(rendition: Callable[..., Image.Image]) -> None:
-    """Photoshop's TIFF has Lab against D50."""
+def test_lab_matches_lcms(rendition: Callable[..., Image.Image]) -> None:
+    """Photoshop's TIFF has Lab relative to D50."""
     lab = [(light, a, b) for light in (40, 60, 80) for a in (-16, 0, 16) for b in (-16, 0, 16)]
     stored = bytes(value & 255 for light, a, b in lab for value in (round(light * 2.55), a, b))
     picture = Image.frombytes("LAB", (len(lab), 1), stored)
@@ -264,7 +259,7 @@ def test_lab_is_that_of_lcms(rendition: Callable[..., Image.Image]) -> None:
         icc_profiles.grey_profile(SRGB_CURVE_TAG),
     ],
 )
-def test_srgb_by_its_numbers_costs_nothing(profile: bytes) -> None:
+def test_srgb_profile_needs_no_conversion(profile: bytes) -> None:
     meaning = interpret(profile)
     assert meaning is not None
     assert meaning.profile is None
@@ -284,13 +279,13 @@ def test_srgb_by_its_numbers_costs_nothing(profile: bytes) -> None:
         icc_profiles.with_cicp(9, 16),
     ],
 )
-def test_srgb_by_its_name_is_converted(profile: bytes) -> None:
+def test_profile_named_srgb_is_converted(profile: bytes) -> None:
     meaning = interpret(profile)
     assert meaning is not None
     assert meaning.profile is not None or meaning.hdr is not None
 
 
-def test_each_code_point_has_a_meaning() -> None:
+def test_each_code_point_has_a_profile() -> None:
     for primaries in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 22):
         for transfer in (1, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 18):
             profile = profile_of_code_points(primaries, transfer)
@@ -303,7 +298,7 @@ def test_each_code_point_has_a_meaning() -> None:
 # Hostile and damaged
 
 
-def test_any_damage_to_a_profile_is_survived(rendition: Callable[..., Image.Image]) -> None:
+def test_damaged_profile_does_no_harm(rendition: Callable[..., Image.Image]) -> None:
     noise = random.Random(19)
     profiles = [
         icc_profiles.rgb_profile(P3, table(icc_profiles.srgb_light, 64)),
@@ -321,14 +316,14 @@ def test_any_damage_to_a_profile_is_survived(rendition: Callable[..., Image.Imag
             assert rendition(colours.png(colours.iccp(data), image=picture)).size == SIZE
 
 
-def test_a_curve_beyond_all_numbers_is_survived(rendition: Callable[..., Image.Image]) -> None:
+def test_curve_of_infinite_values_does_no_harm(rendition: Callable[..., Image.Image]) -> None:
     steep = parametric(32767, 32767, 32767, 32767, -32768, 32767, 32767)
     for profile in (icc_profiles.rgb_profile(SRGB, steep, version=4), icc_profiles.grey_profile(steep)):
         for picture in (chart(), chart("L")):
             assert rendition(colours.png(colours.iccp(profile), image=picture)).size == SIZE
 
 
-def test_any_chunk_of_colours_is_survived(rendition: Callable[..., Image.Image]) -> None:
+def test_damaged_colour_chunk_does_no_harm(rendition: Callable[..., Image.Image]) -> None:
     noise = random.Random(20)
     for _ in range(200):
         chunks = [
@@ -339,13 +334,13 @@ def test_any_chunk_of_colours_is_survived(rendition: Callable[..., Image.Image])
         assert rendition(colours.png(*chunks)).size == SIZE
 
 
-def test_a_profile_of_any_length_is_bounded(rendition: Callable[..., Image.Image]) -> None:
+def test_profile_length_is_bounded(rendition: Callable[..., Image.Image]) -> None:
     bomb = zlib.compress(bytes(100_000_000), 9)
     image = rendition(colours.png((b"iCCP", b"icc\0\0" + bomb), colours.gama(1)))
     assert difference(patches(image), shown_by_chromium("gAMA 1")) <= TOLERANCE
 
 
-def test_any_damage_to_colour_boxes_is_survived(stored: Callable[[bytes], str]) -> None:
+def test_damaged_colour_boxes_do_no_harm(stored: Callable[[bytes], str]) -> None:
     noise = random.Random(21)
     seeds = [colours.avif(12, 13, mode="L"), colours.named_in_av1(12), colours.with_colr(pictures.HEIC, b"nclx")]
     for number in range(150):

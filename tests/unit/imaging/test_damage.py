@@ -1,4 +1,4 @@
-"""Pictures that are cut or damaged: refused at upload, and what is accepted can be rendered."""
+"""Truncated and damaged pictures: refused at upload, and every accepted one can be rendered."""
 
 from __future__ import annotations
 
@@ -22,11 +22,6 @@ MAX_PIXELS = 100_000_000
 FILM = b"\0\0\0\x18ftypmp42" + bytes(200)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def probe(tmp_path: Path) -> ProbeBytes:
     def run(data: bytes) -> Probe:
@@ -39,7 +34,7 @@ def probe(tmp_path: Path) -> ProbeBytes:
 
 @pytest.fixture
 def outcome(probe: ProbeBytes) -> Callable[[bytes], str]:
-    """The code of the refusal, or "accepted"."""
+    """Returns the code of the refusal, or "accepted"."""
 
     def run(data: bytes) -> str:
         try:
@@ -59,7 +54,7 @@ PADDED = {"tiff, pages"}
 
 
 def cuts(data: bytes, padding: int = 0) -> list[bytes]:
-    """The file without its last 2 bytes, and shorter ones down to a twentieth."""
+    """Returns the file without its last 2 bytes, and shorter ones down to a twentieth."""
     size = len(data) - padding
     lengths = {size - lost for lost in (2, 3, 4, 5, 8, 9, 13, 20, 50, 100, 300, 1000)}
     lengths |= {size * share // 60 for share in range(3, 60)}
@@ -71,8 +66,8 @@ def cuts(data: bytes, padding: int = 0) -> list[bytes]:
 
 @pytest.mark.parametrize("height", [897, 900, 904, 911, 1000])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-def test_jpeg_cut_in_its_last_rows_is_refused(outcome: Outcome, height: int, subsampling: str) -> None:
-    """An eighth of the size is enough for the preview, and has no pixel of the last rows."""
+def test_jpeg_truncated_in_its_last_rows_is_refused(outcome: Outcome, height: int, subsampling: str) -> None:
+    """The preview is decoded at an eighth of the size, which has no pixel of the last rows."""
     data = pictures.encode("JPEG", pictures.landscape(320, height), subsampling=subsampling)
     for behind in (b"", FILM):
         for lost in (2, 3, 10, 60, 200):
@@ -95,7 +90,7 @@ def test_jpeg_damaged_in_its_last_rows_is_refused(outcome: Outcome) -> None:
 
 
 def stray(kind: str) -> bytes:
-    """A JPEG with its EXIF behind bytes that are no segment."""
+    """Returns a JPEG with its EXIF after bytes that are no segment."""
     gps = [(1, 2, 2, b"S\0"), pictures.rationals(2, (33, 1), (51, 1), (30, 1))]
     block = b"Exif\0\0" + pictures.exif_block([pictures.ascii_entry(0x010F, b"Daguerre")], gps=gps)
     data = pictures.encode("JPEG", pictures.landscape(160, 120), exif=block)
@@ -107,8 +102,8 @@ def stray(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["zeros", "escaped", "text", "fill"])
 def test_stray_bytes_between_segments_are_skipped(probe: ProbeBytes, outcome: Outcome, kind: str) -> None:
     data = stray(kind)
-    found = probe(data)
-    assert (found.width, found.height, found.exif["Make"]) == (160, 120, "Daguerre")
+    result = probe(data)
+    assert (result.width, result.height, result.exif["Make"]) == (160, 120, "Daguerre")
     damaged = bytearray(data)
     damaged[-900:-10] = b"\xff\0" * 445
     for bad in (data[:-2], data[: len(data) // 2], bytes(damaged)):
@@ -116,7 +111,7 @@ def test_stray_bytes_between_segments_are_skipped(probe: ProbeBytes, outcome: Ou
 
 
 @pytest.mark.parametrize("kind", ["zeros", "escaped", "text", "fill"])
-def test_place_behind_stray_bytes_is_removed(tmp_path: Path, kind: str) -> None:
+def test_location_after_stray_bytes_is_removed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(stray(kind))
     assert imaging.find_locations(str(path))
@@ -144,7 +139,7 @@ def test_tiff_without_its_last_directory_is_refused(outcome: Outcome, big_tiff: 
         assert outcome(data[:-pixel]) == "damaged-image", pixel
 
 
-def test_tiff_without_its_small_copies_is_refused(outcome: Outcome) -> None:
+def test_tiff_without_its_thumbnails_is_refused(outcome: Outcome) -> None:
     image = pyvips.Image.gaussnoise(600, 400).cast("uchar")
     for inside in (False, True):
         data = image.tiffsave_buffer(tile=True, pyramid=True, subifd=inside, compression="deflate")
@@ -154,7 +149,7 @@ def test_tiff_without_its_small_copies_is_refused(outcome: Outcome) -> None:
 
 
 def test_tiff_with_a_stale_pointer_to_exif_is_accepted(outcome: Outcome) -> None:
-    """Editors that do not know EXIF leave the pointer as it was."""
+    """Editors that do not know EXIF leave its pointer as it was."""
     data = pictures.encode(
         "TIFF", pictures.landscape(64, 48), exif=pictures.exif_block([], photo=[(1, 4, 1, bytes(4))])
     )
@@ -178,8 +173,8 @@ def endless() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("tag", [259, 262, 273, 279, 330])
-def test_tiff_of_absurd_counts_is_read_soon(outcome: Outcome, tag: int) -> None:
-    """Which no read may be given either."""
+def test_tiff_with_absurd_counts_is_fast(outcome: Outcome, tag: int) -> None:
+    """os.pread accepts no such size."""
     data = pictures.encode("TIFF", big_tiff=True, tiffinfo={330: (1, 2)})
     at = data.index(struct.pack("<H", tag), 16)
     for count in (2**62, 2**64 - 1, 2**31, 10**6):
@@ -188,7 +183,7 @@ def test_tiff_of_absurd_counts_is_read_soon(outcome: Outcome, tag: int) -> None:
 
 
 def test_boxes_of_absurd_sizes_are_refused(outcome: Outcome) -> None:
-    """Which no read may be given: 2^64 is no offset, and no length."""
+    """os.pread accepts no such offset or size: 2^64."""
     for form, data in (("avif", pictures.every_format()["avif"]), ("heic", pictures.HEIC)):
         for kind in (b"ftyp", b"meta", b"iinf", b"iloc", b"mdat"):
             at = data.index(kind) - 4
@@ -198,7 +193,7 @@ def test_boxes_of_absurd_sizes_are_refused(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("name", endless())
-def test_endless_structure_is_read_soon(outcome: Outcome, name: str) -> None:
+def test_endless_structure_is_fast(outcome: Outcome, name: str) -> None:
     began = time.process_time()
     assert outcome(endless()[name]) in {"accepted", "damaged-image", "too-many-pixels"}
     assert time.process_time() - began < 2
@@ -208,7 +203,7 @@ def test_endless_structure_is_read_soon(outcome: Outcome, name: str) -> None:
 
 
 def test_webp_that_hides_a_frame_is_refused(outcome: Outcome) -> None:
-    """libwebp leaves out a frame whose contents it does not know; those that count chunks see one more."""
+    """libwebp leaves out a frame whose contents it does not know, but the chunks count it."""
     data = pictures.animate("WEBP", 3)
     at = data.index(b"ANMF") + 8 + 16
     assert outcome(data[:at] + b"ABCD" + data[at + 4 :]) == "damaged-image"
@@ -218,7 +213,7 @@ def test_webp_that_hides_a_frame_is_refused(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("name", pictures.every_format())
-def test_cut_picture_is_refused(outcome: Outcome, name: str) -> None:
+def test_truncated_picture_is_refused(outcome: Outcome, name: str) -> None:
     data = pictures.every_format()[name]
     assert outcome(data) == "accepted"
     for cut in cuts(data, padding=15 if name in PADDED else 0):
@@ -226,7 +221,7 @@ def test_cut_picture_is_refused(outcome: Outcome, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in pictures.every_format() if name != "svg"])
-def test_bytes_behind_a_picture_are_ignored(tmp_path: Path, outcome: Outcome, name: str) -> None:
+def test_bytes_after_a_picture_are_ignored(tmp_path: Path, outcome: Outcome, name: str) -> None:
     data = pictures.every_format()[name] + FILM
     assert outcome(data) == "accepted"
     path = tmp_path / "behind"

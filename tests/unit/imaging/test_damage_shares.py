@@ -1,4 +1,4 @@
-"""How much of damage inside of compressed data is noticed: the figures of docs/refusals.md."""
+"""The share of damage in compressed data that is detected: the figures of docs/refusals.md."""
 
 from __future__ import annotations
 
@@ -16,13 +16,8 @@ from tests.support import hostile_pictures, pictures
 from worker import imaging
 
 DOCS = Path(__file__).parents[3] / "docs" / "refusals.md"
-PLACES = 40
+POSITIONS = 40
 DAMAGED_BYTES = 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 def fill(rng: random.Random, data: bytearray, at: int) -> None:
@@ -42,7 +37,7 @@ DAMAGES: tuple[Callable[[random.Random, bytearray, int], None], ...] = (fill, sc
 
 
 def photograph() -> Image.Image:
-    """Noise of several sizes, the same in every run: the figures depend on it."""
+    """Returns noise of several scales, equal in every run, because the figures depend on it."""
     rng = random.Random(1839)
     photo = Image.new("RGB", (400, 300), "grey")
     for divisor in (64, 16, 4, 1):
@@ -81,13 +76,13 @@ def test_every_sample_is_documented() -> None:
 
 
 @pytest.mark.parametrize("name", documented())
-def test_share_of_noticed_damage(tmp_path: Path, name: str) -> None:
+def test_share_of_detected_damage(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     data = samples()[name]
     measured = []
     for damage in DAMAGES:
         refused = 0
-        for number in range(PLACES):
+        for number in range(POSITIONS):
             rng = random.Random(number)
             damaged = bytearray(data)
             damage(rng, damaged, rng.randrange(len(data) // 10, len(data) * 95 // 100))
@@ -96,6 +91,6 @@ def test_share_of_noticed_damage(tmp_path: Path, name: str) -> None:
                 imaging.probe(str(path), max_pixels=1_000_000)
             except Rejected:
                 refused += 1
-        measured.append(refused * 100 // PLACES)
+        measured.append(refused * 100 // POSITIONS)
     print(f"{name}: {measured} % refused of zeros, noise and single bits")  # noqa: T201
     assert all(share >= floor for share, floor in zip(measured, documented()[name], strict=True)), measured

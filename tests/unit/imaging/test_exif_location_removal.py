@@ -1,4 +1,4 @@
-"""EXIF wherever a file may have it: its values, the orientation that is applied, and the places taken out of it."""
+"""EXIF at every place of a file: its values, the applied orientation, and the removal of locations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.pictures import BLUE, GREEN, RED, WHITE, Entry, ascii_entry, 
 from tests.unit.imaging.test_location_removal import profile, with_chunks
 from worker import imaging
 from worker.imaging.exif import read_exif
-from worker.imaging.location_removal import find_locations
+from worker.imaging.operations import find_locations
 
 ProbeBytes = Callable[[bytes], Probe]
 RenderBytes = Callable[..., Image.Image]
@@ -37,11 +37,6 @@ CORNERS = {
     7: (WHITE, GREEN, RED, BLUE),
     8: (GREEN, WHITE, BLUE, RED),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def block(orientation: int = 6, order: str = "<") -> bytes:
 
 
 def late(kind: bytes, contents: bytes) -> bytes:
-    """A PNG with a chunk behind its pixels."""
+    """Returns a PNG with a chunk after its pixels."""
     data = encode("PNG")
     return data[:-12] + pictures.chunk(kind, contents) + data[-12:]
 
@@ -84,7 +79,7 @@ def packed(keyword: bytes, exif: bytes, name: bytes = b"exif") -> tuple[bytes, b
 
 
 def png_places(exif: bytes) -> dict[str, bytes]:
-    """PNGs that have this block, by where it stands."""
+    """Returns PNGs with this block, by its place."""
     headed, png = b"Exif\0\0" + exif, encode("PNG")
     exif_keyword, app1_keyword = b"Raw profile type exif", b"Raw profile type APP1"
     return {
@@ -107,7 +102,7 @@ def png_places(exif: bytes) -> dict[str, bytes]:
 
 
 def jpeg_places(exif: bytes) -> dict[str, bytes]:
-    """JPEGs that have this block, by where it stands."""
+    """Returns JPEGs with this block, by its place."""
     headed = b"Exif\0\0" + exif
     xmp = b"http://ns.adobe.com/xap/1.0/\0<x/>"
     return {
@@ -144,11 +139,11 @@ def assert_turned(image: Image.Image, orientation: int) -> None:
 @pytest.mark.parametrize("place", png_places(b""))
 def test_png_exif_is_read_anywhere(probe: ProbeBytes, render: RenderBytes, place: str, order: str) -> None:
     data = png_places(block(order=order))[place]
-    found = probe(data)
-    assert (found.width, found.height, found.orientation) == (64, 96, 6)
-    assert (found.exif["Make"], found.exif["Orientation"]) == ("Daguerre", 6)
-    assert found.exif["GPSLatitude"] == pytest.approx(47.5578121)
-    assert_turned(Image.open(io.BytesIO(found.mini_preview)), 6)
+    result = probe(data)
+    assert (result.width, result.height, result.orientation) == (64, 96, 6)
+    assert (result.exif["Make"], result.exif["Orientation"]) == ("Daguerre", 6)
+    assert result.exif["GPSLatitude"] == pytest.approx(47.5578121)
+    assert_turned(Image.open(io.BytesIO(result.mini_preview)), 6)
     rendition = render(data, "jpeg", metadata="keep")
     assert_turned(rendition, 6)
     assert dict(rendition.getexif()) == {0x010F: "Daguerre", ORIENTATION: 1}
@@ -178,27 +173,27 @@ def test_png_chunk_wins_over_a_profile(probe: ProbeBytes) -> None:
         b"Raw profile type iptc\0\0" + zlib.compress(profile(block())),
     ],
 )
-def test_png_profile_that_is_no_exif_is_skipped(probe: ProbeBytes, contents: bytes) -> None:
+def test_png_profile_without_exif_is_skipped(probe: ProbeBytes, contents: bytes) -> None:
     began = time.process_time()
-    found = probe(with_chunks(encode("PNG"), *[(b"zTXt", contents)] * 3))
-    assert (found.orientation, found.exif) == (1, {})
+    result = probe(with_chunks(encode("PNG"), *[(b"zTXt", contents)] * 3))
+    assert (result.orientation, result.exif) == (1, {})
     assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("place", jpeg_places(b""))
 def test_jpeg_exif_is_read_anywhere(probe: ProbeBytes, render: RenderBytes, place: str) -> None:
     data = jpeg_places(block())[place]
-    found = probe(data)
-    assert (found.orientation, found.exif["Make"], found.exif["Orientation"]) == (6, "Daguerre", 6)
-    assert found.exif["GPSLatitude"] == pytest.approx(47.5578121)
+    result = probe(data)
+    assert (result.orientation, result.exif["Make"], result.exif["Orientation"]) == (6, "Daguerre", 6)
+    assert result.exif["GPSLatitude"] == pytest.approx(47.5578121)
     assert render(data, "jpeg", metadata="keep").getexif()[0x010F] == "Daguerre"
 
 
-def test_first_exif_block_of_a_jpeg_turns_it(probe: ProbeBytes) -> None:
-    """As in browsers. The values of all blocks are shown, as ExifTool shows them."""
-    found = probe(jpeg_with(b"Exif\0\0" + exif_block([MAKE]), b"Exif\0\0" + block(6)))
-    assert found.orientation == 1
-    assert list(found.exif)[:2] == ["Make", "Orientation"]
+def test_first_exif_block_of_a_jpeg_decides(probe: ProbeBytes) -> None:
+    """As in browsers. The API shows the values of all blocks, like ExifTool."""
+    result = probe(jpeg_with(b"Exif\0\0" + exif_block([MAKE]), b"Exif\0\0" + block(6)))
+    assert result.orientation == 1
+    assert list(result.exif)[:2] == ["Make", "Orientation"]
 
 
 @pytest.mark.parametrize("head", [b"", b"Exif\0\0"])
@@ -211,9 +206,9 @@ def test_webp_exif_is_read_with_and_without_head(
     exif = head + block(orientation)
     data = picture[:at] + b"EXIF" + struct.pack("<I", len(exif)) + exif + bytes(len(exif) % 2)
     data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
-    found = probe(data)
-    assert (found.orientation, found.exif["Orientation"]) == (orientation, orientation)
-    assert_turned(Image.open(io.BytesIO(found.mini_preview)), orientation)
+    result = probe(data)
+    assert (result.orientation, result.exif["Orientation"]) == (orientation, orientation)
+    assert_turned(Image.open(io.BytesIO(result.mini_preview)), orientation)
     assert_turned(render(data), orientation)
 
 
@@ -221,7 +216,10 @@ def test_webp_exif_is_read_with_and_without_head(
 
 
 def avif(orientation: int, exif_orientation: int, *, swap_properties: bool = False) -> bytes:
-    """Turned by `irot` and `imir`. Its encoder takes the orientation out of EXIF, so another tag is renamed to it."""
+    """Returns an AVIF turned by `irot` and `imir`.
+
+    Its encoder removes the orientation from EXIF, so another tag is renamed to it.
+    """
     exif = Image.Exif()
     exif[ORIENTATION], exif[0x0213] = orientation, exif_orientation
     data = bytearray(encode("AVIF", exif=exif.tobytes(), speed=10))
@@ -234,20 +232,20 @@ def avif(orientation: int, exif_orientation: int, *, swap_properties: bool = Fal
 
 
 @pytest.mark.parametrize("orientation", CORNERS)
-def test_avif_orientation_is_what_was_applied(probe: ProbeBytes, render: RenderBytes, orientation: int) -> None:
-    found = probe(avif(orientation, 8))
-    assert (found.orientation, found.exif["Orientation"]) == (orientation, 8)
-    assert (found.width, found.height) == ((96, 64) if orientation < 5 else (64, 96))
-    assert_turned(Image.open(io.BytesIO(found.mini_preview)), orientation)
+def test_avif_orientation_is_the_applied_one(probe: ProbeBytes, render: RenderBytes, orientation: int) -> None:
+    result = probe(avif(orientation, 8))
+    assert (result.orientation, result.exif["Orientation"]) == (orientation, 8)
+    assert (result.width, result.height) == ((96, 64) if orientation < 5 else (64, 96))
+    assert_turned(Image.open(io.BytesIO(result.mini_preview)), orientation)
     assert_turned(render(avif(orientation, 8)), orientation)
 
 
 def test_avif_properties_apply_in_their_order(probe: ProbeBytes) -> None:
     data = avif(5, 1, swap_properties=True)
     assert data != avif(5, 1)
-    found = probe(data)
-    assert found.orientation == 7
-    assert_turned(Image.open(io.BytesIO(found.mini_preview)), 7)
+    result = probe(data)
+    assert result.orientation == 7
+    assert_turned(Image.open(io.BytesIO(result.mini_preview)), 7)
 
 
 # Which directory a tag stands in
@@ -280,9 +278,9 @@ def test_tag_of_its_own_directory_wins() -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_big_tiff_exif_is_read(probe: ProbeBytes, render: RenderBytes, order: str) -> None:
     data = big_tiff(order)
-    found = probe(data)
-    assert (found.orientation, found.width, found.height) == (6, 1, 2)
-    exif = {name: found.exif[name] for name in ("Make", "Orientation", "ExposureTime", "Copyright", "Rating")}
+    result = probe(data)
+    assert (result.orientation, result.width, result.height) == (6, 1, 2)
+    exif = {name: result.exif[name] for name in ("Make", "Orientation", "ExposureTime", "Copyright", "Rating")}
     assert exif == {
         "Make": "Daguerre",
         "Orientation": 6,
@@ -296,7 +294,7 @@ def test_big_tiff_exif_is_read(probe: ProbeBytes, render: RenderBytes, order: st
 
 
 def big_tiff(order: str) -> bytes:
-    """A grey BigTIFF of 2 x 1, with directories of EXIF and GPS behind offsets of 32 bits."""
+    """Returns a grey BigTIFF of 2 x 1, with 32-bit pointers to the directories of EXIF and GPS."""
     values = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: 16, 274: 6, 277: 1, 278: 1, 279: 2}
     own = [(tag, 3, 1, struct.pack(order + "H", value)) for tag, value in values.items()]
     rights = b"A text of more than eight\0"
@@ -323,14 +321,14 @@ def big_tiff(order: str) -> bytes:
     return head + b"\x10\xf0".ljust(8, b"\0") + directory + exif + gps + outside
 
 
-# What is taken out
+# Removal of locations
 
 
 BIG_TIFFS = {"BigTIFF, little endian": big_tiff("<"), "BigTIFF, big endian": big_tiff(">")}
 
 
 @pytest.mark.parametrize("place", [*png_places(b""), *jpeg_places(b""), *BIG_TIFFS])
-def test_place_is_removed_wherever_exif_is_read(probe: ProbeBytes, tmp_path: Path, place: str) -> None:
+def test_location_is_removed_wherever_exif_is_read(probe: ProbeBytes, tmp_path: Path, place: str) -> None:
     data = bytearray((png_places(block()) | jpeg_places(block()) | BIG_TIFFS)[place])
     assert "GPSLatitude" in probe(bytes(data)).exif
     for offset, new in find_locations(str(tmp_path / "picture")):

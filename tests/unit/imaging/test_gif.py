@@ -1,4 +1,4 @@
-"""GIFs as Chromium 156 shows them: the expected letters are what its ImageDecoder said about these files."""
+"""GIFs as Chromium 156 shows them: the expected letters are the output of its ImageDecoder for these files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ from worker.imaging.containers.gif import read_gif
 from worker.imaging.formats.gif_canvas import Canvas
 
 FILLED = " ".join(["gggggg"] * 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 @pytest.fixture
@@ -49,7 +44,7 @@ def render(path: Path) -> Callable[..., Image.Image]:
 
 
 def composed(data: bytes) -> list[str]:
-    """Each frame in letters, and the same if it is opened alone."""
+    """Returns each frame in letters, after a check that it is the same if it is opened alone."""
     canvas = Canvas(data, read_gif(data, max_frames=100))
     frames = [letters(image) for image in canvas.frames()]
     assert [letters(canvas.frame(number)) for number in range(len(frames))] == frames
@@ -69,7 +64,7 @@ def composed(data: bytes) -> list[str]:
         ((0, 6), (0, 0, 8, 4), (8, 6)),
     ],
 )
-def test_gif_size_is_its_screen_and_first_frame(
+def test_gif_size_includes_its_first_frame(
     probe: Callable[[bytes], Probe],
     render: Callable[..., Image.Image],
     screen: tuple[int, int],
@@ -77,8 +72,8 @@ def test_gif_size_is_its_screen_and_first_frame(
     size: tuple[int, int],
 ) -> None:
     data = gif(screen, frame(*first), frame(0, 0, 2, 2))
-    found = probe(data)
-    assert (found.width, found.height) == size
+    result = probe(data)
+    assert (result.width, result.height) == size
     for form in ("png", "gif", "webp"):
         assert render(data, form).size == size
 
@@ -94,7 +89,7 @@ def test_gif_is_transparent_outside_its_frames(
     assert jpeg == (255, 255, 255)
 
 
-def test_gif_later_frames_are_cut_at_the_screen() -> None:
+def test_gif_later_frames_are_clipped() -> None:
     data = gif((6, 4), frame(0, 0, 6, 4), frame(4, 3, 5, 5, BLUE), frame(50, 40, 6, 5, BLUE), frame(0, 0, 2, 1, YELLOW))
     assert composed(data) == [
         FILLED,
@@ -129,7 +124,7 @@ def test_gif_disposal_of_every_frame(probe: Callable[[bytes], Probe], disposal: 
 @pytest.mark.parametrize(
     ("disposal", "third"), [(2, "g...gg g.yygg g...gg gggggg"), (3, "gggggg ggyygg gggggg gggggg")]
 )
-def test_gif_disposal_of_a_part_of_the_screen(disposal: int, third: str) -> None:
+def test_gif_disposal_of_a_partial_frame(disposal: int, third: str) -> None:
     data = gif(
         (6, 4),
         frame(0, 0, 6, 4, disposal=1),
@@ -164,33 +159,33 @@ def test_gif_interlaced_frames_of_any_height(height: int) -> None:
     assert composed(gif((3, height), frame(0, 0, 3, height, pixels, interlaced=True))) == [rows]
 
 
-def test_gif_frame_of_no_pixels_is_a_frame(probe: Callable[[bytes], Probe]) -> None:
+def test_gif_frame_without_pixels_counts(probe: Callable[[bytes], Probe]) -> None:
     data = gif((6, 4), frame(1, 1, 0, 0), frame(0, 0, 6, 4))
     assert composed(data) == [" ".join(["......"] * 4), FILLED]
     assert probe(data).pages == 2
 
 
-def test_gif_frame_of_too_few_pixels_is_refused(probe: Callable[[bytes], Probe]) -> None:
+def test_gif_frame_with_missing_pixels_is_refused(probe: Callable[[bytes], Probe]) -> None:
     short = frame(0, 0, 6, 3).replace(b"\x06\0\x03\0", b"\x06\0\x04\0")
     for data in (gif((6, 4), short), gif((6, 4), frame(0, 0, 6, 4), short)):
         with pytest.raises(Rejected, match="damaged-image"):
             probe(data)
 
 
-def test_gif_frames_larger_than_the_screen_count(probe: Callable[[bytes], Probe]) -> None:
+def test_gif_frames_larger_than_the_screen(probe: Callable[[bytes], Probe]) -> None:
     large = frame(0, 0, 1, 1).replace(b"\x01\0\x01\0", b"\xff\xff\xff\xff")
     with pytest.raises(Rejected, match="too-many-pixels"):
         probe(gif((6, 4), frame(0, 0, 6, 4), large))
 
 
-def test_gif_damaged_frame_is_left_out_when_shown() -> None:
+def test_gif_rendition_skips_a_damaged_frame() -> None:
     broken = frame(0, 0, 6, 4, BLUE)
     broken = broken[: broken.index(lzw([BLUE] * 24))] + b"\2\1\x7f\0"
     data = gif((6, 4), frame(0, 0, 6, 4), broken, frame(0, 0, 1, 1, YELLOW))
     assert composed(data) == [FILLED, FILLED, FILLED.replace("g", "y", 1)]
 
 
-def test_gif_keeps_its_delays_and_loops(render: Callable[..., Image.Image]) -> None:
+def test_gif_keeps_delays_and_loops(render: Callable[..., Image.Image]) -> None:
     loop = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x02\0\0"
     image = render(gif((6, 4), loop, frame(0, 0, 6, 4, disposal=2), frame(1, 1, 2, 2, RED)), "gif")
     assert (image.info["duration"], image.info["loop"]) == (100, 2)

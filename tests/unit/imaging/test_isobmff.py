@@ -1,4 +1,4 @@
-"""The reader of HEIF's boxes: what it finds in files of encoders, and that a contradiction is an error of its own."""
+"""The reader of HEIF boxes: items in files of encoders, and contradictions, which raise Malformed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def iinf(*entries: bytes) -> bytes:
     return full_box(b"iinf", 0, struct.pack(">H", len(entries)), *entries)
 
 
-def test_items_of_a_heic_are_found() -> None:
+def test_items_of_a_heic_are_read() -> None:
     file = parse(pictures.HEIC)
     assert file.brands == (b"heic", b"mif1", b"heic", b"miaf")
     assert file.primary is not None
@@ -55,7 +55,7 @@ def test_items_of_a_heic_are_found() -> None:
     assert max(end for item in file.items.values() for _, end in item.extents) == len(pictures.HEIC)
 
 
-def test_alpha_and_colours_of_an_avif_are_found() -> None:
+def test_alpha_and_colours_of_an_avif_are_read() -> None:
     data = pictures.encode("AVIF", pictures.transparent(), speed=10)
     file = parse(data)
     assert file.primary is not None
@@ -78,7 +78,7 @@ def test_every_version_of_iloc_is_read(version: int) -> None:
     assert parse(heif(iinf(infe(7, b"hvc1")), iloc)).items[7].extents == [(101, 106), (120, 126)]
 
 
-def test_an_item_in_idat_lies_in_the_file() -> None:
+def test_item_in_idat_has_file_offsets() -> None:
     entry = struct.pack(">HHHHII", 1, 1, 0, 1, 2, 3)
     data = heif(
         iinf(infe(1, b"grid")), full_box(b"iloc", 1, b"\x44\0", struct.pack(">H", 1), entry), box(b"idat", b"abcdefg")
@@ -86,13 +86,13 @@ def test_an_item_in_idat_lies_in_the_file() -> None:
     assert contents(data, parse(data).items[1]) == b"cde"
 
 
-def test_an_extent_without_length_ends_with_the_file() -> None:
+def test_extent_without_length_ends_with_the_file() -> None:
     iloc = full_box(b"iloc", 0, b"\x40\0", struct.pack(">HHHHI", 1, 1, 0, 1, 9))
     data = heif(iinf(infe(1, b"av01")), iloc)
     assert parse(data).items[1].extents == [(9, len(data))]
 
 
-def test_a_file_without_meta_has_no_items() -> None:
+def test_file_without_meta_has_no_items() -> None:
     assert parse(b"").items == parse(b"\0\0\0\x10ftypheic").items == {}
 
 
@@ -105,3 +105,9 @@ def test_endless_lists_are_malformed() -> None:
             parse(heif(iinf(infe(1, b"hvc1")), hostile))
     with pytest.raises(Malformed):
         parse(box(b"free") * (MAX_ENTRIES + 1))
+
+
+def test_truncated_64_bit_size_ends_the_boxes() -> None:
+    """Such a box used to be read with a negative size, which the system refuses."""
+    file = parse(box(b"ftyp", b"heic") + struct.pack(">I", 1) + b"meta" + b"\1" * 7)
+    assert [box.kind for box in file.boxes] == [b"ftyp"]

@@ -1,4 +1,4 @@
-"""Places are taken out of picture files without touching anything else."""
+"""The removal of locations from picture files, which changes nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from tests.support import hostile_pictures, pictures
 from worker import imaging
 from worker.imaging.exif import read_exif
-from worker.imaging.location_removal import Patch, find_locations
+from worker.imaging.location_removal.regions import Patch
+from worker.imaging.operations import find_locations
 
 Find = Callable[[bytes], list[Patch]]
 Strip = Callable[[bytes], bytes]
@@ -34,13 +35,8 @@ SECONDS = (281_234_567, 10_000_000)
 TOWN = b"Hidden Vale"
 MAKER_NOTE = bytes(range(7, 107))
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-MORE_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0"
+EXTENDED_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0"
 GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
 
 
 @pytest.fixture
@@ -49,9 +45,9 @@ def find(tmp_path: Path) -> Find:
 
     def run(data: bytes) -> list[Patch]:
         path.write_bytes(data)
-        found = find_locations(str(path))
+        result = find_locations(str(path))
         assert path.read_bytes() == data
-        return found
+        return result
 
     return run
 
@@ -65,7 +61,7 @@ def strip(find: Find) -> Strip:
 
 
 def patched(data: bytes, patches: list[Patch]) -> bytes:
-    """Holds each patch to be in the file, behind the one before it, and of some length."""
+    """Applies patches, after a check that each is within the file, after the one before it, and not empty."""
     copy, end = bytearray(data), 0
     for offset, new in patches:
         assert end <= offset < offset + len(new) <= len(data)
@@ -75,7 +71,7 @@ def patched(data: bytes, patches: list[Patch]) -> bytes:
     return bytes(copy)
 
 
-# Blocks that tell a place
+# Blocks with a location
 
 
 class To(str):
@@ -88,7 +84,7 @@ Directory = list[tuple[int, int, int, bytes | To]]
 
 
 def tiff_block(directories: dict[str, Directory], chain: tuple[str, ...] = (), order: str = "<") -> bytes:
-    """The first directory is the first; those of the chain follow each other."""
+    """Returns a block that starts with the first directory; those of the chain follow each other."""
     offsets, at = {}, 8
     for name, entries in directories.items():
         offsets[name] = at
@@ -128,7 +124,7 @@ def gps(order: str) -> Directory:
 
 
 def exif_block(order: str = "<") -> bytes:
-    """A camera's, with GPS where it belongs, for the thumbnail, and where it has no business."""
+    """Returns a block like that of a camera, with GPS in its place, for the thumbnail, and in a wrong place."""
     short = struct.pack(order + "H", 6)
     return tiff_block(
         {
@@ -191,7 +187,9 @@ def jpeg() -> bytes:
     long = xmp("exif:GPSLatitude", b"47,33.4687N " + TOWN + b" " * 300)
     guid = hashlib.md5(long).hexdigest().encode()
     more = [
-        hostile_pictures.segment(0xE1, MORE_XMP_HEAD + guid + struct.pack(">II", len(long), at) + long[at : at + 150])
+        hostile_pictures.segment(
+            0xE1, EXTENDED_XMP_HEAD + guid + struct.pack(">II", len(long), at) + long[at : at + 150]
+        )
         for at in range(0, len(long), 150)
     ]
     return hostile_pictures.jpeg_with(
@@ -215,7 +213,7 @@ def profile(block: bytes, name: bytes = b"exif") -> bytes:
 
 
 def text_chunks() -> dict[str, tuple[bytes, bytes]]:
-    """Ways to say a place in a text of a PNG."""
+    """Returns texts of a PNG with a location, in every notation."""
     return {
         "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp()),
         "XMP, packed": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp())),
@@ -244,7 +242,7 @@ def with_gif_xmp(packet: bytes, *, as_blocks: bool = False) -> bytes:
 
 
 def tiff(order: str = "<") -> bytes:
-    """A page of one pixel with everything, and one more."""
+    """Returns a page of one pixel with all metadata, and another page."""
     own: Directory = [(tag, 4, 1, struct.pack(order + "I", value)) for tag, value in hostile_pictures.ONE_PIXEL.items()]
     extra: Directory = [
         (0x010F, 2, 6, b"Canon\0"),
@@ -279,7 +277,7 @@ def svg() -> bytes:
 
 
 def files() -> dict[str, bytes]:
-    """A file of each format that tells a place in all ways known, by a name that starts with the format's."""
+    """Returns files of each format with a location in every known way, by names that start with the format's."""
     both: dict[str, Any] = {"exif": b"Exif\0\0" + exif_block(">"), "xmp": xmp()}
     return {
         "jpeg": jpeg(),
@@ -311,7 +309,7 @@ FILES = files()
 
 
 def pixels(data: bytes) -> bytes:
-    """Of all frames or pages."""
+    """Returns the pixels of all frames or pages."""
     if data[4:12] == b"ftypheic":
         return bytes(pi_heif.open_heif(io.BytesIO(data)).to_pillow().tobytes())
     if data.startswith(b"<?xml"):
@@ -320,8 +318,8 @@ def pixels(data: bytes) -> bytes:
         return b"".join(frame.convert("RGBA").tobytes() for frame in ImageSequence.Iterator(image))
 
 
-def tells(data: bytes) -> list[bytes]:
-    """Marks of the places of this module that are in the bytes."""
+def find_marks(data: bytes) -> list[bytes]:
+    """Returns the marks of locations that are in the bytes."""
     marks = [TOWN, TOWN.hex().encode(), b"XQZ", b"47,33.4687N"]
     for order in "<>":
         of_geo_tiff, of_heic = struct.pack(order + "d", 47.123456), struct.pack(order + "IIII", 33, 1, 30, 1)
@@ -333,17 +331,17 @@ def tells(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_place_is_left_and_no_pixel_touched(strip: Strip, name: str) -> None:
+def test_location_is_removed_and_pixels_stay(strip: Strip, name: str) -> None:
     data = FILES[name]
-    assert tells(data) or "GPS" in str(probed(data))
+    assert find_marks(data) or "GPS" in str(probed(data))
     clean = strip(data)
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert pixels(clean) == pixels(data)
     assert strip(clean) == clean
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(("gif", "svg", "tiff, BigTIFF"))])
-def test_other_tags_read_as_before(strip: Strip, name: str) -> None:
+def test_other_tags_stay(strip: Strip, name: str) -> None:
     data = FILES[name]
     before, after = probed(data), probed(strip(data))
     assert any(tag.startswith("GPS") for tag in before)
@@ -361,8 +359,8 @@ def probed(data: bytes) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_every_reader_still_reads_the_block(strip: Strip, order: str) -> None:
-    """Pillow, libexif and our own; the entries behind the one that is gone, and those of the thumbnail."""
+def test_exif_readers_accept_the_patched_block(strip: Strip, order: str) -> None:
+    """Pillow, libexif and our reader find the entries after the removed one, and those of the thumbnail."""
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block(order)))
     clean = strip(data)
 
@@ -394,14 +392,14 @@ def vips(data: bytes) -> pyvips.Image:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "avif", "tiff"])
-def test_readers_of_xmp_find_an_empty_packet(strip: Strip, name: str) -> None:
+def test_xmp_readers_find_an_empty_packet(strip: Strip, name: str) -> None:
     with Image.open(io.BytesIO(strip(FILES[name]))) as image:
         packet = image.tag_v2[700] if isinstance(image, TiffImageFile) else image.info["xmp"]
     assert [element.tag.rpartition("}")[2] for element in ElementTree.fromstring(packet).iter()] == ["xmpmeta", "RDF"]
 
 
 @pytest.mark.parametrize("name", text_chunks())
-def test_a_text_of_a_png_goes_and_its_checksum_is_right(strip: Strip, name: str) -> None:
+def test_png_text_is_emptied_with_its_checksum(strip: Strip, name: str) -> None:
     clean = strip(with_chunks(pictures.encode("PNG"), text_chunks()[name]))
     assert all(zlib.crc32(kind + body) == checksum for kind, body, checksum in chunks(clean))
     with Image.open(io.BytesIO(clean)) as image:
@@ -409,7 +407,7 @@ def test_a_text_of_a_png_goes_and_its_checksum_is_right(strip: Strip, name: str)
         assert not any(TOWN.decode() in str(value) or "47" in str(value) for value in image.info.values())
     kinds = [kind for kind, *_ in chunks(clean)]
     assert kinds[1] in {b"tEXt", b"iTXt"}
-    assert tells(clean) == []
+    assert find_marks(clean) == []
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
@@ -420,16 +418,16 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
         at += 12 + size
 
 
-def test_checksums_of_a_png_are_right(strip: Strip) -> None:
+def test_png_checksums_are_updated(strip: Strip) -> None:
     assert all(zlib.crc32(kind + body) == checksum for kind, body, checksum in chunks(strip(FILES["png"])))
 
 
-def test_iptc_keeps_what_is_no_place(strip: Strip) -> None:
+def test_iptc_keeps_other_values(strip: Strip) -> None:
     data = hostile_pictures.jpeg_with(hostile_pictures.segment(0xED, b"Photoshop 3.0\0" + RESOURCES))
     clean = strip(data)
     blank = b" " * len(TOWN)
-    kept = [(5, b"A lake"), *((number, blank) for number in (26, 27, 90, 92, 95)), (100, b"   "), (101, blank)]
-    assert iim(*kept) in clean
+    values = [(5, b"A lake"), *((number, blank) for number in (26, 27, 90, 92, 95)), (100, b"   "), (101, blank)]
+    assert iim(*values) in clean
     assert b"the last" in clean
     assert hashlib.md5(IIM).digest() not in clean  # by which a guess at the place could be checked
 
@@ -452,18 +450,18 @@ def test_iptc_keeps_what_is_no_place(strip: Strip) -> None:
         "geo:lat",
     ],
 )
-def test_a_packet_with_a_place_goes_whatever_it_is_called(find: Find, name: str) -> None:
+def test_xmp_with_any_location_property_is_emptied(find: Find, name: str) -> None:
     for packet in (xmp(name), xmp(name).decode().encode("utf-16")):
         assert find(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet)))
 
 
 @pytest.mark.parametrize("name", ["dc:title", "photoshop:Headline", "crs:Velocity", "tiff:Orientation", "dc:statement"])
-def test_a_packet_without_a_place_stays(find: Find, name: str) -> None:
+def test_xmp_without_location_stays(find: Find, name: str) -> None:
     packet = xmp(name, b"The city, the country: a location, 47 N")
     assert find(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet))) == []
 
 
-def test_a_packet_too_short_for_an_empty_one_becomes_spaces(strip: Strip) -> None:
+def test_short_xmp_packet_becomes_spaces(strip: Strip) -> None:
     packet = b"<a:City>Hidden Vale</a:City>"
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, XMP_HEAD + packet)))
     assert XMP_HEAD + b" " * len(packet) in clean
@@ -502,11 +500,11 @@ PLAIN = plain()
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_file_without_a_place_has_no_patches(find: Find, name: str) -> None:
+def test_file_without_location_has_no_patches(find: Find, name: str) -> None:
     assert find(PLAIN[name]) == []
 
 
-def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+def test_location_of_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         find_locations(str(tmp_path / "none"))
 
@@ -514,7 +512,7 @@ def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
 # Containers in unusual shapes
 
 
-def test_exif_goes_on_in_the_next_segment(strip: Strip) -> None:
+def test_exif_over_several_segments(strip: Strip) -> None:
     block = exif_block()
     cut = block.index(struct.pack("<II", *SECONDS)) + 3
     data = hostile_pictures.jpeg_with(
@@ -522,19 +520,19 @@ def test_exif_goes_on_in_the_next_segment(strip: Strip) -> None:
         hostile_pictures.segment(0xE1, b"Exif\0\0" + block[cut:]),
     )
     clean = strip(data)
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert struct.pack("<II", *SECONDS)[3:] not in clean
 
 
-def test_pictures_behind_the_first_and_thumbnails_are_looked_into(strip: Strip) -> None:
-    """As phones append the depth or the light of a scene, and cameras a preview."""
+def test_thumbnails_and_appended_pictures(strip: Strip) -> None:
+    """Phones append a depth map or a gain map, and cameras a preview."""
     one = hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block()))
     for data in (
         pictures.encode("JPEG") + bytes(10) + one + one,
         hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + exif_block() + one)),
     ):
         clean = strip(data)
-        assert tells(clean) == []
+        assert find_marks(clean) == []
         assert pixels(clean) == pixels(data)
 
 
@@ -544,7 +542,10 @@ def box(kind: bytes, *bodies: bytes) -> bytes:
 
 
 def heif(version: int) -> bytes:
-    """No picture: EXIF in two pieces, out of order in the file or in `idat`, and XMP, after `version` of the tables."""
+    """Returns boxes without a picture: EXIF in two pieces, out of order in the file or in `idat`, and XMP.
+
+    The boxes `iloc` and `infe` have this version.
+    """
     block, packet = bytes.fromhex("00000006") + b"Exif\0\0" + exif_block(), xmp()
     cut = block.index(struct.pack("<II", *SECONDS)) + 3
     wide = "I" if version == 2 else "H"
@@ -578,21 +579,21 @@ def heif(version: int) -> bytes:
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_items_in_pieces_are_found_after_every_version_of_the_table(strip: Strip, version: int) -> None:
+def test_heif_items_in_pieces(strip: Strip, version: int) -> None:
     clean = strip(heif(version))
-    assert tells(clean) == []
+    assert find_marks(clean) == []
     assert struct.pack("<II", *SECONDS)[3:] not in clean
     assert MAKER_NOTE in clean
 
 
-def test_xmp_of_a_heif_may_be_a_box(strip: Strip) -> None:
+def test_heif_xmp_in_a_box(strip: Strip) -> None:
     uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
     data = pictures.encode("AVIF", speed=10) + box(b"uuid", uuid, xmp())
-    assert tells(strip(data)) == []
+    assert find_marks(strip(data)) == []
 
 
-def test_metadata_that_a_comment_opens_is_none(strip: Strip) -> None:
-    """Between that and the true end lies the drawing."""
+def test_svg_metadata_in_a_comment_is_ignored(strip: Strip) -> None:
+    """The drawing is between the comment and the true end."""
     data = svg()
     clean = strip(data)
     assert b'<rect width="48"' in clean
@@ -602,7 +603,7 @@ def test_metadata_that_a_comment_opens_is_none(strip: Strip) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "iso-8859-1"])
-def test_metadata_of_an_svg_in_another_encoding(strip: Strip, encoding: str) -> None:
+def test_svg_metadata_in_another_encoding(strip: Strip, encoding: str) -> None:
     declaration = f'<?xml version="1.0" encoding="{encoding}"?>'
     data = svg().decode().replace('<?xml version="1.0"?>', declaration).replace("lake", "café").encode(encoding)
     clean = strip(data).decode(encoding)
@@ -612,7 +613,7 @@ def test_metadata_of_an_svg_in_another_encoding(strip: Strip, encoding: str) -> 
     assert ElementTree.fromstring(clean.removeprefix(declaration).encode())
 
 
-def test_metadata_of_a_compressed_svg(strip: Strip) -> None:
+def test_compressed_svg_metadata(strip: Strip) -> None:
     data = gzip.compress(svg())
     clean = gzip.decompress(strip(data))
     assert TOWN not in clean
@@ -621,7 +622,7 @@ def test_metadata_of_a_compressed_svg(strip: Strip) -> None:
     assert strip(plain) == plain
 
 
-def test_iptc_of_a_tiff_may_have_its_bytes_turned(strip: Strip) -> None:
+def test_tiff_iptc_with_swapped_bytes(strip: Strip) -> None:
     block = IIM + bytes(-len(IIM) % 4)
     turned = b"".join(block[at : at + 4][::-1] for at in range(0, len(block), 4))
     data = hostile_pictures.tiff_of((0x83BB, 4, len(turned) // 4, turned))
@@ -631,16 +632,16 @@ def test_iptc_of_a_tiff_may_have_its_bytes_turned(strip: Strip) -> None:
     assert bytes(len(turned)) in clean
 
 
-# Files made to do harm
+# Hostile files
 
 
-def test_a_directory_of_gps_that_is_the_first_too_stays_readable(strip: Strip) -> None:
+def test_gps_directory_that_is_the_first_stays(strip: Strip) -> None:
     block = tiff_block({"image": [(0x010F, 2, 6, b"Canon\0"), (0x8825, 4, 1, To("image"))]})
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + block)))
     assert probed(clean) == {"Make": "Canon"}
 
 
-def test_a_pointer_to_what_is_no_directory_costs_nothing_else(strip: Strip) -> None:
+def test_gps_pointer_to_other_data(strip: Strip) -> None:
     text = bytes(range(128, 250))
     block = tiff_block({"image": [(0x010F, 2, 6, b"Canon\0"), (0x8825, 4, 1, struct.pack("<I", 50))]}) + bytes(6) + text
     clean = strip(hostile_pictures.jpeg_with(hostile_pictures.segment(0xE1, b"Exif\0\0" + block)))
@@ -649,16 +650,16 @@ def test_a_pointer_to_what_is_no_directory_costs_nothing_else(strip: Strip) -> N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_files_have_sound_patches_or_none(find: Find, name: str) -> None:
+def test_damaged_files_have_valid_patches(find: Find, name: str) -> None:
     data, chance = FILES[name], random.Random(name)
     marks = (b"Exif", b"8BIM", b"\x25\x88", b"\x88\x25", b"iloc", b"XMP", b"<")
-    told = [data.index(mark) for mark in marks if mark in data]
+    marked = [data.index(mark) for mark in marks if mark in data]
     for _ in range(60):
         copy = bytearray(data)
         for _ in range(chance.choice((1, 2, 8, 40))):
             at = chance.randrange(len(copy))
             if chance.random() < 0.7:
-                at = (chance.choice(told) + chance.randrange(-20, 200)) % len(copy)
+                at = (chance.choice(marked) + chance.randrange(-20, 200)) % len(copy)
             copy[at] = chance.choice((0, 1, 0xFF, 0x7F, 0x80, chance.randrange(256)))
         if chance.random() < 0.3:
             del copy[chance.randrange(len(copy)) :]
@@ -669,7 +670,7 @@ def test_damaged_files_have_sound_patches_or_none(find: Find, name: str) -> None
 
 
 def bombs() -> dict[str, Callable[[], bytes]]:
-    """Files that ask for much work."""
+    """Returns files that cause much work."""
     directory = struct.pack("<H", 5_000) + struct.pack("<HHII", 0x8825, 4, 1, 8) * 5_000
 
     def overlapping() -> bytes:
@@ -722,7 +723,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_work_is_bounded(find: Find, name: str) -> None:
+def test_location_removal_is_bounded(find: Find, name: str) -> None:
     data = bombs()[name]()
     began = time.process_time()
     patches = find(data)

@@ -28,21 +28,16 @@ FORMATS = ("jpeg", "png", "webp", "avif", "gif")
 BLACK, NOTHING = (0, 0, 0), (0, 0, 0, 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def render(tmp_path: Path) -> RenderBytes:
-    def run(data: bytes, *, mark: bytes | None = None, max_pixels: int = 100_000_000, **words: Any) -> bytes:
+    def run(data: bytes, *, mark: bytes | None = None, max_pixels: int = 100_000_000, **params: Any) -> bytes:
         path, mark_path = tmp_path / "picture", tmp_path / "mark"
         path.write_bytes(data)
         if mark is not None:
             mark_path.write_bytes(mark)
-        asked = Transformation(**{"format": "png", "quality": 90, **words})
+        transformation = Transformation(**{"format": "png", "quality": 90, **params})
         return imaging.render(
-            str(path), asked, watermark=None if mark is None else str(mark_path), max_pixels=max_pixels
+            str(path), transformation, watermark=None if mark is None else str(mark_path), max_pixels=max_pixels
         )
 
     return run
@@ -50,8 +45,8 @@ def render(tmp_path: Path) -> RenderBytes:
 
 @pytest.fixture
 def shown(render: RenderBytes) -> Shown:
-    def run(data: bytes, **words: Any) -> Image.Image:
-        image = Image.open(io.BytesIO(render(data, **words)))
+    def run(data: bytes, **params: Any) -> Image.Image:
+        image = Image.open(io.BytesIO(render(data, **params)))
         image.load()
         return image
 
@@ -60,9 +55,9 @@ def shown(render: RenderBytes) -> Shown:
 
 @pytest.fixture
 def refusal(render: RenderBytes) -> Callable[..., str]:
-    def run(data: bytes, **words: Any) -> str:
+    def run(data: bytes, **params: Any) -> str:
         with pytest.raises(Rejected) as caught:
-            render(data, **words)
+            render(data, **params)
         return caught.value.code
 
     return run
@@ -82,7 +77,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 
 def likeness(image: Image.Image, reference: Image.Image) -> float:
-    """Peak signal to noise, in dB."""
+    """Returns the peak signal-to-noise ratio in dB."""
     assert image.size == reference.size
     one, other = (np.asarray(picture.convert("RGB"), dtype=float) for picture in (image, reference))
     error = float(((one - other) ** 2).mean())
@@ -90,7 +85,7 @@ def likeness(image: Image.Image, reference: Image.Image) -> float:
 
 
 def turned_by_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """How it is stored, to be shown as `image` with that orientation."""
+    """Returns the stored pixels of a picture that looks like `image` with that orientation."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -113,7 +108,7 @@ def with_orientation(form: str, image: Image.Image, orientation: int, **options:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_format_becomes_every_other(shown: Shown, name: str) -> None:
+def test_every_format_is_converted_to_every_other(shown: Shown, name: str) -> None:
     for form in FORMATS:
         image = shown(SAMPLES[name], format=form, width=30, height=30, fit="cover")
         assert (image.format or "").lower() == form
@@ -122,15 +117,15 @@ def test_every_format_becomes_every_other(shown: Shown, name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF"])
-def test_colours_come_through_every_decoder(shown: Shown, form: str) -> None:
+def test_every_decoder_keeps_colours(shown: Shown, form: str) -> None:
     for size in ({}, {"width": 24}):
         image = shown(encode(form, quarters(192, 128)), **size)
         x, y = image.width // 4, image.height // 4
-        found = colours_at(image, (x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y))
-        assert all(map(near, found, (RED, GREEN, BLUE, WHITE), [12] * 4)), found
+        result = colours_at(image, (x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y))
+        assert all(map(near, result, (RED, GREEN, BLUE, WHITE), [12] * 4)), result
 
 
-def test_a_heic_and_a_drawing_have_their_colours(shown: Shown) -> None:
+def test_heic_and_svg_keep_colours(shown: Shown) -> None:
     heic = shown(SAMPLES["heic"], width=16)
     assert heic.size == (16, 24)
     top, bottom = colours_at(heic, (8, 2), (8, 21))
@@ -150,7 +145,7 @@ def test_quality_costs_bytes(render: RenderBytes, form: str) -> None:
     assert low * 1.5 < high
 
 
-def test_the_best_jpeg_of_noise_is_written_whole(shown: Shown) -> None:
+def test_jpeg_of_noise_at_best_quality_is_complete(shown: Shown) -> None:
     noise = Image.frombytes("RGB", (400, 300), np.random.default_rng(1).bytes(400 * 300 * 3))
     image = shown(encode("PNG", noise), format="jpeg", quality=100)
     assert likeness(image, noise) > 35
@@ -210,30 +205,30 @@ PLACES: list[tuple[dict[str, Any], tuple[int, int], dict[tuple[int, int], tuple[
 ]
 
 
-@pytest.mark.parametrize(("words", "size", "points"), PLACES, ids=lambda value: str(value)[:60])
-def test_pixels_are_where_they_belong(
-    shown: Shown, words: dict[str, Any], size: tuple[int, int], points: dict[tuple[int, int], tuple[int, ...]]
+@pytest.mark.parametrize(("params", "size", "points"), PLACES, ids=lambda value: str(value)[:60])
+def test_every_orientation_is_rendered_upright(
+    shown: Shown, params: dict[str, Any], size: tuple[int, int], points: dict[tuple[int, int], tuple[int, ...]]
 ) -> None:
     for form in ("PNG", "TIFF"):
-        image = shown(encode(form), **words)
+        image = shown(encode(form), **params)
         assert image.size == size
         for point, colour in points.items():
             assert near(image.getpixel(point), colour), (form, point, image.getpixel(point))
 
 
-def test_smart_looks_for_what_is_worth_seeing(shown: Shown) -> None:
+def test_smart_gravity_finds_the_subject(shown: Shown) -> None:
     scene = Image.new("RGB", (400, 100), (120, 120, 120))
     ImageDraw.Draw(scene).ellipse((310, 20, 370, 80), fill=(250, 200, 30), outline=BLACK, width=4)
-    for words in ({"width": 100, "height": 100, "fit": "cover"}, {"crop": (100, 100)}):
-        image = shown(encode("PNG", scene), gravity="smart", **words)
+    for params in ({"width": 100, "height": 100, "fit": "cover"}, {"crop": (100, 100)}):
+        image = shown(encode("PNG", scene), gravity="smart", **params)
         assert image.size == (100, 100)
         yellow = sum(near(colour, (250, 200, 30), 20) for colour in image.convert("RGB").get_flattened_data())
         assert yellow > 1500
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turns_are_done_in_their_order(shown: Shown, orientation: int) -> None:
-    """Without a resize every pixel can be told: upright, then `rotate`, then `flip` and `flop`, then cut."""
+def test_rotate_flip_and_flop_in_order(shown: Shown, orientation: int) -> None:
+    """Without a resize every pixel is known: upright, then `rotate`, then `flip` and `flop`, then the crop."""
     upright = pictures.landscape(40, 24)
     data = with_orientation("PNG", upright, orientation)
     for rotate, flip, flop in itertools.product((0, 90, 180, 270), (False, True), (False, True)):
@@ -254,7 +249,7 @@ def test_turns_are_done_in_their_order(shown: Shown, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "TIFF"])
-def test_the_rendition_agrees_with_the_preview(shown: Shown, tmp_path: Path, form: str, orientation: int) -> None:
+def test_rendition_matches_the_preview(shown: Shown, tmp_path: Path, form: str, orientation: int) -> None:
     data = with_orientation(form, quarters(480, 320), orientation)
     (tmp_path / "same").write_bytes(data)
     probed = imaging.probe(str(tmp_path / "same"), max_pixels=10**6)
@@ -270,16 +265,14 @@ def test_the_rendition_agrees_with_the_preview(shown: Shown, tmp_path: Path, for
 
 
 def shifted(image: Image.Image, width: int, height: int, filtered: Image.Resampling) -> Image.Image:
-    """Its left and upper edge half a pixel of the result away from where they belong."""
+    """Resizes with the left and upper edge half a pixel of the result off."""
     x, y = image.width / width / 2, image.height / height / 2
     return image.resize((width, height), filtered, box=(x, y, image.width, image.height))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("size", [(800, 600), (803, 597)], ids=str)
-def test_a_picture_is_made_smaller_as_well_as_by_another_renderer(
-    shown: Shown, form: str, size: tuple[int, int]
-) -> None:
+def test_downscaling_matches_pillow(shown: Shown, form: str, size: tuple[int, int]) -> None:
     photo = pictures.landscape(*size)
     data = encode(form, photo, **({"quality": 95} if form != "PNG" else {}))
     decoded = Image.open(io.BytesIO(data)).convert("RGB")
@@ -290,7 +283,7 @@ def test_a_picture_is_made_smaller_as_well_as_by_another_renderer(
         assert likeness(image, shifted(decoded, *image.size, lanczos)) < 37.5
 
 
-def test_a_picture_is_enlarged_where_it_was(shown: Shown) -> None:
+def test_enlargement_does_not_shift_pixels(shown: Shown) -> None:
     photo = pictures.landscape(100, 80)
     image = shown(encode("PNG", photo), width=300, enlarge=True)
     cubic = Image.Resampling.BICUBIC
@@ -301,19 +294,19 @@ def test_a_picture_is_enlarged_where_it_was(shown: Shown) -> None:
 # Colours of the source
 
 
-def test_a_profile_is_applied_and_left_out(shown: Shown) -> None:
-    """In a profile whose red and blue are swapped, stored red is displayed blue."""
+def test_rendition_applies_and_drops_the_profile(shown: Shown) -> None:
+    """A profile with exchanged red and blue shows stored red as blue."""
     swapped = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
     steps: list[dict[str, Any]] = [{"width": 48}, {"crop": (96, 64)}, {"trim": 0.0}]
-    for form, words in itertools.product(("JPEG", "PNG", "WEBP"), steps):
-        image = shown(encode(form, icc_profile=swapped), **words)
+    for form, params in itertools.product(("JPEG", "PNG", "WEBP"), steps):
+        image = shown(encode(form, icc_profile=swapped), **params)
         # Its curve is that of 2.2, which is nearly sRGB's.
         assert near(image.convert("RGB").getpixel((6, 6)), BLUE, 20)
         assert "icc_profile" not in image.info
 
 
-def test_a_wide_gamut_becomes_srgb(shown: Shown) -> None:
-    """Display P3 by its colorants, with a curve of 2.2: what is in both gamuts is computed by its matrices."""
+def test_wide_gamut_becomes_srgb(shown: Shown) -> None:
+    """Display P3 by its colorants, with a gamma of 2.2. Colours in both gamuts are computed by its matrices."""
     red, green, blue = (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)
     wide = pictures.icc_profile(red=red, green=green, blue=blue)
     stored = (180, 120, 100)
@@ -328,11 +321,11 @@ def test_a_wide_gamut_becomes_srgb(shown: Shown) -> None:
 
 
 def test_sixteen_bits_become_eight(shown: Shown) -> None:
-    for words in ({}, {"width": 48}, {"trim": 1.0}):
-        image = shown(pictures.deep_png(32768), **words)
+    for params in ({}, {"width": 48}, {"trim": 1.0}):
+        image = shown(pictures.deep_png(32768), **params)
         assert image.mode == "RGBA"
         assert near(image.getpixel((9, 9)), (128, 128, 128, 128), 1)
-        flat = shown(pictures.deep_png(32768), format="jpeg", **words)
+        flat = shown(pictures.deep_png(32768), format="jpeg", **params)
         assert near(flat.getpixel((9, 9)), (191, 191, 191), 3)
 
 
@@ -345,7 +338,7 @@ def test_cmyk_becomes_rgb(shown: Shown) -> None:
         assert max(green, blue) < 80
 
 
-def test_grey_stays_grey_until_a_colour_is_needed(shown: Shown) -> None:
+def test_grey_stays_grey_without_colours(shown: Shown) -> None:
     grey = encode("PNG", Image.new("L", (40, 20), 90))
     assert shown(grey, width=20).mode == "L"
     assert shown(grey, width=20, format="jpeg").mode == "L"
@@ -356,7 +349,7 @@ def test_grey_stays_grey_until_a_colour_is_needed(shown: Shown) -> None:
 # Alpha
 
 
-def test_alpha_is_kept_where_the_format_can(shown: Shown) -> None:
+def test_alpha_is_kept_if_the_format_has_it(shown: Shown) -> None:
     data = encode("PNG", pictures.transparent())
     for form in ("png", "webp", "avif", "gif"):
         left, right = colours_at(shown(data, format=form, width=48), (8, 16), (40, 16))
@@ -366,7 +359,7 @@ def test_alpha_is_kept_where_the_format_can(shown: Shown) -> None:
     assert colours_at(shown(data, format="jpeg", width=48), (8, 16), (40, 16)) == [WHITE, BLACK]
 
 
-def test_a_background_shows_through(shown: Shown) -> None:
+def test_background_fills_transparent_pixels(shown: Shown) -> None:
     data = encode("PNG", pictures.transparent())
     for form in ("png", "webp", "avif", "jpeg"):
         image = shown(data, format=form, background=(*BLUE, 255))
@@ -379,14 +372,14 @@ def test_a_background_shows_through(shown: Shown) -> None:
     assert colours_at(shown(data, background=NOTHING), (8, 16)) == [NOTHING]
 
 
-def test_colours_under_transparent_pixels_do_not_bleed(shown: Shown) -> None:
+def test_transparent_pixels_do_not_bleed(shown: Shown) -> None:
     image = Image.new("RGBA", (80, 80), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (40, 0, 80, 80))
-    found = np.asarray(shown(encode("PNG", image), width=30))
-    assert found[found[:, :, 3] > 8][:, 0].max() <= 16
+    result = np.asarray(shown(encode("PNG", image), width=30))
+    assert result[result[:, :, 3] > 8][:, 0].max() <= 16
 
 
-def test_a_canvas_is_transparent_only_around_what_has_alpha(shown: Shown) -> None:
+def test_canvas_is_transparent_only_with_alpha(shown: Shown) -> None:
     box = {"width": 100, "height": 100, "fit": "pad"}
     assert colours_at(shown(encode("PNG", pictures.transparent()), **box), (50, 5)) == [NOTHING]
     assert colours_at(shown(encode("PNG", pictures.transparent()), format="jpeg", **box), (50, 5)) == [WHITE]
@@ -396,7 +389,7 @@ def test_a_canvas_is_transparent_only_around_what_has_alpha(shown: Shown) -> Non
 # Steps
 
 
-def test_trim_takes_the_colour_of_the_corner_away(shown: Shown) -> None:
+def test_trim_removes_the_colour_of_the_corner(shown: Shown) -> None:
     framed = Image.new("RGB", (200, 120), (10, 20, 30))
     framed.paste(quarters(), (30, 40))
     assert same(shown(encode("PNG", framed), trim=10.0), quarters())
@@ -408,19 +401,19 @@ def test_trim_takes_the_colour_of_the_corner_away(shown: Shown) -> None:
     assert shown(encode("PNG", see_through), trim=10.0).size == (60 * 80 // 60, 60)
 
 
-def test_trim_counts_how_far_a_colour_is(shown: Shown) -> None:
+def test_trim_threshold_is_a_distance_of_colours(shown: Shown) -> None:
     image = Image.new("RGB", (60, 60), (100, 100, 100))
     image.paste((120, 100, 100), (20, 20, 40, 40))
     assert shown(encode("PNG", image), trim=15.0).size == (20, 20)
     assert shown(encode("PNG", image), trim=25.0).size == (60, 60)
 
 
-def test_a_picture_of_one_colour_stays_whole(shown: Shown) -> None:
+def test_trim_keeps_a_picture_of_one_colour(shown: Shown) -> None:
     assert shown(encode("PNG", Image.new("RGB", (30, 20), RED)), trim=10.0, width=15).size == (15, 10)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("params", "expected"),
     [
         ({"brightness": 1.5}, (150, 90, 255)),
         ({"brightness": 0.5}, (50, 30, 100)),
@@ -433,8 +426,8 @@ def test_a_picture_of_one_colour_stays_whole(shown: Shown) -> None:
     ],
     ids=str,
 )
-def test_colours_are_changed_by_factors(shown: Shown, words: dict[str, Any], expected: tuple[int, ...]) -> None:
-    image = shown(encode("PNG", Image.new("RGBA", (20, 20), (100, 60, 200, 77))), **words)
+def test_brightness_contrast_and_saturation(shown: Shown, params: dict[str, Any], expected: tuple[int, ...]) -> None:
+    image = shown(encode("PNG", Image.new("RGBA", (20, 20), (100, 60, 200, 77))), **params)
     assert near(image.convert("RGBA").getpixel((9, 9)), (*expected, 77), 1)
 
 
@@ -445,7 +438,7 @@ def test_grayscale_writes_one_band(shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0, 12.0, 40.0])
-def test_blur_spreads_an_edge_by_its_deviation(shown: Shown, sigma: float) -> None:
+def test_blur_has_its_standard_deviation(shown: Shown, sigma: float) -> None:
     image = Image.new("L", (400, 40), 0)
     image.paste(255, (200, 0, 400, 40))
     row = np.asarray(shown(encode("PNG", image), blur=sigma), dtype=float)[20]
@@ -460,14 +453,14 @@ def test_blur_spreads_an_edge_by_its_deviation(shown: Shown, sigma: float) -> No
 def test_sharpen_raises_edges(shown: Shown) -> None:
     image = Image.new("RGB", (60, 20), (90, 90, 90))
     image.paste((160, 160, 160), (30, 0, 60, 20))
-    found = np.asarray(shown(encode("PNG", image), sharpen=2.0))[10, :, 0]
-    assert found[29] < 85
-    assert found[30] > 165
-    assert abs(int(found[5]) - 90) <= 1
+    result = np.asarray(shown(encode("PNG", image), sharpen=2.0))[10, :, 0]
+    assert result[29] < 85
+    assert result[30] > 165
+    assert abs(int(result[5]) - 90) <= 1
     assert shown(encode("PNG", pictures.transparent()), sharpen=2.0).mode == "RGBA"
 
 
-def test_an_ellipse_is_as_large_as_the_picture(shown: Shown) -> None:
+def test_ellipse_fills_the_picture(shown: Shown) -> None:
     image = shown(encode("PNG", Image.new("RGB", (80, 40), RED)), ellipse=True)
     alpha = np.asarray(image)[:, :, 3]
     assert abs(alpha.sum() / 255 - np.pi * 40 * 20) < 8
@@ -484,12 +477,12 @@ def test_an_ellipse_is_as_large_as_the_picture(shown: Shown) -> None:
 # Watermarks
 
 
-def mark(**words: Any) -> Watermark:
-    return Watermark(image_id=ImageId("mark"), **words)
+def mark(**params: Any) -> Watermark:
+    return Watermark(image_id=ImageId("mark"), **params)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if "animated" not in name])
-def test_any_picture_is_a_watermark(shown: Shown, name: str) -> None:
+def test_every_format_is_a_watermark(shown: Shown, name: str) -> None:
     plain = Image.new("RGB", (200, 100), (1, 2, 3))
     image = shown(encode("PNG", plain), mark=SAMPLES[name], watermark=mark())
     assert image.mode == "RGB"
@@ -498,7 +491,7 @@ def test_any_picture_is_a_watermark(shown: Shown, name: str) -> None:
     assert not changed[:, :140].any()
 
 
-def test_a_watermark_has_its_place_size_and_opacity(shown: Shown) -> None:
+def test_watermark_position_size_and_opacity(shown: Shown) -> None:
     plain, red = encode("PNG", Image.new("RGB", (200, 100), WHITE)), encode("PNG", Image.new("RGB", (20, 10), RED))
     for position, (left, top) in {"northwest": (2, 2), "southeast": (148, 73), "centre": (75, 37)}.items():
         image = np.asarray(shown(plain, mark=red, watermark=mark(position=position)).convert("RGB"))
@@ -510,7 +503,7 @@ def test_a_watermark_has_its_place_size_and_opacity(shown: Shown) -> None:
     assert near(faint, (238, 143, 143), 2)
 
 
-def test_a_watermark_stays_inside_of_the_picture(shown: Shown) -> None:
+def test_watermark_stays_inside_the_picture(shown: Shown) -> None:
     plain = encode("PNG", Image.new("RGB", (300, 50), WHITE))
     tall = encode("PNG", Image.new("RGB", (10, 100), RED))
     image = np.asarray(shown(plain, mark=tall, watermark=mark(width=1.0)))
@@ -519,32 +512,32 @@ def test_a_watermark_stays_inside_of_the_picture(shown: Shown) -> None:
     assert columns.max() - columns.min() + 1 == 5
 
 
-def test_a_watermark_lies_over_what_is_transparent(shown: Shown) -> None:
+def test_watermark_on_transparent_pixels(shown: Shown) -> None:
     red = encode("PNG", Image.new("RGBA", (20, 20), (*RED, 128)))
     image = shown(encode("PNG", pictures.transparent()), mark=red, watermark=mark(position="west"))
     assert near(image.getpixel((10, 32)), (*RED, 128), 1)
     assert image.getpixel((40, 5)) == NOTHING
 
 
-def test_a_damaged_watermark_is_refused(refusal: Callable[..., str]) -> None:
+def test_damaged_watermark_is_refused(refusal: Callable[..., str]) -> None:
     assert refusal(encode("PNG"), mark=encode("PNG")[:90], watermark=mark()) == "damaged-image"
 
 
 # Animations
 
 
-def animation(form: str, **words: Any) -> bytes:
+def animation(form: str, **params: Any) -> bytes:
     colours = (RED, GREEN, BLUE)
     first, *rest = (Image.new("RGB", (60, 40), colour) for colour in colours)
-    return encode(form, first, save_all=True, append_images=rest, duration=[50, 120, 300], loop=3, **words)
+    return encode(form, first, save_all=True, append_images=rest, duration=[50, 120, 300], loop=3, **params)
 
 
 @pytest.mark.parametrize("target", ["gif", "webp"])
 @pytest.mark.parametrize("source", ["GIF", "WEBP"])
-def test_an_animation_keeps_its_frames_delays_and_loops(shown: Shown, source: str, target: str) -> None:
+def test_animation_keeps_frames_delays_and_loops(shown: Shown, source: str, target: str) -> None:
     data = animation(source, lossless=True) if source == "WEBP" else animation(source)
-    for words in ({"width": 30}, {"crop": (30, 20), "rotate": 180}):
-        image = shown(data, format=target, **words)
+    for params in ({"width": 30}, {"crop": (30, 20), "rotate": 180}):
+        image = shown(data, format=target, **params)
         assert image.size == (30, 20)
         assert getattr(image, "n_frames", 1) == 3
         # A GIF counts how often it is repeated, a WebP how often it is played.
@@ -555,7 +548,7 @@ def test_an_animation_keeps_its_frames_delays_and_loops(shown: Shown, source: st
             assert near(frame.convert("RGB").getpixel((15, 10)), colour, 12)
 
 
-def test_every_step_is_done_to_every_frame(shown: Shown) -> None:
+def test_every_effect_applies_to_every_frame(shown: Shown) -> None:
     image = shown(
         animation("GIF"),
         format="webp",
@@ -577,10 +570,10 @@ def test_every_step_is_done_to_every_frame(shown: Shown) -> None:
         assert near(corner, BLACK, 12)
 
 
-def test_a_still_format_shows_the_first_frame_or_the_one_asked_for(shown: Shown) -> None:
+def test_still_format_shows_the_selected_frame(shown: Shown) -> None:
     for data in (animation("GIF"), animation("WEBP"), animation("TIFF")):
-        for words, colour in (({}, RED), ({"frame": 1}, RED), ({"frame": 2}, GREEN), ({"frame": 9}, BLUE)):
-            assert near(shown(data, width=30, **words).convert("RGB").getpixel((9, 9)), colour, 12)
+        for params, colour in (({}, RED), ({"frame": 1}, RED), ({"frame": 2}, GREEN), ({"frame": 9}, BLUE)):
+            assert near(shown(data, width=30, **params).convert("RGB").getpixel((9, 9)), colour, 12)
     alone = shown(animation("GIF"), format="gif", frame=3)
     assert getattr(alone, "n_frames", 1) == 1
     assert near(alone.convert("RGB").getpixel((9, 9)), BLUE, 12)
@@ -595,52 +588,52 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6">Somewhere</a
 ARTIST, COPYRIGHT, MAKE, ORIENTATION, EXIF_IFD, GPS_IFD = 0x013B, 0x8298, 0x010F, 0x0112, 0x8769, 0x8825
 
 
-def told(form: str) -> bytes:
+def picture_with_metadata(form: str) -> bytes:
     upright = struct.pack("<HH", 6, 0)
     block = exif_block([*CAMERA[:1], (ORIENTATION, 3, 1, upright), *CAMERA[1:]], PHOTO, GPS)
-    words: dict[str, Any] = {"xmp": XMP} if form in {"JPEG", "WEBP"} else {}
-    return encode(form, exif=b"Exif\0\0" + block, **words)
+    params: dict[str, Any] = {"xmp": XMP} if form in {"JPEG", "WEBP"} else {}
+    return encode(form, exif=b"Exif\0\0" + block, **params)
 
 
 @pytest.mark.parametrize("target", ["jpeg", "png", "webp", "avif"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
-def test_metadata_is_what_was_asked_for(shown: Shown, source: str, target: str) -> None:
-    def told_by(**words: Any) -> tuple[Image.Image, Image.Exif]:
-        image = shown(told(source), format=target, width=32, **words)
+def test_metadata_parameter_selects_tags(shown: Shown, source: str, target: str) -> None:
+    def metadata_of(**params: Any) -> tuple[Image.Image, Image.Exif]:
+        image = shown(picture_with_metadata(source), format=target, width=32, **params)
         assert image.size == (32, 48)
         assert near(image.convert("RGB").getpixel((25, 6)), RED, 30)
         return image, image.getexif()
 
-    image, exif = told_by()
+    image, exif = metadata_of()
     assert not exif
     assert image.info.keys().isdisjoint({"exif", "xmp", "icc_profile", "photoshop", "comment"})
-    image, exif = told_by(metadata="copyright")
+    image, exif = metadata_of(metadata="copyright")
     assert dict(exif) == {ARTIST: "Ann Author", COPYRIGHT: "(c) Ann"}
     assert "xmp" not in image.info
-    image, exif = told_by(metadata="keep")
+    image, exif = metadata_of(metadata="keep")
     assert (exif[MAKE], exif[ARTIST], exif[ORIENTATION]) == ("Daguerre", "Ann Author", 1)
     assert dict(exif.get_ifd(EXIF_IFD)) == {0x829A: 1 / 60, 0x9003: "2026:01:02 03:04:05"}
     assert not exif.get_ifd(GPS_IFD)
     assert "xmp" not in image.info
-    image, exif = told_by(metadata="keep", keep_location=True)
+    image, exif = metadata_of(metadata="keep", keep_location=True)
     assert exif.get_ifd(GPS_IFD)[2] == (52, 30, 0)
     assert exif[ORIENTATION] == 1
     if source != "PNG":
         assert image.info["xmp"].rstrip(b"\0") == XMP.replace(b'"6"', b'"1"')
 
 
-def test_places_are_in_no_byte_unless_they_are_asked_for(render: RenderBytes) -> None:
+def test_location_is_only_in_requested_renditions(render: RenderBytes) -> None:
     secret = [(1, 2, 2, b"N\0\0\0"), ascii_entry(0x1D, b"2026:11:22"), ascii_entry(0x12, b"SECRET-DATUM")]
     data = encode("JPEG", exif=b"Exif\0\0" + exif_block(CAMERA, PHOTO, secret), xmp=XMP)
     for form, metadata in itertools.product(FORMATS, ("none", "copyright", "keep")):
-        found = render(data, format=form, metadata=metadata)
-        assert b"SECRET-DATUM" not in found
-        assert b"Somewhere" not in found
-        assert b"MAKERNOT" not in found
+        result = render(data, format=form, metadata=metadata)
+        assert b"SECRET-DATUM" not in result
+        assert b"Somewhere" not in result
+        assert b"MAKERNOT" not in result
 
 
-def test_a_thumbnail_goes(render: RenderBytes) -> None:
-    """It lies in a second directory and shows what was cut off."""
+def test_thumbnail_is_removed(render: RenderBytes) -> None:
+    """A thumbnail is in a second directory, and shows what a crop removed."""
     thumbnail = encode("JPEG", Image.new("RGB", (16, 16)))
     block = exif_block(CAMERA)
     at = len(block)
@@ -653,7 +646,7 @@ def test_a_thumbnail_goes(render: RenderBytes) -> None:
         assert render(data, format="jpeg", metadata="keep", keep_location=keep_location).count(b"\xff\xd8\xff") == 1
 
 
-def test_the_tags_of_a_tiff_are_told_too(shown: Shown) -> None:
+def test_tiff_tags_are_kept(shown: Shown) -> None:
     exif = Image.Exif()
     exif[ARTIST], exif[COPYRIGHT], exif[MAKE] = "Ann Author", "(c) Ann", "Daguerre"
     image = shown(encode("TIFF", exif=exif), format="jpeg", metadata="keep")
@@ -681,19 +674,19 @@ def test_broken_exif_is_left_out(shown: Shown, block: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in {"svg", "png, animated", "tiff, pages"}])
-def test_a_cut_file_is_damaged(refusal: Callable[..., str], name: str) -> None:
+def test_truncated_original_is_refused(refusal: Callable[..., str], name: str) -> None:
     half = SAMPLES[name][: len(SAMPLES[name]) // 2]
     form = "webp" if "animated" in name else "png"
-    for words in ({"width": 40}, {"crop": (50, 50)}):
-        assert refusal(half, format=form, **words) == "damaged-image"
+    for params in ({"width": 40}, {"crop": (50, 50)}):
+        assert refusal(half, format=form, **params) == "damaged-image"
 
 
-def test_what_is_no_picture_is_unsupported(refusal: Callable[..., str]) -> None:
+def test_text_is_an_unsupported_original(refusal: Callable[..., str]) -> None:
     for data in (b"", b"no picture", b"%PDF-1.7", b"BM" + bytes(100)):
         assert refusal(data) == "unsupported-image"
 
 
-def test_a_source_with_too_many_pixels_is_refused(refusal: Callable[..., str], shown: Shown) -> None:
+def test_original_with_too_many_pixels_is_refused(refusal: Callable[..., str], shown: Shown) -> None:
     for name in ("jpeg", "png", "webp", "gif", "avif", "tiff"):
         assert refusal(SAMPLES[name], max_pixels=160 * 120 - 1) == "too-many-pixels"
     assert refusal(pictures.png_header(30_000, 30_000)) == "too-many-pixels"
@@ -702,15 +695,15 @@ def test_a_source_with_too_many_pixels_is_refused(refusal: Callable[..., str], s
     assert refusal(encode("PNG"), mark=SAMPLES["jpeg"], watermark=mark(), max_pixels=96 * 64) == "too-many-pixels"
 
 
-def test_a_rendition_that_would_be_too_large_is_refused(refusal: Callable[..., str], shown: Shown) -> None:
+def test_too_large_rendition_is_refused(refusal: Callable[..., str], shown: Shown) -> None:
     strip = encode("PNG", Image.new("RGB", (4000, 2)))
     assert "rendition-too-large" in CATALOGUE
-    for words in (
+    for params in (
         {"width": 8000, "height": 8000, "fit": "fill", "enlarge": True},
         {"width": 10_000, "enlarge": True},
         {"width": 6000, "height": 6000, "fit": "cover", "gravity": "smart", "enlarge": True},
     ):
-        assert refusal(strip, **words) == "rendition-too-large"
+        assert refusal(strip, **params) == "rendition-too-large"
     # Only what is cut out is computed.
     assert shown(strip, width=200, height=200, fit="cover", enlarge=True).size == (200, 200)
     huge = {"width": 4000, "height": 4000, "fit": "fill", "enlarge": True, "format": "gif"}
@@ -718,13 +711,13 @@ def test_a_rendition_that_would_be_too_large_is_refused(refusal: Callable[..., s
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
-    asked = Transformation(format="png", quality=80)
+    transformation = Transformation(format="png", quality=80)
     with pytest.raises(FileNotFoundError):
-        imaging.render(str(tmp_path / "none"), asked, watermark=None, max_pixels=10**6)
+        imaging.render(str(tmp_path / "none"), transformation, watermark=None, max_pixels=10**6)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF"])
-def test_flipped_bytes_are_shown_or_refused(render: RenderBytes, form: str) -> None:
+def test_flipped_bytes_are_rendered_or_refused(render: RenderBytes, form: str) -> None:
     data = encode(form, pictures.landscape(64, 48))
     random = np.random.default_rng(7)
     for _ in range(12):
@@ -737,18 +730,18 @@ def test_flipped_bytes_are_shown_or_refused(render: RenderBytes, form: str) -> N
             assert refused.code in CATALOGUE  # noqa: PT017
 
 
-def test_frames_that_are_none_are_not_shown(refusal: Callable[..., str]) -> None:
-    """Chunks that call themselves frames, of which the decoder makes nothing."""
+def test_hidden_frames_are_refused(refusal: Callable[..., str]) -> None:
+    """Chunks with the type of frames, from which the decoder makes no frame."""
     data = animation("WEBP") + (b"ANMF" + bytes(4)) * 5
     assert refusal(data[:4] + struct.pack("<I", len(data) - 8) + data[8:], format="webp") == "damaged-image"
 
 
-def test_frames_behind_the_end_do_not_count(shown: Shown) -> None:
+def test_frames_after_the_end_are_ignored(shown: Shown) -> None:
     data = animation("WEBP")
     behind = shown(data + (b"ANMF" + bytes(4)) * 5, format="webp")
     assert behind.tobytes() == shown(data, format="webp").tobytes()
 
 
 @pytest.mark.parametrize("make", [hostile_pictures.gif, hostile_pictures.tiff], ids=["gif", "tiff"])
-def test_thousands_of_pages_cost_as_much_as_the_one_that_is_shown(shown: Shown, make: Callable[[int], bytes]) -> None:
+def test_only_the_selected_page_is_decoded(shown: Shown, make: Callable[[int], bytes]) -> None:
     assert shown(make(3000)).size == (1, 1)

@@ -9,22 +9,16 @@ import pytest
 import pyvips
 
 from tests.support import pictures
-from worker import imaging
 from worker.imaging.formats import jpeg
 from worker.imaging.formats.jpeg import JpegFile
 from worker.imaging.formats.small_jpegs import decode_small
 from worker.imaging.formats.source import Source
 
-Opened = Callable[[bytes], JpegFile]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
+OpenJpeg = Callable[[bytes], JpegFile]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Opened]:
+def open_jpeg(tmp_path: Path) -> Iterator[OpenJpeg]:
     with ExitStack() as stack:
 
         def run(data: bytes) -> JpegFile:
@@ -32,13 +26,13 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
             path.write_bytes(data)
             fd = os.open(path, os.O_RDONLY)
             stack.callback(os.close, fd)
-            return jpeg.open_file(Source(fd, 100_000_000))
+            return jpeg.read_jpeg(Source(fd, 100_000_000))
 
         yield run
 
 
-def decoded(file: JpegFile, shrink: int) -> pyvips.Image | None:
-    return decode_small(file.read_bare, file.header.width, file.header.height, shrink)
+def decode(file: JpegFile, shrink: int) -> pyvips.Image | None:
+    return decode_small(file.read_without_exif, file.header.width, file.header.height, shrink)
 
 
 def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
@@ -48,12 +42,12 @@ def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_pixels_are_those_that_libvips_decodes(opened: Opened, shrink: int, mode: str, subsampling: str) -> None:
+def test_small_jpeg_has_the_pixels_of_libvips(open_jpeg: OpenJpeg, shrink: int, mode: str, subsampling: str) -> None:
     for progressive in (False, True):
         for width, height in ((8, 8), (17, 9), (99, 77), (400, 304)):
             picture = pictures.landscape(width, height).convert(mode)
-            file = opened(pictures.encode("JPEG", picture, subsampling=subsampling, progressive=progressive))
-            ours, theirs = decoded(file, shrink), file.load(shrink)
+            file = open_jpeg(pictures.encode("JPEG", picture, subsampling=subsampling, progressive=progressive))
+            ours, theirs = decode(file, shrink), file.load(shrink)
             assert ours is not None
             assert (ours.width, ours.height) == (-(-width // shrink), -(-height // shrink))
             assert (ours.bands, ours.interpretation) == (theirs.bands, theirs.interpretation)
@@ -61,24 +55,24 @@ def test_pixels_are_those_that_libvips_decodes(opened: Opened, shrink: int, mode
             assert pixels(ours, *whole) == pixels(theirs, *whole)
 
 
-def test_one_that_is_too_large_for_memory_is_the_same(opened: Opened) -> None:
+def test_small_jpeg_in_a_large_file(open_jpeg: OpenJpeg) -> None:
     data = pictures.encode("JPEG", pictures.landscape(64, 48))
     comments = b"".join(b"\xff\xfe" + (65_535).to_bytes(2, "big") + bytes(65_533) for _ in range(17))
-    file = opened(data[:2] + comments + data[2:])
+    file = open_jpeg(data[:2] + comments + data[2:])
     assert file.data is None
-    image = decoded(file, 2)
+    image = decode(file, 2)
     assert image is not None
     assert pixels(image, 32, 24) == pixels(file.load(2), 32, 24)
 
 
-def test_its_profile_comes_along(opened: Opened) -> None:
+def test_small_jpeg_keeps_its_profile(open_jpeg: OpenJpeg) -> None:
     profile = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
-    image = decoded(opened(pictures.encode("JPEG", icc_profile=profile)), 1)
+    image = decode(open_jpeg(pictures.encode("JPEG", icc_profile=profile)), 1)
     assert image is not None
     assert image.get("icc-profile-data") == profile
 
 
-def test_what_it_cannot_do_is_left_to_libvips(opened: Opened) -> None:
+def test_other_jpegs_are_left_to_libvips(open_jpeg: OpenJpeg) -> None:
     photo = pictures.landscape(64, 48)
     whole = pictures.encode("JPEG", photo)
     huffman = whole.index(b"\xff\xc4")
@@ -88,5 +82,5 @@ def test_what_it_cannot_do_is_left_to_libvips(opened: Opened) -> None:
         whole[:huffman] + b"\xff\xc4\0\3\0" + whole[huffman:],
         whole.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantization tables
     ):
-        assert decoded(opened(data), 1) is None
-    assert decoded(opened(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large
+        assert decode(open_jpeg(data), 1) is None
+    assert decode(open_jpeg(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large

@@ -45,11 +45,6 @@ GREYS = [(at * 17,) for at in range(16)]
 FULL_SIZE = {tiffs.SUBSAMPLING: [1, 1]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    imaging.prepare()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "picture"
@@ -57,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def render(path: Path) -> Callable[[bytes], Image.Image]:
-    """A PNG of all of it."""
+    """Renders the whole picture as PNG."""
 
     def run(data: bytes) -> Image.Image:
         path.write_bytes(data)
@@ -74,9 +69,9 @@ def show(path: Path, render: Callable[[bytes], Image.Image]) -> Show:
 
     def run(data: bytes) -> list[Pixel]:
         image = render(data)
-        found = imaging.probe(str(path), max_pixels=10_000_000)
-        assert found.has_alpha is image.mode.endswith("A")
-        preview = _mean(Image.open(io.BytesIO(found.mini_preview)))
+        result = imaging.probe(str(path), max_pixels=10_000_000)
+        assert result.has_alpha is image.mode.endswith("A")
+        preview = _mean(Image.open(io.BytesIO(result.mini_preview)))
         assert max(abs(a - b) for a, b in zip(_mean(image), preview, strict=True)) < 12
         return pixels_of(image)
 
@@ -130,7 +125,7 @@ def test_tiff_grey_floats_of_other_ranges(show: Show, full: int) -> None:
     assert near(show(tiff((4, 4), values, photometric=BLACK_IS_ZERO, bits=32, form=FLOAT)), GREYS)
 
 
-def test_tiff_floats_that_are_no_numbers_are_black(show: Show) -> None:
+def test_tiff_nan_is_black(show: Show) -> None:
     values = [*RAMP[:12], math.nan, math.inf, -math.inf, 1.5]
     data = tiff((4, 4), floats(values), photometric=BLACK_IS_ZERO, bits=32, form=FLOAT)
     assert near(show(data), [*GREYS[:12], (0,), (255,), (0,), (255,)])
@@ -178,13 +173,13 @@ YCC = (Image.new("RGB", (1, 1), (200, 100, 50)).convert("YCbCr").tobytes(), (200
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("planar", [False, True])
-def test_tiff_ycbcr_that_is_not_compressed(show: Show, order: str, planar: bool) -> None:
+def test_tiff_uncompressed_ycbcr(show: Show, order: str, planar: bool) -> None:
     pixels = b"".join(bytes([band]) * 16 for band in YCC[0]) if planar else YCC[0] * 16
     data = tiff((4, 4), pixels, photometric=YCBCR, samples=3, planar=planar, order=order, more=FULL_SIZE)
     assert near(show(data), [YCC[1]] * 16, by=2)
 
 
-def test_tiff_ycbcr_of_16_bits_and_with_alpha(show: Show) -> None:
+def test_tiff_ycbcr_16_bits_and_alpha(show: Show) -> None:
     deep = struct.pack("<3H", *(257 * band for band in YCC[0])) * 16
     data = tiff((4, 4), deep, photometric=YCBCR, samples=3, bits=16, more=FULL_SIZE)
     assert near(show(data), [YCC[1]] * 16, by=2)
@@ -192,7 +187,7 @@ def test_tiff_ycbcr_of_16_bits_and_with_alpha(show: Show) -> None:
     assert near(show(clear), [(*YCC[1], 128)] * 16, by=2)
 
 
-def test_tiff_ycbcr_has_the_range_that_it_says(show: Show) -> None:
+def test_tiff_ycbcr_reference_black_white(show: Show) -> None:
     video = [(16, 1), (235, 1), (128, 1), (240, 1), (128, 1), (240, 1)]
     pixels = bytes([16, 128, 128, 235, 128, 128, 81, 90, 240, 145, 54, 34]) * 4
     data = tiff((4, 4), pixels, photometric=YCBCR, samples=3, more=FULL_SIZE | {tiffs.BLACK_WHITE: video})
@@ -214,12 +209,12 @@ def test_tiff_subsampled_ycbcr_has_no_alpha(show: Show) -> None:
         ([], (200, 100, 60, 128)),
     ],
 )
-def test_tiff_alpha_is_what_the_extra_sample_says(show: Show, extra: list[int], expected: Pixel) -> None:
+def test_tiff_alpha_by_extra_samples(show: Show, extra: list[int], expected: Pixel) -> None:
     data = tiff((4, 4), bytes([200, 100, 60, 128]) * 16, photometric=RGB, samples=4, extra=extra)
     assert near(show(data), [expected] * 16)
 
 
-def test_tiff_alpha_behind_another_extra_sample(show: Show) -> None:
+def test_tiff_alpha_after_another_extra_sample(show: Show) -> None:
     pixels = bytes([200, 100, 60, 9, 128]) * 16
     data = tiff((4, 4), pixels, photometric=RGB, samples=5, extra=[UNSPECIFIED, UNASSOCIATED])
     assert near(show(data), [(200, 100, 60, 128)] * 16)
@@ -236,7 +231,7 @@ def test_tiff_palette_with_and_without_alpha(show: Show) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_tiff_of_few_bits_is_grey_from_black_to_white(show: Show, bits: int) -> None:
+def test_tiff_of_few_bits_has_the_full_range(show: Show, bits: int) -> None:
     steps = (1 << bits) - 1
     values = [at * steps // 15 for at in range(16)]
     packed = sum(value << bits * (15 - at) for at, value in enumerate(values)).to_bytes(2 * bits, "big")
@@ -264,7 +259,7 @@ def test_tiff_grey_in_planes_with_an_alpha(show: Show, photometric: int, bits: i
 
 
 @pytest.mark.parametrize(("bits", "code", "full"), [(8, "b", 127), (16, "h", 32767)])
-def test_tiff_signed_integers_whose_white_is_zero(show: Show, bits: int, code: str, full: int) -> None:
+def test_tiff_signed_white_is_zero(show: Show, bits: int, code: str, full: int) -> None:
     values = struct.pack(f"<16{code}", *(round(full * (1 - value)) for value in RAMP))
     assert near(show(tiff((4, 4), values, photometric=WHITE_IS_ZERO, bits=bits, form=SIGNED)), GREYS)
 
@@ -292,7 +287,7 @@ LAB = (60, 30, -40)
         (ICCLAB, 16, tiffs.UNSIGNED, struct.pack("<3H", 39321, 158 * 256, 88 * 256)),
     ],
 )
-def test_tiff_lab_has_the_colours_of_lcms(show: Show, photometric: int, bits: int, form: int, pixel: bytes) -> None:
+def test_tiff_lab_matches_lcms(show: Show, photometric: int, bits: int, form: int, pixel: bytes) -> None:
     to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB", 5000), ImageCms.createProfile("sRGB"), "LAB", "RGB")
     expected = ImageCms.applyTransform(Image.frombytes("LAB", (1, 1), bytes([153, 30, 256 - 40])), to_srgb)
     assert expected is not None
@@ -337,13 +332,13 @@ def test_tiff_lab_has_the_colours_of_lcms(show: Show, photometric: int, bits: in
         ),
     ],
 )
-def test_tiff_that_no_decoder_reads_is_named(
+def test_unsupported_tiff_is_named(
     kind: Callable[[bytes], str | None], expected: str, samples: dict[str, object]
 ) -> None:
     assert kind(tiff((4, 4), bytes(16 * 3 * 64), **samples)) == expected  # type: ignore[arg-type]
 
 
-def test_tiff_whose_second_page_no_decoder_reads(kind: Callable[[bytes], str | None]) -> None:
+def test_tiff_with_unsupported_second_page(kind: Callable[[bytes], str | None]) -> None:
     first = Image.new("L", (4, 4))
     out = io.BytesIO()
     first.save(out, "TIFF", save_all=True, append_images=[first])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from worker.imaging.colour.icc import SRGB, matrix_profile, parametric
 from worker.imaging.colour.matrices import colorants
-from worker.imaging.colour.profiles import SRGB, matrix_profile, parametric
 
 # x and y of red, green, blue and white.
 PRIMARIES = {
@@ -23,7 +23,7 @@ PRIMARIES = {
 PQ, HLG = 16, 18
 
 SRGB_CURVE = parametric(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-# What was encoded for television by the curves of BT.709, BT.601 or BT.2020 is shown by that of its screens (BT.1886).
+# Pictures for television, encoded by the curves of BT.709, BT.601 or BT.2020, are shown by the one of its screens.
 _BT1886_CURVE = parametric(2.4)
 _CURVES = {
     **dict.fromkeys((1, 6, 11, 14, 15), _BT1886_CURVE),
@@ -37,9 +37,9 @@ _CURVES = {
 
 
 def profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
-    """A profile of the same meaning, or None if the code points are unspecified, reserved or not for screens.
+    """Returns a profile of the same meaning; None if the code points are unspecified, reserved or not for screens.
 
-    A profile of HDR names the code points in its tag `cicp`, where `interpretation` looks for them.
+    A profile of HDR has the code points in its tag `cicp`, which `interpretation` reads.
     """
     if primaries not in PRIMARIES:
         return None

@@ -1,4 +1,4 @@
-"""Pixels in memory become 8 bits of sRGB or grey."""
+"""Converts pixels in memory to 8 bits of sRGB or grey."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pyvips
 from worker.imaging.colour.hdr import to_sdr
 from worker.imaging.colour.interpretation import ICC_PROFILE, Interpretation, interpret
 
-# Profiles that count, by libvips's name for the pixels and the number of their colours. Browsers take RGB for grey too.
+# Colour spaces of profiles that are used, by libvips's interpretation and the number of colour bands. Browsers use RGB
+# profiles for grey too.
 _SPACES = {
     **dict.fromkeys((("b-w", 1), ("grey16", 1)), frozenset({b"GRAY", b"RGB "})),
     **dict.fromkeys((("srgb", 3), ("rgb", 3), ("rgb16", 3)), frozenset({b"RGB "})),
@@ -16,7 +17,10 @@ _SPACES = {
 
 
 def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    """8-bit sRGB or grey of an image in memory; alpha stays. All images of one kind and profile have the same bands."""
+    """Returns an image in memory as 8-bit sRGB or grey, with its alpha.
+
+    The bands of the result depend on the kind of image and the profile only.
+    """
     if not is_foreign(image, profile):
         return image
     if not image.hasalpha():
@@ -26,14 +30,14 @@ def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
 
 
 def is_foreign(image: pyvips.Image, profile: bytes | None) -> bool:
-    """Whether the colours are stored as something else than 8 bits of sRGB or grey."""
+    """Whether `convert` has to change the image: its colours are not stored as 8 bits of sRGB or grey."""
     colours = image.bands - bool(image.hasalpha())
-    plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and colours in {1, 3}
-    return not plain or _effective(image, colours, profile) is not None
+    is_plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and colours in {1, 3}
+    return not is_plain or _interpret_for(image, colours, profile) is not None
 
 
-def _effective(image: pyvips.Image, colours: int, profile: bytes | None) -> Interpretation | None:
-    """What the profile means for these pixels; None if they are sRGB, or the profile is not of their kind."""
+def _interpret_for(image: pyvips.Image, colours: int, profile: bytes | None) -> Interpretation | None:
+    """Returns what the profile means for these pixels; None if they are sRGB, or if the profile is of another space."""
     if profile is None:
         return None
     meaning = interpret(profile)
@@ -44,35 +48,54 @@ def _effective(image: pyvips.Image, colours: int, profile: bytes | None) -> Inte
 
 
 def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    """8-bit sRGB or grey, without alpha."""
-    meaning = _effective(image, image.bands, profile)
+    """Returns 8-bit sRGB or grey of an image without alpha."""
+    meaning = _interpret_for(image, image.bands, profile)
     if meaning is not None:
         try:
             return _transform(image, meaning)
         except pyvips.Error:
-            pass  # lcms refuses it: go without, as browsers do
+            pass  # lcms refuses the profile, so it is ignored, as in browsers
     grey = image.bands < 3
     try:
         image = image.colourspace("b-w" if grey else "srgb")
     except pyvips.Error:
-        grey = True  # bands without a meaning: show the first
+        grey = True  # bands without a meaning: use the first one
     return image.extract_band(0, n=1 if grey else 3).cast("uchar")
 
 
 def _transform(image: pyvips.Image, meaning: Interpretation) -> pyvips.Image:
-    """As Chromium does: relative to white, black left where it is. Raises pyvips.Error."""
+    """Converts as Chromium does: relative colorimetric, without black point compensation. Raises pyvips.Error."""
     grey = image.bands == 1
     if grey and meaning.space == b"RGB ":
         image = image.bandjoin([image, image]).copy(interpretation="rgb16" if image.format == "ushort" else "srgb")
     if meaning.hdr is not None:
-        shown = to_sdr(image, meaning.hdr, meaning.to_xyz)
+        srgb = to_sdr(image, meaning.hdr, meaning.to_xyz)
     else:
         tagged = image.copy()
         tagged.set_type(pyvips.GValue.blob_type, ICC_PROFILE, meaning.profile)
-        shown = tagged.icc_transform("srgb", embedded=True, intent="relative", pcs="xyz", depth=8)
-    shown = shown.copy_memory()
-    return shown.extract_band(1).copy(interpretation="b-w") if grey and meaning.neutral else shown
+        srgb = tagged.icc_transform("srgb", embedded=True, intent="relative", pcs="xyz", depth=8)
+    srgb = srgb.copy_memory()
+    return srgb.extract_band(1).copy(interpretation="b-w") if grey and meaning.is_neutral else srgb
 
 
 def _eight_bits(alpha: pyvips.Image) -> pyvips.Image:
     return (alpha >> 8 if alpha.format == "ushort" else alpha).cast("uchar")
+
+
+def mix_unknown_inks(image: pyvips.Image) -> pyvips.Image:
+    """Returns RGB for CMYK without a CMYK profile, as browsers show it: each ink absorbs its share of the light.
+
+    Returns any other image unchanged. 255 is a full ink.
+    """
+    if image.interpretation != "cmyk" or image.bands != 4:
+        return image
+    has_profile = image.get_typeof(ICC_PROFILE) != 0
+    meaning = interpret(bytes(image.get(ICC_PROFILE))) if has_profile else None
+    if meaning is not None and meaning.space == b"CMYK":
+        return image
+    light = 255 - image
+    rgb = light.extract_band(0, n=3) * light.extract_band(3) / 255
+    rgb = rgb.rint().cast("uchar").copy(interpretation="srgb")
+    if has_profile:  # a profile of another space
+        rgb.remove(ICC_PROFILE)
+    return rgb

@@ -10,17 +10,17 @@ Curve = Callable[[float], float]
 
 # Values of a parametricCurveType by its function type (ICC.1:2022, 10.18).
 _PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
-# No exponent beyond it, nor below its inverse, makes a picture; s15Fixed16Number holds it.
+# The maximum exponent, and the minimum is its inverse: others make no picture. It fits into s15Fixed16Number.
 MAX_GAMMA = 100.0
 
 
 def srgb_encoded(light: float) -> float:
-    """From light to the stored value of sRGB (IEC 61966-2-1)."""
+    """Returns the stored value of sRGB for light (IEC 61966-2-1)."""
     return 12.92 * light if light <= 0.0031308 else 1.055 * float(light ** (1 / 2.4)) - 0.055
 
 
 def read_curve(tag: bytes) -> Curve | None:
-    """A curveType or parametricCurveType, or None if it is neither."""
+    """Returns the curve of a curveType or parametricCurveType; None if the tag is neither."""
     if len(tag) < 12:
         return None
     if tag[:4] == b"curv":
@@ -48,13 +48,13 @@ def _read_table(tag: bytes) -> Curve | None:
 
 
 def _read_parametric(tag: bytes) -> Curve | None:
-    """Of (a x + b) ^ gamma + e from d on, else c x + f."""
+    """Returns the curve (a x + b) ^ gamma + e from d on, and c x + f below (10.18)."""
     kind = int.from_bytes(tag[8:10])
     count = _PARAMETERS.get(kind)
     if count is None or len(tag) < 12 + 4 * count:
         return None
     values = [value / 65536 for value in struct.unpack_from(f">{count}i", tag, 12)]
-    gamma, a, b, c, d, e, f = _completed(kind, values)
+    gamma, a, b, c, d, e, f = _complete(kind, values)
 
     def compute(value: float) -> float:
         if value < d:
@@ -71,8 +71,8 @@ def _power(base: float, exponent: float) -> float:
         return math.inf
 
 
-def _completed(kind: int, values: list[float]) -> list[float]:
-    """All seven parameters of a function that has fewer."""
+def _complete(kind: int, values: list[float]) -> list[float]:
+    """Returns all seven parameters of a function that has fewer."""
     if kind == 0:
         return [*values, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0]
     if kind in {1, 2}:

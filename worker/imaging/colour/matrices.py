@@ -1,4 +1,4 @@
-"""Matrices of three by three between light and XYZ, in rows."""
+"""3 x 3 matrices between light and XYZ, by rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Matrix = tuple[Vector, Vector, Vector]
 D50: Vector = (0.9642, 1.0, 0.8249)
 
 _BRADFORD: Matrix = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
-# A matrix whose determinant is smaller has no inverse that makes colours.
+# Below this determinant the inverse is not useful for colours.
 _MIN_DETERMINANT = 1e-6
 
 
@@ -46,9 +46,9 @@ def invert(matrix: Matrix) -> Matrix:
 
 
 def colorants(chromaticities: Sequence[float]) -> Matrix:
-    """From linear light to XYZ against D50, by x and y of red, green, blue and white (ICC.1, Annex E: Bradford).
+    """Returns the matrix from linear light to XYZ relative to D50 (ICC.1, Annex E: Bradford).
 
-    Raises ValueError if these are no colours from which others can be mixed.
+    The parameters are x and y of red, green, blue and white. Raises ValueError if the primaries span no colours.
     """
     red, green, blue, white = (
         (x, y, 1 - x - y) for x, y in zip(chromaticities[::2], chromaticities[1::2], strict=True)
@@ -62,7 +62,7 @@ def colorants(chromaticities: Sequence[float]) -> Matrix:
 
 
 def _adaptation(white: Vector) -> Matrix:
-    """From this white to D50."""
+    """Returns the matrix from this white to D50."""
     source, target = apply(_BRADFORD, white), apply(_BRADFORD, D50)
     if min(source) <= 0:
         raise ValueError("white is no light")

@@ -1,4 +1,4 @@
-"""The colours that AV1 itself names: `color_config` of its sequence header (AV1 specification, 5.5)."""
+"""The colours in the AV1 stream itself: `color_config` of its sequence header (AV1 specification, 5.5)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _SRGB, _SRGB_TRANSFER, _IDENTITY = 1, 13, 0
 
 
 def read_sequence_colours(data: bytes) -> Nclx | None:
-    """Of the first sequence header among the OBUs in `data`; code points that it does not name are 2, unspecified.
+    """Returns the colours of the first sequence header among the OBUs in `data`.
 
-    None if there is no header, or one of a film, with times.
+    Code points that the header does not name are 2, unspecified. None if there is no header, or if it has timing
+    information, as videos do.
     """
     at = 0
     for _ in range(_MAX_OBUS):
@@ -32,7 +33,7 @@ def read_sequence_colours(data: bytes) -> Nclx | None:
 
 
 def _read_leb128(data: bytes, at: int) -> tuple[int, int]:
-    """The number and where it ends (4.10.5)."""
+    """Returns the number and the offset of its end (4.10.5)."""
     value = 0
     for place, byte in enumerate(data[at : at + 8]):
         value |= (byte & 0x7F) << 7 * place
@@ -42,7 +43,7 @@ def _read_leb128(data: bytes, at: int) -> tuple[int, int]:
 
 
 class _Bits:
-    """Bits from the highest to the lowest; zeros follow the end."""
+    """Reads bits from the highest to the lowest; zeros after the end."""
 
     def __init__(self, data: bytes) -> None:
         self._number = int.from_bytes(data)
@@ -56,7 +57,7 @@ class _Bits:
 
 
 def _read_header(bits: _Bits) -> Nclx | None:
-    """5.5.1, whose names stand in the comments."""
+    """Section 5.5.1; the comments have its names."""
     profile, _, reduced = bits.take(3), bits.take(), bits.take()
     if reduced:
         bits.take(5)
@@ -99,7 +100,7 @@ def _skip_tools(bits: _Bits) -> None:
 
 
 def _read_colours(bits: _Bits, profile: int) -> Nclx:
-    """5.5.2"""
+    """Section 5.5.2."""
     deep = bits.take()
     if profile == 2 and deep:
         bits.take()

@@ -1,4 +1,4 @@
-"""What the blocks of a GIF say: the screen, and where each frame lies on it (GIF89a)."""
+"""Blocks of a GIF (GIF89a): the screen, and the place of each frame on it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker.headers import gif_size
+from worker.file_headers import gif_size
 
 _IMAGE, _EXTENSION = 0x2C, 0x21
 _GRAPHIC_CONTROL = b"\x21\xf9"
 _LOOP = (b"\x21\xff\x0bNETSCAPE2.0\x03\x01", b"\x21\xff\x0bANIMEXTS1.0\x03\x01")
 
-# Disposal methods. Browsers take 4 for 3, and 5 to 7 for "keep".
+# Disposal methods. Browsers treat 4 like 3, and 5 to 7 like "keep".
 BACKGROUND = 2
 PREVIOUS = frozenset({3, 4})
 
@@ -23,7 +23,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A graphic control extension: how the frame that follows is shown."""
+    """A graphic control extension: how to show the next frame."""
 
     disposal: int = 0
     delay_ms: int = 0
@@ -32,7 +32,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`palette` is RGB, up to 256 colours. The LZW data lie from `start` (the minimum code size) to `end`."""
+    """`palette` is RGB, up to 256 colours. The LZW data are from `start` (the minimum code size) to `end`."""
 
     left: int
     top: int
@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Gif:
-    """`loop` is how often the animation plays, 0 for ever."""
+    """`loop` is how many times the animation plays, 0 for ever."""
 
     width: int
     height: int
@@ -55,13 +55,13 @@ class Gif:
     loop: int
 
     def box(self, frame: Frame) -> Box | None:
-        """The part of the screen that the frame covers: left, top, right, bottom. None if it lies outside."""
+        """Returns the part of the screen that the frame covers: left, top, right, bottom. None if it is outside."""
         right, bottom = min(frame.left + frame.width, self.width), min(frame.top + frame.height, self.height)
         return (frame.left, frame.top, right, bottom) if frame.left < right and frame.top < bottom else None
 
     @property
     def has_alpha(self) -> bool:
-        """Whether a pixel of some frame may be transparent. A colour that is declared transparent counts as used."""
+        """Whether any pixel of any frame may be transparent. A transparent colour counts as used."""
         screen = (0, 0, self.width, self.height)
         opaque = False
         for frame in self.frames:
@@ -77,18 +77,19 @@ class Gif:
 
 
 def read_gif(data: Bytes, *, max_frames: int) -> Gif:
-    """The screen is enlarged to hold the first frame, as browsers do; what later frames have beyond it is cut off.
+    """Reads all frames, at most one more than `max_frames`.
 
-    Reads no further than one frame more than `max_frames`. Raises IndexError or struct.error if the file ends inside of
-    a block. Only the end mark may be missing: no pixel is, and such files are about.
+    The screen is enlarged to hold the first frame, as in browsers; later frames are cut off at the screen. Raises
+    IndexError or struct.error if the file ends inside of a block. The end mark alone may be missing: all pixels are
+    there, and such files exist.
     """
     width, height = gif_size(data[:10])
-    shared = data[13 : 13 + _colour_table_bytes(data[10])]
+    global_palette = data[13 : 13 + _colour_table_bytes(data[10])]
     control, loop = Control(), 1
     frames: list[Frame] = []
     for start, end in blocks(data):
         if data[start] == _IMAGE:
-            frames.append(_read_frame(data, start, end, shared, control))
+            frames.append(_read_frame(data, start, end, global_palette, control))
             control = Control()
             if len(frames) > max_frames:
                 break
@@ -104,7 +105,10 @@ def read_gif(data: Bytes, *, max_frames: int) -> Gif:
 
 
 def blocks(data: Bytes) -> Iterator[tuple[int, int]]:
-    """Start and end of each image and extension, up to what is none. Raises IndexError if the file ends in one."""
+    """Yields start and end of each image and extension, up to any other byte.
+
+    Raises IndexError if the file ends inside of a block.
+    """
     at = 13 + _colour_table_bytes(data[10])
     while at < len(data):
         start = at
@@ -125,10 +129,10 @@ def _read_control(fields: bytes | bytearray) -> Control:
     return Control(flags >> 2 & 7, 10 * delay, transparent if flags & 1 else None)
 
 
-def _read_frame(data: Bytes, start: int, end: int, shared: bytes | bytearray, control: Control) -> Frame:
+def _read_frame(data: Bytes, start: int, end: int, global_palette: bytes | bytearray, control: Control) -> Frame:
     left, top, width, height, flags = struct.unpack("<HHHHB", data[start + 1 : start + 10])
     at = start + 10 + _colour_table_bytes(flags)
-    palette = data[start + 10 : at] if flags & 0x80 else shared
+    palette = data[start + 10 : at] if flags & 0x80 else global_palette
     return Frame(left, top, width, height, bool(flags & 0x40), bytes(palette), control, at, end)
 
 

@@ -1,22 +1,24 @@
 """Boxes of ISO base media files (ISO/IEC 14496-12) and the items of HEIF (ISO/IEC 23008-12): HEIC, AVIF.
 
 A file that contradicts itself raises Malformed; what a newer version adds is skipped. Every loop is bounded by
-MAX_ENTRIES, and nothing is read but the heads of boxes and the whole of `meta`.
+MAX_ENTRIES. Only the heads of boxes and the whole of `meta` are read.
+
+`read_heif` is for decoding: one contradiction refuses the file. Readers that want what can be read in spite of it, such
+as the removal of locations, use `open_meta`, `read_items` and `locate_items`, which fill in items until they raise.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# Answers up to this many bytes (first parameter) at an offset of the file (second), as os.pread does.
-Read = Callable[[int, int], bytes]
+from worker.file_headers import Read
 
-# Of one list: items, extents, properties, references. An iPhone's picture has 50 to 150 items.
+# Of one list: items, extents, properties, references. A picture of an iPhone has 50 to 150 items.
 MAX_ENTRIES = 100_000
 
-# Where an item lies (`construction_method`): in the file, in the box `idat`, or in another item.
+# `construction_method`, where an item lies: in the file, in the box `idat`, or in another item.
 _IN_FILE, _IN_IDAT, _IN_ITEM = 0, 1, 2
 _FULL_BOX_BYTES = 4  # version and flags
 
@@ -27,7 +29,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box by its type, and where its contents lie in the file. The end may lie behind that of the file."""
+    """A box by its type, and where its contents lie in the file. The end may lie beyond that of the file."""
 
     kind: bytes
     start: int
@@ -48,20 +50,21 @@ class Nclx:
 class Item:
     """An item of `meta`. `text` is what follows its type: name, content type and encoding, each ended by a zero byte.
 
-    `extents` are pairs of start and end in the file, in order; an end may lie behind that of the file, and an extent
-    without a length goes on up to it. `elsewhere` means that the item lies in another item or another file, which
-    leaves no extents. `properties` are type and contents of each associated property, in the order of association.
+    `extents` are pairs of start and end in the file, in order. An end may lie beyond that of the file, and an extent
+    without a length ends with the file. An item that lies in another item has none. `is_external` means that the item
+    says it lies in another file (`data_reference_index`), where the extents are then.
+    `properties` are type and contents of each associated property, in the order of association.
     """
 
     id: int
     kind: bytes = b""
     text: bytes = b""
     extents: list[tuple[int, int]] = field(default_factory=list)
-    elsewhere: bool = False
+    is_external: bool = False
     properties: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def find_property(self, kind: bytes) -> bytes | None:
-        """The contents of the first property of this type."""
+        """Returns the contents of the first property of this type."""
         return next((contents for name, contents in self.properties if name == kind), None)
 
     @property
@@ -84,7 +87,7 @@ class Item:
 
     @property
     def bit_depths(self) -> tuple[int, ...]:
-        """Bits of each channel (`pixi`); empty if it is not given."""
+        """Bits of each channel (`pixi`); empty if the item does not say."""
         contents = self.find_property(b"pixi") or b""
         return tuple(contents[5 : 5 + contents[4]]) if len(contents) > 5 else ()
 
@@ -107,23 +110,23 @@ class Item:
         return None if contents is None else contents[_FULL_BOX_BYTES:].partition(b"\0")[0].decode("latin-1")
 
     def read(self, read: Read, limit: int) -> bytes:
-        """The item's bytes, at most `limit` of them."""
+        """Returns the item's bytes, at most `limit` of them, and none if it is external."""
         pieces: list[bytes] = []
-        for start, end in self.extents:
+        for start, end in () if self.is_external else self.extents:
             pieces.append(read(min(end - start, limit), start))
             limit -= len(pieces[-1])
         return b"".join(pieces)
 
     def _colour(self, kind: bytes) -> bytes | None:
-        """The contents of a `colr` of this type: an item may have one of nclx and one of a profile."""
+        """Returns the contents of the `colr` of this type: an item may have one of nclx and one of a profile."""
         return next((body[4:] for name, body in self.properties if name == b"colr" and body[:4] == kind), None)
 
 
 @dataclass(frozen=True, slots=True)
 class HeifFile:
-    """What a HEIF file says of itself. `references` are the ids that an item refers to, by type and the item's id:
-    `dimg` the tiles of a grid, `thmb` and `auxl` from the thumbnail or auxiliary picture to the master, `cdsc` from
-    metadata to the picture.
+    """The structure of a HEIF file. `references` are the ids that an item refers to, by type and the item's id: `dimg`
+    to the tiles of a grid, `thmb` and `auxl` from a thumbnail or auxiliary picture to its master, `cdsc` from metadata
+    to the picture.
     """
 
     boxes: list[Box]
@@ -145,17 +148,33 @@ def read_heif(read: Read, size: int) -> HeifFile:
     meta = next((box for box in top if box.kind == b"meta"), None)
     if meta is None:
         return HeifFile(top, brands, {}, None, {})
-    held = read(min(meta.end, size) - meta.start, meta.start)
-    at = meta.start
+    return _read_meta(top, brands, open_meta(read, meta, size), size)
 
-    def read_meta(length: int, place: int) -> bytes:
-        return held[place - at : place - at + length] if place >= at else b""
 
-    return _read_meta(top, brands, read_meta, Box(b"meta", at, at + len(held)), size)
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The box `meta`, which is in memory, and the first box of each type in it. `read` takes offsets of the file."""
+
+    read: Read
+    boxes: dict[bytes, Box]
+
+
+def open_meta(read: Read, meta: Box, size: int) -> Meta:
+    """Reads the box `meta` of a file of `size` bytes. Raises Malformed if it holds too many boxes."""
+    start = meta.start
+    contents = read(min(meta.end, size) - start, start)
+
+    def read_contents(length: int, at: int) -> bytes:
+        return contents[at - start : at - start + length] if at >= start else b""
+
+    boxes: dict[bytes, Box] = {}
+    for box in iterate_boxes(read_contents, start + _FULL_BOX_BYTES, start + len(contents)):
+        boxes.setdefault(box.kind, box)
+    return Meta(read_contents, boxes)
 
 
 def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
-    """The boxes between these places of a file, up to what is none. Raises Malformed if they are too many."""
+    """Yields the boxes between these offsets of a file, up to what is no box. Raises Malformed if they are too many."""
     at = start
     for _ in range(MAX_ENTRIES):
         if at + 8 > end:
@@ -164,9 +183,11 @@ def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
         if len(head) < 8:
             return
         size, contents = int.from_bytes(head[:4]), at + 8
-        if size == 1:  # given in 64 bits
+        if size == 1:  # a size of 64 bits follows
+            if len(head) < 16:
+                return
             size, contents = int.from_bytes(head[8:]), at + 16
-        elif size == 0:  # up to the end
+        elif size == 0:  # the box ends with the file
             size = end - at
         if at + size < contents:
             return
@@ -176,18 +197,15 @@ def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
 
 
 def _read_brands(ftyp: bytes) -> tuple[bytes, ...]:
-    """The major brand, then the compatible ones."""
+    """Returns the major brand, then the compatible ones."""
     return (ftyp[:4], *(ftyp[at : at + 4] for at in range(8, min(len(ftyp), 4 * MAX_ENTRIES) - 3, 4)))
 
 
-def _read_meta(top: list[Box], brands: tuple[bytes, ...], read: Read, meta: Box, size: int) -> HeifFile:
-    boxes: dict[bytes, Box] = {}
-    for box in iterate_boxes(read, meta.start + _FULL_BOX_BYTES, meta.end):
-        boxes.setdefault(box.kind, box)
-    items = _read_items(read, boxes[b"iinf"]) if b"iinf" in boxes else {}
-    if b"iloc" in boxes:
-        idat = boxes.get(b"idat")
-        _locate_items(_Numbers.of(read, boxes[b"iloc"]), items, idat, size)
+def _read_meta(top: list[Box], brands: tuple[bytes, ...], meta: Meta, size: int) -> HeifFile:
+    read, boxes = meta.read, meta.boxes
+    items: dict[int, Item] = {}
+    read_items(meta, items)
+    locate_items(meta, items, size)
     if b"iprp" in boxes:
         _associate_properties(read, boxes[b"iprp"], items)
     primary = _Numbers.of(read, boxes[b"pitm"]).item_id_of_version(0) if b"pitm" in boxes else None
@@ -215,103 +233,107 @@ class _Numbers:
         return int.from_bytes(self.data[1:4])
 
     def next(self, size: int) -> int:
-        """The next big-endian number of `size` bytes. Raises Malformed at the end of the box."""
+        """Returns the next big-endian number of `size` bytes. Raises Malformed at the end of the box."""
         if self.at + size > len(self.data):
             raise Malformed("a box ends too early")
         self.at += size
         return int.from_bytes(self.data[self.at - size : self.at])
 
     def item_id_of_version(self, short: int) -> int:
-        """An id has 16 bits up to the version `short`, 32 bits in later ones."""
+        """Returns the next item id, which has 16 bits up to the version `short`, and 32 bits in later ones."""
         return self.next(2 if self.version <= short else 4)
 
     def count(self, size: int) -> int:
-        """As `next`, of how many entries follow. Raises Malformed if they are too many."""
+        """Returns the next number, of the entries that follow. Raises Malformed if they are too many."""
         count = self.next(size)
         if count > MAX_ENTRIES:
             raise Malformed("too many entries")
         return count
 
 
-def _read_items(read: Read, iinf: Box) -> dict[int, Item]:
-    """The items by their ids (8.11.6)."""
-    items: dict[int, Item] = {}
-    version = read(1, iinf.start)
+def read_items(meta: Meta, items: dict[int, Item]) -> None:
+    """Adds the items to `items`, by their ids (8.11.6). The first item with an id counts. Raises Malformed."""
+    iinf = meta.boxes.get(b"iinf")
+    if iinf is None:
+        return
+    version = meta.read(1, iinf.start)
     entries = iinf.start + _FULL_BOX_BYTES + (2 if version == b"\0" else 4)
-    for box in iterate_boxes(read, entries, iinf.end):
+    for box in iterate_boxes(meta.read, entries, iinf.end):
         if box.kind != b"infe":
             continue
-        numbers = _Numbers.of(read, box)
+        numbers = _Numbers.of(meta.read, box)
         item = Item(numbers.item_id_of_version(2))
-        numbers.next(2)  # its protection
+        numbers.next(2)  # item_protection_index
         if numbers.version >= 2:
             item.kind = numbers.next(4).to_bytes(4)
         item.text = numbers.data[numbers.at :]
         items.setdefault(item.id, item)
-    return items
 
 
-def _locate_items(iloc: _Numbers, items: dict[int, Item], idat: Box | None, size: int) -> None:
-    """Note where each item lies (8.11.3)."""
+def locate_items(meta: Meta, items: dict[int, Item], size: int) -> None:
+    """Adds extents to the items of a file of `size` bytes (8.11.3). Raises Malformed."""
+    if b"iloc" not in meta.boxes:
+        return
+    iloc, idat = _Numbers.of(meta.read, meta.boxes[b"iloc"]), meta.boxes.get(b"idat")
     sizes = iloc.next(2)
-    of_offset, of_length, of_base = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
-    of_index = sizes & 15 if iloc.version in {1, 2} else 0
-    left = MAX_ENTRIES
+    offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    index_bytes = sizes & 15 if iloc.version in {1, 2} else 0
+    entries_left = MAX_ENTRIES
     for _ in range(iloc.count(2 if iloc.version < 2 else 4)):
         item_id = iloc.item_id_of_version(1)
         item = items.get(item_id) or Item(item_id)
         method = iloc.next(2) & 15 if iloc.version in {1, 2} else _IN_FILE
-        item.elsewhere = bool(iloc.next(2)) or method == _IN_ITEM
-        base, extents = iloc.next(of_base), iloc.next(2)
-        left -= 1 + extents
-        if left < 0:
+        item.is_external = bool(iloc.next(2))
+        base, extents = iloc.next(base_bytes), iloc.next(2)
+        entries_left -= 1 + extents
+        if entries_left < 0:
             raise Malformed("too many extents")
         for _ in range(extents):
-            iloc.next(of_index)
-            offset, length = base + iloc.next(of_offset), iloc.next(of_length)
-            if item.elsewhere:
+            iloc.next(index_bytes)
+            offset, length = base + iloc.next(offset_bytes), iloc.next(length_bytes)
+            if method == _IN_ITEM:
                 continue
             start, end = (0, size) if method == _IN_FILE else (idat.start, idat.end) if idat else (size, size)
             item.extents.append((start + offset, start + offset + length if length else end))
 
 
 def _associate_properties(read: Read, iprp: Box, items: dict[int, Item]) -> None:
-    """Give each item its properties (ISO/IEC 23008-12, 9.3). An index of none is skipped."""
+    """Gives each item its properties (ISO/IEC 23008-12, 9.3). An index that is out of range is skipped."""
     properties: list[tuple[bytes, bytes]] = []
     associations: list[_Numbers] = []
     for box in iterate_boxes(read, iprp.start, iprp.end):
         if box.kind == b"ipco":
-            held = iterate_boxes(read, box.start, box.end)
-            properties.extend((own.kind, read(own.end - own.start, own.start)) for own in held)
+            inner_boxes = iterate_boxes(read, box.start, box.end)
+            properties.extend((inner.kind, read(inner.end - inner.start, inner.start)) for inner in inner_boxes)
         elif box.kind == b"ipma":
             associations.append(_Numbers.of(read, box))
-    left = MAX_ENTRIES
+    entries_left = MAX_ENTRIES
     for ipma in associations:
         wide = ipma.flags & 1
         for _ in range(ipma.count(4)):
             item = items.get(ipma.item_id_of_version(0))
             count = ipma.next(1)
-            left -= 1 + count
-            if left < 0:
+            entries_left -= 1 + count
+            if entries_left < 0:
                 raise Malformed("too many properties")
             for _ in range(count):
-                number = ipma.next(2) & 0x7FFF if wide else ipma.next(1) & 0x7F  # without the bit of what is essential
+                number = ipma.next(2) & 0x7FFF if wide else ipma.next(1) & 0x7F  # without the essential bit
                 if item is not None and 0 < number <= len(properties):
                     item.properties.append(properties[number - 1])
 
 
 def _read_references(read: Read, iref: Box) -> dict[tuple[bytes, int], tuple[int, ...]]:
-    """Ids of the items referred to, by type and the id of the item that refers (8.11.12)."""
+    """Returns the ids that each item refers to, by type and the item's id (8.11.12)."""
     references: dict[tuple[bytes, int], tuple[int, ...]] = {}
     version = _Numbers(read(_FULL_BOX_BYTES, iref.start)).version
-    left = MAX_ENTRIES
+    entries_left = MAX_ENTRIES
     for box in iterate_boxes(read, iref.start + _FULL_BOX_BYTES, iref.end):
         numbers = _Numbers(read(box.end - box.start, box.start), at=0)
-        of_id = 2 if version == 0 else 4
-        item_id, count = numbers.next(of_id), numbers.next(2)
-        left -= 1 + count
-        if left < 0:
+        id_bytes = 2 if version == 0 else 4
+        item_id, count = numbers.next(id_bytes), numbers.next(2)
+        entries_left -= 1 + count
+        if entries_left < 0:
             raise Malformed("too many references")
-        targets = tuple(numbers.next(of_id) for _ in range(count))
+        targets = tuple(numbers.next(id_bytes) for _ in range(count))
         references.setdefault((box.kind, item_id), targets)
     return references

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Iterator
 
-# A file with more segments than this is no picture but an attempt to keep us busy: 0.1 s.
+from worker.file_headers import Read
+
+# A file with more segments than this only keeps us busy: 0.1 s.
 MAX_SEGMENTS = 100_000
 
-EOI, SOS = 0xD9, 0xDA
+EOI, SOS, APP1, APP13 = 0xD9, 0xDA, 0xE1, 0xED
+EXIF_HEAD = b"Exif\0"  # and one more byte
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-# Decoders skip what is no marker: other bytes, fill bytes of 0xFF, and 0xFF that is escaped by a zero.
+# Decoders skip everything else: stray bytes, fill bytes of 0xFF, and 0xFF that is escaped by a zero.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-# In the entropy-coded data of a scan restart markers may stand too.
+# The entropy-coded data of a scan may have restart markers too.
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Most stray bytes are few.
+# Stray bytes are searched in blocks that grow, because most files have few of them.
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16, 1 << 16
 
 
@@ -23,12 +28,11 @@ class CutShort(Exception):
     """The file ends before its scans do."""
 
 
-def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[bytes, int, int]]:
-    """The first 10 bytes or fewer, start and end of each segment up to the first start of scan, which is the last one;
-    also of each marker without a length. An end may lie behind that of the file.
+def segments(read: Read, at: int = 2) -> Iterator[tuple[bytes, int, int]]:
+    """Yields the first 10 bytes (or fewer), start and end of each segment, up to and including the first start of scan.
 
-    `read` returns up to `size` bytes (first parameter) from an offset (second). Stray bytes between segments, as
-    cameras and editors leave them, are skipped as libjpeg does (`next_marker`).
+    A marker without a length is a segment too. An end may lie beyond the end of the file. Stray bytes between segments,
+    as cameras and editors leave them, are skipped as libjpeg does (`next_marker`).
     """
     for _ in range(MAX_SEGMENTS):
         head = read(10, at)
@@ -39,15 +43,15 @@ def segments(read: Callable[[int, int], bytes], at: int = 2) -> Iterator[tuple[b
             return
         end = at + 2
         if head[1] not in _MARKERS_WITHOUT_LENGTH:
-            end += max(2, int.from_bytes(head[2:4]))  # too short a length is skipped alone
+            end += max(2, int.from_bytes(head[2:4]))  # of a length that is too short, only the length is skipped
         yield head, at, end
         if head[1] == SOS:
             return
         at = end
 
 
-def _find_marker(read: Callable[[int, int], bytes], at: int) -> int:
-    """Where the next marker is; the end of the file if there is none."""
+def _find_marker(read: Read, at: int) -> int:
+    """Returns the offset of the next marker, or the end of the file if there is none."""
     size = _MIN_BLOCK_BYTES
     while len(block := read(size, at)) > 1:
         if match := _MARKER.search(block):
@@ -58,8 +62,10 @@ def _find_marker(read: Callable[[int, int], bytes], at: int) -> int:
 
 
 def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
-    """How many scans there are up to the end of the picture, or `limit` if there are more. The entropy-coded data of
-    the first one starts at `at`. Raises CutShort if the file ends before, or has more markers than MAX_SEGMENTS.
+    """Returns the number of scans up to the end of the picture, or `limit` if there are more.
+
+    The entropy-coded data of the first scan starts at `at`. Raises CutShort if the file ends before the picture does,
+    or has more markers than MAX_SEGMENTS.
     """
     scans = 1
     for _ in range(MAX_SEGMENTS):
@@ -75,3 +81,8 @@ def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
         if marker not in _MARKERS_WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2]))
     raise CutShort
+
+
+def write_app1(head: bytes, contents: bytes) -> bytes:
+    """Returns an application segment 1. Raises struct.error if it has more than 64 KB."""
+    return struct.pack(">BBH", 0xFF, APP1, 2 + len(head) + len(contents)) + head + contents

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-# A file with more chunks than this is no picture but an attempt to keep us busy: 0.1 s. Callers hold them against it.
+from worker.file_headers import Read
+
+# A file with more chunks than this only keeps us busy: 0.1 s. Callers enforce it.
 MAX_CHUNKS = 100_000
 
 
-def chunks(read: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and start and end of the contents, of each chunk whose head is there. They may lie behind the file's end.
-    `read` returns up to `size` bytes (first parameter) from an offset (second).
+def chunks(read: Read) -> Iterator[tuple[bytes, int, int]]:
+    """Yields kind, and start and end of the contents, of each chunk whose head is in the file.
+
+    Start and end may lie beyond the end of the file.
     """
     at = 12
     while len(head := read(8, at)) == 8:

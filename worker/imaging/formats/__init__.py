@@ -1,55 +1,53 @@
-"""What is done with each format, in a module of its name: what its header tells before a decoder is asked, how it is
-opened, and the two things made of it, the Picture of a probe and the Original of a rendition.
-"""
+"""The formats of pictures, each declared by a module of its name; and libvips, limited to their loaders."""
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pi_heif
+import pyvips
 
 from service.images.probe import Rejected
+from worker.file_headers import HEAD_BYTES, sniff
+from worker.imaging.containers.svg import is_svg
 from worker.imaging.formats import avif, gif, heic, jpeg, png, svg, tiff, webp
-from worker.imaging.formats.original import Frames, Original
-from worker.imaging.formats.picture import Picture
-from worker.imaging.formats.source import Source
-from worker.imaging.formats.svg_document import is_svg
-from worker.imaging.kinds import name_kind
-from worker.sniffing import HEAD_BYTES, sniff
+from worker.imaging.formats.format import Format, FrameSelection, Original
+from worker.imaging.formats.source import File, open_source
+from worker.imaging.unsupported import name_kind
 
-__all__ = ["FORMATS", "Format", "recognise"]
-
-
-class Format(Protocol):
-    """What each module has. Both admit the picture by its header before any pixel is decoded, and raise what
-    `open_source` makes a `Rejected` of.
-    """
-
-    def probe(self, source: Source, /) -> Picture:
-        """Decode all of it once, and keep its metadata and a small copy."""
-
-    def open_original(self, source: Source, which: Frames, /) -> Original:
-        """Read its header; pixels are decoded when they are asked for, no larger than they are needed."""
-
-
-# By the names that `sniff` gives.
 FORMATS: dict[str, Format] = {
-    "jpeg": jpeg,
-    "png": png,
-    "webp": webp,
-    "gif": gif,
-    "avif": avif,
-    "tiff": tiff,
-    "heic": heic,
-    "svg": svg,
+    module.FORMAT.name: module.FORMAT for module in (jpeg, png, webp, gif, avif, tiff, heic, svg)
 }
 
 
-def recognise(source: Source) -> str:
-    """The name of its format, by its first bytes or its root element. Raises Rejected if it is none of them."""
-    head = os.pread(source.fd, HEAD_BYTES, 0)
+def prepare() -> None:
+    """Sets libvips and libheif up for untrusted files, once per process: our loaders only, one thread, no cache."""
+    pyvips.operation_block_set("VipsForeignLoad", True)
+    for picture_format in FORMATS.values():
+        for loader in picture_format.loaders:
+            pyvips.operation_block_set(f"VipsForeignLoad{loader}", False)
+    pyvips.cache_set_max(0)
+    pyvips.concurrency_set(1)
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # warnings about files, which get an error code instead
+    pi_heif.options.DECODE_THREADS = 1
+
+
+def detect_format(fd: int) -> Format:
+    """Returns the format by the file's first bytes or its root element. Raises Rejected if it is none of FORMATS."""
+    head = os.pread(fd, HEAD_BYTES, 0)
     name = sniff(head)
-    if name is None and is_svg(source.fd):
-        name = "svg"
+    if name is None and is_svg(fd):
+        name = svg.FORMAT.name
     if name is None:
         raise Rejected("unsupported-image", name_kind(head))
-    return name
+    return FORMATS[name]
+
+
+@contextmanager
+def open_original(file: File, max_pixels: int, selection: FrameSelection) -> Iterator[Original]:
+    """Raises what `open_source` does, also if a decoder fails inside of the context."""
+    with open_source(file, max_pixels) as source:
+        yield detect_format(source.fd).open_original(source, selection)

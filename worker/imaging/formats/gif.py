@@ -7,28 +7,28 @@ import struct
 
 from service.images.probe import MAX_PAGES, Rejected
 from worker.imaging.containers.gif import Frame, Gif, read_gif
-from worker.imaging.formats.animations import FRAMES_PIXELS
+from worker.imaging.formats.animations import MAX_CHECKED_PIXELS
+from worker.imaging.formats.format import Animation, DecodedPicture, Format, FrameSelection, Original, decode_picture
 from worker.imaging.formats.gif_canvas import Canvas
-from worker.imaging.formats.original import Animation, Frames, Original
-from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.source import Source
+from worker.imaging.location_removal.gif import blank_gif
 
 
-def probe(source: Source) -> Picture:
+def probe(source: Source) -> DecodedPicture:
     gif, canvas = _open(source)
     _admit(source, gif, gif.frames)
     _check_frames(gif, canvas)
-    return picture_of(canvas.first(), gif.width, gif.height, pages=len(gif.frames))
+    return decode_picture(canvas.first(), gif.width, gif.height, pages=len(gif.frames))
 
 
-def open_original(source: Source, which: Frames) -> Original:
+def open_original(source: Source, selection: FrameSelection) -> Original:
     gif, canvas = _open(source)
     pages = len(gif.frames)
-    if which.all and which.number is None and pages > 1:
+    if selection.all and selection.number is None and pages > 1:
         _admit(source, gif, gif.frames)
         animation = Animation([frame.control.delay_ms for frame in gif.frames], gif.loop, canvas.frames)
         return Original(gif.width, gif.height, lambda _: canvas.first(), animation=animation)
-    number = min(which.number or 1, pages) - 1
+    number = min(selection.number or 1, pages) - 1
     for frame in gif.frames[: number + 1]:
         _admit(source, gif, [frame])
     return Original(gif.width, gif.height, lambda _: canvas.frame(number))
@@ -48,16 +48,19 @@ def _open(source: Source) -> tuple[Gif, Canvas]:
 
 
 def _admit(source: Source, gif: Gif, frames: list[Frame]) -> None:
-    """Frames may be larger than the screen, and are decoded whole."""
+    """Counts whole frames too, because they may be larger than the screen."""
     source.admit(gif.width, gif.height, len(frames))
     source.admit(sum(frame.width * frame.height for frame in frames), 1)
 
 
 def _check_frames(gif: Gif, canvas: Canvas) -> None:
-    """Decode the frames after the first, to see that they can be, up to FRAMES_PIXELS."""
-    left = FRAMES_PIXELS
+    """Decodes the frames after the first one, up to MAX_CHECKED_PIXELS, to see that they are not damaged."""
+    pixels_left = MAX_CHECKED_PIXELS
     for frame in gif.frames[1:]:
-        left -= frame.width * frame.height
-        if left < 0:
+        pixels_left -= frame.width * frame.height
+        if pixels_left < 0:
             break
         canvas.decode(frame)
+
+
+FORMAT = Format("gif", (), probe, open_original, blank_gif)  # decoded by Pillow

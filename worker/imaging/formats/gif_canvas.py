@@ -1,7 +1,7 @@
-"""The frames of a GIF as browsers show them, each on what the frames before it left there.
+"""The frames of a GIF as browsers show them: each is drawn over what the frames before it left on the canvas.
 
-Pillow's LZW decoder takes 8 ms a million pixels, where libnsgif, which libvips has, takes 12. libnsgif is no choice for
-the canvas either: it does not believe screens of common sizes, e.g. 640 x 480, and fills with the background colour.
+Pillow's LZW decoder takes 8 ms per million pixels; libnsgif, which libvips uses, takes 12. libnsgif cannot draw the
+canvas either: it ignores the screen's size if that is a common one, e.g. 640 x 480, and fills with the background.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from service.images.probe import Rejected
 from worker.imaging.containers.gif import BACKGROUND, PREVIOUS, Bytes, Frame, Gif
 
-_NOTHING = (0, 0, 0, 0)
+_TRANSPARENT = (0, 0, 0, 0)
 
 
 class Canvas:
@@ -27,7 +27,7 @@ class Canvas:
         self._has_alpha = gif.has_alpha
 
     def first(self) -> pyvips.Image:
-        """The first frame on the screen: its indexes in memory, and colours as they are fetched.
+        """Returns the first frame on the screen. Its colours are looked up when pixels are fetched.
 
         Raises Rejected if it is damaged.
         """
@@ -37,26 +37,26 @@ class Canvas:
             return pyvips.Image.black(gif.width, gif.height, bands=4).copy(interpretation="srgb")
         pixels = self.decode(frame).tobytes()
         indexes = pyvips.Image.new_from_memory(pixels, frame.width, frame.height, 1, "uchar")
-        image = indexes.maplut(_table(frame, 4 if self._has_alpha else 3))
+        image = indexes.maplut(_colour_table(frame, 4 if self._has_alpha else 3))
         if box != (0, 0, gif.width, gif.height):
             image = image.embed(frame.left, frame.top, gif.width, gif.height)
         return image.copy(interpretation="srgb")
 
     def frame(self, number: int) -> pyvips.Image:
-        """One frame by its place; the first is 0."""
+        """Returns one frame by its index; the first is 0."""
         if number == 0:
             return self.first()
-        for place, canvas in enumerate(self._compose()):
-            if place == number:
-                return self._shown(canvas)
+        for index, canvas in enumerate(self._compose()):
+            if index == number:
+                return self._to_image(canvas)
         raise IndexError(number)
 
     def frames(self) -> Iterator[pyvips.Image]:
-        """All of them, in memory one at a time."""
-        return map(self._shown, self._compose())
+        """Yields all frames; one at a time is in memory."""
+        return map(self._to_image, self._compose())
 
     def decode(self, frame: Frame) -> Image.Image:
-        """The indexes of a frame, as it is stored. Raises Rejected if any are missing."""
+        """Returns the colour indexes of a frame as stored. Raises Rejected if any is missing."""
         size = (frame.width, frame.height)
         codes = self._data[frame.start + 1 : frame.end]
         try:
@@ -65,8 +65,9 @@ class Canvas:
             raise Rejected("damaged-image") from error
 
     def _compose(self) -> Iterator[Image.Image]:
-        """The same image again and again, with one frame more. A frame that is damaged is left out: a probe decodes
-        the first frames only, and what it accepted is shown.
+        """Yields the same image again and again, each time with one frame more.
+
+        A damaged frame is left out: a probe decodes the first frames only, and a picture that it accepted is shown.
         """
         canvas = Image.new("RGBA", (self._gif.width, self._gif.height))
         for frame in self._gif.frames:
@@ -79,7 +80,7 @@ class Canvas:
                 self._draw(canvas, frame)
             yield canvas
             if disposal == BACKGROUND:
-                canvas.paste(_NOTHING, box)
+                canvas.paste(_TRANSPARENT, box)
             elif before is not None:
                 canvas.paste(before, box)
 
@@ -89,18 +90,18 @@ class Canvas:
         image = image.convert("RGBA")
         canvas.paste(image, (frame.left, frame.top), None if frame.control.transparent is None else image)
 
-    def _shown(self, canvas: Image.Image) -> pyvips.Image:
+    def _to_image(self, canvas: Image.Image) -> pyvips.Image:
         image = pyvips.Image.new_from_memory(canvas.tobytes(), *canvas.size, 4, "uchar")
         image = image if self._has_alpha else image.extract_band(0, n=3)
         return image.copy(interpretation="srgb")
 
 
-def _table(frame: Frame, bands: int) -> pyvips.Image:
+def _colour_table(frame: Frame, bands: int) -> pyvips.Image:
     return pyvips.Image.new_from_memory(_colours(frame, bands), 256, 1, bands, "uchar")
 
 
 def _colours(frame: Frame, bands: int) -> bytes:
-    """Of all 256 indexes, 3 or 4 bytes each. What is beyond the palette is black, as in browsers."""
+    """Returns the colours of all 256 indexes, 3 or 4 bytes each. Those beyond the palette are black, as in browsers."""
     palette = frame.palette.ljust(768, b"\0")
     if bands == 3:
         return palette

@@ -1,4 +1,4 @@
-"""HEIC, decoded by pi_heif, since libvips cannot."""
+"""HEIC, decoded by pi_heif, since libvips is built without HEVC."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ import pyvips
 from service.images.probe import Rejected
 from worker.imaging.colour import ICC_PROFILE
 from worker.imaging.exif import read_exif
-from worker.imaging.formats.fields import blob
-from worker.imaging.formats.heif import open_heif
+from worker.imaging.formats.format import DecodedPicture, Format, FrameSelection, Original
+from worker.imaging.formats.heif import applied_orientation, open_heif
 from worker.imaging.formats.heif_colours import read_heif_colours
-from worker.imaging.formats.heif_metadata import applied_orientation
-from worker.imaging.formats.original import Frames, Original
-from worker.imaging.formats.picture import Picture
 from worker.imaging.formats.source import Source
-from worker.imaging.pixels import reduce
+from worker.imaging.location_removal.heif import blank_heif
+from worker.imaging.small_copy import make_small_copy
+from worker.imaging.vips import keep_alive, read_blob
 
 
-def probe(source: Source) -> Picture:
-    file = _open_file(source)
-    return Picture(
+def probe(source: Source) -> DecodedPicture:
+    file = _open(source)
+    return DecodedPicture(
         width=file.image.width,
         height=file.image.height,
         orientation=1,
         pages=1,
         has_alpha=file.has_alpha,
         exif=read_exif(file.info["exif"]),
-        small=reduce(file.image, blob(file.image, ICC_PROFILE)),
-        applied_orientation=file.orientation,
+        small_copy=make_small_copy(file.image, read_blob(file.image, ICC_PROFILE)),
+        applied_orientation=file.applied_orientation,
     )
 
 
-def open_original(source: Source, _: Frames) -> Original:
-    file = _open_file(source)
+def open_original(source: Source, _: FrameSelection) -> Original:
+    file = _open(source)
     info = file.info
 
     def read_xmp() -> bytes | None:
@@ -46,11 +45,11 @@ def open_original(source: Source, _: Frames) -> Original:
     return Original(file.image.width, file.image.height, lambda _: file.image, exif=info.get("exif"), read_xmp=read_xmp)
 
 
-def _open_file(source: Source) -> _HeicFile:
+def _open(source: Source) -> _HeicFile:
     file = open_heif(source, "HEIC", b"hvc1")
     for meta in (box for box in file.boxes if box.kind == b"meta"):
-        _refuse_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
-    data = source.read_all()  # not below: an error of the disk is no damage
+        _reject_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
+    data = source.read_all()  # outside of `try`: an error of the disk is no damage
     try:
         heif = pi_heif.open_heif(data)
         width, height = heif.size
@@ -58,43 +57,46 @@ def _open_file(source: Source) -> _HeicFile:
         pixels, mode, info = heif.data, heif.mode, heif.info
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError, IndexError) as error:
         raise Rejected("damaged-image") from error
-    width, height = heif.size
+    width, height = heif.size  # the decoded one, which a hostile header may contradict
     bands = len(mode.partition(";")[0])
-    deep = mode.endswith(";16")
-    image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if deep else "uchar")
-    image._references.append(heif)
-    grey, colour = ("grey16", "rgb16") if deep else ("b-w", "srgb")
+    is_deep = mode.endswith(";16")
+    image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if is_deep else "uchar")
+    keep_alive(image, heif)
+    grey, colour = ("grey16", "rgb16") if is_deep else ("b-w", "srgb")
     image = read_heif_colours(source, file).apply(image.copy(interpretation=grey if bands < 3 else colour))
     return _HeicFile(image, heif.has_alpha, info, applied_orientation(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _HeicFile:
-    """A decoded HEIC. The decoder has applied the container's rotation and mirroring, which are `orientation`."""
+    """A decoded HEIC. The decoder has applied rotation and mirroring by the container, `applied_orientation`."""
 
     image: pyvips.Image
     has_alpha: bool
     info: dict[str, Any]
-    orientation: int
+    applied_orientation: int
 
 
-def _refuse_unreadable_items(meta: bytes) -> None:
-    """Refuse a HEIF whose item types or names are no text, of which pi_heif 1.4 makes none, and uses it: the process
-    dies.
+def _reject_unreadable_items(meta: bytes) -> None:
+    """Rejects a HEIF whose item types or names are no UTF-8: pi_heif 1.4 dereferences a null pointer for them.
 
-    What looks like entries that lie on each other is refused too, or reading them would keep us busy.
+    Searches all of the box for `infe` in place of walking the items, because libheif may find entries that our walker
+    skips. Entries that overlap are rejected too, because reading all of them would take quadratic time.
     """
-    left = len(meta)
+    bytes_left = len(meta)
     at = meta.find(b"infe")
     while at != -1:
         size = int.from_bytes(meta[max(0, at - 4) : at], "big")
         ids = 4 if meta[at + 4 : at + 5] == b"\x03" else 2
         text = meta[at + 8 + ids + 2 : max(at, at - 4 + size)]
-        left -= len(text)
-        if left < 0:
+        bytes_left -= len(text)
+        if bytes_left < 0:
             raise Rejected("damaged-image")
         try:
             text.decode()
         except UnicodeDecodeError:
             raise Rejected("damaged-image") from None
         at = meta.find(b"infe", at + 4)
+
+
+FORMAT = Format("heic", (), probe, open_original, blank_heif)  # decoded by pi_heif

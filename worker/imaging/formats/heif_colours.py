@@ -1,20 +1,19 @@
-"""The colours of AVIF and HEIC: a profile in the container or, as code points, there or in AV1 itself."""
+"""The colours of AVIF and HEIC: a profile or code points in the container, or code points in the AV1 stream."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from functools import partial
 
 import pyvips
 
+from worker.file_headers import Read, file_reader
 from worker.imaging.colour import profile_of_code_points, read_profile
 from worker.imaging.containers.av1 import SEQUENCE_HEADER_BYTES, read_sequence_colours
-from worker.imaging.containers.isobmff import HeifFile, Item, Nclx, Read
-from worker.imaging.formats.fields import with_profile
+from worker.imaging.containers.isobmff import HeifFile, Item, Nclx
 from worker.imaging.formats.source import Source
+from worker.imaging.vips import replace_profile
 
-# Browsers show the curves of television (BT.709, BT.601, BT.2020) as that of sRGB, since cameras of stills mean it.
+# Browsers show the transfer curves of television (BT.709, BT.601, BT.2020) like that of sRGB, which cameras mean.
 _TELEVISION, _SRGB_TRANSFER, _SRGB_PRIMARIES = frozenset({1, 6, 11, 12, 14, 15}), 13, 1
 _UNSPECIFIED = 2
 _GREY_SPACES, _COLOUR_SPACES = (b"GRAY", b"RGB "), (b"RGB ",)
@@ -22,38 +21,38 @@ _GREY_SPACES, _COLOUR_SPACES = (b"GRAY", b"RGB "), (b"RGB ",)
 
 @dataclass(frozen=True, slots=True)
 class HeifColours:
-    """`profile` means what the file says, None sRGB. `limited` is brightness from 16 to 235 (of 8 bits)."""
+    """`profile` has the file's colours; None means sRGB. A limited range is from 16 to 235 (of 8 bits)."""
 
     profile: bytes | None = None
-    grey: bool = False
-    limited: bool = False
+    is_grey: bool = False
+    is_limited: bool = False
 
     def apply(self, image: pyvips.Image) -> pyvips.Image:
-        """The decoded image with this profile. Grey, of which libheif makes RGB in the range that is stored, has one
-        band and full range.
+        """Returns the decoded image with this profile. Grey gets one band and full range: libheif makes RGB of it, in
+        the range that is stored.
         """
-        if self.grey:
-            image = _grey(image)
-            image = _widened(image) if self.limited else image
-        return with_profile(image, self.profile)
+        if self.is_grey:
+            image = _extract_grey(image)
+            image = _expand_range(image) if self.is_limited else image
+        return replace_profile(image, self.profile)
 
 
 def read_heif_colours(source: Source, file: HeifFile) -> HeifColours:
-    """By the primary item or, if that is a grid without colours of its own, by its first tile."""
+    """Reads the colours of the primary item or, if that is a grid without colours, those of its first tile."""
     primary = file.primary
     if primary is None:
         return HeifColours()
     tiles = file.references.get((b"dimg", primary.id), ())
     tile = file.items.get(tiles[0], primary) if tiles else primary
-    grey = _is_monochrome(tile)
-    nclx = primary.nclx or tile.nclx or _coded_colours(partial(os.pread, source.fd), tile)
-    limited = nclx is not None and not nclx.full_range
+    is_grey = _is_monochrome(tile)
+    nclx = primary.nclx or tile.nclx or _read_stream_colours(file_reader(source.fd), tile)
+    is_limited = nclx is not None and not nclx.full_range
     profile = primary.icc_profile or tile.icc_profile
     if profile is not None:
         parsed = read_profile(profile)
-        if parsed is not None and parsed.space in (_GREY_SPACES if grey else _COLOUR_SPACES):
-            return HeifColours(profile, grey, limited)
-    return HeifColours(None if nclx is None else _profile_of(nclx), grey, limited)
+        if parsed is not None and parsed.space in (_GREY_SPACES if is_grey else _COLOUR_SPACES):
+            return HeifColours(profile, is_grey, is_limited)
+    return HeifColours(None if nclx is None else _profile_of(nclx), is_grey, is_limited)
 
 
 def _is_monochrome(item: Item) -> bool:
@@ -62,11 +61,11 @@ def _is_monochrome(item: Item) -> bool:
     return bool(av1[2:3] and av1[2] & 0x10) or bool(hevc[16:17] and hevc[16] & 3 == 0)
 
 
-def _coded_colours(read: Read, item: Item) -> Nclx | None:
+def _read_stream_colours(read: Read, item: Item) -> Nclx | None:
     if item.kind != b"av01":
         return None
-    configured = (item.find_property(b"av1C") or b"")[4:]
-    return read_sequence_colours(configured or item.read(read, SEQUENCE_HEADER_BYTES))
+    config_obus = (item.find_property(b"av1C") or b"")[4:]
+    return read_sequence_colours(config_obus or item.read(read, SEQUENCE_HEADER_BYTES))
 
 
 def _profile_of(nclx: Nclx) -> bytes | None:
@@ -77,7 +76,7 @@ def _profile_of(nclx: Nclx) -> bytes | None:
     return profile_of_code_points(primaries, transfer)
 
 
-def _grey(image: pyvips.Image) -> pyvips.Image:
+def _extract_grey(image: pyvips.Image) -> pyvips.Image:
     if image.bands < 3:
         return image
     grey = image.extract_band(0)
@@ -86,10 +85,10 @@ def _grey(image: pyvips.Image) -> pyvips.Image:
     return grey.copy(interpretation="grey16" if image.format == "ushort" else "b-w")
 
 
-def _widened(image: pyvips.Image) -> pyvips.Image:
-    """From limited to full range; of 8 bits, or of more, shifted to 16."""
+def _expand_range(image: pyvips.Image) -> pyvips.Image:
+    """From limited to full range, in 8 bits, or in 16 to which more bits are shifted."""
     black, white, full = (16 << 8, 235 << 8, 65535) if image.format == "ushort" else (16, 235, 255)
     factor = full / (white - black)
     alphas = image.bands - 1
-    widened = image.linear([factor] + [1.0] * alphas, [-black * factor] + [0.0] * alphas)
-    return widened.rint().cast(image.format).copy(interpretation=image.interpretation)
+    full_range = image.linear([factor] + [1.0] * alphas, [-black * factor] + [0.0] * alphas)
+    return full_range.rint().cast(image.format).copy(interpretation=image.interpretation)

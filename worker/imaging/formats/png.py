@@ -1,74 +1,93 @@
-"""PNG, with the frames of an APNG counted, and its first picture shown."""
+"""PNG. The frames of an APNG are counted, and its default image is shown.
+
+EXIF may be in a chunk `eXIf` anywhere between IHDR and IEND (PNG, third edition, 11.3.4.6; ImageMagick writes it after
+the pixels, where libpng does not read it), or a text of hexadecimal digits.
+"""
 
 from __future__ import annotations
 
 import os
-import struct
+import zlib
 from functools import partial
-from zlib import crc32
 
 import pyvips
 
 from service.images.probe import Rejected
-from worker.imaging.containers.png import chunks
-from worker.imaging.formats.fields import with_profile
-from worker.imaging.formats.original import Frames, Original, original_of
-from worker.imaging.formats.picture import Picture, picture_of
+from worker.file_headers import png_size
+from worker.imaging.containers.png import (
+    MAX_TEXT_BYTES,
+    PROFILE_KEYWORD,
+    TEXT_CHUNKS,
+    Text,
+    chunks,
+    decode_profile,
+    parse_text,
+)
+from worker.imaging.exif import is_exif
+from worker.imaging.formats.format import (
+    DecodedPicture,
+    Format,
+    FrameSelection,
+    Original,
+    decode_picture,
+    original_from,
+)
 from worker.imaging.formats.png_colours import read_png_profile
-from worker.imaging.formats.png_exif import find_exif
 from worker.imaging.formats.source import Source
+from worker.imaging.location_removal.png import blank_png
+from worker.imaging.vips import replace_profile
 
-# Of width and height in IHDR, the first chunk.
-_SIZE_END = 24
-# The bit of a chunk's type that says that the picture can be shown without it.
+# Bytes up to the end of width and height in IHDR, the first chunk.
+_SIZE_BYTES = 24
+# The bit of a chunk's type that says that decoders may ignore it (5.4).
 _ANCILLARY = 0x20
 _READ_BYTES = 1 << 20
+# EXIF, or what a JPEG's segment APP1 contains: EXIF or XMP.
+_EXIF_KEYWORDS = frozenset({PROFILE_KEYWORD + b"exif", PROFILE_KEYWORD + b"APP1"})
+# Texts that are decoded to find EXIF, in one file.
+_MAX_PROFILES = 4
 
 
-def probe(source: Source) -> Picture:
+def probe(source: Source) -> DecodedPicture:
     image = _load(source)
     pages = _count_frames(source.fd)
     source.admit(image.width, image.height, pages)
-    return picture_of(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
+    return decode_picture(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
 
 
-def open_original(source: Source, _: Frames) -> Original:
-    return original_of(_load(source), exif=_find_exif(source.fd))
-
-
-def _find_exif(fd: int) -> bytes | None:
-    return find_exif(fd, chunks(partial(os.pread, fd)))
+def open_original(source: Source, _: FrameSelection) -> Original:
+    return original_from(_load(source), exif=_find_exif(source.fd))
 
 
 def _load(source: Source) -> pyvips.Image:
-    source.admit(*size_of(os.pread(source.fd, _SIZE_END, 0)))
-    image = source.decode(pyvips.Image.pngload_source, fail_on="truncated", access="sequential")
+    source.admit(*size_of(os.pread(source.fd, _SIZE_BYTES, 0)))
+    image = source.load(pyvips.Image.pngload_source, fail_on="truncated", access="sequential")
     source.admit(image.width, image.height)
     read = partial(os.pread, source.fd)
-    return with_profile(image, read_png_profile(chunks(read), read))
+    return replace_profile(image, read_png_profile(chunks(read), read))
 
 
 def size_of(head: bytes) -> tuple[int, int]:
-    """Width and height; libpng refuses to tell those over a million. Raises Rejected where they are not there."""
+    """Returns width and height, also those over a million, which libpng refuses. Raises Rejected if there are none."""
     if head[12:16] == b"CgBI":
         raise Rejected("unsupported-image", "PNG optimised for iOS (CgBI)")
-    if len(head) < _SIZE_END or head[12:16] != b"IHDR":
+    if len(head) < _SIZE_BYTES or head[12:16] != b"IHDR":
         raise Rejected("damaged-image")
-    width, height = struct.unpack_from(">II", head, 16)
-    return width, height
+    return png_size(head)
 
 
 def _count_frames(fd: int) -> int:
-    """Pictures in an APNG, its default image among them; 1 in any other PNG. Refuses a file that ends before IEND does.
+    """Returns the number of pictures in an APNG with its default image, and 1 for any other PNG.
 
-    A decoder stops after the last line of pixels, so nobody else notices a missing end.
+    Raises Rejected if the file ends before IEND or a critical chunk is damaged: decoders stop after the last line of
+    pixels, so nothing else notices.
     """
     declared, controls, first = 0, 0, b""
     for kind, at, end in chunks(partial(os.pread, fd)):
         if not kind[0] & _ANCILLARY and not _has_checksum(fd, at, end):
             raise Rejected("damaged-image")
         if kind == b"IEND":
-            # An animation that contradicts itself is shown as its default image.
+            # An animation that contradicts itself counts as its default image.
             return controls + (first == b"IDAT") if declared and declared == controls else 1
         if kind in {b"IDAT", b"fcTL"}:
             first = first or kind
@@ -80,8 +99,45 @@ def _count_frames(fd: int) -> int:
 
 
 def _has_checksum(fd: int, start: int, end: int) -> bool:
-    """Whether the CRC of a chunk fits, which libvips does not look at."""
+    """Whether the CRC of a chunk is right. libvips does not check it."""
     checksum = 0
     for at in range(start + 4, end - 4, _READ_BYTES):
-        checksum = crc32(os.pread(fd, min(_READ_BYTES, end - 4 - at), at), checksum)
+        checksum = zlib.crc32(os.pread(fd, min(_READ_BYTES, end - 4 - at), at), checksum)
     return os.pread(fd, 4, end - 4) == checksum.to_bytes(4)
+
+
+def _find_exif(fd: int) -> bytes | None:
+    """Returns the EXIF block: of the first valid `eXIf`, or else of the first text that has one."""
+    profile: bytes | None = None
+    profiles_left = _MAX_PROFILES
+    for kind, start, end in chunks(partial(os.pread, fd)):
+        if kind == b"IEND":
+            break
+        if kind == b"eXIf":
+            block = _read_contents(fd, start, end)
+            if is_exif(block):
+                return block
+        elif kind in TEXT_CHUNKS and profile is None and profiles_left:
+            text = parse_text(kind, _read_contents(fd, start, end))
+            if text is not None and text.keyword in _EXIF_KEYWORDS:
+                profiles_left -= 1
+                profile = _decode_exif(text)
+    return profile
+
+
+def _read_contents(fd: int, start: int, end: int) -> bytes:
+    """Returns nothing of a chunk that is truncated, or larger than any text."""
+    size = end - start - 12
+    contents = os.pread(fd, size, start + 8) if size <= MAX_TEXT_BYTES else b""
+    return contents if len(contents) == size else b""
+
+
+def _decode_exif(text: Text) -> bytes | None:
+    try:
+        block = decode_profile(text.decompress())
+    except (ValueError, zlib.error):
+        return None
+    return block if is_exif(block) else None
+
+
+FORMAT = Format("png", ("PngSource", "PngBuffer"), probe, open_original, blank_png)

@@ -1,4 +1,4 @@
-"""A picture's file while it is looked at."""
+"""The file of a picture while it is decoded."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from typing import TypeAlias
 import pyvips
 
 from service.images.probe import MAX_PAGES, Rejected
+from worker.imaging.vips import keep_alive
 
 # In the messages of libvips; the limit is RLIMIT_AS of the child process.
 _OUT_OF_MEMORY = "out of memory"
 
-# A path, or the descriptor of an open file, as `open` takes either. A child process can open no picture by its path.
+# A path, or the descriptor of an open file. A child process can open no picture by its path.
 File: TypeAlias = str | int
 
 
 @dataclass(slots=True)
 class Source:
-    """An open file: `fd` for our own small reads, `decode` for libvips."""
+    """An open file: `fd` is for our own small reads, `load` for libvips."""
 
     fd: int
     max_pixels: int
     _data: mmap.mmap | None = None
 
     def admit(self, width: int, height: int, pages: int = 1) -> None:
+        """Raises Rejected if that is too much to decode."""
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")
 
-    def decode(self, load: Callable[..., pyvips.Image], **options: object) -> pyvips.Image:
+    def load(self, loader: Callable[..., pyvips.Image], **options: object) -> pyvips.Image:
         """Opens the file with a loader of libvips that takes a source, e.g. `pngload_source`.
 
         libvips reads the mapped file. A loader that reads a descriptor moves its position, which all duplicates share:
@@ -40,33 +42,28 @@ class Source:
         """
         if self._data is None:
             self._data = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-        image = load(pyvips.Source.new_from_memory(self._data), **options)
+        image = loader(pyvips.Source.new_from_memory(self._data), **options)
         # pyvips keeps what images refer to, but not what their sources do. Regions keep neither: they need this object.
-        image._references.append(self._data)
+        keep_alive(image, self._data)
         return image
 
     def read_all(self) -> bytes:
         return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
 
 
-def reader(data: bytes) -> Callable[[int, int], bytes]:
-    """As `os.pread` of a file: returns up to `size` bytes (first parameter) from an offset (second)."""
-    return lambda size, at: data[at : at + size]
-
-
 @contextmanager
 def open_source(file: File, max_pixels: int) -> Iterator[Source]:
-    """Raises Rejected, also where a decoder fails inside of the context, and OSError where the file cannot be read."""
-    # What a picture before this one left there without failing would be read as a message about this one.
+    """Raises Rejected, also if a decoder fails inside of the context, and OSError if the file cannot be read."""
+    # A message that an earlier picture left behind would be taken for one about this picture.
     pyvips.vips_lib.vips_error_clear()
-    with opened_file(file) as fd, _refusing_damage():
+    with open_file(file) as fd, _reject_damage():
         source = Source(fd, max_pixels)  # lives as long as the context
         yield source
 
 
 @contextmanager
-def opened_file(file: File) -> Iterator[int]:
-    """Yields the descriptor. Closes the file if it was a path; a descriptor stays open, since it is the caller's."""
+def open_file(file: File) -> Iterator[int]:
+    """Yields the descriptor. Closes the file if it was a path; a descriptor belongs to the caller and stays open."""
     if isinstance(file, int):
         yield file
         return
@@ -78,7 +75,7 @@ def opened_file(file: File) -> Iterator[int]:
 
 
 @contextmanager
-def _refusing_damage() -> Iterator[None]:
+def _reject_damage() -> Iterator[None]:
     try:
         yield
     except pyvips.Error as error:

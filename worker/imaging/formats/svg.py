@@ -1,4 +1,8 @@
-"""SVG, drawn by librsvg in the size that is needed."""
+"""SVG, drawn by librsvg in the size that is needed.
+
+librsvg is built here without some formats, and shows other pictures inside of a document without their orientation and
+colours. Those are replaced by PNGs first.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,31 @@ from functools import partial
 import pyvips
 
 from service.images.probe import Rejected
+from worker.file_headers import bytes_reader
 from worker.imaging.colour import ICC_PROFILE, convert, is_foreign, mix_unknown_inks
 from worker.imaging.containers.gif import Gif, read_gif
 from worker.imaging.containers.png import chunks
-from worker.imaging.formats.fields import blob, orientation_of, with_profile
+from worker.imaging.containers.svg import START_TAG, decompress, read_root, to_utf8
+from worker.imaging.formats.format import DecodedPicture, Format, FrameSelection, Original, decode_picture
 from worker.imaging.formats.gif_canvas import Canvas
-from worker.imaging.formats.original import Frames, Original
-from worker.imaging.formats.picture import Picture, picture_of
 from worker.imaging.formats.png_colours import read_png_profile
-from worker.imaging.formats.source import Source, reader
-from worker.imaging.formats.svg_document import START_TAG, read_root, to_utf8, unpack
-from worker.imaging.formats.svg_pictures import FOREIGN, Foreign, examine
+from worker.imaging.formats.source import Source
+from worker.imaging.formats.svg_pictures import UNDECODED_FORMATS, EmbeddedPicture, find_pictures
 from worker.imaging.formats.svg_size import NaturalSize, natural_size
-from worker.imaging.pixels import SMALL_PX
+from worker.imaging.location_removal.svg import blank_svg
+from worker.imaging.small_copy import SMALL_PX
+from worker.imaging.vips import image_orientation, read_blob, replace_profile
 
-# Of pictures that are encoded anew for librsvg, all together: 1 s.
+# Pixels of all pictures together that are encoded anew for librsvg: 1 s.
 _MAX_CONVERTED_PIXELS = 25_000_000
-# What each counts for beside, as it takes 1 ms; and how often those count that librsvg decodes as well, without turning
-# them or converting their colours: what is too large is shown so.
-_PIXELS_A_PICTURE = 10_000
+# What a picture costs in addition to its pixels: 1 ms.
+_PIXELS_PER_PICTURE = 10_000
+# The weight of a picture that librsvg decodes itself, without its orientation or colours. If it is too large, librsvg
+# shows it like that.
 _OPTIONAL_FACTOR = 2
-# From here on libxml2 may refuse an attribute as too long (XML_MAX_TEXT_LENGTH is 10 MB).
+# libxml2 may refuse a longer attribute (XML_MAX_TEXT_LENGTH is 10 MB).
 _LONG_BYTES = 9_000_000
-_LOADERS: dict[str, Callable[..., pyvips.Image]] = {
+_BUFFER_LOADERS: dict[str, Callable[..., pyvips.Image]] = {
     "jpeg": pyvips.Image.jpegload_buffer,
     "png": pyvips.Image.pngload_buffer,
     "webp": pyvips.Image.webpload_buffer,
@@ -46,21 +52,21 @@ _NAME_END = re.compile(rb"[\s/>]")
 _ATTRIBUTE = re.compile(rb"""(?<=[\s"'])([^\s=/>"'<]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
-def probe(source: Source) -> Picture:
-    drawing = _open_file(source)
+def probe(source: Source) -> DecodedPicture:
+    drawing = _open(source)
     width, height = drawing.width, drawing.height
     scale = max(2 * SMALL_PX / max(width, height), 1 / min(width, height))
-    return picture_of(drawing.load(min(scale, 1)), width, height)
+    return decode_picture(drawing.load(min(scale, 1)), width, height)
 
 
-def open_original(source: Source, _: Frames) -> Original:
-    drawing = _open_file(source)
-    return Original(drawing.width, drawing.height, drawing.load, drawing=True)
+def open_original(source: Source, _: FrameSelection) -> Original:
+    drawing = _open(source)
+    return Original(drawing.width, drawing.height, drawing.load, is_drawing=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    """In memory: without a base address librsvg fetches nothing that the picture refers to."""
+    """The document is in memory: without a base URL, librsvg fetches nothing that it refers to."""
 
     document: bytes
     width: int
@@ -68,31 +74,32 @@ class _Drawing:
     is_long: bool
 
     def load(self, scale: float) -> pyvips.Image:
-        """At 96 dots an inch, as CSS has it; libvips counts them as a scale of 96/72 for all lengths."""
+        """Draws at 96 dots per inch, as in CSS. libvips scales all lengths by 96/72 for it, which 0.75 takes back."""
         return pyvips.Image.svgload_buffer(self.document, dpi=96, scale=0.75 * scale, unlimited=self.is_long)
 
 
-def _open_file(source: Source) -> _Drawing:
-    document = to_utf8(unpack(source.read_all()))
+def _open(source: Source) -> _Drawing:
+    document = to_utf8(decompress(source.read_all()))
     root = read_root(document)
     size = natural_size(root.attributes)
     if 0 in {size.width, size.height}:
         raise Rejected("damaged-image")  # nothing to show
     source.admit(size.width, size.height)
-    embedded = examine(document)
-    source.admit(embedded.pixels, 1)
+    pictures = find_pictures(document)
+    source.admit(pictures.pixels, 1)
     edits = [
-        (root.start, root.end, _sized(document[root.start : root.end], size)),
-        *_conversions(document, embedded.foreign),
+        (root.start, root.end, _write_size(document[root.start : root.end], size)),
+        *_convert_pictures(document, pictures.to_convert),
     ]
-    document = _edited(document, edits)
-    is_long = len(document) > _LONG_BYTES and embedded.is_harmless
+    document = _apply_edits(document, edits)
+    is_long = len(document) > _LONG_BYTES and pictures.is_harmless
     return _Drawing(document, size.width, size.height, is_long)
 
 
-def _sized(tag: bytes, size: NaturalSize) -> bytes:
-    """The start tag of the root element with its natural size in pixels, which librsvg counts otherwise: it has fonts
-    of 12 pixels, and takes a size from style sheets.
+def _write_size(tag: bytes, size: NaturalSize) -> bytes:
+    """Returns the start tag of the root element with its natural size in pixels.
+
+    librsvg would compute another size: its fonts have 12 pixels, and it takes a size from style sheets.
     """
     attributes = {key: value[1:-1] for key, value in _ATTRIBUTE.findall(tag)}
     font = b"%.6gpx" % size.font_px
@@ -106,38 +113,39 @@ def _sized(tag: bytes, size: NaturalSize) -> bytes:
         b"style": style + b";width:%dpx !important;height:%dpx !important" % (size.width, size.height),
     }
     name, _, _ = _NAME_END.sub(b" ", tag, count=1).partition(b" ")
-    written = b"".join(b' %s="%s"' % (key, value.replace(b'"', b"&quot;")) for key, value in attributes.items())
-    return name + written + (b"/>" if tag.endswith(b"/>") else b">")
+    text = b"".join(b' %s="%s"' % (key, value.replace(b'"', b"&quot;")) for key, value in attributes.items())
+    return name + text + (b"/>" if tag.endswith(b"/>") else b">")
 
 
-def _conversions(document: bytes, pictures: list[Foreign]) -> Iterator[tuple[int, int, bytes]]:
-    """Edits that put a PNG in the place of what librsvg does not decode, or shows otherwise than browsers.
+def _convert_pictures(document: bytes, pictures: list[EmbeddedPicture]) -> Iterator[tuple[int, int, bytes]]:
+    """Yields edits that replace pictures by PNGs, if librsvg does not decode them or shows them unlike browsers.
 
-    Damaged ones are left out, as in browsers. Raises Rejected if one that librsvg does not decode cannot be placed, or
-    if all together are too large.
+    Damaged pictures are left out, as in browsers. Raises Rejected if a picture that librsvg does not decode cannot be
+    replaced, or if all together are too large.
     """
-    left = _MAX_CONVERTED_PIXELS
+    pixels_left = _MAX_CONVERTED_PIXELS
     for picture in pictures:
-        place, is_needed = _find_value(document, picture), picture.form in FOREIGN
+        place, is_needed = _find_value(document, picture), picture.format_name in UNDECODED_FORMATS
         if place is None and is_needed:
-            raise Rejected("unsupported-image", f"SVG with a {FOREIGN[picture.form]} picture inside of an entity")
-        left -= _PIXELS_A_PICTURE
-        if place is None or (left < 0 and not is_needed):
+            name = UNDECODED_FORMATS[picture.format_name]
+            raise Rejected("unsupported-image", f"SVG with a {name} picture inside of an entity")
+        pixels_left -= _PIXELS_PER_PICTURE
+        if place is None or (pixels_left < 0 and not is_needed):
             continue
         with suppress(pyvips.Error, IndexError, struct.error):
             width, height, load = _open_picture(picture)
             cost = width * height * (1 if is_needed else _OPTIONAL_FACTOR)
-            if load is None or (cost > left and not is_needed):
+            if load is None or (cost > pixels_left and not is_needed):
                 continue
-            left -= cost
-            if left < 0:
+            pixels_left -= cost
+            if pixels_left < 0:
                 raise Rejected("too-many-pixels")
             png = load().pngsave_buffer(compression=1, filter="sub", keep="none")
             yield (*place, b"data:image/png;base64," + base64.b64encode(png))
 
 
-def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
-    """Where the value of the attribute lies, between its quotes."""
+def _find_value(document: bytes, picture: EmbeddedPicture) -> tuple[int, int] | None:
+    """Returns start and end of the attribute's value, without its quotes."""
     tag = START_TAG.match(document, picture.tag_at)
     if tag is None:
         return None
@@ -147,26 +155,27 @@ def _find_value(document: bytes, picture: Foreign) -> tuple[int, int] | None:
     return None
 
 
-def _open_picture(picture: Foreign) -> tuple[int, int, Callable[[], pyvips.Image] | None]:
-    """Width, height, and what decodes its first frame, upright and in sRGB; None if librsvg shows it so itself.
+def _open_picture(picture: EmbeddedPicture) -> tuple[int, int, Callable[[], pyvips.Image] | None]:
+    """Returns width, height, and a function that decodes the first frame, upright and in sRGB.
 
-    Raises pyvips.Error, IndexError or struct.error.
+    The function is None if librsvg shows the picture like that itself. Raises pyvips.Error, IndexError or struct.error.
     """
-    if picture.form == "gif":
+    if picture.format_name == "gif":
         gif = read_gif(picture.data, max_frames=1)
         return gif.width, gif.height, partial(_decode_gif, picture.data, gif)
-    image = _LOADERS[picture.form](picture.data)
-    if picture.form == "png":
-        read = reader(picture.data)
-        image = with_profile(image, read_png_profile(chunks(read), read))
-    is_turned = picture.form in {"jpeg", "png"} and orientation_of(image) != 1  # browsers turn these alone
-    if picture.form in FOREIGN or is_turned or is_foreign(image, blob(image, ICC_PROFILE)):
-        return image.width, image.height, partial(_as_shown, image, is_turned=is_turned)
+    image = _BUFFER_LOADERS[picture.format_name](picture.data)
+    if picture.format_name == "png":
+        read = bytes_reader(picture.data)
+        image = replace_profile(image, read_png_profile(chunks(read), read))
+    # Browsers ignore the orientation of other formats.
+    is_turned = picture.format_name in {"jpeg", "png"} and image_orientation(image) != 1
+    if picture.format_name in UNDECODED_FORMATS or is_turned or is_foreign(image, read_blob(image, ICC_PROFILE)):
+        return image.width, image.height, partial(_to_srgb, image, is_turned=is_turned)
     return image.width, image.height, None
 
 
-def _as_shown(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
-    profile = blob(image, ICC_PROFILE)
+def _to_srgb(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
+    profile = read_blob(image, ICC_PROFILE)
     if is_foreign(image, profile):
         image = convert(mix_unknown_inks(image).copy_memory(), profile)
     return image.autorot() if is_turned else image
@@ -179,10 +188,13 @@ def _decode_gif(data: bytes, gif: Gif) -> pyvips.Image:
         raise pyvips.Error("damaged GIF") from error
 
 
-def _edited(document: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """The document with other bytes from start to end of each edit."""
+def _apply_edits(document: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    """Returns the document with other bytes from start to end of each edit."""
     pieces, at = [], 0
     for start, end, data in sorted(edits):
         pieces += [document[at:start], data]
         at = end
     return b"".join([*pieces, document[at:]])
+
+
+FORMAT = Format("svg", ("SvgBuffer",), probe, open_original, blank_svg)

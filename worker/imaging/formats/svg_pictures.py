@@ -1,4 +1,4 @@
-"""The pictures inside of an SVG: `data:` URIs, which librsvg decodes whole, however small they are shown."""
+"""The pictures inside of an SVG: `data:` URIs. librsvg decodes them whole, however small they are shown."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
 from service.images.probe import Rejected
-from worker.headers import avif_size, gif_size, webp_size
+from worker.file_headers import HEAD_BYTES, avif_size, gif_size, sniff, webp_size
 from worker.imaging.formats import jpeg, png
-from worker.sniffing import HEAD_BYTES, sniff
 
-# Documents inside of documents; one of an editor holds a photo, or a drawing with a photo.
-_MOST_NESTED = 4
-# Of all documents together: less than a second.
-_MOST_URIS = 10_000
-_MOST_UNPACKED_BYTES = 20_000_000
-# Of references beyond the length of their document, by entities that hold them.
-_MOST_UNFOLDED_CHARS = 10_000_000
+# Documents inside of documents. Those of editors have a photo, or a drawing with a photo.
+_MAX_NESTING = 4
+# In all documents together: less than a second.
+_MAX_URIS = 10_000
+_MAX_DECOMPRESSED_BYTES = 20_000_000
+# References beyond the length of their document, which come from entities.
+_MAX_ENTITY_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "jpeg": jpeg.size_of,
@@ -33,94 +32,101 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "webp": webp_size,
     "avif": avif_size,
 }
-# Formats of pictures that librsvg as it is built here leaves out, and their names.
-FOREIGN = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
-# Marks of what browsers apply to a picture and librsvg does not: an orientation or a profile.
-_MARKS = {"jpeg": (b"Exif\0\0", b"ICC_PROFILE\0"), "png": (b"eXIf", b"cICP", b"iCCP", b"gAMA")}
-_UNDECODED = (b"BM", b"\0\0\1\0")
-# Of documents that are shown with attributes longer than libxml2 has them: its own limits for all else.
+# Formats that librsvg as it is built here does not decode, and their names.
+UNDECODED_FORMATS = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
+# Bytes of metadata that browsers apply to a picture and librsvg does not: an orientation or a profile.
+_METADATA_MARKS = {"jpeg": (b"Exif\0\0", b"ICC_PROFILE\0"), "png": (b"eXIf", b"cICP", b"iCCP", b"gAMA")}
+_BMP_OR_ICO = (b"BM", b"\0\0\1\0")
+# libxml2's limits for everything but attributes, which are enforced here for documents with longer attributes.
 _MAX_OTHER_BYTES = 9_000_000
 _MAX_DEPTH = 250
-_UNSEEN = dict.fromkeys(map(ord, "\t\n\r"))
+_IGNORED_CHARS = dict.fromkeys(map(ord, "\t\n\r"))
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """A picture that browsers show and librsvg does not, or may show otherwise: the name of its format, its bytes, and
-    the attribute of the start tag at a place of the document that holds it.
+class EmbeddedPicture:
+    """A picture that librsvg does not show, or may show unlike browsers.
+
+    It is the value of `attribute`, in the start tag at the offset `tag_at` of the document.
     """
 
-    form: str
+    format_name: str
     data: bytes
     tag_at: int
     attribute: str
 
 
 @dataclass(slots=True)
-class Embedded:
-    """`pixels` are width x height of all pictures together, as their headers have it, in documents inside of the one
-    too. `is_harmless` says that the document is well-formed, of little depth, without entities, and of some MB without
-    its pictures: then libxml2 needs no limit of its own for what is long.
+class EmbeddedPictures:
+    """All pictures of a document, and of documents inside of it.
+
+    `pixels` is the sum of width x height by their headers. `is_harmless` means that the document is well-formed, not
+    deep, without entities, and has at most some MB without its pictures. Then libxml2 needs no limit for attributes.
     """
 
     pixels: int = 0
-    foreign: list[Foreign] = field(default_factory=list)
+    to_convert: list[EmbeddedPicture] = field(default_factory=list)
     is_harmless: bool = False
     uris: int = 0
-    unpacked_bytes: int = 0
+    decompressed_bytes: int = 0
 
 
-def examine(document: bytes) -> Embedded:
-    """The pictures in `data:` URIs of a document in UTF-8. Raises Rejected if they are nested, packed or so many as to
-    keep us busy, or if one inside of another document, or of a format that is not decoded, would be left out.
+def find_pictures(document: bytes) -> EmbeddedPictures:
+    """Returns the pictures in `data:` URIs of a document in UTF-8.
 
-    The parser is Python's own, so that entities, default attributes and encodings are seen as librsvg sees them. What
-    it cannot read counts for nothing: the decoder judges it, within the limits of its process.
+    Raises Rejected if they are nested too deep, too large when decompressed, or too many, and if librsvg would leave
+    one out: of an unsupported format, or in a document inside of the document.
+
+    Python's own parser sees entities, default attributes and encodings as librsvg does. What it cannot read is ignored:
+    the decoder judges it, within the limits of its process.
     """
-    seen = Embedded()
-    _look_into(document, seen, 0)
-    return seen
+    pictures = EmbeddedPictures()
+    _search(document, pictures, 0)
+    return pictures
 
 
-def _look_into(document: bytes, seen: Embedded, nested: int) -> None:
+def _search(document: bytes, pictures: EmbeddedPictures, nesting: int) -> None:
     references = _References(document)
     for reference in references.read():
         data = _decode(reference.value)
         if data is None:
             continue
-        seen.uris += 1
-        if seen.uris > _MOST_URIS:
+        pictures.uris += 1
+        if pictures.uris > _MAX_URIS:
             raise Rejected("too-many-pixels")
-        form = sniff(data[:HEAD_BYTES])
-        if form in _SIZES:
-            with suppress(Rejected, struct.error):  # no picture, which librsvg leaves out
-                width, height = _SIZES[form](data)
-                seen.pixels += width * height
-            if reference.is_picture and (form in FOREIGN or (not nested and _is_marked(form, data))):
-                _note_foreign(seen, Foreign(form, data, reference.tag_at, reference.attribute), nested)
-        elif reference.is_picture and data.startswith(_UNDECODED):
+        format_name = sniff(data[:HEAD_BYTES])
+        if format_name in _SIZES:
+            with suppress(Rejected, struct.error):  # librsvg leaves out what is no picture
+                width, height = _SIZES[format_name](data)
+                pictures.pixels += width * height
+            needs_conversion = format_name in UNDECODED_FORMATS or (not nesting and _has_metadata(format_name, data))
+            if reference.is_picture and needs_conversion:
+                picture = EmbeddedPicture(format_name, data, reference.tag_at, reference.attribute)
+                _add_to_convert(pictures, picture, nesting)
+        elif reference.is_picture and data.startswith(_BMP_OR_ICO):
             raise Rejected("unsupported-image", "SVG with a BMP or ICO picture inside")
-        elif nested == _MOST_NESTED:
+        elif nesting == _MAX_NESTING:
             raise Rejected("too-many-pixels")
         else:
-            _look_into(_unpacked(data, seen), seen, nested + 1)
-    if not nested:
-        seen.is_harmless = references.is_harmless
+            _search(_decompress(data, pictures), pictures, nesting + 1)
+    if not nesting:
+        pictures.is_harmless = references.is_harmless
 
 
-def _is_marked(form: str | None, data: bytes) -> bool:
-    return any(mark in data for mark in _MARKS.get(form or "", ()))
+def _has_metadata(format_name: str, data: bytes) -> bool:
+    return any(mark in data for mark in _METADATA_MARKS.get(format_name, ()))
 
 
-def _note_foreign(seen: Embedded, picture: Foreign, nested: int) -> None:
-    if nested:
-        raise Rejected("unsupported-image", f"SVG in an SVG with a {FOREIGN[picture.form]} picture inside")
-    seen.foreign.append(picture)
+def _add_to_convert(pictures: EmbeddedPictures, picture: EmbeddedPicture, nesting: int) -> None:
+    if nesting:
+        name = UNDECODED_FORMATS[picture.format_name]
+        raise Rejected("unsupported-image", f"SVG in an SVG with a {name} picture inside")
+    pictures.to_convert.append(picture)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The value of an attribute. `is_picture` if its element shows one."""
+    """The value of an attribute. `is_picture` means that its element shows a picture."""
 
     value: str
     is_picture: bool
@@ -129,12 +135,12 @@ class _Reference:
 
 
 class _References:
-    """All attributes of a document that are named `href`: not only images show a picture, inclusions bring some too."""
+    """All attributes `href` of a document. Not only images show pictures: inclusions (`use`) bring some too."""
 
     def __init__(self, document: bytes) -> None:
         self._document = document
         self._references: list[_Reference] = []
-        self._left = len(document) + _MOST_UNFOLDED_CHARS
+        self._left = len(document) + _MAX_ENTITY_CHARS
         self._depth = 0
         self.is_harmless = True
         self._parser = parser = expat.ParserCreate()
@@ -173,7 +179,7 @@ class _References:
 
 
 def _decode(uri: str) -> bytes | None:
-    uri = uri.translate(_UNSEEN).strip(" ")
+    uri = uri.translate(_IGNORED_CHARS).strip(" ")
     head, comma, body = uri.partition(",")
     if not comma or head[:5].lower() != "data:":
         return None
@@ -186,15 +192,15 @@ def _decode(uri: str) -> bytes | None:
         return b""
 
 
-def _unpacked(data: bytes, seen: Embedded) -> bytes:
+def _decompress(data: bytes, pictures: EmbeddedPictures) -> bytes:
     if data[:2] != b"\x1f\x8b":
         return data
-    unpacker = zlib.decompressobj(wbits=31)
+    inflater = zlib.decompressobj(wbits=31)
     try:
-        document = unpacker.decompress(data, _MOST_UNPACKED_BYTES)
+        document = inflater.decompress(data, _MAX_DECOMPRESSED_BYTES)
     except zlib.error:
         return b""
-    seen.unpacked_bytes += len(document)
-    if unpacker.unconsumed_tail or seen.unpacked_bytes > _MOST_UNPACKED_BYTES:
+    pictures.decompressed_bytes += len(document)
+    if inflater.unconsumed_tail or pictures.decompressed_bytes > _MAX_DECOMPRESSED_BYTES:
         raise Rejected("too-many-pixels")
     return document

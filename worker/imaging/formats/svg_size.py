@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# What a replaced element has without a size of its own (CSS 2.2, section 10.3.2).
+# The size of a replaced element without a size of its own (CSS 2.2, section 10.3.2).
 _DEFAULT_WIDTH, _DEFAULT_HEIGHT = 300.0, 150.0
 _MEDIUM_PX = 16.0
 _KEYWORDS = {
@@ -22,20 +22,20 @@ _KEYWORDS = {
     "larger": _MEDIUM_PX * 1.2,
 }
 _PX = {"": 1.0, "px": 1.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "q": 96 / 101.6, "pt": 96 / 72, "pc": 16.0}
-# Of the font size. What depends on a font is what CSS says for one that is not known.
+# Lengths relative to the font size. Those that depend on the font have the values of CSS for an unknown one.
 _EM = {"em": 1.0, "rem": 1.0, "ex": 0.5, "ch": 0.5, "ic": 1.0, "cap": 0.75, "lh": 1.2, "rlh": 1.2}
 _LENGTH = re.compile(r"([+-]?(?:\d+|\d*\.\d+)(?:e[+-]?\d+)?)([a-z]*|%)", re.IGNORECASE)
 _FONT_SIZE = re.compile(r"(?:^|;)\s*font-size\s*:\s*([^;!]+)", re.IGNORECASE)
 _FONT = re.compile(r"(?:^|;)\s*font\s*:[^;]*?([\d.]+[a-z%]+)(?=[\s/])", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,]+")
-# What is longer is written to keep us busy.
+# Longer values are hostile.
 _MAX_STYLE_CHARS, _MAX_LENGTH_CHARS = 4_000, 100
-# As far as a browser counts, and no float is lost.
+# About the maximum of browsers. Floats are exact up to here.
 _MAX_SIDE = 1e9
 
 
 class NaturalSize(NamedTuple):
-    """Whole pixels, 0 only for a side that is said to be 0 or less, and the font size of the root in pixels."""
+    """Whole pixels, at least 1 unless the document says 0 or less, and the font size of the root element in pixels."""
 
     width: int
     height: int
@@ -43,12 +43,12 @@ class NaturalSize(NamedTuple):
 
 
 def natural_size(attributes: Mapping[str, str]) -> NaturalSize:
-    """By the attributes of the root element. Percentages count as no size, as there is nothing to be a part of."""
+    """Returns the size by the attributes of the root element. Percentages are ignored: they have no reference."""
     font_px = _font_px(attributes)
     width = _length_px(attributes.get("width", ""), font_px)
     height = _length_px(attributes.get("height", ""), font_px)
     ratio = _ratio(attributes)
-    if _is_stretched(attributes) and None in {width, height}:  # browsers do not take one side alone then
+    if _is_stretched(attributes) and None in {width, height}:  # browsers ignore a single side then
         width, height = _DEFAULT_WIDTH, _DEFAULT_HEIGHT
     if width is None and height is None:
         width = min(_DEFAULT_WIDTH, _DEFAULT_HEIGHT * ratio) if ratio else _DEFAULT_WIDTH
@@ -64,7 +64,7 @@ def _whole(side: float) -> int:
 
 
 def _length_px(text: str, font_px: float) -> float | None:
-    """None for percentages, parts of a window, and what is no length."""
+    """Returns None for percentages, units of the viewport, and anything else."""
     match = _LENGTH.fullmatch(text.strip()[:_MAX_LENGTH_CHARS])
     if match is None:
         return None
@@ -92,7 +92,7 @@ def _is_stretched(attributes: Mapping[str, str]) -> bool:
 
 
 def _ratio(attributes: Mapping[str, str]) -> float | None:
-    """Width / height of the view box, if it keeps its aspect."""
+    """Returns width / height of the view box, or None if it does not keep its aspect ratio."""
     if _is_stretched(attributes):
         return None
     try:

@@ -1,8 +1,8 @@
-"""What the samples of a TIFF mean, by the tags of its page, and those pixels as the rest of the code knows them: 8 or
-16 bits of grey, RGB or CMYK, with an alpha that is one (TIFF 6.0, and its technical notes).
+"""Converts the samples of a TIFF to 8 or 16 bits of grey, RGB or CMYK, with or without alpha (TIFF 6.0, and its
+technical notes).
 
-libvips leaves to its caller what is done here: ranges of floats and of wide integers, colours of YCbCr and Lab, and
-which of the extra samples is an alpha. It divides colours by an associated alpha itself.
+libvips leaves this to its caller: the ranges of floats and of wide integers, the colours of YCbCr and Lab, and which of
+the extra samples is an alpha. It divides colours by an associated alpha itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COLOURS = {
     Photometric.ICCLAB: 3,
     Photometric.LOGLUV: 3,
 }
-# What libvips makes 16 bits of that the rest of the code knows.
+# Photometric interpretations that libvips converts itself, if they have 16 bits.
 _READY = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO, Photometric.RGB, Photometric.PALETTE})
 _LAB = frozenset({Photometric.CIELAB, Photometric.ICCLAB})
 _GREY = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO, Photometric.MASK})
@@ -56,19 +56,21 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 _JPEG = frozenset({6, 7})  # libjpeg makes RGB of YCbCr
 _DEPTHS = frozenset({1, 2, 4, 8, 16, 32})
 
-# What is full white, by the format of libvips.
+# The value of white, by the format of libvips.
 _FULL = {"uchar": 255, "ushort": 65535, "uint": 2**32 - 1, "char": 127, "short": 32767, "int": 2**31 - 1, "float": 1}
-# Floats of grey that reach higher than this are not in 0 to 1 but in 0 to 255, or to 65,535.
+# Grey floats whose largest value is higher than this are not from 0 to 1, but to 255 or 65,535.
 _MAX_UNIT = 16
 _INFINITE = 1e38
 
-# The first values of a tag, up to a number of them (second parameter); () if the page has none.
+# Returns the first values of a tag, up to a number of them (second parameter); () if the page does not have it.
 Tags = Callable[[int, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """`extra` is None if the page does not say what samples there are beside those of the colour."""
+    """What the tags of a page say about its samples. `extra` are the kinds of the samples after the colour's; None if
+    the page does not say.
+    """
 
     photometric: int
     count: int
@@ -88,13 +90,15 @@ class Samples:
 
     @property
     def colours(self) -> int:
-        """Samples of the colour."""
+        """The number of samples that make the colour."""
         return _COLOURS.get(Photometric(self.photometric), self.count)
 
     @property
     def alpha(self) -> int | None:
-        """The place of the alpha among the extra samples. A single one that the page does not describe is an alpha,
-        as libtiff has it; one that is "unspecified" is none: editors store masks so.
+        """The index of the alpha among the extra samples.
+
+        A single sample that the page does not describe is an alpha, as in libtiff. One that is "unspecified" is not,
+        because editors store masks like that.
         """
         if self.extra is None:
             return 0 if self.count == self.colours + 1 else None
@@ -102,7 +106,7 @@ class Samples:
 
     @property
     def decoded_photometric(self) -> int:
-        """What a decoder has to be shown that takes such samples for something else, or does not take them."""
+        """The interpretation to put into the file, if decoders misread or refuse the true one."""
         match self.photometric:
             case _ if self.is_planar_grey:
                 return Photometric.RGB
@@ -118,23 +122,23 @@ class Samples:
 
     @property
     def is_planar_grey(self) -> bool:
-        """Whether libvips takes the lines of a strip from the wrong places, unless it is shown colours."""
+        """Whether libvips would take the lines of a strip from the wrong offsets, unless it sees a colour picture."""
         return self.planar and self.photometric in _GREY
 
     @property
     def is_inverted(self) -> bool:
-        """Whether white is 0 and decoders leave it so."""
-        left = self.format == _FLOAT or self.decoded_photometric != Photometric.WHITE_IS_ZERO
-        return self.photometric == Photometric.WHITE_IS_ZERO and left
+        """Whether white is 0 and decoders do not invert it."""
+        is_unchanged = self.format == _FLOAT or self.decoded_photometric != Photometric.WHITE_IS_ZERO
+        return self.photometric == Photometric.WHITE_IS_ZERO and is_unchanged
 
     @property
     def is_plain_ycbcr(self) -> bool:
-        """Whether decoders leave it as it is: libjpeg and, if it is subsampled, libtiff make RGB of it."""
+        """Whether decoders return YCbCr. libjpeg converts it to RGB, and libtiff if it is subsampled."""
         return self.photometric == Photometric.YCBCR and self.compression not in _JPEG and not self.subsampled
 
 
 def read_samples(tags: Tags) -> Samples:
-    """Raises Rejected with the name of a kind that no decoder here supports."""
+    """Returns the samples of a page. Raises Rejected with the name of a kind that no decoder here supports."""
     count = int(_one(tags, SAMPLES_PER_PIXEL, 1))
     subsampling = tags(_SUBSAMPLING, 2) or (2, 2)
     extra = tuple(map(int, tags(_EXTRA_SAMPLES, 32))) or None
@@ -163,7 +167,7 @@ def _one(tags: Tags, tag: int, default: int) -> float:
 
 
 def _unsupported(samples: Samples) -> str | None:
-    """The kind, if libvips cannot decode it or decodes it wrongly."""
+    """Returns the kind of samples if libvips cannot decode them, or decodes them wrongly."""
     depth, photometric = samples.depth, samples.photometric
     if photometric not in list(Photometric):
         return _OTHER_PHOTOMETRICS.get(photometric, f"photometric {photometric}")
@@ -192,14 +196,14 @@ def _unsupported(samples: Samples) -> str | None:
 
 
 def needs_full_scale(samples: Samples) -> bool:
-    """Whether pixels have to be looked at to know what is white: floats of grey, and integers that few writers fill."""
+    """Whether the value of white depends on the pixels: grey floats, and integers whose range few writers use."""
     if samples.format == _FLOAT:
         return samples.colours == 1
     return samples.depth == 32 or (samples.format == _SIGNED and samples.depth == 16)
 
 
 def full_scale(image: pyvips.Image) -> float:
-    """What is white, by the largest finite value: 1, 255, 65,535, or the largest of the type."""
+    """Returns the value of white, by the largest finite value: 1, 255, 65,535, or the largest of the type."""
     largest = (image.abs() < _INFINITE).ifthenelse(image, 0).max()
     if image.format == "float" and largest <= _MAX_UNIT:
         return 1
@@ -210,16 +214,16 @@ def full_scale(image: pyvips.Image) -> float:
     return _FULL[image.format]
 
 
-def as_integers(image: pyvips.Image, samples: Samples, *, full: float | None = None) -> pyvips.Image:
-    """The image in 8 or 16 bits, lazily: the bands of the colour and, if an extra sample says so, an alpha.
+def as_integers(image: pyvips.Image, samples: Samples, *, white: float | None = None) -> pyvips.Image:
+    """Returns the image in 8 or 16 bits, not yet computed: the bands of the colour and, if the samples have one, alpha.
 
-    `full` is what `full_scale` said. Floats of RGB without a profile are linear light (scRGB), as libvips, Photoshop
-    and Windows have it; those with one are taken as the profile has it.
+    `white` is the result of `full_scale`. RGB floats without a profile are linear light (scRGB), as in libvips,
+    Photoshop and Windows; with a profile they are encoded as it says.
     """
     colours = samples.colours
     if samples.is_planar_grey:
         image = image.copy(interpretation="grey16" if image.format == "ushort" else "b-w")
-    if samples.photometric == Photometric.PALETTE:  # libvips has looked the colours up
+    if samples.photometric == Photometric.PALETTE:  # libvips has replaced indexes by colours
         colours = image.bands - (image.bands in {2, 4})
     at = None if samples.alpha is None else colours + samples.alpha
     alpha = image.extract_band(at) if at is not None and at < image.bands else None
@@ -228,14 +232,14 @@ def as_integers(image: pyvips.Image, samples: Samples, *, full: float | None = N
             return image
         image = image.extract_band(0, n=colours)
     if not _is_ready(image, samples):
-        image = _colour(image, samples, full or _FULL[image.format])
+        image = _convert_colour(image, samples, white or _FULL[image.format])
     if alpha is None:
         return image
-    return image.bandjoin(_scaled(alpha, _FULL[image.format] / _FULL[alpha.format], image.format))
+    return image.bandjoin(_scale(alpha, _FULL[image.format] / _FULL[alpha.format], image.format))
 
 
 def _is_ready(image: pyvips.Image, samples: Samples) -> bool:
-    """Whether the colours are what they should be."""
+    """Whether the colours need no conversion."""
     if samples.is_inverted:
         return False
     if image.format == "uchar":
@@ -243,7 +247,7 @@ def _is_ready(image: pyvips.Image, samples: Samples) -> bool:
     return image.format == "ushort" and samples.photometric in _READY
 
 
-def _colour(image: pyvips.Image, samples: Samples, full: float) -> pyvips.Image:
+def _convert_colour(image: pyvips.Image, samples: Samples, white: float) -> pyvips.Image:
     if image.format == "float":
         image = _without_nan(image)
     if samples.photometric in _LAB:
@@ -251,28 +255,28 @@ def _colour(image: pyvips.Image, samples: Samples, full: float) -> pyvips.Image:
     if samples.is_plain_ycbcr:
         return _from_ycbcr(image, samples)
     if samples.photometric == Photometric.CMYK:
-        return _scaled(image, 255 / full, "uchar").copy(interpretation="cmyk")
+        return _scale(image, 255 / white, "uchar").copy(interpretation="cmyk")
     if samples.photometric == Photometric.LOGLUV:
         return image.colourspace("rgb16")
     if image.format == "float" and image.bands == 3 and not image.get_typeof("icc-profile-data"):
         return image.copy(interpretation="scrgb").colourspace("rgb16")
     if samples.is_inverted:
-        image = full - image
+        image = white - image
     kind = "grey16" if image.bands == 1 else "rgb16"
-    return _scaled(image, 65535 / full, "ushort").copy(interpretation=kind)
+    return _scale(image, 65535 / white, "ushort").copy(interpretation=kind)
 
 
-def _scaled(image: pyvips.Image, factor: float, form: str) -> pyvips.Image:
-    """What is out of range is cut off."""
-    if image.format == form and factor == 1:
+def _scale(image: pyvips.Image, factor: float, band_format: str) -> pyvips.Image:
+    """Clips values that are out of range."""
+    if image.format == band_format and factor == 1:
         return image
     if image.format == "float":
         image = _without_nan(image)
-    return image.linear(factor, 0).rint().cast(form)
+    return image.linear(factor, 0).rint().cast(band_format)
 
 
 def _without_nan(image: pyvips.Image) -> pyvips.Image:
-    """0 in place of what is no number."""
+    """Replaces NaN by 0."""
     return (image == image).ifthenelse(image, 0).copy(interpretation=image.interpretation)  # noqa: PLR0124
 
 
@@ -282,7 +286,7 @@ def _from_ycbcr(image: pyvips.Image, samples: Samples) -> pyvips.Image:
     red, green, blue = _usable(samples.luma, 3) or (0.299, 0.587, 0.114)
     middle = (full + 1) // 2
     limits = _usable(samples.black_white, 6) or (0, full, middle, full, middle, full)
-    if max(limits) <= 255 < full:  # as writers have it that know the default of 8 bits
+    if max(limits) <= 255 < full:  # by writers that use the default of 8 bits
         limits = tuple(257 * limit for limit in limits)
     black, white = limits[0::2], limits[1::2]
     ranges = (full, full - middle, full - middle)
@@ -305,9 +309,9 @@ def _usable(values: tuple[float, ...], count: int) -> tuple[float, ...] | None:
 
 
 def _from_lab(image: pyvips.Image, *, is_signed: bool) -> pyvips.Image:
-    """sRGB by way of lcms, which takes Lab as relative to D50, as Photoshop does.
+    """Converts Lab to sRGB by lcms, which takes Lab as relative to D50, as Photoshop does.
 
-    CIELAB has a and b as signed integers, ICCLAB with an offset. libvips has unpacked 16 bits of CIELAB, and floats.
+    CIELAB stores a and b as signed integers, ICCLAB with an offset. libvips unpacks 16 bits of CIELAB, and floats.
     """
     if image.format == "short":
         lab = image.linear([100 / 32767, 1 / 256, 1 / 256], [0, 0, 0])
@@ -319,5 +323,5 @@ def _from_lab(image: pyvips.Image, *, is_signed: bool) -> pyvips.Image:
         chroma = (chroma >= 128).ifthenelse(chroma - 256, chroma) if is_signed else chroma - 128
         lab = lightness.bandjoin(chroma)
     lab = lab.cast("float").copy(interpretation="lab")
-    lab.remove("icc-profile-data")  # a profile of Lab says nothing that Lab does not
+    lab.remove("icc-profile-data")  # a profile of Lab adds nothing to Lab
     return lab.icc_export(output_profile="srgb", intent="relative", depth=8)

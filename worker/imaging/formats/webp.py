@@ -12,13 +12,20 @@ import pyvips
 from service.images.probe import Rejected
 from worker.imaging.containers.riff import MAX_CHUNKS, chunks
 from worker.imaging.formats.animations import open_frames, probe_frames
-from worker.imaging.formats.original import Frames, Original, original_of
-from worker.imaging.formats.picture import Picture, picture_of
+from worker.imaging.formats.format import (
+    DecodedPicture,
+    Format,
+    FrameSelection,
+    Original,
+    decode_picture,
+    original_from,
+)
 from worker.imaging.formats.source import Source
-from worker.imaging.pixels import SMALL_PX
+from worker.imaging.location_removal.webp import blank_webp
+from worker.imaging.small_copy import SMALL_PX
 
 
-def probe(source: Source) -> Picture:
+def probe(source: Source) -> DecodedPicture:
     frames = _count_frames(source.fd)
     source.admit(1, 1, frames)
     load = _loader(source)
@@ -26,39 +33,39 @@ def probe(source: Source) -> Picture:
     if image.height != frames * image.get_page_height():  # libwebp leaves out a frame that it cannot read
         raise Rejected("damaged-image")
     if image.height != image.get_page_height():
-        picture = probe_frames(source, image, load_some=lambda pages: load(n=pages))
-        return replace(picture, has_alpha=_says_alpha(source.fd))
+        picture = probe_frames(source, image, load_pages=lambda pages: load(n=pages))
+        return replace(picture, has_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
     source.admit(width, height)
     scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
     if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
         image = load(scale=scale)
-    return picture_of(image, width, height)
+    return decode_picture(image, width, height)
 
 
-def open_original(source: Source, which: Frames) -> Original:
+def open_original(source: Source, selection: FrameSelection) -> Original:
     pages = _count_frames(source.fd)
     source.admit(1, 1, pages)
     load = _loader(source)
     image = load()
     if pages > 1:
-        return open_frames(source, image, load, which, pages=pages, keeps_alpha=_says_alpha(source.fd))
+        return open_frames(source, image, load, selection, pages=pages, keeps_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
     source.admit(width, height)
 
     def load_scaled(scale: float) -> pyvips.Image:
-        # libwebp scales by averages, which keep all that is needed at twice the size.
+        # libwebp scales by averages. At twice the size no detail that is needed is lost.
         return load(scale=2 * scale) if scale < 0.25 and min(width, height) * scale >= 1 else image
 
-    return original_of(image, load=load_scaled)
+    return original_from(image, load=load_scaled)
 
 
 def _loader(source: Source) -> Callable[..., pyvips.Image]:
-    return partial(source.decode, pyvips.Image.webpload_source, fail_on="truncated", access="sequential")
+    return partial(source.load, pyvips.Image.webpload_source, fail_on="truncated", access="sequential")
 
 
 def _count_frames(fd: int) -> int:
-    """Frames of a WebP; 1 where it is no animation. libwebp's own count takes a time that grows with their square."""
+    """Returns the number of frames, 1 for a still picture. libwebp counts them itself in quadratic time."""
     head = os.pread(fd, 21, 0)
     if head[12:16] != b"VP8X" or len(head) < 21 or not head[20] & 0x02:
         return 1
@@ -67,13 +74,16 @@ def _count_frames(fd: int) -> int:
     for number, (kind, start, _) in enumerate(chunks(partial(os.pread, fd))):
         if number == MAX_CHUNKS:
             raise Rejected("damaged-image")
-        if start > end:  # what lies behind the picture is none of it
+        if start > end:  # whatever follows the picture does not belong to it
             break
         frames += kind == b"ANMF"
     return frames
 
 
-def _says_alpha(fd: int) -> bool:
-    """The flag of an extended WebP. libvips gives every animation an alpha band."""
+def _declares_alpha(fd: int) -> bool:
+    """Returns the flag of an extended WebP. libvips gives every animation an alpha band."""
     head = os.pread(fd, 21, 0)
     return head[12:16] == b"VP8X" and bool(head[20] & 0x10)
+
+
+FORMAT = Format("webp", ("WebpSource", "WebpBuffer"), probe, open_original, blank_webp)

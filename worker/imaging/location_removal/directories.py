@@ -1,140 +1,128 @@
-"""Places in the directories of a TIFF structure: that of EXIF, or a TIFF or BigTIFF file."""
+"""Locations in the directories of a TIFF structure: of EXIF, or of a TIFF or BigTIFF file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-from worker.imaging.containers.tiff import LAYOUTS, Layout
-from worker.imaging.exif import TYPES
+from worker.imaging.containers.tiff import VALUE_BYTES, Directory, Entry, Layout, read_directory, read_header
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, INTEROP_IFD
 from worker.imaging.location_removal.regions import Region, Unreadable
 
 _SUB_IFDS = 0x014A
 _DIRECTORIES = frozenset({EXIF_IFD, INTEROP_IFD, _SUB_IFDS})
-# GeoTIFF 1.1: pixel scale, tie points (twice), transformation, keys and the keys' numbers and texts.
+# GeoTIFF 1.1: pixel scale, tie points (twice), transformation, and the keys with their numbers and texts.
 _GEO_TIFF = frozenset({0x830E, 0x8482, 0x8480, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
-_SIZES = {kind: size for kind, (size, _) in TYPES.items()}
 # The standard ends at 0x1F.
-_LAST_GPS_TAG = 0xFF
-# No value of a place is longer, and what says so may reach over all of the file.
-_MOST_VALUE_BYTES = 65_536
+_MAX_GPS_TAG = 0xFF
+# No value of a location is longer. A hostile one may claim to cover the file.
+_MAX_VALUE_BYTES = 65_536
 
 Blankers = Mapping[int, Callable[[Region], None]]
 
 
 def blank_directories(region: Region, blankers: Blankers) -> None:
-    """Take GPS directories and GeoTIFF tags out, with their values; `blankers` look into values of other tags.
+    """Removes GPS directories and GeoTIFF tags with their values; `blankers` handle the values of other tags.
 
-    An entry that goes leaves no gap: those behind it move up, so that every reader finds a sound directory that never
-    had it. Values stay where they are, since maker notes hold offsets of their own. In a file whose maker laid a place
-    over something else on purpose, that goes as well.
+    Entries after a removed one move up, so that every reader finds a sound directory that never had it. Values stay
+    where they are, since maker notes have offsets of their own. If a file places a location over something else on
+    purpose, that is removed as well.
     """
-    head = region.read(0, 16)
-    layout = LAYOUTS.get(head[:4])
-    if layout is None:
+    header = read_header(region.read)
+    if header is None:
         return
-    pending, seen, places = [layout.first(head)], {0}, []
+    layout, first = header
+    pending, seen, gps = [first], {0}, []
     while pending:
         at = pending.pop()
         if at in seen:
             continue
         seen.add(at)
         with suppress(Unreadable):
-            found = _blank_directory(region, layout, at, blankers)
-            pending += found.directories
-            places += found.places
-    for at in places:
-        if at not in seen:  # what is another directory too has to stay readable
+            pointers = _blank_directory(region, layout, at, blankers)
+            pending += pointers.directories
+            gps += pointers.gps
+    for at in gps:
+        if at not in seen:  # a GPS directory that is another directory too has to stay readable
             seen.add(at)
             with suppress(Unreadable):
-                _blank_places(region, layout, at)
+                _blank_gps(region, layout, at)
 
 
-class _Entry(NamedTuple):
-    tag: int
-    kind: int
-    values: int
-    field: bytes
+@dataclass(frozen=True, slots=True)
+class _Pointers:
+    """Offsets of directories."""
+
+    directories: list[int] = field(default_factory=list)
+    gps: list[int] = field(default_factory=list)
 
 
-class _Found(NamedTuple):
-    directories: list[int]
-    places: list[int]
+def _read_directory(region: Region, layout: Layout, at: int) -> Directory:
+    directory = read_directory(region.read, layout, at, max_entries=region.copy.steps_left)
+    region.copy.step(1 + len(directory.entries))
+    return directory
 
 
-def _entries(region: Region, layout: Layout, at: int) -> Iterator[_Entry]:
-    """Those that lie in the region."""
-    counted = region.number(at, layout.count, layout.order)
-    start = at + layout.count
-    whole = min(counted, (region.size - start) // layout.entry)
-    region.copy.step(1 + whole)
-    table = region.read(start, whole * layout.entry)
-    yield from map(_Entry._make, layout.packed.iter_unpack(table))
-
-
-def _blank_directory(region: Region, layout: Layout, at: int, blankers: Blankers) -> _Found:
-    counted = region.number(at, layout.count, layout.order)
-    found = _Found([], [])
-    kept, gone = [], 0
-    for entry in _entries(region, layout, at):
+def _blank_directory(region: Region, layout: Layout, at: int, blankers: Blankers) -> _Pointers:
+    directory = _read_directory(region, layout, at)
+    pointers = _Pointers()
+    remaining: list[bytes] = []
+    for entry in directory.entries:
         if entry.tag == GPS_IFD:
-            found.places.append(layout.offset(entry.kind, entry.field))
-            gone += 1
+            pointers.gps.append(layout.pointer(entry))
         elif entry.tag in _GEO_TIFF:
             _blank_value(region, layout, entry)
-            gone += 1
         else:
-            kept.append(layout.packed.pack(*entry))
+            remaining.append(layout.pack(entry))
             with suppress(Unreadable):
                 if entry.tag in _DIRECTORIES:
-                    found.directories.extend(_offsets(region, layout, entry))
+                    pointers.directories.extend(_read_offsets(region, layout, entry))
                 elif entry.tag in blankers:
                     blankers[entry.tag](_outer_value(region, layout, entry))
-    end = at + layout.count + (len(kept) + gone) * layout.entry
-    following = region.read(end, layout.word) if len(kept) + gone == counted else b""
-    if len(following) == layout.word:
-        found.directories.append(layout.number(following))
-    if gone:
-        region.put(at, (counted - gone).to_bytes(layout.count, layout.order))
-        region.put(at + layout.count, b"".join(kept) + following + bytes(gone * layout.entry))
-    return found
+    following = b""
+    if directory.following is not None:
+        pointers.directories.append(directory.following)
+        following = directory.following.to_bytes(layout.offset_bytes, layout.order)
+    removed = len(directory.entries) - len(remaining)
+    if removed:
+        region.write((directory.entry_count - removed).to_bytes(layout.count_bytes, layout.order), at)
+        region.write(b"".join(remaining) + following + bytes(removed * layout.entry_bytes), directory.start)
+    return pointers
 
 
-def _outer_value(region: Region, layout: Layout, entry: _Entry) -> Region:
-    """What does not fit into the entry; else nothing."""
-    size = _SIZES.get(entry.kind, 0) * entry.values
-    if size <= layout.word:
+def _outer_value(region: Region, layout: Layout, entry: Entry) -> Region:
+    """Returns the part of the region that has the value; an empty one if the value is in the entry."""
+    if entry.size <= layout.offset_bytes:
         return region.part(0, 0)
-    return region.part(layout.number(entry.field), size)
+    return region.part(layout.number(entry.field), entry.size)
 
 
-def _offsets(region: Region, layout: Layout, entry: _Entry) -> list[int]:
-    """One, or those of several sub-directories."""
+def _read_offsets(region: Region, layout: Layout, entry: Entry) -> list[int]:
+    """Returns the offset of a directory, or of several sub-directories."""
     outer = _outer_value(region, layout, entry)
-    if not outer.size and entry.values == 1:
-        return [layout.offset(entry.kind, entry.field)]
-    words, size = outer.read(0, outer.size) or entry.field, _SIZES.get(entry.kind, layout.word)
-    region.copy.step(len(words) // size)
-    return [layout.number(words[at : at + size]) for at in range(0, len(words), size)]
+    if not outer.size and entry.value_count == 1:
+        return [layout.pointer(entry)]
+    data, size = outer.read_all() or entry.field, VALUE_BYTES.get(entry.kind, layout.offset_bytes)
+    region.copy.step(len(data) // size)
+    return [layout.number(data[at : at + size]) for at in range(0, len(data), size)]
 
 
-def _blank_value(region: Region, layout: Layout, entry: _Entry) -> None:
+def _blank_value(region: Region, layout: Layout, entry: Entry) -> None:
     value = _outer_value(region, layout, entry)
-    value.fill(0, min(value.size, _MOST_VALUE_BYTES))
+    value.fill(0, min(value.size, _MAX_VALUE_BYTES))
 
 
-def _blank_places(region: Region, layout: Layout, at: int) -> None:
-    """Nothing is left of a GPS directory but zeros. What is no tag of one stays: the pointer may have been wrong."""
-    place = at + layout.count
-    blanked = False
-    for entry in _entries(region, layout, at):
-        if entry.tag <= _LAST_GPS_TAG and entry.kind in _SIZES:
+def _blank_gps(region: Region, layout: Layout, at: int) -> None:
+    """Overwrites a GPS directory by zeros, but no entry with another tag: the pointer may have been wrong."""
+    directory = _read_directory(region, layout, at)
+    end = directory.start + len(directory.entries) * layout.entry_bytes
+    is_blank = False
+    for entry_at, entry in zip(range(directory.start, end, layout.entry_bytes), directory.entries, strict=True):
+        if entry.tag <= _MAX_GPS_TAG and entry.kind in VALUE_BYTES:
             _blank_value(region, layout, entry)
-            region.fill(place, layout.entry)
-            blanked = True
-        place += layout.entry
-    if blanked:
-        region.fill(at, layout.count)
-        region.fill(place, layout.word)
+            region.fill(entry_at, layout.entry_bytes)
+            is_blank = True
+    if is_blank:
+        region.fill(at, layout.count_bytes)
+        region.fill(end, layout.offset_bytes)

@@ -1,4 +1,4 @@
-"""Places in a GIF: the application extension that holds XMP."""
+"""Locations in a GIF: the application extension that holds XMP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from worker.imaging.location_removal.regions import Copy
 from worker.imaging.location_removal.xmp import blank_xmp
 
 _XMP_HEAD = b"\x21\xff\x0bXMP DataXMP"
-# The XMP specification (part 3) writes the packet as it is, so that its letters are taken for lengths of blocks, and
-# behind it what leads to the end from wherever the last of them does.
+# The packet is written as it is, so that decoders take its characters for lengths of blocks. This trailer leads them to
+# the end of the extension from wherever the last of these blocks ends (XMP specification, part 3, 1.1.2).
 _TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 
@@ -19,11 +19,11 @@ def blank_gif(copy: Copy) -> None:
         for start, end in blocks(copy.data):
             copy.step()
             if copy.read(len(_XMP_HEAD), start) == _XMP_HEAD:
-                blank_xmp(copy.region(*_pieces(copy, start + len(_XMP_HEAD), end)))
+                blank_xmp(copy.region(*_packet_pieces(copy, start + len(_XMP_HEAD), end)))
 
 
-def _pieces(copy: Copy, start: int, end: int) -> list[tuple[int, int]]:
-    """Where the packet lies in the blocks between these places."""
+def _packet_pieces(copy: Copy, start: int, end: int) -> list[tuple[int, int]]:
+    """Returns start and end of each piece of the packet in the blocks between these offsets."""
     if copy.read(len(_TRAILER), end - len(_TRAILER)) == _TRAILER:
         return [(start, end - len(_TRAILER))]
     pieces, at = [], start

@@ -1,4 +1,4 @@
-"""A private copy of a file, and stretches of it that read as one although they may lie in pieces."""
+"""A private copy of a file, and regions of it that read as one although they may consist of pieces."""
 
 from __future__ import annotations
 
@@ -8,51 +8,54 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
-from worker.imaging.containers.tiff import MAX_ENTRIES, Order
+from worker.imaging.containers.tiff import MAX_ENTRIES
 
-_MOST_STEPS = MAX_ENTRIES
-# Bytes looked at, for each of the file's: a file is read about once, except by structures that lie on each other.
-_MOST_READINGS = 4
-_LEAST_BYTES = 20_000_000
+_MAX_STEPS = MAX_ENTRIES
+# Bytes that may be read and written. A file is read about once; only overlapping structures are read again and again.
+_READ_FACTOR = 4
+_MIN_BYTES = 20_000_000
 
 
 class Unreadable(Exception):
-    """A structure goes on where its bytes do not, or took all the work that a file is worth."""
+    """A structure goes on after its bytes end, or took all the work that the file is worth."""
 
 
 class Patch(NamedTuple):
-    """Bytes to put at an offset of a file in place of as many that are there."""
+    """Bytes that replace as many bytes at an offset of a file."""
 
     offset: int
     data: bytes
 
 
 class Copy:
-    """The bytes of a file, to be changed in place; the file itself is not. Patches are what it differs in."""
+    """The bytes of a file, which are changed in this copy only; the patches are the difference.
+
+    It accounts for all work, so that a file cannot cause more than its size is worth.
+    """
 
     def __init__(self, data: mmap.mmap | bytearray) -> None:
         self.data = data
         self.size = len(data)
+        self.steps_left = _MAX_STEPS
+        self._bytes_left = _MIN_BYTES + _READ_FACTOR * self.size
         self._written: list[tuple[int, int]] = []
-        self._steps_left = _MOST_STEPS
-        self._bytes_left = _LEAST_BYTES + _MOST_READINGS * self.size
 
     def read(self, size: int, at: int) -> bytes:
-        """Fewer bytes at the end of the file."""
+        """Returns fewer bytes at the end of the file."""
         return bytes(self.data[at : at + size])
 
     def region(self, *pieces: tuple[int, int]) -> Region:
-        """Of pairs of start and end, as far as they lie in the file."""
+        """Returns the region of these pairs of start and end, clipped to the file."""
         return Region(self, ((max(0, start), min(end, self.size)) for start, end in pieces))
 
     def step(self, steps: int = 1) -> None:
-        """Account for entries, segments or chunks. Raises Unreadable when a file has too many of them."""
-        self._steps_left -= steps
-        if self._steps_left < 0:
+        """Accounts for entries, segments or chunks. Raises Unreadable if the file has too many of them."""
+        self.steps_left -= steps
+        if self.steps_left < 0:
             raise Unreadable
 
     def spend(self, size: int) -> None:
-        """Account for bytes that are read or written. Raises Unreadable when they are too many for the file."""
+        """Accounts for bytes that are read or written. Raises Unreadable if they are too many for the file."""
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise Unreadable
@@ -63,12 +66,12 @@ class Copy:
             self._written.append((at, at + len(data)))
 
     @property
-    def changed(self) -> int:
-        """How many times something was written that was not there."""
+    def changes(self) -> int:
+        """The number of writes that changed a byte."""
         return len(self._written)
 
     def patches(self) -> list[Patch]:
-        """In the order of the file; no two overlap."""
+        """Returns the changes in the order of the file, without overlaps."""
         merged: list[tuple[int, int]] = []
         for start, end in sorted(self._written):
             if merged and start <= merged[-1][1]:
@@ -79,48 +82,51 @@ class Copy:
 
 
 class Region:
-    """Its offsets start at 0 and go on over its pieces."""
+    """Bytes of a copy. Offsets start at 0 and continue over the pieces."""
 
     def __init__(self, copy: Copy, pieces: Iterable[tuple[int, int]]) -> None:
         self.copy = copy
-        self.pieces = [(start, end) for start, end in pieces if start < end]
-        self._ends = list(accumulate(end - start for start, end in self.pieces))
+        self._pieces = [(start, end) for start, end in pieces if start < end]
+        self._ends = list(accumulate(end - start for start, end in self._pieces))
         self.size = self._ends[-1] if self._ends else 0
 
-    def read(self, at: int, size: int) -> bytes:
-        """Fewer bytes at the end of the region."""
-        pieces = list(self._within(at, size))
+    def read(self, size: int, at: int) -> bytes:
+        """Returns fewer bytes at the end of the region."""
+        pieces = list(self._pieces_within(at, size))
         self.copy.spend(sum(end - start for start, end in pieces))
         return b"".join(self.copy.read(end - start, start) for start, end in pieces)
 
-    def number(self, at: int, size: int, order: Order = "big") -> int:
-        """Raises Unreadable where it does not lie in the region."""
-        data = self.read(at, size)
+    def read_all(self) -> bytes:
+        return self.read(self.size, 0)
+
+    def number(self, size: int, at: int) -> int:
+        """Returns a big-endian number. Raises Unreadable if it is not within the region."""
+        data = self.read(size, at)
         if len(data) < size:
             raise Unreadable
-        return int.from_bytes(data, order)
+        return int.from_bytes(data)
 
-    def put(self, at: int, data: bytes) -> None:
-        """What goes beyond the region is left out."""
+    def write(self, data: bytes, at: int) -> None:
+        """Leaves out what exceeds the region."""
         self.copy.spend(len(data))
-        for start, end in self._within(at, len(data)):
+        for start, end in self._pieces_within(at, len(data)):
             self.copy.write(start, data[: end - start])
             data = data[end - start :]
 
     def fill(self, at: int, size: int, byte: bytes = b"\0") -> None:
-        self.put(at, byte * max(0, min(size, self.size - at)))
+        self.write(byte * max(0, min(size, self.size - at)), at)
 
     def part(self, at: int, size: int) -> Region:
-        """As far as it lies in the region."""
-        return Region(self.copy, self._within(at, size))
+        """Returns the region from an offset on, clipped to this region."""
+        return Region(self.copy, self._pieces_within(at, size))
 
-    def _within(self, at: int, size: int) -> Iterator[tuple[int, int]]:
-        """Where that lies in the file."""
+    def _pieces_within(self, at: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yields start and end, in the file, of the pieces of a part. Raises Unreadable at a negative offset."""
         if at < 0:
             raise Unreadable
         number = bisect_right(self._ends, at)
-        while size > 0 and number < len(self.pieces):
-            start, end = self.pieces[number]
+        while size > 0 and number < len(self._pieces):
+            start, end = self._pieces[number]
             start = end - (self._ends[number] - at)
             end = min(end, start + size)
             yield start, end

@@ -1,4 +1,4 @@
-"""Places in a WebP: EXIF and XMP in chunks of the names."""
+"""Locations in a WebP: the chunks `EXIF` and `XMP `."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eight ways to lay a picture down again on its grid of pixels, and where a frame lay before."""
+"""The eight turns of a picture by rotating and mirroring, which are the orientations of EXIF."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from service.renditions.transformation import Transformation
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Columns become rows first, then left to right and top to bottom are mirrored."""
+    """First exchanges rows and columns (`swap`), then mirrors left and right, and top and bottom."""
 
     swap: bool = False
     mirror_x: bool = False
     mirror_y: bool = False
 
     def then(self, later: Turn) -> Turn:
+        """Returns the turn that does this one first, and `later` afterwards."""
         x, y = (self.mirror_y, self.mirror_x) if later.swap else (self.mirror_x, self.mirror_y)
         return Turn(self.swap != later.swap, x != later.mirror_x, y != later.mirror_y)
 
     def size(self, size: Size) -> Size:
-        """What comes out. What went in is the same of what came out."""
+        """Returns the turned size; and for a turned size, the size before the turn."""
         return Size(size.height, size.width) if self.swap else size
 
     def origin(self, place: Place, size: Size, outer: Size) -> Place:
-        """Where a frame of this size that lies there on the outcome, of the size `outer`, lay on what went in."""
+        """Returns where a part of the turned picture was before the turn.
+
+        The part has this size and is at `place` of the turned picture, whose size is `outer`.
+        """
         left = outer.width - place.left - size.width if self.mirror_x else place.left
         top = outer.height - place.top - size.height if self.mirror_y else place.top
         return Place(top, left) if self.swap else Place(left, top)
 
     def apply(self, image: pyvips.Image) -> pyvips.Image:
-        """Of an image in memory: a file that is read once cannot be read by columns."""
-        # A quarter turn to the right is a swap and a mirror.
+        """Turns an image in memory: a file that is read sequentially cannot be read by columns."""
+        # `rot90` turns clockwise, which is a swap and a mirror.
         mirror_x = self.mirror_x != self.swap
         if self.swap:
             image = image.rot90()
@@ -45,7 +49,7 @@ class Turn:
         return image.flipver() if self.mirror_y else image
 
 
-# By the orientation of EXIF and by clockwise degrees.
+# By EXIF orientation, and by degrees clockwise.
 _UPRIGHT = {
     1: Turn(),
     2: Turn(mirror_x=True),
@@ -60,8 +64,10 @@ _ROTATED = {0: _UPRIGHT[1], 90: _UPRIGHT[6], 180: _UPRIGHT[3], 270: _UPRIGHT[8]}
 
 
 def upright(orientation: int) -> Turn:
+    """Returns the turn that makes a picture of this EXIF orientation upright."""
     return _UPRIGHT[orientation]
 
 
-def asked_turn(asked: Transformation) -> Turn:
-    return _ROTATED[asked.rotate].then(Turn(mirror_x=asked.flop, mirror_y=asked.flip))
+def requested_turn(transformation: Transformation) -> Turn:
+    """Returns the turn of the parameters: rotate first, then flop and flip."""
+    return _ROTATED[transformation.rotate].then(Turn(mirror_x=transformation.flop, mirror_y=transformation.flip))

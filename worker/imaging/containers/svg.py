@@ -1,4 +1,4 @@
-"""The document of an SVG file, which may be packed and in any encoding that XML declares (XML 1.0, appendix F)."""
+"""The document of an SVG file: compressed or not, in any encoding that XML declares (XML 1.0, appendix F)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from xml.parsers import expat
 from service.images.probe import Rejected
 
 GZIP_MAGIC = b"\x1f\x8b"
-# A packed document may be as large as an upload of one that is not, by default.
+# The default limit of an upload, so that a compressed document may be as large as one that is not.
 MAX_DOCUMENT_BYTES = 50_000_000
 # Comments, declarations and whitespace in front of the root element.
 _MAX_PROLOGUE_BYTES = 4_000_000
-_PIECE_BYTES = 64_000
+_CHUNK_BYTES = 64_000
 
 _SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 _SPACES = b" \t\r\n"
-# The longer marks first: UTF-32's begins with UTF-16's.
-_MARKS = (
+# UTF-32 first, because its mark starts with the mark of UTF-16.
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -30,38 +30,44 @@ _MARKS = (
 )
 _DECLARED = re.compile(rb"""<\?xml\s[^>]{0,200}?\bencoding\s*=\s*["']([A-Za-z][\w.-]{0,40})["']""")
 _DECLARATION = re.compile(r"\s*<\?xml\s.*?\?>", re.DOTALL)
-# Codecs that are no encodings of documents; some take a time that grows with the square of the length.
-_NO_ENCODINGS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined"})
+# Codecs that no document uses; some take quadratic time.
+_REFUSED_ENCODINGS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined"})
 START_TAG = re.compile(rb"""<[^\s/>"']+(?:[^<>"']++|"[^"]*+"|'[^']*+')*+>""")
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The root element: its attributes, and where its start tag lies in the document."""
+    """The root element: its attributes, and start and end of its start tag in the document."""
 
     attributes: dict[str, str]
     start: int
     end: int
 
 
-def unpack(data: bytes) -> bytes:
-    """Raises Rejected for packed data that are cut, damaged, or larger than MAX_DOCUMENT_BYTES."""
+def decompress(data: bytes) -> bytes:
+    """Returns the document of a file, which may be compressed by gzip.
+
+    Raises Rejected if compressed data are truncated, damaged, or have more than MAX_DOCUMENT_BYTES.
+    """
     if not data.startswith(GZIP_MAGIC):
         return data
-    unpacker = zlib.decompressobj(wbits=31)
+    inflater = zlib.decompressobj(wbits=31)
     try:
-        document = unpacker.decompress(data, MAX_DOCUMENT_BYTES + 1)
+        document = inflater.decompress(data, MAX_DOCUMENT_BYTES + 1)
     except zlib.error as error:
         raise Rejected("damaged-image") from error
     if len(document) > MAX_DOCUMENT_BYTES:
         raise Rejected("too-many-pixels")
-    if not unpacker.eof:
+    if not inflater.eof:
         raise Rejected("damaged-image")
     return document
 
 
 def to_utf8(document: bytes) -> bytes:
-    """The document in UTF-8, without a declaration of another encoding. Raises Rejected if it is not in its own."""
+    """Returns the document in UTF-8, without a declaration of another encoding.
+
+    Raises Rejected if the document is not in the encoding that it declares.
+    """
     encoding = encoding_of(document)
     if encoding is None:
         return document
@@ -79,8 +85,8 @@ def _without_declaration(text: str) -> str:
 
 
 def encoding_of(head: bytes) -> str | None:
-    """The name of a codec, by the first bytes of a document; None if it is UTF-8 and says nothing else."""
-    for mark, name in _MARKS:
+    """Returns the name of a document's codec, by its first bytes; None for UTF-8."""
+    for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     for width, name in ((4, "utf-32"), (2, "utf-16")):
@@ -96,22 +102,25 @@ def encoding_of(head: bytes) -> str | None:
         name = codecs.lookup(name).name
     if name == "utf-8":
         return None
-    # What was read is ASCII: it is not in UTF-16, whatever it says.
+    # The declaration was read as ASCII, so the document is not in UTF-16, whatever it declares.
     known = _is_known(name) and not name.startswith(("utf-16", "utf-32"))
     return name if known else "utf-8"
 
 
 def _is_known(name: str) -> bool:
-    try:
-        return codecs.lookup(name)._is_text_encoding and name not in _NO_ENCODINGS
-    except LookupError:
+    if name in _REFUSED_ENCODINGS:
         return False
+    try:
+        "".encode(name)
+    except LookupError:  # no codec, or one that encodes no text, such as base64
+        return False
+    return True
 
 
 def is_svg(fd: int) -> bool:
     """Whether the root element of a file is svg, in its namespace or in none, as an XML parser sees it.
 
-    Reads no further than that, and no more than 4 MB.
+    Reads at most 4 MB.
     """
     head = os.pread(fd, _MAX_PROLOGUE_BYTES, 0)
     if head.startswith(GZIP_MAGIC):
@@ -129,23 +138,23 @@ def is_svg(fd: int) -> bool:
 
 
 class _Reached(Exception):
-    """The parser is at the root element."""
+    """The parser has reached the root element."""
 
 
 def _root_name(head: bytes) -> str:
-    """Its namespace, a space and its name; "" if there is none."""
+    """Returns the namespace of the root element, a space, and its name; "" if there is none."""
     name = ""
 
-    def note(element: str, _: dict[str, str]) -> None:
+    def on_start(element: str, _: dict[str, str]) -> None:
         nonlocal name
         name = element
         raise _Reached
 
     parser = expat.ParserCreate("utf-8", " ")
-    parser.StartElementHandler = note
+    parser.StartElementHandler = on_start
     with suppress(_Reached, expat.ExpatError, ValueError):
-        for at in range(0, len(head), _PIECE_BYTES):
-            parser.Parse(head[at : at + _PIECE_BYTES], False)
+        for at in range(0, len(head), _CHUNK_BYTES):
+            parser.Parse(head[at : at + _CHUNK_BYTES], False)
     return name
 
 
@@ -153,7 +162,7 @@ def read_root(document: bytes) -> Root:
     """Raises Rejected if no root element can be read."""
     root: Root | None = None
 
-    def note(_: str, attributes: dict[str, str]) -> None:
+    def on_start(_: str, attributes: dict[str, str]) -> None:
         nonlocal root
         tag = START_TAG.match(document, parser.CurrentByteIndex)
         if tag is not None:
@@ -161,11 +170,11 @@ def read_root(document: bytes) -> Root:
         raise _Reached
 
     parser = expat.ParserCreate("utf-8")
-    parser.StartElementHandler = note
+    parser.StartElementHandler = on_start
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
     with suppress(_Reached, expat.ExpatError, ValueError):
-        for at in range(0, len(document), _PIECE_BYTES):
-            parser.Parse(document[at : at + _PIECE_BYTES], False)
+        for at in range(0, len(document), _CHUNK_BYTES):
+            parser.Parse(document[at : at + _CHUNK_BYTES], False)
     if root is None:
         raise Rejected("damaged-image")
     return root

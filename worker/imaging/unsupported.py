@@ -1,12 +1,12 @@
-"""Names of the kinds of file that people send and that no decoder here reads, by their first bytes."""
+"""Names of the file types that people send and that no decoder here reads, by their first bytes."""
 
 from __future__ import annotations
 
 import re
 
-from worker.imaging.containers.tiff import Contents
+from worker.imaging.containers.tiff_contents import Contents
 
-# Offset, bytes and name. The first that fits counts.
+# Offset, bytes and name. The first match counts.
 _MAGIC = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
@@ -45,7 +45,7 @@ _MAGIC = (
     (0, b"OggS", "Ogg"),
     (0, b"PK\3\4", "ZIP archive"),
 )
-# The container of HEIF holds other codecs and films as well (ISO/IEC 14496-12).
+# The container of HEIF is also that of other codecs and of videos (ISO/IEC 14496-12).
 _MAX_BRANDS_BYTES = 256
 _BRANDS = {
     b"crx ": "raw camera file (CR3)",
@@ -63,7 +63,7 @@ _BRANDS = {
     b"qt  ": "QuickTime video",
 }
 _HEIF_BRANDS = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
-# By the types of the items that hold coded pixels.
+# Codecs by the types of items with coded pixels.
 CODECS = {
     b"hvc1": "HEVC",
     b"lhv1": "layered HEVC",
@@ -79,15 +79,15 @@ CODECS = {
 
 
 def name_kind(head: bytes) -> str | None:
-    """What a file is that starts with `head`, in the words of a message to the client; None if it is unknown."""
+    """Returns the type of a file that starts with `head`, for a message to the client; None if it is unknown."""
     for at, magic, name in _MAGIC:
         if head.startswith(magic, at):
             return name
-    return _name_brand(head) if head[4:8] == b"ftyp" else _name_loosely(head)
+    return _name_brand(head) if head[4:8] == b"ftyp" else _name_by_pattern(head)
 
 
-def _name_loosely(head: bytes) -> str | None:
-    """By more than some bytes at a place, which would be too few to be sure."""
+def _name_by_pattern(head: bytes) -> str | None:
+    """For types whose fixed bytes are too few to be sure."""
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "AVI video"
     if _ICON.match(head):
@@ -101,7 +101,7 @@ def _name_loosely(head: bytes) -> str | None:
     return "HTML page" if _HTML.match(head) else None
 
 
-# The number of pictures distinguishes it from a TGA, whose colour map has no entries.
+# An icon has at least one picture at the place where a TGA has no entries of a colour map.
 _ICON = re.compile(rb"\0\0[\1\2]\0[^\0]\0")
 _TGA = re.compile(rb"\0\0[\2\3\n\v]\0{5}.{8}[\x08\x0f\x10\x18\x20]", re.DOTALL)
 _PNM = re.compile(rb"P[1-7fF][\s#]")
@@ -110,7 +110,7 @@ _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40
 
 
 def _name_brand(head: bytes) -> str | None:
-    """None if the file ends before its brands do."""
+    """Returns None if the file ends before its brands do."""
     if len(head) < min(int.from_bytes(head[:4]), _MAX_BRANDS_BYTES):
         return None
     size = min(int.from_bytes(head[:4]), len(head))
@@ -120,11 +120,11 @@ def _name_brand(head: bytes) -> str | None:
             return _BRANDS[brand]
     if _HEIF_BRANDS.isdisjoint(brands):
         return "MP4 video"
-    coded = next((codec for item, codec in CODECS.items() if item in head), None)
-    return "HEIF without a picture" if coded is None else f"HEIF with {coded}"
+    codec = next((name for item, name in CODECS.items() if item in head), None)
+    return "HEIF without a picture" if codec is None else f"HEIF with {codec}"
 
 
-# What libvips's libtiff decodes: none, CCITT, LZW, JPEG, Deflate, PackBits, NeXT, ThunderScan, SGI Log, WebP.
+# Decoded by libvips's libtiff: none, CCITT, LZW, JPEG, Deflate, PackBits, NeXT, ThunderScan, SGI Log, WebP.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32766, 32771, 32773, 32809, 32946, 34676, 34677, 50001})
 _COMPRESSION_NAMES = {
     6: "old-style JPEG",
@@ -150,12 +150,12 @@ _COMPRESSION_NAMES = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-# Samples of a sensor: one colour each, or linear.
+# Samples of a sensor (CFA), and LinearRaw.
 _RAW_PHOTOMETRICS = frozenset({32803, 34892})
 
 
 def name_tiff(head: bytes, contents: Contents) -> str | None:
-    """What a TIFF is that libtiff does not decode, or of which it shows a small copy; None for others."""
+    """Returns the type of a TIFF that libtiff does not decode, or of which it shows a small copy; None for others."""
     if head[8:10] == b"CR":
         return "raw camera file (CR2)"
     if contents.photometrics & _RAW_PHOTOMETRICS:

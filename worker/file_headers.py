@@ -1,0 +1,189 @@
+"""What the first bytes of a file say: which of the eight formats it is, and its width and height.
+
+Plain Python without a decoder, so that parent processes may use it: the sandbox checks a child's findings with it. It
+does not use the walkers of `worker.imaging.containers`: a parent process never loads `worker.imaging`, and a check
+takes a few small reads, whatever the file is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+# Returns up to `size` bytes (first parameter) from an offset (second), and fewer at the end of the file, like os.pread.
+Read: TypeAlias = Callable[[int, int], bytes]
+
+HEAD_BYTES = 4096
+
+# Offsets of BigTIFF have 64 bits. No file reaches so far, and os.pread raises OverflowError from 1 << 63 on.
+_MAX_OFFSET = 1 << 62
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),  # BigTIFF
+    (b"MM\0+", "tiff"),
+)
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_ANY_CODEC_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
+
+# Bytes of a PNG, GIF or WebP that include its width and height.
+_SIZE_BYTES = 30
+# Segments before the start of frame. A camera writes about 10.
+_MAX_SEGMENTS = 100
+# SOF0 to SOF15, without DHT, JPG and DAC (ITU-T T.81, table B.1).
+SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_SOS, _EOI, _FILL = 0xDA, 0xD9, 0xFF
+_MIN_MARKER = 0xC0
+_ISPE = re.compile(rb"ispe(?=.{4}(.{4})(.{4}))", re.DOTALL)
+
+
+class JpegFrame(NamedTuple):
+    """`marker` is the second byte of the start of frame: 0xC0 is baseline."""
+
+    marker: int
+    width: int
+    height: int
+
+
+def bytes_reader(data: bytes) -> Read:
+    return lambda size, at: data[at : at + size]
+
+
+def file_reader(fd: int) -> Read:
+    """Like os.pread, but at any offset: returns nothing from where no file reaches."""
+    return lambda size, at: os.pread(fd, size, at) if at <= _MAX_OFFSET else b""
+
+
+def sniff(head: bytes) -> str | None:
+    """Returns the format of a file that starts with `head` (its first HEAD_BYTES), a key of `MIME_TYPES`, or None."""
+    for magic, format_name in _MAGIC:
+        if head.startswith(magic):
+            return format_name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        return _sniff_heif(head)
+    return "svg" if _starts_svg(head) else None
+
+
+def _sniff_heif(head: bytes) -> str | None:
+    """AVIF or HEIC by brand. Brands like `mif1` name no codec: then the item types in the header decide."""
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12]} | {head[i : i + 4] for i in range(16, size - 3, 4)}
+    avif, heic = bool(brands & _AVIF_BRANDS), bool(brands & _HEIC_BRANDS)
+    if avif != heic:
+        return "avif" if avif else "heic"
+    if not avif and not brands & _ANY_CODEC_BRANDS:
+        return None
+    av1, hevc = head.find(b"av01"), head.find(b"hvc1")
+    if av1 == hevc == -1:
+        return None
+    return "avif" if hevc == -1 or -1 < av1 < hevc else "heic"
+
+
+def _starts_svg(head: bytes) -> bool:
+    """Whether the root element is svg, after any byte order mark, declarations and comments."""
+    i = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    while True:
+        while i < len(head) and head[i] in b" \t\r\n":
+            i += 1
+        if head.startswith(b"<!--", i):
+            i = _after(head, b"-->", i)
+        elif head.startswith(b"<?", i):
+            i = _after(head, b"?>", i)
+        elif head[i : i + 9].upper() == b"<!DOCTYPE":
+            subset, close = head.find(b"[", i), head.find(b">", i)
+            i = _after(head, b">", _after(head, b"]", subset)) if -1 < subset < close else _after(head, b">", i)
+        else:
+            return _SVG_ROOT.match(head, i) is not None
+
+
+def _after(head: bytes, mark: bytes, start: int) -> int:
+    """Returns the offset after the next `mark`, or the end of `head` if there is none."""
+    at = head.find(mark, start)
+    return len(head) if at == -1 else at + len(mark)
+
+
+def read_size(format_name: str, read: Read) -> tuple[int, int] | None:
+    """Returns width and height as stored.
+
+    None if the format has no fixed place for them, or if they are missing or 0.
+    """
+    try:
+        match format_name:
+            case "jpeg":
+                frame = jpeg_frame(read)
+                size = (frame.width, frame.height) if frame else (0, 0)
+            case "png":
+                size = png_size(read(_SIZE_BYTES, 0))
+            case "gif":
+                size = gif_size(read(_SIZE_BYTES, 0))
+            case "webp":
+                size = webp_size(read(_SIZE_BYTES, 0))
+            case _:
+                return None
+    except struct.error:
+        return None
+    return size if min(size) > 0 else None
+
+
+def png_size(head: bytes) -> tuple[int, int]:
+    """Raises struct.error if `head` is too short."""
+    width, height = struct.unpack_from(">II", head, 16)
+    return width, height
+
+
+def gif_size(head: bytes | bytearray) -> tuple[int, int]:
+    """Returns width and height of the screen. Raises struct.error if `head` is too short."""
+    width, height = struct.unpack_from("<HH", head, 6)
+    return width, height
+
+
+def webp_size(head: bytes) -> tuple[int, int]:
+    """Raises struct.error if `head` is too short."""
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", head, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", head, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def avif_size(data: bytes) -> tuple[int, int]:
+    """Returns the size of the largest item, since the first one may be a thumbnail; (0, 0) if there is none."""
+    sizes = [(int.from_bytes(size[1]), int.from_bytes(size[2])) for size in _ISPE.finditer(data)]
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+
+
+def jpeg_frame(read: Read) -> JpegFrame | None:
+    """Returns the first frame; None if anything but segments precedes it, or too many of them."""
+    at = 2
+    for _ in range(_MAX_SEGMENTS):
+        head = read(9, at)
+        if len(head) < 9 or head[0] != 0xFF or head[1] in {_SOS, _EOI}:
+            return None
+        if head[1] in SOF_MARKERS:
+            height, width = struct.unpack_from(">HH", head, 5)
+            return JpegFrame(head[1], width, height)
+        if head[1] == _FILL:
+            at += 1
+        elif head[1] in _MARKERS_WITHOUT_LENGTH:
+            at += 2
+        elif head[1] < _MIN_MARKER or (length := int.from_bytes(head[2:4], "big")) < 2:
+            return None
+        else:
+            at += 2 + length
+    return None
