@@ -22,7 +22,7 @@ RUN groupadd --gid 10001 daguerre && \
 COPY --from=build /opt/daguerre /opt/daguerre
 ENV PATH=/opt/daguerre/bin:$PATH
 # Proves that all of it loads, libvips with it, and leaves the bytecode of the standard library, which the base lacks.
-RUN cd / && python -c "import service.http.server, service.cli.liveness, service.launcher.serving, worker.main, worker.imaging"
+RUN cd / && python -c "import service.http.server, service.cli.health, service.launcher.serve, worker.main, worker.imaging"
 ENV PYTHONDONTWRITEBYTECODE=1 \
     DAGUERRE_DATA=/var/lib/daguerre \
     DAGUERRE_HOST=0.0.0.0

@@ -33,7 +33,7 @@ from bench.rows import (
     uploads,
     workers,
 )
-from service.launcher.embedded.data_folder import scratch
+from tests.support.folders import temporary_folder
 
 ROWS: dict[str, Callable[..., None]] = {
     "uploads": uploads.run,
@@ -99,7 +99,7 @@ def main() -> None:
             if number:
                 os.sync()
                 time.sleep(_REST_S)
-            with scratch() as folder:
+            with temporary_folder() as folder:
                 sizes = options.sizes.split(",")
                 ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **own.get(row, {}))
     except wrk.BenchError as error:

@@ -25,8 +25,8 @@ from service.images.queries import Wanted, find_images
 from service.images.repeats import find_earlier, find_taken, forget_expired
 from service.images.search import Filters, Position, search_images
 from service.images.tags import change_tags
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
+from tests.support.folders import temporary_folder
 
 # The plan that a statement was run with, and not what EXPLAIN would make of it: that one plans for the values given.
 LOG_PLANS = """
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="?", type=int, default=1_000_000)
     options = parser.parse_args()
-    with scratch() as folder, Postgres(folder / "pg") as postgres:
+    with temporary_folder() as folder, Postgres(folder / "pg") as postgres:
         asyncio.run(explain(postgres, options.images))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import usage, wrk
-from bench.subjects import Subject
+from bench.targets import Target
 
 # After a turn: what its clients left half done ends, and what it wrote reaches the disk, at nobody else's cost.
 SETTLE_S = 0.5
@@ -31,7 +31,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    subject: Subject
+    subject: Target
     turns: list[Turn]
 
     def median(self, value: Callable[[Turn], float]) -> float:
@@ -42,13 +42,13 @@ class Series:
 
 
 def take(
-    subjects: Sequence[Subject],
-    make_requests: Callable[[Subject], wrk.Requests],
+    subjects: Sequence[Target],
+    make_requests: Callable[[Target], wrk.Requests],
     *,
     connections: int,
     seconds: float,
     rounds: int,
-    between: Callable[[Subject], None] = lambda _: None,
+    between: Callable[[Target], None] = lambda _: None,
 ) -> list[Series]:
     """`between` is run after each turn, outside of what is measured."""
     series = [Series(subject, []) for subject in subjects]
@@ -68,14 +68,14 @@ def take(
     return series
 
 
-def _send(subject: Subject, requests: wrk.Requests, connections: int, seconds: float) -> wrk.Load:
+def _send(subject: Target, requests: wrk.Requests, connections: int, seconds: float) -> wrk.Load:
     try:
         return wrk.send(requests, subject.port, connections=connections, seconds=seconds)
     except wrk.BenchError as error:
         raise wrk.BenchError(f"{subject.name}: {error}") from None
 
 
-def _settle(subject: Subject, between: Callable[[Subject], None]) -> None:
+def _settle(subject: Target, between: Callable[[Target], None]) -> None:
     time.sleep(SETTLE_S)
     between(subject)
     os.sync()

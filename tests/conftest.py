@@ -28,12 +28,12 @@ from service.config.settings import Settings
 from service.database import apply_schema
 from service.http.protocol import Runner
 from service.ids import AccountId
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.storage.identity import ID_FILE
 from tests.chaos.report import show_faults
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
 from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
@@ -149,7 +149,7 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     with (
-        scratch() as folder,
+        temporary_folder() as folder,
         Postgres(folder / "pg", settings={"fsync": "off", "io_method": "sync"}) as postgres,
         Valkey(folder / "valkey") as valkey,
     ):
@@ -265,7 +265,7 @@ def redis_url(servers: Servers) -> str:
 @pytest.fixture(scope="module")
 def own_valkey() -> Iterator[Valkey]:
     """For the tests of a module that stop it: their `redis_url` is `empty(own_valkey)`."""
-    with scratch() as folder, Valkey(folder / "valkey") as server:
+    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import turns, usage, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS, empty
-from bench.subjects import BARE, DAGUERRE, Subject, comparator, daguerre
+from bench.targets import BARE, DAGUERRE, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 TARGET = 0.5
@@ -48,7 +48,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
 
 
 @contextlib.contextmanager
-def _paused_workers(subject: Subject) -> Iterator[None]:
+def _paused_workers(subject: Target) -> Iterator[None]:
     """Stopped rather than ended: `up` would start them again."""
     pids = usage.pids_of("worker", subject.roots)
     for pid in pids:
@@ -60,7 +60,7 @@ def _paused_workers(subject: Subject) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _upload(subject: Subject, body: Path) -> wrk.Requests:
+def _upload(subject: Target, body: Path) -> wrk.Requests:
     is_ours = subject.name == DAGUERRE
     return wrk.Requests(
         paths=[f"/v1/images?key={subject.key}"],

@@ -20,12 +20,12 @@ from bench import turns, wrk
 from bench.generated import fill, settle
 from bench.photographs import photograph
 from bench.rows.uploads import upload
-from bench.subjects import Subject, daguerre
+from bench.targets import Target, daguerre
 from service.accounts.accounts import find_account
 from service.config import settings as configuration
 from service.database import Connection, Database
 from service.ids import AccountId
-from service.launcher.embedded import running
+from service.launcher.embedded import instance
 from service.queue import jobs
 from worker.cron.counters import BUDGET_S, refresh_accounts
 from worker.cron.sweep import sweep
@@ -62,7 +62,7 @@ def run(
 class Filled:
     """A running Daguerre whose first account was given so many images."""
 
-    subject: Subject
+    subject: Target
     images: int
     database_url: str
     redis_url: str
@@ -100,7 +100,7 @@ class Filled:
 def _filled(folder: Path, images: int) -> Iterator[Filled]:
     folder.mkdir()
     with daguerre(folder) as subject:
-        up = running.find(subject.folder)
+        up = instance.find(subject.folder)
         assert up is not None
         filled = Filled(
             replace(subject, name=f"{images:,} images"), images, up.database_url, up.redis_url, AccountId(0), 0
@@ -131,12 +131,12 @@ def _measure(folder: Path, filled: Sequence[Filled], rounds: int, seconds: float
         by_name = {one.subject.name: one for one in filled}
         paths: dict[str, list[str]] = {}
 
-        def first(subject: Subject) -> wrk.Requests:
+        def first(subject: Target) -> wrk.Requests:
             requests = make(by_name[subject.name])
             paths[subject.name] = list(requests.paths)
             return replace(requests, paths=paths[subject.name])
 
-        def next_ones(subject: Subject) -> None:
+        def next_ones(subject: Target) -> None:
             if anew:
                 paths[subject.name][:] = make(by_name[subject.name]).paths
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import turns, usage, wrk
 from bench.photographs import render
-from bench.subjects import daguerre
+from bench.targets import daguerre
 
 UPLOADS = 64
 WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # a tenth less may come out

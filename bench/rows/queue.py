@@ -19,13 +19,13 @@ import uvloop
 
 from bench import turns, usage, wrk
 from bench.photographs import photograph
-from bench.subjects import Subject, daguerre
+from bench.targets import Target, daguerre
 from service.api.resources import Resources, open_resources
 from service.config import settings as configuration
 from service.config.settings import Settings
 from service.ids import AccountId
 from service.images.models import NewImage
-from service.launcher.embedded import running
+from service.launcher.embedded import instance
 from service.queue.jobs import ProbeJob
 from service.uploads import receiving
 from service.uploads.ingest import Arrival
@@ -42,7 +42,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     with daguerre(folder) as subject:
         time.sleep(turns.SETTLE_S)
         idle = _measure_idle(subject, length_s)
-        found = running.find(subject.folder)
+        found = instance.find(subject.folder)
         assert found is not None
         settings = configuration.load(data=subject.folder, database_url=found.database_url, redis_url=found.redis_url)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -58,7 +58,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     turns.limit(f"CPU of an idle worker over {length_s:g} s, percent", idle, IDLE_PERCENT)
 
 
-def _measure_idle(subject: Subject, seconds: float) -> float:
+def _measure_idle(subject: Target, seconds: float) -> float:
     """Of one core, the worker and its child together."""
     before = usage.by_part(subject.roots)
     time.sleep(seconds)

@@ -13,7 +13,7 @@ import asyncpg
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS
-from bench.subjects import BARE, DAGUERRE, FASTAPI, Subject, comparator, daguerre
+from bench.targets import BARE, DAGUERRE, FASTAPI, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 IMAGES = 200
@@ -48,7 +48,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             turns.compare(first, other, TARGETS[other.subject.name])
 
 
-def upload_all(subject: Subject, body: bytes, count: int = IMAGES) -> list[str]:
+def upload_all(subject: Target, body: bytes, count: int = IMAGES) -> list[str]:
     connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=60)
     ids = []
     for _ in range(count):
@@ -70,7 +70,7 @@ async def _insert(dsn: str, table: str, filesize: int) -> None:
     await connection.close()
 
 
-def read(subject: Subject, ids: Sequence[str]) -> wrk.Requests:
+def read(subject: Target, ids: Sequence[str]) -> wrk.Requests:
     width, height, _ = SIZES["s"]
     gap = " " if subject.name == BARE else ""  # json.dumps, as the comparator is written
     return wrk.Requests(

@@ -22,7 +22,7 @@ from bench import turns, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.reads import upload_all
 from bench.rows.uploads import CONNECTIONS
-from bench.subjects import BARE, DAGUERRE, SHARP, THUMBOR, Subject, comparator, daguerre
+from bench.targets import BARE, DAGUERRE, SHARP, THUMBOR, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 IN_FLIGHT = (4, 16)
@@ -138,7 +138,7 @@ def _ask_at_once(folder: Path, picture: bytes, rounds: int) -> None:
         turns.limit(f"Renders for {REQUESTS} requests at once", most, 1)
 
 
-async def _ask_all(subject: Subject, path: str) -> tuple[Counter[int], list[float]]:
+async def _ask_all(subject: Target, path: str) -> tuple[Counter[int], list[float]]:
     """How they were answered, and when from the beginning on, in rising order. Each has a connection of its own."""
     answers: Counter[int] = Counter()
     took_s = []
@@ -160,7 +160,7 @@ async def _ask_all(subject: Subject, path: str) -> tuple[Counter[int], list[floa
     return answers, took_s
 
 
-def _put(subject: Subject, picture: bytes, count: int) -> list[str]:
+def _put(subject: Target, picture: bytes, count: int) -> list[str]:
     """Files where the comparator looks for them, named as it is asked for them."""
     names = [f"picture{i}" for i in range(count)]
     for name in names:
@@ -168,7 +168,7 @@ def _put(subject: Subject, picture: bytes, count: int) -> list[str]:
     return names
 
 
-def _fetch(subject: Subject, path: str) -> bytes:
+def _fetch(subject: Target, path: str) -> bytes:
     """Raises BenchError if it is not the photograph in the size that was asked for."""
     with urllib.request.urlopen(f"http://127.0.0.1:{subject.port}{path}", timeout=_PATIENCE_S) as answer:
         body: bytes = answer.read()
@@ -178,7 +178,7 @@ def _fetch(subject: Subject, path: str) -> bytes:
     return body
 
 
-def _count_renders(subject: Subject) -> int:
+def _count_renders(subject: Target) -> int:
     with urllib.request.urlopen(f"http://127.0.0.1:{subject.port}/metrics", timeout=_PATIENCE_S) as answer:
         found = re.search(r"^daguerre_render_duration_seconds_count ([\d.]+)$", answer.read().decode(), re.MULTILINE)
     return int(float(found[1])) if found else 0

@@ -17,7 +17,7 @@ from bench import wrk
 from bench.photographs import photograph
 from bench.rows.reads import read, upload_all
 from bench.rows.uploads import CONNECTIONS, upload
-from bench.subjects import Subject, daguerre
+from bench.targets import Target, daguerre
 
 CLIENTS = 1000
 _PART_IN_BODY = 0.4
@@ -58,7 +58,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _slow_clients(subject: Subject, count: int) -> Iterator[None]:
+def _slow_clients(subject: Target, count: int) -> Iterator[None]:
     """At work from when all of them are connected to the end of the block."""
     connected, ended = threading.Semaphore(0), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_run_slow_clients(subject, count, connected, ended)))
@@ -74,14 +74,14 @@ def _slow_clients(subject: Subject, count: int) -> Iterator[None]:
 
 
 async def _run_slow_clients(
-    subject: Subject, count: int, connected: threading.Semaphore, ended: threading.Event
+    subject: Target, count: int, connected: threading.Semaphore, ended: threading.Event
 ) -> None:
     async with asyncio.TaskGroup() as clients:
         for number in range(count):
             clients.create_task(_dawdle(subject, connected, ended, in_body=number < count * _PART_IN_BODY))
 
 
-async def _dawdle(subject: Subject, connected: threading.Semaphore, ended: threading.Event, *, in_body: bool) -> None:
+async def _dawdle(subject: Target, connected: threading.Semaphore, ended: threading.Event, *, in_body: bool) -> None:
     head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {subject.key}\r\nContent-Type: image/jpeg\r\n".encode()
     if in_body:
         head += b"Content-Length: 1000000\r\n\r\n"

@@ -20,7 +20,7 @@ import aiohttp
 from bench import turns, usage
 from bench.photographs import render
 from bench.rows.memory import BYTES, HEIGHT, MOST_MB, WIDTH
-from bench.subjects import Subject, daguerre
+from bench.targets import Target, daguerre
 from bench.wrk import BenchError
 
 UPLOADS = 200
@@ -54,7 +54,7 @@ def run(
         turns.limit("Peak of an API process, MB", used["api"].peak_mb, MOST_MB)
 
 
-async def _upload_all(subject: Subject, picture: bytes, count: int) -> tuple[Counter[int], dict[str, str]]:
+async def _upload_all(subject: Target, picture: bytes, count: int) -> tuple[Counter[int], dict[str, str]]:
     """How they were answered, and the SHA-256 of each image that was acknowledged."""
     answers: Counter[int] = Counter()
     stored: dict[str, str] = {}
@@ -86,7 +86,7 @@ async def _body(head: bytes, picture: bytes) -> AsyncIterator[bytes]:
         yield picture[start : start + _CHUNK_BYTES]
 
 
-def _verify(subject: Subject, expected: dict[str, str]) -> str:
+def _verify(subject: Target, expected: dict[str, str]) -> str:
     """What it says, once no worker has anything left to look at."""
     lines = "".join(f"{image_id} {sha256}\n" for image_id, sha256 in expected.items())
     done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
-from bench.subjects import DAGUERRE, FASTAPI, FASTIFY, Subject, comparator, daguerre
+from bench.targets import DAGUERRE, FASTAPI, FASTIFY, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 CONNECTIONS = 16
@@ -46,7 +46,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
                     turns.compare(first, other, target)
 
 
-def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
+def upload(subject: Target, body: Path, size: str) -> wrk.Requests:
     width, height, _ = SIZES[size]
     return wrk.Requests(
         paths=[f"/v1/images?key={subject.key}&with_exif=1&with_mini_preview=1"],
@@ -62,7 +62,7 @@ def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
     )
 
 
-def empty(subject: Subject) -> None:
+def empty(subject: Target) -> None:
     """Make room: the comparators' files become empty, which nothing asks for. Daguerre keeps what it promised to keep.
 
     They are not deleted: to make the next file, ext4 without a journal walks over each inode that was deleted in the

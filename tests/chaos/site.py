@@ -25,15 +25,15 @@ from service.accounts.accounts import create_account
 from service.accounts.api_keys import create_key
 from service.config.settings import Settings
 from service.database import apply_schema
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.server import Server
 from service.launcher.embedded.valkey import Valkey
+from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
-from service.launcher.reasons import wait_ready
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.folders import temporary_folder
 
 # The last one is full again and again.
 _QUOTAS = (10 << 30, 10 << 30, 2 << 20)
@@ -207,7 +207,7 @@ async def site_in(
     folder: Path, tell: Callable[[str, object], None], clocks: Clocks = RIGHT_CLOCKS, **changes: object
 ) -> AsyncIterator[Site]:
     """`tell` hears what was seen, by name."""
-    with scratch() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
+    with temporary_folder() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
         await apply_schema(postgres.dsn)
         keys = await _make_accounts(postgres.dsn)
         settings = Settings(

@@ -16,13 +16,13 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.conftest import Tenant
 from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.daguerre_processes import Daguerre, Part, processes_of, stop_process, until
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
 
 
@@ -101,7 +101,7 @@ async def test_dead_worker_is_noticed_by_a_wrong_clock(daguerre: Daguerre, tmp_p
 @pytest.fixture
 def wrong_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Valkey, WrongClock]]:
     clock = wrong_clock(tmp_path, "+0", moves=True)
-    with scratch() as folder:
+    with temporary_folder() as folder:
         valkey = Valkey(folder / "valkey")
         with monkeypatch.context() as environment:
             for name, value in clock.environment.items():

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from service.cli import cli
 from service.config.rates import Rate
 from service.config.settings import Settings
-from service.launcher.embedded.services import database_connections
+from service.launcher.embedded.up import database_connections
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

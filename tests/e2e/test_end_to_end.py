@@ -27,7 +27,6 @@ from PIL import Image
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
@@ -36,6 +35,7 @@ from service.queue.jobs import PROBE_QUEUE
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
 from tests.support.daguerre_processes import Answer, Daguerre, catch_child, processes_of, stop_process, until
+from tests.support.folders import temporary_folder
 from tests.support.processes import is_alive
 from tests.support.samples import jpeg, slow_svg, stored_files
 from worker.cron.sweep import sweep
@@ -52,7 +52,7 @@ ENDLESS = slow_svg(1000)
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     """The test's own, so that it can be ended and emptied."""
-    with scratch() as folder, Valkey(folder / "valkey") as server:
+    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
         yield server
 
 

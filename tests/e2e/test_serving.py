@@ -230,7 +230,7 @@ async def test_health_tells_whether_this_machine_has_a_worker_on_the_queue(
     queue = {"DAGUERRE_REDIS_URL": settings.redis_url}
     done = await asyncio.to_thread(run_command, "health", "worker", **queue)
     assert done.returncode == 1
-    assert "has shown a sign of life" in done.stderr
+    assert "has sent a heartbeat" in done.stderr
     worker = daguerre.start_worker()
     await daguerre.wait_away()
     assert (await asyncio.to_thread(run_command, "health", "worker", **queue)).returncode == 0

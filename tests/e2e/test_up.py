@@ -20,8 +20,9 @@ from types import MappingProxyType
 import pytest
 
 from service.config.settings import Settings
-from service.launcher.embedded import data_folder, running
+from service.launcher.embedded import instance
 from service.telemetry import metric_files
+from tests.support.folders import temporary_folder
 from tests.support.processes import is_alive, processes, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    with data_folder.scratch() as path:
+    with temporary_folder() as path:
         yield path
 
 
@@ -119,7 +120,7 @@ def up(
         started = Up(process, log, data)
         try:
             if ready:
-                wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
+                wait_for(lambda: "Press Ctrl-C to stop" in started.text or process.poll() is not None, 40)
                 assert process.poll() is None, started.text
             yield started
         finally:
@@ -143,7 +144,7 @@ class TestUp:
             for path in (log, first.log):
                 wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
             assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
-            found = running.find(data)
+            found = instance.find(data)
             assert found is not None
             assert found.pid == first.process.pid
             with up(data, ready=False) as second:
@@ -161,7 +162,7 @@ class TestUp:
         assert not any(is_alive(pid) for pid in parts)
         assert "Traceback" not in first.text
         assert key not in first.text  # it may be kept as a log
-        assert running.find(data) is None
+        assert instance.find(data) is None
         with up(data, "--workers", "1") as again:
             assert again.told(r"Key +to see it: cat (\S+)") == str(data / "first-key")
             assert again.key == key
@@ -170,7 +171,7 @@ class TestUp:
             assert len(parts) >= 5
             again.process.kill()
             wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
-        assert running.find(data) is None
+        assert instance.find(data) is None
         metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
 
     @pytest.mark.needs("curl")
@@ -208,7 +209,7 @@ class TestUp:
             pass
         with up(place / "second", given=given) as second:
             assert "revoked" not in second.text
-            command = second.told(r"the keys of this data are shown by: (.+)")
+            command = second.told(r"list the existing keys: (.+)")
             assert command == f"daguerre keys list default --data {place / 'second'}"
 
     def test_a_damaged_server_shows_its_reason(self, place: Path) -> None:
@@ -228,7 +229,7 @@ class TestUp:
         given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(place / "data", "--workers", "1", given=given) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            found = running.find(place / "data")
+            found = instance.find(place / "data")
             assert found is not None
             assert (found.database_url, found.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200

@@ -7,7 +7,7 @@ import fcntl
 import pytest
 
 from bench.comparators.start import UnavailableError, command
-from bench.subjects import INSTALLED
+from bench.targets import INSTALLED
 
 
 def command_of(comparator: str) -> list[str]:

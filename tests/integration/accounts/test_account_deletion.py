@@ -200,7 +200,7 @@ async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, setting
     process.send_signal(signal.SIGINT)
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode == 1
-    assert stderr == b"Error: It was interrupted. Give the command again: it goes on where it was.\n"
+    assert stderr == b"Error: Interrupted. Run the command again to continue.\n"
     await hold.rollback()
     await holder.close()
 

@@ -21,13 +21,14 @@ import structlog
 from click.testing import CliRunner
 
 from service.cli import cli
-from service.cli.configuration import locate
+from service.cli.common import locate
 from service.database import apply_schema
-from service.launcher.embedded import data_folder, running
+from service.launcher.embedded import instance
 from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
 from service.storage.disk import DiskStorage
 from tests.conftest import Client
+from tests.support.folders import temporary_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,7 +90,7 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("accounts", "create", "x", "--max-storage", "much"), "'much' is not a size"),
         (("accounts", "show", "nobody"), "There is no account 'nobody'"),
         (("accounts", "set", "nobody", "--strip-location"), "There is no account 'nobody'"),
-        (("accounts", "set", "nobody"), "Name what to set"),
+        (("accounts", "set", "nobody"), "Nothing to set"),
         (("signing-keys", "create", "nobody"), "There is no account 'nobody'"),
         (("signing-keys", "list", "nobody"), "There is no account 'nobody'"),
         (("signing-keys", "revoke", "999"), "There is no active signing key 999"),
@@ -99,7 +100,7 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("presets", "list", "nobody"), "There is no account 'nobody'"),
         (("presets", "delete", "nobody", "thumb"), "There is no account 'nobody'"),
         (("sign", "nobody", "/i/NKrigl4"), "There is no account 'nobody'"),
-        (("sign", "nobody", "/i/NKrigl4", "--expires", "soon"), "'soon' is no time"),
+        (("sign", "nobody", "/i/NKrigl4", "--expires", "soon"), "'soon' is not a time"),
         (("sign", "nobody", "/i/NKrigl4", "--expires", "3600"), "'3600' is in the past"),
     ],
 )
@@ -148,7 +149,7 @@ async def test_signing_keys_are_created_listed_and_revoked(database_url: str) ->
     daguerre("accounts", "create", "demo", database_url=database_url)
     created = [daguerre("signing-keys", "create", "demo", database_url=database_url) for _ in range(3)]
     assert [done.returncode for done in created] == [0, 0, 1]
-    assert "has 2 live signing keys already" in created[2].stderr
+    assert "already has 2 active signing keys" in created[2].stderr
     first, second = (done.stdout.strip() for done in created[:2])
     assert len(first) == len(second) == 43
     listed = daguerre_process("signing-keys", "list", "demo", database_url=database_url).stdout
@@ -165,7 +166,7 @@ async def test_presets_are_set_listed_and_deleted(database_url: str) -> None:
     parameters = "width=300&height=300&fit=cover"
     done = daguerre("presets", "set", "demo", "thumb", parameters, database_url=database_url)
     assert done.returncode == 0
-    assert "known everywhere within 5 seconds" in done.stderr
+    assert "effective everywhere within 5 seconds" in done.stderr
     [_, line] = daguerre_process("presets", "list", "demo", database_url=database_url).stdout.splitlines()
     assert line.split()[0] == "thumb"
     assert line.endswith(parameters)
@@ -209,8 +210,8 @@ def test_a_running_daguerre_gives_its_address_unless_one_is_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = "http://127.0.0.1:1234"
-    found = running.Running(1, "postgresql:///x", "unix:///x", address, address)
-    monkeypatch.setattr(running, "find", lambda _: found)
+    found = instance.Instance(1, "postgresql:///x", "unix:///x", address, address)
+    monkeypatch.setattr(instance, "find", lambda _: found)
     monkeypatch.delenv("DAGUERRE_DATABASE_URL", raising=False)
     monkeypatch.delenv("DAGUERRE_PUBLIC_URL", raising=False)
     assert locate(tmp_path).public_url == address
@@ -223,7 +224,7 @@ async def test_a_second_account_of_a_name_is_refused_and_makes_no_key(database_u
     daguerre("accounts", "create", "demo", database_url=database_url)
     again = daguerre("accounts", "create", "demo", database_url=database_url)
     assert again.returncode != 0
-    assert "There is an account 'demo' already" in again.stderr
+    assert "Account 'demo' already exists" in again.stderr
     assert len(daguerre("keys", "list", "demo", database_url=database_url).stdout.splitlines()) == 2
 
 
@@ -291,7 +292,7 @@ def test_a_schema_that_cannot_be_applied_is_one_sentence(url: str, reason: str) 
 
 
 async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
-    with data_folder.scratch() as place:
+    with temporary_folder() as place:
         postgres = Postgres(place / "pg", settings={"fsync": "off"})
         applying = asyncio.create_task(apply_schema(postgres.dsn, patience_s=20))
         await asyncio.sleep(0.2)

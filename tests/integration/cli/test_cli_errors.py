@@ -14,7 +14,7 @@ import asyncpg
 import click
 import pytest
 
-from service.cli.configuration import with_database
+from service.cli.common import with_database
 from service.config.settings import MAX_SIZE, Settings, SettingsError, load, parse_size
 from service.launcher.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
@@ -79,7 +79,7 @@ class TestDatabase:
         self, server: Postgres, environment: dict[str, str], command: tuple[str, ...]
     ) -> None:
         done = daguerre(*command, database_url=server.dsn_of("without_schema"), **environment)
-        assert_sentence(done, "run `daguerre schema` first")
+        assert_sentence(done, "run `daguerre schema`,")
 
     @pytest.mark.usefixtures("server")
     def test_a_user_without_permission(
@@ -137,11 +137,11 @@ NO_TEXT = "\udcff"  # an argument that is no UTF-8
         (("keys", "revoke", "--", "-1"), "not in the range"),
         (("presets", "delete", "x", NOTHING), "There is no account"),
         (("presets", "set", "x", "y", "width=" + "9" * 5000), "at most 1000 characters"),
-        (("schema", "--wait", "nan"), "is no number of seconds"),
+        (("schema", "--wait", "nan"), "is not a number of seconds"),
         (("schema", "--wait", "inf"), "not in the range"),
-        (("serve", "--host", "a..b"), "is no address to listen on"),
-        (("serve", "--host", "a" * 300), "is no address to listen on"),
-        (("serve", "--fd", "999"), "--fd 999 is no socket"),
+        (("serve", "--host", "a..b"), "is not an address to listen on"),
+        (("serve", "--host", "a" * 300), "is not an address to listen on"),
+        (("serve", "--fd", "999"), "--fd 999 is not a socket"),
     ],
 )
 def test_an_absurd_value(database_url: str, arguments: tuple[str, ...], sentence: str) -> None:

@@ -19,10 +19,11 @@ import redis
 from service.accounts.accounts import create_account, list_accounts
 from service.accounts.api_keys import list_keys, revoke_key
 from service.launcher import StartError
-from service.launcher.embedded import EmbeddedError, data_folder, first_key, running
+from service.launcher.embedded import EmbeddedError, data_folder, first_key, instance
 from service.launcher.embedded.first_key import FirstKey
 from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.valkey import Valkey
+from tests.support.folders import temporary_folder
 from tests.support.processes import is_alive, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    with data_folder.scratch() as path:
+    with temporary_folder() as path:
         yield path
 
 
@@ -127,7 +128,7 @@ class TestServers:
         cluster = place / "pg" / "cluster"
         cluster.mkdir(parents=True)
         (cluster / "PG_VERSION").write_text("17\n")
-        with pytest.raises(EmbeddedError, match="is of PostgreSQL 17 and this Daguerre brings 18"):
+        with pytest.raises(EmbeddedError, match="was created by PostgreSQL 17, and this Daguerre includes 18"):
             Postgres(place / "pg").start()
 
     def test_a_start_that_fails_says_why(self, place: Path) -> None:
@@ -178,8 +179,8 @@ class TestFolder:
         ("name", "reason"),
         [
             ("file", "is not a folder"),
-            ("file/below/it", r"cannot be made, since .*/file is not a folder"),
-            ("full", r"holds other things \(a, b, c, …\)"),
+            ("file/below/it", r"cannot be created: .*/file is not a folder"),
+            ("full", r"holds other files \(a, b, c, …\)"),
         ],
     )
     def test_refuses(self, place: Path, name: str, reason: str) -> None:
@@ -227,17 +228,17 @@ class TestFolder:
             claimed.run.unlink()
 
     def test_running_is_told_by_the_lock_alone(self, place: Path) -> None:
-        found = running.Running(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
-        assert running.find(place / "missing") is None
-        running.announce(place, found)
-        assert running.state_file(place).stat().st_mode & 0o777 == 0o600
-        assert running.find(place) is None
-        with running.lock(place):
-            assert running.find(place) == found
-            running.state_file(place).unlink()
+        found = instance.Instance(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
+        assert instance.find(place / "missing") is None
+        instance.announce(place, found)
+        assert instance.state_file(place).stat().st_mode & 0o777 == 0o600
+        assert instance.find(place) is None
+        with instance.lock(place):
+            assert instance.find(place) == found
+            instance.state_file(place).unlink()
             with pytest.raises(EmbeddedError, match="still starting"):
-                running.find(place, wait_s=0)
-        assert running.find(place) is None
+                instance.find(place, wait_s=0)
+        assert instance.find(place) is None
 
 
 class TestFirstKey:

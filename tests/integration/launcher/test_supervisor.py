@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from service.launcher import StartError, parent_death
+from service.launcher.exit_reasons import exit_reason, find_reason, log_position
 from service.launcher.process import Program, trim_log
-from service.launcher.reasons import find_reason, last_words, mark_log
 from service.launcher.supervisor import Supervisor
 from tests.support.processes import is_alive, wait_for
 
@@ -36,7 +36,7 @@ def test_last_words_move_no_cursor(tmp_path: Path) -> None:
     """A server's log may repeat what a client sent."""
     log = tmp_path / "server.log"
     log.write_text("ready\nFATAL:  no role \x1b[2J\x9b31m\u202e\n")
-    words = last_words(Program("server", ["/bin/false"], log=log))
+    words = exit_reason(Program("server", ["/bin/false"], log=log))
     assert words == rf"'no role \x1b[2J\x9b31m\u202e' (more in {log})"
 
 
@@ -75,13 +75,13 @@ def test_an_older_reason_is_not_shown(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text(f"{AN_OLD_REASON}\n")
     program = Program("server", ["/bin/false"], log=log)
-    position = mark_log(program)
-    assert last_words(program, position) == f"it said nothing (more in {log})"
+    position = log_position(program)
+    assert exit_reason(program, position) == f"it printed nothing (more in {log})"
     with log.open("a") as file:
         file.write("2026 UTC [1] PANIC:  a new reason\n")
-    assert last_words(program, position) == f"a new reason (more in {log})"
+    assert exit_reason(program, position) == f"a new reason (more in {log})"
     log.write_text("PANIC:  after a trim\n")
-    assert last_words(program, position) == f"after a trim (more in {log})"
+    assert exit_reason(program, position) == f"after a trim (more in {log})"
 
 
 class TestLeash:
@@ -105,7 +105,7 @@ class TestLeash:
         parent_death = runpy.run_path(str(LEASH))
         monkeypatch.setattr(sys, "platform", "linux")
         with pytest.raises(SystemExit):
-            parent_death["tie_to"](os.getpid(), 0)
+            parent_death["die_with_parent"](os.getpid(), 0)
 
 
 class TestSupervisor:

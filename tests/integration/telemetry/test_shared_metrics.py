@@ -14,11 +14,11 @@ import pytest
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.errors import CATALOGUE
-from service.launcher.embedded import data_folder
 from service.telemetry import metric_files
 from tests.conftest import Tenant
 from tests.e2e.test_up import up
 from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.folders import temporary_folder
 from tests.support.processes import wait_for
 from tests.support.samples import jpeg
 from tests.support.scrapes import Scrape
@@ -190,7 +190,7 @@ async def test_a_client_who_leaves_is_counted_as_499(daguerre: Daguerre, body: b
 
 
 def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> None:
-    with data_folder.scratch() as place:
+    with temporary_folder() as place:
         with up(place / "data", "--workers", "2", given={"DAGUERRE_METRICS_PORT": "9"}) as started:
             key, sample = started.key, started.sample
             assert started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200

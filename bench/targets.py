@@ -39,7 +39,7 @@ _MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Target:
     """A service that answers on a port of 127.0.0.1. `roots` are the processes that its costs are below."""
 
     name: str
@@ -50,7 +50,7 @@ class Subject:
 
 
 @contextlib.contextmanager
-def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Subject]:
+def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Target]:
     """`./run up` on a folder of its own, with its defaults where `env` says nothing else."""
     port, data = _free_port(), folder / "daguerre"
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
@@ -58,13 +58,13 @@ def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = 
     with _running(DAGUERRE, [str(word) for word in argv], {**environment, **(env or {})}, folder) as process:
         _wait_ready(process, port, folder)
         key = (data / "first-key").read_text().strip()
-        yield Subject(DAGUERRE, port, key, (process.pid,), data)
+        yield Target(DAGUERRE, port, key, (process.pid,), data)
 
 
 @contextlib.contextmanager
 def comparator(
     name: str, folder: Path, postgres: Postgres | None, *, processes: int = 2, fsync: bool = False
-) -> Iterator[Subject]:
+) -> Iterator[Target]:
     """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own if it uses one."""
     port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
     files.mkdir(parents=True)
@@ -84,7 +84,7 @@ def comparator(
     ) as process:
         shown = f"{name}, fsync" if fsync else name
         servers = [postgres.process.pid] if postgres and postgres.process else []
-        yield Subject(shown, port, key, (process.pid, *servers), files)
+        yield Target(shown, port, key, (process.pid, *servers), files)
 
 
 @contextlib.contextmanager
