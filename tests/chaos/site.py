@@ -32,8 +32,9 @@ from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.folders import temporary_folder
+from tests.support.waiting import until
 
 # The last one is full again and again.
 _QUOTAS = (10 << 30, 10 << 30, 2 << 20)

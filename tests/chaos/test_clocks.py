@@ -13,12 +13,11 @@ import pytest
 
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
-from tests.chaos.load import unique_picture
+from tests.chaos.load import unique_picture, upload_head
 from tests.chaos.site import Clocks, Site, site_in
-from tests.chaos.test_faults import upload_head
 from tests.support.clocks import wrong_clock
-from tests.support.daguerre_processes import until
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime")
 

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,11 @@ from service.ids import ImageId
 from service.launcher.embedded.server import Server
 from service.queue import jobs
 from service.storage.disk import DiskStorage
-from tests.chaos.load import ChaosClient, unique_picture
+from tests.chaos.load import ChaosClient, unique_picture, upload_head
 from tests.chaos.site import Site, site_in
-from tests.support.daguerre_processes import until
-from tests.support.disks import away
+from tests.support.disks import away, mounted
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -96,7 +96,6 @@ async def test_valkey_forgets_everything(site: Site) -> None:
 
 
 async def test_the_disk_is_full(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    require_root()
     storage = tmp_path / "disk"
     storage.mkdir()
     with mounted(storage, "40m"):
@@ -112,22 +111,6 @@ async def test_the_storage_is_away(site: Site) -> None:
         with away(storage, "folders"):
             await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
             await asyncio.sleep(3)
-
-
-def require_root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("DAGUERRE_TEST_REQUIRE"):
-            pytest.fail("root is required here, to mount a disk")
-        pytest.skip("only root can mount a small disk")
-
-
-@contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "daguerre", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def enlarge(folder: Path, size: str) -> None:
@@ -152,13 +135,6 @@ async def test_500_clients_send_a_byte_a_second(site: Site) -> None:
                 writer.write(b"x")
             await asyncio.sleep(1)
         assert count(clients, "200") > before + 100
-
-
-def upload_head(key: str, length: int) -> bytes:
-    return (
-        f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
-        f"Content-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()
 
 
 async def test_all_is_told_to_end_under_load_and_started_again(site: Site) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.ids import ImageId
 from service.launcher.embedded import binaries
 from service.launcher.embedded.postgres import Postgres
 from tests.conftest import Client, Servers, Tenant, run_worker
 from tests.integration.verification.test_verify import verify
+from tests.support.api import upload_image
 from tests.support.samples import jpeg
 
 
@@ -27,12 +27,6 @@ async def elsewhere(servers: Servers, connection: Any) -> AsyncIterator[str]:
     await connection.execute("create database elsewhere")
     yield servers.postgres.dsn_of("elsewhere")
     await connection.execute("drop database elsewhere with (force)")
-
-
-async def upload(api: Client, tenant: Tenant, body: bytes) -> ImageId:
-    answer = await api.post("/v1/images", data=body, headers=tenant.headers | {"Content-Type": "image/jpeg"})
-    assert answer.status == 200
-    return ImageId((await answer.json())["response"]["id"])
 
 
 def run_program(postgres: Postgres, name: str, *arguments: str | Path) -> None:
@@ -51,12 +45,12 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
     aiohttp_client: Callable[..., Awaitable[Client]],
 ) -> None:
     bodies = [jpeg(width) for width in range(40, 45)]
-    stored = {await upload(api, tenant, body): body for body in bodies}
+    stored = {await upload_image(api, tenant, body): body for body in bodies}
     deleted = next(iter(stored))
 
     run_program(servers.postgres, "pg_dump", "-Fc", "-d", settings.database_url, "-f", tmp_path / "dump")
     assert (await api.delete(f"/v1/images/{deleted}", headers=tenant.headers)).status == 200
-    late = await upload(api, tenant, jpeg(50))
+    late = await upload_image(api, tenant, jpeg(50))
     shutil.copytree(settings.storage_folder, tmp_path / "copy")
     run_program(servers.postgres, "pg_restore", "-d", elsewhere, "--exit-on-error", tmp_path / "dump")
 
@@ -79,7 +73,7 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
     async with run_worker(restored):
         for image_id in kept:
             assert (await there.get(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
-        await upload(there, tenant, jpeg(60))
+        await upload_image(there, tenant, jpeg(60))
     assert (await verify(restored)).problems == []
 
 

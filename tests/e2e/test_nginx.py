@@ -23,8 +23,8 @@ from service.config.settings import Settings
 from service.errors import CATALOGUE
 from tests.conftest import Tenant
 from tests.integration.http.test_multipart import FILE, field
-from tests.support.daguerre_processes import until
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 CONF = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
 MAX_UPLOAD = 1 << 20

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from service.dependencies.outages import Outage
 from service.dependencies.reasons import explain_storage
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Servers, Tenant, empty
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 AWAY = OSError(28, "No space left on device")
 
@@ -28,16 +27,9 @@ def settings(settings: Settings, own_valkey: Valkey) -> Settings:
     return settings.model_copy(update={"redis_url": empty(own_valkey), "wait_s": 1})
 
 
-@pytest.fixture
-async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
-        yield started
-
-
 def lines_of(part: Part) -> list[dict[str, Any]]:
-    """Whole lines, without those about requests."""
-    lines = [json.loads(line) for line in part.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if line["event"] != "request"]
+    """Returns the events of its log without the requests."""
+    return [line for line in part.read_events() if line["event"] != "request"]
 
 
 def events_of(part: Part, dependency: str) -> list[str]:
@@ -55,12 +47,12 @@ async def test_redis_away_is_logged_once(daguerre: Daguerre, own_valkey: Valkey)
     before = [len(lines_of(part)) for part in parts]
     own_valkey.stop()
     try:
-        await daguerre.wait_away("queue", "worker")
+        await daguerre.wait_unavailable("queue", "worker")
         for _ in range(5):  # each request and each worker meets the error again
             assert (await daguerre.upload(jpeg())).status in {202, 503}
     finally:
         own_valkey.start()
-    await daguerre.wait_away()
+    await daguerre.wait_ready()
     for part, count in zip(parts, before, strict=True):
         await wait_events(part, "queue", "unavailable", "available")
         assert len(lines_of(part)) <= count + 2 + 6, lines_of(part)[count:]  # limits have lines of their own
@@ -74,13 +66,13 @@ async def test_a_database_away_is_logged_once(daguerre: Daguerre, servers: Serve
     try:
         await admin.execute(f"alter database {name} allow_connections false")
         await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
-        await daguerre.wait_away("database")
+        await daguerre.wait_unavailable("database")
         for _ in range(5):
             assert (await daguerre.get("/v1/account")).status in {200, 503}
     finally:
         await admin.execute(f"alter database {name} allow_connections true")
         await admin.close()
-    await daguerre.wait_away()
+    await daguerre.wait_ready()
     await wait_events(parts[0], "database", "unavailable", "available")
 
 

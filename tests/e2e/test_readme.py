@@ -14,7 +14,7 @@ from service.cli import cli
 from service.config.settings import Settings, SettingsError, load, parse_size
 from service.launcher.embedded import first_key
 from service.telemetry.metrics import metrics
-from tests.integration.cli.test_cli import daguerre
+from tests.support.commands import daguerre
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

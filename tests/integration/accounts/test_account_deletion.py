@@ -30,12 +30,12 @@ from service.renditions.parameters import check_preset
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.accounts.test_suspensions import IMAGE, upload_id
-from tests.integration.api.test_refusals import error_of
-from tests.integration.cli.test_cli import daguerre
+from tests.integration.accounts.test_suspensions import IMAGE
 from tests.integration.verification.test_verify import verify
-from tests.support.daguerre_processes import until
+from tests.support.api import error_of, upload_image
+from tests.support.commands import daguerre
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 
@@ -86,8 +86,8 @@ async def test_everything_of_an_account_is_deleted(
     api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant, settings: Settings
 ) -> None:
     other = await new_tenant()
-    ids = [await upload_id(api, tenant) for _ in range(3)]
-    kept = await upload_id(api, other)
+    ids = [await upload_image(api, tenant) for _ in range(3)]
+    kept = await upload_image(api, other)
     for image_id in (*ids, kept):
         assert (await api.get(f"/i/{image_id}?width=20&watermark={image_id}")).status == 200
         await api.put(f"/v1/images/{image_id}/tags?tags=a", headers=(other if image_id == kept else tenant).headers)
@@ -344,7 +344,7 @@ async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, t
     """A process may remember an image for longer than its account. It was a 500, and one for every picture looked up at
     that moment.
     """
-    image_id = ImageId(await upload_id(api, tenant))
+    image_id = ImageId(await upload_image(api, tenant))
     subjects = resources_of(api).delivery.subjects
     assert await subjects.find(image_id) is not None
     await connection.execute("delete from images")

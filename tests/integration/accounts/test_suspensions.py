@@ -16,11 +16,11 @@ from service.ids import ImageId
 from service.images.insert import insert_pending
 from service.images.models import NewImage
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.api.test_refusals import error_of
-from tests.integration.cli.test_cli import daguerre
 from tests.integration.verification.test_verify import verify
-from tests.support.daguerre_processes import until
+from tests.support.api import error_of, upload_image
+from tests.support.commands import daguerre
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 
 IMAGE = {"Content-Type": "image/jpeg"}
 SUSPENDED = (403, "account-suspended")
@@ -47,12 +47,6 @@ def cli(settings: Settings) -> Cli:
 
 async def upload(api: Client, tenant: Tenant) -> Any:
     return await api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE)
-
-
-async def upload_id(api: Client, tenant: Tenant) -> str:
-    answer = await upload(api, tenant)
-    assert answer.status == 200, await answer.text()
-    return str((await answer.json())["response"]["id"])
 
 
 async def wait_status(get: Callable[[], Awaitable[Any]], status: int) -> float:
@@ -91,7 +85,7 @@ async def test_a_suspended_key_is_refused(
 @pytest.mark.usefixtures("worker")
 async def test_suspension_and_resumption_are_known_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
     """Also of pictures in memory. By default they are delivered on."""
-    image_id = await upload_id(api, tenant)
+    image_id = await upload_image(api, tenant)
 
     async def show() -> Any:
         return await api.get(f"/i/{image_id}")
@@ -160,7 +154,7 @@ async def test_a_deletion_cannot_be_resumed(connection: Any, tenant: Tenant) -> 
 
 @pytest.mark.usefixtures("worker")
 async def test_a_quota_is_raised_and_lowered(api: Client, tenant: Tenant, cli: Cli, settings: Settings) -> None:
-    await upload_id(api, tenant)
+    await upload_image(api, tenant)
     assert "It stores" in cli("accounts", "set", tenant.name, "--max-storage", "100")
     await until_code(api, tenant, "quota-exceeded")
     assert (await verify(settings)).is_well  # the operator has wanted it

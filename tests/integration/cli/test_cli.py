@@ -6,21 +6,15 @@ Each group of them runs as a process too. The rest is called here, which takes a
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import structlog
-from click.testing import CliRunner
 
-from service.cli import cli
 from service.cli.common import locate
 from service.database import apply_schema
 from service.launcher.embedded import instance
@@ -28,34 +22,10 @@ from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
 from service.storage.disk import DiskStorage
 from tests.conftest import Client
+from tests.support.commands import daguerre, daguerre_process
 from tests.support.folders import temporary_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a thread, for a command runs a loop of its own. What is not told in a sentence is raised."""
-    structlog.reset_defaults()  # `capture_logs` of another test leaves it configured, and then it is no command
-    configured = dict.fromkeys(name for name in os.environ if name.startswith("DAGUERRE_"))
-    given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
-    with ThreadPoolExecutor(1) as thread:
-        invoke = thread.submit(
-            CliRunner().invoke, cli, arguments, env={**configured, **given, **environment}, catch_exceptions=False
-        )
-        done = invoke.result()
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-
-def daguerre_process(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
-        env={"PATH": os.environ["PATH"], **given, **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 async def test_a_new_account_prints_its_key_alone_on_the_last_line(database_url: str, api: Client) -> None:
@@ -261,10 +231,10 @@ def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
 )
 def test_a_storage_that_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    data_folder = tmp_path / "file" / "storage"
-    done = daguerre_process(*arguments, DAGUERRE_STORAGE=str(data_folder), DAGUERRE_METRICS=str(tmp_path / "metrics"))
+    storage = tmp_path / "file" / "storage"
+    done = daguerre_process(*arguments, DAGUERRE_STORAGE=str(storage), DAGUERRE_METRICS=str(tmp_path / "metrics"))
     assert done.returncode == 1
-    assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {data_folder} cannot be used: not a directory\n"
+    assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {storage} cannot be used: not a directory\n"
 
 
 def test_a_port_that_is_taken_is_one_sentence() -> None:

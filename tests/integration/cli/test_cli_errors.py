@@ -19,7 +19,7 @@ from service.config.settings import MAX_SIZE, Settings, SettingsError, load, par
 from service.launcher.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
-from tests.integration.cli.test_cli import daguerre
+from tests.support.commands import daguerre
 
 # One of every command that uses the database.
 COMMANDS = [

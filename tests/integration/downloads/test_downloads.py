@@ -32,7 +32,7 @@ from service.uploads import receiving
 from service.uploads.ingest import Ingest
 from service.uploads.receiving import UploadLimits
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.api.test_refusals import error_of
+from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
 
 LOCAL = pytest.mark.settings(fetch_allow="127.0.0.1")

@@ -20,10 +20,10 @@ from service.database import Schema, apply_schema
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, Tenant, empty
-from tests.support.daguerre_processes import until
 from tests.support.disks import fill, mounted, remount
 from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 PASSWORD = "opensesame"  # of no log and no answer
 SMALL = {

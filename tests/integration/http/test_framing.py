@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 
 import pytest
 
 from tests.conftest import Tenant
+from tests.support.raw_http import send_raw, statuses
 from tests.support.samples import jpeg
 
 # Its answer shows the id, and so that it was taken for a request.
 SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
-
-
-async def talk(port: int, *pieces: bytes) -> bytes:
-    """Everything that is answered, up to the end of the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await asyncio.sleep(0.05)
-        async with asyncio.timeout(10):
-            return await reader.read()
-    finally:
-        writer.close()
-
-
-def statuses(answers: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
 
 
 def post(*lines: str, version: str = "1.1", body: str = "") -> bytes:
@@ -99,7 +81,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 async def test_ambiguous_framing_is_refused(port: int, case: str) -> None:
     for pieces in ([REFUSED[case] + SMUGGLED, SMUGGLED], [REFUSED[case], SMUGGLED]):
-        answers = await talk(port, *pieces)
+        answers = await send_raw(port, *pieces)
         assert statuses(answers) == [400]
         assert json.loads(answers.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request"
         assert b"smuggled" not in answers
@@ -121,7 +103,7 @@ BROKEN_CHUNKS = {
 @pytest.mark.parametrize("case", BROKEN_CHUNKS)
 async def test_broken_chunks_end_the_connection(port: int, tenant: Tenant, case: str) -> None:
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")
-    answers = await talk(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
+    answers = await send_raw(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
     assert statuses(answers) == [400]
     assert b"smuggled" not in answers
 
@@ -137,7 +119,7 @@ async def test_ordinary_framing_is_accepted(port: int) -> None:
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n",  # without `Connection: upgrade` it means nothing
         b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ):
-        answers = await talk(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answers = await send_raw(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert len(statuses(answers)) == 2
         assert b"smuggled" in answers
 
@@ -166,7 +148,7 @@ async def test_nothing_is_read_behind_an_upgrade(port: int, case: str) -> None:
         [UPGRADES[case], SMUGGLED],
         [UPGRADES[case][:-5], UPGRADES[case][-5:] + head, SMUGGLED],
     ):
-        answers = await talk(port, *pieces)
+        answers = await send_raw(port, *pieces)
         assert len(statuses(answers)) == 1
         assert b"\r\nConnection: close\r\n" in answers
         assert b"smuggled" not in answers
@@ -175,7 +157,7 @@ async def test_nothing_is_read_behind_an_upgrade(port: int, case: str) -> None:
 async def test_requests_before_an_upgrade_are_answered(port: int) -> None:
     before = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: before\r\n\r\n"
     for pieces in ([before * 3 + UPGRADES["h2c"] + SMUGGLED], [before * 3, UPGRADES["websocket"], SMUGGLED]):
-        answers = await talk(port, *pieces)
+        answers = await send_raw(port, *pieces)
         assert statuses(answers) == [200] * 4
         assert answers.count(b"before") == 3
         assert b"smuggled" not in answers
@@ -193,7 +175,7 @@ async def test_an_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) ->
         "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
         f"Content-Length: {len(body)}",
     )
-    answers = await talk(port, head, body[:1000], body[1000:])
+    answers = await send_raw(port, head, body[:1000], body[1000:])
     assert statuses(answers) == [200]
     assert f'"filesize":{len(body)}'.encode() in answers
 
@@ -204,6 +186,6 @@ async def test_a_complete_upload_before_a_fault_is_stored(port: int, tenant: Ten
     """They arrive in one piece: the fault is not the upload's."""
     body = jpeg()
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", f"Content-Length: {len(body)}")
-    answers = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
+    answers = await send_raw(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
     assert statuses(answers) == [200, 400]
     assert b"smuggled" not in answers

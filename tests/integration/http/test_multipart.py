@@ -11,7 +11,7 @@ import pytest
 from service.config.settings import Settings
 from service.http.multipart import FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_FIELDS
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
+from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
 
 PICTURE = jpeg()

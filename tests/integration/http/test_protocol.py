@@ -20,21 +20,8 @@ from service.config.settings import Settings
 from service.http.protocol import HttpConnection, Runner
 from service.limits import pace
 from tests.conftest import Tenant
+from tests.support.raw_http import BAD_REQUESTS, exchange
 from tests.support.samples import jpeg
-
-
-async def exchange(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for piece in pieces:
-        writer.write(piece)
-        await asyncio.sleep(0.02)
-    async with asyncio.timeout(5):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        status_line, *lines = head.strip().split("\r\n")
-        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        body = await reader.readexactly(int(headers["content-length"]))
-    writer.close()
-    return int(status_line.split()[1]), headers, body
 
 
 @pytest.mark.parametrize("method", ["get", "Get", "gEt"])
@@ -85,22 +72,12 @@ async def test_a_body_that_looks_like_a_lower_case_method_is_not_touched(port: i
     assert hashlib.sha256(body).hexdigest().encode() in answer
 
 
-BAD = {
-    "an unknown method": b"BREW /v1/account?key=%s HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a bad character": b"GET /v1/account?key=%s\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a long line": b"GET /v1/account?key=%s&x=" + b"y" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a bad header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
-    "a bad length": b"POST /v1/images?key=%s HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-    "a long header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_REQUESTS)
 async def test_what_the_parser_refuses_has_the_envelope_and_never_the_key(
     port: int, tenant: Tenant, case: str, capfd: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    request = BAD[case].replace(b"%s", tenant.key.encode())
+    request = BAD_REQUESTS[case].replace(b"%s", tenant.key.encode())
     status, headers, body = await exchange(port, request)
     assert status in (400, 405)
     assert headers["content-type"].startswith("application/json")

@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 
 from service.http.protocol import LINGER_S, MAX_DROPPED_BYTES
 from tests.conftest import Tenant
-from tests.integration.http.test_framing import statuses, talk
+from tests.support.raw_http import send_raw, statuses
 from tests.support.samples import jpeg
 
 CODINGS = ["gzip", "GZip", "x-gzip", "deflate", "br", "zstd", "compress", "gzip, gzip", "identity, gzip", "gzip,", "x"]
@@ -140,7 +140,7 @@ async def test_a_client_that_sends_first_sees_the_answer(port: int, tenant: Tena
     """It reads only when it has sent its body: a connection that is reset would lose what it has not read."""
     request = REFUSED[status].replace(b"{key}", tenant.key.encode())
     began = time.monotonic()
-    answers = await talk(port, request, *[bytes(20_000)] * 10)
+    answers = await send_raw(port, request, *[bytes(20_000)] * 10)
     assert statuses(answers) == [int(status)]
     body = answers.partition(b"\r\n\r\n")[2]
     assert json.loads(body) if int(status) >= 400 else body
@@ -237,7 +237,7 @@ async def test_tiny_chunks_hold_nobody_up(
     lines = [f"X-Api-Key: {tenant.key}", f"Content-Type: {content_type}", "Transfer-Encoding: chunked"]
     request = head("/v1/images", 0, *lines).replace(b"Content-Length: 0\r\n", b"")
     async with loop_turns() as turns:
-        answers = await talk(
+        answers = await send_raw(
             port, request + body + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         )
     assert statuses(answers)[0] == status

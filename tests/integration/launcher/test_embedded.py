@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,13 @@ from service.launcher.embedded import EmbeddedError, data_folder, first_key, ins
 from service.launcher.embedded.first_key import FirstKey
 from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.valkey import Valkey
-from tests.support.folders import temporary_folder
-from tests.support.processes import is_alive, wait_for
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 AS_ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with temporary_folder() as path:
-        yield path
 
 
 def query(dsn: str, statement: str) -> Any:

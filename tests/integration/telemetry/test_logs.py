@@ -13,7 +13,8 @@ import pytest
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 from tests.conftest import Tenant
-from tests.support.daguerre_processes import processes_of, until
+from tests.support.daguerre_processes import processes_of
+from tests.support.waiting import until
 
 _SCRIPT = """
 import logging, structlog
@@ -151,7 +152,7 @@ async def test_what_a_client_sends_is_escaped(settings: Settings, tenant: Tenant
     """Over a real connection and in the log of a real process."""
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
         api = daguerre.start_api()
-        await daguerre.wait_away("worker")
+        await daguerre.wait_unavailable("worker")
         for target in (
             "/%1b%5B31m%0A%0Dforged%E2%80%AE%C2%9B",
             "/a\x1b[31m",

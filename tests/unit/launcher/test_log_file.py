@@ -13,7 +13,7 @@ import pytest
 
 from service.launcher.embedded import terminal as console
 from service.launcher.embedded.log_file import LogFile
-from tests.support.processes import wait_for
+from tests.support.waiting import wait_for
 
 
 class Screen:
