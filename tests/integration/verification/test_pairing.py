@@ -22,8 +22,6 @@ from tests.support.samples import insert_image
 from tests.support.up import up
 from tests.support.waiting import wait_for
 
-__all__ = ["place"]  # a fixture
-
 
 @pytest.fixture
 def storage(settings: Settings) -> DiskStorage:
