@@ -137,16 +137,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.trace", description=__doc__.splitlines()[0])
     parser.add_argument("--functions", action="store_true", help="also print the functions of each file")
     options = parser.parse_args()
-    with temporary_folder() as folder, Postgres(folder / "pg", settings={"fsync": "off"}) as postgres:
-        with Valkey(folder / "valkey") as valkey:
-            settings = Settings(
-                data=folder / "data",
-                metrics=folder / "metrics",
-                database_url=postgres.dsn,
-                redis_url=valkey.url,
-                log_level="error",
-            )
-            asyncio.run(trace_all(settings, functions=options.functions))
+    with (
+        temporary_folder() as folder,
+        Postgres(folder / "pg", settings={"fsync": "off"}) as postgres,
+        Valkey(folder / "valkey") as valkey,
+    ):
+        settings = Settings(
+            data=folder / "data",
+            metrics=folder / "metrics",
+            database_url=postgres.dsn,
+            redis_url=valkey.url,
+            log_level="error",
+        )
+        asyncio.run(trace_all(settings, functions=options.functions))
 
 
 if __name__ == "__main__":
