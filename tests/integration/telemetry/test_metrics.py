@@ -28,6 +28,7 @@ from worker.cron.sweep import sweep
 from worker.resources import open_resources
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.pool import Children
+from worker.sandbox.process import ChildStalled
 
 RAW = {"Content-Type": "application/octet-stream"}
 OF_QUEUE = {"daguerre_queue_depth", "daguerre_queue_oldest_seconds", "daguerre_workers"}
@@ -229,8 +230,14 @@ async def test_a_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     picture.write_bytes(slow_svg(1000))
     children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
-    with pytest.raises(ChildLost):
-        await children.probe(str(picture))
+    lost = False
+    while not lost:
+        try:
+            await children.probe(str(picture))
+        except ChildStalled:  # a busy machine gave it no CPU, so the picture is not to blame
+            continue
+        except ChildLost:
+            lost = True
     await children.end()
     after = await scrape(api)
     assert after.rise(before, "daguerre_child_crashes_total") == 1
