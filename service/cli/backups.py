@@ -26,7 +26,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.argument("folder", type=_FOLDER)
 @DATA
 def backup(folder: Path, data: Path | None) -> None:
-    """Copy the database and the images into FOLDER, while Daguerre runs or not.
+    """Copy the database and images into FOLDER. Daguerre may be running.
 
     An earlier backup in FOLDER is updated: files that it already has are not copied again. Exit code 1 if the file of
     an image is missing or damaged.
@@ -77,7 +77,7 @@ def restore(folder: Path, data: Path | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @DATA
 def psql(arguments: tuple[str, ...], data: Path | None) -> None:
-    """Open psql on the database; ARGUMENTS are passed to psql, e.g. -c 'select …'."""
+    """Open psql on the database. ARGUMENTS are passed to psql, e.g. -c 'select …'."""
     from service.backups import programs  # noqa: PLC0415
 
     with _error_sentences():

@@ -17,7 +17,7 @@ from service.config.settings import Settings, SettingsError
 @click.command()
 @click.argument("part", type=click.Choice(["api", "worker"]))
 def health(part: str) -> None:
-    """Check whether the API, or a worker, runs on this machine; exit code 1 if not."""
+    """Check that the API or a worker runs here. Exit code 1 if none runs on this machine."""
     find_problem = find_api_problem if part == "api" else find_worker_problem
     try:
         problem = asyncio.run(find_problem(load_settings()))

@@ -65,7 +65,7 @@ def keys_revoke(key_id: int, data: Path | None) -> None:
 
 @click.group("signing-keys")
 def signing_keys() -> None:
-    """Create, list and revoke the keys that accounts sign URLs with."""
+    """Create, list and revoke URL signing keys."""
 
 
 @signing_keys.command("create")

@@ -12,7 +12,7 @@ from service.cli.common import DATA, SOON, print_table, with_database
 
 @click.group()
 def presets() -> None:
-    """Set, list and delete the presets of accounts: names for rendition parameters."""
+    """Set, list and delete presets of accounts. A preset is a name for rendition parameters."""
 
 
 @presets.command("set")

@@ -21,7 +21,9 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option("--expires", help="How long the URL is valid, e.g. 30m, 12h or 7d, or a Unix time at which it expires.")
 @DATA
 def sign(account: str, target: str, expires: str | None, data: Path | None) -> None:
-    """Sign TARGET, e.g. `/i/NKrigl4/red-car.jpg?width=300`, with the newest signing key of ACCOUNT; print only the URL.
+    """Print TARGET as a signed URL.
+
+    TARGET is e.g. `/i/NKrigl4/red-car.jpg?width=300`. It is signed with the newest signing key of ACCOUNT.
 
     A path is prefixed with DAGUERRE_PUBLIC_URL. A whole URL keeps its scheme and host.
     """

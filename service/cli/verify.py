@@ -26,7 +26,7 @@ from service.config.settings import SettingsError
 def verify(
     *, repair: bool, drop_missing: bool, force: bool, read: bool, expect: TextIO | None, data: Path | None
 ) -> None:
-    """Compare images, files and counters with each other; exit code 1 if there are problems that were not repaired.
+    """Compare images, files and counters. Exit code 1 if there are problems that were not repaired.
 
     It can run at any time, also while images are uploaded and deleted.
     """
