@@ -1,4 +1,4 @@
-"""What is measured, running: Daguerre as `./run up` starts it, and what people would write or install instead."""
+"""The systems under test: Daguerre as `./run up` starts it, and the comparators."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MODULES = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service that answers on a port of 127.0.0.1. `roots` are the processes that its costs are below."""
+    """A system that listens on a port of 127.0.0.1. `roots` are the processes whose descendants are measured."""
 
     name: str
     port: int
@@ -51,7 +51,7 @@ class Target:
 
 @contextlib.contextmanager
 def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Target]:
-    """`./run up` on a folder of its own, with its defaults where `env` says nothing else."""
+    """Runs `./run up` on a folder of its own, with the settings in `env`."""
     port, data = _free_port(), folder / "daguerre"
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
@@ -65,7 +65,7 @@ def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = 
 def comparator(
     name: str, folder: Path, postgres: Postgres | None, *, processes: int = 2, fsync: bool = False
 ) -> Iterator[Target]:
-    """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own if it uses one."""
+    """Runs one of bench/comparators. Its PostgreSQL, if it uses one, is configured as Daguerre's own."""
     port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
     files.mkdir(parents=True)
     try:
