@@ -119,7 +119,7 @@ def kept(connection: Any, settings: Settings) -> Kept:
     return Kept(connection, settings)
 
 
-async def test_an_upload_is_answered_with_what_the_worker_found(daguerre: Daguerre, kept: Kept) -> None:
+async def test_upload_returns_the_result_of_the_probe(daguerre: Daguerre, kept: Kept) -> None:
     await daguerre.start()
     body = jpeg(300, 200, exif={0x010F: "Daguerre", 0x0112: 6})
     asked = {"with_exif": "1", "verbose": "1", "with_mini_preview": "1", "with_account": "1"}
@@ -140,7 +140,7 @@ async def test_an_upload_is_answered_with_what_the_worker_found(daguerre: Daguer
     assert kept.path(image_id).read_bytes() == body
 
 
-async def test_the_reply_of_a_job_wakes_the_request_at_once(daguerre: Daguerre) -> None:
+async def test_reply_wakes_the_request(daguerre: Daguerre) -> None:
     await daguerre.start()
     answers = [await daguerre.upload(jpeg()) for _ in range(5)]
     assert {answer.status for answer in answers} == {200}
@@ -149,7 +149,7 @@ async def test_the_reply_of_a_job_wakes_the_request_at_once(daguerre: Daguerre) 
 
 
 @pytest.mark.settings(wait_s=15)
-async def test_the_job_of_a_killed_worker_is_finished_by_another_one_that_runs(daguerre: Daguerre, kept: Kept) -> None:
+async def test_running_worker_takes_over_a_job(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
@@ -167,9 +167,7 @@ async def test_the_job_of_a_killed_worker_is_finished_by_another_one_that_runs(d
 
 
 @pytest.mark.settings(wait_s=1)
-async def test_the_job_of_a_killed_worker_is_finished_by_one_that_is_started_afterwards(
-    daguerre: Daguerre, kept: Kept
-) -> None:
+async def test_new_worker_takes_over_a_job(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
@@ -186,7 +184,7 @@ async def test_the_job_of_a_killed_worker_is_finished_by_one_that_is_started_aft
 
 
 @pytest.mark.settings(wait_s=15)
-async def test_a_picture_whose_child_is_killed_is_looked_at_again(daguerre: Daguerre, kept: Kept) -> None:
+async def test_picture_of_a_killed_child_is_retried(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     os.kill(await catch_child(worker, await kept.wait_stored()), signal.SIGKILL)
@@ -198,7 +196,7 @@ async def test_a_picture_whose_child_is_killed_is_looked_at_again(daguerre: Dagu
 
 
 @pytest.mark.settings(wait_s=15)
-async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Daguerre, kept: Kept) -> None:
+async def test_picture_that_kills_two_children_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     picture = await kept.wait_stored()
@@ -208,9 +206,7 @@ async def test_a_picture_that_takes_two_children_along_is_refused(daguerre: Dagu
 
 
 @pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=15)
-async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
-    daguerre: Daguerre, kept: Kept, tmp_path: Path
-) -> None:
+async def test_probe_that_hangs_once_is_retried(daguerre: Daguerre, kept: Kept, tmp_path: Path) -> None:
     _, worker = await daguerre.start()
     children = worker.children()
     stop_process(worker.pid)
@@ -229,7 +225,7 @@ async def test_a_picture_whose_probe_hangs_once_is_looked_at_again(
 
 
 @pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=15)
-async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
+async def test_probe_that_hangs_twice_is_refused(daguerre: Daguerre, kept: Kept) -> None:
     _, worker = await daguerre.start()
     children = worker.children()
     uploading = asyncio.create_task(daguerre.upload(ENDLESS))
@@ -242,9 +238,7 @@ async def test_a_picture_whose_probe_hangs_twice_is_refused(daguerre: Daguerre, 
 
 
 @pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=20)
-async def test_a_storage_that_hangs_never_counts_against_the_picture(
-    daguerre: Daguerre, kept: Kept, tmp_path: Path
-) -> None:
+async def test_hanging_storage_does_not_blame_the_picture(daguerre: Daguerre, kept: Kept, tmp_path: Path) -> None:
     _, worker = await daguerre.start()
     stop_process(worker.pid)
     uploading = asyncio.create_task(daguerre.upload(jpeg()))
@@ -278,9 +272,7 @@ async def assert_refused(answer: Answer, daguerre: Daguerre, kept: Kept) -> None
     await kept.assert_holds({next_one.shown["id"]: jpeg()})
 
 
-async def test_a_service_killed_inside_a_body_leaves_a_file_for_the_sweep_and_nothing_else(
-    daguerre: Daguerre, kept: Kept
-) -> None:
+async def test_kill_inside_a_body_leaves_one_file(daguerre: Daguerre, kept: Kept) -> None:
     api, _ = await daguerre.start()
     first = await daguerre.upload(jpeg(65, 48))  # beside a database without images the sweep removes none
     stored = {first.shown["id"]: jpeg(65, 48)}
@@ -307,9 +299,7 @@ async def test_a_service_killed_inside_a_body_leaves_a_file_for_the_sweep_and_no
 
 
 @pytest.mark.parametrize("job", ["is queued", "is lost"])
-async def test_a_service_killed_after_the_commit_loses_no_image(
-    daguerre: Daguerre, kept: Kept, redis: ArqRedis, job: str
-) -> None:
+async def test_kill_after_the_commit_loses_no_image(daguerre: Daguerre, kept: Kept, redis: ArqRedis, job: str) -> None:
     api = daguerre.start_api()
     await api.wait_logged("api.listening")
     await daguerre.wait_unavailable("worker")
@@ -330,7 +320,7 @@ async def test_a_service_killed_after_the_commit_loses_no_image(
 
 
 @pytest.mark.settings(wait_s=20)
-async def test_a_job_that_an_empty_valkey_forgot_is_enqueued_again_while_its_client_waits(
+async def test_lost_job_is_enqueued_again_while_client_waits(
     daguerre: Daguerre, kept: Kept, redis: ArqRedis, valkey: Valkey
 ) -> None:
     _, worker = await daguerre.start()
@@ -357,9 +347,7 @@ def restart_empty(valkey: Valkey) -> None:
     valkey.start()
 
 
-async def test_without_valkey_uploads_are_refused_at_once_and_come_back_by_themselves(
-    daguerre: Daguerre, kept: Kept, valkey: Valkey
-) -> None:
+async def test_uploads_recover_from_a_valkey_outage(daguerre: Daguerre, kept: Kept, valkey: Valkey) -> None:
     await daguerre.start()
     first = (await daguerre.upload(jpeg())).shown["id"]
     valkey.stop()
@@ -432,7 +420,7 @@ async def load(daguerre: Daguerre, body: bytes, *, keep_alive: int, one_shot: in
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["restarted", "crashed"])
-async def test_uploads_outlive_a_postgres_that_goes_away_and_comes_back(
+async def test_uploads_survive_a_postgres_outage(
     daguerre: Daguerre, kept: Kept, servers: Servers, end: signal.Signals
 ) -> None:
     await daguerre.start()
@@ -453,7 +441,7 @@ async def test_uploads_outlive_a_postgres_that_goes_away_and_comes_back(
     kept = Kept(connection, kept.settings)
     await kept.sweep_after(4000)
     await until(lambda: connection.fetchval("select count(*) = 0 from images where state = 'pending'"))
-    # One whose commit was cut off may be there although its client was told to try again.
+    # An image whose commit was interrupted may exist although its client got a 503.
     rows = {row["id"] for row in await connection.fetch("select id from images")}
     assert clients.ids() <= rows
     assert len(rows) <= len(clients.ids()) + 4
@@ -464,7 +452,7 @@ async def test_uploads_outlive_a_postgres_that_goes_away_and_comes_back(
 
 @asynccontextmanager
 async def cut_off(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None]:
-    """Without PostgreSQL for the length of a block: it is told to stop, or dies with no time to write."""
+    """Runs a block without PostgreSQL: it is stopped, or killed without time to write."""
     assert postgres.process is not None
     postgres.process.send_signal(end)
     try:
@@ -474,7 +462,7 @@ async def cut_off(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None
         postgres.start()
 
 
-async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre: Daguerre, kept: Kept) -> None:
+async def test_sigterm_under_load_cuts_no_request(daguerre: Daguerre, kept: Kept) -> None:
     await daguerre.start()
     apis = [daguerre.parts[0], daguerre.start_api()]
     body = jpeg(320, 240)
@@ -507,7 +495,7 @@ async def test_a_service_that_is_told_to_end_under_load_cuts_no_request(daguerre
     await kept.assert_holds(dict.fromkeys(ids, body) | {arriving.name: slow})
 
 
-async def test_a_request_on_its_way_when_the_service_is_told_to_end_is_answered(daguerre: Daguerre, kept: Kept) -> None:
+async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, kept: Kept) -> None:
     api, _ = await daguerre.start()
     reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -524,13 +512,13 @@ async def test_a_request_on_its_way_when_the_service_is_told_to_end_is_answered(
     await kept.assert_holds({image["id"]: jpeg()})
 
 
-async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre, kept: Kept, redis: ArqRedis) -> None:
+async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, kept: Kept, redis: ArqRedis) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     child = await catch_child(worker, await kept.wait_stored())
     worker.send(signal.SIGTERM)
-    told_at = time.time()
-    await until(lambda: redis.zcount(WORKERS, told_at + 0.5, "+inf"))  # it lives on
+    signalled_at = time.time()
+    await until(lambda: redis.zcount(WORKERS, signalled_at + 0.5, "+inf"))  # it lives on
     os.kill(child, signal.SIGCONT)
     answer = await uploading
     assert answer.status == 200
@@ -540,9 +528,7 @@ async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre,
     await kept.assert_holds({answer.shown["id"]: SLOW})
 
 
-async def test_readyz_names_what_is_away_and_healthz_stays_well(
-    daguerre: Daguerre, servers: Servers, valkey: Valkey
-) -> None:
+async def test_readyz_names_failures_and_healthz_is_200(daguerre: Daguerre, servers: Servers, valkey: Valkey) -> None:
     await daguerre.start_api().wait_logged("api.listening")
     await daguerre.wait_unavailable("worker")
     worker = daguerre.start_worker()

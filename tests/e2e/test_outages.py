@@ -42,7 +42,7 @@ async def wait_events(part: Part, dependency: str, *events: str) -> None:
     assert events_of(part, dependency) == [f"{dependency}.{event}" for event in events]
 
 
-async def test_redis_away_is_logged_once(daguerre: Daguerre, own_valkey: Valkey) -> None:
+async def test_redis_outage_is_logged_once(daguerre: Daguerre, own_valkey: Valkey) -> None:
     parts = await daguerre.start()
     before = [len(lines_of(part)) for part in parts]
     own_valkey.stop()
@@ -59,7 +59,7 @@ async def test_redis_away_is_logged_once(daguerre: Daguerre, own_valkey: Valkey)
     assert lines_of(parts[0])[before[0]]["reason"] in {"the connection was lost", "its socket is not there"}
 
 
-async def test_a_database_away_is_logged_once(daguerre: Daguerre, servers: Servers, settings: Settings) -> None:
+async def test_database_outage_is_logged_once(daguerre: Daguerre, servers: Servers, settings: Settings) -> None:
     parts = await daguerre.start()
     name = settings.database_url.partition("@/")[2].partition("?")[0]
     admin = await asyncpg.connect(servers.postgres.dsn)
@@ -76,7 +76,7 @@ async def test_a_database_away_is_logged_once(daguerre: Daguerre, servers: Serve
     await wait_events(parts[0], "database", "unavailable", "available")
 
 
-async def test_a_start_names_what_is_away(
+async def test_start_logs_unavailable_servers(
     settings: Settings, tenant: Tenant, tmp_path: Path, own_valkey: Valkey
 ) -> None:
     own_valkey.stop()
@@ -100,7 +100,7 @@ async def test_a_start_names_what_is_away(
             own_valkey.start()
 
 
-async def test_a_start_without_tables_says_so(
+async def test_start_without_tables_is_explained(
     settings: Settings, tenant: Tenant, servers: Servers, tmp_path: Path
 ) -> None:
     (settings.storage_folder / "incoming").mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ async def test_a_start_without_tables_says_so(
         await admin.close()
 
 
-def test_a_long_outage_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_outage_is_logged_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:
@@ -136,7 +136,7 @@ def test_a_long_outage_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
     assert logs[3]["failures"] > 1790
 
 
-def test_an_outage_that_comes_and_goes_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intermittent_outage_is_logged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:

@@ -43,7 +43,7 @@ def api_processes(serve: Part) -> list[int]:
     return serve.children("serve --fd")
 
 
-async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre, serve: Part) -> None:
+async def test_all_processes_share_the_port(daguerre: Daguerre, serve: Part) -> None:
     one, other = api_processes(serve)
     for stopped, answering in ((one, other), (other, one)):
         stop_process(stopped)
@@ -52,7 +52,7 @@ async def test_each_of_the_processes_answers_on_the_one_port(daguerre: Daguerre,
         os.kill(stopped, signal.SIGCONT)
 
 
-async def test_folders_are_for_their_owner_alone(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
+async def test_folders_are_private(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
     chosen = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions"})
     chosen |= {"data": tmp_path / "new" / "data", "metrics": tmp_path / "counts" / "metrics"}
     daguerre.settings = Settings(**chosen)
@@ -66,7 +66,7 @@ async def test_folders_are_for_their_owner_alone(daguerre: Daguerre, settings: S
     assert [folder for folder in folders if folder.is_dir() and folder.stat().st_mode & 0o777 != 0o700] == []
 
 
-async def test_a_public_url_of_another_port_is_named(daguerre: Daguerre, settings: Settings) -> None:
+async def test_public_url_with_another_port_is_logged(daguerre: Daguerre, settings: Settings) -> None:
     daguerre.settings = settings.model_copy(update={"public_url": "http://localhost:9"})
     serve = await start_two(daguerre)
     await serve.wait_logged("public_url.other_port")
@@ -91,17 +91,17 @@ async def test_a_public_url_of_another_port_is_named(daguerre: Daguerre, setting
         ("http://localhost:99999", "127.0.0.1", 8080, False),
     ],
 )
-def test_only_misleading_public_urls_are_named(
+def test_only_misleading_public_urls_are_logged(
     public_url: str | None, host: str, port: int, *, misleading: bool
 ) -> None:
     settings = Settings() if public_url is None else Settings(public_url=public_url)
     assert is_misleading(settings, host, port) is misleading
 
 
-async def test_connections_that_arrive_together_are_shared_out(daguerre: Daguerre) -> None:
+async def test_burst_of_connections_is_balanced(daguerre: Daguerre) -> None:
     found = api_processes(await start_two(daguerre))
     before = [count_sockets(pid) for pid in found]
-    for _ in range(2):  # the places of those that have gone are free again
+    for _ in range(2):  # closed connections free their slots
         opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(40)))
 
         def held() -> list[int]:
@@ -125,9 +125,7 @@ def read_link(path: Path) -> str:
         return ""
 
 
-async def test_a_process_that_is_killed_is_replaced_while_the_other_one_answers(
-    daguerre: Daguerre, serve: Part
-) -> None:
+async def test_killed_process_is_replaced(daguerre: Daguerre, serve: Part) -> None:
     killed, other = api_processes(serve)
     os.kill(killed, signal.SIGKILL)
     assert (await daguerre.get("/v1/account")).status == 200
@@ -139,15 +137,13 @@ async def test_a_process_that_is_killed_is_replaced_while_the_other_one_answers(
     assert f"(process {killed}) was killed by signal 9: starting it again" in serve.log.read_text()
 
 
-async def test_sigterm_lets_a_running_upload_finish_and_takes_no_other(
-    daguerre: Daguerre, serve: Part, settings: Settings
-) -> None:
+async def test_sigterm_finishes_the_upload_in_flight(daguerre: Daguerre, serve: Part, settings: Settings) -> None:
     await daguerre.start_worker().wait_logged("worker.started")
-    picture, told = jpeg(300, 200) + bytes(600_000), asyncio.Event()  # enough to open its file early
+    picture, draining = jpeg(300, 200) + bytes(600_000), asyncio.Event()  # enough to open its file early
 
     async def body() -> AsyncIterator[bytes]:
         yield picture[:500_000]
-        await told.wait()
+        await draining.wait()
         yield picture[500_000:]
 
     uploading = asyncio.create_task(send(daguerre, body()))
@@ -158,15 +154,13 @@ async def test_sigterm_lets_a_running_upload_finish_and_takes_no_other(
     with pytest.raises(aiohttp.ClientConnectorError):
         await daguerre.get("/healthz")
     assert serve.is_alive()
-    told.set()
+    draining.set()
     assert await uploading == 200
     assert await serve.exit_code() == 0
 
 
 @pytest.mark.settings(drain_s=0.2)
-async def test_a_client_that_never_ends_its_body_does_not_keep_a_process_from_stopping(
-    daguerre: Daguerre, serve: Part, settings: Settings
-) -> None:
+async def test_endless_body_does_not_block_shutdown(daguerre: Daguerre, serve: Part, settings: Settings) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield bytes(500_000)
         await asyncio.Event().wait()
@@ -190,7 +184,7 @@ async def send(daguerre: Daguerre, body: AsyncIterator[bytes]) -> int:
         return response.status
 
 
-async def test_the_processes_end_with_a_parent_that_is_killed(serve: Part) -> None:
+async def test_processes_end_with_a_killed_parent(serve: Part) -> None:
     found = api_processes(serve)
     serve.send(signal.SIGKILL)
     await serve.exit_code()
@@ -198,7 +192,7 @@ async def test_the_processes_end_with_a_parent_that_is_killed(serve: Part) -> No
     assert serve.log.read_text().count('"api.stopped"') == 2
 
 
-async def test_a_single_process_serves_without_a_supervisor(daguerre: Daguerre) -> None:
+async def test_single_process_has_no_supervisor(daguerre: Daguerre) -> None:
     serve = daguerre.start_serve(1)
     await serve.wait_logged("api.listening")
     assert (await daguerre.get("/v1/account")).status == 200
@@ -206,7 +200,7 @@ async def test_a_single_process_serves_without_a_supervisor(daguerre: Daguerre) 
     await serve.wait_requests(1, pid=serve.pid, path="/v1/account")
 
 
-async def test_health_tells_whether_this_machine_has_an_api_that_answers(daguerre: Daguerre) -> None:
+async def test_health_of_the_api(daguerre: Daguerre) -> None:
     port = str(daguerre.listener.getsockname()[1])
     serve = await start_two(daguerre)
     everywhere = {"DAGUERRE_HOST": "0.0.0.0", "DAGUERRE_PORT": port}
@@ -217,9 +211,7 @@ async def test_health_tells_whether_this_machine_has_an_api_that_answers(daguerr
     assert (done.returncode, done.stderr) == (1, f"Error: The API on 0.0.0.0, port {port}, does not answer\n")
 
 
-async def test_health_tells_whether_this_machine_has_a_worker_on_the_queue(
-    daguerre: Daguerre, serve: Part, settings: Settings
-) -> None:
+async def test_health_of_the_worker(daguerre: Daguerre, serve: Part, settings: Settings) -> None:
     queue = {"DAGUERRE_REDIS_URL": settings.redis_url}
     done = await asyncio.to_thread(run_command, "health", "worker", **queue)
     assert done.returncode == 1
@@ -232,7 +224,7 @@ async def test_health_tells_whether_this_machine_has_a_worker_on_the_queue(
     assert (await asyncio.to_thread(run_command, "health", "worker", **queue)).returncode == 1
 
 
-async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> None:
+async def test_workers_are_counted_by_host(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     queue = jobs.JobQueue(redis)
     for name in ("a:1", "b:1", "b:2"):
@@ -242,9 +234,7 @@ async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> 
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_process_without_descriptors_serves_those_it_has_and_others_later(
-    daguerre: Daguerre, settings: Settings
-) -> None:
+async def test_process_without_descriptors_recovers(daguerre: Daguerre, settings: Settings) -> None:
     serve = daguerre.start_api()
     await serve.wait_logged("api.listening")
     async with daguerre.connect(keep_alive=True) as early:

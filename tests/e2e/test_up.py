@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 class TestUp:
-    def test_serves_keeps_and_ends(self, place: Path) -> None:
+    def test_serves_and_keeps_data(self, place: Path) -> None:
         data = place / "data"
         with up(data, "--workers", "1") as first:
             key, sample = first.key, first.sample
@@ -67,7 +67,7 @@ class TestUp:
         metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
 
     @pytest.mark.needs("curl")
-    def test_a_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
         data = place / "some data"
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(data, env=servers, on_terminal=True) as first:
@@ -79,7 +79,7 @@ class TestUp:
             assert again.key not in again.text
             assert again.find(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
 
-    def test_replaces_what_dies(self, place: Path) -> None:
+    def test_restarts_killed_processes(self, place: Path) -> None:
         with up(place / "data", "--workers", "1") as started:
             killed = []
             for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
@@ -95,7 +95,7 @@ class TestUp:
             log = (place / "data" / "log" / "daguerre.log").read_text()
             assert log.count("program.restarted WARNING") == 4
 
-    def test_restored_data_are_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_restored_key_is_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(place / "first", env=servers):
             pass
@@ -104,7 +104,7 @@ class TestUp:
             command = second.find(r"list the existing keys: (.+)")
             assert command == f"daguerre keys list default --data {place / 'second'}"
 
-    def test_a_damaged_server_shows_its_reason(self, place: Path) -> None:
+    def test_damaged_server_shows_its_reason(self, place: Path) -> None:
         with up(place / "data"):
             pass
         log = place / "data" / "log" / "postgres.log"
@@ -117,7 +117,7 @@ class TestUp:
         assert "an old reason" not in again.text
         assert "Traceback" not in again.text
 
-    def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_uses_configured_servers(self, place: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(place / "data", "--workers", "1", env=servers) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]

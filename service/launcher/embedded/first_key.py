@@ -32,8 +32,8 @@ class FirstKey:
 async def prepare(database_url: str, folder: Path) -> FirstKey:
     """Applies the schema, creates the first account if there is none, and returns its key.
 
-    The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key can be
-    told from a key that never reached the database because of a crash.
+    The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key
+    differs from a key that never reached the database because of a crash.
     """
     from service import database  # noqa: PLC0415  slow to import, and commands use only `path`
     from service.accounts import accounts, api_keys  # noqa: PLC0415

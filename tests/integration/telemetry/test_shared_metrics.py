@@ -70,7 +70,7 @@ async def wait_in_flight(daguerre: Daguerre, count: int) -> None:
     await until(is_so)
 
 
-async def test_whichever_process_answers_shows_what_all_of_them_counted(daguerre: Daguerre) -> None:
+async def test_every_process_shows_all_counts(daguerre: Daguerre) -> None:
     apis = await start_apis(daguerre, 2)
     worker = daguerre.start_worker()
     await worker.wait_logged("worker.started")
@@ -88,7 +88,7 @@ async def test_whichever_process_answers_shows_what_all_of_them_counted(daguerre
     assert not any(api.count_requests(path="/metrics") for api in apis)
 
 
-async def test_a_killed_process_leaves_its_counts_and_no_gauges(daguerre: Daguerre, settings: Settings) -> None:
+async def test_killed_process_keeps_counts_without_gauges(daguerre: Daguerre, settings: Settings) -> None:
     [killed] = await start_apis(daguerre, 1)
     writer = await begin_upload(daguerre)
     await wait_in_flight(daguerre, 1)
@@ -120,7 +120,7 @@ async def wait_counted(daguerre: Daguerre, requests: int, *, in_flight: int) -> 
     await until(are_counted)
 
 
-async def test_who_starts_when_nobody_runs_starts_from_zero(daguerre: Daguerre) -> None:
+async def test_first_process_starts_from_zero(daguerre: Daguerre) -> None:
     for _ in range(2):
         [api] = await start_apis(daguerre, 1)
         await daguerre.get("/v1/account")
@@ -129,7 +129,7 @@ async def test_who_starts_when_nobody_runs_starts_from_zero(daguerre: Daguerre) 
         await api.exit_code()
 
 
-async def test_a_worker_with_a_port_shows_its_own_there_and_nowhere_else(daguerre: Daguerre) -> None:
+async def test_worker_port_shows_its_own_metrics(daguerre: Daguerre) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     daguerre.settings = daguerre.settings.model_copy(update={"metrics_port": port})
@@ -147,14 +147,14 @@ async def test_a_worker_with_a_port_shows_its_own_there_and_nowhere_else(daguerr
 
 
 @pytest.mark.settings(metrics="/dev/null/metrics")
-async def test_a_folder_that_cannot_be_used_costs_the_merging_only(daguerre: Daguerre) -> None:
+async def test_unusable_folder_disables_sharing_only(daguerre: Daguerre) -> None:
     [api] = await start_apis(daguerre, 1)
     await daguerre.get("/v1/account")
     assert total(await scrape(daguerre)) == 1
     await api.wait_logged("metrics.not_shared")
 
 
-async def test_what_never_reaches_a_handler_is_counted_too(daguerre: Daguerre) -> None:
+async def test_malformed_requests_are_counted(daguerre: Daguerre) -> None:
     await start_apis(daguerre, 1)
     for request in (
         b"BREW /v1/images HTTP/1.1\r\n\r\n",
@@ -173,7 +173,7 @@ async def test_what_never_reaches_a_handler_is_counted_too(daguerre: Daguerre) -
 
 @pytest.mark.settings(wait_s=5)  # longer than a scrape is used for
 @pytest.mark.parametrize("body", [b"some", b"the whole"], ids=["inside the body", "before the answer"])
-async def test_a_client_who_leaves_is_counted_as_499(daguerre: Daguerre, body: bytes) -> None:
+async def test_client_that_leaves_is_counted_as_499(daguerre: Daguerre, body: bytes) -> None:
     await start_apis(daguerre, 1)
     writer = await begin_upload(daguerre, body)
     await wait_in_flight(daguerre, 1)
@@ -185,7 +185,7 @@ async def test_a_client_who_leaves_is_counted_as_499(daguerre: Daguerre, body: b
     assert shown.value("daguerre_errors_total") == 0
 
 
-def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> None:
+def test_up_merges_and_removes_metrics() -> None:
     with temporary_folder() as place:
         with up(place / "data", "--workers", "2", env={"DAGUERRE_METRICS_PORT": "9"}) as started:
             key, sample = started.key, started.sample
@@ -198,7 +198,7 @@ def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> Non
         assert not files.exists()
 
 
-def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
+def test_other_files_are_not_touched(tmp_path: Path) -> None:
     others = {tmp_path / name for name in ("library.db", "counter_a.db", "yarn.lock", "notes")}
     for other in others:
         other.touch()
@@ -210,7 +210,7 @@ def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == others
 
 
-def test_all_that_can_be_counted_fits_into_the_room_that_is_reserved(tmp_path: Path) -> None:
+def test_all_metrics_fit_the_reserved_space(tmp_path: Path) -> None:
     """A file that grows on a full disk ends its process."""
     script = f"""
 from pathlib import Path

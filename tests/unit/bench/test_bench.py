@@ -5,7 +5,7 @@ import pytest
 from bench.__main__ import ROWS, read_options
 
 
-def test_every_row_is_meant_where_none_is_named() -> None:
+def test_all_rows_run_by_default() -> None:
     assert read_options([]).rows == list(ROWS)
     assert read_options(["queue", "--rounds", "1"]).rows == ["queue"]
 

@@ -57,7 +57,7 @@ def test_lines_of_processes_are_shown_once(tmp_path: Path, screen: Screen) -> No
     assert log.read_text() == "of the last time\none\nhalf a line\nlast\n"
 
 
-def test_a_trimmed_log_is_shown_on(tmp_path: Path, screen: Screen) -> None:
+def test_trimmed_log_is_followed(tmp_path: Path, screen: Screen) -> None:
     log = tmp_path / "daguerre.log"
     with LogFile(log, screen.descriptor, as_json=False):
         append(log, "a long line before it is trimmed\n")
@@ -68,7 +68,7 @@ def test_a_trimmed_log_is_shown_on(tmp_path: Path, screen: Screen) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_line_of_up_itself_is_only_kept(tmp_path: Path, screen: Screen, *, as_json: bool) -> None:
+def test_own_lines_are_not_copied(tmp_path: Path, screen: Screen, *, as_json: bool) -> None:
     """The screen has it already."""
     log = tmp_path / "daguerre.log"
     with LogFile(log, screen.descriptor, as_json=as_json) as journal:
@@ -86,7 +86,7 @@ def test_a_line_of_up_itself_is_only_kept(tmp_path: Path, screen: Screen, *, as_
         assert max(map(len, log.read_text().splitlines())) <= 100
 
 
-def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+def test_closed_terminal_ends_nothing(tmp_path: Path) -> None:
     out, descriptor = os.pipe()
     os.close(out)
     log = tmp_path / "daguerre.log"
@@ -98,7 +98,7 @@ def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     assert "nor this" in log.read_text()
 
 
-def test_a_paused_terminal_holds_nobody_up(tmp_path: Path, screen: Screen) -> None:
+def test_paused_terminal_blocks_nothing(tmp_path: Path, screen: Screen) -> None:
     """The pipe is full, as the terminal is after Ctrl-S."""
     log = tmp_path / "daguerre.log"
     with LogFile(log, screen.descriptor, as_json=False) as journal:
@@ -107,7 +107,7 @@ def test_a_paused_terminal_holds_nobody_up(tmp_path: Path, screen: Screen) -> No
         assert "kept all the same" in log.read_text()
 
 
-def test_a_note_on_the_screen_fits_100_columns() -> None:
+def test_notes_fit_100_columns() -> None:
     stream = io.StringIO()
     screen = console.Terminal(stream)
     screen.note("Not ready yet: /readyz answers 503 " + '{"status": "unavailable", "checks": {"worker": "ok"}} ' * 4)
