@@ -162,10 +162,3 @@ async def mixed_load(base_url: str, keys: Sequence[str], *, clients: int) -> Asy
             yield running
         finally:
             stopping = True
-
-
-def upload_head(key: str, length: int) -> bytes:
-    return (
-        f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
-        f"Content-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()

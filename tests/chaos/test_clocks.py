@@ -13,9 +13,10 @@ import pytest
 
 from service.ids import ImageId
 from service.storage.disk import DiskStorage
-from tests.chaos.load import unique_picture, upload_head
+from tests.chaos.load import unique_picture
 from tests.chaos.site import Clocks, Site, site_in
 from tests.support.clocks import wrong_clock
+from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 

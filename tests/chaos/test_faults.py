@@ -17,9 +17,10 @@ from service.ids import ImageId
 from service.launcher.embedded.server import Server
 from service.queue import jobs
 from service.storage.disk import DiskStorage
-from tests.chaos.load import ChaosClient, unique_picture, upload_head
+from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
 from tests.support.disks import away, mounted
+from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 

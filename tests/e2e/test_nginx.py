@@ -22,7 +22,7 @@ from yarl import URL
 from service.config.settings import Settings
 from service.errors import CATALOGUE
 from tests.conftest import Tenant
-from tests.integration.http.test_multipart import FILE, field
+from tests.support.forms import FILE, field
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 

@@ -96,3 +96,6 @@ ODD_TAGS = [
     "a;b",
     "x=y&z",
 ]
+
+
+JPEG_TYPE = {"Content-Type": "image/jpeg"}

@@ -30,11 +30,10 @@ from service.renditions.parameters import check_preset
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.accounts.test_suspensions import IMAGE
 from tests.integration.verification.test_verify import verify
 from tests.support.api import error_of, upload_image
 from tests.support.commands import daguerre
-from tests.support.samples import jpeg, stored_files
+from tests.support.samples import JPEG_TYPE, jpeg, stored_files
 from tests.support.waiting import until
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
@@ -253,7 +252,7 @@ async def test_an_upload_in_flight_leaves_nothing(
         yield bytes(100)
 
     path = "/v1/images?with_account"
-    sending = asyncio.create_task(api.post(path, data=body(), headers=tenant.headers | IMAGE))
+    sending = asyncio.create_task(api.post(path, data=body(), headers=tenant.headers | JPEG_TYPE))
     await until(lambda: stored_files(settings))
     assert delete(settings, tenant.name, "--yes").returncode == 0
     deleted.set()
@@ -270,7 +269,7 @@ async def test_uploads_that_race_leave_nothing(
 
     async def send() -> None:
         while not answers or answers[-1] != 401:
-            answer = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE)
+            answer = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | JPEG_TYPE)
             answers.append(answer.status)
 
     sending = [asyncio.create_task(send()) for _ in range(4)]

@@ -19,10 +19,9 @@ from tests.conftest import Client, NewTenant, Tenant
 from tests.integration.verification.test_verify import verify
 from tests.support.api import error_of, upload_image
 from tests.support.commands import daguerre
-from tests.support.samples import jpeg, stored_files
+from tests.support.samples import JPEG_TYPE, jpeg, stored_files
 from tests.support.waiting import until
 
-IMAGE = {"Content-Type": "image/jpeg"}
 SUSPENDED = (403, "account-suspended")
 
 Cli = Callable[..., str]
@@ -46,7 +45,7 @@ def cli(settings: Settings) -> Cli:
 
 
 async def upload(api: Client, tenant: Tenant) -> Any:
-    return await api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE)
+    return await api.post("/v1/images", data=jpeg(), headers=tenant.headers | JPEG_TYPE)
 
 
 async def wait_status(get: Callable[[], Awaitable[Any]], status: int) -> float:
@@ -77,7 +76,7 @@ async def test_a_suspended_key_is_refused(
 ) -> None:
     other = await new_tenant()
     await suspend_account(connection, tenant.name, stop_delivery=None)
-    answer = await api.request(method, path, data=jpeg(), headers=tenant.headers | IMAGE)
+    answer = await api.request(method, path, data=jpeg(), headers=tenant.headers | JPEG_TYPE)
     assert (await error_of(answer))[:2] == SUSPENDED
     assert (await api.get("/v1/account", headers=other.headers)).status == 200
 
@@ -117,7 +116,7 @@ async def test_an_upload_in_flight_is_refused_and_removed(
         await suspended.wait()
         yield bytes(100)
 
-    sending = asyncio.create_task(api.post("/v1/images", data=body(), headers=tenant.headers | IMAGE))
+    sending = asyncio.create_task(api.post("/v1/images", data=body(), headers=tenant.headers | JPEG_TYPE))
     await until(lambda: stored_files(settings))
     await suspend_account(connection, tenant.name, stop_delivery=None)
     suspended.set()

@@ -12,17 +12,11 @@ from service.config.settings import Settings
 from service.http.multipart import FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_FIELDS
 from tests.conftest import Client, Tenant
 from tests.support.api import error_of
-from tests.support.samples import jpeg, stored_files
+from tests.support.forms import FILE, PICTURE, Part, field
+from tests.support.samples import stored_files
 
-PICTURE = jpeg()
-Part = tuple[str, bytes]
-FILE: Part = ('name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg', PICTURE)
 # As browsers send a file input without a file.
 NO_FILE: Part = ('name="other"; filename=""\r\nContent-Type: application/octet-stream', b"")
-
-
-def field(name: str, value: str | bytes) -> Part:
-    return f'name="{name}"', value if isinstance(value, bytes) else value.encode()
 
 
 async def send(api: Client, tenant: Tenant, parts: Iterable[Part], query: str = "") -> Any:
