@@ -16,6 +16,7 @@ from PIL import Image
 
 from service.images.probe import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
 from tests.support import hostile_pictures, pictures
+from tests.support.imaging import ProbeBytes
 from worker import imaging
 from worker.imaging.exif import read_exif
 from worker.sniffing import sniff
@@ -23,22 +24,10 @@ from worker.sniffing import sniff
 CORPUS = Path(__file__).parents[4] / "shared" / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of public test suites is not here")
 
-ProbeBytes = Callable[..., Probe]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _prepared() -> None:
     imaging.prepare()
-
-
-@pytest.fixture
-def probe(tmp_path: Path) -> ProbeBytes:
-    def run(data: bytes, max_pixels: int = 100_000_000) -> Probe:
-        path = tmp_path / "picture"
-        path.write_bytes(data)
-        return imaging.probe(str(path), max_pixels=max_pixels)
-
-    return run
 
 
 @pytest.fixture
