@@ -124,7 +124,7 @@ async def test_new_worker_takes_over_a_job(daguerre: Daguerre, stored: StoredSta
     answer = await uploading
     assert answer.status == 202
     assert answer.shown["status"] == "processing"
-    shown = await daguerre.wait_shown(answer.shown["id"], timeout_s=10)
+    shown = await daguerre.wait_shown(answer.shown["id"], timeout_s=30)
     assert (shown["width"], shown["height"]) == (380, 290)
     await stored.assert_holds({answer.shown["id"]: SLOW})
 

@@ -18,7 +18,8 @@ from tests.support.processes import is_alive
 from tests.support.up import up
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+# Each test starts all servers, some of them three times.
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"), pytest.mark.timeout(180)]
 
 
 class TestUp:
@@ -62,7 +63,7 @@ class TestUp:
             parts = again.parts()
             assert len(parts) >= 5
             again.process.kill()
-            wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
+            wait_for(lambda: not any(is_alive(pid) for pid in parts))
         assert instance.find(data) is None
         metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
 

@@ -107,7 +107,7 @@ def up(
         started = Up(process, log, data)
         try:
             if ready:
-                wait_for(lambda: "Press Ctrl-C to stop" in started.text or process.poll() is not None, 40)
+                wait_for(lambda: "Press Ctrl-C to stop" in started.text or process.poll() is not None, 60)
                 assert process.poll() is None, started.text
             yield started
         finally:
