@@ -1,5 +1,5 @@
 # One image for the API, the workers and the schema: `daguerre serve`, `daguerre worker`, `daguerre schema`.
-# Debian and not Alpine: the wheels are those that the tests and `./run up` use, so there is one libvips to test.
+# Debian, not Alpine: the tests and `./run up` use the same wheels, so there is one libvips to test.
 FROM python:3.13-slim AS base
 
 FROM base AS build
@@ -21,8 +21,8 @@ RUN groupadd --gid 10001 daguerre && \
     install -d -o daguerre -g daguerre -m 0750 /var/lib/daguerre
 COPY --from=build /opt/daguerre /opt/daguerre
 ENV PATH=/opt/daguerre/bin:$PATH
-# Proves that all of it loads, libvips with it, and leaves the bytecode of the standard library, which the base lacks.
-RUN cd / && python -c "import service.http.server, service.cli.liveness, service.launcher.serving, worker.main, worker.imaging"
+# Checks that everything can be imported, libvips included, and compiles the standard library, which the base does not.
+RUN cd / && python -c "import service.http.server, service.cli.health, service.launcher.serve, worker.main, worker.imaging"
 ENV PYTHONDONTWRITEBYTECODE=1 \
     DAGUERRE_DATA=/var/lib/daguerre \
     DAGUERRE_HOST=0.0.0.0

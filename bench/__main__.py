@@ -1,8 +1,8 @@
-"""`./run bench`: Daguerre against what its users would run instead, on this machine, in this run.
+"""`./run bench`: compares Daguerre with alternatives, on this machine, in this run.
 
     ./run bench [ROW…] [--sizes s,m,l] [--rounds 5] [--seconds 5]
 
-bench/README.md tells what each row means.
+bench/README.md explains each row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bench.rows import (
     uploads,
     workers,
 )
-from service.launcher.embedded.data_folder import scratch
+from tests.support.folders import temporary_folder
 
 ROWS: dict[str, Callable[..., None]] = {
     "uploads": uploads.run,
@@ -52,8 +52,8 @@ ROWS: dict[str, Callable[..., None]] = {
     "faults": faults.run,
 }
 
-# Between rows: where many files were deleted, new ones are made slowly for some seconds; see rows/uploads.py.
-_REST_S = 6
+# Between rows: after many deletions, the file system creates files slowly for some seconds; see rows/uploads.py.
+_PAUSE_S = 6
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
@@ -74,10 +74,10 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow ones ({slow.CLIENTS})")
     options = parser.parse_args(arguments)
-    # Not choices: argparse of Python 3.11 holds the default of a list against them as if it were one row.
+    # Not `choices`: argparse of Python 3.11 checks the default list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
     if unknown:
-        parser.error(f"no row is called {unknown[0]}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown row {unknown[0]}; the rows are {', '.join(ROWS)}")
     options.rows = options.rows or list(ROWS)
     return options
 
@@ -98,8 +98,8 @@ def main() -> None:
         for number, row in enumerate(options.rows):
             if number:
                 os.sync()
-                time.sleep(_REST_S)
-            with scratch() as folder:
+                time.sleep(_PAUSE_S)
+            with temporary_folder() as folder:
                 sizes = options.sizes.split(",")
                 ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **own.get(row, {}))
     except wrk.BenchError as error:

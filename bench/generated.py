@@ -1,4 +1,4 @@
-"""Ready images as rows alone, thousands in a statement; no file lies behind them."""
+"""Images as rows without files, thousands in a statement."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _TIMEOUT_S = 1200
 
 
 async def fill(connection: Connection, account_id: AccountId, images: int, *, after: int = 0) -> None:
-    """Add so many images to the account and to its counters. `after` is how many it was given before."""
+    """Adds `images` images to the account and its counters. `after` is the number added before."""
     async with connection.transaction():
         await connection.execute(_FILL, account_id, images, START, PER_MINUTE, after, timeout=_TIMEOUT_S)
         await connection.execute(_CHARGE, account_id, images)
 
 
 async def settle(connection: Connection) -> None:
-    """What autovacuum would have done by the time that a database is as large."""
+    """Does what autovacuum would have done by the time a database has this size."""
     await connection.execute("vacuum analyze", timeout=_TIMEOUT_S)

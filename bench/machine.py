@@ -1,4 +1,4 @@
-"""One line on where figures come from."""
+"""One line about the machine that the figures come from."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from service.images.idempotency import find_by_key, find_used_keys, release_expi
 from service.images.queries import ImageQuery, find_images, list_existing, list_overdue
 from service.images.search import Filters, Position, search_images
 from service.images.updates import change_tags, delete_images, purge_failed
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
+from tests.support.folders import temporary_folder
 
 # The plan that a statement was run with, and not what EXPLAIN would make of it: that one plans for the values given.
 LOG_PLANS = """
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="?", type=int, default=1_000_000)
     options = parser.parse_args()
-    with scratch() as folder, Postgres(folder / "pg") as postgres:
+    with temporary_folder() as folder, Postgres(folder / "pg") as postgres:
         asyncio.run(explain(postgres, options.images))
 
 

@@ -30,8 +30,8 @@ from service.images.models import NewImage
 from service.images.probe import Probe
 from service.images.search import Filters, Position, search_images
 from service.images.updates import mark_ready
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
+from tests.support.folders import temporary_folder
 
 PAGE = 20
 PROBE = Probe("jpeg", 2000, 1500, 1, 1, False, {"Make": "x" * 300}, bytes(480))
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("images", nargs="*", type=int, default=[10_000, 300_000])
     options = parser.parse_args()
     for images in options.images:
-        with scratch() as folder, Postgres(folder / "pg", settings={"autovacuum": "off"}) as postgres:
+        with temporary_folder() as folder, Postgres(folder / "pg", settings={"autovacuum": "off"}) as postgres:
             asyncio.run(measure(postgres, images))
 
 

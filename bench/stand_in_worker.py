@@ -1,6 +1,6 @@
-"""A worker, real but for its probe: every picture has the same findings, and nobody looks at it.
+"""A worker with a fake probe, which returns the same result for every picture without decoding it.
 
-What is left is what the queue, the rows and the worker itself cost. Started as `daguerre worker` is, with the same
+So a benchmark measures the queue, the rows and the worker itself. Run it like `daguerre worker`, with the same
 environment.
 """
 
@@ -15,11 +15,11 @@ from service.images.probe import Probe
 from worker.main import run
 from worker.sandbox.pool import MOST_AHEAD, Children
 
-_FOUND = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
+_PROBE = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
 
 
 class StandIns(Children):
-    """No processes; an answer at once."""
+    """Returns a result at once, without child processes."""
 
     @property
     def ahead(self) -> int:
@@ -29,7 +29,7 @@ class StandIns(Children):
         pass
 
     async def probe(self, *_: Any, **__: Any) -> Probe:
-        return _FOUND
+        return _PROBE
 
     async def end(self) -> None:
         pass

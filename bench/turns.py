@@ -1,4 +1,4 @@
-"""Services under the same load in turn, A B A B, so that what else the machine does falls on all of them."""
+"""Systems under the same load in turns, A B A B, so that other work of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import usage, wrk
-from bench.subjects import Subject
+from bench.targets import Target
 
-# After a turn: what its clients left half done ends, and what it wrote reaches the disk, at nobody else's cost.
+# After a turn: unfinished requests end and writes reach the disk, so that the next turn does not pay for them.
 SETTLE_S = 0.5
 _WARM_UP_S = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One service under load once. `cpu_ms` is what a request cost in each part."""
+    """One system under load once. `cpu_ms` is the CPU time a request in each part."""
 
     load: wrk.Load
     cpu_ms: dict[str, float]
 
     @property
     def cost_ms(self) -> float:
-        """What a request cost in all, without the load's own."""
+        """The CPU time a request in all parts, without wrk."""
         return sum(cost for part, cost in self.cpu_ms.items() if part != "wrk")
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    subject: Subject
+    target: Target
     turns: list[Turn]
 
     def median(self, value: Callable[[Turn], float]) -> float:
@@ -42,42 +42,42 @@ class Series:
 
 
 def take(
-    subjects: Sequence[Subject],
-    make_requests: Callable[[Subject], wrk.Requests],
+    targets: Sequence[Target],
+    make_requests: Callable[[Target], wrk.Requests],
     *,
     connections: int,
     seconds: float,
     rounds: int,
-    between: Callable[[Subject], None] = lambda _: None,
+    between: Callable[[Target], None] = lambda _: None,
 ) -> list[Series]:
-    """`between` is run after each turn, outside of what is measured."""
-    series = [Series(subject, []) for subject in subjects]
-    sending = [make_requests(subject) for subject in subjects]
-    for subject, requests in zip(subjects, sending, strict=True):
+    """Runs the turns. `between` is called after each of them, and is not measured."""
+    series = [Series(target, []) for target in targets]
+    sending = [make_requests(target) for target in targets]
+    for target, requests in zip(targets, sending, strict=True):
         if seconds <= _WARM_UP_S:
-            break  # it is only tried whether this runs
-        _send(subject, requests, connections, _WARM_UP_S)
-        _settle(subject, between)
+            break  # a trial run
+        _send(target, requests, connections, _WARM_UP_S)
+        _settle(target, between)
     for _ in range(rounds):
         for one, requests in zip(series, sending, strict=True):
-            before = usage.by_part(one.subject.roots)
-            load = _send(one.subject, requests, connections, seconds)
-            after = usage.by_part(one.subject.roots)
+            before = usage.by_part(one.target.roots)
+            load = _send(one.target, requests, connections, seconds)
+            after = usage.by_part(one.target.roots)
             one.turns.append(Turn(load, _costs(before, after, load)))
-            _settle(one.subject, between)
+            _settle(one.target, between)
     return series
 
 
-def _send(subject: Subject, requests: wrk.Requests, connections: int, seconds: float) -> wrk.Load:
+def _send(target: Target, requests: wrk.Requests, connections: int, seconds: float) -> wrk.Load:
     try:
-        return wrk.send(requests, subject.port, connections=connections, seconds=seconds)
+        return wrk.send(requests, target.port, connections=connections, seconds=seconds)
     except wrk.BenchError as error:
-        raise wrk.BenchError(f"{subject.name}: {error}") from None
+        raise wrk.BenchError(f"{target.name}: {error}") from None
 
 
-def _settle(subject: Subject, between: Callable[[Subject], None]) -> None:
+def _settle(target: Target, between: Callable[[Target], None]) -> None:
     time.sleep(SETTLE_S)
-    between(subject)
+    between(target)
     os.sync()
 
 
@@ -89,7 +89,7 @@ def _costs(before: dict[str, usage.Usage], after: dict[str, usage.Usage], load: 
 
 
 def ratios(ours: Series, theirs: Series) -> list[float]:
-    """Of neighbouring turns."""
+    """Returns the ratios of neighbouring turns."""
     return [mine / other for mine, other in zip(ours.rates(), theirs.rates(), strict=True)]
 
 
@@ -110,33 +110,33 @@ def show(title: str, series: Sequence[Series]) -> None:
         cpu = ", ".join(f"{part} {cost:.2f}" for part, cost in costs.items() if cost >= 0.005)
         peak = ", ".join(
             f"{part} {used.peak_mb:.0f}"
-            for part, used in sorted(usage.by_part(one.subject.roots).items())
+            for part, used in sorted(usage.by_part(one.target.roots).items())
             if used.cpu_s > 0.1
         )
-        print(f"| {one.subject.name} | {spread(one.rates(), 0)} | {p50:.1f} | {p99:.1f} | {cpu} | {peak} |")
+        print(f"| {one.target.name} | {spread(one.rates(), 0)} | {p50:.1f} | {p99:.1f} | {cpu} | {peak} |")
 
 
-def compare(ours: Series, theirs: Series, target: float) -> None:
-    """Print the ratio of the rates, and whether its median is what was aimed at."""
-    found = ratios(ours, theirs)
-    median = statistics.median(found)
-    verdict = "reached" if median >= target else f"missed by {1 - median / target:.0%}"
-    print(f"\n{ours.subject.name} / {theirs.subject.name}: {spread(found)}, target {target}: {verdict}")
+def compare(ours: Series, theirs: Series, goal: float) -> None:
+    """Prints the ratio of the rates, and whether its median reaches the goal."""
+    values = ratios(ours, theirs)
+    median = statistics.median(values)
+    verdict = "reached" if median >= goal else f"missed by {1 - median / goal:.0%}"
+    print(f"\n{ours.target.name} / {theirs.target.name}: {spread(values)}, target {goal}: {verdict}")
 
 
-def compare_costs(ours: Series, theirs: Series, most: float) -> None:
-    """Print the ratio of what a request costs in CPU time, and whether its median is small enough."""
-    found = [mine.cost_ms / other.cost_ms for mine, other in zip(ours.turns, theirs.turns, strict=True)]
-    median = statistics.median(found)
-    verdict = "reached" if median <= most else f"missed by {median / most - 1:.0%}"
+def compare_costs(ours: Series, theirs: Series, maximum: float) -> None:
+    """Prints the ratio of the CPU time a request, and whether its median is within the maximum."""
+    values = [mine.cost_ms / other.cost_ms for mine, other in zip(ours.turns, theirs.turns, strict=True)]
+    median = statistics.median(values)
+    verdict = "reached" if median <= maximum else f"missed by {median / maximum - 1:.0%}"
     costs = " / ".join(f"{one.median(lambda turn: turn.cost_ms):.2f}" for one in (ours, theirs))
     print(
-        f"\nCPU of {ours.subject.name} / {theirs.subject.name}: {spread(found)}, {costs} ms,"
-        f" target at most {most:g}: {verdict}"
+        f"\nCPU of {ours.target.name} / {theirs.target.name}: {spread(values)}, {costs} ms,"
+        f" target at most {maximum:g}: {verdict}"
     )
 
 
-def limit(name: str, value: float, most: float) -> None:
-    """Print a value that is to be small, and whether it is."""
-    verdict = "reached" if value <= most else f"missed by {value / most - 1:.0%}"
-    print(f"\n{name}: {value:.2f}, target at most {most:g}: {verdict}")
+def limit(name: str, value: float, maximum: float) -> None:
+    """Prints a value, and whether it is within the maximum."""
+    verdict = "reached" if value <= maximum else f"missed by {value / maximum - 1:.0%}"
+    print(f"\n{name}: {value:.2f}, target at most {maximum:g}: {verdict}")

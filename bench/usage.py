@@ -1,4 +1,4 @@
-"""What processes cost: CPU time and memory of everything below a process, by the part that it plays."""
+"""CPU time and memory of a process and its descendants, by part (api, worker, postgres…)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one part: the CPU seconds of its processes together, and of the largest the peak memory and that of now."""
+    """The usage of one part: total CPU seconds of its processes; peak and current memory of the largest one."""
 
     cpu_s: float = 0
     peak_mb: float = 0
@@ -38,7 +38,7 @@ class Usage:
 
 
 def by_part(roots: Collection[int]) -> dict[str, Usage]:
-    """Of these processes and of all below them. One that ended in between has taken its share along."""
+    """Returns the usage of these processes and their descendants. Processes that have ended are not included."""
     total: defaultdict[str, Usage] = defaultdict(Usage)
     for part, usage in _read(roots).values():
         total[part] += usage
@@ -46,12 +46,12 @@ def by_part(roots: Collection[int]) -> dict[str, Usage]:
 
 
 def pids_of(part: str, roots: Collection[int]) -> list[int]:
-    return [pid for pid, (found, _) in _read(roots).items() if found == part]
+    return [pid for pid, (name, _) in _read(roots).items() if name == part]
 
 
 def _read(roots: Collection[int]) -> dict[int, tuple[str, Usage]]:
     parents: dict[int, int] = {}
-    found: dict[int, tuple[str, Usage]] = {}
+    usages: dict[int, tuple[str, Usage]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -63,8 +63,8 @@ def _read(roots: Collection[int]) -> dict[int, tuple[str, Usage]]:
             continue
         parents[int(entry.name)] = int(fields[1])
         cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-        found[int(entry.name)] = _part(command), Usage(cpu_s, _megabytes("VmHWM", status), _megabytes("VmRSS", status))
-    return {pid: one for pid, one in found.items() if _is_below(pid, roots, parents)}
+        usages[int(entry.name)] = _part(command), Usage(cpu_s, _megabytes("VmHWM", status), _megabytes("VmRSS", status))
+    return {pid: one for pid, one in usages.items() if _is_below(pid, roots, parents)}
 
 
 def _megabytes(name: str, status: str) -> float:

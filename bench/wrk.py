@@ -1,4 +1,4 @@
-"""Load from wrk, a process of its own that is far from being the bottleneck; every answer is checked."""
+"""Load from wrk, a process of its own that is far from being the bottleneck. Every response is checked."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("request.lua")
 
-# In a path: another six hexadecimal digits in each request of a run, which are enough for 1,024 turns.
+# In a path: replaced by six hexadecimal digits, different in each request of a run; enough for 1,024 turns.
 FRESH = "{fresh}"
-_FRESH_IN_A_TURN = 1 << 14
-_next_fresh = itertools.count(0, _FRESH_IN_A_TURN)
+_FRESH_PER_TURN = 1 << 14
+_next_fresh = itertools.count(0, _FRESH_PER_TURN)
 
 
 class BenchError(Exception):
-    """The benchmark cannot say anything: a tool is missing, or an answer was wrong."""
+    """The benchmark has no result: a tool is missing, or a response was wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What to send, over and over. `paths` are taken in turn, and may have FRESH in them; `expected` texts are in every
-    right answer, which is a whole JPEG where `jpeg` says so.
+    """What to send repeatedly. `paths` are used in turn and may contain FRESH. Every correct response contains all
+    `expected` texts, and is a whole JPEG if `jpeg` is set.
     """
 
     paths: Sequence[str]
@@ -42,7 +42,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of it. `cpu_s` is wrk's own."""
+    """The results. `cpu_s` is wrk's own CPU time."""
 
     requests: int
     seconds: float
@@ -61,7 +61,7 @@ def require() -> None:
 
 
 def send(requests: Requests, port: int, *, connections: int, seconds: float) -> Load:
-    """Keep `connections` busy for some seconds. Raises BenchError if any answer was not right."""
+    """Keeps `connections` busy for `seconds`. Raises BenchError if a response was wrong."""
     with tempfile.NamedTemporaryFile("w", suffix=".paths") as paths:
         paths.write("\n".join(requests.paths))
         paths.flush()
@@ -78,23 +78,23 @@ def send(requests: Requests, port: int, *, connections: int, seconds: float) -> 
         }
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s", "-s", str(_SCRIPT)]
         before = os.times()
-        code, printed, complaints = _run(["wrk", *options, f"http://127.0.0.1:{port}/"], env, seconds)
+        code, output, errors = _run(["wrk", *options, f"http://127.0.0.1:{port}/"], env, seconds)
         after = os.times()
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    lines = [line for line in output.splitlines() if line.startswith("{")]
     if code != 0 or not lines:
-        raise BenchError(f"wrk failed: {complaints.strip() or printed.strip()}")
-    said = json.loads(lines[-1])
-    if said["wrong"] or said["broken"] or not said["requests"]:
-        raise BenchError(f"{said['wrong']} wrong answers, {said['broken']} broken connections: {said['example']}")
+        raise BenchError(f"wrk failed: {errors.strip() or output.strip()}")
+    result = json.loads(lines[-1])
+    if result["wrong"] or result["broken"] or not result["requests"]:
+        raise BenchError(f"{result['wrong']} wrong answers, {result['broken']} broken connections: {result['example']}")
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    return Load(said["requests"], said["seconds"], said["p50_ms"], said["p99_ms"], cpu_s)
+    return Load(result["requests"], result["seconds"], result["p50_ms"], result["p99_ms"], cpu_s)
 
 
 def _run(argv: Sequence[str], env: Mapping[str, str], seconds: float) -> tuple[int, str, str]:
-    """wrk counts whole seconds; it also ends, and prints what it has, when it is interrupted."""
+    """Runs wrk. It counts whole seconds, so shorter runs are interrupted: it then prints its results and ends."""
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         if seconds < 1:
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
-        printed, complaints = process.communicate()
-    return process.returncode, printed, complaints
+        output, errors = process.communicate()
+    return process.returncode, output, errors

@@ -1,4 +1,4 @@
-"""Folders that Daguerre makes."""
+"""Folders that Daguerre creates."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def make_folder(path: Path) -> None:
-    """For this user alone, with the folders above it that are missing; one that is there stays as it is.
+    """Creates a folder and its missing parents for this user alone (mode 700). An existing folder stays unchanged.
 
-    Blocks; raises OSError.
+    Blocks. Raises OSError.
     """
     if path.is_dir():
         return

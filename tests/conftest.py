@@ -28,12 +28,13 @@ from service.config.settings import Settings
 from service.database import apply_schema
 from service.http.server import Runner
 from service.ids import AccountId
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.storage.identity import ID_FILE
 from tests.chaos.report import show_faults
+from tests.support.daguerre_processes import Daguerre, processes_of
+from tests.support.emptying import clear_storage, empty_database
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
 from worker.main import make_prober, make_renderer
 from worker.resources import open_resources
@@ -149,7 +150,7 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     with (
-        scratch() as folder,
+        temporary_folder() as folder,
         Postgres(folder / "pg", settings={"fsync": "off", "io_method": "sync"}) as postgres,
         Valkey(folder / "valkey") as valkey,
     ):
@@ -169,7 +170,7 @@ async def database_url(servers: Servers) -> AsyncIterator[str]:
     """A database with the schema and nothing in it. To empty one takes less time than to make one."""
     name = servers.emptied.pop() if servers.emptied else await _create_database(servers)
     yield servers.postgres.dsn_of(name)
-    if await _empty(servers.postgres.dsn_of(name)):
+    if await empty_database(servers.postgres.dsn_of(name)):
         servers.emptied.append(name)
 
 
@@ -181,80 +182,14 @@ async def _create_database(servers: Servers) -> str:
     return name
 
 
-_END_OTHERS = """
-select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
-"""
-_TABLES = {
-    "accounts",
-    "api_keys",
-    "applied_schema",
-    "damaged_images",
-    "image_tags",
-    "images",
-    "presets",
-    "removals",
-    "renditions",
-    "scrub",
-    "signing_keys",
-    "storage",
-}
-
-
-_EMPTIED = sorted(_TABLES - {"applied_schema"})
-# Without triggers, so in any order. It takes a quarter of the time of TRUNCATE, which leaves no dead rows behind. The
-# lock waits, as TRUNCATE does, for writers that were just told to end.
-_DELETE = f"""
-lock table {", ".join(_EMPTIED)} in exclusive mode;
-set local session_replication_role = replica;
-{"".join(f"delete from {table};" for table in _EMPTIED)}
-select setval(seqrelid::regclass, 1, false) from pg_sequence
-"""
-_SIZES = """
-select relname::text as name, pg_relation_size(oid) as size from pg_class
-where relnamespace = 'public'::regnamespace and relkind = 'r'
-"""
-_TRUNCATE = f"truncate {', '.join(_EMPTIED)} restart identity"
-_LARGE_BYTES = 64 << 10
-
-
-async def _empty(url: str) -> bool:
-    """Whether that went well: not where a test left other tables than there were."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(_END_OTHERS)
-        found = {row["name"]: row["size"] for row in await connection.fetch(_SIZES)}
-        if found.keys() != _TABLES:
-            return False
-        await connection.execute(_TRUNCATE if max(found.values()) > _LARGE_BYTES else _DELETE)
-        return True
-    finally:
-        await connection.close()
-
-
 @pytest.fixture
 def storage_folder(servers: Servers) -> Iterator[Path]:
     """For the storage of images: perhaps with its folders, and without a file."""
     folder = servers.cleared.pop() if servers.cleared else servers.folder / f"storage-{next(_numbers)}"
     folder.mkdir(exist_ok=True)  # as a worker finds it
     yield folder
-    if _clear(folder):
+    if clear_storage(folder):
         servers.cleared.append(folder)
-
-
-_STORAGE_FOLDERS = {"incoming", *(f"{shard:02x}" for shard in range(256))}
-
-
-def _clear(storage: Path) -> bool:
-    """Whether that went well: not where a test left less or more than files in their folders."""
-    (storage / ID_FILE).unlink(missing_ok=True)
-    if not storage.is_dir() or {path.name for path in storage.iterdir()} != _STORAGE_FOLDERS:
-        return False
-    for folder in _STORAGE_FOLDERS:
-        for path in (storage / folder).iterdir():
-            if path.is_dir():
-                return False
-            path.unlink()
-    return True
 
 
 @pytest.fixture
@@ -265,7 +200,7 @@ def redis_url(servers: Servers) -> str:
 @pytest.fixture(scope="module")
 def own_valkey() -> Iterator[Valkey]:
     """For the tests of a module that stop it: their `redis_url` is `empty(own_valkey)`."""
-    with scratch() as folder, Valkey(folder / "valkey") as server:
+    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
         yield server
 
 
@@ -388,6 +323,20 @@ async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None
 async def worker(settings: Settings) -> AsyncIterator[None]:
     async with run_worker(settings):
         yield
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short path, for servers."""
+    with temporary_folder() as path:
+        yield path
+
+
+@pytest.fixture
+async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
+    """Starts processes of Daguerre. Its end checks that none of them has logged the key."""
+    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
+        yield started
 
 
 @pytest.fixture

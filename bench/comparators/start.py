@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import Program, start, stop
-from service.launcher.reasons import wait_ready
 
 _FOLDER = Path(__file__).parent
 _OLDEST_NODE = (20, 10)

@@ -1,6 +1,6 @@
-"""What an upload costs up to its durable row, without the probe, against a body that is streamed to a file and no more.
+"""The cost of an upload up to its durable row, without the probe, compared with streaming a body to a file.
 
-Daguerre answers 202 at once, and its workers are paused, so that they take nothing from it.
+Daguerre answers 202 at once. Its workers are paused, so that they use no CPU.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from bench import turns, usage, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS, empty
-from bench.subjects import BARE, DAGUERRE, Subject, comparator, daguerre
+from bench.targets import BARE, DAGUERRE, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
-TARGET = 0.5
+GOAL = 0.5
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
@@ -33,7 +33,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     ):
         first, *others = turns.take(
             [ours, bare, bare_synced],
-            lambda subject: _upload(subject, body),
+            lambda target: _upload(target, body),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
@@ -44,13 +44,13 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             f"Accepted without a probe: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections",
             [first, *others],
         )
-        turns.compare(first, others[0], TARGET)
+        turns.compare(first, others[0], GOAL)
 
 
 @contextlib.contextmanager
-def _paused_workers(subject: Subject) -> Iterator[None]:
-    """Stopped rather than ended: `up` would start them again."""
-    pids = usage.pids_of("worker", subject.roots)
+def _paused_workers(target: Target) -> Iterator[None]:
+    """Suspends the workers. `up` would restart workers that end."""
+    pids = usage.pids_of("worker", target.roots)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -60,10 +60,10 @@ def _paused_workers(subject: Subject) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _upload(subject: Subject, body: Path) -> wrk.Requests:
-    is_ours = subject.name == DAGUERRE
+def _upload(target: Target, body: Path) -> wrk.Requests:
+    is_ours = target.name == DAGUERRE
     return wrk.Requests(
-        paths=[f"/v1/images?key={subject.key}"],
+        paths=[f"/v1/images?key={target.key}"],
         expected=['"success":true', '"status":"processing"'] if is_ours else ['"success": true', '"id": "'],
         method="POST",
         body=body,

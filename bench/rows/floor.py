@@ -1,4 +1,4 @@
-"""What a photograph costs whoever looks at it, or makes it small, on all cores: the decoding alone, and all of it."""
+"""The cost of a photograph on all cores: decoding alone, the whole probe, and a whole rendition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             path = folder / f"{size}.jpg"
             path.write_bytes(photograph(size))
             width, height, _ = SIZES[size]
-            # As few pixels as are needed for a rendition.
+            # The fewest pixels that the rendition needs.
             shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink * (_RENDITION.width or 0) <= width)
             works: dict[str, Callable[[str], object]] = {
                 "decoding alone": _decode,
@@ -53,9 +53,9 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             for _ in range(rounds):
                 for name, work in works.items():
                     measure = partial(_repeat, work, str(path), seconds)
-                    found = list(processes.map(measure, range(cores)))
-                    files, cpu_s = sum(rate.files for rate in found), sum(rate.cpu_s for rate in found)
-                    measured[name].append(Rate(files, max(rate.seconds for rate in found), cpu_s))
+                    results = list(processes.map(measure, range(cores)))
+                    files, cpu_s = sum(rate.files for rate in results), sum(rate.cpu_s for rate in results)
+                    measured[name].append(Rate(files, max(rate.seconds for rate in results), cpu_s))
             for name, rates in measured.items():
                 spread = turns.spread([rate.files / rate.seconds for rate in rates], 0)
                 cpu_ms = sum(rate.cpu_s for rate in rates) / sum(rate.files for rate in rates) * 1000
@@ -63,7 +63,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
 
 
 def _prepare() -> None:
-    """As a child process is."""
+    """Prepares the process like a decoder."""
     heap.keep_freed_memory()
     imaging.prepare()
 
@@ -77,7 +77,7 @@ def _repeat(work: Callable[[str], object], path: str, seconds: float, _: int) ->
 
 
 def _decode(path: str) -> None:
-    """All of it at an eighth of its size, the least that tells whether it is whole."""
+    """Decodes all of it at an eighth of its size, the cheapest check that it is whole."""
     image = pyvips.Image.jpegload_buffer(Path(path).read_bytes(), shrink=8, fail_on="warning", access="sequential")
     pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import turns, usage, wrk
 from bench.photographs import render
-from bench.subjects import daguerre
+from bench.targets import daguerre
 
 UPLOADS = 64
 WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # a tenth less may come out
-MOST_MB = 150
+MAX_MB = 150
 _PATIENCE_S = 60
 _LEAST_S, _UPLOAD_S = 2, 5 / 64  # for all to arrive and the first to be answered, on a slow machine too
 
@@ -32,9 +32,9 @@ def run(
     body = folder / "upload.jpg"
     body.write_bytes(render(WIDTH, HEIGHT, BYTES))
     # The longest wait, so that a slow machine answers as a fast one does.
-    with daguerre(folder, env={"DAGUERRE_API_PROCESSES": "1", "DAGUERRE_WAIT_S": "60"}) as subject:
+    with daguerre(folder, env={"DAGUERRE_API_PROCESSES": "1", "DAGUERRE_WAIT_S": "60"}) as target:
         requests = wrk.Requests(
-            paths=[f"/v1/images?key={subject.key}"],
+            paths=[f"/v1/images?key={target.key}"],
             expected=['"success":true', f'"width":{WIDTH}', f'"height":{HEIGHT}'],
             method="POST",
             body=body,
@@ -44,14 +44,14 @@ def run(
             "| turn | uploads | API: peak so far MB | API: after the turn MB | peak MB of the largest libvips, worker |"
         )
         print("|---|---|---|---|---|")
-        print(_row("start", 0, usage.by_part(subject.roots)))
+        print(_row("start", 0, usage.by_part(target.roots)))
         for turn in range(1, rounds + 1):
             length_s = max(seconds, _LEAST_S, count * _UPLOAD_S)
-            load = wrk.send(requests, subject.port, connections=count, seconds=length_s)
-            _wait_idle(subject.port)
-            used = usage.by_part(subject.roots)
+            load = wrk.send(requests, target.port, connections=count, seconds=length_s)
+            _wait_idle(target.port)
+            used = usage.by_part(target.roots)
             print(_row(str(turn), load.requests, used))
-        turns.limit("Peak of the API process, MB", used["api"].peak_mb, MOST_MB)
+        turns.limit("Peak of the API process, MB", used["api"].peak_mb, MAX_MB)
 
 
 def _wait_idle(port: int) -> None:

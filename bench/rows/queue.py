@@ -19,13 +19,13 @@ import uvloop
 
 from bench import turns, usage, wrk
 from bench.photographs import photograph
-from bench.subjects import Subject, daguerre
+from bench.targets import Target, daguerre
 from service.api.resources import Resources, open_resources
 from service.config import settings as configuration
 from service.config.settings import Settings
 from service.ids import AccountId
 from service.images.models import NewImage
-from service.launcher.embedded import running
+from service.launcher.embedded import instance
 from service.queue.jobs import ProbeJob
 from service.uploads import receiving
 from service.uploads.ingest import Arrival
@@ -39,14 +39,14 @@ _PATIENCE_S = 30
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
     body = photograph("s")
     length_s = rounds * seconds
-    with daguerre(folder) as subject:
+    with daguerre(folder) as target:
         time.sleep(turns.SETTLE_S)
-        idle = _measure_idle(subject, length_s)
-        found = running.find(subject.folder)
+        idle = _measure_idle(target, length_s)
+        found = instance.find(target.folder)
         assert found is not None
-        settings = configuration.load(data=subject.folder, database_url=found.database_url, redis_url=found.redis_url)
+        settings = configuration.load(data=target.folder, database_url=found.database_url, redis_url=found.redis_url)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            queued, direct = runner.run(_measure(settings, subject.key, body, length_s))
+            queued, direct = runner.run(_measure(settings, target.key, body, length_s))
     print(f"\nThe queue, one upload at a time: {len(body) // 1000} KB, {len(queued)} uploads\n")
     print("| | p50 ms | p99 ms |")
     print("|---|---|---|")
@@ -58,11 +58,11 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     turns.limit(f"CPU of an idle worker over {length_s:g} s, percent", idle, IDLE_PERCENT)
 
 
-def _measure_idle(subject: Subject, seconds: float) -> float:
+def _measure_idle(target: Target, seconds: float) -> float:
     """Of one core, the worker and its child together."""
-    before = usage.by_part(subject.roots)
+    before = usage.by_part(target.roots)
     time.sleep(seconds)
-    after = usage.by_part(subject.roots)
+    after = usage.by_part(target.roots)
     return sum(after[part].cpu_s - before[part].cpu_s for part in ("worker", "libvips")) / seconds * 100
 
 

@@ -13,11 +13,11 @@ import asyncpg
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
 from bench.rows.uploads import CONNECTIONS
-from bench.subjects import BARE, DAGUERRE, FASTAPI, Subject, comparator, daguerre
+from bench.targets import BARE, DAGUERRE, FASTAPI, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 IMAGES = 200
-TARGETS = {BARE: 0.85, FASTAPI: 1.6}
+GOALS = {BARE: 0.85, FASTAPI: 1.6}
 _TABLES = {BARE: "bare_aiohttp", FASTAPI: "fastapi_pillow"}
 
 _INSERT = """insert into {table} (id, width, height, filesize, format, exif, preview)
@@ -38,26 +38,26 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             ids[name] = [f"image-{i + 1}" for i in range(IMAGES)]
         first, *others = turns.take(
             [ours, bare, fastapi],
-            lambda subject: read(subject, ids[subject.name]),
+            lambda target: read(target, ids[target.name]),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
         )
         turns.show(f"Metadata of one of {IMAGES} images, {CONNECTIONS} connections, one process", [first, *others])
         for other in others:
-            turns.compare(first, other, TARGETS[other.subject.name])
+            turns.compare(first, other, GOALS[other.target.name])
 
 
-def upload_all(subject: Subject, body: bytes, count: int = IMAGES) -> list[str]:
-    connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=60)
+def upload_all(target: Target, body: bytes, count: int = IMAGES) -> list[str]:
+    connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
     ids = []
     for _ in range(count):
-        connection.request("POST", f"/v1/images?key={subject.key}", body, {"Content-Type": "image/jpeg"})
-        answer = connection.getresponse()
-        said = answer.read()
-        if answer.status != 200:
-            raise wrk.BenchError(f"an upload was answered {answer.status}: {said.decode()}")
-        ids.append(json.loads(said)["response"]["id"])
+        connection.request("POST", f"/v1/images?key={target.key}", body, {"Content-Type": "image/jpeg"})
+        response = connection.getresponse()
+        text = response.read()
+        if response.status != 200:
+            raise wrk.BenchError(f"an upload was answered {response.status}: {text.decode()}")
+        ids.append(json.loads(text)["response"]["id"])
     connection.close()
     return ids
 
@@ -70,10 +70,10 @@ async def _insert(dsn: str, table: str, filesize: int) -> None:
     await connection.close()
 
 
-def read(subject: Subject, ids: Sequence[str]) -> wrk.Requests:
+def read(target: Target, ids: Sequence[str]) -> wrk.Requests:
     width, height, _ = SIZES["s"]
-    gap = " " if subject.name == BARE else ""  # json.dumps, as the comparator is written
+    gap = " " if target.name == BARE else ""  # json.dumps, as the comparator is written
     return wrk.Requests(
-        paths=[f"/v1/images/{image_id}?key={subject.key}" for image_id in ids],
+        paths=[f"/v1/images/{image_id}?key={target.key}" for image_id in ids],
         expected=[f'"success":{gap}true', f'"width":{gap}{width}', f'"height":{gap}{height}', f'"tags":{gap}[]'],
     )

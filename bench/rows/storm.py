@@ -19,8 +19,8 @@ import aiohttp
 
 from bench import turns, usage
 from bench.photographs import render
-from bench.rows.memory import BYTES, HEIGHT, MOST_MB, WIDTH
-from bench.subjects import Subject, daguerre
+from bench.rows.memory import BYTES, HEIGHT, MAX_MB, WIDTH
+from bench.targets import Target, daguerre
 from bench.wrk import BenchError
 
 UPLOADS = 200
@@ -37,31 +37,31 @@ def run(
     count: int = UPLOADS,
 ) -> None:
     picture = render(WIDTH, HEIGHT, BYTES)
-    with daguerre(folder) as subject:
+    with daguerre(folder) as target:
         print(f"\n{count} uploads at once: {len(picture) / 1e6:.1f} MB each\n")
         print("| turn | answers | s | peak MB of one process so far |\n|---|---|---|---|")
         acknowledged: dict[str, str] = {}
         for turn in range(1, rounds + 1):
             began = time.monotonic()
-            answers, stored = asyncio.run(_upload_all(subject, picture, count))
+            answers, stored = asyncio.run(_upload_all(target, picture, count))
             took_s = time.monotonic() - began
             acknowledged |= stored
-            told = ", ".join(f"{times} x {status}" for status, times in sorted(answers.items()))
-            used = usage.by_part(subject.roots)
+            statuses = ", ".join(f"{times} x {status}" for status, times in sorted(answers.items()))
+            used = usage.by_part(target.roots)
             peaks = ", ".join(f"{part} {used[part].peak_mb:.0f}" for part in sorted(used))
-            print(f"| {turn} | {told} | {took_s:.1f} | {peaks} |")
-        print(f"\n`daguerre verify` of the {len(acknowledged)} images: {_verify(subject, acknowledged)}")
-        turns.limit("Peak of an API process, MB", used["api"].peak_mb, MOST_MB)
+            print(f"| {turn} | {statuses} | {took_s:.1f} | {peaks} |")
+        print(f"\n`daguerre verify` of the {len(acknowledged)} images: {_verify(target, acknowledged)}")
+        turns.limit("Peak of an API process, MB", used["api"].peak_mb, MAX_MB)
 
 
-async def _upload_all(subject: Subject, picture: bytes, count: int) -> tuple[Counter[int], dict[str, str]]:
+async def _upload_all(target: Target, picture: bytes, count: int) -> tuple[Counter[int], dict[str, str]]:
     """How they were answered, and the SHA-256 of each image that was acknowledged."""
     answers: Counter[int] = Counter()
     stored: dict[str, str] = {}
     timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
     connector = aiohttp.TCPConnector(limit=count)
     async with aiohttp.ClientSession(
-        f"http://127.0.0.1:{subject.port}", connector=connector, timeout=timeout, headers={"X-Api-Key": subject.key}
+        f"http://127.0.0.1:{target.port}", connector=connector, timeout=timeout, headers={"X-Api-Key": target.key}
     ) as session:
 
         async def upload() -> None:
@@ -86,11 +86,11 @@ async def _body(head: bytes, picture: bytes) -> AsyncIterator[bytes]:
         yield picture[start : start + _CHUNK_BYTES]
 
 
-def _verify(subject: Subject, expected: dict[str, str]) -> str:
+def _verify(target: Target, expected: dict[str, str]) -> str:
     """What it says, once no worker has anything left to look at."""
     lines = "".join(f"{image_id} {sha256}\n" for image_id, sha256 in expected.items())
     done = subprocess.run(
-        [sys.executable, "-m", "service.cli", "verify", "--expect", "-", "--data", str(subject.folder)],
+        [sys.executable, "-m", "service.cli", "verify", "--expect", "-", "--data", str(target.folder)],
         input=lines,
         capture_output=True,
         text=True,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
-from bench.subjects import DAGUERRE, FASTAPI, FASTIFY, Subject, comparator, daguerre
+from bench.targets import DAGUERRE, FASTAPI, FASTIFY, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 CONNECTIONS = 16
-TARGETS = {FASTIFY: {"s": 1.5, "m": 1.5, "l": 1.2}, FASTAPI: {"m": 3.0}}
+GOALS = {FASTIFY: {"s": 1.5, "m": 1.5, "l": 1.2}, FASTAPI: {"m": 3.0}}
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             body.write_bytes(photograph(size))
             first, *others = turns.take(
                 [ours, fastify, fastapi, fastify_synced, fastapi_synced],
-                lambda subject, body=body, size=size: upload(subject, body, size),  # type: ignore[misc]
+                lambda target, body=body, size=size: upload(target, body, size),  # type: ignore[misc]
                 connections=CONNECTIONS,
                 seconds=seconds,
                 rounds=rounds,
@@ -41,15 +41,15 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
                 f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", [first, *others]
             )
             for other in others:
-                target = TARGETS.get(other.subject.name, {}).get(size)
-                if target is not None:
-                    turns.compare(first, other, target)
+                goal = GOALS.get(other.target.name, {}).get(size)
+                if goal is not None:
+                    turns.compare(first, other, goal)
 
 
-def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
+def upload(target: Target, body: Path, size: str) -> wrk.Requests:
     width, height, _ = SIZES[size]
     return wrk.Requests(
-        paths=[f"/v1/images?key={subject.key}&with_exif=1&with_mini_preview=1"],
+        paths=[f"/v1/images?key={target.key}&with_exif=1&with_mini_preview=1"],
         expected=[
             '"success":true',
             f'"width":{width}',
@@ -62,14 +62,14 @@ def upload(subject: Subject, body: Path, size: str) -> wrk.Requests:
     )
 
 
-def empty(subject: Subject) -> None:
+def empty(target: Target) -> None:
     """Make room: the comparators' files become empty, which nothing asks for. Daguerre keeps what it promised to keep.
 
     They are not deleted: to make the next file, ext4 without a journal walks over each inode that was deleted in the
     last seconds, and whoever's turn it is would pay for that.
     """
-    if subject.name == DAGUERRE:
+    if target.name == DAGUERRE:
         return
-    for path in subject.folder.rglob("*"):
+    for path in target.folder.rglob("*"):
         if path.is_file() and path.stat().st_size:
             os.truncate(path, 0)

@@ -63,7 +63,7 @@ class _Exchange:
         if status == CLIENT_LEFT:
             metrics.count_cut_off(self.request.method, route)
         else:
-            metrics.count_answer(self.request.method, route, status, self.code, seconds)
+            metrics.count_response(self.request.method, route, status, self.code, seconds)
         return seconds
 
 

@@ -1,4 +1,4 @@
-"""The `daguerre` command. Each side is imported only by the command that runs it."""
+"""The `daguerre` command. The API and the worker are imported only by the commands that run them."""
 
 from __future__ import annotations
 

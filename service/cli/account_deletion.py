@@ -12,23 +12,23 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, describe, explained_errors, locate, with_database
+from service.cli.common import DATA, describe, locate, readable_errors, with_database
 from service.config.settings import Settings, SettingsError
 
-_PROGRESS_S = 1.0
-# A batch waits for the account's row, which uploads and deletions of its own images hold.
+_PROGRESS_INTERVAL_S = 1.0
+# A batch may wait for the account's row, which uploads and deletions of its images lock.
 _COMMAND_TIMEOUT_S = 60
 
 
 @click.command("delete")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @DATA
 def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     """Delete the account NAME, its keys, and all its images with their files.
 
-    It cannot be undone. The account is suspended and its delivery stopped first. If the command is interrupted, give it
-    again: it goes on where it was. It needs the storage, so it runs on a machine that has it.
+    This cannot be undone. The account is suspended and its delivery is stopped first. If the command is interrupted,
+    run it again: it continues. Run it on a machine that has the storage.
     """
     from service.accounts.accounts import Account, find_account  # noqa: PLC0415
     from service.config.values import format_size  # noqa: PLC0415
@@ -43,14 +43,16 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     stored = f"{_count(account.num_images)} ({format_size(account.used_bytes)})"
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError(f"It would delete {stored} for ever, and nobody is there to be asked: add --yes.")
-        click.confirm(f"Delete the account {name!r} with {stored} for ever?", abort=True, err=True)
-    with explained_errors():
+            raise click.UsageError(
+                f"This would delete {stored} permanently. There is no terminal to confirm it on: add --yes."
+            )
+        click.confirm(f"Delete the account {name!r} with {stored} permanently?", abort=True, err=True)
+    with readable_errors():
         missing = _run(settings, account)
     click.echo(f"Account {name!r} is deleted.", err=True)
     if missing:
         click.echo(
-            f"{missing} files of deleted images were not in {settings.storage_folder}; the workers look for them within"
+            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers look for them within"
             " a minute.",
             err=True,
         )
@@ -70,12 +72,12 @@ def _run(settings: Settings, account: Any) -> int:
     except OSError as error:
         reason = describe(error)
     except KeyboardInterrupt:
-        raise click.ClickException("It was interrupted. Give the command again: it goes on where it was.") from None
-    raise click.ClickException(f"It was interrupted: {reason}. Give the command again once that works.")
+        raise click.ClickException("Interrupted. Run the command again to continue.") from None
+    raise click.ClickException(f"Interrupted: {reason}. Run the command again to continue, when that is fixed.")
 
 
 async def _delete(settings: Settings, account: Any) -> int:
-    """Returns how many files were not in the storage."""
+    """Returns the number of files that were not in the storage."""
     from service.accounts.accounts import begin_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.deletion.accounts import AccountDeletion  # noqa: PLC0415
@@ -92,7 +94,7 @@ async def _delete(settings: Settings, account: Any) -> int:
         deleted, shown_at = 0, time.monotonic()
         async with aclosing(deletion.run(account.id)) as progress:
             async for deleted in progress:
-                if time.monotonic() - shown_at >= _PROGRESS_S:
+                if time.monotonic() - shown_at >= _PROGRESS_INTERVAL_S:
                     shown_at = time.monotonic()
                     click.echo(f"{deleted:,} of {_count(account.num_images)} deleted", err=True)
         click.echo(f"{_count(deleted)} deleted", err=True)

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from service.cli.configuration import DATA, SOON, with_database
-from service.cli.tables import print_table
+from service.cli.common import DATA, SOON, print_table, with_database
 from service.config.values import parse_size
 
 _MAX_NAME_CHARACTERS = 200
@@ -24,15 +23,15 @@ def accounts() -> None:
 
 @accounts.command("create")
 @click.argument("name")
-@click.option("--max-storage", default="2GB", show_default=True, help="Bytes, or like 500MB or 2GB.")
+@click.option("--max-storage", default="2GB", show_default=True, help="Bytes, or e.g. 500MB or 2GB.")
 @DATA
 def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
-    """Create the account NAME with a first key, which is printed alone on the last line."""
+    """Create the account NAME with a first API key, and print the key, alone on the last line."""
     from service.accounts.accounts import AccountExists, create_account  # noqa: PLC0415
     from service.accounts.api_keys import create_key  # noqa: PLC0415
 
     if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
-        raise click.BadParameter(f"it has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")
+        raise click.BadParameter(f"a name has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")
     max_bytes = _parse_storage(max_storage)
 
     async def create(connection: Any) -> str:
@@ -40,11 +39,11 @@ def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
             try:
                 await create_account(connection, name, max_bytes)
             except AccountExists:
-                raise click.ClickException(f"There is an account {name!r} already.") from None
+                raise click.ClickException(f"Account {name!r} already exists.") from None
             return await create_key(connection, name)
 
     key = with_database(data, create)
-    click.echo(f"Account {name!r} may store {max_bytes} bytes. Its key is shown this once:", err=True)
+    click.echo(f"Account {name!r} may store {max_bytes} bytes. Its key is shown only now:", err=True)
     click.echo(key)
 
 
@@ -114,9 +113,11 @@ def accounts_show(name: str, data: Path | None) -> None:
 
 @accounts.command("set")
 @click.argument("name")
-@click.option("--max-storage", help="How much it may store: bytes, or like 500MB or 5GB.")
+@click.option("--max-storage", help="Maximum that it may store: bytes, or e.g. 500MB or 5GB.")
 @click.option(
-    "--require-signature/--no-require-signature", default=None, help="Whether pictures are shown by signed URLs only."
+    "--require-signature/--no-require-signature",
+    default=None,
+    help="Whether pictures need signed URLs.",
 )
 @click.option(
     "--strip-location/--keep-location",
@@ -134,7 +135,7 @@ def accounts_set(
 ) -> None:
     """Set how much the account NAME may store, and how its pictures are delivered.
 
-    What is not named stays as it is.
+    Options that are not given stay unchanged.
     """
     from service.accounts.accounts import Account, find_account, set_max_bytes  # noqa: PLC0415
     from service.accounts.policies import Policy, load_policy, set_policy  # noqa: PLC0415
@@ -142,7 +143,7 @@ def accounts_set(
 
     if max_storage is None and require_signature is None and strip_location is None:
         raise click.UsageError(
-            "Name what to set: --max-storage, --require-signature or --strip-location, or the opposites of these two."
+            "Nothing to set: give --max-storage, --[no-]require-signature, --strip-location or --keep-location."
         )
     max_bytes = None if max_storage is None else _parse_storage(max_storage)
 
@@ -155,7 +156,7 @@ def accounts_set(
         return account, await load_policy(connection, account.id)
 
     account, policy = with_database(data, change)
-    click.echo(f"Account {name!r} is changed, {SOON}; see `accounts show`.", err=True)
+    click.echo(f"Account {name!r} is changed, {SOON}. See `accounts show`.", err=True)
     if max_bytes is not None and account.used_bytes > max_bytes:
         click.echo(
             f"It stores {format_size(account.used_bytes)}, which is more than that: uploads are refused until images"
@@ -163,19 +164,22 @@ def accounts_set(
             err=True,
         )
     if policy.require_signature and not policy.secrets:
-        click.echo("It has no signing key, so nothing of it is shown: make one with `signing-keys create`.", err=True)
+        click.echo(
+            "It has no signing key, so no picture of it is delivered: create one with `signing-keys create`.", err=True
+        )
 
 
 @accounts.command("suspend")
 @click.argument("name")
 @click.option(
-    "--stop-delivery/--keep-delivery", default=None, help="Whether its pictures are refused, too.  [default: keep]"
+    "--stop-delivery/--keep-delivery", default=None, help="Whether its pictures are refused too.  [default: keep]"
 )
 @DATA
 def accounts_suspend(name: str, *, stop_delivery: bool | None, data: Path | None) -> None:
-    """Refuse uploads to the account NAME, and all requests with its keys, until it is resumed.
+    """Refuse all requests with the API keys of the account NAME until it is resumed.
 
-    An upload that is on its way is refused at its end. What is not named stays as it is, if NAME is suspended already.
+    Uploads in flight are refused at their end. If NAME is already suspended, its delivery stays unchanged without
+    an option.
     """
     from service.accounts.accounts import suspend_account  # noqa: PLC0415
 
@@ -202,5 +206,5 @@ def _change_state(data: Path | None, name: str, change: Callable[[Any], Awaitabl
         return with_database(data, change)
     except AccountBeingDeleted:
         raise click.ClickException(
-            f"Account {name!r} is being deleted: `accounts delete` goes on with it where it was interrupted."
+            f"Account {name!r} is being deleted: run `accounts delete` again to continue."
         ) from None

@@ -1,4 +1,4 @@
-"""Every command by its name."""
+"""The group of all commands."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from service.cli.account_deletion import delete_account
 from service.cli.accounts import accounts
 from service.cli.backups import backup, psql, restore
 from service.cli.health import health
-from service.cli.keys import keys
+from service.cli.keys import keys, signing_keys
 from service.cli.presets import presets
-from service.cli.schema import schema
-from service.cli.serving import serve, worker
+from service.cli.serving import schema, serve, worker
 from service.cli.sign import sign
-from service.cli.signing_keys import signing_keys
 from service.cli.verify import verify
 
 
 class _LazyGroup(click.Group):
-    """Imports `up`, and the embedded servers with it, only when it is asked for."""
+    """Imports `up`, and with it the embedded servers, only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), "up"])

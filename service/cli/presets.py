@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, SOON, with_database
-from service.cli.tables import print_table
+from service.cli.common import DATA, SOON, print_table, with_database
 
 
 @click.group()
 def presets() -> None:
-    """Set, list and delete the presets of accounts: names for parameters of renditions."""
+    """Set, list and delete presets of accounts. A preset is a name for rendition parameters."""
 
 
 @presets.command("set")
@@ -22,7 +21,7 @@ def presets() -> None:
 @click.argument("parameters")
 @DATA
 def presets_set(account: str, name: str, parameters: str, data: Path | None) -> None:
-    """Let NAME stand for PARAMETERS, like `width=300&height=300&fit=cover`, in the URLs of ACCOUNT."""
+    """Set the preset NAME to PARAMETERS, e.g. `width=300&height=300&fit=cover`, for the URLs of ACCOUNT."""
     from service.accounts.presets import MAX_PRESETS, TooManyPresets, set_preset  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
     from service.renditions.parsing import check_preset  # noqa: PLC0415
@@ -34,7 +33,7 @@ def presets_set(account: str, name: str, parameters: str, data: Path | None) -> 
         raise click.ClickException(error.message) from None
     except TooManyPresets:
         raise click.ClickException(
-            f"Account {account!r} has {MAX_PRESETS} presets: delete one of them first."
+            f"Account {account!r} already has {MAX_PRESETS} presets: delete one of them first."
         ) from None
     click.echo(f"Preset {name!r} of account {account!r} is set, {SOON}.", err=True)
 
@@ -62,7 +61,7 @@ def presets_list(account: str, data: Path | None) -> None:
 @click.argument("name")
 @DATA
 def presets_delete(account: str, name: str, data: Path | None) -> None:
-    """Delete the preset NAME of ACCOUNT; URLs that use it are refused then."""
+    """Delete the preset NAME of ACCOUNT. URLs that use it are then refused."""
     from service.accounts.accounts import find_account  # noqa: PLC0415
     from service.accounts.presets import delete_preset  # noqa: PLC0415
 

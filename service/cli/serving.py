@@ -1,4 +1,4 @@
-"""The commands that run a side: the API, a worker."""
+"""The commands that run the API or a worker, or prepare their database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from service.cli.configuration import load_settings
+from service.cli.common import SECONDS, describe, load_settings
 from service.config.settings import Settings, SettingsError
 from service.launcher import StartError, listening
 from service.shared_memory.arriving_bytes import ArrivingBytes
@@ -17,14 +17,14 @@ from service.shared_memory.connection_counts import ConnectionCounts
 
 
 @click.command()
-@click.option("--fd", type=int, help="Serve on this inherited listening socket, as one process.")
+@click.option("--fd", type=int, help="Serve on this inherited listening socket, in one process.")
 @click.option(
-    "--shared", type=int, nargs=3, help="Descriptors of memory shared with others, and the place in it.", hidden=True
+    "--shared", type=int, nargs=3, help="Descriptors of shared memory, and this process's number.", hidden=True
 )
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
 @click.option("--processes", type=click.IntRange(1, 64), help="API processes (also DAGUERRE_API_PROCESSES).")
-@click.option("--new-database", is_flag=True, help="Start with an empty database beside a storage with images.")
+@click.option("--new-database", is_flag=True, help="Start with an empty database although the storage has images.")
 def serve(
     *,
     fd: int | None,
@@ -34,17 +34,17 @@ def serve(
     processes: int | None,
     new_database: bool,
 ) -> None:
-    """Run the API, as several processes behind one port."""
+    """Run the API: several processes behind one port."""
     settings = load_settings(host=host, port=port, api_processes=processes)
     try:
-        if fd is None:  # here alone: each process would say it
+        if fd is None:  # not in its child processes, which would repeat the message
             asyncio.run(_require_servers(settings))
             asyncio.run(_prepare_storage(settings, is_new_database=new_database))
         with _listen(settings, fd) as listener:
             if fd is None and settings.api_processes > 1:
-                from service.launcher import serving  # noqa: PLC0415
+                from service.launcher import serve as supervised  # noqa: PLC0415
 
-                serving.serve(settings, listener)
+                supervised.serve(settings, listener)
             else:
                 from service.api.app import create_app  # noqa: PLC0415
                 from service.http import server  # noqa: PLC0415
@@ -92,7 +92,7 @@ def _listen(settings: Settings, fd: int | None) -> socket.socket:
     try:
         return socket.socket(fileno=fd)
     except OSError as error:
-        raise StartError(f"--fd {fd} is no socket: {os.strerror(error.errno or 0).lower()}") from None
+        raise StartError(f"--fd {fd} is not a socket: {os.strerror(error.errno or 0).lower()}") from None
 
 
 @click.command()
@@ -104,3 +104,24 @@ def worker() -> None:
         run(load_settings())
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@click.option(
+    "--wait", "patience_s", type=SECONDS, default=30.0, show_default=True, help="Seconds to wait for the server."
+)
+def schema(patience_s: float) -> None:
+    """Create or update the tables in DAGUERRE_DATABASE_URL."""
+    import asyncpg  # noqa: PLC0415
+
+    from service.database import SchemaNewer, apply_schema  # noqa: PLC0415
+
+    settings = load_settings()
+    try:
+        asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
+    except (SchemaNewer, SettingsError) as error:
+        raise click.ClickException(str(error)) from None
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        reason = describe(error)
+        raise click.ClickException(f"DAGUERRE_DATABASE_URL: the database cannot be used: {reason}") from None
+    click.echo("The schema is up to date.", err=True)

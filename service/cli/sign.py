@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from service.cli.configuration import DATA, locate, with_database
+from service.cli.common import DATA, locate, with_database
 
 _TIME = re.compile(r"(?P<number>[0-9]{1,11})(?P<unit>[smhd]?)")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -18,13 +18,14 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.command()
 @click.argument("account")
 @click.argument("target")
-@click.option("--expires", help="How long it works, like 30m, 12h or 7d, or until which Unix time.")
+@click.option("--expires", help="How long the URL is valid, e.g. 30m, 12h or 7d, or a Unix time at which it expires.")
 @DATA
 def sign(account: str, target: str, expires: str | None, data: Path | None) -> None:
-    """Sign TARGET, like `/i/NKrigl4/red-car.jpg?width=300`, with the newest signing key of ACCOUNT, and print the URL,
-    alone.
+    """Print TARGET as a signed URL.
 
-    A path gets DAGUERRE_PUBLIC_URL in front; of a whole URL, scheme and host are kept.
+    TARGET is e.g. `/i/NKrigl4/red-car.jpg?width=300`. It is signed with the newest signing key of ACCOUNT.
+
+    A path is prefixed with DAGUERRE_PUBLIC_URL. A whole URL keeps its scheme and host.
     """
     from service.renditions import signatures  # noqa: PLC0415
 
@@ -47,7 +48,7 @@ async def _newest_secret(connection: Any, account: str) -> str:
     policy = await load_policy(connection, (await find_account(connection, account)).id)
     if not policy.secrets:
         raise click.ClickException(
-            f"Account {account!r} has no signing key: make one with `daguerre signing-keys create`."
+            f"Account {account!r} has no signing key: create one with `daguerre signing-keys create`."
         )
     return policy.secrets[0]
 
@@ -55,9 +56,9 @@ async def _newest_secret(connection: Any, account: str) -> str:
 def _parse_expiry(text: str, now: float) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no time: write a number with s, m, h or d, or a Unix time.")
+        raise ValueError(f"{text!r} is not a time: use a number with s, m, h or d, or a Unix time.")
     number = int(match["number"])
     expiry = int(now) + number * _UNITS_S[match["unit"]] if match["unit"] else number
     if expiry <= now:
-        raise ValueError(f"{text!r} is in the past: a number alone is a Unix time.")
+        raise ValueError(f"{text!r} is in the past: a number without a unit is a Unix time.")
     return expiry

@@ -10,25 +10,25 @@ from typing import TextIO
 
 import click
 
-from service.cli.configuration import DATA, describe, explained_errors, locate
+from service.cli.common import DATA, describe, locate, readable_errors
 from service.config.settings import SettingsError
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Mend what can be mended without a loss.")
-@click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, as after a restore.")
-@click.option("--force", is_flag=True, help="Do so also if more than a tenth of all images or files are affected.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired without a loss.")
+@click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, e.g. after a restore.")
+@click.option("--force", is_flag=True, help="Do so even if more than a tenth of all images or files are affected.")
 @click.option(
     "--read/--quick", default=True, help="Read all files and compare their SHA-256 (the default), or only their sizes."
 )
-@click.option("--expect", type=click.File(), help="Lines `ID SHA256` of images that must be there; - for stdin.")
+@click.option("--expect", type=click.File(), help="File with lines `ID SHA256` of images that must exist; - for stdin.")
 @DATA
 def verify(
     *, repair: bool, drop_missing: bool, force: bool, read: bool, expect: TextIO | None, data: Path | None
 ) -> None:
-    """Compare images, files and counters with each other; exit code 1 if something is wrong and was not mended.
+    """Compare images, files and counters. Exit code 1 if there are problems that were not repaired.
 
-    It may run at any time. What is uploaded or deleted meanwhile is no problem.
+    It can run at any time, also while images are uploaded and deleted.
     """
     from service.verification import report  # noqa: PLC0415
     from service.verification.context import Options  # noqa: PLC0415
@@ -39,7 +39,7 @@ def verify(
         raise click.BadParameter(str(error), param_hint="--expect") from None
     settings = locate(data)
     options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
-    with explained_errors():
+    with readable_errors():
         is_well = _run(report.verify(settings, options, expected, write=click.echo))
     if not is_well:
         sys.exit(1)
@@ -57,7 +57,7 @@ def _run(verification: Coroutine[None, None, bool]) -> bool:
         if isinstance(error.__cause__, SETUP_ERRORS):
             raise error.__cause__ from None
         reason = "" if error.__cause__ is None else f" ({describe(error.__cause__)})"
-        message = f"It could not be finished: {error.code}{reason}. Run it again once that works."
+        message = f"Not finished: {error.code}{reason}. Run it again when that is fixed."
         raise click.ClickException(message) from None
     except OSError as error:
-        raise click.ClickException(f"It could not be finished: {describe(error)}") from None
+        raise click.ClickException(f"Not finished: {describe(error)}") from None

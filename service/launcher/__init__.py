@@ -1,5 +1,5 @@
-"""Child processes: started on a leash, supervised, and the API's behind one listening socket."""
+"""Processes of one machine: started, supervised, and ended with their parent."""
 
 
 class StartError(Exception):
-    """Something that the operator can mend; the message is one sentence that says what."""
+    """An error that the operator can fix. The message is one sentence that says how."""

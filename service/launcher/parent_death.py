@@ -1,37 +1,38 @@
-"""Become a program that does not outlive its parent: `leash.py PARENT SIGNAL USER PROGRAM [ARGUMENT…]`.
+"""Runs a program that ends when its parent ends: `parent_death.py PARENT SIGNAL USER PROGRAM [ARGUMENT…]`.
 
-PARENT is a process id, USER `uid:gid` or `-`. This runs as a script between fork and exec, and not as Popen's
-`preexec_fn`, which may deadlock where the parent has threads, and of which Python 3.12 warns there.
+PARENT is a process id, USER is `uid:gid` or `-`. This is a script that runs between fork and exec. Popen's `preexec_fn`
+could deadlock if the parent has threads, and Python 3.12 warns about that.
 """
 
 from __future__ import annotations
 
-import ctypes  # here, since the other user may not be able to read the library
+import ctypes  # imported before the change of user: the other user may not be able to read the library
 import os
 import signal
 import sys
 import time
 
 _PR_SET_PDEATHSIG = 1
+_POLL_INTERVAL_S = 0.5
 
 
-def tie_to(parent: int, number: int) -> None:
-    """Have this process sent signal `number` when `parent` ends, however it ends."""
+def die_with_parent(parent: int, number: int) -> None:
+    """Makes the system send signal `number` to this process when `parent` ends, for whatever reason."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, number) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
     elif os.fork() == 0:
         watch(parent, number)
-    if os.getppid() != parent:  # it ended before the signal was asked for
+    if os.getppid() != parent:  # it ended before the signal was set up
         sys.exit(0)
 
 
 def watch(parent: int, number: int) -> None:
-    """Where no kernel call does it (macOS): a child that looks at both every half second, then ends."""
+    """Sends the signal from a forked child on systems without such a kernel call (macOS). Polls both processes."""
     program = os.getppid()
     os.setsid()
-    os.closerange(0, 256)  # not one descriptor of the program may be held open here
+    os.closerange(0, 256)  # the program's descriptors must not stay open here
     while os.getppid() == program:
         try:
             os.kill(parent, 0)
@@ -39,8 +40,8 @@ def watch(parent: int, number: int) -> None:
             os.kill(program, number)
             break
         except PermissionError:
-            pass  # another user's, so it lives
-        time.sleep(0.5)
+            pass  # a process of another user, so it is alive
+        time.sleep(_POLL_INTERVAL_S)
     os._exit(0)
 
 
@@ -50,9 +51,9 @@ def main(parent: str, number: str, user: str, *argv: str) -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    tie_to(int(parent), int(number))  # after the change of user, which clears the death signal
+    die_with_parent(int(parent), int(number))  # after the change of user, which clears the death signal
     try:
-        os.execv(argv[0], argv)  # noqa: S606  there is no shell to mean
+        os.execv(argv[0], argv)  # noqa: S606  no shell is wanted
     except OSError as error:
         sys.exit(f"{argv[0]}: {error.strerror}")
 

@@ -1,4 +1,4 @@
-"""One child process: what to run and how to end it."""
+"""One child process: how it is started, stopped and logged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-_LEASH = Path(__file__).with_name("parent_death.py")
+_WRAPPER = Path(__file__).with_name("parent_death.py")
 _LOG_LIMIT_BYTES = 10 << 20
 
 
@@ -26,12 +26,12 @@ class User(NamedTuple):
 def name_of(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # as in a container that is run with a number
+    except KeyError:  # e.g. a container that runs under a bare number
         return f"user {uid}"
 
 
 def run_as(user: User | None, argv: Sequence[str | Path], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a short command to its end as that user. In a session of its own: Ctrl-C would cut it short alone."""
+    """Runs a short command as `user`. It has its own session, so Ctrl-C does not interrupt it."""
     return subprocess.run(
         argv,
         user=user.uid if user else None,
@@ -51,9 +51,9 @@ def run_as(user: User | None, argv: Sequence[str | Path], text: str = "") -> sub
 class Program:
     """A command to keep running.
 
-    `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, and `death_signal` is what it is sent if
-    this process dies. Without a `log` it writes to this process's own output; `log_is_shared` if others write to the
-    same one. `prepare` runs before every start, `ready` tells that it works.
+    `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, `death_signal` is sent if this process dies.
+    Without a `log` it writes to this process's own output; `log_is_shared` if other programs write to the same log.
+    `prepare` runs before every start. `ready` gets the process id and returns whether the program works.
     """
 
     name: str
@@ -72,18 +72,18 @@ class Program:
 
 
 def start(program: Program) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own, so that Ctrl-C reaches only this process, tied to this process's life.
+    """Starts the program in its own session, so that Ctrl-C reaches only this process. It ends when this process ends.
 
-    Call it from the main thread: Linux ends the program with the thread that started it.
+    Call it from the main thread: Linux ends the program when the thread that started it ends.
     """
     if program.prepare is not None:
         program.prepare()
     user = f"{program.user.uid}:{program.user.gid}" if program.user else "-"
-    leash: list[str | Path] = [
+    wrapper: list[str | Path] = [
         sys.executable,
         "-I",
         "-S",
-        _LEASH,
+        _WRAPPER,
         str(os.getpid()),
         str(int(program.death_signal)),
         user,
@@ -94,12 +94,12 @@ def start(program: Program) -> subprocess.Popen[bytes]:
             trim_log(program.log)
             log = stack.enter_context(append_to(program.log))
         return subprocess.Popen(
-            [*leash, *program.argv],
+            [*wrapper, *program.argv],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=dict(program.env) if program.env is not None else None,
-            # another user may not be able to enter this one's folder
+            # another user may not be able to enter the current folder
             cwd="/" if program.user else None,
             pass_fds=program.pass_fds,
             start_new_session=True,
@@ -107,7 +107,7 @@ def start(program: Program) -> subprocess.Popen[bytes]:
 
 
 def stop(program: Program, process: subprocess.Popen[bytes], grace_s: float | None = None) -> None:
-    """End it and wait until it has ended."""
+    """Ends the program and waits for its end."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(program.stop_signal)
     try:
@@ -123,13 +123,13 @@ def stop(program: Program, process: subprocess.Popen[bytes], grace_s: float | No
 
 
 def end_orphans(process: subprocess.Popen[bytes]) -> None:
-    """End what a program that has ended left behind in its process group, like a killed worker's children."""
+    """Kills the rest of the process group of a program that has ended, e.g. the children of a killed worker."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def trim_log(log: Path) -> None:
-    """Keep a log within two files of 10 MB: its old part goes to `NAME.1`. Also while a program appends to it."""
+    """Keeps a log within two files of 10 MB: its older part moves to `NAME.1`. Works while a program appends to it."""
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT_BYTES:
             old = log.with_name(f"{log.name}.1")

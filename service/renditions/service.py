@@ -139,7 +139,7 @@ class Renditions:
             stored = await asyncio.shield(making.task)
         finally:
             self._waiting.release(weights)
-        metrics.pictures_made.inc()
+        metrics.pictures_rendered.inc()
         return stored
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:

@@ -1,1 +1,1 @@
-"""Counters that the processes of one host share."""
+"""Counters that the API processes of one host share."""

@@ -1,6 +1,6 @@
-"""How many bytes of each account are on their way to the API processes of one machine, in memory that they share.
+"""The bytes of each account that are in flight to the API processes of one machine, in shared memory.
 
-Each process writes its own region and reads those of the others. There is no lock: a reader may see a sum that is some
+Each process writes its own region and reads the others. There is no lock: a reader may see a sum that is some
 microseconds old.
 """
 
@@ -12,16 +12,16 @@ from typing import Self
 
 from service.shared_memory.memory import create_memory
 
-# Accounts with bodies on their way to one process at once. What more accounts send is counted in that process alone.
+# Maximum of accounts with uploads in flight to one process. Further accounts are counted in that process alone.
 SLOTS = 512
 _CELL_BYTES = 8
-# The number of slots that were ever in use, then an account and its bytes for each slot.
+# The highest number of slots ever in use, then an account and its bytes for each slot.
 _REGION_CELLS = 1 + 2 * SLOTS
 _REGION_BYTES = _CELL_BYTES * _REGION_CELLS
 
 
 class ArrivingBytes:
-    """The region `number` is this process's own, from 0; what a process before it left there is cleared."""
+    """`number` is the index of this process's region. The values of an earlier process in it are cleared."""
 
     def __init__(self, descriptor: int, number: int) -> None:
         size = os.fstat(descriptor).st_size
@@ -35,7 +35,7 @@ class ArrivingBytes:
 
     @classmethod
     def alone(cls) -> Self:
-        """For one process."""
+        """Returns the counter of a process that shares its memory with no other."""
         descriptor = create(1)
         try:
             return cls(descriptor, 0)
@@ -43,7 +43,7 @@ class ArrivingBytes:
             os.close(descriptor)
 
     def put(self, account_id: int, count: int) -> None:
-        """Show the other processes how many bytes of the account are on their way to this one."""
+        """Publishes the bytes of the account that are in flight to this process."""
         slot = self._slots.get(account_id)
         if slot is None:
             if count == 0 or not self._free:
@@ -57,7 +57,7 @@ class ArrivingBytes:
             self._free.append(self._slots.pop(account_id))
 
     def count_others(self, account_id: int) -> int:
-        """The account's bytes on their way to the other processes."""
+        """Returns the account's bytes in flight to the other processes."""
         total = 0
         for region in self._others:
             if slots := region[0]:
@@ -67,5 +67,5 @@ class ArrivingBytes:
 
 
 def create(processes: int) -> int:
-    """A descriptor for as many processes to inherit. It is the caller's to close."""
+    """Returns the descriptor of memory for that many processes to inherit. The caller closes it."""
     return create_memory("arriving bytes", processes * _REGION_BYTES)

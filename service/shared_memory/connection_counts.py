@@ -1,6 +1,6 @@
-"""How many connections each API process holds, in memory that they share.
+"""The number of connections of each API process, in shared memory.
 
-The one that is awake first would otherwise take all that arrive together, and leave the other processors idle.
+Otherwise the process that wakes up first would accept all connections of a burst, and the other CPUs would stay idle.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Self
 from service.shared_memory.memory import create_memory
 
 _CELL_BYTES = 4
-# Processes may differ by so many connections and this part of them: an exact balance would make a burst wait.
+# Processes may differ by 3 connections and an eighth: an exact balance would delay a burst.
 _SLACK, _SLACK_PART = 3, 8
 
 
 class ConnectionCounts:
-    """The cell `number` is this process's own, from 0."""
+    """`number` is the index of this process's cell."""
 
     def __init__(self, descriptor: int, number: int) -> None:
         size = os.fstat(descriptor).st_size
@@ -27,7 +27,7 @@ class ConnectionCounts:
 
     @classmethod
     def alone(cls) -> Self:
-        """For one process that shares its socket with no other."""
+        """Returns the counter of a process that shares its socket with no other."""
         descriptor = create(1)
         try:
             return cls(descriptor, 0)
@@ -36,18 +36,18 @@ class ConnectionCounts:
 
     @property
     def held(self) -> int:
-        """By this process."""
+        """The number of connections of this process."""
         return self._cells[self._number]
 
     def add(self, connections: int) -> None:
         self._cells[self._number] += connections
 
     def is_ahead(self) -> bool:
-        """Whether another process should take the next connection."""
+        """Returns whether another process should accept the next connection."""
         least = min(self._cells)
         return self._cells[self._number] > least + _SLACK + least // _SLACK_PART
 
 
 def create(processes: int) -> int:
-    """A descriptor for as many processes to inherit. It is the caller's to close."""
+    """Returns the descriptor of memory for that many processes to inherit. The caller closes it."""
     return create_memory("connection counts", processes * _CELL_BYTES)

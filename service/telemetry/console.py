@@ -1,4 +1,4 @@
-"""Log lines for people: what happened first, then its fields, in lines that fit a terminal."""
+"""Log lines for people: the event, then its fields, folded to fit a terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LEADING = ("method", "path")
 
 
 class ConsoleRenderer:
-    """The last processor of a chain: makes one event a line, folded between its fields if it is over 100 columns long.
+    """The last processor of a chain. Returns one event as a line, folded between fields if it is over 100 columns long.
 
-    A process is shown as its part and number, `api/4711`. The line of a request, of which there are the most, is kept
-    short: its id is `id`, and the process that answered it is left out; JSON has both in full.
+    A process is shown as its part and pid, e.g. `api/4711`. Request lines are the most frequent, so they are short: the
+    request id is `id`, and the process is left out. JSON has both in full.
     """
 
     def __init__(self, *, colours: bool) -> None:
@@ -34,7 +34,7 @@ class ConsoleRenderer:
 
 
 def _words(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """With the colour of each. A word is never longer than a line; a longer one is cut into several."""
+    """Yields words with their colours. A word that is longer than a line is cut into several."""
     fields = {name: value for name, value in event.items() if name not in _BLOCKS}
     level = fields.pop("level", "info")
     yield _time(fields.pop("timestamp", "")), _DIM
@@ -55,7 +55,7 @@ def _words(event: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _time(timestamp: object) -> str:
-    """To the millisecond, in UTC."""
+    """Returns the time in UTC, to the millisecond."""
     moment = timestamp if isinstance(timestamp, datetime) else None
     if moment is None:
         try:
@@ -72,7 +72,7 @@ def _show(value: object) -> str:
 
 
 def _cut(word: str) -> Iterator[str]:
-    """Not within an escape such as `\\x1b`, as far as that can be avoided."""
+    """Cuts a word to the width of a line, if possible not within an escape such as `\\x1b`."""
     width = MAX_COLUMNS - len(_INDENT)
     while len(word) > width:
         end = word.rfind("\\", width - 10, width)

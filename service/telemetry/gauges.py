@@ -1,4 +1,4 @@
-"""Metrics that are looked up at a scrape, not counted: dependencies, disks, and what is stored."""
+"""Metrics that are measured at a scrape instead of counted: dependencies, disks, and what is stored."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from prometheus_client import Metric
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 _UP = {
-    "database": ("daguerre_database_up", "1 while PostgreSQL takes what an upload writes, else 0."),
-    "queue": ("daguerre_redis_up", "1 while Redis takes jobs and its replies are heard, else 0."),
-    "storage": ("daguerre_storage_up", "1 while the folder for the images can be written, else 0."),
+    "database": ("daguerre_database_up", "1 if PostgreSQL accepts what an upload writes, else 0."),
+    "queue": ("daguerre_redis_up", "1 if Redis accepts jobs and delivers replies, else 0."),
+    "storage": ("daguerre_storage_up", "1 if the folder for the images is writable, else 0."),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """In bytes. `free` is what this process may fill: less than the rest, if some is kept for root."""
+    """In bytes. `free` is what this process may use: less than the rest if the disk reserves some for root."""
 
     size: int
     used: int
@@ -26,7 +26,7 @@ class DiskSpace:
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """What only PostgreSQL knows."""
+    """What is stored, which only PostgreSQL knows."""
 
     images: int
     bytes: int
@@ -35,7 +35,7 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """`up` has the names of `/readyz`. A disk, or what is stored, is missing if it could not be measured in time."""
+    """`up` has the names of `/readyz`. A disk, or `stored`, is missing if it could not be measured in time."""
 
     up: Mapping[str, bool]
     disks: Mapping[str, DiskSpace]
@@ -54,8 +54,10 @@ def describe(state: ServiceState | None) -> Sequence[Metric]:
 
 def _describe_disks(disks: Mapping[str, DiskSpace]) -> Sequence[Metric]:
     size = GaugeMetricFamily("daguerre_disk_size_bytes", "Size of the disk of a folder.", labels=["disk"])
-    used = GaugeMetricFamily("daguerre_disk_used_bytes", "Bytes of it that are in use, by anybody.", labels=["disk"])
-    free = GaugeMetricFamily("daguerre_disk_free_bytes", "Bytes of it that Daguerre may still fill.", labels=["disk"])
+    used = GaugeMetricFamily(
+        "daguerre_disk_used_bytes", "Bytes of it that are in use, by any program.", labels=["disk"]
+    )
+    free = GaugeMetricFamily("daguerre_disk_free_bytes", "Bytes of it that Daguerre can still use.", labels=["disk"])
     for name, space in disks.items():
         size.add_metric([name], space.size)
         used.add_metric([name], space.used)

@@ -1,7 +1,7 @@
 """Structured logs: one event a line, with the id of the request that caused it.
 
-Clients choose parts of what is logged, such as a path. `_escape` keeps control characters out of every line, for the
-console and for JSON, which people look at in a terminal as well.
+Clients choose parts of what is logged, e.g. a path. `_escape` removes control characters from every line,
+also from JSON, which people read in a terminal as well.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
-# Values that hold no text of a client, and the fields that hold a traceback.
+# Types that contain no text of a client, and fields that contain a traceback.
 _PLAIN = frozenset({int, float, bool, NoneType, bytes, datetime})
-_OF_LINES = frozenset({"exception", "stack"})
-_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapping().items()}
+_MULTILINE_FIELDS = frozenset({"exception", "stack"})
+_LEVEL_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapping().items()}
 
 
 def configure(settings: Settings, **process: object) -> None:
-    """Set up logging for this process; `process` (its part and pid) goes with every line."""
+    """Sets up logging for this process. The fields `process` (its part and pid) are in every line."""
     lines = _Lines(sys.stderr)
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _escape]
@@ -56,13 +56,12 @@ def configure(settings: Settings, **process: object) -> None:
 
 
 class _Lines:
-    """A logger whose lines go out together at the next turn of the event loop: writing costs more than what is
-    written."""
+    """A logger that writes all lines of one iteration of the event loop together: one write costs more than a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._waiting: list[str] = []
-        self._loop: asyncio.AbstractEventLoop | None = None  # where a write is due
+        self._buffer: list[str] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that a write is scheduled on
         atexit.register(self._write)
 
     def __call__(self, *_: object) -> _Lines:
@@ -71,10 +70,10 @@ class _Lines:
     def msg(self, line: str) -> None:
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # in a thread, or before the loop runs
+        except RuntimeError:  # in a thread, or no loop runs
             self._put([line])
             return
-        self._waiting.append(line)
+        self._buffer.append(line)
         if self._loop is not loop:
             self._loop = loop
             loop.call_soon(self._write)
@@ -82,18 +81,18 @@ class _Lines:
     debug = info = warning = error = critical = msg
 
     def _write(self) -> None:
-        lines, self._waiting, self._loop = self._waiting, [], None
+        lines, self._buffer, self._loop = self._buffer, [], None
         if lines:
             self._put(lines)
 
     def _put(self, lines: Sequence[str]) -> None:
-        with suppress(OSError):  # a full disk or a terminal that is gone: the work goes on
+        with suppress(OSError):  # a full disk or a closed terminal: the service goes on
             self._stream.write("\n".join([*lines, ""]))
             self._stream.flush()
 
 
 class Requests:
-    """The one line of each request. JSON is written past structlog, whose chain would be a good part of a GET."""
+    """Writes the line of each request. JSON bypasses structlog, which would cost a large part of a GET."""
 
     def __init__(self) -> None:
         self.configure(lines=None, level=logging.INFO, process={})
@@ -109,7 +108,7 @@ class Requests:
             self._structured.log(level, "request", **fields)
         elif level >= self._level:
             now = datetime.now(UTC)
-            line = {**self._process, **fields, "event": "request", "level": _NAMES[level], "timestamp": now}
+            line = {**self._process, **fields, "event": "request", "level": _LEVEL_NAMES[level], "timestamp": now}
             self._lines.msg(_to_clean_json(line))
 
 
@@ -117,7 +116,7 @@ requests = Requests()
 
 
 def _configure_libraries(shared: list[structlog.typing.Processor], rendering: list[structlog.typing.Processor]) -> None:
-    """What libraries log comes out alike, from warnings on."""
+    """Formats warnings and errors of libraries in the same way."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -126,18 +125,19 @@ def _configure_libraries(shared: list[structlog.typing.Processor], rendering: li
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # a traceback for each connection that was lost
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # it logs a traceback for each lost connection
 
 
 def _escape(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Write an escape such as `\\x1b` or `\\u202e` for each character that is neither visible nor a space: control
-    characters, separators of lines, marks of direction, lone surrogates. Only tracebacks have lines.
+    """Replaces characters that are not printable by escapes such as `\\x1b` or `\\u202e`.
+
+    These are control characters, line separators, direction marks and lone surrogates. Only tracebacks keep newlines.
     """
     for key, value in event.items():
         kind = type(value)
         if kind is str:
             if not value.isprintable():
-                lines = value.split("\n") if key in _OF_LINES else [value]
+                lines = value.split("\n") if key in _MULTILINE_FIELDS else [value]
                 event[key] = "\n".join(map(_escape_text, lines))
         elif kind not in _PLAIN:
             event[key] = _escape_value(value)
@@ -165,14 +165,14 @@ def _escape_text(text: str) -> str:
 
 
 def _indent_exception(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A message of several lines within a traceback must not look like lines of the log."""
-    for key in _OF_LINES & event.keys():
+    """Indents tracebacks, so that a message of several lines in them does not look like log lines."""
+    for key in _MULTILINE_FIELDS & event.keys():
         event[key] = "\n".join(f"  {line}" for line in str(event[key]).split("\n"))
     return event
 
 
 def _to_clean_json(line: dict[str, Any]) -> str:
-    """Escape what has to be escaped. A look at the whole line costs less than one at each of its values."""
+    """Escapes a line only if it needs it: checking the whole line costs less than checking each value."""
     try:
         text = _to_json(line)
     except UnicodeEncodeError:  # a lone surrogate

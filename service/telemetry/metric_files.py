@@ -1,8 +1,8 @@
-"""The folder where the processes of one host put their metrics together, a set of files for each.
+"""The folder where the processes of one host share their metrics, with a set of files for each process.
 
-prometheus_client maps the files into memory and names them after a process. Named after its pid they would pile up
-where a process dies again and again, and two containers would write into one file. So a process takes a slot, a number
-whose lock it holds as long as it lives, however it ends: whoever takes it next counts on from where it stood.
+prometheus_client maps the files into memory and names them after the process. With its pid as the name, files would
+pile up if a process crashes repeatedly, and two containers would write into one file. So a process takes a slot: a
+number whose lock it holds until it ends. The next process that takes the slot continues its counts.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from pathlib import Path
 from service.folders import make_folder
 
 _GAUGES = "gauge_livesum"
-# What all metrics take, and more; on a full disk a file that grows would end the process with SIGBUS.
-_RESERVED_BYTES = {"counter": 128 << 10, "histogram": 128 << 10, _GAUGES: 4 << 10}
+# More than all metrics take. A file that grows on a full disk would end the process with SIGBUS.
+RESERVED_BYTES = {"counter": 128 << 10, "histogram": 128 << 10, _GAUGES: 4 << 10}
 
-# The operator names the folder: nothing else that lies there is touched.
+# The operator chooses the folder: other files in it are not touched.
 _COUNTS = re.compile(r"(counter|histogram|gauge_livesum)_\d+\.db")
 _LOCKS = re.compile(r"\d+\.lock")
 _ANY = re.compile(rf"{_COUNTS.pattern}|{_LOCKS.pattern}|\w+_\d+\.new|starting")
 
 
 def take_slot(folder: Path) -> str:
-    """The slot's name, until this process ends; its files are there. Whoever comes first starts from zero.
+    """Takes a slot until this process ends and returns its name. The first process of all resets the counts.
 
-    Raises OSError if the folder cannot be used, is another user's, or is on a disk without room.
+    Raises OSError if the folder cannot be used, belongs to another user, or is on a full disk.
     """
     make_folder(folder)
     if folder.lstat().st_uid != os.geteuid():
         raise PermissionError(f"{folder} belongs to another user")
-    with _starting(folder):
+    with _lock_folder(folder):
         held = _held_slots(folder)
         if not held:
             for path in _find(folder, _COUNTS):
                 path.unlink()
         slot = next(name for name in map(str, itertools.count(1)) if name not in held)
         handle = _open(_lock_of(folder, slot))  # never closed
-        fcntl.flock(handle, fcntl.LOCK_EX)  # a scrape may be looking at it at this moment
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a scrape may be checking it at this moment
         _file_of(folder, _GAUGES, slot).unlink(missing_ok=True)
-        for kind, size in _RESERVED_BYTES.items():
+        for kind, size in RESERVED_BYTES.items():
             _reserve(_file_of(folder, kind, slot), size)
     return slot
 
 
 def list_files(folder: Path) -> list[str]:
-    """Everybody's counters and histograms, and the gauges of the processes that live."""
+    """Returns the counters and histograms of all processes, and the gauges of living ones."""
     held = _held_slots(folder)
     return [
         str(path)
@@ -60,15 +60,15 @@ def list_files(folder: Path) -> list[str]:
 
 
 def remove(folder: Path) -> None:
-    """Once nobody writes there any more."""
-    with suppress(OSError):  # there is no such folder, or something else lies there too
+    """Removes the metrics. Call it when no process writes there any more."""
+    with suppress(OSError):  # the folder does not exist, or contains other files
         for path in _find(folder, _ANY):
             path.unlink()
         folder.rmdir()
 
 
 @contextmanager
-def _starting(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     handle = _open(folder / "starting")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

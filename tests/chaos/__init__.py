@@ -1,1 +1,1 @@
-"""Faults under load, run by `./run test --chaos`: whatever happens, what clients were told holds."""
+"""Faults under load, run by `./run test --chaos`: whatever happens, every response that a client got stays true."""

@@ -1,4 +1,4 @@
-"""What fails in these modules is told in detail."""
+"""Assertions in these modules show their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of several accounts who upload, read, tag, search and delete, and remember what they were told."""
+"""Clients of several accounts that upload, read, tag, search and delete, and remember every response."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Memory:
-    """What one client was told. Its images are its own: no other client changes them."""
+    """The responses that one client got. No other client changes its images."""
 
     stored: dict[str, bytes] = field(default_factory=dict)  # SHA-256 by id
     tags: dict[str, set[str]] = field(default_factory=dict)

@@ -25,15 +25,16 @@ from service.accounts.accounts import create_account
 from service.accounts.api_keys import create_key
 from service.config.settings import Settings
 from service.database import apply_schema
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.server import Server
 from service.launcher.embedded.valkey import Valkey
+from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
-from service.launcher.reasons import wait_ready
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, mixed_load, send
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of
+from tests.support.folders import temporary_folder
+from tests.support.waiting import until
 
 # The last one is full again and again.
 _QUOTAS = (10 << 30, 10 << 30, 2 << 20)
@@ -70,7 +71,7 @@ class Site:
     keys: Sequence[str]
     daguerre: Daguerre
     base_url: str
-    tell: Callable[[str, object], None]
+    record: Callable[[str, object], None]
     clocks: Clocks
 
     serve: Part = field(init=False)
@@ -102,19 +103,19 @@ class Site:
             yield clients
             began = time.monotonic()
             await self._wait_served(clients)
-            self.tell("served again after ms", round((time.monotonic() - began) * 1000))
+            self.record("served again after ms", round((time.monotonic() - began) * 1000))
         began = time.monotonic()
         await self.assert_invariants(clients)
-        self.tell("whole after ms", round((time.monotonic() - began) * 1000))
-        self._tell_answers(clients)
+        self.record("whole after ms", round((time.monotonic() - began) * 1000))
+        self._record_answers(clients)
 
-    def _tell_answers(self, clients: Sequence[ChaosClient]) -> None:
+    def _record_answers(self, clients: Sequence[ChaosClient]) -> None:
         answers = sum((client.memory.answers for client in clients), Counter[str]())
         refused = {name: times for name, times in sorted(answers.items()) if name.startswith("503")}
-        self.tell("done", answers["200"] + answers["202"])
-        self.tell("503", ", ".join(f"{times} {name.partition(' ')[2]}" for name, times in refused.items()))
-        self.tell("unanswered", answers["none"])
-        self.tell("slowest ms", round(1000 * max(client.memory.slowest_s for client in clients)))
+        self.record("done", answers["200"] + answers["202"])
+        self.record("503", ", ".join(f"{times} {name.partition(' ')[2]}" for name, times in refused.items()))
+        self.record("unanswered", answers["none"])
+        self.record("slowest ms", round(1000 * max(client.memory.slowest_s for client in clients)))
 
     async def _wait_served(self, clients: Sequence[ChaosClient]) -> None:
         """Until each client has got something done after now."""
@@ -126,8 +127,8 @@ class Site:
             assert client.memory.wrong == []
         await self._assert_whole({k: v for client in clients for k, v in client.memory.stored.items()})
         for client in clients:
-            await self._assert_told_the_same(client)
-        for part in self.daguerre.parts:  # those that were killed or told to end too
+            await self._assert_unchanged(client)
+        for part in self.daguerre.parts:  # including those that were killed or stopped
             lines = part.log.read_text(errors="replace").splitlines()
             wrong = [line for line in lines if any(sign in line for sign in UNEXPECTED)]
             assert not wrong, f"{part.log.name}: {wrong[0]}"
@@ -168,8 +169,8 @@ class Site:
         finally:
             await connection.close()
 
-    async def _assert_told_the_same(self, client: ChaosClient) -> None:
-        """Each client still gets what it was told: its images ready, with their tags, and none that it deleted."""
+    async def _assert_unchanged(self, client: ChaosClient) -> None:
+        """Each client still gets its images, ready and with their tags, and none that it deleted."""
         memory = client.memory
         async with aiohttp.ClientSession(self.base_url, headers={"X-Api-Key": client.key}) as session:
             for image_id in memory.stored:
@@ -204,10 +205,10 @@ class Site:
 
 @asynccontextmanager
 async def site_in(
-    folder: Path, tell: Callable[[str, object], None], clocks: Clocks = RIGHT_CLOCKS, **changes: object
+    folder: Path, record: Callable[[str, object], None], clocks: Clocks = RIGHT_CLOCKS, **changes: object
 ) -> AsyncIterator[Site]:
-    """`tell` hears what was seen, by name."""
-    with scratch() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
+    """`record` gets each measurement and its name."""
+    with temporary_folder() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
         await apply_schema(postgres.dsn)
         keys = await _make_accounts(postgres.dsn)
         settings = Settings(
@@ -219,7 +220,7 @@ async def site_in(
         ).model_copy(update=changes)
         async with processes_of(settings, keys[0], folder / "logs") as daguerre:
             host, port = daguerre.listener.getsockname()
-            site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", tell, clocks)
+            site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", record, clocks)
             # Else a worker waits for the folders by time.sleep, which fails under libfaketime (EINVAL).
             DiskStorage(settings.storage_folder).prepare()
             site.start()

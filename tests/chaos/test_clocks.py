@@ -15,14 +15,14 @@ from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from tests.chaos.load import unique_picture
 from tests.chaos.site import Clocks, Site, site_in
-from tests.chaos.test_faults import upload_head
 from tests.support.clocks import wrong_clock
-from tests.support.daguerre_processes import until
+from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime")
 
-Tell = Callable[[str, object], None]
+Record = Callable[[str, object], None]
 
 
 async def wait_swept(site: Site) -> None:
@@ -48,13 +48,13 @@ async def finish_after(site: Site, waiting: Awaitable[None]) -> None:
 
 
 @pytest.mark.parametrize(("api", "workers"), [("+2h", ("+90", "-1d")), ("-1d", ("+2h", "-90"))])
-async def test_clocks_are_wrong(tmp_path: Path, record_property: Tell, api: str, workers: tuple[str, str]) -> None:
+async def test_clocks_are_wrong(tmp_path: Path, record_property: Record, api: str, workers: tuple[str, str]) -> None:
     api_clock, *worker_clocks = (wrong_clock(tmp_path, offset).environment for offset in (api, *workers))
     async with site_in(tmp_path, record_property, clocks=Clocks(api_clock, worker_clocks)) as site, site.load():
         await finish_after(site, wait_swept(site))
 
 
-async def test_clock_is_set_back_while_all_run(tmp_path: Path, record_property: Tell) -> None:
+async def test_clock_is_set_back_while_all_run(tmp_path: Path, record_property: Record) -> None:
     clock = wrong_clock(tmp_path, "+2h", moves=True)
     clocks = Clocks(clock.environment, [clock.environment] * 2)
     async with site_in(tmp_path, record_property, clocks=clocks) as site, site.load():

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
-from tests.support.daguerre_processes import until
-from tests.support.disks import away
+from tests.support.disks import away, mounted
+from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -32,7 +33,7 @@ async def site(tmp_path: Path, record_property: Callable[[str, object], None]) -
         yield started
 
 
-async def test_workers_are_killed_in_the_middle_of_jobs(site: Site) -> None:
+async def test_workers_are_killed_during_jobs(site: Site) -> None:
     async with site.load():
         for _ in range(3):
             killed = site.workers.pop(0)
@@ -42,14 +43,14 @@ async def test_workers_are_killed_in_the_middle_of_jobs(site: Site) -> None:
             await asyncio.sleep(2)
 
 
-async def test_children_are_killed_in_the_middle_of_pictures(site: Site) -> None:
+async def test_children_are_killed_during_probes(site: Site) -> None:
     async with site.load():
         for number in range(4):
             os.kill((await until(site.workers[number % 2].children))[0], signal.SIGKILL)
             await asyncio.sleep(3)  # a picture that takes two along is refused
 
 
-async def test_api_processes_are_killed_in_the_middle_of_uploads(site: Site) -> None:
+async def test_api_processes_are_killed_during_uploads(site: Site) -> None:
     async with site.load() as clients:
         for _ in range(3):
             killed = site.serve.children("serve --fd")[0]
@@ -59,7 +60,7 @@ async def test_api_processes_are_killed_in_the_middle_of_uploads(site: Site) -> 
     assert sum(client.memory.answers["none"] for client in clients) > 0
 
 
-async def test_clients_disconnect_inside_bodies_and_while_they_wait(site: Site) -> None:
+async def test_clients_disconnect(site: Site) -> None:
     async def leave(part: float, after_s: float) -> None:
         body = unique_picture(jpeg(800, 600))
         _, writer = await asyncio.open_connection("127.0.0.1", site.daguerre.port)
@@ -74,7 +75,7 @@ async def test_clients_disconnect_inside_bodies_and_while_they_wait(site: Site) 
 
 @pytest.mark.parametrize("server", ["valkey", "postgres"])
 @pytest.mark.parametrize("how", ["restarted", "killed", "away for 20 seconds"])
-async def test_a_server_is(site: Site, server: str, how: str) -> None:
+async def test_server_is(site: Site, server: str, how: str) -> None:
     ended: Server = {"valkey": site.valkey, "postgres": site.postgres}[server]
     async with site.load():
         if how == "killed":
@@ -95,8 +96,7 @@ async def test_valkey_forgets_everything(site: Site) -> None:
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_the_disk_is_full(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    require_root()
+async def test_disk_is_full(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     storage = tmp_path / "disk"
     storage.mkdir()
     with mounted(storage, "40m"):
@@ -105,29 +105,13 @@ async def test_the_disk_is_full(tmp_path: Path, record_property: Callable[[str, 
             enlarge(storage, "1g")
 
 
-async def test_the_storage_is_away(site: Site) -> None:
+async def test_storage_is_unmounted(site: Site) -> None:
     """As a disk that is unmounted, with folders of its own below, and mounted again."""
     storage = site.settings.storage_folder
     async with site.load() as clients:
         with away(storage, "folders"):
             await until(lambda: count(clients, "503 storage-unavailable") >= 20, timeout_s=60)
             await asyncio.sleep(3)
-
-
-def require_root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("DAGUERRE_TEST_REQUIRE"):
-            pytest.fail("root is required here, to mount a disk")
-        pytest.skip("only root can mount a small disk")
-
-
-@contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "daguerre", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def enlarge(folder: Path, size: str) -> None:
@@ -154,14 +138,7 @@ async def test_500_clients_send_a_byte_a_second(site: Site) -> None:
         assert count(clients, "200") > before + 100
 
 
-def upload_head(key: str, length: int) -> bytes:
-    return (
-        f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
-        f"Content-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()
-
-
-async def test_all_is_told_to_end_under_load_and_started_again(site: Site) -> None:
+async def test_everything_is_restarted(site: Site) -> None:
     async with site.load():
         ended = [site.serve, *site.workers]
         for part in ended:
@@ -180,7 +157,7 @@ async def test_every_process_is_killed_at_once(site: Site) -> None:
         await site.wait_ready()
 
 
-async def test_an_image_that_is_lost_is_noticed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_image_is_noticed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The invariants can fail."""
     monkeypatch.setattr("tests.chaos.site._SETTLING_S", 3)
     storage = DiskStorage(site.settings.storage_folder)

@@ -27,7 +27,7 @@ def run_row(name: str, *options: str, seconds: float = 0.4) -> str:
 
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(240)  # npm installs
-def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
+def test_uploads() -> None:
     command_of("fastify_sharp")
     printed = run_row("uploads", "--sizes", "s", seconds=1)
     for name in ("Daguerre", "fastify + sharp", "FastAPI + Pillow", "FastAPI + Pillow, fsync"):
@@ -37,7 +37,7 @@ def test_the_benchmark_of_uploads_prints_a_table_with_ratios() -> None:
 
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(120)
-def test_the_benchmark_of_growth_prints_a_cost_for_each_kind_of_work() -> None:
+def test_growth() -> None:
     printed = run_row("growth", "--images", "200,400", "--work", "list by a tag, page;delete")
     for work in ("list by a tag, page 20", "delete", "sweep"):
         assert f"\nGrowth, {work}" in printed
@@ -47,7 +47,7 @@ def test_the_benchmark_of_growth_prints_a_cost_for_each_kind_of_work() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates() -> None:
+def test_workers() -> None:
     printed = run_row("workers", "--jobs", "200")
     for workers in (1, 2, 4):
         assert f"\n| {workers} | " in printed
@@ -55,14 +55,14 @@ def test_the_benchmark_of_workers_tells_what_a_job_costs_and_where_it_saturates(
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_the_floor_prints_decoding_and_the_probe() -> None:
+def test_floor() -> None:
     printed = run_row("floor", "--sizes", "s")
     for work in ("decoding alone", "the whole probe", "a whole rendition, 300 pixels wide"):
         assert f"\n| s, 640 x 480 | {work} | " in printed
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_accepting_prints_a_ratio_to_bare_aiohttp() -> None:
+def test_accept() -> None:
     printed = run_row("accept", seconds=1)
     for name in ("Daguerre", "bare aiohttp", "bare aiohttp, fsync"):
         assert f"\n| {name} | " in printed
@@ -70,7 +70,7 @@ def test_the_benchmark_of_accepting_prints_a_ratio_to_bare_aiohttp() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
+def test_reads() -> None:
     printed = run_row("reads")
     for name in ("Daguerre", "bare aiohttp", "FastAPI + Pillow"):
         assert f"\n| {name} | " in printed
@@ -79,7 +79,7 @@ def test_the_benchmark_of_reads_prints_a_ratio_to_each_comparator() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_the_queue_prints_what_it_adds() -> None:
+def test_queue() -> None:
     printed = run_row("queue")
     assert "\n| from the job enqueued to the reply | " in printed
     assert "\n| the probe alone | " in printed
@@ -88,7 +88,7 @@ def test_the_benchmark_of_the_queue_prints_what_it_adds() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_memory_prints_the_peak() -> None:
+def test_memory() -> None:
     printed = run_row("memory", "--uploads", "8")
     assert "\n| start | 0 | " in printed
     assert "\n| 1 | " in printed
@@ -96,7 +96,7 @@ def test_the_benchmark_of_memory_prints_the_peak() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_previews_prints_both_likenesses() -> None:
+def test_previews() -> None:
     printed = run_row("previews")
     assert "\n| Daguerre | " in printed
     assert "\n| sharp at its best | " in printed
@@ -104,7 +104,7 @@ def test_the_benchmark_of_previews_prints_both_likenesses() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_slow_clients_prints_a_ratio_for_each_kind_of_request() -> None:
+def test_slow_clients() -> None:
     printed = run_bench("slow", "--rounds", "1", "--seconds", "1", "--clients", "20")
     for name in ("metadata", "uploads of 640 x 480"):
         assert f"\n| {name} | " in printed
@@ -112,7 +112,7 @@ def test_the_benchmark_of_slow_clients_prints_a_ratio_for_each_kind_of_request()
 
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(120)
-def test_the_benchmark_of_the_storm_finds_every_upload_again() -> None:
+def test_storm() -> None:
     printed = run_bench("storm", "--rounds", "1", "--uploads", "5")
     assert "\n| 1 | 5 x 200 | " in printed
     assert "of the 5 images: 5 images, " in printed
@@ -121,7 +121,7 @@ def test_the_benchmark_of_the_storm_finds_every_upload_again() -> None:
 
 @pytest.mark.needs("wrk")
 @pytest.mark.timeout(240)  # npm and pip install
-def test_the_benchmark_of_renditions_prints_their_cost_beside_others() -> None:
+def test_renditions_uncached() -> None:
     for name in ("bare_sharp", "thumbor"):
         command_of(name)
     printed = run_row("renditions", "--work", "uncached, 4")
@@ -133,7 +133,7 @@ def test_the_benchmark_of_renditions_prints_their_cost_beside_others() -> None:
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_renditions_from_memory_prints_a_ratio_to_bare_aiohttp() -> None:
+def test_renditions_cached() -> None:
     printed = run_row("renditions", "--work", "cached")
     for name in ("Daguerre", "bare aiohttp"):
         assert f"\n| {name} | " in printed
@@ -141,7 +141,7 @@ def test_the_benchmark_of_renditions_from_memory_prints_a_ratio_to_bare_aiohttp(
 
 
 @pytest.mark.needs("wrk")
-def test_the_benchmark_of_a_rendition_that_many_ask_for_counts_its_renders() -> None:
+def test_renditions_at_once() -> None:
     printed = run_row("renditions", "--work", "at once")
     assert "\n| 1 | 500 x 200 | " in printed
     assert "\nRenders for 500 requests at once: " in printed

@@ -13,11 +13,11 @@ import pytest
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.ids import ImageId
 from service.launcher.embedded import binaries
 from service.launcher.embedded.postgres import Postgres
 from tests.conftest import Client, Servers, Tenant, run_worker
 from tests.integration.verification.test_verify import verify
+from tests.support.api import upload_image
 from tests.support.samples import jpeg
 
 
@@ -29,18 +29,12 @@ async def elsewhere(servers: Servers, connection: Any) -> AsyncIterator[str]:
     await connection.execute("drop database elsewhere with (force)")
 
 
-async def upload(api: Client, tenant: Tenant, body: bytes) -> ImageId:
-    answer = await api.post("/v1/images", data=body, headers=tenant.headers | {"Content-Type": "image/jpeg"})
-    assert answer.status == 200
-    return ImageId((await answer.json())["response"]["id"])
-
-
 def run_program(postgres: Postgres, name: str, *arguments: str | Path) -> None:
     programs = binaries.postgres_bin(postgres.folder, postgres.user)
     subprocess.run([programs / name, *arguments], check=True, timeout=60)
 
 
-async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
+async def test_live_backup_restores_elsewhere(
     settings: Settings,
     servers: Servers,
     api: Client,
@@ -51,12 +45,12 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
     aiohttp_client: Callable[..., Awaitable[Client]],
 ) -> None:
     bodies = [jpeg(width) for width in range(40, 45)]
-    stored = {await upload(api, tenant, body): body for body in bodies}
+    stored = {await upload_image(api, tenant, body): body for body in bodies}
     deleted = next(iter(stored))
 
     run_program(servers.postgres, "pg_dump", "-Fc", "-d", settings.database_url, "-f", tmp_path / "dump")
     assert (await api.delete(f"/v1/images/{deleted}", headers=tenant.headers)).status == 200
-    late = await upload(api, tenant, jpeg(50))
+    late = await upload_image(api, tenant, jpeg(50))
     shutil.copytree(settings.storage_folder, tmp_path / "copy")
     run_program(servers.postgres, "pg_restore", "-d", elsewhere, "--exit-on-error", tmp_path / "dump")
 
@@ -67,11 +61,11 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
             "redis_url": settings.redis_url.replace("db=0", "db=1"),
         }
     )
-    told = await verify(restored, repair=True, drop_missing=True)
-    assert told.is_well
-    assert told.problems[0] == f"image {deleted}: its file is missing; deleted"
-    assert f"{late}: no image belongs to it; moved to" in told.problems[1]
-    assert len(told.problems) == 2
+    result = await verify(restored, repair=True, drop_missing=True)
+    assert result.is_well
+    assert result.problems[0] == f"image {deleted}: its file is missing; deleted"
+    assert f"{late}: no image belongs to it; moved to" in result.problems[1]
+    assert len(result.problems) == 2
     kept = {image_id: hashlib.sha256(body).digest() for image_id, body in stored.items() if image_id != deleted}
     assert (await verify(restored, expected=kept)).problems == []
 
@@ -79,11 +73,11 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
     async with run_worker(restored):
         for image_id in kept:
             assert (await there.get(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
-        await upload(there, tenant, jpeg(60))
+        await upload_image(there, tenant, jpeg(60))
     assert (await verify(restored)).problems == []
 
 
-async def test_a_dump_holds_no_key(settings: Settings, servers: Servers, tenant: Tenant, tmp_path: Path) -> None:
+async def test_dump_contains_no_key(settings: Settings, servers: Servers, tenant: Tenant, tmp_path: Path) -> None:
     run_program(servers.postgres, "pg_dump", "-d", settings.database_url, "-f", tmp_path / "dump")
     dump = (tmp_path / "dump").read_text()
     assert tenant.name in dump

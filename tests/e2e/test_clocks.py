@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,15 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.storage.disk import DiskStorage
 from tests.conftest import Tenant
 from tests.support.clocks import WrongClock, wrong_clock
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, stop_process, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of, stop_process
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
-
-
-@pytest.fixture
-async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
-        yield started
+from tests.support.waiting import until
 
 
 def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
@@ -43,10 +38,10 @@ def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
 async def start_both(daguerre: Daguerre, api_clock: WrongClock, worker_clock: WrongClock) -> tuple[Part, Part]:
     """Returns once /readyz says that they work together."""
     api = daguerre.start_api(api_clock.environment)
-    await api.told("api.listening")
+    await api.wait_logged("api.listening")
     worker = daguerre.start_worker(worker_clock.environment)
-    await worker.told("worker.started")
-    await daguerre.wait_away()
+    await worker.wait_logged("worker.started")
+    await daguerre.wait_ready()
     return api, worker
 
 
@@ -95,13 +90,13 @@ async def test_periodic_jobs_outlast_a_clock_that_jumps(daguerre: Daguerre, sett
 async def test_dead_worker_is_noticed_by_a_wrong_clock(daguerre: Daguerre, tmp_path: Path) -> None:
     _, worker = await start_both(daguerre, wrong_clock(tmp_path, "-1d"), wrong_clock(tmp_path, "+2h"))
     worker.send(signal.SIGKILL)
-    await daguerre.wait_away("worker", timeout_s=40)
+    await daguerre.wait_unavailable("worker", timeout_s=40)
 
 
 @pytest.fixture
 def wrong_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Valkey, WrongClock]]:
     clock = wrong_clock(tmp_path, "+0", moves=True)
-    with scratch() as folder:
+    with temporary_folder() as folder:
         valkey = Valkey(folder / "valkey")
         with monkeypatch.context() as environment:
             for name, value in clock.environment.items():
@@ -133,7 +128,7 @@ async def test_jump_of_the_clock_of_redis_stops_no_work(
         os.kill(worker.pid, signal.SIGCONT)
         assert {answer.status for answer in await asyncio.gather(*uploading)} <= {200, 202}
         await redis.aclose(close_connection_pool=True)
-        await daguerre.wait_away(timeout_s=40)
+        await daguerre.wait_ready(timeout_s=40)
         for answer in [await upload for upload in uploading]:
             await daguerre.wait_shown(answer.shown["id"])
         old = receive(changed, "Old0001", age_s=3700)

@@ -67,7 +67,7 @@ def named(*names: str) -> pytest.MarkDecorator:
 
 @pytest.mark.timeout(240)  # npm installs
 @named("fastify_sharp", "fastapi_pillow")
-async def test_an_upload_is_probed_and_read_back(comparator: Comparator, connection: Any) -> None:
+async def test_upload_is_probed_and_read(comparator: Comparator, connection: Any) -> None:
     small, large = photograph("s"), photograph("m")
     for body, width, height in ((small, 640, 480), (_turned(large), 1500, 2000)):
         answer = comparator.post(body, with_exif="1", with_mini_preview="1")
@@ -119,7 +119,7 @@ async def test_the_ceiling_stores_and_reads_rows(comparator: Comparator, connect
     [("bare_sharp", "i/picture?width=300"), ("thumbor", "unsafe/300x0/picture.jpg")],
     indirect=["comparator"],
 )
-def test_a_photograph_is_made_smaller_and_upright(comparator: Comparator, path: str) -> None:
+def test_photograph_is_resized_and_rotated(comparator: Comparator, path: str) -> None:
     photographs = {(300, 225): photograph("m"), (300, 400): _turned(photograph("m"))}
     for size, body in photographs.items():  # the second is not what was kept of the first
         (comparator.files / "picture.jpg").write_bytes(body)

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from service.cli import cli
 from service.config.settings import Settings
 from service.config.values import parse_rate
-from service.launcher.embedded.services import database_connections
+from service.launcher.embedded.up import database_connections
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,7 +28,7 @@ every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVIC
 every_one_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
 
 
-def test_the_file_follows_the_compose_specification() -> None:
+def test_file_follows_the_compose_specification() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"],
         cwd=ROOT,
@@ -40,7 +40,7 @@ def test_the_file_follows_the_compose_specification() -> None:
 
 
 @every_service
-def test_no_service_may_do_more_than_it_has_to(service: dict[str, Any]) -> None:
+def test_services_drop_privileges(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -55,11 +55,11 @@ def test_every_image_has_a_version(service: dict[str, Any]) -> None:
 
 
 @every_one_of_ours
-def test_our_image_is_named_after_this_version(service: dict[str, Any]) -> None:
+def test_image_has_the_version_of_the_project(service: dict[str, Any]) -> None:
     assert service["image"] == f"daguerre:{PROJECT['version']}"
 
 
-def test_one_port_is_published_and_only_to_this_machine_unless_it_is_told_otherwise() -> None:
+def test_only_a_local_port_is_published_by_default() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"service": ["${DAGUERRE_PUBLISH:-127.0.0.1:8080}:8080"]}
 
@@ -69,7 +69,7 @@ def test_only_the_service_has_a_way_out() -> None:
     assert {name for name, service in SERVICES.items() if service["networks"] != ["backend"]} == {"service"}
 
 
-def test_what_is_named_daguerre_is_a_setting() -> None:
+def test_variables_are_settings() -> None:
     named = {name for service in OURS.values() for name in service["environment"]}
     named |= set(re.findall(r"\b(DAGUERRE_\w+)=", DOCKERFILE))
     settings = {f"DAGUERRE_{name.upper()}" for name in Settings.model_fields}
@@ -77,19 +77,19 @@ def test_what_is_named_daguerre_is_a_setting() -> None:
 
 
 @every_one_of_ours
-def test_commands_and_health_checks_are_ours(service: dict[str, Any]) -> None:
+def test_commands_and_health_checks_exist(service: dict[str, Any]) -> None:
     assert service["command"][0] in cli.commands
     _, *check = service.get("healthcheck", {"test": ["NONE"]})["test"]
     assert not check or (check[0], check[1] in cli.commands) == ("daguerre", True)
 
 
-def test_whatever_keeps_running_has_a_health_check_and_is_started_again() -> None:
+def test_services_have_health_checks_and_restart() -> None:
     for name, service in SERVICES.items():
         assert ("healthcheck" in service) == (name != "schema")
         assert service["restart"] == ("no" if name == "schema" else "unless-stopped")
 
 
-def test_health_checks_make_no_circle_with_the_order_of_the_start() -> None:
+def test_health_checks_do_not_block_the_start() -> None:
     assert SERVICES["service"]["healthcheck"]["test"] == ["CMD", "daguerre", "health", "api"]
     assert "worker" not in SERVICES["service"]["depends_on"]
     for name in ("service", "worker"):
@@ -103,12 +103,12 @@ def test_there_is_time_to_drain(name: str) -> None:
     assert grace_s > Settings().drain_s + supervisor_s
 
 
-def test_the_pools_of_17_workers_fit_the_database() -> None:
+def test_pools_of_17_workers_fit_the_database() -> None:
     given = dict(word.split("=") for word in SERVICES["postgres"]["command"] if "=" in word)
     assert int(given["max_connections"]) >= database_connections(17, Settings())
 
 
-def test_keys_are_limited_unless_the_operator_says_otherwise() -> None:
+def test_rate_limit_is_on_by_default() -> None:
     given = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
     match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
     assert match is not None
@@ -122,7 +122,7 @@ def test_the_queue_is_durable_and_forgets_nothing() -> None:
     assert "--maxmemory-policy noeviction" in given
 
 
-def test_every_volume_is_named_and_the_images_are_shared() -> None:
+def test_volumes_are_named_and_images_shared() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
             assert volume.partition(":")[0] in COMPOSE["volumes"]
@@ -130,20 +130,20 @@ def test_every_volume_is_named_and_the_images_are_shared() -> None:
     assert set(COMPOSE["volumes"]) == {"images", "postgres", "valkey"}
 
 
-def test_the_python_of_the_image_is_one_that_is_supported() -> None:
+def test_python_of_the_image_is_supported() -> None:
     [minor] = re.findall(r"^FROM python:3\.(\d+)-slim AS base$", DOCKERFILE, re.MULTILINE)
     assert PROJECT["requires-python"].startswith(">=3.")
     assert int(minor) >= int(PROJECT["requires-python"].removeprefix(">=3."))
     assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {f"python:3.{minor}-slim", "base"}
 
 
-def test_the_image_needs_nothing_that_is_kept_from_the_build() -> None:
+def test_build_context_is_complete() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert let_in == {"pyproject.toml", PROJECT["readme"], "LICENSE", "schema.sql", "service", "worker"}
     assert (ROOT / "service" / "schema.sql").resolve() == ROOT / "schema.sql"
 
 
-def test_the_readme_shows_commands_that_are_there() -> None:
+def test_readme_shows_existing_commands() -> None:
     shown = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "README.md").read_text())
     assert shown
     assert all(name in OURS and command in cli.commands for name, command in shown)

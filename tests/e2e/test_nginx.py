@@ -22,9 +22,9 @@ from yarl import URL
 from service.config.settings import Settings
 from service.errors import CATALOGUE
 from tests.conftest import Tenant
-from tests.integration.http.test_multipart import FILE, field
-from tests.support.daguerre_processes import until
+from tests.support.forms import FILE, field
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 CONF = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
 MAX_UPLOAD = 1 << 20
@@ -164,7 +164,7 @@ async def test_the_largest_form_passes_nginx(proxy: Proxy, tenant: Tenant) -> No
     assert (await answer.json())["response"]["tags"] == ["lake"]
 
 
-async def test_a_body_that_is_too_large_is_a_413(proxy: Proxy, tenant: Tenant) -> None:
+async def test_large_body_is_413(proxy: Proxy, tenant: Tenant) -> None:
     """Some sizes are refused by Daguerre, others by nginx."""
     for size in (MAX_UPLOAD + 1, (2 << 20) + 1, 20 << 20):
         answer = await upload(proxy, tenant, bytes(size))
@@ -172,7 +172,7 @@ async def test_a_body_that_is_too_large_is_a_413(proxy: Proxy, tenant: Tenant) -
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
-async def test_an_early_answer_passes_nginx(proxy: Proxy, tenant: Tenant) -> None:
+async def test_early_response_passes_nginx(proxy: Proxy, tenant: Tenant) -> None:
     nobody = Tenant(tenant.id, "nobody", "x" * 40)
     assert await code_of(await upload(proxy, nobody, bytes(MAX_UPLOAD))) == (401, "unauthorized")
 
@@ -183,7 +183,7 @@ async def test_metrics_are_closed(proxy: Proxy) -> None:
         assert await code_of(await proxy.session.get(URL(base + path, encoded=True))) == (404, "not-found")
 
 
-async def test_plain_http_leads_to_tls(proxy: Proxy) -> None:
+async def test_plain_http_redirects_to_tls(proxy: Proxy) -> None:
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{proxy.http_port}/v1/images?verbose"
         answer = await session.post(url, headers={"Host": HOST}, allow_redirects=False)
@@ -219,7 +219,7 @@ async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings:
     assert all(line["status"].isdigit() for line in log)
 
 
-def test_errors_of_nginx_are_those_of_the_api() -> None:
+def test_nginx_errors_look_like_the_api() -> None:
     found = re.findall(r"return (\d+) '(.+)';", CONF)
     assert len(found) == 4
     for status, text in found:
@@ -228,6 +228,6 @@ def test_errors_of_nginx_are_those_of_the_api() -> None:
         assert error["message"] == CATALOGUE[error["code"]][1] or error["code"] == "busy"
 
 
-def test_nginx_leaves_room_for_the_fields_of_a_form() -> None:
+def test_nginx_allows_form_fields() -> None:
     [megabytes] = re.findall(r"client_max_body_size (\d+)m;", CONF)
     assert int(megabytes) << 20 == Settings.model_fields["max_upload"].default + (1 << 20)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from service.dependencies.outages import Outage
 from service.dependencies.reasons import explain_storage
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Servers, Tenant, empty
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
+from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 AWAY = OSError(28, "No space left on device")
 
@@ -28,16 +27,9 @@ def settings(settings: Settings, own_valkey: Valkey) -> Settings:
     return settings.model_copy(update={"redis_url": empty(own_valkey), "wait_s": 1})
 
 
-@pytest.fixture
-async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
-        yield started
-
-
 def lines_of(part: Part) -> list[dict[str, Any]]:
-    """Whole lines, without those about requests."""
-    lines = [json.loads(line) for line in part.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if line["event"] != "request"]
+    """Returns the events of its log without the requests."""
+    return [line for line in part.read_events() if line["event"] != "request"]
 
 
 def events_of(part: Part, dependency: str) -> list[str]:
@@ -50,41 +42,41 @@ async def wait_events(part: Part, dependency: str, *events: str) -> None:
     assert events_of(part, dependency) == [f"{dependency}.{event}" for event in events]
 
 
-async def test_redis_away_is_logged_once(daguerre: Daguerre, own_valkey: Valkey) -> None:
+async def test_redis_outage_is_logged_once(daguerre: Daguerre, own_valkey: Valkey) -> None:
     parts = await daguerre.start()
     before = [len(lines_of(part)) for part in parts]
     own_valkey.stop()
     try:
-        await daguerre.wait_away("queue", "worker")
+        await daguerre.wait_unavailable("queue", "worker")
         for _ in range(5):  # each request and each worker meets the error again
             assert (await daguerre.upload(jpeg())).status in {202, 503}
     finally:
         own_valkey.start()
-    await daguerre.wait_away()
+    await daguerre.wait_ready()
     for part, count in zip(parts, before, strict=True):
         await wait_events(part, "queue", "unavailable", "available")
         assert len(lines_of(part)) <= count + 2 + 6, lines_of(part)[count:]  # limits have lines of their own
     assert lines_of(parts[0])[before[0]]["reason"] in {"the connection was lost", "its socket does not exist"}
 
 
-async def test_a_database_away_is_logged_once(daguerre: Daguerre, servers: Servers, settings: Settings) -> None:
+async def test_database_outage_is_logged_once(daguerre: Daguerre, servers: Servers, settings: Settings) -> None:
     parts = await daguerre.start()
     name = settings.database_url.partition("@/")[2].partition("?")[0]
     admin = await asyncpg.connect(servers.postgres.dsn)
     try:
         await admin.execute(f"alter database {name} allow_connections false")
         await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
-        await daguerre.wait_away("database")
+        await daguerre.wait_unavailable("database")
         for _ in range(5):
             assert (await daguerre.get("/v1/account")).status in {200, 503}
     finally:
         await admin.execute(f"alter database {name} allow_connections true")
         await admin.close()
-    await daguerre.wait_away()
+    await daguerre.wait_ready()
     await wait_events(parts[0], "database", "unavailable", "available")
 
 
-async def test_a_start_names_what_is_away(
+async def test_start_logs_unavailable_servers(
     settings: Settings, tenant: Tenant, tmp_path: Path, own_valkey: Valkey
 ) -> None:
     own_valkey.stop()
@@ -108,7 +100,7 @@ async def test_a_start_names_what_is_away(
             own_valkey.start()
 
 
-async def test_a_start_without_tables_says_so(
+async def test_start_without_tables_is_explained(
     settings: Settings, tenant: Tenant, servers: Servers, tmp_path: Path
 ) -> None:
     (settings.storage_folder / "incoming").mkdir(exist_ok=True)
@@ -127,7 +119,7 @@ async def test_a_start_without_tables_says_so(
         await admin.close()
 
 
-def test_a_long_outage_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_outage_is_logged_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:
@@ -144,7 +136,7 @@ def test_a_long_outage_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
     assert logs[3]["failures"] > 1790
 
 
-def test_an_outage_that_comes_and_goes_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intermittent_outage_is_logged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""The README tells the truth about settings, routes and commands."""
+"""The README against the source: settings, routes, metrics and commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.config.settings import Settings, SettingsError, load
 from service.config.values import parse_size
 from service.launcher.embedded import first_key
 from service.telemetry.metrics import metrics
-from tests.integration.cli.test_cli import daguerre
+from tests.support.commands import daguerre
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,7 @@ WRITTEN_OUT = {
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_stands_in_the_table_with_its_default(name: str) -> None:
+def test_settings_are_documented(name: str) -> None:
     field = Settings.model_fields[name]
     row = re.search(rf"^\| `DAGUERRE_{name.upper()}` \| (.+?) \| (.+) \|$", README, re.MULTILINE)
     assert row is not None
@@ -50,7 +50,7 @@ def test_the_table_has_no_other_settings() -> None:
     assert len(re.findall(r"^\| `DAGUERRE_", README, re.MULTILINE)) == len(Settings.model_fields)
 
 
-def test_every_route_stands_in_the_table() -> None:
+def test_routes_are_documented() -> None:
     routes = {
         (route.method, route.resource.canonical)
         for route in create_app(Settings()).router.routes()
@@ -60,7 +60,7 @@ def test_every_route_stands_in_the_table() -> None:
     assert listed == routes
 
 
-def test_every_metric_stands_in_the_table_with_its_meaning() -> None:
+def test_metrics_are_documented() -> None:
     listed = re.findall(r"^\| `(daguerre_\w+)` \| (.*?)\| (.+) \|$", README, re.MULTILINE)
     shown = {
         (family.name + ("_total" if family.type == "counter" else ""), family.documentation)
@@ -70,12 +70,12 @@ def test_every_metric_stands_in_the_table_with_its_meaning() -> None:
     assert len(listed) == len(shown)
 
 
-def test_every_file_that_is_linked_exists() -> None:
+def test_linked_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def test_every_command_for_accounts_is_shown() -> None:
+def test_account_commands_are_documented() -> None:
     assert "./run sign default '" in README
     for group in ("accounts", "keys", "signing-keys", "presets"):
         command = cli.commands[group]
@@ -85,7 +85,7 @@ def test_every_command_for_accounts_is_shown() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/renditions.md", "docs/signed-urls.md"])
-async def test_its_commands_work_after_a_first_start(database_url: str, tmp_path: Path, page: str) -> None:
+async def test_documented_commands_work(database_url: str, tmp_path: Path, page: str) -> None:
     """They name an account that `up` made, and come in an order that works; in prose, too."""
     await first_key.prepare(database_url, tmp_path)
     groups = "accounts|keys|signing-keys|presets|sign"
@@ -109,18 +109,18 @@ def test_sizes_are_bytes_or_powers_of_1024(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "fifty", "-1", "5XB", "MB", "1e3"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_bad_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
 
 
-def test_a_bad_setting_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGUERRE_MAX_UPLOAD", "plenty")
     with pytest.raises(SettingsError, match=r"DAGUERRE_MAX_UPLOAD: .*'plenty' is not a size"):
         load()
 
 
-def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGUERRE_PORT", "1234")
     assert load().port == 1234
     assert load(port=4321).port == 4321

@@ -1,4 +1,4 @@
-"""`./run`, as far as it goes without installing."""
+"""`./run`, up to the installation."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def fake_python(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_without_a_command_it_tells_its_own(checkout: Path) -> None:
+def test_usage_is_shown_without_a_command(checkout: Path) -> None:
     done = run(checkout)
     assert (done.returncode, done.stderr) == (0, "")
     assert "./run up" in done.stdout
     assert "./run test" in done.stdout
 
 
-def test_an_old_python_is_refused(checkout: Path) -> None:
+def test_old_python_is_refused(checkout: Path) -> None:
     old = fake_python(checkout / "old", "case $2 in *platform*) echo 3.9.2 ;; *) exit 1 ;; esac")
     done = run(checkout, "up", python=old)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"run: Python 3.11 or newer is needed and {old} is 3.9.2:")
+    assert done.stderr.startswith(f"run: Python 3.11 or newer is needed, and {old} is 3.9.2:")
 
 
-def test_no_python_is_told(checkout: Path) -> None:
+def test_missing_python_is_reported(checkout: Path) -> None:
     done = run(checkout, "up", python="no-such-python")
     assert done.returncode == 1
-    assert "there is no no-such-python here" in done.stderr
+    assert "no-such-python was not found" in done.stderr
 
 
-def test_a_missing_venv_module_is_told(checkout: Path) -> None:
+def test_missing_venv_module_is_reported(checkout: Path) -> None:
     script = f"case $2 in *ensurepip*) exit 1 ;; *) exec '{sys.executable}' \"$@\" ;; esac"
     lame = fake_python(checkout / "lame", script)
     done = run(checkout, "up", python=lame)
@@ -65,7 +65,7 @@ def test_a_missing_venv_module_is_told(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_what_is_installed_starts_at_once_and_needs_no_other_python(checkout: Path) -> None:
+def test_installation_is_used_again(checkout: Path) -> None:
     """Its stamp holds the place, the pyproject.toml and the Python; any other of these means another installation."""
     python = checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -79,4 +79,4 @@ def test_what_is_installed_starts_at_once_and_needs_no_other_python(checkout: Pa
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "./run -P -m service.cli keys list a b\n"
     project.write_text("# changed\n")
-    assert "there is no no-such-python here" in run(checkout, "up", python="no-such-python").stderr
+    assert "no-such-python was not found" in run(checkout, "up", python="no-such-python").stderr

@@ -36,7 +36,7 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
 
 
 @every_unit
-def test_a_unit_runs_a_command_of_ours(text: str) -> None:
+def test_unit_runs_an_existing_command(text: str) -> None:
     for command in read(text, "ExecStart(?:Pre)?"):
         [program, name] = command.split()
         assert program == "/opt/daguerre/bin/daguerre"
@@ -44,24 +44,24 @@ def test_a_unit_runs_a_command_of_ours(text: str) -> None:
 
 
 @every_unit
-def test_a_unit_leaves_time_to_drain(text: str) -> None:
-    """And tells the main process alone: a child that decodes must not take it for its own end."""
+def test_unit_leaves_time_to_drain(text: str) -> None:
+    """The signal goes to the main process alone: it must not end a decoding child."""
     [seconds] = read(text, "TimeoutStopSec")
     assert int(seconds) > Settings.model_fields["drain_s"].default
     assert read(text, "KillMode") == ["mixed"]
 
 
 @every_unit
-def test_a_unit_names_settings_that_are_there(text: str) -> None:
+def test_unit_names_existing_settings(text: str) -> None:
     for name in re.findall(r"DAGUERRE_([A-Z_]+)", text):
         assert name.lower() in Settings.model_fields
 
 
-def test_children_of_the_worker_may_confine_themselves() -> None:
+def test_unit_allows_the_sandbox() -> None:
     assert read(UNITS["daguerre-worker"], "SystemCallFilter") == ["@system-service", SANDBOX_CALLS]
 
 
-def test_units_of_one_host_share_their_memory_for_metrics() -> None:
+def test_units_share_the_metrics_folder() -> None:
     """It is in /dev/shm, where RemoveIPC would remove what the other unit has, and PrivateIPC hide it."""
     for text in UNITS.values():
         assert read(text, "(?:RemoveIPC|PrivateIPC|DynamicUser)") == []

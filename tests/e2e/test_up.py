@@ -2,134 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import os
-import pty
 import re
-import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
 from service.config.settings import Settings
-from service.launcher.embedded import data_folder, running
+from service.launcher.embedded import instance
 from service.telemetry import metric_files
-from tests.support.processes import is_alive, processes, wait_for
+from tests.support.processes import is_alive
+from tests.support.up import up
+from tests.support.waiting import wait_for
 
-ROOT = Path(__file__).parents[2]
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with data_folder.scratch() as path:
-        yield path
-
-
-@dataclass
-class Up:
-    """A `daguerre up` on a free port."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    data: Path
-
-    @property
-    def key(self) -> str:
-        return (self.data / "first-key").read_text().strip()
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def told(self, pattern: str) -> str:
-        found = re.search(pattern, self.text)
-        assert found, self.text
-        return found[1]
-
-    @property
-    def sample(self) -> Path:
-        return Path(shlex.split(self.told(r"--data-binary (.+)"))[0].removeprefix("@"))
-
-    def parts(self) -> dict[int, str]:
-        """Every process below it."""
-        everything = processes()
-        below = {self.process.pid}
-        for _ in range(4):
-            below |= {pid for pid, (parent, _, _) in everything.items() if parent in below}
-        return {pid: args for pid, (_, _, args) in everything.items() if pid in below - {self.process.pid}}
-
-    def get(self, path: str, body: bytes | None = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", int(self.told(r"http://127.0.0.1:(\d+)")), timeout=10)
-        with contextlib.closing(connection):
-            headers = {"Content-Type": "image/jpeg"} if body else {}
-            connection.request("POST" if body else "GET", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-
-
-@contextlib.contextmanager
-def terminal(log: Path) -> Iterator[int]:
-    """A descriptor that is a terminal's; what is written there goes to the log."""
-    ours, theirs = pty.openpty()
-
-    def copy() -> None:
-        with log.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # EIO at the end
-            while piece := os.read(ours, 4096):
-                file.write(piece)
-
-    copying = threading.Thread(target=copy)
-    copying.start()
-    try:
-        yield theirs
-    finally:
-        os.close(theirs)
-        copying.join(20)
-        os.close(ours)
-
-
-@contextlib.contextmanager
-def up(
-    data: Path,
-    *options: str,
-    given: Mapping[str, str] = MappingProxyType({}),
-    ready: bool = True,
-    on_terminal: bool = False,
-) -> Iterator[Up]:
-    """Stopped with SIGTERM at the end, if it has not ended by then. `given` are variables of its environment."""
-    log = data.with_suffix(".log")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
-    with terminal(log) if on_terminal else log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options],
-            cwd=ROOT,
-            env={**env, "PYTHONPATH": str(ROOT), **given},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        started = Up(process, log, data)
-        try:
-            if ready:
-                wait_for(lambda: "Ctrl-C stops it" in started.text or process.poll() is not None, 40)
-                assert process.poll() is None, started.text
-            yield started
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(20)
+# Each test starts all servers, some of them three times.
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"), pytest.mark.timeout(180)]
 
 
 class TestUp:
-    def test_serves_keeps_and_ends(self, place: Path) -> None:
+    def test_serves_and_keeps_data(self, place: Path) -> None:
         data = place / "data"
         with up(data, "--workers", "1") as first:
             key, sample = first.key, first.sample
@@ -137,13 +31,13 @@ class TestUp:
             assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
             image = re.search(r'"id":"(\w+)"', answer)
             assert image
-            log = Path(first.told(r"Log +(\S+) "))
+            log = Path(first.find(r"Log +(\S+) "))
             assert log == data / "log" / "daguerre.log"
             line = r"Z request POST /v1/images status=200 ms=[\d.]+ id=\w+$"
             for path in (log, first.log):
                 wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
             assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
-            found = running.find(data)
+            found = instance.find(data)
             assert found is not None
             assert found.pid == first.process.pid
             with up(data, ready=False) as second:
@@ -161,32 +55,32 @@ class TestUp:
         assert not any(is_alive(pid) for pid in parts)
         assert "Traceback" not in first.text
         assert key not in first.text  # it may be kept as a log
-        assert running.find(data) is None
+        assert instance.find(data) is None
         with up(data, "--workers", "1") as again:
-            assert again.told(r"Key +to see it: cat (\S+)") == str(data / "first-key")
+            assert again.find(r"Key +to see it: cat (\S+)") == str(data / "first-key")
             assert again.key == key
             assert again.get(f"/v1/images/{image[1]}?key={key}")[0] == 200
             parts = again.parts()
             assert len(parts) >= 5
             again.process.kill()
-            wait_for(lambda: not any(is_alive(pid) for pid in parts), 10)
-        assert running.find(data) is None
+            wait_for(lambda: not any(is_alive(pid) for pid in parts))
+        assert instance.find(data) is None
         metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
 
     @pytest.mark.needs("curl")
-    def test_a_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
         data = place / "some data"
-        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(data, given=given, on_terminal=True) as first:
+        servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(data, env=servers, on_terminal=True) as first:
             assert first.text.count(first.key) == 1
-            assert first.told(r"again: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
-            command = first.told(r"(curl (?:.+\\\r?\n)+.+)\r?\n").replace("\x1b[0m", "").replace("\r", "")
+            assert first.find(r"again: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
+            command = first.find(r"(curl (?:.+\\\r?\n)+.+)\r?\n").replace("\x1b[0m", "").replace("\r", "")
             assert '"success":true' in subprocess.check_output(["/bin/sh", "-c", command], text=True)
-        with up(data, given=given, on_terminal=True) as again:
+        with up(data, env=servers, on_terminal=True) as again:
             assert again.key not in again.text
-            assert again.told(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
+            assert again.find(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
 
-    def test_replaces_what_dies(self, place: Path) -> None:
+    def test_restarts_killed_processes(self, place: Path) -> None:
         with up(place / "data", "--workers", "1") as started:
             killed = []
             for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
@@ -202,16 +96,16 @@ class TestUp:
             log = (place / "data" / "log" / "daguerre.log").read_text()
             assert log.count("program.restarted WARNING") == 4
 
-    def test_restored_data_are_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
-        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "first", given=given):
+    def test_restored_key_is_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
+        servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(place / "first", env=servers):
             pass
-        with up(place / "second", given=given) as second:
+        with up(place / "second", env=servers) as second:
             assert "revoked" not in second.text
-            command = second.told(r"the keys of this data are shown by: (.+)")
+            command = second.find(r"list the existing keys: (.+)")
             assert command == f"daguerre keys list default --data {place / 'second'}"
 
-    def test_a_damaged_server_shows_its_reason(self, place: Path) -> None:
+    def test_damaged_server_shows_its_reason(self, place: Path) -> None:
         with up(place / "data"):
             pass
         log = place / "data" / "log" / "postgres.log"
@@ -224,11 +118,11 @@ class TestUp:
         assert "an old reason" not in again.text
         assert "Traceback" not in again.text
 
-    def test_uses_the_servers_it_is_given(self, place: Path, database_url: str, redis_url: str) -> None:
-        given = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "data", "--workers", "1", given=given) as started:
+    def test_uses_configured_servers(self, place: Path, database_url: str, redis_url: str) -> None:
+        servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
+        with up(place / "data", "--workers", "1", env=servers) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            found = running.find(place / "data")
+            found = instance.find(place / "data")
             assert found is not None
             assert (found.database_url, found.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200

@@ -18,7 +18,7 @@ from service.database import Database, Schema, SchemaNewer, apply_schema
 from service.errors import ServiceError
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, Tenant
-from tests.integration.cli.test_cli import daguerre, daguerre_process
+from tests.support.commands import daguerre, daguerre_process
 
 
 async def vacuum(database_url: str) -> Any:

@@ -1,4 +1,4 @@
-"""Processes whose clock is not this host's, by libfaketime. Their monotonic clock and the times of files stay true."""
+"""Processes with a wrong clock, by libfaketime. Their monotonic clock and the times of files stay correct."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ _LIBRARIES = ("/usr/lib", "/usr/local/lib")
 
 
 def wrong_clock(folder: Path, offset: str, *, moves: bool = False) -> WrongClock:
-    """`offset` is from the true time, as in "+2h" or "-90" (seconds). One that moves has a file in `folder`, which is
-    read at every look at the clock.
+    """Returns a clock with an offset from the true time, e.g. "+2h" or "-90" (seconds).
+
+    If it `moves`, its offset is in a file in `folder`, which is read whenever a process reads the clock.
 
     Skips where libfaketime is missing; CI installs it and requires it.
     """
@@ -24,7 +25,7 @@ def wrong_clock(folder: Path, offset: str, *, moves: bool = False) -> WrongClock
 
 
 class WrongClock:
-    """`environment` is for the processes that are to have it."""
+    """`environment` are variables for the processes that use the clock."""
 
     def __init__(self, library: Path, file: Path | None) -> None:
         self._file = file
@@ -38,7 +39,7 @@ class WrongClock:
             self.environment |= {"FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
 
     def set(self, offset: str) -> None:
-        """Also of processes that run, if it moves."""
+        """Sets the offset, also for running processes if the clock moves."""
         if self._file is None:
             self.environment["FAKETIME"] = offset
             return

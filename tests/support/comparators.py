@@ -1,4 +1,4 @@
-"""What the comparators need beyond Daguerre's own packages: installed once, where the benchmark looks for it."""
+"""The packages of the comparators, which are installed once, in the folder that the benchmark uses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import fcntl
 import pytest
 
 from bench.comparators.start import UnavailableError, command
-from bench.subjects import INSTALLED
+from bench.targets import INSTALLED
 
 
 def command_of(comparator: str) -> list[str]:
-    """What starts it; another test process that wants the same waits while it is installed.
+    """Returns the command that starts a comparator. Installs it first; other test processes wait meanwhile.
 
-    Skips where Node is too old or a registry out of reach, in CI too: nothing of Daguerre needs them.
+    Skips the test if Node is too old or a registry is out of reach, in CI too: Daguerre itself needs neither.
     """
     INSTALLED.mkdir(parents=True, exist_ok=True)
     with (INSTALLED / f"{comparator}.lock").open("w") as lock:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import io
 import json
 import os
@@ -14,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,20 +22,9 @@ import aiohttp
 from service.config.settings import Settings
 from service.launcher.process import Program, end_orphans, start
 from tests.support.processes import processes
+from tests.support.waiting import until
 
 _ROOT = Path(__file__).parents[2]
-
-
-async def until(look: Callable[[], Any], timeout_s: float = 20) -> Any:
-    """Look again and again until there is something; that is returned. `look` may be a coroutine function."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            found = look()
-            if inspect.isawaitable(found):
-                found = await found
-            if found:
-                return found
-            await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -61,15 +48,23 @@ class Part:
         await until(lambda: not self.is_alive())
         return self.process.wait()
 
-    async def told(self, event: str) -> None:
-        """Returns once the event is in its log."""
-        await until(lambda: f'"{event}"' in self.log.read_text() or not self.is_alive())
-        assert self.is_alive(), self.log.read_text()
+    async def wait_logged(self, event: str, times: int = 1) -> None:
+        """Returns when the event is in its log that many times. Fails if the process ends before."""
+        await until(lambda: self.log.read_text().count(f'"{event}"') >= times or not self.is_alive())
+        assert self.log.read_text().count(f'"{event}"') == times, self.log.read_text()
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Returns the lines of its log; the last one may still be being written, and is left out then."""
+        lines = self.log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
     def count_requests(self, **fields: object) -> int:
-        """How many lines about requests have these fields."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if '"event":"request"' in line]
-        return sum(line.items() >= fields.items() for line in lines)
+        """Returns the number of request lines with these fields. A line may be written after its response is sent."""
+        return sum(line.items() >= fields.items() for line in self.read_events() if line["event"] == "request")
+
+    async def wait_requests(self, times: int, **fields: object) -> None:
+        """Returns when that many request lines have these fields."""
+        await until(lambda: self.count_requests(**fields) >= times)
 
     def children(self, words: str = "worker.sandbox.child_main") -> list[int]:
         found = processes()
@@ -80,14 +75,14 @@ class Part:
 
 
 def stop_process(pid: int) -> None:
-    """Returns once it stands still."""
+    """Suspends a process. Returns when it stands still."""
     os.kill(pid, signal.SIGSTOP)
     while processes()[pid][1] != "T":
         time.sleep(0.001)
 
 
 async def catch_child(worker: Part, picture: Path) -> int:
-    """Stop the child of `worker` that decodes `picture`, which must take a while, and return its pid."""
+    """Suspends the child of `worker` that decodes `picture`, which must take a while, and returns its pid."""
 
     def caught() -> int | None:
         for pid in worker.children():
@@ -143,7 +138,7 @@ class Client:
         return await self.get(f"/v1/images/{image_id}", **parameters)
 
     async def wait_shown(self, image_id: str, timeout_s: float = 20) -> Any:
-        """What GET shows of an image once it is pending no more."""
+        """Returns the image as GET shows it when it is no longer pending."""
 
         async def shown() -> Any:
             answer = await self.show(image_id)
@@ -170,7 +165,7 @@ class Daguerre(Client):
         return self._start("serve", "--fd", str(self.listener.fileno()), environment=environment)
 
     def start_serve(self, processes: int, environment: Mapping[str, str] | None = None) -> Part:
-        """As many API processes and their supervisor. The port is theirs, and the listener is closed."""
+        """Starts that many API processes and their supervisor. They open the port themselves."""
         self.listener.close()
         words = ("serve", "--port", str(self.port), "--processes", str(processes))
         return self._start(*words, environment=environment)
@@ -179,32 +174,36 @@ class Daguerre(Client):
         return self._start("worker", environment=environment)
 
     async def start(self) -> tuple[Part, Part]:
-        """One API process and one worker; returns once /readyz says that they work together."""
+        """Starts one API process and one worker. Returns when /readyz reports that they work together."""
         api, worker = self.start_api(), self.start_worker()
-        await worker.told("worker.started")
-        await self.wait_away()
+        await worker.wait_logged("worker.started")
+        await self.wait_ready()
         return api, worker
 
-    async def find_away(self) -> set[str]:
-        """What /readyz names as not working. /healthz is always well."""
+    async def list_unavailable(self) -> set[str]:
+        """Returns the names of the failing checks of /readyz. Asserts that /healthz is 200 all the same."""
         assert (await self.get("/healthz")).status == 200
         answer = await self.get("/readyz")
         names = {name for name, state in answer.body["checks"].items() if state != "ok"}
         assert answer.status == (503 if names else 200)
         return names
 
-    async def wait_away(self, *names: str, timeout_s: float = 20) -> None:
-        """Returns once these and no others do not work."""
+    async def wait_ready(self, timeout_s: float = 20) -> None:
+        """Returns when /readyz reports that everything works."""
+        await self.wait_unavailable(timeout_s=timeout_s)
 
-        async def is_so() -> bool:
-            return await self.find_away() == set(names)
+    async def wait_unavailable(self, *names: str, timeout_s: float = 20) -> None:
+        """Returns when these checks of /readyz fail and no others."""
 
-        await until(is_so, timeout_s)
+        async def are_unavailable() -> bool:
+            return await self.list_unavailable() == set(names)
+
+        await until(are_unavailable, timeout_s)
 
     def _start(self, *words: str, environment: Mapping[str, str] | None = None) -> Part:
         self.logs.mkdir(exist_ok=True)
         log = self.logs / f"{len(self.parts)}-{words[0]}.log"
-        given = self.settings.model_dump(exclude_unset=True)
+        values = self.settings.model_dump(exclude_unset=True)
         env = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
         program = Program(
             name=words[0],
@@ -212,7 +211,7 @@ class Daguerre(Client):
             env=env
             | {"PYTHONPATH": str(_ROOT)}
             | dict(environment or {})
-            | {f"DAGUERRE_{name.upper()}": str(given[name]) for name in given},
+            | {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items()},
             pass_fds=() if self.listener.fileno() < 0 else (self.listener.fileno(),),
             log=log,
             death_signal=signal.SIGKILL,
@@ -223,7 +222,7 @@ class Daguerre(Client):
 
     @contextlib.asynccontextmanager
     async def connect(self, *, keep_alive: bool) -> AsyncIterator[Client]:
-        """A client who has one connection at a time."""
+        """Yields a client with one connection at a time."""
         async with _session(self.listener, aiohttp.TCPConnector(limit=1, force_close=not keep_alive)) as session:
             yield Client(self.key, session)
 
@@ -242,7 +241,7 @@ def _session(listener: socket.socket, connector: aiohttp.BaseConnector) -> aioht
 
 @contextlib.asynccontextmanager
 async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterator[Daguerre]:
-    """Whatever was started is ended with the block; then the logs are looked through for the key."""
+    """Kills all processes at the end of the block, then checks that no log contains the key."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         async with _session(listener, aiohttp.TCPConnector(limit=0, force_close=True)) as session:
             daguerre = Daguerre(key, session, settings, logs, listener)
@@ -257,4 +256,4 @@ async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterato
     # A process that was killed while it started has written nothing.
     assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "no log of a process"
     for log, text in texts.items():
-        assert key[:10] not in text, f"{log} tells the key"
+        assert key[:10] not in text, f"{log} contains the key"

@@ -1,40 +1,31 @@
-"""Looking at processes, as tests that kill some need to."""
+"""The process table of this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 
 def is_alive(pid: int) -> bool:
-    """A process that has ended and that nobody waited for does not count."""
+    """Returns whether a process runs. A zombie does not."""
     return processes().get(pid, (0, "Z", ""))[1] != "Z"
 
 
 def processes() -> dict[int, tuple[int, str, str]]:
-    """Parent, state and command line of every process."""
-    found = {}
+    """Returns parent, state and command line of every process."""
+    table = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            found[int(entry.name)] = (int(parent), state, args)
-    return found
+            table[int(entry.name)] = (int(parent), state, args)
+    return table
 
 
 def peak_kb(pid: int | None) -> int:
-    """The most memory that the process ever had, where the system tells; 0 where the process is gone."""
+    """Returns the peak memory of a process, or 0 if it has ended or the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

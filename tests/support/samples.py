@@ -80,3 +80,22 @@ async def insert_image(
         sha256,
         created_at,
     )
+
+
+ODD_TAGS = [
+    'it\'s "quoted"',
+    "back\\slash",
+    "100%",
+    "{curly}",
+    "NULL",
+    "Grüße",
+    "猫",
+    "🐈",
+    "a b",
+    "$1",
+    "a;b",
+    "x=y&z",
+]
+
+
+JPEG_TYPE = {"Content-Type": "image/jpeg"}

@@ -1,4 +1,4 @@
-"""Reading what `/metrics` answers, with Prometheus's own parser."""
+"""Responses of `/metrics`, read with Prometheus's own parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Scrape:
     text: str
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum over all series of this name that have these labels; 0 where there are none."""
+        """Returns the sum of all series of this name with these labels, 0 without any."""
         return sum(
             sample.value
             for family in text_string_to_metric_families(self.text)
@@ -24,7 +24,7 @@ class Scrape:
         return {sample.name for family in text_string_to_metric_families(self.text) for sample in family.samples}
 
     def values_of(self, label: str) -> set[str]:
-        """Every value of that label."""
+        """Returns all values of a label."""
         return {
             sample.labels[label]
             for family in text_string_to_metric_families(self.text)

@@ -1,7 +1,7 @@
-"""PostgreSQL and Valkey from wheels, and every process of `daguerre up`."""
+"""`daguerre up`: PostgreSQL and Valkey from wheels, and all processes of Daguerre on one machine."""
 
 from service.launcher import StartError
 
 
 class EmbeddedError(StartError):
-    """Raised for what is about the servers and the data folder."""
+    """An error of an embedded server or of the data folder."""

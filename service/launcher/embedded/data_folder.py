@@ -1,4 +1,4 @@
-"""The data folder: where it is, and whether it can be used."""
+"""The data folder of `daguerre up`: its layout, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.config.settings import default_data_folder
-from service.launcher.embedded import EmbeddedError, running
+from service.launcher.embedded import EmbeddedError, instance
 from service.launcher.process import User, name_of, run_as
 
-_HARMLESS = {"lost+found", "metrics", "storage"}  # what may lie in a folder that is not yet Daguerre's
-RESTORING = "restore-unfinished"  # is there while a backup is brought back
-_SOCKET_LIMIT_BYTES = 100  # the kernel's is 107 on Linux, 103 on macOS
+_HARMLESS = {"lost+found", "metrics", "storage"}  # names that a new data folder may contain already
+RESTORING = "restore-unfinished"  # exists while a backup is restored
+_SOCKET_LIMIT_BYTES = 100  # the kernel's limit is 107 on Linux, 103 on macOS
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """A data folder that this process holds the lock of."""
+class DataFolder:
+    """A data folder whose lock this process holds."""
 
     path: Path
     run: Path
-    unclean: bool  # the last `up` was killed; what it started may still be ending
+    unclean: bool  # the last `up` was killed, and its processes may still be ending
 
     @property
     def postgres(self) -> Path:
@@ -44,65 +43,54 @@ class Folder:
         return self.path / "log"
 
     @property
-    def journal(self) -> Path:
-        """The log of the API, the workers and `up` itself; the servers have their own beside it."""
+    def main_log(self) -> Path:
+        """The log of the API, the workers and `up` itself. Each server has its own log beside it."""
         return self.logs / "daguerre.log"
 
 
 @contextlib.contextmanager
-def claim(path: Path, server_user: User | None) -> Iterator[Folder]:
-    """Make the folder where it is missing and hold its lock; raise with the reason if it cannot be used.
+def claim(path: Path, server_user: User | None) -> Iterator[DataFolder]:
+    """Creates the folder if it is missing and holds its lock. Raises EmbeddedError if it cannot be used.
 
-    `server_user` is who has to enter it besides this process. Nothing outside the folder is changed.
+    `server_user` must be able to enter it, besides this process's user. Nothing outside the folder is changed.
     """
     path = path.absolute()
     try:
         _check(path, server_user)
-        _make(path, server_user)
-        with running.lock(path):
+        _create(path, server_user)
+        with instance.lock(path):
             for name in ("log", "storage", "valkey"):
                 (path / name).mkdir(mode=0o700, exist_ok=True)
-            unclean = running.state_file(path).exists()
-            running.state_file(path).unlink(missing_ok=True)
+            unclean = instance.state_file(path).exists()
+            instance.state_file(path).unlink(missing_ok=True)
             run = _run_folder(path, server_user)
-            yield Folder(path, run, unclean)
-            running.state_file(path).unlink(missing_ok=True)
+            yield DataFolder(path, run, unclean)
+            instance.state_file(path).unlink(missing_ok=True)
             if not run.is_relative_to(path):
                 shutil.rmtree(run, ignore_errors=True)
     except OSError as error:
         if error.filename is None or not Path(str(error.filename)).is_relative_to(path):
             raise
-        raise EmbeddedError(f"{path} cannot be used: {_reason(error)}") from error
+        raise EmbeddedError(f"{path} cannot be used: {_explain(error)}") from error
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A short-named folder for servers that live as long as a test: unlike pytest's, `nobody` can enter it."""
-    path = Path(tempfile.mkdtemp(prefix="daguerre-", dir="/tmp"))
-    path.chmod(0o711)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def claim_new(path: Path, server_user: User | None) -> Iterator[Folder]:
-    """The same for a folder that holds nothing yet, to restore into. It is emptied again if the block fails."""
+def claim_new(path: Path, server_user: User | None) -> Iterator[DataFolder]:
+    """Claims an empty folder, to restore a backup into. It is emptied again if the block fails."""
     path = path.absolute()
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     _refuse_unfinished(path, names)
-    if others := sorted(names - {"lost+found", running.LOCK}):
-        raise EmbeddedError(f"{path} holds something already ({others[0]}): name a new or an empty folder with --data")
+    if others := sorted(names - {"lost+found", instance.LOCK}):
+        raise EmbeddedError(f"{path} is not empty ({others[0]}): choose a new or an empty folder with --data")
     with claim(path, server_user) as claimed:
-        if claimed.postgres.exists():  # another restore was quicker
-            raise EmbeddedError(f"{path} holds a database already: name a new or an empty folder with --data")
+        if claimed.postgres.exists():  # created by another restore meanwhile
+            raise EmbeddedError(f"{path} holds a database already: choose a new or an empty folder with --data")
         (path / RESTORING).touch(mode=0o600)
         try:
             yield claimed
         except BaseException:
             for entry in path.iterdir():
-                if entry.name not in {"lost+found", running.LOCK}:
+                if entry.name not in {"lost+found", instance.LOCK}:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             raise
         (path / RESTORING).unlink()
@@ -110,16 +98,16 @@ def claim_new(path: Path, server_user: User | None) -> Iterator[Folder]:
 
 def _check(path: Path, server_user: User | None) -> None:
     if path.exists() and not path.is_dir():
-        raise EmbeddedError(f"{path} is not a folder: name one with --data")
+        raise EmbeddedError(f"{path} is not a folder: choose another one with --data")
     above = next(parent for parent in path.parents if parent.exists())
     if not above.is_dir():
-        raise EmbeddedError(f"{path} cannot be made, since {above} is not a folder: name another one with --data")
+        raise EmbeddedError(f"{path} cannot be created: {above} is not a folder. Choose another one with --data")
     if server_user and not _can_enter(above, server_user):
         closed = next((parent for parent in [*reversed(above.parents), above] if _is_closed(parent)), above)
         raise EmbeddedError(
-            f"{path} cannot hold the database: as root, PostgreSQL runs as `{server_user.name}`, who cannot enter"
-            f" {closed} (mode {stat.S_IMODE(closed.stat().st_mode):o}): name a folder elsewhere with --data,"
-            f" such as {default_data_folder()}"
+            f"{path} cannot hold the database: for root, PostgreSQL runs as `{server_user.name}`, who cannot enter"
+            f" {closed} (mode {stat.S_IMODE(closed.stat().st_mode):o}): choose a folder elsewhere with --data,"
+            f" e.g. {default_data_folder()}"
         )
     if path.exists():
         _check_contents(path)
@@ -127,29 +115,29 @@ def _check(path: Path, server_user: User | None) -> None:
 
 def _check_contents(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise EmbeddedError(f"{path} is not writable for {name_of(os.geteuid())}: name another folder with --data")
+        raise EmbeddedError(f"{path} is not writable for {name_of(os.geteuid())}: choose another folder with --data")
     names = sorted(entry.name for entry in path.iterdir())
     _refuse_unfinished(path, names)
-    if running.LOCK in names:
-        if (path / running.LOCK).stat().st_uid != os.geteuid():
+    if instance.LOCK in names:
+        if (path / instance.LOCK).stat().st_uid != os.geteuid():
             raise EmbeddedError(
-                f"{path} belongs to {name_of((path / running.LOCK).stat().st_uid)}: start Daguerre as that user"
+                f"{path} belongs to {name_of((path / instance.LOCK).stat().st_uid)}: start Daguerre as that user"
             )
     elif foreign := [name for name in names if name not in _HARMLESS]:
         some = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise EmbeddedError(f"{path} holds other things ({some}): name a new or an empty folder with --data")
+        raise EmbeddedError(f"{path} holds other files ({some}): choose a new or an empty folder with --data")
 
 
 def _refuse_unfinished(path: Path, names: Collection[str]) -> None:
     if RESTORING in names:
-        raise EmbeddedError(f"A backup was not restored to its end in {path}: remove that folder, and restore it again")
+        raise EmbeddedError(f"The restore of a backup in {path} was interrupted: remove that folder, and restore again")
 
 
-def _make(path: Path, server_user: User | None) -> None:
+def _create(path: Path, server_user: User | None) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if server_user and not _can_enter(path, server_user):
         path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o011)  # enter, not list
-    if server_user and not _can_enter(path, server_user):  # a parent that this call made, under a strict umask
+    if server_user and not _can_enter(path, server_user):  # a parent that mkdir created, under a strict umask
         raise EmbeddedError(
             f"{path} cannot hold the database: PostgreSQL runs as `{server_user.name}`, who cannot enter it:"
             " open its parent folders to other users (chmod o+x)"
@@ -157,7 +145,10 @@ def _make(path: Path, server_user: User | None) -> None:
 
 
 def _run_folder(path: Path, server_user: User | None) -> Path:
-    """Where the sockets go: in the data folder, unless its path is too long for one or would need quoting in a URL."""
+    """Returns the folder for the sockets.
+
+    It is in the data folder, unless its path is too long for a socket or would need quoting in a URL.
+    """
     mode = 0o711 if server_user else 0o700
     run = path / "run"
     longest = os.fsencode(run / "postgres" / ".s.PGSQL.5432")
@@ -165,18 +156,18 @@ def _run_folder(path: Path, server_user: User | None) -> Path:
         run.mkdir(mode=mode, exist_ok=True)
         return run
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    run = Path(f"/tmp/daguerre-{os.geteuid()}-{digest}")  # noqa: S108  its owner is looked at
+    run = Path(f"/tmp/daguerre-{os.geteuid()}-{digest}")  # noqa: S108  its owner is checked
     with contextlib.suppress(FileExistsError):
         run.mkdir(mode=mode)
-    found = run.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise EmbeddedError(f"{run}, which is for the sockets, is another user's: remove it or use a shorter --data")
+    status = run.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise EmbeddedError(f"{run}, the folder for sockets, is another user's: remove it or use a shorter --data")
     run.chmod(mode)
     return run
 
 
 def _can_enter(path: Path, user: User) -> bool:
-    """Tried rather than read from mode bits, which know nothing of ACLs."""
+    """Enters it as that user: mode bits do not show ACLs."""
     return run_as(user, ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(path)]).returncode == 0
 
 
@@ -184,7 +175,7 @@ def _is_closed(path: Path) -> bool:
     return not path.stat().st_mode & stat.S_IXOTH
 
 
-def _reason(error: OSError) -> str:
+def _explain(error: OSError) -> str:
     if error.errno in {errno.EACCES, errno.EPERM}:
         return f"{name_of(os.geteuid())} may not write to {error.filename}"
     return f"{(error.strerror or str(error)).lower()} ({error.filename})"

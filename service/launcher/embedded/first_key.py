@@ -1,4 +1,4 @@
-"""The first account and its key, which is kept in a file."""
+"""The first account and its key, which is stored in a file of the data folder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _MAX_BYTES = 10 << 30
 
 
 def path(folder: Path) -> Path:
-    """Where the key is kept, for who may read the data folder."""
+    """Returns the path of the key file. Users who can read the data folder can read it."""
     return folder / "first-key"
 
 
 @dataclass(frozen=True, slots=True)
 class FirstKey:
-    """`key` is None if it was revoked or deleted, and if the accounts were made elsewhere, as in a restored backup.
+    """`key` is None if it was revoked or deleted, or if the accounts come from elsewhere, e.g. a restored backup.
 
-    `account` is the name of an account whose keys the operator may look at.
+    `account` is the name of an account whose keys the operator can list.
     """
 
     key: str | None
@@ -30,20 +30,20 @@ class FirstKey:
 
 
 async def prepare(database_url: str, folder: Path) -> FirstKey:
-    """Applies the schema, makes the first account where there is none, and returns its key.
+    """Applies the schema, creates the first account if there is none, and returns its key.
 
-    The key lies in `first-key`, and in `first-key.new` from before the commit until it counts: so a key that was
-    revoked differs from one that a crash kept out of the database.
+    The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key
+    differs from a key that never reached the database because of a crash.
     """
-    from service import database  # noqa: PLC0415  not needed to find or stop a server
+    from service import database  # noqa: PLC0415  slow to import, and commands use only `path`
     from service.accounts import accounts, api_keys  # noqa: PLC0415
 
     await database.apply_schema(database_url)
-    file, fresh = path(folder), folder / "first-key.new"
+    file, new_file = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:
-        if (key := _read(fresh)) and await api_keys.is_key_active(connection, key):
-            fresh.replace(file)
+        if (key := _read(new_file)) and await api_keys.is_key_active(connection, key):
+            new_file.replace(file)
         if key := _read(file):
             is_active = await api_keys.is_key_active(connection, key)
             if is_active is not None:
@@ -57,8 +57,8 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
             except accounts.AccountExists:
                 return FirstKey(None)
             key = await api_keys.create_key(connection, _ACCOUNT)
-            _write(fresh, key)
-        fresh.replace(file)
+            _write(new_file, key)
+        new_file.replace(file)
         return FirstKey(key)
     finally:
         await connection.close()

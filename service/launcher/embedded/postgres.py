@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own: made, started and ended here, reached through a socket in a private folder."""
+"""An embedded PostgreSQL: one cluster, which is reached through a socket in a private folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.launcher.embedded import EmbeddedError, binaries, stale
-from service.launcher.embedded.server import Server
+from service.launcher.embedded import EmbeddedError, binaries
+from service.launcher.embedded.server import Server, end_server, is_server_of, process_exists, read_pid
 from service.launcher.process import Program, User, run_as
 
 _SETTINGS = {
@@ -19,8 +19,8 @@ _SETTINGS = {
     "unix_socket_permissions": "0700",
     "max_connections": "100",
     "shared_buffers": "128MB",
-    "jit": "off",  # every statement here is short: compiling one takes longer than running it
-    # Not in /dev/shm, which is tiny in a container and which systemd empties when a user logs out.
+    "jit": "off",  # all statements are short: compiling one takes longer than running it
+    # Not /dev/shm: it is tiny in containers, and systemd empties it when a user logs out.
     "dynamic_shared_memory_type": "mmap",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -29,14 +29,17 @@ _SETTINGS = {
 
 
 def server_user() -> User | None:
-    """The account that the server runs as, where this process is root: PostgreSQL refuses to run as root."""
+    """Returns the user that the server runs as, or None for this process's own. PostgreSQL refuses to run as root.
+
+    Raises EmbeddedError if this process is root and there is no such user.
+    """
     if os.geteuid() != 0:
         return None
     try:
         entry = pwd.getpwnam("nobody")
     except KeyError:
         raise EmbeddedError(
-            "PostgreSQL does not run as root and this machine has no user `nobody` to run it:"
+            "PostgreSQL does not run as root, and this machine has no user `nobody` to run it as:"
             " start Daguerre as an ordinary user"
         ) from None
     return User(entry.pw_uid, entry.pw_gid, entry.pw_name)
@@ -45,9 +48,9 @@ def server_user() -> User | None:
 class Postgres(Server):
     """One cluster with a database and a superuser named `daguerre`.
 
-    `folder` is the server's alone: it holds the cluster, and the socket and the log unless they are given their
-    own places. `settings` are added to the server's. As root the server runs as `nobody`, who must be able to
-    reach `folder`; the folder itself becomes his.
+    `folder` is the server's own and holds the cluster; also the socket and the log unless their paths are given.
+    `settings` are added to the defaults. If this process is root, the server runs as `nobody`, who must be able to
+    reach `folder` and becomes its owner.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Postgres(Server):
         return f"postgresql://daguerre@/{database}?host={self.socket_folder}"
 
     def program(self) -> Program:
-        """The server as a program to supervise; makes the cluster where there is none."""
+        """Returns the server as a program to supervise. Creates the cluster if it is missing."""
         for folder in {self.folder, self.socket_folder}:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.user and folder.stat().st_uid != self.user.uid:
@@ -81,7 +84,7 @@ class Postgres(Server):
         programs = binaries.postgres_bin(self.folder, self.user)
         self._check_version()
         if not self.cluster.is_dir():
-            self._make_cluster(programs)
+            self._create_cluster(programs)
         settings = {**self.settings, "unix_socket_directories": str(self.socket_folder)}
         return Program(
             name="PostgreSQL",
@@ -91,25 +94,25 @@ class Postgres(Server):
             ],
             user=self.user,
             log=self.log,
-            stop_signal=signal.SIGINT,  # "fast": open sessions are cut off, what is committed is written
+            stop_signal=signal.SIGINT,  # "fast": it closes open sessions and writes what is committed
             death_signal=signal.SIGINT,
-            hard_signal=signal.SIGQUIT,  # "immediate": the next start recovers; -9 would leave its children
+            hard_signal=signal.SIGQUIT,  # "immediate": the next start recovers; SIGKILL would leave its children behind
             prepare=self._end_stale,
             ready=self._is_ready,
         )
 
     def _check_version(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            made_by = (self.cluster / "PG_VERSION").read_text().strip()
-            brought = binaries.postgres_version().partition(".")[0]
-            if made_by != brought:
+            created_by = (self.cluster / "PG_VERSION").read_text().strip()
+            wheel = binaries.postgres_version().partition(".")[0]
+            if created_by != wheel:
                 raise EmbeddedError(
-                    f"The database in {self.cluster} is of PostgreSQL {made_by} and this Daguerre brings"
-                    f" {brought}: dump it with the older Daguerre and load it into a new folder"
+                    f"The database in {self.cluster} was created by PostgreSQL {created_by}, and this Daguerre"
+                    f" includes {wheel}: back it up with the older Daguerre and restore it into a new folder"
                 )
 
-    def _make_cluster(self, programs: Path) -> None:
-        """Made under another name first, so that an interrupted one is not taken for whole."""
+    def _create_cluster(self, programs: Path) -> None:
+        """Creates it under another name first, so that an interrupted one is not mistaken for a whole one."""
         partial = self.folder / "cluster.partial"
         shutil.rmtree(partial, ignore_errors=True)
         options = ["-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions", "-U", "daguerre"]
@@ -129,29 +132,29 @@ class Postgres(Server):
         partial.rename(self.cluster)
 
     def _run(self, argv: Sequence[str | Path], text: str = "") -> None:
-        done = run_as(self.user, argv, text)
-        said = done.stderr.splitlines()
-        errors = [line for line in said if "error:" in line or "FATAL:" in line or "ERROR:" in line]
-        if done.returncode != 0 or errors:
-            reason = [*errors, *said[-1:], f"exit code {done.returncode}"][0]
-            raise EmbeddedError(f"PostgreSQL could not make its cluster in {self.folder}: {reason}")
+        result = run_as(self.user, argv, text)
+        output = result.stderr.splitlines()
+        errors = [line for line in output if "error:" in line or "FATAL:" in line or "ERROR:" in line]
+        if result.returncode != 0 or errors:
+            reason = [*errors, *output[-1:], f"exit code {result.returncode}"][0]
+            raise EmbeddedError(f"PostgreSQL could not create its cluster in {self.folder}: {reason}")
 
     def _end_stale(self) -> None:
-        """A server that outlived its parent is ended; one that died left files that would stop the next."""
+        """Ends a server that outlived its parent. Removes the files of a dead one, which would block the next start."""
         lock = self.cluster / "postmaster.pid"
-        pid = stale.read_pid(lock)
-        if pid is not None and stale.is_running(pid, self.cluster):
-            stale.end(pid, self.cluster, [signal.SIGINT, signal.SIGQUIT])
-        elif pid is not None and stale.exists(pid):
-            # Some other process got the number after a reboot. PostgreSQL would take it for a server; it still
-            # has to read the rest of the file, which tells it of children that outlived theirs.
+        pid = read_pid(lock)
+        if pid is not None and is_server_of(pid, self.cluster):
+            end_server(pid, self.cluster, [signal.SIGINT, signal.SIGQUIT])
+        elif pid is not None and process_exists(pid):
+            # Another process got the number after a reboot, and PostgreSQL would mistake it for a server. The rest of
+            # the file stays: with it PostgreSQL finds children that outlived their server.
             lines = lock.read_text().splitlines(keepends=True)
             lock.write_text("".join(["2147483647\n", *lines[1:]]))
-        for left in self.socket_folder.glob(".s.PGSQL.*"):
-            left.unlink(missing_ok=True)
+        for stale in self.socket_folder.glob(".s.PGSQL.*"):
+            stale.unlink(missing_ok=True)
 
     def _is_ready(self, pid: int) -> bool:
-        """What `pg_ctl --wait` looks at: the server's own pid file, whose 8th line is its state."""
+        """Returns whether the 8th line of the server's pid file says so, as `pg_ctl --wait` does."""
         try:
             lines = (self.cluster / "postmaster.pid").read_text().split("\n")
         except FileNotFoundError:

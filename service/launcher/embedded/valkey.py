@@ -1,4 +1,4 @@
-"""A Valkey of one's own: started and ended here, reached through a socket in a private folder."""
+"""An embedded Valkey, which is reached through a socket in a private folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.launcher.embedded import binaries, stale
-from service.launcher.embedded.server import Server
+from service.launcher.embedded import binaries
+from service.launcher.embedded.server import Server, end_server, is_server_of, read_pid
 from service.launcher.process import Program
 
 _SETTINGS = {
@@ -23,7 +23,7 @@ _SETTINGS = {
 
 
 class Valkey(Server):
-    """One server. `folder` is its own: it holds the data, and the socket and the log unless they are given places."""
+    """One server. `folder` is its own and holds the data; also the socket and the log unless their paths are given."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Valkey(Server):
         return f"unix://{self.socket_path}?db=0"
 
     def program(self) -> Program:
-        """The server as a program to supervise."""
+        """Returns the server as a program to supervise. Creates its folder."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = {
             **self.settings,
@@ -68,13 +68,13 @@ class Valkey(Server):
         return self.folder / "valkey.pid"
 
     def _end_stale(self) -> None:
-        pid = stale.read_pid(self._pid_file)
-        if pid is not None and stale.is_running(pid, self.socket_path):
-            stale.end(pid, self.socket_path, [signal.SIGTERM, signal.SIGKILL])
+        pid = read_pid(self._pid_file)
+        if pid is not None and is_server_of(pid, self.socket_path):
+            end_server(pid, self.socket_path, [signal.SIGTERM, signal.SIGKILL])
         self.socket_path.unlink(missing_ok=True)
 
     def _is_ready(self, _pid: int) -> bool:
-        """It answers -LOADING instead of +PONG until its data are read."""
+        """Returns whether it answers +PONG; while it loads its data it answers -LOADING."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)
             try:

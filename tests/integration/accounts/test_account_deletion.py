@@ -30,12 +30,11 @@ from service.renditions.parsing import check_preset
 from service.storage.disk import DiskStorage
 from service.storage.renditions import RenditionFiles
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.accounts.test_suspensions import IMAGE, upload_id
-from tests.integration.api.test_refusals import error_of
-from tests.integration.cli.test_cli import daguerre
 from tests.integration.verification.test_verify import verify
-from tests.support.daguerre_processes import until
-from tests.support.samples import jpeg, stored_files
+from tests.support.api import error_of, upload_image
+from tests.support.commands import daguerre
+from tests.support.samples import JPEG_TYPE, jpeg, stored_files
+from tests.support.waiting import until
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 
@@ -86,8 +85,8 @@ async def test_everything_of_an_account_is_deleted(
     api: Client, connection: Any, tenant: Tenant, new_tenant: NewTenant, settings: Settings
 ) -> None:
     other = await new_tenant()
-    ids = [await upload_id(api, tenant) for _ in range(3)]
-    kept_id = await upload_id(api, other)
+    ids = [await upload_image(api, tenant) for _ in range(3)]
+    kept_id = await upload_image(api, other)
     for image_id in (*ids, kept_id):
         assert (await api.get(f"/i/{image_id}?width=20&watermark={image_id}")).status == 200
         await api.put(f"/v1/images/{image_id}/tags?tags=a", headers=(other if image_id == kept_id else tenant).headers)
@@ -204,7 +203,7 @@ async def test_ctrl_c_says_how_to_resume(connection: Any, tenant: Tenant, settin
     process.send_signal(signal.SIGINT)
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode == 1
-    assert stderr == b"Error: It was interrupted. Give the command again: it goes on where it was.\n"
+    assert stderr == b"Error: Interrupted. Run the command again to continue.\n"
     await hold.rollback()
     await holder.close()
 
@@ -257,7 +256,7 @@ async def test_an_upload_in_flight_leaves_nothing(
         yield bytes(100)
 
     path = "/v1/images?with_account"
-    sending = asyncio.create_task(api.post(path, data=body(), headers=tenant.headers | IMAGE))
+    sending = asyncio.create_task(api.post(path, data=body(), headers=tenant.headers | JPEG_TYPE))
     await until(lambda: stored_files(settings))
     assert delete(settings, tenant.name, "--yes").returncode == 0
     deleted.set()
@@ -272,7 +271,7 @@ async def test_racing_uploads_leave_nothing(api: Client, connection: Any, tenant
 
     async def send() -> None:
         while not answers or answers[-1] != 401:
-            answer = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE)
+            answer = await api.post("/v1/images", data=jpeg(), headers=tenant.headers | JPEG_TYPE)
             answers.append(answer.status)
 
     sending = [asyncio.create_task(send()) for _ in range(4)]
@@ -346,7 +345,7 @@ async def test_cached_picture_is_not_found(api: Client, connection: Any, tenant:
     """A process may cache an image for longer than its account. It was a 500, and one for every picture looked up at
     that moment.
     """
-    image_id = ImageId(await upload_id(api, tenant))
+    image_id = ImageId(await upload_image(api, tenant))
     subjects = resources_of(api).delivery.image_cache
     assert await subjects.find(image_id) is not None
     await connection.execute("delete from images")

@@ -16,13 +16,12 @@ from service.ids import ImageId
 from service.images.insert import insert_pending
 from service.images.models import NewImage
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.api.test_refusals import error_of
-from tests.integration.cli.test_cli import daguerre
 from tests.integration.verification.test_verify import verify
-from tests.support.daguerre_processes import until
-from tests.support.samples import jpeg, stored_files
+from tests.support.api import error_of, upload_image
+from tests.support.commands import daguerre
+from tests.support.samples import JPEG_TYPE, jpeg, stored_files
+from tests.support.waiting import until
 
-IMAGE = {"Content-Type": "image/jpeg"}
 SUSPENDED = (403, "account-suspended")
 
 Cli = Callable[..., str]
@@ -46,13 +45,7 @@ def cli(settings: Settings) -> Cli:
 
 
 async def upload(api: Client, tenant: Tenant) -> Any:
-    return await api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE)
-
-
-async def upload_id(api: Client, tenant: Tenant) -> str:
-    answer = await upload(api, tenant)
-    assert answer.status == 200, await answer.text()
-    return str((await answer.json())["response"]["id"])
+    return await api.post("/v1/images", data=jpeg(), headers=tenant.headers | JPEG_TYPE)
 
 
 async def wait_status(get: Callable[[], Awaitable[Any]], status: int) -> float:
@@ -83,7 +76,7 @@ async def test_a_suspended_key_is_refused(
 ) -> None:
     other = await new_tenant()
     await suspend_account(connection, tenant.name, stop_delivery=None)
-    answer = await api.request(method, path, data=jpeg(), headers=tenant.headers | IMAGE)
+    answer = await api.request(method, path, data=jpeg(), headers=tenant.headers | JPEG_TYPE)
     assert (await error_of(answer))[:2] == SUSPENDED
     assert (await api.get("/v1/account", headers=other.headers)).status == 200
 
@@ -91,7 +84,7 @@ async def test_a_suspended_key_is_refused(
 @pytest.mark.usefixtures("worker")
 async def test_suspension_and_resumption_apply_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
     """Also of pictures in memory. By default they are delivered on."""
-    image_id = await upload_id(api, tenant)
+    image_id = await upload_image(api, tenant)
 
     async def show() -> Any:
         return await api.get(f"/i/{image_id}")
@@ -123,7 +116,7 @@ async def test_an_upload_in_flight_is_refused_and_removed(
         await suspended.wait()
         yield bytes(100)
 
-    sending = asyncio.create_task(api.post("/v1/images", data=body(), headers=tenant.headers | IMAGE))
+    sending = asyncio.create_task(api.post("/v1/images", data=body(), headers=tenant.headers | JPEG_TYPE))
     await until(lambda: stored_files(settings))
     await suspend_account(connection, tenant.name, stop_delivery=None)
     suspended.set()
@@ -160,7 +153,7 @@ async def test_a_deletion_cannot_be_resumed(connection: Any, tenant: Tenant) -> 
 
 @pytest.mark.usefixtures("worker")
 async def test_a_quota_is_raised_and_lowered(api: Client, tenant: Tenant, cli: Cli, settings: Settings) -> None:
-    await upload_id(api, tenant)
+    await upload_image(api, tenant)
     assert "It stores" in cli("accounts", "set", tenant.name, "--max-storage", "100")
     await until_code(api, tenant, "quota-exceeded")
     assert (await verify(settings)).is_well  # the operator has wanted it

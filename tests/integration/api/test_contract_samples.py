@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from tests.conftest import Tenant
-from tests.integration.http.test_protocol import exchange
+from tests.support.raw_http import exchange
 from tests.support.samples import jpeg
 from tests.support.seed_samples import (
     ACCOUNT,

@@ -33,8 +33,8 @@ from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
 from service.ids import MAX_IDS
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
-from tests.integration.http.test_protocol import exchange
+from tests.support.api import error_of
+from tests.support.raw_http import exchange
 from tests.support.samples import jpeg, stored_files
 
 FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}

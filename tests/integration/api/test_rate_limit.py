@@ -9,8 +9,6 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +16,10 @@ from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS
 from service.config.settings import Settings
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, NewTenant, Tenant, empty
-from tests.support.daguerre_processes import Answer, Daguerre, Part, processes_of, stop_process, until
+from tests.support.daguerre_processes import Answer, Daguerre, Part, stop_process
 from tests.support.samples import jpeg, stored_files
 from tests.support.scrapes import Scrape
+from tests.support.waiting import until
 
 POLICY = '"key";q=3;w=30'
 
@@ -103,15 +102,9 @@ def redis_url(own_valkey: Valkey) -> str:
 
 
 @pytest.fixture
-async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
-        yield started
-
-
-@pytest.fixture
 async def serve(daguerre: Daguerre) -> Part:
     serve = daguerre.start_serve(2)
-    await until(lambda: serve.log.read_text().count('"api.listening"') == 2 or not serve.is_alive())
+    await serve.wait_logged("api.listening", 2)
     return serve
 
 
@@ -133,7 +126,7 @@ async def test_processes_share_the_rate_limit(daguerre: Daguerre, serve: Part) -
     # Each process may hold back a lease of 5 tokens, and none lets through more than there are.
     assert 100 - 2 * 5 <= statuses[200] <= 100 + math.ceil(10 * took)
     for pid in serve.children("serve --fd"):
-        assert serve.count_requests(pid=pid, status=200) > 10
+        await serve.wait_requests(11, pid=pid, status=200)
     refused = [answer for answer in answers if answer.status == 429]
     assert all(answer.code == "rate-limited" for answer in refused)
     await asyncio.sleep(float(refused[-1].headers["Retry-After"]))
@@ -154,7 +147,7 @@ async def test_hanging_valkey_delays_no_request(daguerre: Daguerre, serve: Part,
     assert {answer.status for answer in answers} == {200}
     assert max(answer.seconds for answer in answers) < 1.5
     assert all("RateLimit" not in answer.headers for answer in answers)
-    assert serve.log.read_text().count('"rates.unchecked"') == 2  # one by each process
+    await serve.wait_logged("rates.unchecked", 2)  # one of each process
     shown = Scrape(await (await daguerre.session.get("/metrics")).text())
     assert shown.value("daguerre_rate_limit_unchecked_total") == 200
 
@@ -179,9 +172,9 @@ async def test_rate_limited_upload_stores_nothing(api: Client, tenant: Tenant, s
 @pytest.mark.settings(rate_limit="1/h,burst=1")
 async def test_a_connection_goes_on_after_a_429(port: int, tenant: Tenant) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    statuses = []
-    async with asyncio.timeout(5):
-        for _ in range(3):
+    statuses: list[int] = []
+    async with asyncio.timeout(20):
+        while statuses.count(429) < 2:  # a request passes unchecked if Redis is slower than the limiter waits
             writer.write(f"GET /v1/account HTTP/1.1\r\nHost: x\r\nX-Api-Key: {tenant.key}\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = re.search(r"content-length: ([0-9]+)", head)
@@ -189,4 +182,4 @@ async def test_a_connection_goes_on_after_a_429(port: int, tenant: Tenant) -> No
             await reader.readexactly(int(length[1]))
             statuses.append(int(head.split()[1]))
     writer.close()
-    assert statuses == [200, 429, 429]
+    assert set(statuses) == {200, 429}

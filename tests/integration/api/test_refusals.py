@@ -15,6 +15,7 @@ from PIL import Image
 from service.config.settings import Settings
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, Tenant
+from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
 
 IMAGE = {"Content-Type": "image/jpeg"}
@@ -24,15 +25,6 @@ IMAGE = {"Content-Type": "image/jpeg"}
 def nothing_stored(settings: Settings, api: Client) -> Any:
     yield
     assert stored_files(settings) == []
-
-
-async def error_of(response: Any) -> tuple[int, str, str]:
-    body = await response.json()
-    assert body["success"] is False
-    assert set(body) == {"success", "error"}
-    assert set(body["error"]) == {"code", "message"}
-    assert response.headers["Cache-Control"] == "no-store"
-    return response.status, body["error"]["code"], body["error"]["message"]
 
 
 @pytest.mark.usefixtures("nothing_stored")

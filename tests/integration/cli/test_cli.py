@@ -6,58 +6,29 @@ Each group of them runs as a process too. The rest is called here, which takes a
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import structlog
-from click.testing import CliRunner
 
-from service.cli import cli
-from service.cli.configuration import locate
+from service.cli.common import locate
 from service.database import apply_schema
-from service.launcher.embedded import data_folder, running
+from service.launcher.embedded import instance
 from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
 from service.storage.disk import DiskStorage
 from tests.conftest import Client
+from tests.support.commands import daguerre, daguerre_process
+from tests.support.folders import temporary_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a thread, for a command runs a loop of its own. What is not told in a sentence is raised."""
-    structlog.reset_defaults()  # `capture_logs` of another test leaves it configured, and then it is no command
-    configured = dict.fromkeys(name for name in os.environ if name.startswith("DAGUERRE_"))
-    given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
-    with ThreadPoolExecutor(1) as thread:
-        invoke = thread.submit(
-            CliRunner().invoke, cli, arguments, env={**configured, **given, **environment}, catch_exceptions=False
-        )
-        done = invoke.result()
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-
-def daguerre_process(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
-        env={"PATH": os.environ["PATH"], **given, **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
-async def test_a_new_account_prints_its_key_alone_on_the_last_line(database_url: str, api: Client) -> None:
+async def test_new_account_prints_its_key_last(database_url: str, api: Client) -> None:
     done = daguerre_process("accounts", "create", "demo", "--max-storage", "2GB", database_url=database_url)
     assert done.returncode == 0, done.stderr
     key = done.stdout.splitlines()[-1]
@@ -89,7 +60,7 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("accounts", "create", "x", "--max-storage", "much"), "'much' is not a size"),
         (("accounts", "show", "nobody"), "There is no account 'nobody'"),
         (("accounts", "set", "nobody", "--strip-location"), "There is no account 'nobody'"),
-        (("accounts", "set", "nobody"), "Name what to set"),
+        (("accounts", "set", "nobody"), "Nothing to set"),
         (("signing-keys", "create", "nobody"), "There is no account 'nobody'"),
         (("signing-keys", "list", "nobody"), "There is no account 'nobody'"),
         (("signing-keys", "revoke", "999"), "There is no active signing key 999"),
@@ -99,13 +70,11 @@ async def test_keys_are_created_listed_and_revoked(database_url: str, api: Clien
         (("presets", "list", "nobody"), "There is no account 'nobody'"),
         (("presets", "delete", "nobody", "thumb"), "There is no account 'nobody'"),
         (("sign", "nobody", "/i/NKrigl4"), "There is no account 'nobody'"),
-        (("sign", "nobody", "/i/NKrigl4", "--expires", "soon"), "'soon' is no time"),
+        (("sign", "nobody", "/i/NKrigl4", "--expires", "soon"), "'soon' is not a time"),
         (("sign", "nobody", "/i/NKrigl4", "--expires", "3600"), "'3600' is in the past"),
     ],
 )
-async def test_what_cannot_be_done_is_one_sentence(
-    database_url: str, arguments: tuple[str, ...], sentence: str
-) -> None:
+async def test_failure_is_one_sentence(database_url: str, arguments: tuple[str, ...], sentence: str) -> None:
     done = daguerre(*arguments, database_url=database_url)
     assert done.returncode != 0
     assert sentence in done.stderr
@@ -113,7 +82,7 @@ async def test_what_cannot_be_done_is_one_sentence(
     assert done.stdout == ""
 
 
-async def test_an_account_is_shown_and_set(database_url: str) -> None:
+async def test_account_is_shown_and_set(database_url: str) -> None:
     def shown() -> dict[str, str]:
         done = daguerre("accounts", "show", "demo", database_url=database_url)
         assert done.returncode == 0, done.stderr
@@ -148,7 +117,7 @@ async def test_signing_keys_are_created_listed_and_revoked(database_url: str) ->
     daguerre("accounts", "create", "demo", database_url=database_url)
     created = [daguerre("signing-keys", "create", "demo", database_url=database_url) for _ in range(3)]
     assert [done.returncode for done in created] == [0, 0, 1]
-    assert "has 2 live signing keys already" in created[2].stderr
+    assert "already has 2 active signing keys" in created[2].stderr
     first, second = (done.stdout.strip() for done in created[:2])
     assert len(first) == len(second) == 43
     listed = daguerre_process("signing-keys", "list", "demo", database_url=database_url).stdout
@@ -165,7 +134,7 @@ async def test_presets_are_set_listed_and_deleted(database_url: str) -> None:
     parameters = "width=300&height=300&fit=cover"
     done = daguerre("presets", "set", "demo", "thumb", parameters, database_url=database_url)
     assert done.returncode == 0
-    assert "known everywhere within 5 seconds" in done.stderr
+    assert "effective everywhere within 5 seconds" in done.stderr
     [_, line] = daguerre_process("presets", "list", "demo", database_url=database_url).stdout.splitlines()
     assert line.split()[0] == "thumb"
     assert line.endswith(parameters)
@@ -176,7 +145,7 @@ async def test_presets_are_set_listed_and_deleted(database_url: str) -> None:
     assert len(daguerre("presets", "list", "demo", database_url=database_url).stdout.splitlines()) == 1
 
 
-async def test_a_url_is_signed_with_the_newest_key_and_printed_alone(database_url: str) -> None:
+async def test_sign_prints_a_url_with_the_newest_key(database_url: str) -> None:
     def sign(*arguments: str, run: Run = daguerre) -> subprocess.CompletedProcess[str]:
         return run(
             "sign", "demo", *arguments, database_url=database_url, DAGUERRE_PUBLIC_URL="https://img.example.com/"
@@ -205,12 +174,10 @@ async def test_a_url_is_signed_with_the_newest_key_and_printed_alone(database_ur
         assert refused.stdout == ""
 
 
-def test_a_running_daguerre_gives_its_address_unless_one_is_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_daguerre_gives_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = "http://127.0.0.1:1234"
-    found = running.Running(1, "postgresql:///x", "unix:///x", address, address)
-    monkeypatch.setattr(running, "find", lambda _: found)
+    found = instance.Instance(1, "postgresql:///x", "unix:///x", address, address)
+    monkeypatch.setattr(instance, "find", lambda _: found)
     monkeypatch.delenv("DAGUERRE_DATABASE_URL", raising=False)
     monkeypatch.delenv("DAGUERRE_PUBLIC_URL", raising=False)
     assert locate(tmp_path).public_url == address
@@ -219,22 +186,22 @@ def test_a_running_daguerre_gives_its_address_unless_one_is_configured(
     assert locate(tmp_path).database_url == found.database_url
 
 
-async def test_a_second_account_of_a_name_is_refused_and_makes_no_key(database_url: str) -> None:
+async def test_duplicate_account_is_refused(database_url: str) -> None:
     daguerre("accounts", "create", "demo", database_url=database_url)
     again = daguerre("accounts", "create", "demo", database_url=database_url)
     assert again.returncode != 0
-    assert "There is an account 'demo' already" in again.stderr
+    assert "Account 'demo' already exists" in again.stderr
     assert len(daguerre("keys", "list", "demo", database_url=database_url).stdout.splitlines()) == 2
 
 
-def test_without_a_running_daguerre_the_way_to_start_one_is_told(tmp_path: Path) -> None:
+def test_missing_daguerre_is_explained(tmp_path: Path) -> None:
     done = daguerre_process("accounts", "list", "--data", str(tmp_path))
     assert done.returncode != 0
     assert f"No Daguerre is running on {tmp_path}" in done.stderr
     assert "./run up" in done.stderr
 
 
-def test_a_database_that_is_away_is_one_sentence() -> None:
+def test_unreachable_database_is_one_sentence() -> None:
     done = daguerre_process("accounts", "list", database_url="postgresql://127.0.0.1:1/x")
     assert "The database cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
@@ -248,7 +215,7 @@ def test_a_database_that_is_away_is_one_sentence() -> None:
         ("DAGUERRE_REDIS_URL", "localhost:6379"),
     ],
 )
-def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
+def test_bad_setting_is_one_sentence(name: str, value: str) -> None:
     done = daguerre_process("serve", **{name: value})
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {name}: ")
@@ -258,17 +225,15 @@ def test_a_bad_setting_is_one_sentence(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     "arguments", [("serve", "--port", "0"), ("serve", "--port", "0", "--processes", "1"), ("worker",)]
 )
-def test_a_storage_that_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_unusable_storage_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    data_folder = tmp_path / "file" / "storage"
-    done = daguerre_process(
-        *arguments, DAGUERRE_STORAGE=str(data_folder), DAGUERRE_METRICS_DIR=str(tmp_path / "metrics")
-    )
+    storage = tmp_path / "file" / "storage"
+    done = daguerre_process(*arguments, DAGUERRE_STORAGE=str(storage), DAGUERRE_METRICS_DIR=str(tmp_path / "metrics"))
     assert done.returncode == 1
-    assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {data_folder} cannot be used: not a directory\n"
+    assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {storage} cannot be used: not a directory\n"
 
 
-def test_a_port_that_is_taken_is_one_sentence() -> None:
+def test_port_in_use_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = daguerre_process("serve", "--port", str(port))
@@ -284,7 +249,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         ("postgresql://nowhere.invalid/x", ""),
     ],
 )
-def test_a_schema_that_cannot_be_applied_is_one_sentence(url: str, reason: str) -> None:
+def test_failed_schema_is_one_sentence(url: str, reason: str) -> None:
     done = daguerre_process("schema", "--wait", "0", database_url=url)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: DAGUERRE_DATABASE_URL: the database cannot be used: ")
@@ -292,8 +257,8 @@ def test_a_schema_that_cannot_be_applied_is_one_sentence(url: str, reason: str) 
     assert done.stderr.count("\n") == 1
 
 
-async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
-    with data_folder.scratch() as place:
+async def test_schema_waits_for_a_starting_database() -> None:
+    with temporary_folder() as place:
         postgres = Postgres(place / "pg", settings={"fsync": "off"})
         applying = asyncio.create_task(apply_schema(postgres.dsn, patience_s=20))
         await asyncio.sleep(0.2)
@@ -302,7 +267,7 @@ async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
             await applying
 
 
-def test_a_port_for_metrics_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+def test_metrics_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     DiskStorage(tmp_path / "storage").prepare()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -14,13 +14,13 @@ import asyncpg
 import click
 import pytest
 
-from service.cli.configuration import with_database
+from service.cli.common import with_database
 from service.config.settings import Settings, SettingsError, load
 from service.config.values import MAX_SIZE, parse_size
 from service.launcher.embedded.postgres import Postgres
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
-from tests.integration.cli.test_cli import daguerre
+from tests.support.commands import daguerre
 
 # One of every command that uses the database.
 COMMANDS = [
@@ -76,20 +76,20 @@ def server(servers: Servers) -> Iterator[Postgres]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=names(COMMANDS))
 class TestDatabase:
-    def test_a_database_without_tables(
+    def test_database_without_tables(
         self, server: Postgres, environment: dict[str, str], command: tuple[str, ...]
     ) -> None:
         done = daguerre(*command, database_url=server.dsn_of("without_schema"), **environment)
-        assert_sentence(done, "run `daguerre schema` first")
+        assert_sentence(done, "run `daguerre schema`,")
 
     @pytest.mark.usefixtures("server")
-    def test_a_user_without_permission(
+    def test_user_without_permission(
         self, database_url: str, environment: dict[str, str], command: tuple[str, ...]
     ) -> None:
         done = daguerre(*command, database_url=database_url.replace("daguerre@", "stranger@", 1), **environment)
         assert_sentence(done, "The database cannot be used: permission denied for table")
 
-    def test_a_database_that_is_away(self, environment: dict[str, str], command: tuple[str, ...]) -> None:
+    def test_unreachable_database(self, environment: dict[str, str], command: tuple[str, ...]) -> None:
         done = daguerre(*command, database_url="postgresql://127.0.0.1:1/x", **environment)
         assert_sentence(done, "database-unavailable" if command == ("verify",) else "The database cannot be reached")
 
@@ -98,15 +98,13 @@ WRITING = [command for command in COMMANDS if command[1:2] and command[1] in {"c
 
 
 @pytest.mark.parametrize("command", WRITING, ids=names(WRITING))
-async def test_a_read_only_database(
-    database_url: str, connection: Any, tenant: Tenant, command: tuple[str, ...]
-) -> None:
+async def test_read_only_database(database_url: str, connection: Any, tenant: Tenant, command: tuple[str, ...]) -> None:
     await connection.execute("update accounts set name = 'demo'")
     done = daguerre(*command, database_url=f"{database_url}&default_transaction_read_only=on")
     assert_sentence(done, "The database cannot be used: cannot execute")
 
 
-async def test_a_server_that_ends_a_command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_ends_a_command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGUERRE_DATABASE_URL", database_url)
 
     async def work(connection: Any) -> None:
@@ -138,14 +136,14 @@ NO_TEXT = "\udcff"  # an argument that is no UTF-8
         (("keys", "revoke", "--", "-1"), "not in the range"),
         (("presets", "delete", "x", NOTHING), "There is no account"),
         (("presets", "set", "x", "y", "width=" + "9" * 5000), "at most 1000 characters"),
-        (("schema", "--wait", "nan"), "is no number of seconds"),
+        (("schema", "--wait", "nan"), "is not a number of seconds"),
         (("schema", "--wait", "inf"), "not in the range"),
-        (("serve", "--host", "a..b"), "is no address to listen on"),
-        (("serve", "--host", "a" * 300), "is no address to listen on"),
-        (("serve", "--fd", "999"), "--fd 999 is no socket"),
+        (("serve", "--host", "a..b"), "is not an address to listen on"),
+        (("serve", "--host", "a" * 300), "is not an address to listen on"),
+        (("serve", "--fd", "999"), "--fd 999 is not a socket"),
     ],
 )
-def test_an_absurd_value(database_url: str, arguments: tuple[str, ...], sentence: str) -> None:
+def test_absurd_value(database_url: str, arguments: tuple[str, ...], sentence: str) -> None:
     assert_sentence(daguerre(*arguments, database_url=database_url), sentence)
 
 
@@ -161,7 +159,7 @@ def test_an_absurd_value(database_url: str, arguments: tuple[str, ...], sentence
         ("WAIT_S", "nan", "must be a number from 0 to 86400, not 'nan'"),
     ],
 )
-def test_an_unusable_setting(command: str, name: str, value: str, reason: str) -> None:
+def test_unusable_setting(command: str, name: str, value: str, reason: str) -> None:
     done = daguerre(*command.split(), **{f"DAGUERRE_{name}": value})
     assert_sentence(done, f"DAGUERRE_{name}: {reason}")
 
@@ -174,7 +172,7 @@ def test_an_unusable_setting(command: str, name: str, value: str, reason: str) -
         ("timeout=5", "got an unexpected keyword argument 'timeout'"),
     ],
 )
-def test_an_unusable_redis_option(
+def test_unusable_redis_option(
     settings: Settings, environment: dict[str, str], command: str, option: str, reason: str
 ) -> None:
     given = environment | {"DAGUERRE_REDIS_URL": f"redis://127.0.0.1/0?{option}", "DAGUERRE_DATA": str(settings.data)}
@@ -208,13 +206,13 @@ NUMBERS = [
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "9" * 400, "9" * 5000, "1e300"])
-def test_an_absurd_number_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str) -> None:
+def test_absurd_number_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str) -> None:
     monkeypatch.setenv(f"DAGUERRE_{name.upper()}", value)
     with pytest.raises(SettingsError, match=f"DAGUERRE_{name.upper()}: "):
         load()
 
 
-def test_a_size_is_exact_up_to_a_bigint() -> None:
+def test_size_is_exact_up_to_a_bigint() -> None:
     assert parse_size(str(MAX_SIZE)) == MAX_SIZE == 2**63 - 1
     assert parse_size("8388607TB") == 8388607 << 40
     assert parse_size("9007199254740993") == 2**53 + 1

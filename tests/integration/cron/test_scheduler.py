@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 
 from service.queue import jobs
 from tests.conftest import Servers
-from tests.support.daguerre_processes import until
+from tests.support.waiting import until
 from worker.cron.scheduler import Lease, PeriodicJob, PeriodicJobs
 
 INTERVAL_S = 0.5

@@ -23,8 +23,8 @@ from service.storage.disk import DiskStorage
 from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
 from tests.integration.verification.test_verify import PICTURE, insert, put
-from tests.support.processes import wait_for
 from tests.support.scrapes import Scrape
+from tests.support.waiting import until, wait_for
 from worker.cron.scrub import scrubbing
 
 IDS = [ImageId(f"Image{number:02}") for number in range(6)]
@@ -55,12 +55,6 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 def scrape() -> Scrape:
     return Scrape(metrics.render(None).decode())
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def end_of_round(connection: Any, number: int = 1) -> None:

@@ -34,6 +34,7 @@ from service.storage.files import SMALL_BYTES, Stored
 from service.storage.renditions import RenditionFiles, RenditionKey
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.support import pictures
+from tests.support.api import upload_image
 from worker.cron.eviction import evict_renditions
 from worker.resources import open_resources
 
@@ -52,9 +53,7 @@ def stored_files(settings: Settings) -> list[Path]:
 def upload(api: Client, tenant: Tenant) -> Upload:
     async def post(data: bytes | None = None, owner: Tenant = tenant) -> str:
         data = data or pictures.encode("jpeg", pictures.landscape(400, 300))
-        answer = await api.post("/v1/images", data=data, headers={**owner.headers, "Content-Type": "image/png"})
-        assert answer.status == 200, await answer.text()
-        return str((await answer.json())["response"]["id"])
+        return await upload_image(api, owner, data)
 
     return post
 

@@ -15,7 +15,7 @@ from service.database import apply_schema
 from service.dependencies.versions import MIN_POSTGRES, MIN_REDIS, require_servers
 from service.queue import jobs
 from service.storage.disk import DiskStorage
-from tests.integration.cli.test_cli import daguerre_process
+from tests.support.commands import daguerre_process
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,7 +20,7 @@ from service.storage.disk import DiskStorage
 from service.uploads import receiving
 from service.uploads.receiving import UploadLimits
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
+from tests.support.api import error_of
 from tests.support.samples import jpeg
 
 LOCAL = pytest.mark.settings(fetch_allow="127.0.0.1")

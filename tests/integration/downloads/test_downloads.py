@@ -13,7 +13,6 @@ from service.config.settings import Settings
 from service.errors import ServiceError
 from service.uploads.ingest import Ingest
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.api.test_refusals import error_of
 from tests.integration.downloads.origins import (
     LOCAL,
     Serve,
@@ -22,6 +21,7 @@ from tests.integration.downloads.origins import (
     raw_origin,
     refusal,
 )
+from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
 
 

@@ -14,7 +14,6 @@ from service.config.settings import Settings
 from service.downloads.client import DownloadClient
 from service.errors import ServiceError
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
 from tests.integration.downloads.origins import (
     FixedResolver,
     Serve,
@@ -22,6 +21,7 @@ from tests.integration.downloads.origins import (
     picture,
     refusal,
 )
+from tests.support.api import error_of
 from tests.support.samples import jpeg
 
 

@@ -21,7 +21,6 @@ from service.downloads.client import DownloadClient, DownloadTimeouts
 from service.downloads.connections import GuardedResolver
 from service.errors import ServiceError
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
 from tests.integration.downloads.origins import (
     LOCAL,
     QUICK,
@@ -33,6 +32,7 @@ from tests.integration.downloads.origins import (
     raw_origin,
     refusal,
 )
+from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
 
 

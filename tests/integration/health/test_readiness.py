@@ -17,13 +17,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.database import Schema, apply_schema
-from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, Tenant, empty
-from tests.support.daguerre_processes import until
 from tests.support.disks import fill, mounted, remount
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
+from tests.support.waiting import until
 
 PASSWORD = "opensesame"  # must be in no log and no response
 SMALL = {
@@ -202,7 +202,7 @@ async def test_an_unknown_redis_host_is_named(settings: Settings) -> None:
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[Postgres]:
-    with scratch() as folder, Postgres(folder / "pg", settings=SMALL) as server:
+    with temporary_folder() as folder, Postgres(folder / "pg", settings=SMALL) as server:
         yield server
 
 
@@ -316,7 +316,7 @@ async def test_a_read_only_database_is_named(admin: Any, at_postgres: Callable[.
 
 
 async def test_a_hot_standby_is_named(settings: Settings) -> None:
-    with scratch() as folder:
+    with temporary_folder() as folder:
         server = Postgres(folder / "pg", settings=SMALL)
         with server:
             await apply_schema(server.dsn)
@@ -343,7 +343,11 @@ async def test_missing_database_rights_are_named(admin: Any, at_postgres: Callab
 
 
 async def test_a_full_database_disk_is_named(settings: Settings) -> None:
-    with scratch() as folder, mounted(folder / "pg", "160m"), Postgres(folder / "pg", settings=SMALL) as server:
+    with (
+        temporary_folder() as folder,
+        mounted(folder / "pg", "160m"),
+        Postgres(folder / "pg", settings=SMALL) as server,
+    ):
         await apply_schema(server.dsn)
         async with serving(settings.model_copy(update={"database_url": server.dsn})) as api:
             assert (await look(api)).checks["database"] == "ok"

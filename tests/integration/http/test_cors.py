@@ -8,7 +8,7 @@ from aiohttp import web
 from service.api.app import create_app
 from service.config.settings import Settings
 from tests.conftest import Client, Tenant
-from tests.integration.http.test_protocol import BAD, exchange
+from tests.support.raw_http import BAD_REQUESTS, exchange
 
 PREFLIGHT = {
     "Origin": "https://page.example",
@@ -42,9 +42,9 @@ async def test_pages_can_read_401_and_405(api: Client) -> None:
         assert is_allowed(response.headers)
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_REQUESTS)
 async def test_pages_can_read_parser_errors(port: int, case: str) -> None:
-    _, headers, _ = await exchange(port, BAD[case])
+    _, headers, _ = await exchange(port, BAD_REQUESTS[case])
     assert is_allowed(headers)
 
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 
 import pytest
 
 from tests.conftest import Tenant
+from tests.support.raw_http import send_raw, statuses
 from tests.support.samples import jpeg
 
 # If it is handled as a request, the response shows its id.
 SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
-
-
-async def talk(port: int, *chunks: bytes) -> bytes:
-    """Returns all responses up to the end of the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        for chunk in chunks:
-            writer.write(chunk)
-            await asyncio.sleep(0.05)
-        async with asyncio.timeout(20):
-            return await reader.read()
-    finally:
-        writer.close()
-
-
-def statuses(responses: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", responses)]
 
 
 def post(*lines: str, version: str = "1.1", body: str = "") -> bytes:
@@ -99,7 +81,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 async def test_ambiguous_framing_is_refused(port: int, case: str) -> None:
     for chunks in ([REFUSED[case] + SMUGGLED, SMUGGLED], [REFUSED[case], SMUGGLED]):
-        responses = await talk(port, *chunks)
+        responses = await send_raw(port, *chunks)
         assert statuses(responses) == [400]
         assert json.loads(responses.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request"
         assert b"smuggled" not in responses
@@ -121,7 +103,7 @@ BROKEN_CHUNKS = {
 @pytest.mark.parametrize("case", BROKEN_CHUNKS)
 async def test_broken_chunks_end_the_connection(port: int, tenant: Tenant, case: str) -> None:
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")
-    responses = await talk(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
+    responses = await send_raw(port, head, BROKEN_CHUNKS[case].encode() + SMUGGLED, SMUGGLED)
     assert statuses(responses) == [400]
     assert b"smuggled" not in responses
 
@@ -137,7 +119,7 @@ async def test_ordinary_framing_is_accepted(port: int) -> None:
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n",  # has no meaning without `Connection: upgrade`
         b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ):
-        responses = await talk(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        responses = await send_raw(port, request + SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert len(statuses(responses)) == 2
         assert b"smuggled" in responses
 
@@ -166,7 +148,7 @@ async def test_bytes_after_an_upgrade_are_dropped(port: int, case: str) -> None:
         [UPGRADES[case], SMUGGLED],
         [UPGRADES[case][:-5], UPGRADES[case][-5:] + head, SMUGGLED],
     ):
-        responses = await talk(port, *chunks)
+        responses = await send_raw(port, *chunks)
         assert len(statuses(responses)) == 1
         assert b"\r\nConnection: close\r\n" in responses
         assert b"smuggled" not in responses
@@ -175,7 +157,7 @@ async def test_bytes_after_an_upgrade_are_dropped(port: int, case: str) -> None:
 async def test_requests_before_an_upgrade_are_answered(port: int) -> None:
     before = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: before\r\n\r\n"
     for chunks in ([before * 3 + UPGRADES["h2c"] + SMUGGLED], [before * 3, UPGRADES["websocket"], SMUGGLED]):
-        responses = await talk(port, *chunks)
+        responses = await send_raw(port, *chunks)
         assert statuses(responses) == [200] * 4
         assert responses.count(b"before") == 3
         assert b"smuggled" not in responses
@@ -193,7 +175,7 @@ async def test_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) -> No
         "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
         f"Content-Length: {len(body)}",
     )
-    responses = await talk(port, head, body[:1000], body[1000:])
+    responses = await send_raw(port, head, body[:1000], body[1000:])
     assert statuses(responses) == [200]
     assert f'"filesize":{len(body)}'.encode() in responses
 
@@ -204,6 +186,6 @@ async def test_upload_before_malformed_request_is_stored(port: int, tenant: Tena
     """They arrive in one chunk, and the malformed request does not affect the upload."""
     body = jpeg()
     head = post(f"X-Api-Key: {tenant.key}", "Content-Type: image/jpeg", f"Content-Length: {len(body)}")
-    responses = await talk(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
+    responses = await send_raw(port, head + body[:1000], body[1000:] + REFUSED[case] + SMUGGLED)
     assert statuses(responses) == [200, 400]
     assert b"smuggled" not in responses

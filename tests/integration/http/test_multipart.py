@@ -11,18 +11,12 @@ import pytest
 from service.config.settings import Settings
 from service.http.multipart import FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_FIELDS
 from tests.conftest import Client, Tenant
-from tests.integration.api.test_refusals import error_of
-from tests.support.samples import jpeg, stored_files
+from tests.support.api import error_of
+from tests.support.forms import FILE, PICTURE, Part, field
+from tests.support.samples import stored_files
 
-IMAGE = jpeg()
-Part = tuple[str, bytes]
-FILE: Part = ('name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg', IMAGE)
 # As browsers send a file input without a file.
 NO_FILE: Part = ('name="other"; filename=""\r\nContent-Type: application/octet-stream', b"")
-
-
-def field(name: str, value: str | bytes) -> Part:
-    return f'name="{name}"', value if isinstance(value, bytes) else value.encode()
 
 
 async def send(api: Client, tenant: Tenant, parts: Iterable[Part], query: str = "") -> Any:
@@ -60,7 +54,7 @@ async def test_form_fields_are_parameters(api: Client, tenant: Tenant, *, is_las
     assert image["tags"] == ["lake", "évening", "sun"]
     assert (image["format"], image["exif"], image["account"]["num_images"]) == ("jpeg", {}, 1)
     assert "mini_preview" not in image
-    assert image["filesize"] == len(IMAGE)
+    assert image["filesize"] == len(PICTURE)
 
 
 @pytest.mark.usefixtures("worker")
@@ -129,15 +123,15 @@ async def test_empty_file_with_a_name_is_refused(api: Client, tenant: Tenant) ->
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.settings(max_upload=len(IMAGE))
+@pytest.mark.settings(max_upload=len(PICTURE))
 async def test_form_fields_do_not_count_as_file_bytes(api: Client, tenant: Tenant) -> None:
     """As many and as large as fields may be, beside the largest picture that is allowed."""
     head = "Content-Disposition" + 'form-data; name="a"'
     value = b"x" * (MAX_FIELD_BYTES // MAX_FIELDS - len(head))
     await image_of(await send(api, tenant, [FILE, *[('name="a"', value)] * MAX_FIELDS]))
-    too_large = (FILE[0], IMAGE + bytes(FORM_OVERHEAD_BYTES + 1))
+    too_large = (FILE[0], PICTURE + bytes(FORM_OVERHEAD_BYTES + 1))
     assert (await error_of(await send(api, tenant, [too_large])))[:2] == (413, "upload-too-large")
-    too_large = (FILE[0], IMAGE + b"x")
+    too_large = (FILE[0], PICTURE + b"x")
     assert (await error_of(await send(api, tenant, [too_large])))[:2] == (413, "upload-too-large")
 
 

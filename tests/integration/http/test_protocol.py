@@ -22,21 +22,8 @@ from service.http.protocol import HttpConnection
 from service.http.server import Runner
 from service.limits import pace
 from tests.conftest import Tenant
+from tests.support.raw_http import BAD_REQUESTS, exchange
 from tests.support.samples import jpeg
-
-
-async def exchange(port: int, *chunks: bytes) -> tuple[int, dict[str, str], bytes]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for chunk in chunks:
-        writer.write(chunk)
-        await asyncio.sleep(0.02)
-    async with asyncio.timeout(15):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        status_line, *lines = head.strip().split("\r\n")
-        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        body = await reader.readexactly(int(headers["content-length"]))
-    writer.close()
-    return int(status_line.split()[1]), headers, body
 
 
 @pytest.mark.parametrize("method", ["get", "Get", "gEt"])
@@ -83,22 +70,12 @@ async def test_body_like_a_method_is_not_changed(port: int, tenant: Tenant) -> N
     assert hashlib.sha256(body).hexdigest().encode() in response
 
 
-BAD = {
-    "an unknown method": b"BREW /v1/account?key=%s HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a bad character": b"GET /v1/account?key=%s\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a long line": b"GET /v1/account?key=%s&x=" + b"y" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a bad header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
-    "a bad length": b"POST /v1/images?key=%s HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-    "a long header": b"GET /v1/account?key=%s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_REQUESTS)
 async def test_parser_errors_have_the_body_and_no_key(
     port: int, tenant: Tenant, case: str, capfd: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    request = BAD[case].replace(b"%s", tenant.key.encode())
+    request = BAD_REQUESTS[case].replace(b"%s", tenant.key.encode())
     status, headers, body = await exchange(port, request)
     assert status in (400, 405)
     assert headers["content-type"].startswith("application/json")

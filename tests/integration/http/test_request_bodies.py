@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 
 from service.http.protocol import LINGER_S, MAX_DROPPED_BYTES
 from tests.conftest import Tenant
-from tests.integration.http.test_framing import statuses, talk
+from tests.support.raw_http import send_raw, statuses
 from tests.support.samples import jpeg
 
 CODINGS = ["gzip", "GZip", "x-gzip", "deflate", "br", "zstd", "compress", "gzip, gzip", "identity, gzip", "gzip,", "x"]
@@ -140,7 +140,7 @@ async def test_client_that_sends_first_gets_the_response(port: int, tenant: Tena
     """It reads only after it has sent its body: a connection reset would lose the unread response."""
     request = REFUSED[status].replace(b"{key}", tenant.key.encode())
     began = time.monotonic()
-    responses = await talk(port, request, *[bytes(20_000)] * 10)
+    responses = await send_raw(port, request, *[bytes(20_000)] * 10)
     assert statuses(responses) == [int(status)]
     body = responses.partition(b"\r\n\r\n")[2]
     assert json.loads(body) if int(status) >= 400 else body
@@ -238,7 +238,7 @@ async def test_tiny_chunks_do_not_block_the_loop(
     lines = [f"X-Api-Key: {tenant.key}", f"Content-Type: {content_type}", "Transfer-Encoding: chunked"]
     request = head("/v1/images", 0, *lines).replace(b"Content-Length: 0\r\n", b"")
     async with loop_turns() as turns:
-        responses = await talk(
+        responses = await send_raw(
             port, request + body + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         )
     assert statuses(responses)[0] == status

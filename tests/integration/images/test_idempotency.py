@@ -36,8 +36,9 @@ from service.queue.jobs import open_redis
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
 from tests.integration.verification.test_verify import verify
-from tests.support.daguerre_processes import processes_of, until
+from tests.support.daguerre_processes import processes_of
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 from worker.cron import sweep
 from worker.resources import open_resources
 
@@ -374,8 +375,8 @@ async def test_retry_after_a_crash_gets_the_image(
 ) -> None:
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
         api = daguerre.start_api()
-        await api.told("api.listening")
-        await daguerre.wait_away("worker")
+        await api.wait_logged("api.listening")
+        await daguerre.wait_unavailable("worker")
 
         async def send() -> Answer:
             headers = tenant.headers | {"Content-Type": "image/jpeg", "Idempotency-Key": KEY}

@@ -22,8 +22,7 @@ from service.ids import AccountId, parse_image_id
 from service.images.queries import ImageQuery, find_images
 from service.images.search import Filters, Position, search_images
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.images.test_tags import ODD_TAGS
-from tests.support.samples import insert_image, jpeg
+from tests.support.samples import ODD_TAGS, insert_image, jpeg
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 

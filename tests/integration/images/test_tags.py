@@ -17,25 +17,11 @@ from service.ids import ImageId
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
 from service.images.updates import change_tags
 from tests.conftest import Client, NewTenant, RunBurst, Servers, Tenant
-from tests.support.samples import insert_image, jpeg
+from tests.support.samples import ODD_TAGS, insert_image, jpeg
 
 ID = "AAAAAAA"
 ADD = [("GET", "add_tags"), ("PUT", "tags")]
 REMOVE = [("GET", "remove_tags"), ("DELETE", "tags")]
-ODD_TAGS = [
-    'it\'s "quoted"',
-    "back\\slash",
-    "100%",
-    "{curly}",
-    "NULL",
-    "Grüße",
-    "猫",
-    "🐈",
-    "a b",
-    "$1",
-    "a;b",
-    "x=y&z",
-]
 JSON = {"Content-Type": "application/json"}
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,17 @@ import redis
 from service.accounts.accounts import create_account, list_accounts
 from service.accounts.api_keys import list_keys, revoke_key
 from service.launcher import StartError
-from service.launcher.embedded import EmbeddedError, data_folder, first_key, running
+from service.launcher.embedded import EmbeddedError, data_folder, first_key, instance
 from service.launcher.embedded.first_key import FirstKey
 from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.valkey import Valkey
-from tests.support.processes import is_alive, wait_for
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 AS_ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with data_folder.scratch() as path:
-        yield path
 
 
 def query(dsn: str, statement: str) -> Any:
@@ -49,7 +44,7 @@ def query(dsn: str, statement: str) -> Any:
 
 
 class TestServers:
-    def test_data_survive_a_restart_and_a_kill(self, place: Path) -> None:
+    def test_data_survives_restart_and_kill(self, place: Path) -> None:
         with Postgres(place / "pg", settings={"io_method": "sync"}) as postgres, Valkey(place / "valkey") as valkey:
             assert query(postgres.dsn, "show fsync") == "on"
             assert query(postgres.dsn, "show synchronous_commit") == "on"
@@ -94,7 +89,7 @@ class TestServers:
             parent.kill()
         wait_for(lambda: not any(is_alive(pid) for pid in pids), 5)
 
-    def test_a_server_that_outlived_its_parent_is_replaced(self, place: Path) -> None:
+    def test_orphaned_server_is_replaced(self, place: Path) -> None:
         """What a hard kill leaves where the kernel sends no death signal."""
         postgres = Postgres(place / "pg", settings={"fsync": "off"})
         user = server_user()
@@ -116,21 +111,21 @@ class TestServers:
         finally:
             left.kill()
 
-    def test_a_process_number_used_again_is_no_server(self, place: Path) -> None:
+    def test_reused_pid_is_not_a_server(self, place: Path) -> None:
         with Postgres(place / "pg", settings={"fsync": "off"}) as postgres:
             postgres.stop()
             (postgres.cluster / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.cluster}\n0\n5432\n\n\n0 0\n")
             postgres.start()
             assert query(postgres.dsn, "select 1") == 1
 
-    def test_another_major_version_is_refused(self, place: Path) -> None:
+    def test_other_major_version_is_refused(self, place: Path) -> None:
         cluster = place / "pg" / "cluster"
         cluster.mkdir(parents=True)
         (cluster / "PG_VERSION").write_text("17\n")
-        with pytest.raises(EmbeddedError, match="is of PostgreSQL 17 and this Daguerre brings 18"):
+        with pytest.raises(EmbeddedError, match="was created by PostgreSQL 17, and this Daguerre includes 18"):
             Postgres(place / "pg").start()
 
-    def test_a_start_that_fails_says_why(self, place: Path) -> None:
+    def test_failed_start_shows_its_reason(self, place: Path) -> None:
         with pytest.raises(StartError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
             Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
 
@@ -150,7 +145,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 class TestDamage:
-    def test_the_last_reason_of_a_start_is_shown(self, place: Path) -> None:
+    def test_reason_of_this_start_is_shown(self, place: Path) -> None:
         """And not the one of an earlier start, which stands in the same log."""
         settings = {"fsync": "off", "io_method": "sync"}
         with Postgres(place / "pg", settings=settings):
@@ -178,8 +173,8 @@ class TestFolder:
         ("name", "reason"),
         [
             ("file", "is not a folder"),
-            ("file/below/it", r"cannot be made, since .*/file is not a folder"),
-            ("full", r"holds other things \(a, b, c, …\)"),
+            ("file/below/it", r"cannot be created: .*/file is not a folder"),
+            ("full", r"holds other files \(a, b, c, …\)"),
         ],
     )
     def test_refuses(self, place: Path, name: str, reason: str) -> None:
@@ -191,7 +186,7 @@ class TestFolder:
             pass
 
     @pytest.mark.skipif(not AS_ROOT, reason="only root's PostgreSQL runs as another user")
-    def test_refuses_what_nobody_cannot_enter(self, place: Path) -> None:
+    def test_refuses_folder_closed_to_nobody(self, place: Path) -> None:
         closed = place / "closed"
         closed.mkdir(mode=0o700)
         with pytest.raises(EmbeddedError, match=r"who cannot enter .*/closed \(mode 700\)"):  # noqa: SIM117
@@ -202,7 +197,7 @@ class TestFolder:
             pass
         assert closed.stat().st_mode & 0o777 == 0o700
 
-    def test_refuses_what_is_not_writable(self, place: Path) -> None:
+    def test_refuses_read_only_folder(self, place: Path) -> None:
         (place / "closed").mkdir(mode=0o500)
         closed = [Path("/proc/data")] if AS_ROOT else [place / "closed", place / "closed" / "data"]
         for path in closed:
@@ -211,7 +206,7 @@ class TestFolder:
                     pass
 
     @pytest.mark.parametrize("name", ["long" * 30, "with space"])
-    def test_a_path_that_no_socket_can_have_gets_a_folder_for_sockets(self, place: Path, name: str) -> None:
+    def test_unusable_socket_path_gets_another_folder(self, place: Path, name: str) -> None:
         with data_folder.claim(place / name, server_user()) as claimed:
             assert re.fullmatch(r"/tmp/daguerre-\d+-[0-9a-f]{12}", str(claimed.run))
             assert claimed.run.stat().st_mode & 0o077 == (0o011 if AS_ROOT else 0)
@@ -226,18 +221,18 @@ class TestFolder:
         finally:
             claimed.run.unlink()
 
-    def test_running_is_told_by_the_lock_alone(self, place: Path) -> None:
-        found = running.Running(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
-        assert running.find(place / "missing") is None
-        running.announce(place, found)
-        assert running.state_file(place).stat().st_mode & 0o777 == 0o600
-        assert running.find(place) is None
-        with running.lock(place):
-            assert running.find(place) == found
-            running.state_file(place).unlink()
+    def test_instance_is_found_by_its_lock(self, place: Path) -> None:
+        found = instance.Instance(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
+        assert instance.find(place / "missing") is None
+        instance.announce(place, found)
+        assert instance.state_file(place).stat().st_mode & 0o777 == 0o600
+        assert instance.find(place) is None
+        with instance.lock(place):
+            assert instance.find(place) == found
+            instance.state_file(place).unlink()
             with pytest.raises(EmbeddedError, match="still starting"):
-                running.find(place, wait_s=0)
-        assert running.find(place) is None
+                instance.find(place, wait_s=0)
+        assert instance.find(place) is None
 
 
 class TestFirstKey:
@@ -251,19 +246,19 @@ class TestFirstKey:
         assert await first_key.prepare(database_url, tmp_path) == FirstKey(None, is_revoked=True)
         assert len(await list_keys(connection, "default")) == 1
 
-    async def test_a_crash_on_either_side_of_the_commit_is_mended(self, database_url: str, tmp_path: Path) -> None:
+    async def test_crash_around_the_commit_is_repaired(self, database_url: str, tmp_path: Path) -> None:
         (tmp_path / "first-key.new").write_text("x" * 40)  # written, then not committed
         first = await first_key.prepare(database_url, tmp_path)
         assert first.key not in {None, "x" * 40}
         (tmp_path / "first-key").rename(tmp_path / "first-key.new")  # committed, then not renamed
         assert await first_key.prepare(database_url, tmp_path) == first
 
-    async def test_an_account_of_that_name_is_left_alone(self, database_url: str, tmp_path: Path) -> None:
+    async def test_existing_account_is_unchanged(self, database_url: str, tmp_path: Path) -> None:
         assert (await first_key.prepare(database_url, tmp_path)).key
         (tmp_path / "first-key").unlink()
         assert await first_key.prepare(database_url, tmp_path) == FirstKey(None)
 
-    async def test_a_key_of_other_data_is_not_revoked(self, database_url: str, connection: Any, tmp_path: Path) -> None:
+    async def test_key_of_other_data_is_not_revoked(self, database_url: str, connection: Any, tmp_path: Path) -> None:
         """As after a backup was restored over the tables of a first start."""
         (tmp_path / "first-key").write_text("x" * 40)
         await create_account(connection, "shop", 1000)
@@ -278,7 +273,7 @@ class TestFirstKey:
         assert [account.name for account in await list_accounts(connection)] == ["shop"]
         assert not (tmp_path / "first-key").exists()
 
-    async def test_an_empty_database_gets_a_new_key(self, database_url: str, tmp_path: Path) -> None:
+    async def test_empty_database_gets_a_new_key(self, database_url: str, tmp_path: Path) -> None:
         (tmp_path / "first-key").write_text("x" * 40)
         first = await first_key.prepare(database_url, tmp_path)
         assert first.key == (tmp_path / "first-key").read_text().strip() != "x" * 40

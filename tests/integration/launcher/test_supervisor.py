@@ -1,4 +1,4 @@
-"""Programs on a leash, and their supervisor."""
+"""Child processes that end with their parent, and their supervisor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from service.launcher import StartError, parent_death
+from service.launcher.exit_reasons import exit_reason, find_reason, log_position
 from service.launcher.process import Program, trim_log
-from service.launcher.reasons import find_reason, last_words, mark_log
 from service.launcher.supervisor import Supervisor
-from tests.support.processes import is_alive, wait_for
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_for
 
-LEASH = Path(parent_death.__file__)
+WRAPPER = Path(parent_death.__file__)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -32,22 +33,22 @@ def test_logs_are_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "server.log.1").stat().st_size == 10 << 20
 
 
-def test_last_words_move_no_cursor(tmp_path: Path) -> None:
+def test_exit_reason_has_no_control_characters(tmp_path: Path) -> None:
     """A server's log may repeat what a client sent."""
     log = tmp_path / "server.log"
     log.write_text("ready\nFATAL:  no role \x1b[2J\x9b31m\u202e\n")
-    words = last_words(Program("server", ["/bin/false"], log=log))
+    words = exit_reason(Program("server", ["/bin/false"], log=log))
     assert words == rf"'no role \x1b[2J\x9b31m\u202e' (more in {log})"
 
 
-AN_OLD_REASON = "2026-11-28 20:11:33.983 UTC [1] FATAL:  an old reason"
+OLD_REASON = "2026-11-28 20:11:33.983 UTC [1] FATAL:  an old reason"
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([AN_OLD_REASON], "an old reason"),
-        ([AN_OLD_REASON, "2026-11-29 20:11:34 UTC [2] PANIC:  could not read file"], "could not read file"),
+        ([OLD_REASON], "an old reason"),
+        ([OLD_REASON, "2026-11-29 20:11:34 UTC [2] PANIC:  could not read file"], "could not read file"),
         (
             [
                 "2026 UTC [2] FATAL:  no status of transaction 753",
@@ -67,25 +68,25 @@ AN_OLD_REASON = "2026-11-28 20:11:33.983 UTC [1] FATAL:  an old reason"
         ([], ""),
     ],
 )
-def test_the_reason_is_found_in_a_log(words: list[str], reason: str) -> None:
+def test_reason_is_found_in_a_log(words: list[str], reason: str) -> None:
     assert find_reason(words) == reason
 
 
-def test_an_older_reason_is_not_shown(tmp_path: Path) -> None:
+def test_older_reason_is_not_shown(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    log.write_text(f"{AN_OLD_REASON}\n")
+    log.write_text(f"{OLD_REASON}\n")
     program = Program("server", ["/bin/false"], log=log)
-    position = mark_log(program)
-    assert last_words(program, position) == f"it said nothing (more in {log})"
+    position = log_position(program)
+    assert exit_reason(program, position) == f"it printed nothing (more in {log})"
     with log.open("a") as file:
         file.write("2026 UTC [1] PANIC:  a new reason\n")
-    assert last_words(program, position) == f"a new reason (more in {log})"
+    assert exit_reason(program, position) == f"a new reason (more in {log})"
     log.write_text("PANIC:  after a trim\n")
-    assert last_words(program, position) == f"after a trim (more in {log})"
+    assert exit_reason(program, position) == f"after a trim (more in {log})"
 
 
-class TestLeash:
-    def test_without_a_death_signal_a_watcher_ends_the_program(self) -> None:
+class TestParentDeath:
+    def test_watcher_ends_the_program(self) -> None:
         program = (
             "import os, runpy, subprocess, sys, time\n"
             "code = 'import runpy, sys; sys.platform = \"other\"; sys.argv = sys.argv[1:]; '"
@@ -94,26 +95,40 @@ class TestLeash:
             " '/bin/sleep', '60'])\n"
             "print(child.pid, flush=True); time.sleep(60)\n"
         )
-        with subprocess.Popen([sys.executable, "-c", program, str(LEASH)], stdout=subprocess.PIPE, text=True) as parent:
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(WRAPPER)], stdout=subprocess.PIPE, text=True
+        ) as parent:
             assert parent.stdout is not None
             pid = int(parent.stdout.readline())
-            wait_for(lambda: "sleep" in Path(f"/proc/{pid}/cmdline").read_text(), 5)
+            wait_for(lambda: "sleep" in Path(f"/proc/{pid}/cmdline").read_text())
             parent.kill()
-        wait_for(lambda: not is_alive(pid), 5)
+        wait_for(lambda: not is_alive(pid))
 
-    def test_nothing_starts_for_a_parent_that_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        parent_death = runpy.run_path(str(LEASH))
+    def test_nothing_starts_for_a_dead_parent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        parent_death = runpy.run_path(str(WRAPPER))
         monkeypatch.setattr(sys, "platform", "linux")
         with pytest.raises(SystemExit):
-            parent_death["tie_to"](os.getpid(), 0)
+            parent_death["die_with_parent"](os.getpid(), 0)
+
+
+def trapping(name: str, command: str, folder: Path, *, grace_s: float = 30) -> Program:
+    """A program that runs `command` on SIGTERM; it is ready when it can."""
+    ready = folder / f"{name} is ready"
+    script = f"trap '{command}' TERM; touch '{ready}'; while :; do sleep 0.1; done"
+    return Program(name, ["/bin/sh", "-c", script], grace_s=grace_s, ready=lambda _: ready.exists())
 
 
 class TestSupervisor:
-    def test_what_dies_again_and_again_is_started_ever_later(self, tmp_path: Path) -> None:
+    def test_restarts_are_delayed_more_and_more(self, tmp_path: Path) -> None:
         starts, lines = tmp_path / "starts", list[str]()
-        with Supervisor(report=lines.append) as supervisor:
+
+        def report(line: str) -> None:
+            lines.append(line)
+            if len(lines) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with Supervisor(report=report) as supervisor:
             supervisor.start([Program("Quick", ["/bin/sh", "-c", f"echo >> {starts}; sleep 0.1; exit 3"])])
-            threading.Timer(1.6, os.kill, [os.getpid(), signal.SIGTERM]).start()
             supervisor.run()
         assert starts.read_text().count("\n") == 3
         assert [line.split(")", 1)[1] for line in lines] == [
@@ -122,24 +137,29 @@ class TestSupervisor:
             " ended with exit code 3: starting it again in 2 s",
         ]
 
-    def test_the_last_group_is_stopped_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
-        order = tmp_path / "order"
-        stubborn = Program("Stubborn", ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"], grace_s=60)
-        polite = Program(
-            "Polite", ["/bin/sh", "-c", f"trap 'date +%s > {order}; exit' TERM; while :; do sleep 0.1; done"]
-        )
+    def test_last_group_stops_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
+        order, signalled = tmp_path / "order", tmp_path / "signalled"
+        stubborn = trapping("Stubborn", f"touch {signalled}", tmp_path, grace_s=60)
+        polite = trapping("Polite", f"date +%s > {order}; exit", tmp_path)
+
+        def signal_twice() -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(signalled.exists)
+            os.kill(os.getpid(), signal.SIGTERM)
+
         with Supervisor(report=lambda _: None) as supervisor:
             supervisor.start([polite])
             supervisor.start([stubborn])
-            for delay_s in (0.3, 0.6):
-                threading.Timer(delay_s, os.kill, [os.getpid(), signal.SIGTERM]).start()
-            begun = time.time()
+            started = time.time()
+            signalling = threading.Thread(target=signal_twice)
+            signalling.start()
             supervisor.run()
             supervisor.stop()
-        assert 2 < time.time() - begun < 10
-        assert int(order.read_text()) >= int(begun) + 2
+            signalling.join()
+        assert 2 < time.time() - started < 30  # half of the stubborn one's grace
+        assert int(order.read_text()) >= int(started) + 2
 
-    def test_children_of_a_killed_program_end_too(self, tmp_path: Path) -> None:
+    def test_children_of_a_killed_program_end(self, tmp_path: Path) -> None:
         pids = tmp_path / "pids"
         program = Program("Parent", ["/bin/sh", "-c", f"sleep 60 & echo $$ $! >> {pids}; wait"])
         with Supervisor(report=lambda _: None) as supervisor:
@@ -147,10 +167,10 @@ class TestSupervisor:
             wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 1)
             parent, child = map(int, pids.read_text().split())
             os.kill(parent, signal.SIGKILL)
-            assert supervisor.wait_until(lambda: pids.read_text().count("\n") == 2, 5)
-            wait_for(lambda: not is_alive(child), 5)
+            assert supervisor.wait_until(lambda: pids.read_text().count("\n") == 2, 20)
+            wait_for(lambda: not is_alive(child))
 
-    def test_a_program_that_cannot_start_is_given_up(self) -> None:
+    def test_broken_program_raises(self) -> None:
         with Supervisor(report=lambda _: None) as supervisor:
             supervisor.start([Program("Broken", ["/nowhere/program"])])
             with pytest.raises(StartError, match="Broken did not start: it ended with exit code 1"):

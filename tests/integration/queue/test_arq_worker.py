@@ -29,6 +29,7 @@ from service.queue.heartbeats import WORKERS, SignsOfLife
 from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, JobQueue
 from service.queue.turns import TurnKeys
 from tests.conftest import Servers
+from tests.support.waiting import until
 from worker import probe, render
 from worker.queue.arq_worker import DoorbellWorker
 from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobEnd
@@ -75,12 +76,6 @@ async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
     queue = JobQueue(redis)
     for image_id in ids:
         await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_the_private_names_of_arq_are_there() -> None:

@@ -22,9 +22,11 @@ from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.transformation import Transformation
 from service.storage.disk import DiskStorage
 from tests.conftest import Client, NewTenant, Tenant, run_worker
-from tests.integration.queue.test_arq_worker import enqueue, until, working
+from tests.integration.queue.test_arq_worker import enqueue, working
 from tests.support import pictures
+from tests.support.api import upload_image
 from tests.support.samples import insert_image, slow_svg
+from tests.support.waiting import until
 from worker.queue.claims import Claims, JobEnd
 from worker.queue.shares import Rooms, Shares
 
@@ -87,12 +89,6 @@ async def find_p95(ask: Callable[[], Awaitable[None]]) -> float:
     return statistics.quantiles(times, n=20)[-1]
 
 
-async def upload(api: Client, tenant: Tenant, body: bytes) -> ImageId:
-    async with api.post("/v1/images", data=body, headers=tenant.headers) as answer:
-        assert answer.status == 200, await answer.text()
-        return ImageId((await answer.json())["response"]["id"])
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_slow_pictures_delay_no_other_account(
     api: Client, settings: Settings, connection: Any, new_tenant: NewTenant, processes: int
@@ -101,7 +97,7 @@ async def test_slow_pictures_delay_no_other_account(
     picture = pictures.encode("jpeg", pictures.landscape(1600, 1200))
 
     async def ask() -> None:
-        await upload(api, quiet, picture)
+        await upload_image(api, quiet, picture)
 
     async with run_worker(settings, probe_processes=processes):
         alone = await find_p95(ask)
@@ -118,8 +114,8 @@ async def test_slow_renditions_delay_no_other_account(
     quiet, loud = await new_tenant(), await new_tenant()
     widths = iter(range(100, 200))
     async with run_worker(settings, render_processes=processes):
-        large = await upload(api, loud, pictures.encode("jpeg", pictures.landscape(3000, 2000), quality=30))
-        small = await upload(api, quiet, pictures.encode("jpeg", pictures.landscape(800, 600)))
+        large = await upload_image(api, loud, pictures.encode("jpeg", pictures.landscape(3000, 2000), quality=30))
+        small = await upload_image(api, quiet, pictures.encode("jpeg", pictures.landscape(800, 600)))
 
         async def ask() -> None:
             async with api.get(f"/i/{small}?width={next(widths)}") as answer:

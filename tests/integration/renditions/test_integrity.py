@@ -19,6 +19,7 @@ from service.storage.files import Stored, look_at
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.support import pictures
+from tests.support.api import upload_image
 from tests.support.scrapes import Scrape
 
 SMALL, LARGE = (96, 64), (700, 500)
@@ -27,8 +28,7 @@ FORMATS: Sequence[Format] = ["jpeg", "png", "webp", "avif", "gif"]
 
 async def upload(api: Client, tenant: Tenant, size: tuple[int, int] = SMALL) -> ImageId:
     data = pictures.encode("png", pictures.landscape(*size))
-    answer = await api.post("/v1/images", data=data, headers=tenant.headers)
-    return ImageId((await answer.json())["response"]["id"])
+    return await upload_image(api, tenant, data)
 
 
 def damage(path: Path, how: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.support import pictures
 from tests.support.scrapes import Scrape
+from tests.support.waiting import until
 from worker import rendition_recorder
 from worker.cron.eviction import NEXT_FOLDER, evict_renditions
 from worker.render import render_image
@@ -48,15 +48,6 @@ async def image_id(api: Client, settings: Settings, tenant: Tenant) -> str:
 
 def files(settings: Settings) -> list[Path]:
     return [path for path in settings.renditions_folder.rglob("*") if path.is_file()]
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if await found if asyncio.iscoroutine(found) else found:
-                return
-            await asyncio.sleep(0.01)
 
 
 def making(api: Client) -> dict[Any, Any]:

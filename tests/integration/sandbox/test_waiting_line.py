@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from service.renditions.transformation import Transformation
 from tests.support.samples import jpeg, slow_svg
+from tests.support.waiting import until
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.pool import Children
 from worker.sandbox.process import ChildUnavailable
@@ -45,12 +46,6 @@ async def open_children(count: int, share: int | None = None) -> AsyncIterator[C
         yield children
     finally:
         await children.end()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def probe_slow(children: Children, path: str, account: str) -> None:

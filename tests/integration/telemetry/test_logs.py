@@ -13,7 +13,8 @@ import pytest
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 from tests.conftest import Tenant
-from tests.support.daguerre_processes import processes_of, until
+from tests.support.daguerre_processes import processes_of
+from tests.support.waiting import until
 
 _SCRIPT = """
 import logging, structlog
@@ -33,7 +34,7 @@ logging.getLogger("arq.worker").info("hidden")
 """
 
 
-def test_every_line_is_json_with_its_process_and_level() -> None:
+def test_lines_are_json_with_process_and_level() -> None:
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=20, check=True)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.stdout == ""
@@ -77,12 +78,12 @@ def run_in_a_loop(log_format: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost() -> None:
+def test_lines_of_one_iteration_are_written_together() -> None:
     lines = [json.loads(line) for line in run_in_a_loop("json")]
     assert [line["event"] for line in lines] == ["request", "request", "another", "of a thread", "last"]
 
 
-def test_the_line_of_a_request_looks_like_any_other() -> None:
+def test_request_line_has_the_common_fields() -> None:
     lines = [json.loads(line) for line in run_in_a_loop("json")]
     assert [(line["level"], line["status"]) for line in lines[:2]] == [("info", 200), ("warning", 503)]
     assert set(lines[0]) - {"request_id", "status"} == set(lines[2])
@@ -147,11 +148,11 @@ def test_escaped_lines_are_still_json() -> None:
 
 
 @pytest.mark.settings(log_format="console")
-async def test_what_a_client_sends_is_escaped(settings: Settings, tenant: Tenant, tmp_path: Path) -> None:
+async def test_client_text_is_escaped(settings: Settings, tenant: Tenant, tmp_path: Path) -> None:
     """Over a real connection and in the log of a real process."""
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
         api = daguerre.start_api()
-        await daguerre.wait_away("worker")
+        await daguerre.wait_unavailable("worker")
         for target in (
             "/%1b%5B31m%0A%0Dforged%E2%80%AE%C2%9B",
             "/a\x1b[31m",
@@ -176,7 +177,7 @@ def render(**event: object) -> list[str]:
     return ConsoleRenderer(colours=False)(None, "", fields).split("\n")
 
 
-def test_a_console_line_begins_with_its_event() -> None:
+def test_console_line_begins_with_its_event() -> None:
     fields = {
         "request_id": "0123456789abcdef",
         "method": "GET",
@@ -198,6 +199,6 @@ def test_console_lines_fit_100_columns() -> None:
         assert not [line for line in lines if line.endswith("\\")]
 
 
-def test_a_traceback_is_no_line_of_the_log() -> None:
+def test_traceback_is_indented() -> None:
     lines = render(event="request.failed", exception="  Traceback\n  ValueError: x")
     assert lines[1:] == ["  Traceback", "  ValueError: x"]

@@ -28,6 +28,7 @@ from worker.cron.sweep import sweep
 from worker.resources import open_resources
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.pool import Children
+from worker.sandbox.process import ChildStalled
 
 RAW = {"Content-Type": "application/octet-stream"}
 OF_QUEUE = {"daguerre_queue_depth", "daguerre_queue_oldest_seconds", "daguerre_workers"}
@@ -47,7 +48,7 @@ async def upload(api: Client, tenant: Tenant, body: bytes) -> int:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_is_counted_all_the_way(api: Client, tenant: Tenant) -> None:
+async def test_upload_is_counted(api: Client, tenant: Tenant) -> None:
     before = await scrape(api)
     body = jpeg()
     assert await upload(api, tenant, body) == 200
@@ -64,7 +65,7 @@ async def test_an_upload_is_counted_all_the_way(api: Client, tenant: Tenant) -> 
     assert after.value("daguerre_build_info") == 1
 
 
-async def test_the_answer_is_what_prometheus_reads_and_needs_no_key(api: Client) -> None:
+async def test_metrics_are_plain_text_without_a_key(api: Client) -> None:
     answer = await api.get("/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
@@ -111,7 +112,7 @@ async def test_stored_images_and_disks_are_shown(
 
 
 @pytest.mark.settings(database_url="postgresql://127.0.0.1:1/daguerre", redis_url="redis://127.0.0.1:1/0")
-async def test_what_is_away_is_shown_as_down(settings: Settings) -> None:
+async def test_unavailable_servers_are_shown_as_down(settings: Settings) -> None:
     (settings.storage_folder / "incoming").mkdir(exist_ok=True)
     async with TestClient(TestServer(create_app(settings))) as api:
         shown = await scrape(api)
@@ -122,13 +123,13 @@ async def test_what_is_away_is_shown_as_down(settings: Settings) -> None:
     assert shown.value("daguerre_disk_size_bytes", disk="storage") > 0
 
 
-async def test_sizes_are_measured_once_a_while(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_sizes_are_cached(api: Client, connection: Any, tenant: Tenant) -> None:
     await scrape(api)
     await connection.execute("update accounts set num_images = 7")
     assert (await scrape(api)).value("daguerre_stored_images") == 0
 
 
-async def test_a_scrape_is_used_again_for_a_second(api: Client) -> None:
+async def test_scrape_is_cached_for_a_second(api: Client) -> None:
     """So that the 12 ms that it costs are spent once a second, however many ask."""
     first = await (await api.get("/metrics")).text()
     await api.get("/healthz")
@@ -139,7 +140,7 @@ async def test_a_scrape_is_used_again_for_a_second(api: Client) -> None:
     assert later.rise(Scrape(first), "daguerre_http_requests_total", route="/metrics") == 51
 
 
-async def test_a_scrape_that_failed_is_made_again(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_scrape_is_not_cached(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bytes:
         raise OSError("no folder")
 
@@ -150,7 +151,7 @@ async def test_a_scrape_that_failed_is_made_again(api: Client, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_refused_picture_is_counted_by_its_code(api: Client, tenant: Tenant) -> None:
+async def test_refused_picture_is_counted_by_code(api: Client, tenant: Tenant) -> None:
     before = await scrape(api)
     assert await upload(api, tenant, b"no picture") == 415
     after = await scrape(api)
@@ -161,7 +162,7 @@ async def test_a_refused_picture_is_counted_by_its_code(api: Client, tenant: Ten
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_a_queue_that_nobody_works_on_is_seen_from_outside(api: Client, tenant: Tenant, burst: RunBurst) -> None:
+async def test_queue_without_workers_is_visible(api: Client, tenant: Tenant, burst: RunBurst) -> None:
     before = await scrape(api)
     assert await upload(api, tenant, jpeg()) == 202
     waiting = await scrape(api)
@@ -176,7 +177,7 @@ async def test_a_queue_that_nobody_works_on_is_seen_from_outside(api: Client, te
     assert after.rise(before, "daguerre_queue_wait_seconds_sum") >= 0.1
 
 
-async def test_labels_stay_within_bounds_whatever_is_asked(api: Client, tenant: Tenant) -> None:
+async def test_labels_are_bounded(api: Client, tenant: Tenant) -> None:
     names = random.Random(7)
 
     def word() -> str:
@@ -205,7 +206,7 @@ async def test_labels_stay_within_bounds_whatever_is_asked(api: Client, tenant: 
 
 
 @pytest.mark.settings(redis_url="redis://127.0.0.1:1/0")
-async def test_while_redis_is_away_the_queue_is_left_out(api: Client) -> None:
+async def test_queue_is_omitted_without_redis(api: Client) -> None:
     began = time.monotonic()
     shown = await scrape(api)
     assert time.monotonic() - began < 1
@@ -213,7 +214,7 @@ async def test_while_redis_is_away_the_queue_is_left_out(api: Client) -> None:
     assert "daguerre_build_info" in shown.names()
 
 
-async def test_a_redis_that_hangs_holds_a_scrape_up_for_a_second_at_most(api: Client, redis_url: str) -> None:
+async def test_hanging_redis_delays_a_scrape_by_a_second(api: Client, redis_url: str) -> None:
     assert (await scrape(api)).names() >= OF_QUEUE
     with sync_redis.Redis.from_url(redis_url) as client:
         client.client_pause(2500)  # ends by itself: nothing else could end it
@@ -223,14 +224,20 @@ async def test_a_redis_that_hangs_holds_a_scrape_up_for_a_second_at_most(api: Cl
     assert not OF_QUEUE & shown.names()
 
 
-async def test_a_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
+async def test_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     before = await scrape(api)
     picture = tmp_path / "picture"
     picture.write_bytes(slow_svg(1000))
     children = Children(1, max_pixels=1_000_000, timeout_s=1)
     await children.start()
-    with pytest.raises(ChildLost):
-        await children.probe(str(picture))
+    lost = False
+    while not lost:
+        try:
+            await children.probe(str(picture))
+        except ChildStalled:  # a busy machine gave it no CPU, so the picture is not to blame
+            continue
+        except ChildLost:
+            lost = True
     await children.end()
     after = await scrape(api)
     assert after.rise(before, "daguerre_child_crashes_total") == 1
@@ -238,7 +245,7 @@ async def test_a_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.settings(wait_s=0.1)
-async def test_what_the_periodic_jobs_mend_is_counted(
+async def test_repairs_of_periodic_jobs_are_counted(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, redis_url: str
 ) -> None:
     await upload(api, tenant, jpeg())
@@ -259,7 +266,7 @@ async def test_what_the_periodic_jobs_mend_is_counted(
     assert after.rise(before, "daguerre_account_corrections_total") == 1
 
 
-async def test_a_client_who_leaves_is_counted_as_499(api: Client, tenant: Tenant) -> None:
+async def test_client_that_leaves_is_counted_as_499(api: Client, tenant: Tenant) -> None:
     before = await scrape(api)
     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
     head = f"POST /v1/images?key={tenant.key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n"

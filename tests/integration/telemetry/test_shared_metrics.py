@@ -6,7 +6,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,26 +13,19 @@ import pytest
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.errors import CATALOGUE
-from service.launcher.embedded import data_folder
 from service.telemetry import metric_files
-from tests.conftest import Tenant
-from tests.e2e.test_up import up
-from tests.support.daguerre_processes import Daguerre, Part, processes_of, until
-from tests.support.processes import wait_for
+from tests.support.daguerre_processes import Daguerre, Part
+from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
 from tests.support.scrapes import Scrape
+from tests.support.up import up
+from tests.support.waiting import until, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-@pytest.fixture
-async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
-        yield started
-
-
 async def scrape(daguerre: Daguerre) -> Scrape:
-    """Perhaps of the second before: a process uses its text again for so long."""
+    """Returns a scrape, which may be up to a second old: a process uses its text again that long."""
     async with daguerre.session.get("/metrics") as answer:
         assert answer.status == 200
         return Scrape(await answer.text())
@@ -42,22 +34,22 @@ async def scrape(daguerre: Daguerre) -> Scrape:
 async def start_apis(daguerre: Daguerre, count: int) -> list[Part]:
     parts = [daguerre.start_api() for _ in range(count)]
     for part in parts:
-        await part.told("api.listening")
+        await part.wait_logged("api.listening")
     return parts
 
 
 async def ask_each(daguerre: Daguerre, apis: list[Part]) -> int:
-    """Ask about an account until every process has answered. Returns how often."""
-    asked = 0
+    """Requests an account until every process has answered. Returns the number of requests."""
+    requests = 0
 
-    async def all_asked() -> bool:
-        nonlocal asked
+    async def have_all_answered() -> bool:
+        nonlocal requests
         await daguerre.get("/v1/account")
-        asked += 1
+        requests += 1
         return all(api.count_requests(path="/v1/account") for api in apis)
 
-    await until(all_asked)
-    return asked
+    await until(have_all_answered)
+    return requests
 
 
 def total(shown: Scrape) -> float:
@@ -78,17 +70,17 @@ async def wait_in_flight(daguerre: Daguerre, count: int) -> None:
     await until(is_so)
 
 
-async def test_whichever_process_answers_shows_what_all_of_them_counted(daguerre: Daguerre) -> None:
+async def test_every_process_shows_all_counts(daguerre: Daguerre) -> None:
     apis = await start_apis(daguerre, 2)
     worker = daguerre.start_worker()
-    await worker.told("worker.started")
-    await daguerre.wait_away()
+    await worker.wait_logged("worker.started")
+    await daguerre.wait_ready()
     assert (await daguerre.upload(jpeg())).status == 200
-    asked = await ask_each(daguerre, apis)
+    requests = await ask_each(daguerre, apis)
     for _ in range(10):
         shown = await scrape(daguerre)
-        assert total(shown) == asked
-        assert shown.value("daguerre_http_request_duration_seconds_count", route="/v1/account") == asked
+        assert total(shown) == requests
+        assert shown.value("daguerre_http_request_duration_seconds_count", route="/v1/account") == requests
         assert shown.value("daguerre_probe_duration_seconds_count") == 1
         assert shown.value("daguerre_queue_wait_seconds_count") == 1
         assert shown.value("daguerre_workers") == shown.value("daguerre_build_info") == 1
@@ -96,35 +88,39 @@ async def test_whichever_process_answers_shows_what_all_of_them_counted(daguerre
     assert not any(api.count_requests(path="/metrics") for api in apis)
 
 
-async def test_the_counts_of_a_killed_process_remain_and_its_gauges_go(daguerre: Daguerre, settings: Settings) -> None:
+async def test_killed_process_keeps_counts_without_gauges(daguerre: Daguerre, settings: Settings) -> None:
     [killed] = await start_apis(daguerre, 1)
     writer = await begin_upload(daguerre)
     await wait_in_flight(daguerre, 1)
     [survivor] = await start_apis(daguerre, 1)
-    asked = await ask_each(daguerre, [killed, survivor])
-    await asyncio.sleep(1)
-    before = total(await scrape(daguerre))
-    assert before == asked
+    requests = await ask_each(daguerre, [killed, survivor])
+    await wait_counted(daguerre, requests, in_flight=1)
     killed.process.kill()
     await killed.exit_code()
-    await asyncio.sleep(1)
-    after = await scrape(daguerre)
-    assert (total(after), after.value("daguerre_uploads_in_flight")) == (before, 0)
+    await wait_counted(daguerre, requests, in_flight=0)
     writer.close()
 
     files = sorted(settings.metrics_folder.iterdir())
     for _ in range(2):
         [replacement] = await start_apis(daguerre, 1)
-        asked += await ask_each(daguerre, [replacement])
-        await asyncio.sleep(1)
-        shown = await scrape(daguerre)
-        assert (total(shown), shown.value("daguerre_uploads_in_flight")) == (asked, 0)
+        requests += await ask_each(daguerre, [replacement])
+        await wait_counted(daguerre, requests, in_flight=0)
         replacement.process.kill()
         await replacement.exit_code()
     assert sorted(settings.metrics_folder.iterdir()) == files
 
 
-async def test_who_starts_when_nobody_runs_starts_from_zero(daguerre: Daguerre) -> None:
+async def wait_counted(daguerre: Daguerre, requests: int, *, in_flight: int) -> None:
+    """Returns when a scrape shows these values. The text of a scrape is used again for a second."""
+
+    async def are_counted() -> bool:
+        shown = await scrape(daguerre)
+        return (total(shown), shown.value("daguerre_uploads_in_flight")) == (requests, in_flight)
+
+    await until(are_counted)
+
+
+async def test_first_process_starts_from_zero(daguerre: Daguerre) -> None:
     for _ in range(2):
         [api] = await start_apis(daguerre, 1)
         await daguerre.get("/v1/account")
@@ -133,7 +129,7 @@ async def test_who_starts_when_nobody_runs_starts_from_zero(daguerre: Daguerre) 
         await api.exit_code()
 
 
-async def test_a_worker_with_a_port_shows_its_own_there_and_nowhere_else(daguerre: Daguerre) -> None:
+async def test_worker_port_shows_its_own_metrics(daguerre: Daguerre) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     daguerre.settings = daguerre.settings.model_copy(update={"metrics_port": port})
@@ -147,18 +143,18 @@ async def test_a_worker_with_a_port_shows_its_own_there_and_nowhere_else(daguerr
     shown = await scrape(daguerre)
     assert shown.value("daguerre_probe_duration_seconds_count") == 0
     assert shown.value("daguerre_upload_bytes_total") == len(jpeg())
-    assert '"metrics.listening"' in worker.log.read_text()
+    await worker.wait_logged("metrics.listening")
 
 
 @pytest.mark.settings(metrics_dir="/dev/null/metrics")
-async def test_a_folder_that_cannot_be_used_costs_the_merging_only(daguerre: Daguerre) -> None:
+async def test_unusable_folder_disables_sharing_only(daguerre: Daguerre) -> None:
     [api] = await start_apis(daguerre, 1)
     await daguerre.get("/v1/account")
     assert total(await scrape(daguerre)) == 1
-    assert '"metrics.not_shared"' in api.log.read_text()
+    await api.wait_logged("metrics.not_shared")
 
 
-async def test_what_never_reaches_a_handler_is_counted_too(daguerre: Daguerre) -> None:
+async def test_malformed_requests_are_counted(daguerre: Daguerre) -> None:
     await start_apis(daguerre, 1)
     for request in (
         b"BREW /v1/images HTTP/1.1\r\n\r\n",
@@ -177,7 +173,7 @@ async def test_what_never_reaches_a_handler_is_counted_too(daguerre: Daguerre) -
 
 @pytest.mark.settings(wait_s=5)  # longer than a scrape is used for
 @pytest.mark.parametrize("body", [b"some", b"the whole"], ids=["inside the body", "before the answer"])
-async def test_a_client_who_leaves_is_counted_as_499(daguerre: Daguerre, body: bytes) -> None:
+async def test_client_that_leaves_is_counted_as_499(daguerre: Daguerre, body: bytes) -> None:
     await start_apis(daguerre, 1)
     writer = await begin_upload(daguerre, body)
     await wait_in_flight(daguerre, 1)
@@ -189,9 +185,9 @@ async def test_a_client_who_leaves_is_counted_as_499(daguerre: Daguerre, body: b
     assert shown.value("daguerre_errors_total") == 0
 
 
-def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> None:
-    with data_folder.scratch() as place:
-        with up(place / "data", "--workers", "2", given={"DAGUERRE_METRICS_PORT": "9"}) as started:
+def test_up_merges_and_removes_metrics() -> None:
+    with temporary_folder() as place:
+        with up(place / "data", "--workers", "2", env={"DAGUERRE_METRICS_PORT": "9"}) as started:
             key, sample = started.key, started.sample
             assert started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200
             assert Scrape(started.get("/metrics")[1]).value("daguerre_probe_duration_seconds_count") == 1
@@ -202,7 +198,7 @@ def test_up_shows_its_workers_with_the_api_and_leaves_nothing_in_memory() -> Non
         assert not files.exists()
 
 
-def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
+def test_other_files_are_not_touched(tmp_path: Path) -> None:
     others = {tmp_path / name for name in ("library.db", "counter_a.db", "yarn.lock", "notes")}
     for other in others:
         other.touch()
@@ -214,7 +210,7 @@ def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == others
 
 
-def test_all_that_can_be_counted_fits_into_the_room_that_is_reserved(tmp_path: Path) -> None:
+def test_all_metrics_fit_the_reserved_space(tmp_path: Path) -> None:
     """A file that grows on a full disk ends its process."""
     script = f"""
 from pathlib import Path
@@ -223,11 +219,11 @@ from service.telemetry.metrics import metrics
 metrics.share(Path({str(tmp_path)!r}))
 for route in {sorted({r.resource.canonical for r in create_app(Settings()).router.routes() if r.resource})}:
     for status in (200, 202, 499, *{sorted({status for status, _ in CATALOGUE.values()})}):
-        metrics.count_answer("OPTIONS", route, status, None, 1)
+        metrics.count_response("OPTIONS", route, status, None, 1)
 for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"):
     for status in (400, 404, 405, 417, 499):
-        metrics.count_answer(method, "unmatched", status, None, 1)
+        metrics.count_response(method, "unmatched", status, None, 1)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-    for kind, size in metric_files._RESERVED_BYTES.items():
+    for kind, size in metric_files.RESERVED_BYTES.items():
         assert (tmp_path / f"{kind}_1.db").stat().st_size == size

@@ -21,9 +21,10 @@ from service.shared_memory import arriving_bytes
 from service.shared_memory.arriving_bytes import SLOTS, ArrivingBytes
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.api.test_refusals import error_of
-from tests.support.daguerre_processes import processes_of, until
+from tests.support.api import error_of
+from tests.support.daguerre_processes import processes_of
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 
 IMAGE = {"Content-Type": "image/jpeg"}
 MB = 1 << 20
@@ -66,7 +67,7 @@ async def test_bodies_on_their_way_keep_to_the_quota(settings: Settings, new_ten
     tenant = await new_tenant(max_bytes=MB)
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
         serve = daguerre.start_serve(2)
-        await until(lambda: serve.log.read_text().count('"api.listening"') == 2)
+        await serve.wait_logged("api.listening", 2)
         most, ended = 0, threading.Event()
 
         def measure() -> None:

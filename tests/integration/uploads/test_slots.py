@@ -23,9 +23,10 @@ from service.telemetry.metrics import metrics
 from service.uploads import receiving, slots
 from service.uploads.slots import Place, Places
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.api.test_refusals import error_of
-from tests.support.daguerre_processes import processes_of, until
+from tests.support.api import error_of
+from tests.support.daguerre_processes import processes_of
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 
 IMAGE = {"Content-Type": "image/jpeg"}
 QUIET, LOUD, THIRD = AccountId(1), AccountId(2), AccountId(3)
@@ -193,9 +194,9 @@ async def test_530_idle_bodies_leave_room_for_others(
     async with processes_of(settings, quiet.key, tmp_path / "logs") as daguerre, AsyncExitStack() as stack:
         serve = daguerre.start_serve(2)
         worker = daguerre.start_worker()
-        await until(lambda: serve.log.read_text().count('"api.listening"') == 2)
-        await worker.told("worker.started")
-        await daguerre.wait_away()
+        await serve.wait_logged("api.listening", 2)
+        await worker.wait_logged("worker.started")
+        await daguerre.wait_ready()
         for _ in range(530):
             await begin_upload(stack, daguerre.port, tenant.key)
         await until(lambda: serve.count_requests(status=503) >= 530 - 2 * 192)

@@ -16,13 +16,11 @@ from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.verification.pairing import require_pair
 from tests.conftest import Servers, Tenant
-from tests.e2e.test_up import place, up
-from tests.integration.cli.test_cli import daguerre_process
 from tests.integration.verification.test_verify import ID, put
-from tests.support.processes import wait_for
+from tests.support.commands import daguerre_process
 from tests.support.samples import insert_image
-
-__all__ = ["place"]  # a fixture
+from tests.support.up import up
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -146,6 +144,6 @@ class TestUp:
         assert await connection.fetchval("select count(*) from accounts") == 0
 
     def test_starts_with_the_flag(self, place: Path, settings: Settings, storage: DiskStorage) -> None:
-        with up(place / "data", "--new-database", given=environment(settings)) as started:
+        with up(place / "data", "--new-database", env=environment(settings)) as started:
             assert started.get("/readyz")[0] == 200
         assert storage.path(ImageId(ID)).exists()

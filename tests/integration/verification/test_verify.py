@@ -21,7 +21,7 @@ from service.storage.disk import DiskStorage
 from service.verification import report
 from service.verification.context import Options
 from tests.conftest import Client, Tenant
-from tests.integration.cli.test_cli import daguerre
+from tests.support.commands import daguerre
 from tests.support.disks import prepare_known
 from tests.support.samples import jpeg, stored_files
 

@@ -16,8 +16,8 @@ from service.ids import ImageId
 from service.storage.disk import DiskStorage
 from service.storage.identity import ID_FILE
 from tests.conftest import Tenant
-from tests.integration.cli.test_cli import daguerre
 from tests.integration.verification.test_verify import ID, PICTURE, insert, put, verify
+from tests.support.commands import daguerre
 from tests.support.disks import prepare_known
 
 IDS = [ImageId(f"Image{number:02}") for number in range(30)]

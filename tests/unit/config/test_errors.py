@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from service.cli import cli
 from service.config.environment import OTHERS
 from service.config.settings import Settings, SettingsError, load
-from tests.integration.cli.test_cli import daguerre_process
+from tests.support.commands import daguerre_process
 
 ROOT = Path(__file__).parents[3]
 # Pydantic's words, for programmers.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 from PIL import Image
 
 from service.images.probe import Probe
-
-ProbeBytes = Callable[..., Probe]
 
 
 def open_preview(result: Probe) -> Image.Image:

@@ -11,25 +11,14 @@ from pathlib import Path
 import pytest
 import pyvips
 
-from service.images.probe import Probe, Rejected
+from service.images.probe import Rejected
 from service.renditions.transformation import Transformation
 from tests.support import hostile_pictures, pictures
+from tests.support.imaging import ProbeBytes
 from worker import imaging
-
-ProbeBytes = Callable[[bytes], Probe]
 
 MAX_PIXELS = 100_000_000
 FILM = b"\0\0\0\x18ftypmp42" + bytes(200)
-
-
-@pytest.fixture
-def probe(tmp_path: Path) -> ProbeBytes:
-    def run(data: bytes) -> Probe:
-        path = tmp_path / "picture"
-        path.write_bytes(data)
-        return imaging.probe(str(path), max_pixels=MAX_PIXELS)
-
-    return run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 
 from service.images.probe import MAX_EXIF_BYTES
 from tests.support import pictures
-from tests.unit.imaging.probes import ProbeBytes
+from tests.support.imaging import ProbeBytes
 from worker.imaging.exif import read_exif
 
 SAMPLES = pictures.every_format()

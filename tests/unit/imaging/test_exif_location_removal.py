@@ -6,23 +6,17 @@ import io
 import struct
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from service.images.probe import Probe
-from service.renditions.transformation import Transformation
 from tests.support import hostile_pictures, pictures
+from tests.support.imaging import ProbeBytes, RenderBytes
 from tests.support.pictures import BLUE, GREEN, RED, WHITE, Entry, ascii_entry, encode, exif_block, rationals
 from tests.unit.imaging.test_location_removal import profile, with_chunks
-from worker import imaging
 from worker.imaging.exif import read_exif
 from worker.imaging.operations import find_locations
-
-ProbeBytes = Callable[[bytes], Probe]
-RenderBytes = Callable[..., Image.Image]
 
 ORIENTATION, EXPOSURE_TIME, TAKEN_AT = 0x0112, 0x829A, 0x9003
 MAKE = ascii_entry(0x010F, b"Daguerre")
@@ -40,23 +34,8 @@ CORNERS = {
 
 
 @pytest.fixture
-def probe(tmp_path: Path) -> ProbeBytes:
-    def run(data: bytes) -> Probe:
-        (tmp_path / "picture").write_bytes(data)
-        return imaging.probe(str(tmp_path / "picture"), max_pixels=1_000_000)
-
-    return run
-
-
-@pytest.fixture
-def render(tmp_path: Path) -> RenderBytes:
-    def run(data: bytes, form: str = "png", **parameters: object) -> Image.Image:
-        (tmp_path / "picture").write_bytes(data)
-        transformation = Transformation(format=form, quality=90, **parameters)  # type: ignore[arg-type]
-        rendition = imaging.render(str(tmp_path / "picture"), transformation, watermark=None, max_pixels=1_000_000)
-        return Image.open(io.BytesIO(rendition))
-
-    return run
+def max_pixels() -> int:
+    return 1_000_000
 
 
 def short(tag: int, value: int, order: str = "<") -> Entry:

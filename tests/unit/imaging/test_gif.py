@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from service.images.probe import Probe, Rejected
-from service.renditions.transformation import Format, Transformation
 from tests.support.gifs import BLUE, COLOURS, GREEN, RED, YELLOW, frame, gif, letters, lzw
-from worker import imaging
 from worker.imaging.containers.gif import read_gif
 from worker.imaging.formats.gif_canvas import Canvas
 
@@ -20,27 +16,8 @@ FILLED = " ".join(["gggggg"] * 4)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "picture"
-
-
-@pytest.fixture
-def probe(path: Path) -> Callable[[bytes], Probe]:
-    def run(data: bytes) -> Probe:
-        path.write_bytes(data)
-        return imaging.probe(str(path), max_pixels=10_000_000)
-
-    return run
-
-
-@pytest.fixture
-def render(path: Path) -> Callable[..., Image.Image]:
-    def run(data: bytes, form: Format = "png", frame: int | None = None) -> Image.Image:
-        path.write_bytes(data)
-        transformation = Transformation(format=form, quality=90, frame=frame)
-        return Image.open(io.BytesIO(imaging.render(str(path), transformation, watermark=None, max_pixels=10_000_000)))
-
-    return run
+def max_pixels() -> int:
+    return 10_000_000
 
 
 def composed(data: bytes) -> list[str]:

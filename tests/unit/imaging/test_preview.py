@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.support import pictures
-from tests.unit.imaging.probes import ProbeBytes, near, open_preview
+from tests.support.imaging import ProbeBytes
+from tests.unit.imaging.probes import near, open_preview
 
 SAMPLES = pictures.every_format()
 

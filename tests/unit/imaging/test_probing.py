@@ -15,7 +15,8 @@ from PIL import Image
 
 from service.images.probe import MIME_TYPES
 from tests.support import hostile_pictures, pictures
-from tests.unit.imaging.probes import ProbeBytes, near, open_preview
+from tests.support.imaging import ProbeBytes
+from tests.unit.imaging.probes import near, open_preview
 from worker import imaging
 from worker.file_headers import sniff
 

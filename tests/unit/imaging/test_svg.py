@@ -27,17 +27,8 @@ GREEN = (0, 128, 0, 255)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "picture"
-
-
-@pytest.fixture
-def probe(path: Path) -> Callable[[bytes], Probe]:
-    def run(data: bytes) -> Probe:
-        path.write_bytes(data)
-        return imaging.probe(str(path), max_pixels=20_000_000)
-
-    return run
+def max_pixels() -> int:
+    return 20_000_000
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image, ImageCms
 
 from service.images.probe import Rejected
-from service.renditions.transformation import Transformation
 from tests.support import tiffs
 from tests.support.tiffs import (
     ASSOCIATED,
@@ -46,21 +45,8 @@ FULL_SIZE = {tiffs.SUBSAMPLING: [1, 1]}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "picture"
-
-
-@pytest.fixture
-def render(path: Path) -> Callable[[bytes], Image.Image]:
-    """Renders the whole picture as PNG."""
-
-    def run(data: bytes) -> Image.Image:
-        path.write_bytes(data)
-        whole = Transformation(format="png", quality=90)
-        png = imaging.render(str(path), whole, watermark=None, max_pixels=10_000_000)
-        return Image.open(io.BytesIO(png))
-
-    return run
+def max_pixels() -> int:
+    return 10_000_000
 
 
 @pytest.fixture

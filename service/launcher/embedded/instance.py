@@ -1,4 +1,4 @@
-"""The `up` that runs on a data folder: its lock, and what other commands may know of it."""
+"""The `up` that runs on a data folder: its lock, and the addresses that other commands read from its state file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class Instance:
     pid: int
     database_url: str
     redis_url: str
@@ -26,13 +26,16 @@ class Running:
     public_url: str
 
 
-def find(data: Path, wait_s: float = 15) -> Running | None:
-    """The `up` that runs on the folder now; one that is starting is waited for. None where there is none."""
+def find(data: Path, wait_s: float = 15) -> Instance | None:
+    """Returns the `up` that runs on the folder, or None. Waits `wait_s` for one that is starting.
+
+    Raises EmbeddedError if it is still starting after that, or if the folder belongs to another user.
+    """
     data = data.absolute()
     deadline = time.monotonic() + wait_s
     while _is_locked(data):
         try:
-            return Running(**json.loads(state_file(data).read_text()))
+            return Instance(**json.loads(state_file(data).read_text()))
         except FileNotFoundError:
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"The Daguerre that runs on {data} is still starting: try again") from None
@@ -42,7 +45,10 @@ def find(data: Path, wait_s: float = 15) -> Running | None:
 
 @contextlib.contextmanager
 def lock(data: Path) -> Iterator[None]:
-    """Held as long as `up` lives, however it ends."""
+    """Holds the lock of the folder. The system releases it when `up` ends, even if it is killed.
+
+    Raises EmbeddedError if another `up` holds it.
+    """
     handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         for attempt in range(20):  # `find` may hold it for a moment
@@ -52,8 +58,8 @@ def lock(data: Path) -> Iterator[None]:
             except BlockingIOError:
                 if attempt == 19:
                     raise EmbeddedError(
-                        f"Daguerre is running on {data} already{_where(data)}: stop it,"
-                        " or name another folder with --data"
+                        f"Daguerre is running on {data} already{_describe(data)}: stop it,"
+                        " or choose another folder with --data"
                     ) from None
                 time.sleep(0.02)
         yield
@@ -62,25 +68,28 @@ def lock(data: Path) -> Iterator[None]:
 
 
 def state_file(data: Path) -> Path:
-    """True only while the lock is held. One that is found by the holder tells that the last `up` was killed."""
+    """Returns the path of the state file. It is valid only while the lock is held.
+
+    If a new holder of the lock finds one, the last `up` was killed.
+    """
     return data / "running.json"
 
 
-def announce(data: Path, running: Running) -> None:
-    """Written whole or not at all, and for the owner alone: the addresses may carry passwords."""
+def announce(data: Path, instance: Instance) -> None:
+    """Writes the state file atomically and for its owner alone: the addresses may contain passwords."""
     partial = state_file(data).with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(running), file)
+        json.dump(asdict(instance), file)
     partial.replace(state_file(data))
 
 
-def _where(data: Path) -> str:
+def _describe(data: Path) -> str:
     try:
-        found = Running(**json.loads(state_file(data).read_text()))
+        instance = Instance(**json.loads(state_file(data).read_text()))
     except OSError:  # still starting
         return ""
-    return f" ({found.local_url}, process {found.pid})"
+    return f" ({instance.local_url}, process {instance.pid})"
 
 
 def _is_locked(data: Path) -> bool:

@@ -1,7 +1,7 @@
-"""The log file of `daguerre up`, and what is shown of it.
+"""The log file of `daguerre up`, which is also shown on the terminal.
 
-The processes write to the file themselves, and `up` shows what they have written: a terminal that is paused, or an `up`
-that stands still after Ctrl-Z, makes none of them wait.
+The processes append to the file themselves, and `up` copies new lines to the terminal. So no process has to wait if the
+terminal is paused or `up` is suspended with Ctrl-Z.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typing import BinaryIO, Self
 from service.launcher.process import append_to, trim_log
 from service.telemetry.console import ConsoleRenderer
 
-_POLL_S = 0.1
-_JOIN_S = 2
+_POLL_INTERVAL_S = 0.1
+_JOIN_TIMEOUT_S = 2
 _READ_BYTES = 1 << 18
 _MAX_LINE_BYTES = 1 << 20
 
 
-class Journal:
-    """Use it as a context manager. `screen` is the descriptor that lines go to, `as_json` is how `up` writes its own.
+class LogFile:
+    """A context manager that copies new lines to the descriptor `terminal`.
 
-    The file is bounded by `trim_log`, which the supervisor calls.
+    `as_json` is the format of `up`'s own lines. The supervisor bounds the file with `trim_log`.
     """
 
-    def __init__(self, path: Path, screen: int, *, as_json: bool) -> None:
+    def __init__(self, path: Path, terminal: int, *, as_json: bool) -> None:
         self.path = path
-        self._screen: int | None = screen
+        self._terminal: int | None = terminal
         self._as_json = as_json
         self._render = ConsoleRenderer(colours=False)
         self._position = 0
         self._rest = b""
-        self._shown: set[bytes] = set()  # lines of `up` itself, which are on the screen already
+        self._shown: set[bytes] = set()  # lines of `up` itself, which are on the terminal already
         self._showing = threading.Lock()
         self._ended = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="journal", daemon=True)
+        self._follower = threading.Thread(target=self._follow, name="log file", daemon=True)
 
     def __enter__(self) -> Self:
         trim_log(self.path)
@@ -52,10 +52,10 @@ class Journal:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._ended.set()
-        self._follower.join(_JOIN_S)  # a paused terminal would keep it for ever
+        self._follower.join(_JOIN_TIMEOUT_S)  # a paused terminal would block it for ever
 
     def write(self, event: str, text: str) -> None:
-        """Adds a line of `up` itself, which the caller shows. A full disk is no reason to end."""
+        """Appends a line of `up` itself, which the caller prints on the terminal. Ignores a full disk."""
         fields = {"timestamp": datetime.now(UTC), "level": "warning", "event": event, "what": text, "part": "up"}
         fields["pid"] = os.getpid()
         if self._as_json:
@@ -68,14 +68,14 @@ class Journal:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Lines that come within the block are shown after it."""
+        """Holds new lines back until the block ends."""
         with self._showing:
             yield
 
     def _follow(self) -> None:
-        is_last = False
-        while not is_last:
-            is_last = self._ended.wait(_POLL_S)
+        ended = False
+        while not ended:
+            ended = self._ended.wait(_POLL_INTERVAL_S)
             with self._showing, suppress(OSError), self.path.open("rb") as file:
                 self._show_new(file)
 
@@ -91,11 +91,11 @@ class Journal:
             self._shown.difference_update(lines)
 
     def _show(self, lines: list[bytes]) -> None:
-        if self._screen is None or not lines:
+        if self._terminal is None or not lines:
             return
         text = memoryview(b"".join(line + b"\n" for line in lines))
         try:
             while text:
-                text = text[os.write(self._screen, text) :]
-        except OSError:  # the terminal is gone: the file goes on
-            self._screen = None
+                text = text[os.write(self._terminal, text) :]
+        except OSError:  # the terminal has gone; the file goes on
+            self._terminal = None

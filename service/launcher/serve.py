@@ -1,16 +1,46 @@
-"""The programs of Daguerre itself: API processes behind one socket, and workers."""
+"""`daguerre serve`: the API processes of one machine behind one socket; and Daguerre's own programs for `up`."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
+from service.config.public_url import warn_if_misleading
 from service.config.settings import Settings
+from service.launcher import StartError, listening
 from service.launcher.process import Program
+from service.launcher.supervisor import Stopped, Supervisor
 from service.shared_memory import arriving_bytes, connection_counts
+from service.telemetry import logs
+
+log = structlog.get_logger("service.serve")
+
+_START_TIMEOUT_S = 60
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Keeps the API processes running until SIGTERM, SIGINT or SIGHUP; then they finish the requests in flight.
+
+    Raises StartError or SettingsError if they cannot start.
+    """
+    logs.configure(settings, part="serve", pid=os.getpid())
+    warn_if_misleading(settings, listener)
+    with Supervisor(report=lambda what: log.warning("program.restarted", what=what)) as supervisor:
+        try:
+            # SIGTERM: an API process whose parent was killed still finishes its requests.
+            supervisor.start(api_programs(listener, settings, os.environ, death_signal=signal.SIGTERM))
+            if not supervisor.wait_until(lambda: listening.get(listener, "/healthz").status == 200, _START_TIMEOUT_S):
+                raise StartError(f"The API does not answer after {_START_TIMEOUT_S} s")
+            supervisor.run()
+        except Stopped:
+            pass
+        listener.close()  # otherwise clients could still connect to a socket that no process accepts on
 
 
 def api_programs(
@@ -21,7 +51,10 @@ def api_programs(
     death_signal: signal.Signals,
     log: Path | None = None,
 ) -> list[Program]:
-    """As many as the settings say. `death_signal` is what they are sent if this process dies; they share the `log`."""
+    """Returns `settings.api_processes` programs, which share the `log`.
+
+    They receive `death_signal` if this process dies.
+    """
     host, port = listener.getsockname()[:2]
     processes = settings.api_processes
     shared = listener.fileno(), connection_counts.create(processes), arriving_bytes.create(processes)
@@ -53,7 +86,7 @@ def _program(
 ) -> Program:
     return Program(
         name=name,
-        # -P: what lies in the folder where the user happens to stand is not imported
+        # -P: modules in the current directory are not imported
         argv=[sys.executable, "-P", "-m", "service.cli", *words],
         env=env,
         pass_fds=descriptors,

@@ -1,4 +1,4 @@
-"""What `daguerre up` tells the person who watches it."""
+"""What `daguerre up` prints for the person who watches it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from service.telemetry.console import MAX_COLUMNS
 _BOLD, _DIM, _GREEN, _YELLOW, _RED = "1", "2", "32", "33", "31"
 
 
-class Screen:
-    """Plain lines; on a terminal a step's line is there from its start, and there are a few colours."""
+class Terminal:
+    """Prints plain lines. On a real terminal, steps appear when they begin, and there are a few colours."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.is_terminal = stream.isatty()
         self._colours = self.is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._signs = {"done": "✓", "failed": "✗", "begun": "·", "note": "!"}
+        self._signs = {"done": "✓", "failed": "✗", "started": "·", "note": "!"}
         try:
             "✓✗·".encode(stream.encoding or "ascii")
         except UnicodeEncodeError:
-            self._signs = {"done": "+", "failed": "x", "begun": "-", "note": "!"}
+            self._signs = {"done": "+", "failed": "x", "started": "-", "note": "!"}
         self._started = time.monotonic()
 
     def title(self, text: str) -> None:
         self._write(f"{self._paint(text, _BOLD)}\n")
 
     @contextlib.contextmanager
-    def step(self, text: str, *, talkative: bool = False) -> Iterator[None]:
-        """One line a step, with the seconds it took. Of a talkative one, other lines come in between."""
-        begun = time.monotonic()
+    def step(self, text: str, *, has_notes: bool = False) -> Iterator[None]:
+        """Prints one line with the seconds that the block took. `has_notes` if other lines may come in between."""
+        started = time.monotonic()
         if self.is_terminal:
-            self._write(f"  {self._paint(self._signs['begun'], _DIM)} {text} " + ("\n" if talkative else ""))
+            self._write(f"  {self._paint(self._signs['started'], _DIM)} {text} " + ("\n" if has_notes else ""))
         try:
             yield
         except BaseException:
-            self._finish(self._paint(self._signs["failed"], _RED), text, begun)
+            self._finish(self._paint(self._signs["failed"], _RED), text, started)
             raise
-        self._finish(self._paint(self._signs["done"], _GREEN), text, begun)
+        self._finish(self._paint(self._signs["done"], _GREEN), text, started)
 
     def note(self, text: str) -> None:
-        """Shows something that happened while everything runs, with its time of day in UTC, as in the log."""
+        """Prints an event with its time of day in UTC, as in the log."""
         now = f"{datetime.now(UTC):%H:%M:%S.%f}"[:-3] + "Z"
         width = MAX_COLUMNS - len(now) - 3
         first, *others = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
@@ -54,7 +54,7 @@ class Screen:
         self._write("".join(f"    {line}\n" for line in others))
 
     def ready(self, rows: list[tuple[str, str]], command: str, closing: str) -> None:
-        """The banner. The command has a line to itself, so that it can be pasted."""
+        """Prints the banner. The command is not indented, so that it can be copied."""
         elapsed = f"{time.monotonic() - self._started:.1f} s"
         self._write(f"\n{self._paint('Daguerre is ready', _BOLD)} {self._paint(f'after {elapsed}', _DIM)}\n\n")
         for name, value in rows:
@@ -66,16 +66,16 @@ class Screen:
     def line(self, text: str) -> None:
         self._write(f"{text}\n")
 
-    def _finish(self, sign: str, text: str, begun: float) -> None:
+    def _finish(self, sign: str, text: str, started: float) -> None:
         start = "\r" if self.is_terminal else ""
-        elapsed = self._paint(f"{time.monotonic() - begun:5.1f} s", _DIM)
+        elapsed = self._paint(f"{time.monotonic() - started:5.1f} s", _DIM)
         self._write(f"{start}  {sign} {text:<44}{elapsed}\n")
 
     def _paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
 
     def _write(self, text: str) -> None:
-        """A reader that went away (`| head`, a closed terminal) is no reason to stop serving images."""
+        """Ignores a reader that has gone (`| head`, a closed terminal): the service goes on."""
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from service.launcher.embedded import screen as console
-from service.launcher.embedded.journal import Journal
-from tests.support.processes import wait_for
+from service.launcher.embedded import terminal as console
+from service.launcher.embedded.log_file import LogFile
+from tests.support.waiting import wait_for
 
 
 class Screen:
@@ -49,7 +49,7 @@ def append(path: Path, text: str) -> None:
 def test_lines_of_processes_are_shown_once(tmp_path: Path, screen: Screen) -> None:
     log = tmp_path / "daguerre.log"
     log.write_text("of the last time\n")
-    with Journal(log, screen.descriptor, as_json=False):
+    with LogFile(log, screen.descriptor, as_json=False):
         append(log, "one\nhalf")
         wait_for(lambda: "one" in screen.read())
         append(log, " a line\nlast\n")
@@ -57,9 +57,9 @@ def test_lines_of_processes_are_shown_once(tmp_path: Path, screen: Screen) -> No
     assert log.read_text() == "of the last time\none\nhalf a line\nlast\n"
 
 
-def test_a_trimmed_log_is_shown_on(tmp_path: Path, screen: Screen) -> None:
+def test_trimmed_log_is_followed(tmp_path: Path, screen: Screen) -> None:
     log = tmp_path / "daguerre.log"
-    with Journal(log, screen.descriptor, as_json=False):
+    with LogFile(log, screen.descriptor, as_json=False):
         append(log, "a long line before it is trimmed\n")
         wait_for(lambda: "trimmed" in screen.read())
         os.truncate(log, 0)
@@ -68,10 +68,10 @@ def test_a_trimmed_log_is_shown_on(tmp_path: Path, screen: Screen) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_line_of_up_itself_is_only_kept(tmp_path: Path, screen: Screen, *, as_json: bool) -> None:
+def test_own_lines_are_not_copied(tmp_path: Path, screen: Screen, *, as_json: bool) -> None:
     """The screen has it already."""
     log = tmp_path / "daguerre.log"
-    with Journal(log, screen.descriptor, as_json=as_json) as journal:
+    with LogFile(log, screen.descriptor, as_json=as_json) as journal:
         journal.write(
             "program.restarted", "PostgreSQL (process 12) was killed by signal 9: starting it again " + "x" * 99
         )
@@ -86,11 +86,11 @@ def test_a_line_of_up_itself_is_only_kept(tmp_path: Path, screen: Screen, *, as_
         assert max(map(len, log.read_text().splitlines())) <= 100
 
 
-def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+def test_closed_terminal_ends_nothing(tmp_path: Path) -> None:
     out, descriptor = os.pipe()
     os.close(out)
     log = tmp_path / "daguerre.log"
-    with Journal(log, descriptor, as_json=False) as journal:
+    with LogFile(log, descriptor, as_json=False) as journal:
         append(log, "nobody sees it\n")
         journal.write("program.restarted", "nor this")
     os.close(descriptor)
@@ -98,18 +98,18 @@ def test_a_terminal_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     assert "nor this" in log.read_text()
 
 
-def test_a_paused_terminal_holds_nobody_up(tmp_path: Path, screen: Screen) -> None:
+def test_paused_terminal_blocks_nothing(tmp_path: Path, screen: Screen) -> None:
     """The pipe is full, as the terminal is after Ctrl-S."""
     log = tmp_path / "daguerre.log"
-    with Journal(log, screen.descriptor, as_json=False) as journal:
+    with LogFile(log, screen.descriptor, as_json=False) as journal:
         append(log, ("x" * 99 + "\n") * 2000)
         journal.write("program.restarted", "kept all the same")
         assert "kept all the same" in log.read_text()
 
 
-def test_a_note_on_the_screen_fits_100_columns() -> None:
+def test_notes_fit_100_columns() -> None:
     stream = io.StringIO()
-    screen = console.Screen(stream)
+    screen = console.Terminal(stream)
     screen.note("Not ready yet: /readyz answers 503 " + '{"status": "unavailable", "checks": {"worker": "ok"}} ' * 4)
     screen.note("")
     lines = stream.getvalue().splitlines()

@@ -1,4 +1,4 @@
-"""Why a program ended, as its log says."""
+"""Finds the reason why a program ended, in its log."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from service.launcher.process import Program, trim_log
 
 _TAIL_BYTES = 64 * 1024
 _MAX_CHARACTERS = 500
-# Of PostgreSQL: "2026-11-29 20:11:33.983 UTC [22289] FATAL:  message", and its continuation in a line of its own.
+_POLL_INTERVAL_S = 0.005
+# PostgreSQL: "2026-11-29 20:11:33.983 UTC [22289] FATAL:  message", followed by its details on a line each.
 _SEVERE = re.compile(r".*?\b(?P<severity>PANIC|FATAL|ERROR):\s+(?P<message>.+)")
 _DETAIL = re.compile(r".*?\bDETAIL:\s+(?P<message>.+)")
 _ORDINARY = re.compile(r".*?\b(LOG|HINT|CONTEXT|STATEMENT|WARNING|NOTICE|DETAIL):\s+")
-# What it answers a client that comes too early or too late.
+# The answer to a client that connects while the server starts or stops: not a reason.
 _ABOUT_CLIENTS = "the database system is "
-# Of Valkey: "22289:M 29 Nov 2026 20:11:33.983 # message".
+# Valkey: "22289:M 29 Nov 2026 20:11:33.983 # message".
 _VALKEY = re.compile(r"[0-9]+:[A-Z] [0-9A-Za-z :.]+ [#*.-] ")
-# Of Daguerre's own commands.
+# Daguerre's own commands.
 _COMMAND_ERROR = "Error: "
 
 
-def mark_log(program: Program) -> int:
-    """Returns where in its log the words of the next start will begin, in bytes."""
+def log_position(program: Program) -> int:
+    """Returns the size of the program's log in bytes: the position where the output of its next start begins."""
     if program.log is None:
         return 0
     trim_log(program.log)
     return program.log.stat().st_size if program.log.exists() else 0
 
 
-def last_words(program: Program, since: int = 0) -> str:
-    """Returns the last error in its log from this place on, and where to read on. `since` is what `mark_log` returned.
+def exit_reason(program: Program, since: int = 0) -> str:
+    """Returns the last error in the program's log after position `since`, and the path of the log.
 
-    A reason of an earlier start would send the operator the wrong way.
+    The reason of an earlier start would mislead the operator: `since` is what `log_position` returned before the start.
     """
     if program.log is None:
         return "its output above says why"
-    return f"{find_reason(_read_lines(program, since)) or 'it said nothing'} (more in {program.log})"
+    return f"{find_reason(_read_lines(program, since)) or 'it printed nothing'} (more in {program.log})"
 
 
 def wait_ready(program: Program, process: subprocess.Popen[bytes], since: int = 0, timeout_s: float = 60) -> None:
-    """Returns once it is ready. Raises StartError with the reason why it is not."""
+    """Returns as soon as the program is ready. Raises StartError with the reason if it ends or does not get ready."""
     deadline = time.monotonic() + timeout_s
     while program.ready is not None and not program.ready(process.pid):
         if process.poll() is not None:
-            raise StartError(f"{program.name} did not start: {last_words(program, since)}")
+            raise StartError(f"{program.name} did not start: {exit_reason(program, since)}")
         if time.monotonic() > deadline:
-            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {last_words(program, since)}")
-        time.sleep(0.005)
+            raise StartError(f"{program.name} is not ready after {timeout_s:.0f} s: {exit_reason(program, since)}")
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def find_reason(lines: Sequence[str]) -> str:
-    """Returns the last reason in these lines of a log of PostgreSQL, Valkey or Daguerre; empty if there are none."""
+    """Returns the last reason in these log lines of PostgreSQL, Valkey or Daguerre; "" if `lines` is empty."""
     reason = _find_severe(lines) or _find_command_error(lines) or _join_plain(lines)
     if not reason and lines:
         reason = _VALKEY.sub("", lines[-1], count=1)
@@ -76,15 +77,15 @@ def _read_lines(program: Program, since: int) -> list[str]:
 
 
 def _find_severe(lines: Sequence[str]) -> str:
-    """The last line of PostgreSQL that ends it, else its last error, with the detail that follows."""
+    """Returns PostgreSQL's last fatal message, or else its last error, with the detail on the next line."""
     matches = [(number, match) for number, line in enumerate(lines) if (match := _SEVERE.fullmatch(line))]
     matches = [(number, match) for number, match in matches if not match["message"].startswith(_ABOUT_CLIENTS)]
-    ending = [pair for pair in matches if pair[1]["severity"] != "ERROR"] or matches
-    if not ending:
+    fatal = [pair for pair in matches if pair[1]["severity"] != "ERROR"] or matches
+    if not fatal:
         return ""
-    number, match = ending[-1]
-    following = lines[number + 1] if number + 1 < len(lines) else ""
-    detail = _DETAIL.fullmatch(following)
+    number, match = fatal[-1]
+    next_line = lines[number + 1] if number + 1 < len(lines) else ""
+    detail = _DETAIL.fullmatch(next_line)
     return f"{match['message']} ({detail['message'].rstrip('.')})" if detail else match["message"]
 
 
@@ -94,6 +95,6 @@ def _find_command_error(lines: Sequence[str]) -> str:
 
 
 def _join_plain(lines: Sequence[str]) -> str:
-    """What PostgreSQL says before it has a log, over several lines."""
+    """Returns what PostgreSQL prints before it has a log, over several lines."""
     plain = [line for line in lines[-4:] if not _ORDINARY.match(line)]
     return " ".join(plain) if plain and plain[0].startswith("postgres: ") else ""

@@ -1,4 +1,4 @@
-"""What is measured, running: Daguerre as `./run up` starts it, and what people would write or install instead."""
+"""The systems under test: Daguerre as `./run up` starts it, and the comparators."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A service that answers on a port of 127.0.0.1. `roots` are the processes that its costs are below."""
+class Target:
+    """A system that listens on a port of 127.0.0.1. `roots` are the processes whose descendants are measured."""
 
     name: str
     port: int
@@ -50,22 +50,22 @@ class Subject:
 
 
 @contextlib.contextmanager
-def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Subject]:
-    """`./run up` on a folder of its own, with its defaults where `env` says nothing else."""
+def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """Runs `./run up` on a folder of its own, with the settings in `env`."""
     port, data = _free_port(), folder / "daguerre"
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
     with _running(DAGUERRE, [str(word) for word in argv], {**environment, **(env or {})}, folder) as process:
         _wait_ready(process, port, folder)
         key = (data / "first-key").read_text().strip()
-        yield Subject(DAGUERRE, port, key, (process.pid,), data)
+        yield Target(DAGUERRE, port, key, (process.pid,), data)
 
 
 @contextlib.contextmanager
 def comparator(
     name: str, folder: Path, postgres: Postgres | None, *, processes: int = 2, fsync: bool = False
-) -> Iterator[Subject]:
-    """One of those in bench/comparators, on a PostgreSQL that is set up as Daguerre's own if it uses one."""
+) -> Iterator[Target]:
+    """Runs one of bench/comparators. Its PostgreSQL, if it uses one, is configured as Daguerre's own."""
     port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
     files.mkdir(parents=True)
     try:
@@ -84,7 +84,7 @@ def comparator(
     ) as process:
         shown = f"{name}, fsync" if fsync else name
         servers = [postgres.process.pid] if postgres and postgres.process else []
-        yield Subject(shown, port, key, (process.pid, *servers), files)
+        yield Target(shown, port, key, (process.pid, *servers), files)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,294 @@
+"""Uploads while PostgreSQL or Valkey is away, and while processes are asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+from arq.connections import ArqRedis
+
+from service.config.settings import Settings
+from service.launcher.embedded.postgres import Postgres
+from service.launcher.embedded.valkey import Valkey
+from service.queue import jobs
+from service.queue.heartbeats import WORKERS
+from service.queue.jobs import PROBE_QUEUE
+from tests.conftest import Servers
+from tests.support.daguerre_processes import Answer, Daguerre, catch_child, stop_process
+from tests.support.folders import temporary_folder
+from tests.support.processes import is_alive
+from tests.support.raw_http import upload_head
+from tests.support.samples import jpeg, slow_svg
+from tests.support.stored_state import StoredState
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+# Half a second of work for a child, so that it can be caught at it.
+SLOW = slow_svg(10)
+# More work than any time limit here.
+ENDLESS = slow_svg(1000)
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """The test's own, so that it can be ended and emptied."""
+    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> str:
+    return valkey.url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+    client = jobs.open_redis(redis_url)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+def stored(connection: Any, settings: Settings) -> StoredState:
+    return StoredState(connection, settings)
+
+
+@pytest.mark.settings(wait_s=20)
+async def test_lost_job_is_enqueued_again_while_client_waits(
+    daguerre: Daguerre, stored: StoredState, redis: ArqRedis, valkey: Valkey
+) -> None:
+    _, worker = await daguerre.start()
+    stop_process(worker.pid)
+    uploading = asyncio.create_task(daguerre.upload(jpeg()))
+    image_id = await stored.wait_row()
+    await until(lambda: redis.zscore(PROBE_QUEUE, image_id))
+
+    restart_empty(valkey)
+    await redis.connection_pool.disconnect()
+    assert await redis.keys() == []
+    worker.send(signal.SIGCONT)
+    answer = await uploading
+    assert answer.status == 200
+    assert answer.seconds < 8  # the sweep would not have come before ten seconds
+    assert answer.shown["id"] == image_id
+    assert answer.shown["width"] == 64
+    await stored.assert_holds({image_id: jpeg()})
+
+
+def restart_empty(valkey: Valkey) -> None:
+    valkey.stop()
+    shutil.rmtree(valkey.folder)
+    valkey.start()
+
+
+async def test_uploads_recover_from_a_valkey_outage(daguerre: Daguerre, stored: StoredState, valkey: Valkey) -> None:
+    await daguerre.start()
+    first = (await daguerre.upload(jpeg())).shown["id"]
+    valkey.stop()
+    await daguerre.wait_unavailable("queue", "worker")
+    large = jpeg(2400, 1600, quality=95)
+    for refused in await asyncio.gather(*(daguerre.upload(body) for body in [jpeg(), large] * 4)):
+        assert (refused.status, refused.code) == (503, "queue-unavailable")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.seconds < 1
+    assert (await daguerre.show(first, verbose="1")).shown["width"] == 64
+    assert (await daguerre.get("/v1/account")).shown["num_images"] == 1
+    await stored.assert_holds({first: jpeg()})
+
+    valkey.start()
+    again = await wait_accepted(daguerre, within_s=3)
+    await stored.assert_holds({first: jpeg(), again: jpeg()})
+    assert all(part.is_alive() for part in daguerre.parts)
+
+
+async def wait_accepted(daguerre: Daguerre, *, within_s: float) -> str:
+    """The id of the first upload that is answered 200; until then they are 503."""
+
+    async def accepted() -> str | None:
+        answer = await daguerre.upload(jpeg())
+        assert answer.status in (200, 503), answer
+        return str(answer.shown["id"]) if answer.status == 200 else None
+
+    return str(await until(accepted, within_s))
+
+
+@dataclass
+class Load:
+    """Clients who upload one picture after the other. `answers` is what they got, `failures` where they got none."""
+
+    body: bytes
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    stopping: bool = False
+
+    def count(self, *statuses: int) -> int:
+        return sum(answer.status in statuses for answer in self.answers)
+
+    def ids(self) -> set[str]:
+        return {answer.shown["id"] for answer in self.answers if answer.status in (200, 202)}
+
+    async def run_client(self, daguerre: Daguerre, *, keep_alive: bool) -> None:
+        async with daguerre.connect(keep_alive=keep_alive) as client:
+            while not self.stopping:
+                try:
+                    answer = await client.upload(self.body)
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    self.failures.append(error)
+                    return
+                self.answers.append(answer)
+                if answer.status == 503:
+                    await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def load(daguerre: Daguerre, body: bytes, *, keep_alive: int, one_shot: int = 0) -> AsyncIterator[Load]:
+    """Some clients on connections that they keep, and some on a new one for each upload; their last ones end."""
+    running = Load(body)
+    async with asyncio.TaskGroup() as clients:
+        for number in range(keep_alive + one_shot):
+            clients.create_task(running.run_client(daguerre, keep_alive=number < keep_alive))
+        try:
+            yield running
+        finally:
+            running.stopping = True
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["restarted", "crashed"])
+async def test_uploads_survive_a_postgres_outage(
+    daguerre: Daguerre, stored: StoredState, servers: Servers, end: signal.Signals
+) -> None:
+    await daguerre.start()
+    async with load(daguerre, jpeg(), keep_alive=4) as clients:
+        await until(lambda: clients.count(200) >= 8)
+        async with cut_off(servers.postgres, end):
+            await until(lambda: clients.count(503) >= 20)
+        before = clients.count(200)
+        await until(lambda: clients.count(200) >= before + 8, timeout_s=5)
+    assert clients.failures == []
+    assert {answer.status for answer in clients.answers} <= {200, 202, 503}
+    for refused in (answer for answer in clients.answers if answer.status == 503):
+        assert refused.code == "database-unavailable"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.seconds < 2.5
+
+    connection = await asyncpg.connect(stored.settings.database_url)
+    stored = StoredState(connection, stored.settings)
+    await stored.sweep_after(4000)
+    await until(lambda: connection.fetchval("select count(*) = 0 from images where state = 'pending'"))
+    # An image whose commit was interrupted may exist although its client got a 503.
+    rows = {row["id"] for row in await connection.fetch("select id from images")}
+    assert clients.ids() <= rows
+    assert len(rows) <= len(clients.ids()) + 4
+    await stored.assert_holds(dict.fromkeys(rows, jpeg()))
+    await connection.close()
+    assert all(part.is_alive() for part in daguerre.parts)
+
+
+@asynccontextmanager
+async def cut_off(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None]:
+    """Runs a block without PostgreSQL: it is stopped, or killed without time to write."""
+    assert postgres.process is not None
+    postgres.process.send_signal(end)
+    try:
+        await asyncio.to_thread(postgres.process.wait, 20)
+        yield
+    finally:
+        postgres.start()
+
+
+async def test_sigterm_under_load_cuts_no_request(daguerre: Daguerre, stored: StoredState) -> None:
+    await daguerre.start()
+    apis = [daguerre.parts[0], daguerre.start_api()]
+    body = jpeg(320, 240)
+    async with load(daguerre, body, keep_alive=12, one_shot=4) as first:
+        await until(lambda: all(part.count_requests(method="POST", status=200) for part in apis))
+    reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
+    slow = body + bytes(600_000)  # enough for its file to be opened before all of it is there
+    writer.write(upload_head(daguerre.key, len(slow)) + slow[:500_000])
+    incoming = stored.settings.storage_folder / "incoming"
+    [arriving] = await until(lambda: list(incoming.iterdir()))
+    [ending] = [part for part in apis if part.has_open(arriving)]
+
+    async with load(daguerre, body, keep_alive=12, one_shot=4) as clients:
+        served = ending.count_requests(method="POST", status=200)
+        await until(lambda: ending.count_requests(method="POST", status=200) > served + 16)
+        ending.send(signal.SIGTERM)
+        await ending.wait_logged("api.draining")
+        await asyncio.sleep(1)  # a slow client: longer than an idle connection would be stored open
+        writer.write(slow[500_000:])
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert await ending.exit_code() == 0
+        before = clients.count(200)
+        await until(lambda: clients.count(200) > before + 32)
+    writer.close()
+    assert clients.failures == []
+    assert clients.count(200) == len(clients.answers)
+    ids = first.ids() | clients.ids() | {arriving.name}
+    assert await stored.connection.fetchval("select count(*) from images") == len(ids)
+    await stored.assert_holds(dict.fromkeys(ids, body) | {arriving.name: slow})
+
+
+async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, stored: StoredState) -> None:
+    api, _ = await daguerre.start()
+    reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    api.send(signal.SIGTERM)
+    await api.wait_logged("api.draining")
+    writer.write(upload_head(daguerre.key, len(jpeg())) + jpeg())
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert b"\r\nConnection: close\r\n" in answer
+    assert await api.exit_code() == 0
+    [image] = await stored.connection.fetch("select id from images")
+    await stored.assert_holds({image["id"]: jpeg()})
+
+
+async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: StoredState, redis: ArqRedis) -> None:
+    _, worker = await daguerre.start()
+    uploading = asyncio.create_task(daguerre.upload(SLOW))
+    child = await catch_child(worker, await stored.wait_stored())
+    worker.send(signal.SIGTERM)
+    signalled_at = time.time()
+    await until(lambda: redis.zcount(WORKERS, signalled_at + 0.5, "+inf"))  # it lives on
+    os.kill(child, signal.SIGCONT)
+    answer = await uploading
+    assert answer.status == 200
+    assert await worker.exit_code() == 0
+    assert not is_alive(child)
+    assert await redis.zcard(WORKERS) == 0
+    await stored.assert_holds({answer.shown["id"]: SLOW})
+
+
+async def test_readyz_names_failures_and_healthz_is_200(daguerre: Daguerre, servers: Servers, valkey: Valkey) -> None:
+    await daguerre.start_api().wait_logged("api.listening")
+    await daguerre.wait_unavailable("worker")
+    worker = daguerre.start_worker()
+    await daguerre.wait_ready()
+    worker.send(signal.SIGTERM)
+    assert await worker.exit_code() == 0
+    assert await daguerre.list_unavailable() == {"worker"}
+    daguerre.start_worker()
+    await daguerre.wait_ready()
+
+    valkey.stop()
+    await daguerre.wait_unavailable("queue", "worker", timeout_s=10)
+    valkey.start()
+    await daguerre.wait_ready(timeout_s=10)
+    async with cut_off(servers.postgres, signal.SIGINT):
+        await daguerre.wait_unavailable("database", timeout_s=10)
+    await daguerre.wait_ready(timeout_s=10)

@@ -1,0 +1,39 @@
+"""The operator's commands, called in this process or run as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from click.testing import CliRunner
+
+from service.cli import cli
+
+
+def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a thread of this process, because it has its own event loop. Unexpected errors are raised."""
+    structlog.reset_defaults()  # `capture_logs` of another test leaves it configured, unlike in a real command
+    configured = dict.fromkeys(name for name in os.environ if name.startswith("DAGUERRE_"))
+    urls = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
+    with ThreadPoolExecutor(1) as thread:
+        invoke = thread.submit(
+            CliRunner().invoke, cli, arguments, env={**configured, **urls, **environment}, catch_exceptions=False
+        )
+        done = invoke.result()
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+def daguerre_process(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a process."""
+    urls = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env={"PATH": os.environ["PATH"], **urls, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )

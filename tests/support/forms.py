@@ -1,0 +1,17 @@
+"""Parts of multipart forms."""
+
+from __future__ import annotations
+
+from tests.support.samples import jpeg
+
+PICTURE = jpeg()
+
+
+Part = tuple[str, bytes]
+
+
+FILE: Part = ('name="photo"; filename="a.jpg"\r\nContent-Type: image/jpeg', PICTURE)
+
+
+def field(name: str, value: str | bytes) -> Part:
+    return f'name="{name}"', value if isinstance(value, bytes) else value.encode()
