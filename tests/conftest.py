@@ -32,7 +32,7 @@ from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.storage.identity import ID_FILE
+from service.storage.local.root import ID_FILE
 from tests.chaos.report import show_faults
 from tests.support.samples import jpeg
 from worker.main import make_prober, make_renderer

@@ -27,8 +27,8 @@ from service.config.sizes import readable
 from service.database import Connection
 from service.ids import ImageId
 from service.images.audit import find_sha256, list_stored_rows
-from service.storage.disk import DiskStorage
 from service.storage.identity import find_id
+from service.storage.local.originals import LocalOriginals
 
 # What is wrong with the copies of images.
 Faults: TypeAlias = dict[ImageId, str]
@@ -51,14 +51,14 @@ async def make_backup(
         dump, copies = folder / f"{DUMP}.partial", Copies()
         connection = await asyncpg.connect(database_url, timeout=_CONNECT_S)
         try:
-            source = DiskStorage(storage, partial(find_id, connection))
-            await source.require_mounted()
+            source = LocalOriginals(storage, partial(find_id, connection))
+            await source.require_available()
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
             _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
             write(f"Database: {readable(dump.stat().st_size)}")
-            faults = await _copy_files(connection, source, DiskStorage(folder / STORAGE), copies)
-            await source.require_mounted()
+            faults = await _copy_files(connection, source, LocalOriginals(folder / STORAGE), copies)
+            await source.require_available()
         finally:
             await connection.close()
         write(f"Images: {copies.describe()}")
@@ -85,13 +85,15 @@ def _create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-async def _copy_files(connection: Connection, storage: DiskStorage, target: DiskStorage, copies: Copies) -> Faults:
+async def _copy_files(
+    connection: Connection, storage: LocalOriginals, target: LocalOriginals, copies: Copies
+) -> Faults:
     """Copies the files of all rows. Returns what is wrong with copies that are not whole."""
     faults: Faults = {}
     last = ""
     while rows := await list_stored_rows(connection, last, _CHUNK):
         last = rows[-1].id
-        found = {row.id: copies.add(row, storage.places(row.id), target.path(row.id)) for row in rows}
+        found = {row.id: copies.add(row, storage.paths_for_decoding(row.id), target.path(row.id)) for row in rows}
         wrong = {image_id: fault for image_id, fault in found.items() if fault is not None}
         # Images that were deleted meanwhile are no fault.
         faults |= {image_id: wrong[image_id] for image_id in await find_sha256(connection, list(wrong))}

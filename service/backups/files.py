@@ -10,8 +10,9 @@ from pathlib import Path
 
 from service.config.sizes import readable
 from service.images.audit import MISSING, StoredRow, find_fault
-from service.storage.disk import SHARDS, DiskStorage
 from service.storage.files import open_regular
+from service.storage.local.disk import NUM_SHARDS
+from service.storage.local.originals import LocalOriginals
 
 _READ_BYTES = 1 << 20
 
@@ -55,9 +56,9 @@ class Copies:
         return MISSING if size is None else find_fault(row, size, None)
 
 
-def holds_images(storage: DiskStorage) -> bool:
+def holds_images(storage: LocalOriginals) -> bool:
     """Returns whether any file is there, in its own place or on its way. Raises OSError."""
-    for shard in range(SHARDS):
+    for shard in range(NUM_SHARDS):
         with suppress(FileNotFoundError):  # the folders are not made yet
             if storage.list_shard(shard):
                 return True

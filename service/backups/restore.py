@@ -15,8 +15,8 @@ from service.backups.files import Copies, holds_images
 from service.config.settings import Settings
 from service.database import apply_schema
 from service.images.audit import list_stored_rows
-from service.storage.disk import DiskStorage
-from service.storage.identity import find_id, keep_id, make_id
+from service.storage.identity import find_id, record_id
+from service.storage.local.originals import LocalOriginals
 from service.verification import report
 from service.verification.context import Options
 
@@ -38,14 +38,14 @@ async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[s
     BackupError, SettingsError, OSError and what asyncpg raises.
     """
     check_backup(folder)
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     if holds_images(storage):
         raise BackupError(f"{settings.storage_folder} holds images already: name an empty one in DAGUERRE_STORAGE")
     await _restore_database(settings.database_url, folder / DUMP)
     await apply_schema(settings.database_url)
     write("Database: restored")
     storage.prepare()
-    copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
+    copies = await _restore_files(settings.database_url, LocalOriginals(folder / STORAGE), storage)
     os.sync()
     write(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # beside other servers there may be no data folder
@@ -68,14 +68,14 @@ async def _restore_database(url: str, dump: Path) -> None:
     programs.run(pg_restore, *options, "--dbname=application_name=daguerre", dump, database_url=url)
 
 
-async def _restore_files(url: str, source: DiskStorage, target: DiskStorage) -> Copies:
+async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:
     """The files of rows alone: the backup may have others, of images that were stored after the dump."""
     copies, last = Copies(), ""
     connection = await asyncpg.connect(url, timeout=_CONNECT_S)
     try:
         # The backup's database has the id of the storage that it was made of.
-        made = make_id(target.root.path)
-        await keep_id(connection, made, instead_of=await find_id(connection))
+        made = target.create_own_id()
+        await record_id(connection, made, instead_of=await find_id(connection))
         while rows := await list_stored_rows(connection, last, _CHUNK):
             last = rows[-1].id
             for row in rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from service.accounts.suspensions import end_deletion
@@ -12,9 +11,7 @@ from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
 from service.images.deletions import delete_failed, delete_some
-from service.storage.disk import DiskStorage
-from service.storage.files import in_thread
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import OriginalStorage, RenditionStorage
 
 _Delete: TypeAlias = Callable[[Connection, AccountId, int], Awaitable[list[ImageId]]]
 
@@ -31,8 +28,8 @@ class AccountDeletion:
     """
 
     database: Database
-    storage: DiskStorage
-    renditions: RenditionFiles
+    storage: OriginalStorage
+    renditions: RenditionStorage
 
     async def run(self, account_id: AccountId) -> AsyncGenerator[int, None]:
         """Yield the number of images that are deleted so far, after each batch; the account is gone at the end.
@@ -69,8 +66,8 @@ class AccountDeletion:
 
     async def _remove(self, image_ids: Sequence[ImageId]) -> int:
         """Returns how many of the files are not in this storage."""
-        await self.storage.require_mounted()
-        present = await in_thread(self.storage.threads, partial(self.storage.list_present, image_ids))
+        await self.storage.require_available()
+        present = await self.storage.list_present(image_ids)
         await remove_files(self.database, self.storage, self.renditions, present)
         return len(image_ids) - len(present)
 

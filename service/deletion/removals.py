@@ -14,10 +14,8 @@ from service.database import Connection, Database
 from service.dependencies.outages import STORAGE
 from service.ids import ImageId
 from service.renditions.queries import Derived, forget_renditions, list_of_images
-from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
-from service.storage.identity import StorageAway
-from service.storage.renditions import RenditionFiles, RenditionKey
+from service.storage.interface import OriginalStorage, RenditionKey, RenditionStorage, StorageUnavailable
 
 log = structlog.get_logger("service")
 
@@ -51,7 +49,7 @@ _CLEAR = "delete from removals where image_id = any($1)"
 
 
 async def remove_files(
-    database: Database, storage: DiskStorage, renditions: RenditionFiles, image_ids: Sequence[ImageId]
+    database: Database, storage: OriginalStorage, renditions: RenditionStorage, image_ids: Sequence[ImageId]
 ) -> None:
     """Remove the files of images whose removal is noted, and before them what was made of them.
 
@@ -76,12 +74,12 @@ class _Stuck(NamedTuple):
 
 
 async def _remove_renditions(
-    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[Derived]
+    renditions: RenditionStorage, image_ids: Sequence[ImageId], derived: Sequence[Derived]
 ) -> _Stuck:
     """All are stuck while their folder is away: what was made is gone when it was looked for there."""
     keys = [one.key for one in derived]
     try:
-        blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
+        blocked = await in_thread(renditions.threads, partial(renditions.remove_for_images, image_ids))
         stuck = await in_thread(renditions.threads, partial(renditions.remove, keys))
     except OSError as error:
         level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # they lie in the storage, as a rule
@@ -93,7 +91,7 @@ async def _remove_renditions(
     return _Stuck(stuck, blocked)
 
 
-async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
+async def _remove_originals(storage: OriginalStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
     """Those that are gone then; the log has one line for all others, and of a storage that is away only its outage."""
     removed: list[ImageId] = []
     failures: list[tuple[ImageId, OSError]] = []
@@ -101,7 +99,7 @@ async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) 
         try:
             await storage.remove(image_id)
             removed.append(image_id)
-        except StorageAway as error:  # it is away for all of them
+        except StorageUnavailable as error:  # it is away for all of them
             STORAGE.report(error)
             break
         except OSError as error:

@@ -22,8 +22,8 @@ from service.limits.buckets import RateLimiter
 from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
 from service.renditions.charges import Charges
 from service.renditions.service import Renditions
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.backends import open_renditions
+from service.storage.interface import OriginalStorage, RenditionStorage
 
 # Of the rate of an account's renditions: what one address leaves to others.
 _ADDRESS_SHARE = 0.75
@@ -35,8 +35,8 @@ class Delivery:
     sends files.
     """
 
-    storage: DiskStorage
-    files: RenditionFiles
+    storage: OriginalStorage
+    files: RenditionStorage
     subjects: Subjects
     renditions: Renditions
     hot: HotPictures
@@ -50,10 +50,10 @@ class Delivery:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, database: Database, storage: DiskStorage, redis: ArqRedis
+        cls, settings: Settings, database: Database, storage: OriginalStorage, redis: ArqRedis
     ) -> AsyncIterator[Self]:
         """Its tasks end with the block. Raises SettingsError where the folder of renditions cannot be used."""
-        files = RenditionFiles(settings.renditions_folder)
+        files = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         subjects, hot = Subjects(database), HotPictures(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, bell=RENDER_BELL)

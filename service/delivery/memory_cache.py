@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.ids import ImageId
-from service.storage.files import SMALL_BYTES, Stored
+from service.storage.files import SMALL_BYTES
+from service.storage.interface import StoredFile
 
 # What an entry takes beside the picture's own bytes, roughly.
 _ENTRY_BYTES = 4096
@@ -37,7 +38,7 @@ class Picture:
     """
 
     image_ids: tuple[ImageId, ...]
-    stored: Stored
+    stored: StoredFile
     etag: str
     modified_s: int
     headers: Mapping[str, str]

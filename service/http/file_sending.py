@@ -21,7 +21,8 @@ from service.errors import ServiceError
 from service.http import envelope
 from service.http.protocol import LOOKS, UNREAD_S, count_unconfirmed
 from service.limits.pace import Pace
-from service.storage.files import Stored, in_thread, unavailable
+from service.storage.files import in_thread, storage_errors
+from service.storage.interface import StoredFile
 from service.telemetry.metrics import CLIENT_LEFT
 
 # The system takes less at a time, as a rule; this bounds what one client is given before the others.
@@ -90,12 +91,12 @@ async def send(request: web.Request, picture: Picture, *, accel_prefix: str = ""
         return web.Response(
             status=status, headers=headers, body=data if status == 200 else data[part.start : part.stop]
         )
-    with unavailable(None):  # one file, which may be gone meanwhile
+    with storage_errors(None):  # one file, which may be gone meanwhile
         file = await in_thread(picture.threads, partial(_open, picture.stored))
     return FileAnswer(file, part, status, headers, picture.threads)
 
 
-def _open(stored: Stored) -> BinaryIO:
+def _open(stored: StoredFile) -> BinaryIO:
     """Blocks; raises OSError and FileChanged."""
     try:
         file = stored.path.open("rb", buffering=0)

@@ -111,13 +111,13 @@ set local enable_indexonlyscan = off
 """
 
 
-async def find_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
+async def find_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
     """Names of files that have neither a row nor a noted removal, as far as the indexes know."""
     return [row[0] for row in await connection.fetch(_UNCLAIMED, names)]
 
 
-async def scan_unclaimed(connection: Connection, names: Sequence[str]) -> list[str]:
-    """As `find_unclaimed`, by reading both tables as a whole: a damaged index makes no row look absent."""
+async def scan_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
+    """As `find_orphans`, by reading both tables as a whole: a damaged index makes no row look absent."""
     async with connection.transaction():
         await connection.execute(_SCAN)
         return [row[0] for row in await connection.fetch(_UNCLAIMED_BY_SCAN, names)]

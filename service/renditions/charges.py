@@ -10,7 +10,7 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits.buckets import RateLimiter
 from service.renditions.prices import count_tokens
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
 
 # A job waits for at most a minute and may be tried again. What has no end by then keeps its estimated price.
 _KEEP_S = 120.0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from service.database import Connection, Database
 from service.ids import ImageId
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
 
 # Uses are noted this coarsely, so that a rendition in use costs one write in so many minutes.
 USE_NOTED_S = 600

@@ -16,8 +16,8 @@ from service.database import Database
 from service.errors import ServiceError
 from service.images.audit import find_relation
 from service.queue.jobs import JobQueue
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import RenditionStorage
+from service.storage.local.originals import LocalOriginals
 
 BATCH_SIZE = 1000
 # More of the images or of the files are never out of order at once, but where the storage or the database is not the
@@ -65,8 +65,8 @@ class Context:
     """
 
     database: Database
-    storage: DiskStorage
-    renditions: RenditionFiles
+    storage: LocalOriginals
+    renditions: RenditionStorage
     queue: JobQueue
     options: Options
     num_images: int = field(default=0, init=False)

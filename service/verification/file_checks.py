@@ -9,8 +9,8 @@ from pathlib import Path
 
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.images.audit import find_sha256, find_unclaimed, find_without_row, scan_unclaimed
-from service.storage.disk import SHARDS
+from service.images.audit import find_orphans, find_sha256, find_without_row, scan_orphans
+from service.storage.local.disk import NUM_SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 # Each is beyond what the sweep, which runs every few seconds, leaves behind.
@@ -25,7 +25,10 @@ _MAX_NAMES = 50_000
 async def check_folders(context: Context) -> Problems:
     """Every folder of the storage can be listed. With `repair`, one that is missing is made."""
     storage = context.storage
-    for folder, shard in [(storage.incoming, None), *((storage.shard_folder(shard), shard) for shard in range(SHARDS))]:
+    for folder, shard in [
+        (storage.incoming, None),
+        *((storage.shard_folder(shard), shard) for shard in range(NUM_SHARDS)),
+    ]:
         error = await asyncio.to_thread(_try_folder, folder)
         if error is not None:
             if shard is not None:
@@ -90,7 +93,7 @@ def _refuse_move(context: Context, num_unclaimed: int, num_files: int) -> Proble
 async def _list_files(context: Context) -> AsyncIterator[Mapping[str, Path] | Problem]:
     """Files by their names, many at once."""
     batch: dict[str, Path] = {}
-    for shard in sorted(set(range(SHARDS)) - context.bad_shards):
+    for shard in sorted(set(range(NUM_SHARDS)) - context.bad_shards):
         try:
             paths = await asyncio.to_thread(context.storage.list_shard, shard)
         except OSError as error:
@@ -111,7 +114,7 @@ async def _find_unclaimed(context: Context, files: Mapping[str, Path]) -> AsyncI
         yield files[name]
     try:
         async with context.database.connection() as connection:
-            candidates = await find_unclaimed(connection, names)
+            candidates = await find_orphans(connection, names)
     except DATABASE_ERRORS as error:
         yield Problem("database", f"files are not found by the indexes: {await context.explain(error)}")
         unclaimed = candidates = await _scan_unclaimed(context, names)
@@ -130,7 +133,7 @@ async def _scan_unclaimed(context: Context, names: list[str]) -> list[str]:
         return names
     try:
         async with context.database.connection() as connection:
-            return await scan_unclaimed(connection, names)
+            return await scan_orphans(connection, names)
     except DATABASE_ERRORS:
         context.are_rows_whole = False
     async with context.database.connection() as connection:
@@ -148,7 +151,7 @@ def _look_at_unclaimed(context: Context, path: Path, *, may_move: bool) -> Probl
     try:
         path.lstat()
         if context.options.repair and may_move:
-            mended = f"moved to {printable(context.storage.unclaimed.set_aside(path))}"
+            mended = f"moved to {printable(context.storage.quarantine.add(path))}"
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -158,20 +161,20 @@ def _look_at_unclaimed(context: Context, path: Path, *, may_move: bool) -> Probl
 
 async def check_received(context: Context) -> Problems:
     """Received files without an end. With `repair`, they are moved to their places, or removed."""
-    abandoned = await context.storage.list_abandoned(_ABANDONED_S, _MAX_LEFTOVERS)
+    abandoned = await context.storage.list_stale_uploads(_ABANDONED_S, _MAX_LEFTOVERS)
     async with context.database.connection() as connection:
         existing = await find_sha256(connection, abandoned)
         unknown = [name for name in abandoned if name not in existing and IMAGE_ID_PATTERN.fullmatch(name)]
-        lost = [ImageId(name) for name in await scan_unclaimed(connection, unknown)] if unknown else []
-    conflicts = await asyncio.to_thread(context.storage.find_conflicts, existing)
+        lost = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
+    conflicts = await asyncio.to_thread(context.storage.publisher.find_conflicts, existing)
     may_change = context.options.repair and context.are_rows_whole
     may_remove = may_change and context.may_change(len(lost), len(existing) + context.num_images)
     # What was removed cannot be taken back: of an empty database every file is one without a row.
     may_remove &= context.num_images > 0 or context.options.force
     if may_change:
-        await context.storage.settle(existing)
+        await context.storage.reconcile(existing)
     if may_remove:
-        await context.storage.remove_abandoned(lost)
+        await context.storage.remove_stale_uploads(lost)
     for image_id in (*existing, *lost):
         what, done = _describe_received(image_id, is_accepted=image_id in existing, conflicts=conflicts)
         is_left = await asyncio.to_thread(os.path.lexists, context.storage.incoming_path(image_id))
@@ -202,7 +205,7 @@ def _look_at_strange(context: Context, name: ImageId) -> Problem:
     what, mended = "no upload has such a name", ""
     if context.options.repair:
         try:
-            mended = f"moved to {printable(context.storage.unclaimed.set_aside(context.storage.incoming_path(name)))}"
+            mended = f"moved to {printable(context.storage.quarantine.add(context.storage.incoming_path(name)))}"
         except OSError as error:
             what += f", and it cannot be moved: {explain(error)}"
     return Problem(f"file incoming/{printable(name)}", what, mended)

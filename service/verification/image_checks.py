@@ -24,7 +24,7 @@ from service.images.audit import (
 )
 from service.images.deletions import delete_images
 from service.images.leftovers import list_existing
-from service.storage.identity import StorageAway
+from service.storage.interface import StorageUnavailable
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 _READERS = 4
@@ -131,7 +131,7 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
         results = await asyncio.to_thread(lambda: list(readers.map(lambda row: _examine(context, row), rows)))
     faults = [fault for fault in results if fault is not None]
     if any(fault.is_missing for fault in faults):
-        await context.storage.require_mounted()
+        await context.storage.require_available()
     if not faults:
         return []
     try:
@@ -148,13 +148,13 @@ def _examine(context: Context, row: StoredRow) -> _Fault | None:
         what = find_fault(row, *context.storage.examine(row.id, read=context.options.read))
     except FileNotFoundError:
         is_missing, what = True, MISSING
-    except StorageAway:  # it is away for all of them
+    except StorageUnavailable:  # it is away for all of them
         raise
     except OSError as error:
         return _Fault(row, f"its file cannot be read: {explain(error)}")
     if what is None:
         return None
-    aside = context.storage.unclaimed.find(row.id, row.size, row.sha256)
+    aside = context.storage.quarantine.find(row.id, row.size, row.sha256)
     return _Fault(row, what, is_missing and aside is None, aside)
 
 
@@ -164,7 +164,7 @@ def _report(context: Context, fault: _Fault) -> Problem:
         what += f", and {printable(fault.aside)} is what was sent"
         if context.options.repair:
             try:
-                if context.storage.take_back(fault.row.id, fault.row.size, fault.row.sha256) is not None:
+                if context.storage.publisher.restore(fault.row.id, fault.row.size, fault.row.sha256) is not None:
                     mended = "taken back"
             except OSError as error:
                 what += f", which cannot be moved: {explain(error)}"

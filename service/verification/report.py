@@ -17,9 +17,12 @@ from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.images.audit import require_tables
 from service.queue import jobs
-from service.storage.disk import SHARDS, DiskStorage
-from service.storage.identity import StorageAway, find_folder_id, load_id
-from service.storage.renditions import RenditionFiles
+from service.storage.identity import load_id
+from service.storage.interface import StorageUnavailable
+from service.storage.local.disk import NUM_SHARDS
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
+from service.storage.local.root import read_folder_id
 from service.verification.context import Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_received, check_removals
 from service.verification.image_checks import check_images
@@ -36,15 +39,15 @@ async def verify(
 
     Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
     """
-    _require_storage(DiskStorage(settings.storage_folder))
+    _require_storage(LocalOriginals(settings.storage_folder))
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
-            storage = DiskStorage(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
+            storage = LocalOriginals(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
             await _require_own(storage)
-            renditions = RenditionFiles(settings.renditions_folder)
+            renditions = LocalRenditions(settings.renditions_folder)
             context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
             context.is_storage_known = await _is_known(database, storage)
             num_problems = num_mended = 0
@@ -60,17 +63,17 @@ async def verify(
     return num_mended == num_problems
 
 
-def _require_storage(storage: DiskStorage) -> None:
+def _require_storage(storage: LocalOriginals) -> None:
     """A storage of which some folder is there is checked, whatever is wrong with it."""
-    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(SHARDS)):
+    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(NUM_SHARDS)):
         storage.require()
 
 
-async def _require_own(storage: DiskStorage) -> None:
+async def _require_own(storage: LocalOriginals) -> None:
     """Raises SettingsError if the folder has another id than the database. Whatever else is wrong is for the checks."""
     try:
-        await storage.require_mounted()
-    except StorageAway as error:
+        await storage.require_available()
+    except StorageUnavailable as error:
         if storage.root.id is not None:
             raise storage.unusable(error.strerror or str(error)) from error
     except (OSError, ServiceError, asyncpg.PostgresError):
@@ -79,10 +82,10 @@ async def _require_own(storage: DiskStorage) -> None:
 
 async def _load_id(database: Database, folder: Path) -> str | None:
     """The id of the database's storage; if it has none, that of the folder, so that it can be looked at."""
-    return await load_id(database) or await asyncio.to_thread(find_folder_id, folder)
+    return await load_id(database) or await asyncio.to_thread(read_folder_id, folder)
 
 
-async def _is_known(database: Database, storage: DiskStorage) -> bool:
+async def _is_known(database: Database, storage: LocalOriginals) -> bool:
     """Whether the storage has the id that the database has, or none where that has none."""
     try:
         return storage.root.id == await load_id(database)

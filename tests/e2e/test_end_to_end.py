@@ -33,7 +33,7 @@ from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.queue.heartbeats import WORKERS
 from service.queue.jobs import PROBE_QUEUE
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.support.daguerre_processes import Answer, Daguerre, catch_child, processes_of, stop_process, until
 from tests.support.processes import is_alive
@@ -83,7 +83,7 @@ class Kept:
     settings: Settings
 
     def path(self, image_id: str) -> Path:
-        return DiskStorage(self.settings.storage_folder).path(ImageId(image_id))
+        return LocalOriginals(self.settings.storage_folder).path(ImageId(image_id))
 
     async def wait_row(self) -> str:
         """The id of the one image, as soon as its row is committed."""

@@ -16,7 +16,7 @@ from service.api.app import create_app
 from service.config.settings import Settings
 from service.database import Database, Schema, SchemaNewer, apply_schema
 from service.errors import ServiceError
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
 from tests.integration.cli.test_cli import daguerre, daguerre_process
 
@@ -141,7 +141,7 @@ async def test_a_statement_that_takes_too_long_is_a_database_that_is_away(databa
 
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
 async def test_without_a_database_an_application_starts_and_says_so(settings: Settings, aiohttp_client: Any) -> None:
-    DiskStorage(settings.storage_folder).prepare()  # without a database nobody knows whether it may be empty
+    LocalOriginals(settings.storage_folder).prepare()  # without a database nobody knows whether it may be empty
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)
     assert (response.status, response.headers["Retry-After"]) == (503, "1")

@@ -33,7 +33,8 @@ from service.renditions.normalize import resolve
 from service.renditions.parameters import Asked, parse
 from service.renditions.prices import estimate_copy_s, estimate_rendition_s
 from service.renditions.transformation import Format
-from service.storage.files import SMALL_BYTES, Stored, starts_with
+from service.storage.files import SMALL_BYTES, starts_with
+from service.storage.interface import StoredFile
 from service.telemetry.metrics import metrics
 
 # For a file that changes between being found and being sent.
@@ -159,7 +160,9 @@ async def _find_picture(visit: Visit, subject: Subject, expires: int | None) -> 
     return _rendered(visit, order, stored, headers, caching)
 
 
-def _rendered(visit: Visit, order: RenderOrder, stored: Stored, headers: dict[str, str], caching: Caching) -> Picture:
+def _rendered(
+    visit: Visit, order: RenderOrder, stored: StoredFile, headers: dict[str, str], caching: Caching
+) -> Picture:
     """Neither ETag nor Last-Modified of what was made of an image comes from its original."""
     etag, threads = f"{order.digest}-{stored.modified_ns:x}", visit.delivery.files.threads
     return _picture(order, stored, etag, stored.modified_ns // 10**9, headers, caching=caching, threads=threads)
@@ -190,7 +193,7 @@ async def _find_raw(visit: Visit, subject: Subject, headers: dict[str, str], cac
     return _picture(order, found, etag, created_s, headers, caching=caching, threads=threads)
 
 
-async def _content_encoding(form: str | None, stored: Stored, threads: Executor) -> dict[str, str]:
+async def _content_encoding(form: str | None, stored: StoredFile, threads: Executor) -> dict[str, str]:
     """The header of an SVG that is stored compressed (svgz), which browsers show only with this header."""
     is_packed = form == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
     return {"Content-Encoding": "gzip"} if is_packed else {}
@@ -221,7 +224,7 @@ async def _resolve(visit: Visit, subject: Subject, asked: Asked) -> tuple[Render
 
 def _picture(
     order: RenderOrder,
-    stored: Stored,
+    stored: StoredFile,
     etag: str,
     modified_s: int,
     headers: dict[str, str],

@@ -26,7 +26,7 @@ from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.screen import Screen
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.supervisor import Stopped, Supervisor
-from service.storage.disk import DiskStorage
+from service.storage.backends import open_originals
 from service.telemetry import metric_files
 from service.verification.pairing import require_pair
 
@@ -73,7 +73,7 @@ def run(settings: Settings, *, workers: int, screen: Screen, is_new_database: bo
             )
             is_new = not first_key.path(place.path).exists()
             with screen.step("Schema and first account"):
-                storage = DiskStorage(settings.storage or place.path / "storage")
+                storage = open_originals(settings.storage or place.path / "storage")
                 _finish(supervisor, require_pair(found.database_url, storage, is_new_database=is_new_database))
                 first = _finish(supervisor, first_key.prepare(found.database_url, place.path))
             with screen.step(f"API and {workers} worker{'s' if workers > 1 else ''}", talkative=True):

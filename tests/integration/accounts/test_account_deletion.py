@@ -27,8 +27,8 @@ from service.ids import ImageId
 from service.images.deletions import delete_failed, delete_some
 from service.queue.jobs import open_redis
 from service.renditions.parameters import check_preset
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.integration.accounts.test_suspensions import IMAGE, upload_id
 from tests.integration.api.test_refusals import error_of
@@ -60,7 +60,7 @@ def rendition_files(settings: Settings) -> list[Path]:
 
 async def fill(connection: Any, tenant: Tenant, settings: Settings, count: int) -> None:
     """Rows and files of images, as many uploads would leave them, without their previews."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     body = jpeg()
     names = [f"{number:07d}" for number in range(count)]
@@ -293,14 +293,14 @@ async def test_files_elsewhere_are_left_to_the_workers(
     """The command may have been given on another storage than the workers': there its note must not be cleared."""
     await fill(connection, tenant, settings, 3)
     elsewhere = settings.model_copy(update={"storage": tmp_path / "elsewhere"})
-    DiskStorage(elsewhere.storage_folder).prepare()
+    LocalOriginals(elsewhere.storage_folder).prepare()
     done = delete(elsewhere, tenant.name, "--yes")
     assert done.returncode == 0
     assert f"3 files of deleted images were not in {elsewhere.storage_folder}" in done.stderr
     assert await connection.fetchval("select count(*) from removals") == 3
     async with Database.open(settings.database_url, connections=1) as database:
-        files = RenditionFiles(settings.renditions_folder)
-        assert await AccountDeletion(database, DiskStorage(settings.storage_folder), files).remove_rest() == 0
+        files = LocalRenditions(settings.renditions_folder)
+        assert await AccountDeletion(database, LocalOriginals(settings.storage_folder), files).remove_rest() == 0
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from removals") == 0
 
@@ -322,7 +322,7 @@ async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settin
     assert await end_deletion(connection, tenant.id) is False
     async with Database.open(settings.database_url, connections=1) as database:
         deletion = AccountDeletion(
-            database, DiskStorage(settings.storage_folder), RenditionFiles(settings.renditions_folder)
+            database, LocalOriginals(settings.storage_folder), LocalRenditions(settings.renditions_folder)
         )
         assert [deleted async for deleted in deletion.run(tenant.id)] == [1]
     assert await connection.fetchval("select count(*) from accounts") == 0

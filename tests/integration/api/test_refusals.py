@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service.config.settings import Settings
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.samples import jpeg, stored_files
 
@@ -382,6 +382,6 @@ async def test_a_database_whose_disk_is_full_is_a_503(api: Client, tenant: Tenan
 
 
 async def test_many_looks_at_readiness_do_not_disturb_each_other(settings: Settings) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     await asyncio.gather(*(storage.check() for _ in range(20)))

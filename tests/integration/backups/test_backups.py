@@ -22,8 +22,9 @@ from service.config.settings import Settings
 from service.ids import ImageId
 from service.launcher.embedded import EmbeddedError, data_folder
 from service.launcher.embedded.postgres import server_user
-from service.storage.disk import DiskStorage
-from service.storage.identity import ID_FILE, StorageAway
+from service.storage.interface import StorageUnavailable
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.root import ID_FILE
 from tests.conftest import Client, Servers, Tenant
 from tests.e2e.test_up import place, up  # noqa: F401  a fixture
 from tests.integration.cli.test_cli import daguerre, daguerre_process
@@ -77,7 +78,7 @@ async def test_a_backup_is_restored_whole(
     is_well, lines = await restore(new_settings, tmp_path / "backup")
     assert is_well, lines
     assert lines[-1].endswith("all is well.")
-    old, new = DiskStorage(settings.storage_folder), DiskStorage(new_settings.storage_folder)
+    old, new = LocalOriginals(settings.storage_folder), LocalOriginals(new_settings.storage_folder)
     for image_id in map(ImageId, image_ids):
         assert new.path(image_id).read_bytes() == old.path(image_id).read_bytes()
     assert (new_settings.data / "first-key").read_text().strip() == tenant.key
@@ -102,7 +103,7 @@ async def test_what_happens_during_a_backup_is_no_fault(
 ) -> None:
     """Between the dump and the files: an upload, a delete, and a file that is still on its way to its place."""
     kept, deleted, late = [ImageId(await upload(api, tenant, width)) for width in (64, 65, 66)]
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.path(late).rename(storage.incoming_path(late))
     stranger = storage.incoming_path(ImageId("AAAAAAA"))  # an upload that has no row yet
     stranger.write_bytes(b"half of it")
@@ -139,13 +140,13 @@ async def test_another_storage_is_not_backed_up(
 ) -> None:
     """A disk that is not mounted, or the wrong one; what was backed up before stays."""
     await upload(api, tenant, 64)
-    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
     await back_up(settings, tmp_path / "backup")
     before = (tmp_path / "backup" / "database.dump").read_bytes()
-    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     assert (tmp_path / "backup" / "database.dump").read_bytes() == before
 
@@ -162,7 +163,7 @@ async def test_a_storage_that_goes_away_is_noticed(
             if line.startswith("Database:"):
                 stack.enter_context(away(settings.storage_folder, "folders"))
 
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await back_up(settings, tmp_path / "backup", meanwhile)
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
@@ -172,7 +173,7 @@ async def test_a_storage_that_goes_away_is_noticed(
 async def test_damage_spoils_no_earlier_backup(api: Client, tenant: Tenant, settings: Settings, tmp_path: Path) -> None:
     """The copy in the backup may be the only good one."""
     cut, emptied, lost, whole = [ImageId(await upload(api, tenant, width)) for width in (64, 65, 66, 67)]
-    storage, copies = DiskStorage(settings.storage_folder), DiskStorage(tmp_path / "backup" / "storage")
+    storage, copies = LocalOriginals(settings.storage_folder), LocalOriginals(tmp_path / "backup" / "storage")
     await back_up(settings, tmp_path / "backup")
     before = {image_id: copies.path(image_id).read_bytes() for image_id in (cut, emptied, lost, whole)}
     os.truncate(storage.path(cut), 100)
@@ -190,7 +191,7 @@ async def test_one_bad_file_stops_no_backup(
 ) -> None:
     """The other images are in the backup, and the operator hears of those that are not."""
     data_folder, pipe, cut, lost, whole = [ImageId(await upload(api, tenant, width)) for width in range(64, 69)]
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     for image_id in (data_folder, pipe, lost):
         storage.path(image_id).unlink()
     storage.path(data_folder).mkdir()
@@ -201,7 +202,7 @@ async def test_one_bad_file_stops_no_backup(
     assert await back_up(settings, tmp_path / "backup", lines.append) == 4
     assert set(lines[2:]) == {
         f"image {data_folder}: its file cannot be read: it is a folder",
-        f"image {pipe}: its file cannot be read: it is no regular file",
+        f"image {pipe}: its file cannot be read: it is not a regular file",
         f"image {cut}: its file has 100 bytes instead of {size}",
         f"image {lost}: its file is missing",
     }
@@ -214,7 +215,7 @@ def test_a_storage_that_is_away_is_named(database_url: str, tmp_path: Path) -> N
     done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
-        "Error: It could not be finished: [Errno 19] the storage is away: it is not there\n",
+        "Error: It could not be finished: [Errno 19] the storage is not mounted: its folder is missing\n",
     )
 
 
@@ -241,7 +242,7 @@ async def test_a_backup_that_is_not_whole_ends_with_1(
     ]
 
 
-async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: DiskStorage, tmp_path: Path) -> None:
+async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: LocalOriginals, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(BackupError, match=r"holds other things \(a.jpg\)"):
@@ -254,13 +255,13 @@ async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: D
 
 
 async def test_a_restore_replaces_nothing(
-    tenant: Tenant, settings: Settings, new_settings: Settings, storage: DiskStorage, tmp_path: Path
+    tenant: Tenant, settings: Settings, new_settings: Settings, storage: LocalOriginals, tmp_path: Path
 ) -> None:
     await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="The database holds accounts already"):
         await restore(settings, tmp_path / "backup")
-    DiskStorage(new_settings.storage_folder).prepare()
-    file = DiskStorage(new_settings.storage_folder).path(ImageId("AAAAAAA"))
+    LocalOriginals(new_settings.storage_folder).prepare()
+    file = LocalOriginals(new_settings.storage_folder).path(ImageId("AAAAAAA"))
     file.write_bytes(b"a picture")
     with pytest.raises(BackupError, match="holds images already"):
         await restore(new_settings, tmp_path / "backup")
@@ -270,8 +271,8 @@ async def test_a_restore_replaces_nothing(
 
 
 @pytest.fixture
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
+def storage(settings: Settings) -> LocalOriginals:
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     return storage
 

@@ -26,7 +26,7 @@ from service.database import apply_schema
 from service.launcher.embedded import data_folder, running
 from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -301,7 +301,7 @@ async def test_the_schema_waits_for_a_database_that_is_starting() -> None:
 
 
 def test_a_port_for_metrics_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
-    DiskStorage(tmp_path / "storage").prepare()
+    LocalOriginals(tmp_path / "storage").prepare()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = daguerre_process("worker", DAGUERRE_DATA=str(tmp_path), DAGUERRE_METRICS_PORT=str(port))

@@ -17,7 +17,7 @@ import pytest
 from service.cli.configuration import with_database
 from service.config.settings import MAX_SIZE, Settings, SettingsError, load, parse_size
 from service.launcher.embedded.postgres import Postgres
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.integration.cli.test_cli import daguerre
 
@@ -47,7 +47,7 @@ def names(commands: list[tuple[str, ...]]) -> list[str]:
 
 @pytest.fixture
 def environment(settings: Settings) -> dict[str, str]:
-    DiskStorage(settings.storage_folder).prepare()
+    LocalOriginals(settings.storage_folder).prepare()
     return {"DAGUERRE_STORAGE": str(settings.storage_folder), "DAGUERRE_REDIS_URL": settings.redis_url}
 
 

@@ -27,7 +27,7 @@ from service.downloads.connections import GuardedResolver
 from service.downloads.decoding import DecodingError, decode
 from service.downloads.origins import Origins, OriginTimeouts, parse_url
 from service.errors import ServiceError
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.uploads import receiving
 from service.uploads.ingest import Ingest
 from service.uploads.receiving import UploadLimits
@@ -900,7 +900,7 @@ async def test_an_origin_below_the_least_pace_is_too_slow(serve: Serve, settings
 
 
 async def fetch(url: str, settings: Settings, timeouts: OriginTimeouts = QUICK) -> receiving.Upload:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     limits = UploadLimits(1 << 20, 10, 10)
     async with (

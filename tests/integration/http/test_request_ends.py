@@ -16,7 +16,7 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
 from tests.support.samples import insert_image
@@ -29,7 +29,7 @@ ROUTE = "/i/{id}"
 
 @pytest.fixture(autouse=True)
 async def large_file(settings: Settings, connection: Any, tenant: Tenant, port: int) -> bytes:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     data = os.urandom(SIZE)
     storage.path(ID).write_bytes(data)
     await insert_image(connection, tenant, ID, size=SIZE)
@@ -114,7 +114,7 @@ async def test_a_file_that_fails_is_counted_as_503(
 ) -> None:
     """It became shorter after its head was sent, as a disk that fails makes it."""
     async with asking(port) as (reader, _):
-        os.truncate(DiskStorage(settings.storage_folder).path(ID), 1000)
+        os.truncate(LocalOriginals(settings.storage_folder).path(ID), 1000)
         assert len(await reader.read(-1)) < SIZE
         await ends.until(503)
     assert ends.counted(200) == ends.counted(499) == 0

@@ -23,7 +23,7 @@ from service.images.probe import Probe
 from service.images.tags import change_tags
 from service.images.updates import mark_failed, mark_ready
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
 from tests.support.samples import insert_image, jpeg, stored_files
 from worker.cron.sweep import sweep
@@ -181,7 +181,7 @@ async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commi
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.path(ImageId("AAAAAAA")).write_bytes(b"x")
     await delete_images(connection, [ImageId("AAAAAAA")], tenant.id)
     assert len(stored_files(settings)) == 1
@@ -198,7 +198,7 @@ async def test_a_file_that_cannot_be_removed_is_left_to_the_sweep(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
-    DiskStorage(settings.storage_folder).path(ImageId("AAAAAAA")).mkdir()
+    LocalOriginals(settings.storage_folder).path(ImageId("AAAAAAA")).mkdir()
     status, _ = await delete(api, tenant, "AAAAAAA")
     assert status == 200
     assert await connection.fetchval("select image_id from removals") == "AAAAAAA"

@@ -461,7 +461,7 @@ async def test_an_upload_whose_own_row_was_committed_keeps_its_file(
     service = resources_of(api)
     upload = await receive(service)
     key = IdempotencyKey(KEY)
-    assert await service.storage.seal([upload.file]) == [None]
+    assert await service.storage.sync_batch([upload.file]) == [None]
     await insert_pending(database, [NewImage(upload.id, tenant.id, upload.size, upload.sha256, [], key)])
     new, image = await service.ingest.store(upload, tenant.id, [], key, request_id="r")
     assert image is not None

@@ -11,7 +11,7 @@ import pytest
 from service.api.resources import open_resources
 from service.config.settings import Settings, SettingsError
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Tenant
 from tests.support.samples import insert_image
 
@@ -49,7 +49,7 @@ async def test_a_storage_without_its_disk_is_not_made_anew(
 async def test_one_file_of_many_images_is_enough(settings: Settings, connection: Any, tenant: Tenant) -> None:
     for number in range(10):
         await insert_image(connection, tenant, f"IMAGE0{number}")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(ImageId("IMAGE07")).touch()
     await start(settings)
@@ -82,10 +82,10 @@ async def test_another_process_that_makes_the_storage_meanwhile_is_no_fault(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(ImageId("IMAGE01")).touch()
     answers = iter([True, False])
-    monkeypatch.setattr(DiskStorage, "is_new", lambda _: next(answers))
+    monkeypatch.setattr(LocalOriginals, "is_new", lambda _: next(answers))
     await start(settings)
     assert (settings.storage_folder / "incoming").is_dir()

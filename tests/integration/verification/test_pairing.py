@@ -13,7 +13,7 @@ import pytest
 
 from service.config.settings import Settings, SettingsError
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.verification.pairing import require_pair
 from tests.conftest import Servers, Tenant
 from tests.e2e.test_up import place, up
@@ -26,9 +26,9 @@ __all__ = ["place"]  # a fixture
 
 
 @pytest.fixture
-def storage(settings: Settings) -> DiskStorage:
+def storage(settings: Settings) -> LocalOriginals:
     """With a file that is an image's."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     put(storage.path(ID))
     return storage
@@ -44,12 +44,14 @@ def environment(settings: Settings) -> dict[str, str]:
 
 class TestPair:
     @pytest.mark.usefixtures("tenant")  # an account is no image
-    async def test_an_empty_database_is_refused(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_an_empty_database_is_refused(self, settings: Settings, storage: LocalOriginals) -> None:
         with pytest.raises(SettingsError, match=f"{storage.path(ID)}, and the database has no image.*--new-database"):
             await require_pair(settings.database_url, storage)
         await require_pair(settings.database_url, storage, is_new_database=True)
 
-    async def test_a_database_without_tables_too(self, storage: DiskStorage, connection: Any, servers: Servers) -> None:
+    async def test_a_database_without_tables_too(
+        self, storage: LocalOriginals, connection: Any, servers: Servers
+    ) -> None:
         await connection.execute("create database without_tables")
         with pytest.raises(SettingsError, match="the database has no image"):
             await require_pair(servers.postgres.dsn_of("without_tables"), storage)
@@ -57,17 +59,19 @@ class TestPair:
 
     @pytest.mark.parametrize("state", ["ready", "pending", "failed"])
     async def test_one_row_is_enough(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant, state: str
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, state: str
     ) -> None:
         await insert_image(connection, tenant, "IMAGE01", state=state)
         await require_pair(settings.database_url, storage)
 
-    async def test_a_noted_removal_is_enough(self, settings: Settings, storage: DiskStorage, connection: Any) -> None:
+    async def test_a_noted_removal_is_enough(
+        self, settings: Settings, storage: LocalOriginals, connection: Any
+    ) -> None:
         """The last image was deleted, and its file is not."""
         await connection.execute("insert into removals (image_id) values ($1)", ID)
         await require_pair(settings.database_url, storage)
 
-    async def test_a_first_start_is_let_through(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_first_start_is_let_through(self, settings: Settings, storage: LocalOriginals) -> None:
         storage.path(ID).unlink()
         await require_pair(settings.database_url, storage)
         put(storage.incoming_path(ID))
@@ -75,12 +79,12 @@ class TestPair:
         storage.shard_folder(2).rmdir()
         await require_pair(settings.database_url, storage)
         storage.shard_folder(2).mkdir()
-        await require_pair(settings.database_url, DiskStorage(settings.storage_folder / "none"))
+        await require_pair(settings.database_url, LocalOriginals(settings.storage_folder / "none"))
 
-    async def test_a_database_that_is_away_is_no_reason(self, storage: DiskStorage) -> None:
+    async def test_a_database_that_is_away_is_no_reason(self, storage: LocalOriginals) -> None:
         await require_pair("postgresql://127.0.0.1:1/x", storage)
 
-    async def test_a_folder_out_of_order_hides_no_files(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_folder_out_of_order_hides_no_files(self, settings: Settings, storage: LocalOriginals) -> None:
         other = next(path for path in map(storage.shard_folder, range(2)) if path != storage.path(ID).parent)
         other.rmdir()
         put(other)
@@ -145,7 +149,7 @@ class TestUp:
         assert "Traceback" not in done.stderr
         assert await connection.fetchval("select count(*) from accounts") == 0
 
-    def test_starts_with_the_flag(self, place: Path, settings: Settings, storage: DiskStorage) -> None:
+    def test_starts_with_the_flag(self, place: Path, settings: Settings, storage: LocalOriginals) -> None:
         with up(place / "data", "--new-database", given=environment(settings)) as started:
             assert started.get("/readyz")[0] == 200
         assert storage.path(ImageId(ID)).exists()

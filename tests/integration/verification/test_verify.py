@@ -17,7 +17,7 @@ from service.config.sizes import readable
 from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.verification import report
 from service.verification.context import Options
 from tests.conftest import Client, Tenant
@@ -36,7 +36,7 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-async def storage(settings: Settings, connection: Any) -> DiskStorage:
+async def storage(settings: Settings, connection: Any) -> LocalOriginals:
     return await prepare_known(settings, connection)
 
 
@@ -97,7 +97,7 @@ async def test_what_clients_stored_is_whole(settings: Settings, api: Client, ten
 
 @pytest.mark.parametrize("place", ["kept", "incoming"])
 async def test_a_file_may_be_in_either_place(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant, place: str
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, place: str
 ) -> None:
     await insert(connection, tenant)
     put(storage.path(ID) if place == "kept" else storage.incoming_path(ID))
@@ -130,7 +130,7 @@ class TestContent:
         assert await connection.fetchval("select count(*) from images") == 11
 
     async def test_a_file_that_was_cut_is_told(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.path(ID), PICTURE[:-1])
@@ -138,7 +138,7 @@ class TestContent:
         assert told.problems == [f"image {ID}: its file has {len(PICTURE) - 1} bytes instead of {len(PICTURE)}"]
 
     async def test_a_flipped_bit_is_told_where_files_are_read(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.path(ID), PICTURE[:-1] + bytes([PICTURE[-1] ^ 1]))
@@ -147,7 +147,7 @@ class TestContent:
         assert (await verify(settings, read=False)).is_well
 
     async def test_more_images_than_one_page_are_looked_at(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         for number in range(5):
             await insert(connection, tenant, image_id=f"Image0{number}")
@@ -176,7 +176,7 @@ class TestContent:
 
 
 class TestFiles:
-    async def test_a_file_without_an_image_is_set_aside(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_file_without_an_image_is_set_aside(self, settings: Settings, storage: LocalOriginals) -> None:
         path = put(storage.path(ID))
         assert (await verify(settings)).problems == [f"file {path}: no image belongs to it"]
         assert path.exists()
@@ -188,14 +188,14 @@ class TestFiles:
         assert (await verify(settings)).problems == []
 
     async def test_a_file_that_is_to_be_removed_is_no_problem_at_first(
-        self, settings: Settings, storage: DiskStorage, connection: Any
+        self, settings: Settings, storage: LocalOriginals, connection: Any
     ) -> None:
         put(storage.path(ID))
         await connection.execute("insert into removals (image_id) values ($1)", ID)
         assert (await verify(settings)).is_well
 
     async def test_a_removal_that_nobody_finished_is_finished(
-        self, settings: Settings, storage: DiskStorage, connection: Any
+        self, settings: Settings, storage: LocalOriginals, connection: Any
     ) -> None:
         path = put(storage.path(ID))
         await connection.execute("insert into removals values ($1, now() - interval '3 minutes')", ID)
@@ -205,7 +205,7 @@ class TestFiles:
         assert (await verify(settings)).problems == []
 
     async def test_what_cannot_be_removed_is_not_told_as_mended(
-        self, settings: Settings, storage: DiskStorage, connection: Any
+        self, settings: Settings, storage: LocalOriginals, connection: Any
     ) -> None:
         storage.path(ID).mkdir()  # no file, so it cannot be unlinked
         await connection.execute("insert into removals values ($1, now() - interval '3 minutes')", ID)
@@ -214,12 +214,12 @@ class TestFiles:
         assert not told.is_well
         assert told.problems == [f"image {ID}: it is gone and its file still to be removed"]
 
-    async def test_a_body_on_its_way_is_no_problem(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_a_body_on_its_way_is_no_problem(self, settings: Settings, storage: LocalOriginals) -> None:
         put(storage.incoming_path(ID), age_s=3600)
         assert (await verify(settings)).is_well
 
     async def test_a_body_that_was_left_behind_is_removed(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant, image_id="BBBBBBB")
         put(storage.path(ImageId("BBBBBBB")))
@@ -230,7 +230,7 @@ class TestFiles:
         assert not path.exists()
 
     async def test_an_image_that_was_left_in_incoming_is_moved(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.incoming_path(ID), age_s=4300)
@@ -240,7 +240,7 @@ class TestFiles:
         assert (await verify(settings)).problems == []
 
     async def test_repair_never_replaces_a_picture(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         """A file came under an id that was taken, and its process ended before it got another."""
         await insert(connection, tenant)
@@ -253,7 +253,7 @@ class TestFiles:
         assert (await verify(settings)).problems == []
 
     async def test_an_orphan_in_the_place_is_set_aside(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         """The process ended between the commit and the move, and the row decides which file is the image."""
         await insert(connection, tenant)
@@ -268,7 +268,7 @@ class TestFiles:
         assert (await verify(settings)).problems == []
 
     async def test_a_folder_in_the_place_loses_no_picture(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         storage.path(ID).mkdir()
@@ -279,7 +279,7 @@ class TestFiles:
         assert received.read_bytes() == PICTURE
 
     async def test_one_file_under_both_names_is_mended(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         os.link(put(storage.incoming_path(ID), age_s=5000), storage.path(ID))
@@ -288,7 +288,7 @@ class TestFiles:
         assert stored_files(settings) == [storage.path(ID)]
 
     async def test_one_stuck_file_stops_no_repair(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant, image_id="BBBBBBB")
         put(storage.path(ImageId("BBBBBBB")))
@@ -307,7 +307,7 @@ class TestFiles:
 
 
 async def test_an_image_that_nobody_looked_at_is_enqueued(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
 ) -> None:
     await insert(connection, tenant, state="pending", age_s=61)
     await insert(connection, tenant, state="pending", age_s=50, image_id="JustNow")
@@ -323,7 +323,7 @@ async def test_an_image_that_nobody_looked_at_is_enqueued(
 
 class TestAccounts:
     async def test_counters_that_are_off_are_told_and_counted_anew(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.path(ID))
@@ -334,7 +334,7 @@ class TestAccounts:
         assert (await verify(settings)).problems == []
 
     async def test_an_account_over_its_quota_is_told(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.path(ID))
@@ -346,7 +346,7 @@ class TestAccounts:
 
 
 async def test_images_that_are_expected_must_be_there(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
 ) -> None:
     await insert(connection, tenant)
     put(storage.path(ID))
@@ -388,7 +388,7 @@ class TestCommand:
         )
 
     async def test_it_prints_what_is_wrong_and_ends_with_1_until_it_is_mended(
-        self, settings: Settings, storage: DiskStorage
+        self, settings: Settings, storage: LocalOriginals
     ) -> None:
         path = put(storage.path(ID))
         done = self.run(settings)

@@ -18,7 +18,7 @@ from service.config.settings import Settings
 from service.database import Schema, apply_schema
 from service.ids import ImageId
 from service.launcher.embedded.postgres import Postgres
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.integration.verification.test_verify import PICTURE, insert, put, verify
 
@@ -99,7 +99,7 @@ async def damaged(filled: Postgres, name: str) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("name", DAMAGES)
 async def test_damage_stops_no_other_check(damaged: str, settings: Settings, name: str) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     for image_id in _IDS[1:]:
         put(storage.path(ImageId(image_id)))
@@ -127,7 +127,7 @@ async def test_a_row_that_the_key_lacks_keeps_its_file(
     settings: Settings, database_url: str, connection: Any, tenant: Tenant
 ) -> None:
     """Without an error of PostgreSQL: the index says that there is no such row."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     stored = put(storage.path(ImageId(_IDS[0])))
     ready = "update pg_index set indisready = $1 where indexrelid = 'images_pkey'::regclass"
@@ -144,7 +144,7 @@ async def test_a_row_that_the_key_lacks_keeps_its_file(
 
 
 async def test_a_missing_table_stops_no_other_check(settings: Settings, connection: Any, tenant: Tenant) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     await insert(connection, tenant, image_id=_IDS[0])
     unclaimed = put(storage.path(ImageId("NoImage")))

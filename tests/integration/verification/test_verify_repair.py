@@ -13,8 +13,8 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
-from service.storage.identity import ID_FILE
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.root import ID_FILE
 from tests.conftest import Tenant
 from tests.integration.cli.test_cli import daguerre
 from tests.integration.verification.test_verify import ID, PICTURE, insert, put, verify
@@ -24,7 +24,7 @@ IDS = [ImageId(f"Image{number:02}") for number in range(30)]
 
 
 @pytest.fixture
-async def storage(settings: Settings, connection: Any) -> DiskStorage:
+async def storage(settings: Settings, connection: Any) -> LocalOriginals:
     return await prepare_known(settings, connection)
 
 
@@ -37,7 +37,7 @@ def files_below(settings: Settings) -> dict[str, bytes]:
 
 
 async def test_few_files_of_an_unknown_storage_stay(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
 ) -> None:
     """Fewer than the bound, beside a database that does not know the storage."""
     await insert(connection, tenant)
@@ -53,7 +53,7 @@ async def test_few_files_of_an_unknown_storage_stay(
     assert (await verify(settings, repair=True, force=True)).is_well
 
 
-async def test_received_files_outlive_an_empty_database(settings: Settings, storage: DiskStorage) -> None:
+async def test_received_files_outlive_an_empty_database(settings: Settings, storage: LocalOriginals) -> None:
     """It is new, and knows the storage; the rows may come back with a dump."""
     received = put(storage.incoming_path(IDS[1]), age_s=5000)
     assert not (await verify(settings, repair=True)).is_well
@@ -63,7 +63,7 @@ async def test_received_files_outlive_an_empty_database(settings: Settings, stor
 
 
 async def test_no_image_is_dropped_if_all_are_missing_without_an_id(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
 ) -> None:
     """The folders were made in a mount point, before the storage ever got an id."""
     await insert(connection, tenant)
@@ -79,7 +79,7 @@ class TestOtherDatabase:
     """Every file of a full storage belongs to no image."""
 
     @pytest.fixture(autouse=True)
-    def full_storage(self, settings: Settings, storage: DiskStorage) -> dict[str, bytes]:
+    def full_storage(self, settings: Settings, storage: LocalOriginals) -> dict[str, bytes]:
         for image_id in IDS:
             put(storage.path(image_id))
         for number in range(15):
@@ -121,7 +121,7 @@ class TestOtherDatabase:
         assert done.returncode == 0
 
     async def test_all_is_taken_back_with_its_rows(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await verify(settings, repair=True, force=True)
         for image_id in IDS:
@@ -140,19 +140,19 @@ class TestOtherDatabase:
 
 class TestTakenBack:
     async def test_the_numbered_one_of_the_right_content(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         for content in (b"other", PICTURE[:-1] + b"x", PICTURE):
-            storage.unclaimed.set_aside(put(storage.path(ID), content))
+            storage.quarantine.add(put(storage.path(ID), content))
         await insert(connection, tenant)
         assert (await verify(settings, repair=True)).is_well
         assert storage.path(ID).read_bytes() == PICTURE
         assert {path.name for path in aside(settings, "").iterdir()} == {ID, f"{ID}.1"}
 
     async def test_a_damaged_file_gives_way(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
-        storage.unclaimed.set_aside(put(storage.path(ID)))
+        storage.quarantine.add(put(storage.path(ID)))
         put(storage.path(ID), b"damaged")
         await insert(connection, tenant)
         told = await verify(settings, repair=True)
@@ -163,9 +163,9 @@ class TestTakenBack:
         assert aside(settings, f"{ID}.1").read_bytes() == b"damaged"
 
     async def test_nothing_of_another_content(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
-        storage.unclaimed.set_aside(put(storage.path(ID), b"of an image that had the id before"))
+        storage.quarantine.add(put(storage.path(ID), b"of an image that had the id before"))
         aside(settings, f"{ID}.7").symlink_to("/etc/passwd")
         aside(settings, f"{ID}.8").mkdir()
         os.mkfifo(aside(settings, f"{ID}.9"))
@@ -173,7 +173,7 @@ class TestTakenBack:
         assert (await verify(settings, repair=True)).problems == [f"image {ID}: its file is missing"]
 
     async def test_a_file_in_the_wrong_folder(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         wrong = next(folder for folder in map(storage.shard_folder, range(2)) if folder != storage.path(ID).parent)
@@ -191,7 +191,7 @@ class TestFolders:
 
     @pytest.fixture(params=["file", "loop", "missing"])
     async def broken(
-        self, request: pytest.FixtureRequest, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, request: pytest.FixtureRequest, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> AsyncIterator[Path]:
         """The folder of ID; beside it another image is whole, one file is unclaimed and the counters are off."""
         await insert(connection, tenant)
@@ -212,7 +212,7 @@ class TestFolders:
         folder.mkdir(exist_ok=True)
 
     async def test_stops_no_other_check(
-        self, settings: Settings, storage: DiskStorage, broken: Path, connection: Any
+        self, settings: Settings, storage: LocalOriginals, broken: Path, connection: Any
     ) -> None:
         unclaimed = storage.path(ImageId("NoImage"))
         told = await verify(settings, repair=True, drop_missing=True)
@@ -223,7 +223,7 @@ class TestFolders:
         assert "did not come to its end" not in str(told.problems)
         assert await connection.fetchval("select count(*) from images") == 2
 
-    async def test_incoming_that_is_no_folder(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_incoming_that_is_no_folder(self, settings: Settings, storage: LocalOriginals) -> None:
         incoming = storage.incoming
         incoming.rmdir()
         incoming.write_bytes(b"no folder")
@@ -238,7 +238,7 @@ class TestFolders:
         ]
 
     async def test_incoming_that_is_missing(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         await insert(connection, tenant)
         put(storage.path(ID))
@@ -262,7 +262,7 @@ class TestNames:
         ],
     )
     async def test_strange_names(
-        self, settings: Settings, storage: DiskStorage, name: bytes, shown: str, tenant: Tenant, connection: Any
+        self, settings: Settings, storage: LocalOriginals, name: bytes, shown: str, tenant: Tenant, connection: Any
     ) -> None:
         strange = put(storage.shard_folder(5) / os.fsdecode(name))
         received = put(storage.incoming_path(ImageId(os.fsdecode(name))), b"other", age_s=5000)
@@ -282,7 +282,7 @@ class TestNames:
         for path in (strange, received):
             path.unlink(missing_ok=True)
 
-    async def test_the_command_prints_them(self, settings: Settings, storage: DiskStorage) -> None:
+    async def test_the_command_prints_them(self, settings: Settings, storage: LocalOriginals) -> None:
         put(storage.shard_folder(5) / os.fsdecode(b"\xff"))
         given = {"DAGUERRE_STORAGE": str(settings.storage_folder), "DAGUERRE_REDIS_URL": settings.redis_url}
         done = daguerre("verify", database_url=settings.database_url, **given)
@@ -290,26 +290,28 @@ class TestNames:
 
     @pytest.mark.parametrize("kind", ["pipe", "folder"])
     async def test_no_file_in_an_images_place(
-        self, settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant, kind: str
+        self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, kind: str
     ) -> None:
         """A pipe that nobody writes to must not be waited for."""
         await insert(connection, tenant)
         (os.mkfifo if kind == "pipe" else os.mkdir)(storage.path(ID))
         told = await verify(settings, repair=True, drop_missing=True)
         (os.unlink if kind == "pipe" else os.rmdir)(storage.path(ID))
-        what = "it is no regular file" if kind == "pipe" else "it is a folder"
+        what = "it is not a regular file" if kind == "pipe" else "it is a folder"
         assert told.problems == [f"image {ID}: its file cannot be read: {what}"]
 
 
 async def test_an_unreadable_storage_drops_nothing(
-    settings: Settings, storage: DiskStorage, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is unmounted after the start."""
     await insert(connection, tenant)
     monkeypatch.setattr("service.verification.report.check_folders", _take_away)
     told = await verify(settings, repair=True, drop_missing=True)
     (settings.storage_folder.parent / "away").rename(settings.storage_folder)
-    assert "images: the check did not come to its end: the storage is away: it is not there" in told.problems
+    assert (
+        "images: the check did not come to its end: the storage is not mounted: its folder is missing" in told.problems
+    )
     assert await connection.fetchval("select count(*) from images") == 1
 
 

@@ -10,7 +10,8 @@ import pytest
 from service.delivery import memory_cache
 from service.delivery.memory_cache import Caching, HotPictures, Picture
 from service.ids import ImageId
-from service.storage.files import Stored, disk_threads
+from service.storage.files import disk_threads
+from service.storage.interface import StoredFile
 
 THREADS = disk_threads("test")
 ONE, TWO = ImageId("AAAAAAA"), ImageId("BBBBBBB")
@@ -23,7 +24,7 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> Picture:
-    stored = Stored(Path("x"), size, 0, b"x" * size if small else None)
+    stored = StoredFile(Path("x"), size, 0, b"x" * size if small else None)
     return Picture(image_ids or (ONE,), stored, "etag", 0, {}, Caching(60), "/x", THREADS)
 
 

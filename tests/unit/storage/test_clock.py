@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.ages import FolderClock, read_clock
+from service.storage.local.clock import FolderClock, read_clock
 from tests.chaos.test_faults import mounted, require_root
 
 HOUR_S = 3600
