@@ -17,8 +17,8 @@ from service.ids import ImageId
 from service.launcher.embedded import binaries
 from service.launcher.embedded.postgres import Postgres
 from tests.conftest import Client, Servers, Tenant, run_worker
-from tests.integration.verification.test_verify import verify
 from tests.support.samples import jpeg
+from tests.support.verify import verify
 
 
 @pytest.fixture

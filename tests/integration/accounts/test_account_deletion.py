@@ -33,9 +33,9 @@ from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.integration.accounts.test_suspensions import IMAGE, upload_id
 from tests.integration.api.test_refusals import error_of
 from tests.integration.cli.test_cli import daguerre
-from tests.integration.verification.test_verify import verify
 from tests.support.daguerre_processes import until
 from tests.support.samples import jpeg, stored_files
+from tests.support.verify import verify
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 

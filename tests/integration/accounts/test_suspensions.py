@@ -18,9 +18,9 @@ from service.images.models import NewImage
 from tests.conftest import Client, NewTenant, Tenant
 from tests.integration.api.test_refusals import error_of
 from tests.integration.cli.test_cli import daguerre
-from tests.integration.verification.test_verify import verify
 from tests.support.daguerre_processes import until
 from tests.support.samples import jpeg, stored_files
+from tests.support.verify import verify
 
 IMAGE = {"Content-Type": "image/jpeg"}
 SUSPENDED = (403, "account-suspended")

@@ -21,9 +21,9 @@ from service.ids import ImageId
 from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
-from tests.integration.verification.test_verify import PICTURE, insert, put
 from tests.support.processes import wait_for
 from tests.support.scrapes import Scrape
+from tests.support.verify import PICTURE, insert, put
 from worker.cron.scrub import scrubbing
 
 IDS = [ImageId(f"Image{number:02}") for number in range(6)]

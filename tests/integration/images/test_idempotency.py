@@ -36,9 +36,9 @@ from service.images.updates import mark_failed
 from service.queue.jobs import open_redis
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
-from tests.integration.verification.test_verify import verify
 from tests.support.daguerre_processes import processes_of, until
 from tests.support.samples import jpeg, stored_files
+from tests.support.verify import verify
 from worker.cron import sweep
 from worker.resources import open_resources
 

@@ -18,9 +18,9 @@ from service.verification.pairing import require_pair
 from tests.conftest import Servers, Tenant
 from tests.e2e.test_up import place, up
 from tests.integration.cli.test_cli import daguerre_process
-from tests.integration.verification.test_verify import ID, put
 from tests.support.processes import wait_for
 from tests.support.samples import insert_image
+from tests.support.verify import ID, put
 
 __all__ = ["place"]  # a fixture
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -18,68 +16,16 @@ from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
 from service.storage.local.originals import LocalOriginals
-from service.verification import report
-from service.verification.context import Options
 from tests.conftest import Client, Tenant
 from tests.integration.cli.test_cli import daguerre
 from tests.support.disks import prepare_known
 from tests.support.samples import jpeg, stored_files
-
-ID = ImageId("AAAAAAA")
-PICTURE = jpeg()
-
-
-class Told(NamedTuple):
-    is_well: bool
-    problems: list[str]
-    summary: str
+from tests.support.verify import ID, PICTURE, insert, put, verify
 
 
 @pytest.fixture(autouse=True)
 async def storage(settings: Settings, connection: Any) -> LocalOriginals:
     return await prepare_known(settings, connection)
-
-
-async def verify(
-    settings: Settings,
-    *,
-    read: bool = True,
-    repair: bool = False,
-    drop_missing: bool = False,
-    force: bool = False,
-    expected: Mapping[ImageId, bytes] | None = None,
-) -> Told:
-    lines: list[str] = []
-    options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
-    is_well = await report.verify(settings, options, expected or {}, write=lines.append)
-    return Told(is_well, lines[:-1], lines[-1])
-
-
-async def insert(
-    connection: Any, tenant: Tenant, *, image_id: str = ID, state: str = "ready", age_s: float = 0
-) -> None:
-    """A row whose account has counted it."""
-    await connection.execute(
-        "insert into images (id, account_id, size, sha256, state, created_at, failed_at)"
-        " values ($1, $2, $3, $4, $5, now() - $6::float8 * interval '1 s', now())",
-        image_id,
-        tenant.id,
-        len(PICTURE),
-        hashlib.sha256(PICTURE).digest(),
-        state,
-        age_s,
-    )
-    await connection.execute(
-        "update accounts set used_bytes = used_bytes + $2, num_images = num_images + 1 where id = $1",
-        tenant.id,
-        len(PICTURE),
-    )
-
-
-def put(path: Path, content: bytes = PICTURE, *, age_s: float = 0) -> Path:
-    path.write_bytes(content)
-    os.utime(path, (time.time() - age_s,) * 2)
-    return path
 
 
 async def test_what_clients_stored_is_whole(settings: Settings, api: Client, tenant: Tenant, worker: None) -> None:

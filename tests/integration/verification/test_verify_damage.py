@@ -20,7 +20,7 @@ from service.ids import ImageId
 from service.launcher.embedded.postgres import Postgres
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
-from tests.integration.verification.test_verify import PICTURE, insert, put, verify
+from tests.support.verify import PICTURE, insert, put, verify
 
 _BLOCK = 8192
 _IDS = [f"Image{number:03}" for number in range(300)]

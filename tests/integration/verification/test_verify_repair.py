@@ -17,8 +17,8 @@ from service.storage.local.originals import LocalOriginals
 from service.storage.local.root import ID_FILE
 from tests.conftest import Tenant
 from tests.integration.cli.test_cli import daguerre
-from tests.integration.verification.test_verify import ID, PICTURE, insert, put, verify
 from tests.support.disks import prepare_known
+from tests.support.verify import ID, PICTURE, insert, put, verify
 
 IDS = [ImageId(f"Image{number:02}") for number in range(30)]
 
