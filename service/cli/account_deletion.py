@@ -95,4 +95,4 @@ async def _delete(settings: Settings, account: Any) -> int:
                     shown_at = time.monotonic()
                     click.echo(f"{deleted:,} of {_count(account.num_images)} deleted", err=True)
         click.echo(f"{_count(deleted)} deleted", err=True)
-        return await deletion.remove_rest()
+        return await deletion.remove_remaining()

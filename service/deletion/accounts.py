@@ -1,4 +1,4 @@
-"""The deletion of an account and of all that it stores, in steps that can be interrupted and begun again."""
+"""Deletes an account and everything that it stores, in steps that can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.storage.interface import OriginalStorage, RenditionStorage
 
 _Delete: TypeAlias = Callable[[Connection, AccountId, int], Awaitable[list[ImageId]]]
 
-# Images a transaction: it holds their rows and the account's for some ten milliseconds.
+# Images in one transaction, which locks their rows and the account's for some ten milliseconds.
 _BATCH_SIZE = 500
 
 
@@ -23,8 +23,8 @@ _BATCH_SIZE = 500
 class AccountDeletion:
     """Removes the rows and files of an account whose deletion has begun (`suspensions.begin_deletion`).
 
-    Files are removed from this storage. Those that it does not have keep their note of removal for the workers' sweep,
-    since this process may have been started on another storage than theirs.
+    Files that are not in this storage keep their row in `removals` for the workers' sweep, since this process may have
+    been started with another storage than theirs.
     """
 
     database: Database
@@ -32,13 +32,13 @@ class AccountDeletion:
     renditions: RenditionStorage
 
     async def run(self, account_id: AccountId) -> AsyncGenerator[int, None]:
-        """Yield the number of images that are deleted so far, after each batch; the account is gone at the end.
+        """Yields the number of deleted images after each batch, and deletes the account at the end.
 
         Raises ServiceError if the database is away, and OSError if the storage is; then it can be run again.
         """
         deleted = 0
-        is_gone = False
-        while not is_gone:
+        is_deleted = False
+        while not is_deleted:
             while image_ids := await self._delete_batch(delete_some, account_id):
                 await self._remove(image_ids)
                 deleted += len(image_ids)
@@ -46,10 +46,10 @@ class AccountDeletion:
             while image_ids := await self._delete_batch(delete_failed, account_id):
                 await self._remove(image_ids)
             async with self.database.connection() as connection:
-                is_gone = await end_deletion(connection, account_id)
+                is_deleted = await end_deletion(connection, account_id)
 
-    async def remove_rest(self) -> int:
-        """Remove the files of all images whose removal is noted: also what an interrupted run has left.
+    async def remove_remaining(self) -> int:
+        """Removes the files of all images in `removals`, also those of an interrupted run.
 
         Returns how many of them are not in this storage.
         """

@@ -32,6 +32,11 @@ class StorageFolders:
         """Returns the path of a file that is not published."""
         return self.incoming / image_id
 
+    def candidate_paths(self, image_id: ImageId) -> tuple[str, str, str]:
+        """Returns the paths that an image's file may have after the commit of its row, in the order to try."""
+        path = str(self.path(image_id))
+        return path, str(self.incoming_path(image_id)), path  # it may be published between the first two
+
     def shard_folder(self, number: int) -> Path:
         """Returns one of the folders of published files, 0 to 255."""
         return self.folder / f"{number:02x}"

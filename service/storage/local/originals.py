@@ -163,7 +163,7 @@ class LocalOriginals(StorageFolders):
         return file
 
     def _find(self, image_id: ImageId) -> StoredFile | None:
-        for path in self.paths_for_decoding(image_id):
+        for path in self.candidate_paths(image_id):
             with suppress(FileNotFoundError):
                 return read_file(Path(path))
         return None
@@ -175,17 +175,16 @@ class LocalOriginals(StorageFolders):
         return await in_thread(self.threads, lambda: [image_id for image_id in image_ids if self._exists(image_id)])
 
     def _exists(self, image_id: ImageId) -> bool:
-        return any(Path(path).exists() for path in self.paths_for_decoding(image_id))
+        return any(Path(path).exists() for path in self.candidate_paths(image_id))
 
     def locate(self, image_id: ImageId) -> str:
         return str(self.path(image_id))
 
     def paths_for_decoding(self, image_id: ImageId) -> tuple[str, str, str]:
-        path = str(self.path(image_id))
-        return path, str(self.incoming_path(image_id)), path  # it may be published between the first two
+        return self.candidate_paths(image_id)
 
     def open_file(self, image_id: ImageId) -> BufferedReader:
-        for path in self.paths_for_decoding(image_id):
+        for path in self.candidate_paths(image_id):
             with suppress(FileNotFoundError):
                 return open_regular(path)
         if not self.root.run(partial(disk.is_missing, image_id)):

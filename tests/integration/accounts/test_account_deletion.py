@@ -300,7 +300,7 @@ async def test_files_elsewhere_are_left_to_the_workers(
     assert await connection.fetchval("select count(*) from removals") == 3
     async with Database.open(settings.database_url, connections=1) as database:
         files = LocalRenditions(settings.renditions_folder)
-        assert await AccountDeletion(database, LocalOriginals(settings.storage_folder), files).remove_rest() == 0
+        assert await AccountDeletion(database, LocalOriginals(settings.storage_folder), files).remove_remaining() == 0
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from removals") == 0
 
