@@ -236,7 +236,7 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
 _APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
 
 
-async def find_schema_version(connection: asyncpg.Connection[asyncpg.Record]) -> int:
+async def find_schema_version(connection: Connection) -> int:
     """Returns the version of the tables, or 0 if there are none."""
     if await connection.fetchval("select to_regclass('applied_schema')") is None:
         return 0
