@@ -40,7 +40,7 @@ def run_program(postgres: Postgres, name: str, *arguments: str | Path) -> None:
     subprocess.run([programs / name, *arguments], check=True, timeout=60)
 
 
-async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
+async def test_backup_under_load_is_complete(
     settings: Settings,
     servers: Servers,
     api: Client,
@@ -67,11 +67,11 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
             "redis_url": settings.redis_url.replace("db=0", "db=1"),
         }
     )
-    told = await verify(restored, repair=True, drop_missing=True)
-    assert told.is_well
-    assert told.problems[0] == f"image {deleted}: its file is missing; deleted"
-    assert f"{late}: no image belongs to it; moved to" in told.problems[1]
-    assert len(told.problems) == 2
+    result = await verify(restored, repair=True, drop_missing=True)
+    assert result.is_well
+    assert result.problems[0] == f"image {deleted}: its file is missing; deleted"
+    assert f"{late}: no image belongs to it; moved to" in result.problems[1]
+    assert len(result.problems) == 2
     kept = {image_id: hashlib.sha256(body).digest() for image_id, body in stored.items() if image_id != deleted}
     assert (await verify(restored, expected=kept)).problems == []
 
@@ -83,7 +83,7 @@ async def test_a_backup_that_was_made_under_way_is_whole_elsewhere(
     assert (await verify(restored)).problems == []
 
 
-async def test_a_dump_holds_no_key(settings: Settings, servers: Servers, tenant: Tenant, tmp_path: Path) -> None:
+async def test_dump_holds_no_key(settings: Settings, servers: Servers, tenant: Tenant, tmp_path: Path) -> None:
     run_program(servers.postgres, "pg_dump", "-d", settings.database_url, "-f", tmp_path / "dump")
     dump = (tmp_path / "dump").read_text()
     assert tenant.name in dump

@@ -126,7 +126,7 @@ async def is_status(api: Client, path: str, status: int, tenant: Tenant | None =
     return answer.status == status
 
 
-async def test_it_is_refused_where_nobody_can_be_asked(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_deletion_needs_yes_without_a_terminal(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
     done = delete(settings, tenant.name)
     assert done.returncode != 0
@@ -137,7 +137,9 @@ async def test_it_is_refused_where_nobody_can_be_asked(connection: Any, tenant: 
 
 
 @pytest.mark.parametrize(("reply", "left"), [(b"n\n", 3), (b"\n", 3), (b"y\n", 0)])
-async def test_a_person_is_asked(connection: Any, tenant: Tenant, settings: Settings, reply: bytes, left: int) -> None:
+async def test_deletion_asks_on_a_terminal(
+    connection: Any, tenant: Tenant, settings: Settings, reply: bytes, left: int
+) -> None:
     await fill(connection, tenant, settings, 3)
     terminal, other_end = pty.openpty()
     os.write(terminal, reply)
@@ -155,7 +157,7 @@ async def test_a_person_is_asked(connection: Any, tenant: Tenant, settings: Sett
     assert len(stored_files(settings)) == left
 
 
-async def test_a_newer_account_of_the_name_stays(
+async def test_newer_account_of_the_name_stays(
     connection: Any, tenant: Tenant, new_tenant: NewTenant, settings: Settings
 ) -> None:
     """Another command deletes the account while a person is asked, and makes one of the same name."""
@@ -181,7 +183,7 @@ async def test_a_newer_account_of_the_name_stays(
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
 
 
-async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_ctrl_c_explains_how_to_resume(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
     holder = await asyncpg.connect(settings.database_url)
     hold = holder.transaction()
@@ -205,7 +207,7 @@ async def test_ctrl_c_says_how_to_go_on(connection: Any, tenant: Tenant, setting
     await holder.close()
 
 
-async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """Also where the server commits a batch whose files nobody removes then."""
     await fill(connection, tenant, settings, 1200)
     holder = await asyncpg.connect(settings.database_url)
@@ -242,7 +244,7 @@ async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, set
     assert (await verify(settings)).is_well
 
 
-async def test_an_upload_in_flight_leaves_nothing(
+async def test_upload_in_flight_leaves_nothing(
     api: Client, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
     deleted = asyncio.Event()
@@ -263,9 +265,7 @@ async def test_an_upload_in_flight_leaves_nothing(
 
 
 @pytest.mark.settings(wait_s=0.1)
-async def test_uploads_that_race_leave_nothing(
-    api: Client, connection: Any, tenant: Tenant, settings: Settings
-) -> None:
+async def test_racing_uploads_leave_nothing(api: Client, connection: Any, tenant: Tenant, settings: Settings) -> None:
     answers: list[int] = []
 
     async def send() -> None:
@@ -287,7 +287,7 @@ async def count_at_least(connection: Any, wanted: int) -> bool:
     return bool(await connection.fetchval("select count(*) from images") >= wanted)
 
 
-async def test_files_elsewhere_are_left_to_the_workers(
+async def test_files_elsewhere_are_left_to_workers(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     """The command may have been given on another storage than the workers': there its note must not be cleared."""
@@ -305,7 +305,7 @@ async def test_files_elsewhere_are_left_to_the_workers(
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_a_missing_storage_begins_no_deletion(
+async def test_missing_storage_begins_no_deletion(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     await fill(connection, tenant, settings, 3)
@@ -315,7 +315,7 @@ async def test_a_missing_storage_begins_no_deletion(
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
 
 
-async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """As a process of an older version, which knows of no suspension, may insert it behind the last batch."""
     await fill(connection, tenant, settings, 1)
     await begin_deletion(connection, tenant.id)
@@ -328,7 +328,7 @@ async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settin
     assert await connection.fetchval("select count(*) from accounts") == 0
 
 
-async def test_a_batch_uncounts_what_it_deletes(connection: Any, tenant: Tenant, settings: Settings) -> None:
+async def test_batch_updates_the_counters(connection: Any, tenant: Tenant, settings: Settings) -> None:
     await fill(connection, tenant, settings, 3)
     assert len(await delete_some(connection, tenant.id, 2)) == 2
     row = await connection.fetchrow("select num_images, used_bytes from accounts")
@@ -340,7 +340,7 @@ async def test_a_batch_uncounts_what_it_deletes(connection: Any, tenant: Tenant,
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_cached_image_is_not_found(api: Client, connection: Any, tenant: Tenant) -> None:
     """A process may remember an image for longer than its account. It was a 500, and one for every picture looked up at
     that moment.
     """
@@ -353,7 +353,7 @@ async def test_a_remembered_picture_is_not_found(api: Client, connection: Any, t
     assert (await error_of(await api.get(f"/i/{image_id}")))[:2] == (404, "image-not-found")
 
 
-async def test_a_remembered_key_is_refused(api: Client, connection: Any, tenant: Tenant) -> None:
+async def test_cached_key_is_refused(api: Client, connection: Any, tenant: Tenant) -> None:
     assert (await api.get("/v1/account", headers=tenant.headers)).status == 200
     await connection.execute("delete from accounts")
     assert (await error_of(await api.get("/v1/account", headers=tenant.headers)))[:2] == (401, "unauthorized")

@@ -53,7 +53,7 @@ async def counted(connection: Any, tenant: Tenant) -> tuple[int, int]:
 
 @BOTH
 @pytest.mark.usefixtures("worker")
-async def test_a_deleted_image_is_answered_as_it_was_and_gone(
+async def test_deleted_image_is_returned_and_gone(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, method: str, suffix: str
 ) -> None:
     image = await upload(api, tenant, tags="a,b")
@@ -68,9 +68,7 @@ async def test_a_deleted_image_is_answered_as_it_was_and_gone(
     assert await counted(connection, tenant) == (0, 0)
 
 
-async def test_head_on_the_get_that_deletes_is_a_405_and_deletes_nothing(
-    api: Client, tenant: Tenant, connection: Any
-) -> None:
+async def test_head_deletes_nothing(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     response = await api.head("/v1/images/AAAAAAA/delete", headers=tenant.headers)
     assert response.status == 405
@@ -78,7 +76,7 @@ async def test_head_on_the_get_that_deletes_is_a_405_and_deletes_nothing(
     assert await counted(connection, tenant) == (1, 10)
 
 
-async def test_a_list_is_answered_in_its_order_and_each_once(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_list_keeps_order_without_duplicates(api: Client, tenant: Tenant, connection: Any) -> None:
     for number, image_id in enumerate(("AAAAAAA", "BBBBBBB", "CCCCCCC")):
         await insert_image(connection, tenant, image_id, size=100 + number)
     status, answer = await delete(api, tenant, "CCCCCCC,AAAAAAA,%20CCCCCCC")
@@ -87,13 +85,13 @@ async def test_a_list_is_answered_in_its_order_and_each_once(api: Client, tenant
     assert await counted(connection, tenant) == (1, 101)
 
 
-async def test_a_list_of_one_is_a_list(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_list_of_one_is_a_list(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     _, answer = await delete(api, tenant, "AAAAAAA,AAAAAAA")
     assert [image["id"] for image in answer["response"]] == ["AAAAAAA"]
 
 
-async def test_twenty_at_once_and_no_more(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_at_most_twenty_are_deleted(api: Client, tenant: Tenant, connection: Any) -> None:
     ids = [f"IMAGE{number:02}" for number in range(21)]
     for image_id in ids:
         await insert_image(connection, tenant, image_id)
@@ -109,7 +107,7 @@ async def test_twenty_at_once_and_no_more(api: Client, tenant: Tenant, connectio
     "ids",
     ["AAAAAAA,short", "AAAAAAA,", ",AAAAAAA", "AAAAAAA,,BBBBBBB", "AAAAAAA,%00BBBBBB", "search", "AAAAAAA;BBBBBBB"],
 )
-async def test_a_malformed_id_deletes_nothing(api: Client, tenant: Tenant, connection: Any, ids: str) -> None:
+async def test_malformed_id_deletes_nothing(api: Client, tenant: Tenant, connection: Any, ids: str) -> None:
     for image_id in ("AAAAAAA", "BBBBBBB"):
         await insert_image(connection, tenant, image_id)
     status, answer = await delete(api, tenant, ids)
@@ -117,7 +115,7 @@ async def test_a_malformed_id_deletes_nothing(api: Client, tenant: Tenant, conne
     assert await counted(connection, tenant) == (2, 20)
 
 
-async def test_an_id_that_is_not_stored_here_deletes_nothing_and_tells_nothing_of_others(
+async def test_unknown_id_deletes_and_reveals_nothing(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     other = await new_tenant()
@@ -138,7 +136,7 @@ async def test_an_id_that_is_not_stored_here_deletes_nothing_and_tells_nothing_o
     assert await counted(connection, other) == (1, 10)
 
 
-async def test_details_can_be_asked_for_once_more(api: Client, tenant: Tenant, connection: Any) -> None:
+async def test_deleted_image_can_include_details(api: Client, tenant: Tenant, connection: Any) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
     _, answer = await delete(
         api, tenant, "AAAAAAA", verbose="1", with_exif="1", with_mini_preview="1", with_account="1"
@@ -149,7 +147,7 @@ async def test_details_can_be_asked_for_once_more(api: Client, tenant: Tenant, c
 
 
 @pytest.mark.settings(wait_s=30)
-async def test_a_post_that_waits_for_a_deleted_image_is_told_and_its_job_ends_quietly(
+async def test_waiting_upload_learns_of_the_delete(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst, capfd: Any
 ) -> None:
     posted = asyncio.create_task(api.post("/v1/images", data=jpeg(), headers=tenant.headers | IMAGE))
@@ -177,7 +175,7 @@ async def test_a_post_that_waits_for_a_deleted_image_is_told_and_its_job_ends_qu
     assert await counted(connection, tenant) == (0, 0)
 
 
-async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commit(
+async def test_sweep_finishes_an_interrupted_delete(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
@@ -194,7 +192,7 @@ async def test_the_sweep_removes_the_file_where_the_deleter_died_after_its_commi
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_a_file_that_cannot_be_removed_is_left_to_the_sweep(
+async def test_stuck_file_is_left_to_the_sweep(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
@@ -227,9 +225,7 @@ async def try_delete(database: Database, account_id: AccountId, ids: list[ImageI
     return 0
 
 
-async def test_overlapping_deletes_in_opposite_orders_neither_deadlock_nor_count_twice(
-    database: Database, connection: Any, tenant: Tenant
-) -> None:
+async def test_overlapping_deletes_never_deadlock(database: Database, connection: Any, tenant: Tenant) -> None:
     for _ in range(10):
         ids = sorted(new_image_id() for _ in range(20))
         for image_id in ids:
@@ -244,7 +240,7 @@ async def test_overlapping_deletes_in_opposite_orders_neither_deadlock_nor_count
         await connection.execute("update accounts set used_bytes = 0, num_images = 0")
 
 
-async def test_deletes_race_with_uploads_probes_and_tags(database: Database, connection: Any, tenant: Tenant) -> None:
+async def test_deletes_race_with_other_changes(database: Database, connection: Any, tenant: Tenant) -> None:
     async def tag(image_id: ImageId) -> None:
         with missing_is("image-not-found"):
             async with database.connection() as own:

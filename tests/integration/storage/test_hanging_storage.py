@@ -68,7 +68,7 @@ async def test_readiness_returns_with_the_storage(api: Client, monkeypatch: pyte
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_that_leaves_ends_no_check(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disconnect_cancels_no_check(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     began, going_on = threading.Event(), threading.Event()
 
     def wait(_: Path) -> None:

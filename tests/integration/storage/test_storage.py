@@ -30,7 +30,7 @@ async def start(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("state", ["ready", "pending"])
-async def test_a_storage_without_its_disk_is_not_made_anew(
+async def test_unmounted_storage_is_not_recreated(
     settings: Settings, connection: Any, tenant: Tenant, state: str
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01", state=state)
@@ -56,13 +56,13 @@ async def test_one_file_of_many_images_is_enough(settings: Settings, connection:
     assert await connection.fetchval("select count(*) from storage") == 1
 
 
-async def test_a_storage_is_made_where_no_image_has_a_file(settings: Settings, connection: Any, tenant: Tenant) -> None:
+async def test_storage_is_made_if_no_image_has_a_file(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "IMAGE01", state="failed")
     await start(settings)
     assert (settings.storage_folder / "incoming").is_dir()
 
 
-async def test_a_storage_is_made_before_there_are_tables(settings: Settings, connection: Any) -> None:
+async def test_storage_is_made_before_the_tables(settings: Settings, connection: Any) -> None:
     await connection.execute("alter table images rename to others")
     try:
         await start(settings)
@@ -71,14 +71,14 @@ async def test_a_storage_is_made_before_there_are_tables(settings: Settings, con
     assert (settings.storage_folder / "incoming").is_dir()
 
 
-async def test_a_storage_is_not_made_while_nobody_knows_whether_there_are_images(settings: Settings) -> None:
+async def test_storage_is_not_made_without_postgres(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": "postgresql://daguerre@127.0.0.1:1/daguerre"})
     with pytest.raises(SettingsError, match="PostgreSQL, which knows whether it should be, is away"):
         await start(away)
     assert list(settings.storage_folder.iterdir()) == []
 
 
-async def test_another_process_that_makes_the_storage_meanwhile_is_no_fault(
+async def test_another_process_may_make_the_storage(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01")

@@ -231,7 +231,7 @@ async def test_storage_without_images_may_be_replaced(settings: Settings, connec
     assert (settings.storage_folder / ID_FILE).read_text() == f"{second}\n"
 
 
-async def test_id_is_noted_once_there_are_tables(api: Client, settings: Settings, connection: Any) -> None:
+async def test_id_is_recorded_after_the_tables_exist(api: Client, settings: Settings, connection: Any) -> None:
     """`daguerre schema` may run after the start of an API process; several begin to note the id at once."""
     storages = [on_disk(resources_of(api).storage)]
     await connection.execute("delete from storage")
@@ -250,7 +250,7 @@ async def test_id_is_noted_once_there_are_tables(api: Client, settings: Settings
     assert {storage.root.id for storage in storages} == {noted}
 
 
-async def test_id_is_not_noted_of_a_folder_without_the_images(
+async def test_id_of_a_wrong_folder_is_not_recorded(
     api: Client, image_id: ImageId, settings: Settings, connection: Any
 ) -> None:
     """Of a database that is upgraded while its disk is not mounted."""
