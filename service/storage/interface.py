@@ -176,7 +176,7 @@ class RenditionKey(NamedTuple):
 
 
 class RenditionStorage(Protocol):
-    """The cache of what was made of originals. Files are compared with their rows in `num_shards` parts."""
+    """The cache of renditions. A periodic job compares it with the rows, one of `num_shards` shards at a time."""
 
     num_shards: int
 
@@ -219,7 +219,7 @@ class RenditionStorage(Protocol):
         """
 
     def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
-        """Returns the renditions in one of the parts that are older than `age_s`, with their sizes on disk."""
+        """Returns the renditions in one shard that are older than `age_s`, with their sizes on disk."""
 
     def remove_stale_drafts(self, age_s: float) -> None:
         """Removes files that were being written and did not change for `age_s`."""

@@ -1,4 +1,4 @@
-"""docs/backup.md: what was copied in its order is whole elsewhere."""
+"""docs/backup.md: a copy made in its order is complete elsewhere."""
 
 from __future__ import annotations
 

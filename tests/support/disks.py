@@ -17,7 +17,7 @@ from service.storage.local.originals import LocalOriginals
 from service.storage.local.root import create_id
 from tests.conftest import do_without
 
-# What may be in the place of a storage whose disk is not mounted.
+# What a start may find if the disk of a storage is not mounted.
 WAYS_TO_BE_AWAY = ["nothing", "empty folder", "folders", "other storage"]
 
 

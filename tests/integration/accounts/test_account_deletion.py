@@ -1,4 +1,4 @@
-"""`daguerre accounts delete`: everything goes, whatever happens meanwhile."""
+"""`daguerre accounts delete` removes everything, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_ctrl_c_explains_how_to_resume(connection: Any, tenant: Tenant, se
 
 
 async def test_killed_deletion_is_resumed(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """Also where the server commits a batch whose files nobody removes then."""
+    """The server may commit a batch after the kill, so that its files are still there."""
     await fill(connection, tenant, settings, 1200)
     holder = await asyncpg.connect(settings.database_url)
     hold = holder.transaction()
@@ -236,7 +236,7 @@ async def test_killed_deletion_is_resumed(connection: Any, tenant: Tenant, setti
     done = delete(settings, tenant.name, "--yes")
     assert done.returncode == 0, done.stderr
     assert stored_files(settings) == []
-    # A file may have been removed before the kill and its note not cleared: that is the sweep's.
+    # A file may have been removed before the kill and its removal not cleared: the sweep does that.
     await connection.execute("update removals set removed_at = now() - interval '1 minute'")
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         await sweep({"resources": resources})
@@ -290,7 +290,7 @@ async def count_at_least(connection: Any, wanted: int) -> bool:
 async def test_files_elsewhere_are_left_to_workers(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
-    """The command may have been given on another storage than the workers': there its note must not be cleared."""
+    """The command may run with another storage than the workers, and must not clear their removals then."""
     await fill(connection, tenant, settings, 3)
     elsewhere = settings.model_copy(update={"storage": tmp_path / "elsewhere"})
     LocalOriginals(elsewhere.storage_folder).prepare()
@@ -316,7 +316,7 @@ async def test_missing_storage_begins_no_deletion(
 
 
 async def test_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """As a process of an older version, which knows of no suspension, may insert it behind the last batch."""
+    """A process of an older version, which knows no suspension, may insert it after the last batch."""
     await fill(connection, tenant, settings, 1)
     await begin_deletion(connection, tenant.id)
     assert await end_deletion(connection, tenant.id) is False
@@ -341,9 +341,7 @@ async def test_batch_updates_the_counters(connection: Any, tenant: Tenant, setti
 
 @pytest.mark.usefixtures("worker")
 async def test_cached_image_is_not_found(api: Client, connection: Any, tenant: Tenant) -> None:
-    """A process may remember an image for longer than its account. It was a 500, and one for every picture looked up at
-    that moment.
-    """
+    """A process may cache an image for longer than its account. It was a 500 for all pictures looked up then."""
     image_id = ImageId(await upload_id(api, tenant))
     subjects = resources_of(api).delivery.subjects
     assert await subjects.find(image_id) is not None

@@ -1,4 +1,4 @@
-"""`daguerre backup`, `restore` and `psql`: what is brought back is whole, and nothing else is touched."""
+"""`daguerre backup`, `restore` and `psql`: everything is restored, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def fetch(settings: Settings, statement: str) -> list[Any]:
 async def test_changes_during_a_backup_are_no_fault(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
-    """Between the dump and the files: an upload, a delete, and a file that is still on its way to its place."""
+    """Between the dump and the files: an upload, a delete, and a file that is not published yet."""
     kept, deleted, late = [ImageId(await upload(api, tenant, width)) for width in (64, 65, 66)]
     storage = LocalOriginals(settings.storage_folder)
     storage.path(late).rename(storage.incoming_path(late))
@@ -138,7 +138,7 @@ async def test_later_backup_copies_new_files_only(
 async def test_wrong_storage_is_not_backed_up(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path, instead: str
 ) -> None:
-    """A disk that is not mounted, or the wrong one; what was backed up before stays."""
+    """A disk that is not mounted, or the wrong one. An earlier backup stays."""
     await upload(api, tenant, 64)
     with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
@@ -155,7 +155,7 @@ async def test_wrong_storage_is_not_backed_up(
 async def test_unmount_during_a_backup_is_noticed(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
-    """A disk that is unmounted while it is copied, and whose mount point has Daguerre's folders."""
+    """The disk is unmounted while it is copied, and its mount point has Daguerre's folders."""
     await upload(api, tenant, 64)
     with ExitStack() as stack:
 
@@ -189,7 +189,7 @@ async def test_damage_spoils_no_earlier_copy(api: Client, tenant: Tenant, settin
 async def test_bad_files_stop_no_backup(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
-    """The other images are in the backup, and the operator hears of those that are not."""
+    """The other images are in the backup, and each bad file is reported."""
     data_folder, pipe, cut, lost, whole = [ImageId(await upload(api, tenant, width)) for width in range(64, 69)]
     storage = LocalOriginals(settings.storage_folder)
     for image_id in (data_folder, pipe, lost):
@@ -211,7 +211,7 @@ async def test_bad_files_stop_no_backup(
 
 
 def test_missing_storage_is_named(database_url: str, tmp_path: Path) -> None:
-    """Not the database, which can be used."""
+    """The error is not about the database, which can be used."""
     done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,

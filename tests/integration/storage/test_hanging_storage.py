@@ -89,7 +89,7 @@ async def test_disconnect_cancels_no_check(api: Client, monkeypatch: pytest.Monk
 
 @asynccontextmanager
 async def blocked_pictures(api: Client, storage: LocalOriginals, image_ids: list[ImageId]) -> AsyncIterator[None]:
-    """Requests that hang: the files are FIFOs, and whoever opens one waits until there is a writer."""
+    """Requests that hang: the files are FIFOs, and opening one waits for a writer."""
     for image_id in image_ids:
         os.mkfifo(storage.path(image_id))
     requests = [asyncio.create_task(api.get(f"/i/{image_id}")) for image_id in image_ids]

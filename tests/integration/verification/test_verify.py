@@ -42,12 +42,12 @@ async def test_uploaded_images_have_no_problems(settings: Settings, api: Client,
     assert result.summary.endswith(": no problems.")
 
 
-@pytest.mark.parametrize("place", ["kept", "incoming"])
+@pytest.mark.parametrize("folder", ["published", "incoming"])
 async def test_file_may_be_in_either_folder(
-    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, place: str
+    settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, folder: str
 ) -> None:
     await insert(connection, tenant)
-    put(storage.path(ID) if place == "kept" else storage.incoming_path(ID))
+    put(storage.path(ID) if folder == "published" else storage.incoming_path(ID))
     assert (await verify(settings)).is_well
 
 
@@ -187,7 +187,7 @@ class TestFiles:
     async def test_repair_never_overwrites_an_image(
         self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
-        """A file came under an id that was taken, and its process ended before it got another."""
+        """An upload was received under an id that was taken, and its process ended before it got another id."""
         await insert(connection, tenant)
         stored = put(storage.path(ID))
         put(storage.incoming_path(ID), b"another upload", age_s=5000)

@@ -1,5 +1,5 @@
-"""`daguerre verify --repair` does no harm: to a storage beside the wrong database, to what was set aside, to folders
-out of order and to files that Daguerre never made.
+"""`daguerre verify --repair` does no harm: to a storage beside the wrong database, to the quarantine, to folders that
+cannot be used and to files that Daguerre did not write.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def test_files_of_an_unknown_storage_stay(
 
 
 async def test_uploads_outlive_an_empty_database(settings: Settings, storage: LocalOriginals) -> None:
-    """It is new, and knows the storage; the rows may come back with a dump."""
+    """It is new, and knows the storage; the rows may be restored from a dump."""
     received = put(storage.incoming_path(IDS[1]), age_s=5000)
     assert not (await verify(settings, repair=True)).is_well
     assert received.exists()
@@ -185,13 +185,13 @@ class TestQuarantine:
 
 
 class TestFolders:
-    """One folder out of order stops no other check. (As root no permission is missing, so it is a link to itself.)"""
+    """One broken folder stops no other check. (root lacks no permission, so it is e.g. a link to itself.)"""
 
     @pytest.fixture(params=["file", "loop", "missing"])
     async def broken(
         self, request: pytest.FixtureRequest, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> AsyncIterator[Path]:
-        """The folder of ID; beside it another image is whole, one file is unclaimed and the counters are off."""
+        """The folder of ID; beside it another image is whole, one file is an orphan and the counters are wrong."""
         await insert(connection, tenant)
         other = next(image_id for image_id in IDS if storage.path(image_id).parent != storage.path(ID).parent)
         await insert(connection, tenant, image_id=other)
@@ -259,7 +259,7 @@ class TestFolders:
 
 
 class TestNames:
-    """Of files that Daguerre did not make: they are set aside, and shown as text of one line."""
+    """Files that Daguerre did not write go into the quarantine, and are printed as text of one line."""
 
     @pytest.mark.parametrize(
         ("name", "shown"),
@@ -302,7 +302,7 @@ class TestNames:
     async def test_pipe_or_folder_is_never_read(
         self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, kind: str
     ) -> None:
-        """A pipe that nobody writes to must not be waited for."""
+        """Opening a pipe without a writer would wait for ever."""
         await insert(connection, tenant)
         (os.mkfifo if kind == "pipe" else os.mkdir)(storage.path(ID))
         result = await verify(settings, repair=True, drop_missing=True)
@@ -314,7 +314,7 @@ class TestNames:
 async def test_unmounted_storage_drops_no_image(
     settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is unmounted after the start."""
+    """It is unmounted after verify began."""
     await insert(connection, tenant)
     monkeypatch.setattr("service.verification.report.check_folders", _take_away)
     result = await verify(settings, repair=True, drop_missing=True)

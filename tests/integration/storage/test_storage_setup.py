@@ -1,4 +1,4 @@
-"""Where an API process makes the folders of a storage, and where it must not."""
+"""When an API process creates the folders of a storage, and when it must not."""
 
 from __future__ import annotations
 

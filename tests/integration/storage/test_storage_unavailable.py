@@ -1,4 +1,4 @@
-"""A storage whose disk is not mounted, or that has another disk in its place: no file of it counts as missing."""
+"""While the disk of a storage is not mounted, or another disk is mounted there, no file counts as missing."""
 
 from __future__ import annotations
 
@@ -245,9 +245,9 @@ async def test_id_is_recorded_after_the_tables_exist(api: Client, settings: Sett
         assert not (settings.storage_folder / ID_FILE).exists()
         await connection.execute("alter table others rename to storage")
         await asyncio.gather(*(storage.check() for storage in storages * 3))
-    noted = await connection.fetchval("select id from storage")
-    assert noted == (settings.storage_folder / ID_FILE).read_text().strip()
-    assert {storage.root.id for storage in storages} == {noted}
+    recorded = await connection.fetchval("select id from storage")
+    assert recorded == (settings.storage_folder / ID_FILE).read_text().strip()
+    assert {storage.root.id for storage in storages} == {recorded}
 
 
 async def test_id_of_a_wrong_folder_is_not_recorded(
