@@ -227,7 +227,7 @@ async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None
 async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Schema) -> None:
     async with connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-        applied = await _find_applied(connection)
+        applied = await find_schema_version(connection)
         if applied == schema.version:
             return
         if applied > schema.version:
@@ -245,7 +245,7 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
 _APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
 
 
-async def _find_applied(connection: asyncpg.Connection[asyncpg.Record]) -> int:
+async def find_schema_version(connection: Connection) -> int:
     """Returns the version of the tables, or 0 if there are none."""
     if await connection.fetchval("select to_regclass('applied_schema')") is None:
         return 0

@@ -12,8 +12,8 @@ from pathlib import Path
 import structlog
 
 from service.images.probe import Rejected
-from service.storage.files import Stored
-from service.storage.renditions import RenditionFiles, RenditionKey, patch
+from service.storage.files import apply_patches
+from service.storage.interface import RenditionKey, RenditionStorage, StoredFile
 from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("worker")
@@ -28,14 +28,14 @@ _REMINDER_S = 60.0
 class Rendition:
     """`stored` has the data if the file is small or was not kept."""
 
-    stored: Stored
+    stored: StoredFile
     is_kept: bool = True
 
 
 class RenditionKeeper:
     """Called from threads. `metrics.renditions_unkept` counts what the disk does not take, and the log says why."""
 
-    def __init__(self, files: RenditionFiles) -> None:
+    def __init__(self, files: RenditionStorage) -> None:
         self._files = files
         self._lock = threading.Lock()
         self._is_failing = False
@@ -69,7 +69,7 @@ class RenditionKeeper:
             with source.open("rb") as original:
                 data = original.read(MAX_UNKEPT_BYTES + 1)
             if len(data) <= MAX_UNKEPT_BYTES:
-                data = patch(data, patches)
+                data = apply_patches(data, patches)
             return self._send(key, data, error)
         self._note_kept()
         return Rendition(stored)
@@ -78,7 +78,7 @@ class RenditionKeeper:
         self._note_unkept(cause)
         if len(data) > MAX_UNKEPT_BYTES:
             raise Rejected("storage-unavailable") from cause
-        return Rendition(Stored(self._files.path(key), len(data), time.time_ns(), data), is_kept=False)
+        return Rendition(StoredFile(self._files.path(key), len(data), time.time_ns(), data), is_kept=False)
 
     def _note_unkept(self, cause: OSError) -> None:
         metrics.renditions_unkept.inc()
@@ -90,11 +90,11 @@ class RenditionKeeper:
                 return
             self._reminder_at = now + _REMINDER_S
             unkept = self._unkept
-        log.error("renditions.not_kept", folder=str(self._files.root), unkept=unkept, error=repr(cause))
+        log.error("renditions.not_kept", folder=self._files.location, unkept=unkept, error=repr(cause))
 
     def _note_kept(self) -> None:
         if not self._is_failing:
             return
         with self._lock:
             self._is_failing, unkept, self._unkept = False, self._unkept, 0
-        log.info("renditions.kept_again", folder=str(self._files.root), unkept=unkept)
+        log.info("renditions.kept_again", folder=self._files.location, unkept=unkept)

@@ -19,7 +19,7 @@ from service.dependencies.watch import Dependency, watched
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.queue import jobs
 from service.queue.heartbeats import SignsOfLife
-from service.storage.disk import DiskStorage
+from service.storage.backends import open_originals
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
 from worker.cron.counters import refresh_accounts
@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
     Raises SettingsError for a storage or a port that cannot be used.
     """
     logs.configure(settings, part="worker", pid=os.getpid())
-    DiskStorage(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
+    open_originals(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
     if settings.metrics_port:
         _serve_metrics(settings.host, settings.metrics_port)
     else:

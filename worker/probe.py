@@ -60,7 +60,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
 async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int) -> Image | None:
     """The finished row; None if it was deleted. `tries` counts this one."""
     try:
-        found = await worker.children.probe(*worker.storage.places(image_id), account=account)
+        found = await worker.children.probe(*worker.storage.paths_for_decoding(image_id), account=account)
         image = await worker.findings.submit((image_id, found))
     except Rejected as refusal:
         log.info("probe.refused", code=refusal.code, kind=refusal.kind)

@@ -19,8 +19,7 @@ from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderEnd, RenderOrder, SentFile, decode_order
 from service.renditions.queries import NewRendition
 from service.storage.files import in_thread
-from service.storage.identity import StorageAway
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey, StorageUnavailable
 from service.telemetry.metrics import metrics
 from worker.keeping import Rendition
 from worker.resources import Resources
@@ -106,12 +105,12 @@ async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usag
 
 
 async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Rendition:
-    places = worker.storage.places(order.image_id)
+    places = worker.storage.paths_for_decoding(order.image_id)
     keep = worker.keeper
     if order.transformation is None:
         patches = await worker.renderers.find_locations(places, size=order.size, account=account)
         return await in_thread(worker.storage.threads, partial(keep.keep_patched, key, places, patches))
-    watermark = worker.storage.places(order.watermark_id) if order.watermark_id else None
+    watermark = worker.storage.paths_for_decoding(order.watermark_id) if order.watermark_id else None
     sizes = order.size, order.watermark_size
     data = await worker.renderers.render(
         places, order.transformation, watermark, sizes=sizes, account=account, usage=usage
@@ -131,7 +130,7 @@ async def _find_reason(worker: Resources, order: RenderOrder) -> str:
     """Why a file is missing: the image was deleted, or else it was lost."""
     wanted = [order.image_id, *([order.watermark_id] if order.watermark_id else [])]
     if not await worker.storage.find_missing(wanted):
-        raise StorageAway(errno.EAGAIN, "the storage was away, and has come back")
+        raise StorageUnavailable(errno.EAGAIN, "the storage was away, and has come back")
     async with worker.database.connection() as connection:
         images = await find_across_accounts(connection, wanted)
     return "image-not-found" if None in images else "image-lost"

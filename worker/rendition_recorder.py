@@ -15,7 +15,7 @@ from service.database import Database
 from service.dependencies.outages import level_of
 from service.errors import ServiceError
 from service.renditions.queries import NewRendition, insert_renditions
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import RenditionStorage
 
 log = structlog.get_logger("worker")
 
@@ -30,7 +30,7 @@ _MOST_WAITING = 50_000
 class RenditionLedger:
     """Takes note of files that are there. One whose image was deleted meanwhile is removed again."""
 
-    def __init__(self, database: Database, files: RenditionFiles) -> None:
+    def __init__(self, database: Database, files: RenditionStorage) -> None:
         self._database = database
         self._files = files
         self._waiting: deque[NewRendition] = deque(maxlen=_MOST_WAITING)
@@ -38,7 +38,7 @@ class RenditionLedger:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, database: Database, files: RenditionFiles) -> AsyncIterator[Self]:
+    async def open(cls, database: Database, files: RenditionStorage) -> AsyncIterator[Self]:
         """What was noted within the block is written when it ends, if the database is there."""
         self = cls(database, files)
         async with running(self._run()):

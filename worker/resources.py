@@ -17,9 +17,9 @@ from service.images.models import Image
 from service.images.probe import Probe
 from service.images.updates import mark_ready
 from service.queue.jobs import JobQueue
-from service.storage.disk import DiskStorage
+from service.storage.backends import open_originals, open_renditions
 from service.storage.identity import load_id
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import OriginalStorage, RenditionStorage
 from service.telemetry.metrics import metrics
 from worker.keeping import RenditionKeeper
 from worker.rendition_recorder import RenditionLedger
@@ -38,12 +38,12 @@ _RENDERERS_NICENESS = 5
 @dataclass(frozen=True, slots=True)
 class Resources:
     database: Database
-    storage: DiskStorage
+    storage: OriginalStorage
     redis: Any
     jobs: JobQueue
     children: Children
     renderers: Children
-    renditions: RenditionFiles
+    renditions: RenditionStorage
     keeper: RenditionKeeper
     ledger: RenditionLedger
     findings: Batcher[tuple[ImageId, Probe], Image | None]
@@ -62,7 +62,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
                 command_timeout_s=_COMMAND_TIMEOUT_S,
             )
         )
-        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
+        storage = open_originals(settings.storage_folder, partial(load_id, database))
         children = Children(
             settings.probe_processes + SPARE_CHILDREN,
             share=settings.probe_processes,
@@ -80,7 +80,7 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             niceness=_RENDERERS_NICENESS,
         )
         stack.push_async_callback(renderers.end)  # each starts with its first rendition
-        renditions = RenditionFiles(settings.renditions_folder)
+        renditions = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
         ledger = await stack.enter_async_context(RenditionLedger.open(database, renditions))
         findings = Batcher(partial(mark_ready, database), crowded=lambda: children.unanswered >= _CROWD)

@@ -25,7 +25,7 @@ from service.launcher.embedded.valkey import Valkey
 from service.launcher.process import Program, start, stop
 from service.queue import jobs
 from service.queue.jobs import JobQueue, ProbeJob
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 
 WORKERS = (1, 2, 4)
 JOBS = 20_000
@@ -49,7 +49,7 @@ class Turn:
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], count: int = JOBS) -> None:
     del seconds, sizes
-    storage = DiskStorage(folder / "data" / "storage")
+    storage = LocalOriginals(folder / "data" / "storage")
     storage.prepare()
     with Postgres(folder / "pg") as postgres, Valkey(folder / "valkey") as valkey:
         env = {
@@ -95,7 +95,7 @@ async def _wait_alive(redis_url: str, count: int, folder: Path) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _take(dsn: str, redis_url: str, storage: DiskStorage, roots: Sequence[int], count: int) -> Turn:
+async def _take(dsn: str, redis_url: str, storage: LocalOriginals, roots: Sequence[int], count: int) -> Turn:
     async with Database.open(dsn, connections=1) as database, _queue(redis_url) as queue:
         async with database.connection() as connection:
             account_id = await create_account(connection, secrets.token_hex(8), 1 << 60)
@@ -118,7 +118,7 @@ async def _take(dsn: str, redis_url: str, storage: DiskStorage, roots: Sequence[
     )
 
 
-async def _prepare(database: Database, account_id: AccountId, storage: DiskStorage, count: int) -> list[ImageId]:
+async def _prepare(database: Database, account_id: AccountId, storage: LocalOriginals, count: int) -> list[ImageId]:
     """Pending images with files, as uploads leave them; the files are empty. Nobody has enqueued them yet."""
     image_ids = [ImageId(secrets.token_hex(6)) for _ in range(count)]
     for image_id in image_ids:

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from service.accounts.api_keys import KeyRing
 from service.api.admission import Admission
-from service.api.startup import load_or_note_id, prepare_storage
 from service.batcher import Batcher, running
 from service.config.settings import Settings
 from service.database import Database
@@ -33,11 +32,13 @@ from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.shared_memory.arriving_bytes import ArrivingBytes
 from service.single_flight import SharedCall
-from service.storage.disk import DiskStorage
+from service.storage.backends import open_originals
+from service.storage.interface import OriginalStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
 from service.uploads.replies import Replies
 from service.uploads.reservations import Reservations
+from service.verification.pairing import load_or_record_id, prepare_storage
 
 log = structlog.get_logger("service.api")
 
@@ -78,7 +79,7 @@ class FileRemoval:
 class Resources:
     settings: Settings
     database: Database
-    storage: DiskStorage
+    storage: OriginalStorage
     keys: KeyRing
     rate_limiter: RateLimiter | None
     jobs: JobQueue
@@ -117,7 +118,7 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        storage = DiskStorage(settings.storage_folder, lambda: load_or_note_id(storage, database))
+        storage = open_originals(settings.storage_folder, lambda: load_or_record_id(storage, database))
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

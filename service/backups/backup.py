@@ -1,8 +1,8 @@
-"""Make a backup, of a Daguerre that may run meanwhile.
+"""Makes a backup of a Daguerre that may be running.
 
-The database comes first, then the files: a file is written before its row, so every row of the dump has its file, but
-for images that were deleted in between. Which files there are to copy, and of what size, the rows say: a storage that
-lost files, or cut them short, spoils no copy of an earlier backup.
+The database is dumped first, then the files are copied: a file is written before its row, so every row of the dump has
+its file, except for images that were deleted in between. The rows say which files there should be, and of what size: if
+the storage lost files or parts of them, good copies of an earlier backup stay.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from service.config.values import format_size
 from service.database import Connection
 from service.ids import ImageId
 from service.images.integrity import find_sha256, list_stored_rows
-from service.storage.disk import DiskStorage
 from service.storage.identity import find_id
+from service.storage.local.originals import LocalOriginals
 
-# What is wrong with the copies of images.
+# Images whose copies are not whole, and why.
 Faults: TypeAlias = dict[ImageId, str]
 
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
-_CHUNK = 1000
-_CONNECT_S = 10
+_BATCH_SIZE = 1000
+_CONNECT_TIMEOUT_S = 10
 _MAX_FAULTS_SHOWN = 20
 
 
 async def make_backup(
     database_url: str, storage: Path, folder: Path, *, first_key: Path, write: Callable[[str], None]
 ) -> int:
-    """Makes the backup in `folder`, or brings the one that is there up to date; it stays whole until the end.
+    """Makes the backup in `folder`, or updates an earlier backup, which can be restored until the new one is finished.
 
-    `first_key` is the file of the first account's key, which is copied if it is there. Returns the number of images
-    whose file is not whole in the backup. Raises BackupError, OSError and what asyncpg raises.
+    `first_key` is the file of the first account's key, which is copied if it exists. Returns the number of images whose
+    file is not whole in the backup. Raises BackupError, OSError and what asyncpg raises.
     """
     with _claim(folder, storage) as handle:
         dump, copies = folder / f"{DUMP}.partial", Copies()
-        connection = await asyncpg.connect(database_url, timeout=_CONNECT_S)
+        connection = await asyncpg.connect(database_url, timeout=_CONNECT_TIMEOUT_S)
         try:
-            source = DiskStorage(storage, partial(find_id, connection))
-            await source.require_mounted()
+            source = LocalOriginals(storage, partial(find_id, connection))
+            await source.require_available()
             pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
             _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
             write(f"Database: {format_size(dump.stat().st_size)}")
-            faults = await _copy_files(connection, source, DiskStorage(folder / STORAGE), copies)
-            await source.require_mounted()
+            faults = await _copy_files(connection, source, LocalOriginals(folder / STORAGE), copies)
+            await source.require_available()
         finally:
             await connection.close()
         write(f"Images: {copies.describe()}")
@@ -72,7 +72,7 @@ async def make_backup(
 
 
 def copy_key(source: Path, target: Path) -> None:
-    """Copies the file of the first account's key, if it is there, for the owner alone."""
+    """Copies the file of the first account's key, if it exists, format_size by the owner alone."""
     with suppress(FileNotFoundError):
         key = source.read_bytes()
         with _create(target) as file:
@@ -80,21 +80,23 @@ def copy_key(source: Path, target: Path) -> None:
 
 
 def _create(path: Path) -> BinaryIO:
-    """Opens a new file for the owner alone, in place of what is there."""
+    """Opens a new file for the owner alone, and removes an earlier one."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-async def _copy_files(connection: Connection, storage: DiskStorage, target: DiskStorage, copies: Copies) -> Faults:
+async def _copy_files(
+    connection: Connection, storage: LocalOriginals, target: LocalOriginals, copies: Copies
+) -> Faults:
     """Copies the files of all rows. Returns what is wrong with copies that are not whole."""
     faults: Faults = {}
     last = ""
-    while rows := await list_stored_rows(connection, last, _CHUNK):
+    while rows := await list_stored_rows(connection, last, _BATCH_SIZE):
         last = rows[-1].id
-        found = {row.id: copies.add(row, storage.places(row.id), target.path(row.id)) for row in rows}
-        wrong = {image_id: fault for image_id, fault in found.items() if fault is not None}
-        # Images that were deleted meanwhile are no fault.
-        faults |= {image_id: wrong[image_id] for image_id in await find_sha256(connection, list(wrong))}
+        results = {row.id: copies.add(row, storage.candidate_paths(row.id), target.path(row.id)) for row in rows}
+        new_faults = {image_id: fault for image_id, fault in results.items() if fault is not None}
+        # Images that were deleted meanwhile need no copy.
+        faults |= {image_id: new_faults[image_id] for image_id in await find_sha256(connection, list(new_faults))}
     return faults
 
 
@@ -107,14 +109,14 @@ def _write_faults(faults: Faults, write: Callable[[str], None]) -> None:
 
 @contextmanager
 def _claim(folder: Path, storage: Path) -> Iterator[int]:
-    """Makes the folder if it is missing, keeps other backups out of it, and yields its descriptor."""
+    """Makes the folder if it is missing, locks it against other backups, and yields its descriptor."""
     if storage.resolve() in [folder.resolve(), *folder.resolve().parents]:
-        raise BackupError(f"{folder} is inside of the images' own folder: name another one")
+        raise BackupError(f"{folder} is inside of the folder of the images: name another folder")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = {DUMP, f"{DUMP}.partial", STORAGE, KEY, MANIFEST, f"{MANIFEST}.partial", "lost+found"}
     if others := sorted(path.name for path in folder.iterdir() if path.name not in known):
         some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        raise BackupError(f"{folder} holds other things ({some}): name a new folder, or that of an earlier backup")
+        raise BackupError(f"{folder} holds other files ({some}): name a new folder, or that of an earlier backup")
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -127,8 +129,8 @@ def _claim(folder: Path, storage: Path) -> Iterator[int]:
 
 
 def _write_manifest(folder: Path) -> None:
-    """The last thing that is written: a folder without it is no backup."""
+    """Is called last: a folder without the manifest holds no finished backup."""
     draft = folder / f"{MANIFEST}.partial"
-    made = {"daguerre": version("daguerre"), "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
-    draft.write_text(json.dumps(made) + "\n")
+    manifest = {"daguerre": version("daguerre"), "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    draft.write_text(json.dumps(manifest) + "\n")
     draft.replace(folder / MANIFEST)

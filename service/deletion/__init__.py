@@ -1,1 +1,1 @@
-"""The files of deleted images, and accounts with all they hold."""
+"""Removes the files of deleted images, and accounts with everything that they store."""

@@ -1,10 +1,9 @@
-"""The deletion of an account and of all that it stores, in steps that can be interrupted and begun again."""
+"""Deletes an account and everything that it stores, in steps that can be interrupted and resumed."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from service.accounts.accounts import end_deletion
@@ -12,13 +11,11 @@ from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
 from service.images.updates import delete_failed_batch, delete_stored_batch
-from service.storage.disk import DiskStorage
-from service.storage.files import in_thread
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import OriginalStorage, RenditionStorage
 
 _Delete: TypeAlias = Callable[[Connection, AccountId, int], Awaitable[list[ImageId]]]
 
-# Images a transaction: it holds their rows and the account's for some ten milliseconds.
+# Images in one transaction, which locks their rows and the account's for some ten milliseconds.
 _BATCH_SIZE = 500
 
 
@@ -26,22 +23,22 @@ _BATCH_SIZE = 500
 class AccountDeletion:
     """Removes the rows and files of an account whose deletion has begun (`suspensions.begin_deletion`).
 
-    Files are removed from this storage. Those that it does not have keep their note of removal for the workers' sweep,
-    since this process may have been started on another storage than theirs.
+    Files that are not in this storage keep their row in `removals` for the workers' sweep, since this process may have
+    been started with another storage than theirs.
     """
 
     database: Database
-    storage: DiskStorage
-    renditions: RenditionFiles
+    storage: OriginalStorage
+    renditions: RenditionStorage
 
     async def run(self, account_id: AccountId) -> AsyncGenerator[int, None]:
-        """Yield the number of images that are deleted so far, after each batch; the account is gone at the end.
+        """Yields the number of deleted images after each batch, and deletes the account at the end.
 
         Raises ServiceError if the database is away, and OSError if the storage is; then it can be run again.
         """
         deleted = 0
-        is_gone = False
-        while not is_gone:
+        is_deleted = False
+        while not is_deleted:
             while image_ids := await self._delete_batch(delete_stored_batch, account_id):
                 await self._remove(image_ids)
                 deleted += len(image_ids)
@@ -49,10 +46,10 @@ class AccountDeletion:
             while image_ids := await self._delete_batch(delete_failed_batch, account_id):
                 await self._remove(image_ids)
             async with self.database.connection() as connection:
-                is_gone = await end_deletion(connection, account_id)
+                is_deleted = await end_deletion(connection, account_id)
 
-    async def remove_rest(self) -> int:
-        """Remove the files of all images whose removal is noted: also what an interrupted run has left.
+    async def remove_remaining(self) -> int:
+        """Removes the files of all images in `removals`, also those of an interrupted run.
 
         Returns how many of them are not in this storage.
         """
@@ -69,8 +66,8 @@ class AccountDeletion:
 
     async def _remove(self, image_ids: Sequence[ImageId]) -> int:
         """Returns how many of the files are not in this storage."""
-        await self.storage.require_mounted()
-        present = await in_thread(self.storage.threads, partial(self.storage.list_present, image_ids))
+        await self.storage.require_available()
+        present = await self.storage.list_present(image_ids)
         await remove_files(self.database, self.storage, self.renditions, present)
         return len(image_ids) - len(present)
 

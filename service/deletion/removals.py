@@ -1,4 +1,6 @@
-"""Files to remove: noted by the statement that ends an image's row, cleared once the file is gone."""
+"""The table `removals`, an outbox of files to remove: the statement that deletes or fails an image inserts a row, which
+is deleted once the file is removed.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,8 @@ from service.database import Connection, Database
 from service.dependencies.outages import STORAGE
 from service.ids import ImageId
 from service.renditions.queries import DerivedRendition, delete_renditions, list_by_images
-from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
-from service.storage.identity import StorageAway
-from service.storage.renditions import RenditionFiles, RenditionKey
+from service.storage.interface import OriginalStorage, RenditionKey, RenditionStorage, StorageUnavailable
 
 log = structlog.get_logger("service")
 
@@ -27,7 +27,7 @@ class Removal(NamedTuple):
     image_id: ImageId
 
 
-# Not of an image that has got the id anew. A time in the future is older than a correction of the clock of PostgreSQL.
+# Without images that got the id again. A time in the future is older than a correction of PostgreSQL's clock.
 _LIST = """
 select removed_at, image_id from removals
 where (removed_at < now() - $1::float8 * interval '1 second' or removed_at > now() + interval '1 minute')
@@ -40,9 +40,7 @@ order by removed_at, image_id limit $2
 async def list_removals(
     connection: Connection, age_s: float, limit: int, after: Removal | None = None
 ) -> list[Removal]:
-    """Images that have been gone for longer than `age_s` but whose files may still be there, in order; those behind
-    `after`.
-    """
+    """Returns removals that are older than `age_s`, whose files may still be there, in order, after the row `after`."""
     rows = await connection.fetch(_LIST, age_s, limit, *(after or (None, None)))
     return [Removal(row[0], ImageId(row[1])) for row in rows]
 
@@ -51,11 +49,11 @@ _CLEAR = "delete from removals where image_id = any($1)"
 
 
 async def remove_files(
-    database: Database, storage: DiskStorage, renditions: RenditionFiles, image_ids: Sequence[ImageId]
+    database: Database, storage: OriginalStorage, renditions: RenditionStorage, image_ids: Sequence[ImageId]
 ) -> None:
-    """Remove the files of images whose removal is noted, and before them what was made of them.
+    """Removes the files of images that are in `removals`, after the renditions made of them.
 
-    An image of which something cannot be removed is left to the sweep, and stops no other.
+    If a file cannot be removed, its image is left to the sweep, and the others go on.
     """
     if not image_ids:
         return
@@ -69,39 +67,39 @@ async def remove_files(
 
 
 class _Stuck(NamedTuple):
-    """Renditions that cannot be removed, and images of which there are any."""
+    """Renditions that could not be removed, and the images that they were made of."""
 
     keys: Collection[RenditionKey]
     image_ids: Collection[ImageId]
 
 
 async def _remove_renditions(
-    renditions: RenditionFiles, image_ids: Sequence[ImageId], derived: Sequence[DerivedRendition]
+    renditions: RenditionStorage, image_ids: Sequence[ImageId], derived: Sequence[DerivedRendition]
 ) -> _Stuck:
-    """All are stuck while their folder is away: what was made is gone when it was looked for there."""
+    """All are stuck if their storage cannot be reached, since they still exist there."""
     keys = [one.key for one in derived]
     try:
-        blocked = await in_thread(renditions.threads, partial(renditions.remove_of_images, image_ids))
-        stuck = await in_thread(renditions.threads, partial(renditions.remove, keys))
+        stuck_ids = await in_thread(renditions.threads, partial(renditions.remove_for_images, image_ids))
+        stuck_keys = await in_thread(renditions.threads, partial(renditions.remove, keys))
     except OSError as error:
-        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # they lie in the storage, as a rule
+        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # as a rule they are on the same disk
         log.log(level, "removal.failed", images=len(image_ids), first_error=repr(error))
         return _Stuck(keys, image_ids)
     for one in derived:
-        if one.key in stuck:
-            blocked |= {one.key.image_id} | ({one.watermark_id} if one.watermark_id else set())
-    return _Stuck(stuck, blocked)
+        if one.key in stuck_keys:
+            stuck_ids |= {one.key.image_id} | ({one.watermark_id} if one.watermark_id else set())
+    return _Stuck(stuck_keys, stuck_ids)
 
 
-async def _remove_originals(storage: DiskStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
-    """Those that are gone then; the log has one line for all others, and of a storage that is away only its outage."""
+async def _remove_originals(storage: OriginalStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
+    """Returns the images whose files are removed. Logs one line for all others, or the outage of the storage."""
     removed: list[ImageId] = []
     failures: list[tuple[ImageId, OSError]] = []
     for image_id in image_ids:
         try:
             await storage.remove(image_id)
             removed.append(image_id)
-        except StorageAway as error:  # it is away for all of them
+        except StorageUnavailable as error:  # the same for all of them
             STORAGE.report(error)
             break
         except OSError as error:

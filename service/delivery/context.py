@@ -21,8 +21,8 @@ from service.limits.buckets import RateLimiter
 from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
 from service.renditions.cost_limiter import CostLimiter
 from service.renditions.service import Renditions
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.backends import open_renditions
+from service.storage.interface import OriginalStorage, RenditionStorage
 
 # One address gets at most this share of the rate limit of new renditions, so that others get the rest.
 _ADDRESS_SHARE = 0.75
@@ -34,8 +34,8 @@ class DeliveryContext:
     `accel_prefix` is empty unless a proxy sends the files.
     """
 
-    storage: DiskStorage
-    files: RenditionFiles
+    storage: OriginalStorage
+    files: RenditionStorage
     image_cache: ServedImageCache
     renditions: Renditions
     memory_cache: MemoryCache
@@ -49,10 +49,10 @@ class DeliveryContext:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, database: Database, storage: DiskStorage, redis: ArqRedis
+        cls, settings: Settings, database: Database, storage: OriginalStorage, redis: ArqRedis
     ) -> AsyncIterator[Self]:
         """Its tasks end with the block. Raises SettingsError if the folder of renditions cannot be used."""
-        files = RenditionFiles(settings.renditions_folder)
+        files = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, bell=RENDER_BELL)

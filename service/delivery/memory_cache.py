@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.ids import ImageId
-from service.storage.files import SMALL_BYTES, Stored
+from service.storage.files import SMALL_BYTES
+from service.storage.interface import StoredFile
 
 # Roughly what an entry takes beside the bytes of its picture.
 _ENTRY_BYTES = 4096
@@ -40,7 +41,7 @@ class ServedPicture:
     """
 
     image_ids: tuple[ImageId, ...]
-    stored: Stored
+    stored: StoredFile
     etag: str
     modified_s: int
     headers: Mapping[str, str]

@@ -26,7 +26,8 @@ from service.renditions.jobs import RenderOrder
 from service.renditions.normalize import normalize
 from service.renditions.parsing import parse, split_query
 from service.renditions.transformation import Format, RenditionParams
-from service.storage.files import Stored, starts_with
+from service.storage.files import starts_with
+from service.storage.interface import StoredFile
 from service.telemetry.metrics import metrics
 
 # Longer paths would fill the memory cache with keys.
@@ -201,7 +202,7 @@ async def _find_original(
     )
 
 
-async def _get_file(request: PictureRequest, served: ServedImage, order: RenderOrder, seconds: float) -> Stored:
+async def _get_file(request: PictureRequest, served: ServedImage, order: RenderOrder, seconds: float) -> StoredFile:
     """Returns the file that is ordered, once it is made. Signed URLs are the account's own: no address is charged."""
     address = None if request.is_signed else client_network(request.address)
     return await request.context.renditions.get(
@@ -209,14 +210,14 @@ async def _get_file(request: PictureRequest, served: ServedImage, order: RenderO
     )
 
 
-async def _content_encoding(image: Image, stored: Stored, threads: Executor) -> dict[str, str]:
+async def _content_encoding(image: Image, stored: StoredFile, threads: Executor) -> dict[str, str]:
     """Returns the header without which browsers do not show an SVG that is stored compressed (svgz)."""
     is_compressed = image.format == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
     return {"Content-Encoding": "gzip"} if is_compressed else {}
 
 
 def _describe_rendition(
-    request: PictureRequest, order: RenderOrder, stored: Stored, headers: dict[str, str], caching: CachePolicy
+    request: PictureRequest, order: RenderOrder, stored: StoredFile, headers: dict[str, str], caching: CachePolicy
 ) -> ServedPicture:
     """ETag and Last-Modified come from the rendition, which may be made anew, and not from its original."""
     return _describe(
@@ -233,7 +234,7 @@ def _describe_rendition(
 
 def _describe(
     image_ids: tuple[ImageId, ...],
-    stored: Stored,
+    stored: StoredFile,
     etag: str,
     modified_s: int,
     headers: dict[str, str],

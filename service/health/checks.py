@@ -16,7 +16,7 @@ from service.dependencies.outages import DATABASE
 from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.queue.jobs import JobQueue
-from service.storage.disk import DiskStorage
+from service.storage.interface import OriginalStorage
 
 # Writing takes ten times as long as reading. Without an outage, the check writes this often at most.
 _WRITE_INTERVAL_S = 2.0
@@ -95,7 +95,7 @@ _statvfs = aiofiles.os.wrap(os.statvfs)  # the stub of aiofiles' own wrapper lac
 class StorageCheck:
     """Checks that the originals' folder can be written."""
 
-    def __init__(self, storage: DiskStorage, folder: Path) -> None:
+    def __init__(self, storage: OriginalStorage, folder: Path) -> None:
         self._storage = storage
         self._folder = folder
 

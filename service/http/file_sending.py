@@ -19,7 +19,7 @@ from service.errors import ServiceError
 from service.http.server import ERROR_RESPONSE
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, wait_writable
 from service.limits.pace import Pace
-from service.storage.files import in_thread, unavailable
+from service.storage.files import in_thread, storage_errors
 from service.telemetry.metrics import CLIENT_LEFT
 
 # The kernel usually takes less in one call; this bounds how much one client is sent before the others.
@@ -131,7 +131,7 @@ async def file_response(request: web.Request, file: ServedFile, *, accel_prefix:
     if data is not None:
         body = data if status == 200 else data[byte_range.start : byte_range.stop]
         return web.Response(status=status, headers=headers, body=body)
-    with unavailable(None):  # one file, which may have been removed
+    with storage_errors(None):  # one file, which may have been removed
         handle = await in_thread(file.threads, partial(_open, file.stored))
     return SendfileResponse(handle, byte_range, status, headers, file.threads)
 

@@ -13,7 +13,7 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits.buckets import RateLimiter
 from service.renditions.costs import count_tokens
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
 
 # A job waits for at most a minute and may be retried. A charge that is not settled by then keeps its estimate.
 _CHARGE_TTL_S = 120.0

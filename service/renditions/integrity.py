@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from service.renditions.jobs import RenderOrder
 from service.renditions.transformation import Format
-from service.storage.files import Stored
+from service.storage.interface import StoredFile
 
 # Reads a number of bytes at an offset.
 _Read: TypeAlias = Callable[[int, int], bytes]
@@ -24,7 +24,7 @@ _MAX_BOXES = 16
 _BOX_HEADER_BYTES = 8
 
 
-def is_complete(order: RenderOrder, stored: Stored) -> bool:
+def is_complete(order: RenderOrder, stored: StoredFile) -> bool:
     """Returns whether the file is complete. Blocks unless it is in memory; raises OSError."""
     if order.transformation is None:  # a copy of the original, of the same size
         return order.size in {0, stored.size}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from service.database import Connection, Database
 from service.ids import ImageId
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
 
 # A rendition in use costs one write in this time.
 USE_RECORD_INTERVAL_S = 600

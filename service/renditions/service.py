@@ -27,8 +27,7 @@ from service.renditions.costs import count_tokens
 from service.renditions.integrity import is_complete
 from service.renditions.jobs import Deleted, News, RenderEnd, RenderOrder, encode_order
 from service.renditions.queries import record_uses
-from service.storage.files import Stored
-from service.storage.renditions import RenditionFiles, RenditionKey
+from service.storage.interface import RenditionKey, RenditionStorage, StoredFile
 from service.telemetry.metrics import metrics
 
 # All processes hear of deletions.
@@ -65,7 +64,7 @@ class _Making:
     def __init__(self) -> None:
         self.look = asyncio.Event()
         self.end: RenderEnd | None = None
-        self.task: asyncio.Task[Stored] | None = None
+        self.task: asyncio.Task[StoredFile] | None = None
 
 
 class Invalidates(Protocol):
@@ -83,7 +82,7 @@ class Renditions:
         self,
         redis: Any,
         database: Database,
-        files: RenditionFiles,
+        files: RenditionStorage,
         enqueuing: Batcher[Job, None],
         caches: Sequence[Invalidates],
         *,
@@ -119,7 +118,7 @@ class Renditions:
             await stack.enter_async_context(running(self._note_uses()))
             yield self
 
-    async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> Stored:
+    async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> StoredFile:
         """The file, once it is there. The first request for a new one pays for the seconds that a child will take.
 
         Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
@@ -188,7 +187,7 @@ class Renditions:
         making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
         return making
 
-    async def _make(self, key: RenditionKey, order: RenderOrder, job: RenderJob, making: _Making) -> Stored:
+    async def _make(self, key: RenditionKey, order: RenderOrder, job: RenderJob, making: _Making) -> StoredFile:
         """Until it is there; its requests may all be gone by then."""
         try:
             deadline = time.monotonic() + self._wait_s
@@ -207,7 +206,7 @@ class Renditions:
                     self._remember_refusal(key, refusal)
                     raise refusal
                 if end is not None and end.file is not None:
-                    return Stored(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
+                    return StoredFile(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
                 if (stored := await self._files.find(key, partial(is_complete, order))) is not None:
                     return stored
                 if time.monotonic() >= deadline:
@@ -305,7 +304,7 @@ def _take(places: SharedPlaces, weights: Mapping[Hashable, float], count: int = 
     places.take(weights, count)
 
 
-def _retrieve(task: asyncio.Task[Stored]) -> None:
+def _retrieve(task: asyncio.Task[StoredFile]) -> None:
     """Its error is for whoever waits, and nobody may."""
     if not task.cancelled():
         task.exception()

@@ -1,1 +1,1 @@
-"""Where the bytes of images lie."""
+"""Stores originals and renditions: interfaces, and the backends behind them."""

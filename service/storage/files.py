@@ -1,4 +1,4 @@
-"""Files from an event loop: calls in threads, the errors that clients are told, and small files read at once."""
+"""Files from an event loop: calls in threads, their errors for clients, and small files read in one step."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
 from service.dependencies.outages import STORAGE, Outage
 from service.errors import ServiceError
+from service.storage.interface import StoredFile
 
 Result = TypeVar("Result")
 
 # Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
 DISK_THREADS = 32
-# Up to this size a file is read as it is found, and may be kept in memory.
+# Up to this size a file is read as soon as it is found, and may be cached in memory.
 SMALL_BYTES = 256 << 10
 # `st_blocks` counts these whatever the file system's own blocks are (stat(2)).
 _STAT_BLOCK = 512
@@ -30,32 +30,35 @@ _DISK_BLOCK = 4096
 
 
 def disk_threads(name: str) -> ThreadPoolExecutor:
-    """Threads for one disk: if it hangs, e.g. one over the network, nothing but what needs that disk waits for it."""
+    """Returns threads for one disk: if it hangs, e.g. over the network, only what needs that disk waits for it."""
     return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=name)
 
 
 async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
-    """Returns only when the thread is done, however often it is cancelled: what it makes can be removed then, and what
-    it works with closed. (Else the number of a descriptor may be another one's before the thread is done with it.)
+    """Runs `call` in a thread and returns its result.
 
-    Raises OSError where the system gives no thread.
+    Returns only when the thread is done, even if it is cancelled: then what `call` makes can be removed, and what it
+    works with can be closed. (Else the number of a descriptor might belong to another file before the thread is done.)
+
+    Raises OSError if the system gives no thread.
     """
     try:
-        working = asyncio.get_running_loop().run_in_executor(threads, call)
+        running = asyncio.get_running_loop().run_in_executor(threads, call)
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, str(error)) from error
     try:
-        return await asyncio.shield(working)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
-        while not working.done():
+        while not running.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([working])
-        working.exception()  # nobody is left to be told, and asyncio would log it
+                await asyncio.wait([running])
+        running.exception()  # marks it as retrieved, or asyncio would log it
         raise
 
 
 @contextmanager
-def unavailable(outage: Outage | None = STORAGE) -> Iterator[None]:
+def storage_errors(outage: Outage | None = STORAGE) -> Iterator[None]:
+    """Turns an OSError in the block into `storage-unavailable`, and reports it to the outage."""
     try:
         yield
     except OSError as error:
@@ -64,54 +67,55 @@ def unavailable(outage: Outage | None = STORAGE) -> Iterator[None]:
         raise ServiceError("storage-unavailable") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A file that was found: `data` is all of it where it is small, `disk_size` what it takes on disk where known."""
-
-    path: Path
-    size: int
-    modified_ns: int
-    data: bytes | None = None
-    disk_size: int = 0
-
-
 def size_on_disk(status: os.stat_result) -> int:
-    """The bytes of its blocks, at least what whole blocks of 4 KB hold: some file systems count a new file late."""
+    """Returns the bytes of a file's blocks, at least whole blocks of 4 KB: some file systems count a new file late."""
     return max(status.st_blocks * _STAT_BLOCK, -(-status.st_size // _DISK_BLOCK) * _DISK_BLOCK, _DISK_BLOCK)
 
 
 def open_regular(path: str) -> BufferedReader:
-    """Opens a file for reading. A pipe in its place, whose open would wait for ever, and a device are refused.
-
-    Blocks; raises OSError.
-    """
+    """Opens a regular file. A device is refused, and a pipe, whose open would wait for ever. Blocks; raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", path)
     return os.fdopen(handle, "rb")
 
 
-def look_at(path: Path) -> Stored:
-    """Blocks; raises OSError."""
+def read_file(path: Path) -> StoredFile:
+    """Reads the status of a file, and the content if it is small. Blocks; raises OSError."""
     with path.open("rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         data = file.read(status.st_size) if status.st_size <= SMALL_BYTES else None
-        return Stored(path, status.st_size, status.st_mtime_ns, data)
+        return StoredFile(path, status.st_size, status.st_mtime_ns, data)
 
 
-async def starts_with(threads: Executor, stored: Stored, magic: bytes) -> bool:
-    """Whether the file's first bytes are these. False if it is gone. Raises `storage-unavailable`."""
-    if stored.data is not None:
-        return stored.data.startswith(magic)
+async def starts_with(threads: Executor, file: StoredFile, magic: bytes) -> bool:
+    """Returns whether these are the file's first bytes, and False if it was removed. Raises `storage-unavailable`."""
+    if file.data is not None:
+        return file.data.startswith(magic)
 
     def read() -> bytes:
         try:
-            with stored.path.open("rb", buffering=0) as file:
-                return file.read(len(magic))
+            with file.path.open("rb", buffering=0) as opened:
+                return opened.read(len(magic))
         except FileNotFoundError:
             return b""
 
-    with unavailable():
+    with storage_errors():
         return await in_thread(threads, read) == magic
+
+
+def apply_patches(data: bytes, patches: Sequence[tuple[int, bytes]]) -> bytes:
+    """Returns a copy in which each patch replaces the bytes at its offset. Raises OSError, as `check_patch`."""
+    patched = bytearray(data)
+    for offset, replacement in patches:
+        check_patch(offset, replacement, len(data))
+        patched[offset : offset + len(replacement)] = replacement
+    return bytes(patched)
+
+
+def check_patch(offset: int, data: bytes, size: int) -> None:
+    """Raises OSError if the patch is not within a file of this size."""
+    if offset < 0 or offset + len(data) > size:
+        raise OSError(errno.EINVAL, "a patch outside of its file")

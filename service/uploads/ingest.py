@@ -20,9 +20,8 @@ from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.queries import load_image
 from service.images.updates import FILE_MISSING, delete_failed_image, expire_failed_image, mark_failed
 from service.queue.jobs import Job, ProbeJob
-from service.storage.disk import DiskStorage
-from service.storage.files import unavailable
-from service.storage.incoming import IncomingFile
+from service.storage.files import storage_errors
+from service.storage.interface import OriginalStorage, UploadFile
 from service.uploads.receiving import Upload
 from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation
@@ -48,25 +47,27 @@ class FileLost(Exception):
 class Arrival:
     """A received file, what its row is to be, and the bytes that are reserved for it."""
 
-    file: IncomingFile
+    file: UploadFile
     image: NewImage
     reservation: Reservation | None = None
 
 
-async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Arrival]) -> Sequence[Exception | None]:
+async def accept(
+    database: Database, storage: OriginalStorage, arrivals: Sequence[Arrival]
+) -> Sequence[Exception | None]:
     """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
 
-    Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do, and FileLost for a row whose file is
-    lost. Raises `storage-unavailable`.
+    Answers an outcome for each, as `OriginalStorage.sync_batch` and `insert_pending` do, and FileLost for a row whose
+    file is lost. Raises `storage-unavailable`.
     """
-    unsealed = await storage.seal([arrival.file for arrival in arrivals])
+    unsealed = await storage.sync_batch([arrival.file for arrival in arrivals])
     sealed = [arrival for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
     for arrival in sealed:
         if arrival.reservation is not None:
             arrival.reservation.hand_over()
     images = [arrival.image for arrival in sealed]
     outcomes = await insert_pending(database, images)
-    lost = await storage.keep([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
+    lost = await storage.publish([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
     kept = iter(
         FileLost(image.id) if outcome is None and image.id in lost else outcome
         for image, outcome in zip(images, outcomes, strict=True)
@@ -79,7 +80,7 @@ class Ingest:
     """`accepting` groups `accept`, `enqueuing` groups `JobQueue.enqueue`."""
 
     database: Database
-    storage: DiskStorage
+    storage: OriginalStorage
     accepting: Batcher[Arrival, None]
     enqueuing: Batcher[Job, None]
     replies: Replies
@@ -126,7 +127,7 @@ class Ingest:
             except IdTaken:
                 image_id = new_image_id()
                 # An id that another upload of this moment has is tried again: its insert is refused as well.
-                if await self.storage.rename_incoming(file, image_id):
+                if await self.storage.rename_upload(file, image_id):
                     new = replace(new, id=image_id)
             except KeyTaken:
                 # None: it was deleted or refused meanwhile, and the key is free again.
@@ -143,7 +144,7 @@ class Ingest:
             else:
                 return new
 
-    async def _yield_to_earlier(self, file: IncomingFile, new: NewImage) -> Image | None:
+    async def _yield_to_earlier(self, file: UploadFile, new: NewImage) -> Image | None:
         assert new.idempotency_key is not None  # noqa: S101 - it is taken
         try:
             earlier = await self._find_earlier(new.account_id, new.idempotency_key, new.sha256)
@@ -175,7 +176,7 @@ class Ingest:
         looking = asyncio.ensure_future(self.storage.find_missing([image_id]))
         looking.add_done_callback(_retrieve)
         done, _ = await asyncio.wait([looking], timeout=_LOOK_TIMEOUT_S)
-        with unavailable():
+        with storage_errors():
             return bool(done) and bool(looking.result())
 
     async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:

@@ -11,8 +11,7 @@ from typing import Self
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
 from service.limits.pace import Pace
-from service.storage.disk import DiskStorage
-from service.storage.incoming import IncomingFile
+from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
 from service.uploads.reservations import Reservation
 from service.uploads.slots import Place, Places
@@ -54,12 +53,12 @@ class Upload:
     id: ImageId
     size: int
     sha256: bytes
-    file: IncomingFile
+    file: UploadFile
     reservation: Reservation | None = None
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits, body: Body | None = None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None = None
 ) -> Upload:
     """Stream a body to disk, hashing and counting on the way. Without `body` it is held against `limits` alone.
 
@@ -75,7 +74,7 @@ async def receive(
 
 
 async def _receive(
-    chunks: AsyncIterator[bytes], storage: DiskStorage, limits: UploadLimits, body: Body | None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()

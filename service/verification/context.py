@@ -1,4 +1,4 @@
-"""What the checks share: what they work on, what they may do, and the form of what they report."""
+"""What the checks share: what they work on, what they may change, and what they report."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from service.database import Database
 from service.errors import ServiceError
 from service.images.integrity import find_relation
 from service.queue.jobs import JobQueue
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.interface import RenditionStorage
+from service.storage.local.originals import LocalOriginals
 
 BATCH_SIZE = 1000
-# More of the images or of the files are never out of order at once, but where the storage or the database is not the
-# right one.
-MAX_PART, MIN_BOUND = 0.1, 10
+# If more than this part of the images or files is affected, and more than this number, the storage or the database is
+# not the right one.
+MAX_AFFECTED_PART, MIN_AFFECTED = 0.1, 10
 
-# A server that met a damaged page may have ended all connections, and starts again.
+# A server that read a damaged page may have closed all connections, and restarts.
 _RECOVERY_TRIES = 20
-_RECOVERY_PAUSE_S = 0.5
+_RECOVERY_POLL_INTERVAL_S = 0.5
 
 _RELATION_FILE = re.compile(r'"base/[0-9]+/(?P<filenode>[0-9]{1,10})')
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`mended` says what was done about it, and is empty if nothing was."""
+    """`repair` says what was done about it, and is empty if nothing was."""
 
     subject: str
     what: str
-    mended: str = ""
+    repair: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.what}" + (f"; {self.repair}" if self.repair else "")
 
 
 Problems: TypeAlias = AsyncIterator[Problem]
 
-# What a statement raises, as it is and as `Database` wraps it; the last one for text of a damaged row.
+# What a statement raises, as it is and as `Database` wraps it, and what text of a damaged row raises.
 DATABASE_ERRORS = (ServiceError, asyncpg.PostgresError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`read` compares the SHA-256 of every file, which reads all of them. `repair` mends what can be mended without a
-    loss. `drop_missing` deletes images whose files are missing. `force` does both beyond the bound.
+    """`read` compares the SHA-256 of every file, which reads all of them. `repair` repairs what can be repaired without
+    losing data. `drop_missing` deletes images whose files are missing. `force` does both if any number is affected.
     """
 
     read: bool = True
@@ -60,27 +63,27 @@ class Options:
 
 @dataclass(slots=True)
 class Context:
-    """What one verification works on. What may be repaired depends on the last three fields: whether the database knows
-    the id of the storage, whether every row of an image could be read, and the shards whose folders are out of order.
+    """What one run works on. What it may repair depends on the last three fields: whether the database knows the id of
+    the storage, whether every row of an image could be read, and the shards whose folders cannot be used.
     """
 
     database: Database
-    storage: DiskStorage
-    renditions: RenditionFiles
+    storage: LocalOriginals
+    renditions: RenditionStorage
     queue: JobQueue
     options: Options
     num_images: int = field(default=0, init=False)
     num_bytes: int = field(default=0, init=False)
     is_storage_known: bool = field(default=True, init=False)
-    are_rows_whole: bool = field(default=False, init=False)
+    are_rows_complete: bool = field(default=False, init=False)
     bad_shards: set[int] = field(default_factory=set, init=False)
 
     def may_change(self, number: int, total: int) -> bool:
-        """Whether so few of all are affected that they are what is wrong, and not the database or the storage."""
-        return self.options.force or (self.is_storage_known and number <= max(MIN_BOUND, total * MAX_PART))
+        """Returns whether few enough are affected that the files or rows are wrong, not the database or the storage."""
+        return self.options.force or (self.is_storage_known and number <= max(MIN_AFFECTED, total * MAX_AFFECTED_PART))
 
     async def explain(self, error: BaseException) -> str:
-        """As the function; what PostgreSQL says of a file of its own gets the name of the table or index."""
+        """Does what the function does, and names the table or index if PostgreSQL names one of its files."""
         text = explain(error)
         match = _RELATION_FILE.search(text)
         if match is None:
@@ -93,23 +96,23 @@ class Context:
         if relation is None:
             return text
         name, is_index = relation
-        return f"{text} (index {name}: `reindex index {name}` makes it anew)" if is_index else f"{text} (table {name})"
+        return f"{text} (index {name}: `reindex index {name}` rebuilds it)" if is_index else f"{text} (table {name})"
 
     async def is_database_there(self) -> bool:
-        """Waits some seconds for a server that starts again."""
+        """Returns whether the database answers; waits some seconds for a server that restarts."""
         for _ in range(_RECOVERY_TRIES):
             try:
                 async with self.database.connection() as connection:
                     await connection.execute("select 1")
             except DATABASE_ERRORS:
-                await asyncio.sleep(_RECOVERY_PAUSE_S)
+                await asyncio.sleep(_RECOVERY_POLL_INTERVAL_S)
             else:
                 return True
         return False
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, in one line, for the operator."""
+    """Returns what went wrong, in one line for the operator."""
     if isinstance(error, ServiceError):
         return explain(error.__cause__) if isinstance(error.__cause__, asyncpg.PostgresError) else error.code
     if isinstance(error, OSError) and error.strerror:
@@ -118,8 +121,6 @@ def explain(error: BaseException) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """A file's name as text of one line: what is no text, or moves the cursor, is written as an escape."""
+    """Returns a file's name in one line of text: bytes that are no text, and control characters, become escapes."""
     text = os.fsencode(name).decode(errors="backslashreplace")
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -1,4 +1,4 @@
-"""Whether every file has its row, and whether the sweep has finished what it should have."""
+"""Checks that every file has its row, and that the sweep has finished uploads and removals."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from pathlib import Path
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.images.integrity import find_orphans, find_sha256, find_without_row, scan_orphans
-from service.storage.disk import SHARDS
+from service.storage.local.disk import NUM_SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
-# Each is beyond what the sweep, which runs every few seconds, leaves behind.
-_ABANDONED_S = 3600 + 600
+# Both are longer than what the sweep, which runs every few seconds, leaves behind.
+_STALE_UPLOAD_S = 3600 + 600
 _REMOVAL_S = 120
 
-_MAX_LEFTOVERS = 100_000
-# Names that are looked for at once; a scan of the table of images takes long.
-_MAX_NAMES = 50_000
+_MAX_UNFINISHED = 100_000
+# Names that are compared with the rows at a time, since a scan of the table of images takes long.
+_NAMES_BATCH_SIZE = 50_000
 
 
 async def check_folders(context: Context) -> Problems:
-    """Every folder of the storage can be listed. With `repair`, one that is missing is made."""
+    """Checks that every folder of the storage can be listed. With `repair`, a missing folder is created."""
     storage = context.storage
-    for folder, shard in [(storage.incoming, None), *((storage.shard_folder(shard), shard) for shard in range(SHARDS))]:
+    folders = [(storage.incoming, None), *((storage.shard_folder(shard), shard) for shard in range(NUM_SHARDS))]
+    for folder, shard in folders:
         error = await asyncio.to_thread(_try_folder, folder)
         if error is not None:
-            if shard is not None:
+            problem = await asyncio.to_thread(_repair_folder, context, folder, error)
+            # A folder that was missing may have held files; only the operator can know that it did not.
+            if shard is not None and not (problem.repair and context.options.force):
                 context.bad_shards.add(shard)
-            yield await asyncio.to_thread(_look_at_folder, context, folder, error)
+            yield problem
 
 
 def _try_folder(folder: Path) -> OSError | None:
@@ -42,183 +45,184 @@ def _try_folder(folder: Path) -> OSError | None:
     return None
 
 
-def _look_at_folder(context: Context, folder: Path, error: OSError) -> Problem:
+def _repair_folder(context: Context, folder: Path, error: OSError) -> Problem:
     is_missing = isinstance(error, FileNotFoundError) and not os.path.lexists(folder)
-    what, mended = "it is missing" if is_missing else f"it cannot be read: {explain(error)}", ""
+    what, repair = "it is missing" if is_missing else f"it cannot be read: {explain(error)}", ""
     if is_missing and context.options.repair:
         try:
             folder.mkdir(mode=0o700)
-            mended = "made"
+            repair = "created"
         except OSError as failure:
-            what += f", and cannot be made: {explain(failure)}"
-    return Problem(f"folder {printable(folder)}", what, mended)
+            what += f", and cannot be created: {explain(failure)}"
+    return Problem(f"folder {printable(folder)}", what, repair)
 
 
 async def check_files(context: Context) -> Problems:
-    """Every file has its row, but for what is on its way out. With `repair`, others are set aside."""
-    unclaimed: list[Path] = []
+    """Checks that every file has a row, or is to be removed. With `repair`, the others go into the quarantine."""
+    orphans: list[Path] = []
     num_files = 0
     async for batch in _list_files(context):
         if isinstance(batch, Problem):
             yield batch
             continue
         num_files += len(batch)
-        async for found in _find_unclaimed(context, batch):
-            if isinstance(found, Problem):
-                yield found
+        async for orphan in _find_orphans(context, batch):
+            if isinstance(orphan, Problem):
+                yield orphan
             else:
-                unclaimed.append(found)
-    may_move = context.are_rows_whole and context.may_change(len(unclaimed), num_files)
-    for path in unclaimed:
-        problem = await asyncio.to_thread(_look_at_unclaimed, context, path, may_move=may_move)
+                orphans.append(orphan)
+    may_move = context.are_rows_complete and context.may_change(len(orphans), num_files)
+    for path in orphans:
+        problem = await asyncio.to_thread(_repair_orphan, context, path, may_move=may_move)
         if problem is not None:
             yield problem
-    if context.options.repair and unclaimed and not may_move:
-        yield _refuse_move(context, len(unclaimed), num_files)
+    if context.options.repair and orphans and not may_move:
+        yield _refuse_move(context, len(orphans), num_files)
 
 
-def _refuse_move(context: Context, num_unclaimed: int, num_files: int) -> Problem:
-    if not context.are_rows_whole:
-        return Problem("storage", "no file was moved, since not all rows of images can be read")
+def _refuse_move(context: Context, num_orphans: int, num_files: int) -> Problem:
+    if not context.are_rows_complete:
+        return Problem("storage", "no file was moved, because not all rows of images can be read")
     return Problem(
         "storage",
-        f"{num_unclaimed} of {num_files} files belong to no image, so none was moved: is this the right database, and"
-        " restored? If it is, --force moves them",
+        f"{num_orphans} of {num_files} files belong to no image, so none was moved: check that the database is the"
+        " right one, and restored; --force moves them",
     )
 
 
 async def _list_files(context: Context) -> AsyncIterator[Mapping[str, Path] | Problem]:
-    """Files by their names, many at once."""
+    """Yields files by their names, many at a time."""
     batch: dict[str, Path] = {}
-    for shard in sorted(set(range(SHARDS)) - context.bad_shards):
+    for shard in sorted(set(range(NUM_SHARDS)) - context.bad_shards):
         try:
             paths = await asyncio.to_thread(context.storage.list_shard, shard)
         except OSError as error:
             yield Problem(f"folder {printable(context.storage.shard_folder(shard))}", f"not read: {explain(error)}")
             continue
         for path in paths:
-            if len(batch) >= _MAX_NAMES or path.name in batch:
+            if len(batch) >= _NAMES_BATCH_SIZE or path.name in batch:
                 yield batch
                 batch = {}
             batch[path.name] = path
     yield batch
 
 
-async def _find_unclaimed(context: Context, files: Mapping[str, Path]) -> AsyncIterator[Path | Problem]:
-    """Both by the indexes and by a scan, since a file must not be moved because an index lacks its row."""
-    names = [name for name, path in files.items() if _is_in_its_place(context, path)]
+async def _find_orphans(context: Context, files: Mapping[str, Path]) -> AsyncIterator[Path | Problem]:
+    """Asks the indexes first and then scans the tables, since no file may be moved because an index lacks its row."""
+    names = [name for name, path in files.items() if _is_in_its_shard(context, path)]
     for name in sorted(files.keys() - set(names)):
         yield files[name]
     try:
         async with context.database.connection() as connection:
             candidates = await find_orphans(connection, names)
     except DATABASE_ERRORS as error:
-        yield Problem("database", f"files are not found by the indexes: {await context.explain(error)}")
-        unclaimed = candidates = await _scan_unclaimed(context, names)
+        yield Problem("database", f"the indexes cannot find the rows of files: {await context.explain(error)}")
+        orphans = candidates = await _scan_orphans(context, names)
     else:
-        unclaimed = await _scan_unclaimed(context, candidates)
-    if len(unclaimed) < len(candidates):
-        lacking = sorted(set(candidates) - set(unclaimed))
-        yield Problem("table images", f"its key lacks rows ({len(lacking)}, e.g. {lacking[0]}): reindex the table")
-    for name in unclaimed:
+        orphans = await _scan_orphans(context, candidates)
+    if len(orphans) < len(candidates):
+        lacking = sorted(set(candidates) - set(orphans))
+        yield Problem("table images", f"its primary key lacks rows ({len(lacking)}, e.g. {lacking[0]}): reindex it")
+    for name in orphans:
         yield files[name]
 
 
-async def _scan_unclaimed(context: Context, names: list[str]) -> list[str]:
-    """If not all rows can be read, those without a row as far as that is known, and no file is moved."""
+async def _scan_orphans(context: Context, names: list[str]) -> list[str]:
+    """If not all rows can be read, returns the names for which no row was read, and no file may be moved."""
     if not names:
         return names
     try:
         async with context.database.connection() as connection:
             return await scan_orphans(connection, names)
     except DATABASE_ERRORS:
-        context.are_rows_whole = False
+        context.are_rows_complete = False
     async with context.database.connection() as connection:
         return await find_without_row(connection, names)
 
 
-def _is_in_its_place(context: Context, path: Path) -> bool:
+def _is_in_its_shard(context: Context, path: Path) -> bool:
     return IMAGE_ID_PATTERN.fullmatch(path.name) is not None and context.storage.path(ImageId(path.name)) == path
 
 
-def _look_at_unclaimed(context: Context, path: Path, *, may_move: bool) -> Problem | None:
-    """None if it was deleted meanwhile."""
-    is_misplaced = IMAGE_ID_PATTERN.fullmatch(path.name) is not None and not _is_in_its_place(context, path)
-    what, mended = "it is not in the folder of its name" if is_misplaced else "no image belongs to it", ""
+def _repair_orphan(context: Context, path: Path, *, may_move: bool) -> Problem | None:
+    """Returns None if the file was deleted meanwhile."""
+    is_misplaced = IMAGE_ID_PATTERN.fullmatch(path.name) is not None and not _is_in_its_shard(context, path)
+    what, repair = "it is in the wrong folder" if is_misplaced else "no image belongs to it", ""
     try:
         path.lstat()
         if context.options.repair and may_move:
-            mended = f"moved to {printable(context.storage.unclaimed.set_aside(path))}"
+            repair = f"moved to {printable(context.storage.quarantine.add(path))}"
     except FileNotFoundError:
         return None
     except OSError as error:
         what += f", and it cannot be moved: {explain(error)}"
-    return Problem(f"file {printable(path)}", what, mended)
+    return Problem(f"file {printable(path)}", what, repair)
 
 
-async def check_received(context: Context) -> Problems:
-    """Received files without an end. With `repair`, they are moved to their places, or removed."""
-    abandoned = await context.storage.list_abandoned(_ABANDONED_S, _MAX_LEFTOVERS)
+async def check_uploads(context: Context) -> Problems:
+    """Checks that no upload is unfinished for long. With `repair`, its file is published or removed."""
+    stale = await context.storage.list_stale_uploads(_STALE_UPLOAD_S, _MAX_UNFINISHED)
     async with context.database.connection() as connection:
-        existing = await find_sha256(connection, abandoned)
-        unknown = [name for name in abandoned if name not in existing and IMAGE_ID_PATTERN.fullmatch(name)]
-        lost = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
-    conflicts = await asyncio.to_thread(context.storage.find_conflicts, existing)
-    may_change = context.options.repair and context.are_rows_whole
-    may_remove = may_change and context.may_change(len(lost), len(existing) + context.num_images)
-    # What was removed cannot be taken back: of an empty database every file is one without a row.
+        stored = await find_sha256(connection, stale)
+        unknown = [name for name in stale if name not in stored and IMAGE_ID_PATTERN.fullmatch(name)]
+        orphans = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
+    conflicts = await asyncio.to_thread(context.storage.publisher.find_conflicts, stored)
+    may_change = context.options.repair and context.are_rows_complete
+    may_remove = may_change and context.may_change(len(orphans), len(stored) + context.num_images)
+    # A removal cannot be undone, and beside an empty database every file is an orphan.
     may_remove &= context.num_images > 0 or context.options.force
     if may_change:
-        await context.storage.settle(existing)
+        await context.storage.reconcile(stored)
     if may_remove:
-        await context.storage.remove_abandoned(lost)
-    for image_id in (*existing, *lost):
-        what, done = _describe_received(image_id, is_accepted=image_id in existing, conflicts=conflicts)
+        await context.storage.remove_stale_uploads(orphans)
+    for image_id in (*stored, *orphans):
+        what, repair = _describe_upload(image_id, has_row=image_id in stored, conflicts=conflicts)
         is_left = await asyncio.to_thread(os.path.lexists, context.storage.incoming_path(image_id))
-        yield Problem(f"file incoming/{image_id}", what, done if may_change and not is_left else "")
-    for name in abandoned:
+        yield Problem(f"file incoming/{image_id}", what, repair if may_change and not is_left else "")
+    for name in stale:
         if not IMAGE_ID_PATTERN.fullmatch(name):
-            yield await asyncio.to_thread(_look_at_strange, context, name)
-    if context.options.repair and lost and not may_remove:
+            yield await asyncio.to_thread(_repair_foreign, context, name)
+    if context.options.repair and orphans and not may_remove:
         yield Problem(
             "storage",
-            f"{len(lost)} received files belong to no image, so none was removed: is this the right database, and"
-            " restored? If it is, --force removes them",
+            f"{len(orphans)} unfinished uploads belong to no image, so none was removed: check that the database is the"
+            " right one, and restored; --force removes them",
         )
 
 
-def _describe_received(image_id: ImageId, *, is_accepted: bool, conflicts: Mapping[ImageId, bool]) -> tuple[str, str]:
-    """What is wrong with the file, and what the repair does about it."""
-    if not is_accepted:
-        return "it was never accepted", "removed"
+def _describe_upload(image_id: ImageId, *, has_row: bool, conflicts: Mapping[ImageId, bool]) -> tuple[str, str]:
+    """Returns what is wrong with the file, and what the repair does about it."""
+    if not has_row:
+        return "its upload was not finished", "removed"
     if image_id not in conflicts:
-        return "it was not moved to its place", "moved"
+        return "it was not moved to its folder", "moved"
     if conflicts[image_id]:
-        return "another file is in its place", "moved, and the other one to `unclaimed`"
-    return "it came under an id that was taken", "removed"
+        return "a file of no image has its path", "moved, and the other file to `unclaimed`"
+    return "another image has its id", "removed"
 
 
-def _look_at_strange(context: Context, name: ImageId) -> Problem:
-    what, mended = "no upload has such a name", ""
+def _repair_foreign(context: Context, name: ImageId) -> Problem:
+    what, repair = "no upload has such a name", ""
     if context.options.repair:
         try:
-            mended = f"moved to {printable(context.storage.unclaimed.set_aside(context.storage.incoming_path(name)))}"
+            repair = f"moved to {printable(context.storage.quarantine.add(context.storage.incoming_path(name)))}"
         except OSError as error:
             what += f", and it cannot be moved: {explain(error)}"
-    return Problem(f"file incoming/{printable(name)}", what, mended)
+    return Problem(f"file incoming/{printable(name)}", what, repair)
 
 
 async def check_removals(context: Context) -> Problems:
-    """Files that are to be removed are gone after some time. With `repair`, they are removed."""
+    """Checks that the files of deleted images are removed soon. With `repair`, they are removed."""
     removals = await _list_removals(context)
     if context.options.repair:
         await remove_files(context.database, context.storage, context.renditions, removals)
-    left = set(await _list_removals(context))
+    unfinished = set(await _list_removals(context))
     for image_id in removals:
-        mended = "removed" if context.options.repair and image_id not in left else ""
-        yield Problem(f"image {image_id}", "it is gone and its file still to be removed", mended)
+        repair = "removed" if context.options.repair and image_id not in unfinished else ""
+        yield Problem(f"image {image_id}", "it was deleted, but not its file", repair)
 
 
 async def _list_removals(context: Context) -> list[ImageId]:
     async with context.database.connection() as connection:
-        return [one.image_id for one in await list_removals(connection, _REMOVAL_S, _MAX_LEFTOVERS)]
+        removals = await list_removals(connection, _REMOVAL_S, _MAX_UNFINISHED)
+    return [removal.image_id for removal in removals]

@@ -1,4 +1,4 @@
-"""Whether every image that is stored has its file, and whether the file is what was sent."""
+"""Checks that every stored image has its file, and that the file is what was uploaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.images.integrity import (
 )
 from service.images.queries import list_existing
 from service.images.updates import delete_images
-from service.storage.identity import StorageAway
+from service.storage.interface import StorageUnavailable
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 _READERS = 4
@@ -33,19 +33,19 @@ _MAX_BAD_BLOCKS = 1000
 
 
 class _Fault(NamedTuple):
-    """`aside` is a file that was set aside and is what was sent."""
+    """`quarantined` is a file in the quarantine that has the content of the image."""
 
     row: StoredRow
     what: str
     is_missing: bool = False
-    aside: Path | None = None
+    quarantined: Path | None = None
 
 
 async def check_images(context: Context) -> Problems:
-    """With `repair`, files that were set aside are taken back; with `drop_missing`, images without one are deleted."""
+    """With `repair`, files in the quarantine are restored; with `drop_missing`, images without a file are deleted."""
     missing: list[_Fault] = []
     bad_blocks: list[int] = []
-    async for rows in _list_all(context, bad_blocks):
+    async for rows in _list_rows(context, bad_blocks):
         if isinstance(rows, Problem):
             yield rows
             continue
@@ -53,33 +53,33 @@ async def check_images(context: Context) -> Problems:
             if fault.is_missing and context.options.drop_missing:
                 missing.append(fault)
             else:
-                yield await asyncio.to_thread(_report, context, fault)
+                yield await asyncio.to_thread(_repair, context, fault)
     if bad_blocks:
         numbers = ", ".join(map(str, bad_blocks[:10])) + (", …" if len(bad_blocks) > 10 else "")
         yield Problem("table images", f"{len(bad_blocks)} of its blocks cannot be read ({numbers})")
-    context.are_rows_whole = not bad_blocks
+    context.are_rows_complete = not bad_blocks
     async for problem in _drop_missing(context, missing):
         yield problem
 
 
-async def _list_all(context: Context, bad_blocks: list[int]) -> AsyncIterator[Sequence[StoredRow] | Problem]:
-    """Along the primary key; from where that cannot be read, out of the table itself."""
+async def _list_rows(context: Context, bad_blocks: list[int]) -> AsyncIterator[Sequence[StoredRow] | Problem]:
+    """Reads rows in the order of the primary key, and from the table itself after a part that cannot be read."""
     last = ""
     try:
-        while rows := await _list_behind(context, last):
+        while rows := await _list_after(context, last):
             last = rows[-1].id
             yield rows
     except DATABASE_ERRORS as error:
         if not await context.is_database_there():
             raise
-        yield Problem("table images", f"its rows are not read in their order: {await context.explain(error)}")
+        yield Problem("table images", f"its rows cannot be read by its primary key: {await context.explain(error)}")
         async with context.database.connection() as connection:
             is_usable = await is_table_usable(connection)
         async for rows in _list_blocks(context, bad_blocks) if is_usable else _copy_all(context):
             yield [row for row in rows if row.id > last]
 
 
-async def _list_behind(context: Context, last: str) -> list[StoredRow]:
+async def _list_after(context: Context, last: str) -> list[StoredRow]:
     async with context.database.connection() as connection:
         return await list_stored_rows(connection, last, BATCH_SIZE)
 
@@ -102,7 +102,7 @@ async def _list_blocks(context: Context, bad_blocks: list[int]) -> AsyncIterator
 
 
 async def _copy_all(context: Context) -> AsyncIterator[list[StoredRow]]:
-    """Raises what PostgreSQL says after the rows before a damaged block."""
+    """Yields the rows before a damaged block, then raises what PostgreSQL says."""
     with tempfile.TemporaryFile() as file:
         failure = None
         try:
@@ -124,20 +124,20 @@ async def _read_blocks(context: Context, first: int, end: int) -> list[StoredRow
 
 
 async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fault]:
-    """Without those of images that were deleted meanwhile. Raises OSError if the storage went away."""
+    """Leaves out images that were deleted meanwhile. Raises OSError if the storage cannot be reached any more."""
     context.num_images += len(rows)
     context.num_bytes += sum(row.size for row in rows)
     with ThreadPoolExecutor(_READERS) as readers:
         results = await asyncio.to_thread(lambda: list(readers.map(lambda row: _examine(context, row), rows)))
     faults = [fault for fault in results if fault is not None]
     if any(fault.is_missing for fault in faults):
-        await context.storage.require_mounted()
+        await context.storage.require_available()
     if not faults:
         return []
     try:
         async with context.database.connection() as connection:
             existing = await list_existing(connection, [fault.row.id for fault in faults])
-    except DATABASE_ERRORS:  # the index is damaged: rather a fault of a deleted image than none
+    except DATABASE_ERRORS:  # the index is damaged: faults of deleted images are reported, too
         return faults
     return [fault for fault in faults if fault.row.id in existing]
 
@@ -148,45 +148,46 @@ def _examine(context: Context, row: StoredRow) -> _Fault | None:
         what = find_fault(row, *context.storage.examine(row.id, read=context.options.read))
     except FileNotFoundError:
         is_missing, what = True, MISSING
-    except StorageAway:  # it is away for all of them
+    except StorageUnavailable:  # the same for all of them
         raise
     except OSError as error:
         return _Fault(row, f"its file cannot be read: {explain(error)}")
     if what is None:
         return None
-    aside = context.storage.unclaimed.find(row.id, row.size, row.sha256)
-    return _Fault(row, what, is_missing and aside is None, aside)
+    quarantined = context.storage.quarantine.find(row.id, row.size, row.sha256)
+    return _Fault(row, what, is_missing and quarantined is None, quarantined)
 
 
-def _report(context: Context, fault: _Fault) -> Problem:
-    subject, what, mended = f"image {fault.row.id}", fault.what, ""
-    if fault.aside is not None:
-        what += f", and {printable(fault.aside)} is what was sent"
+def _repair(context: Context, fault: _Fault) -> Problem:
+    subject, what, repair = f"image {fault.row.id}", fault.what, ""
+    if fault.quarantined is not None:
+        what += f", and {printable(fault.quarantined)} has its content"
         if context.options.repair:
             try:
-                if context.storage.take_back(fault.row.id, fault.row.size, fault.row.sha256) is not None:
-                    mended = "taken back"
+                if context.storage.publisher.restore(fault.row.id, fault.row.size, fault.row.sha256) is not None:
+                    repair = "restored"
             except OSError as error:
                 what += f", which cannot be moved: {explain(error)}"
-    return Problem(subject, what, mended)
+    return Problem(subject, what, repair)
 
 
 async def _drop_missing(context: Context, missing: Sequence[_Fault]) -> Problems:
     may_drop = not context.bad_shards and context.may_change(len(missing), context.num_images)
-    # Without an id it may be the folder of a disk that is not mounted.
-    may_drop &= context.storage.root.id is not None or len(missing) < context.num_images or context.options.force
+    # Without an id, the folder may be that of a disk that is not mounted.
+    may_drop &= context.storage.id is not None or len(missing) < context.num_images or context.options.force
     for fault in missing:
         yield Problem(f"image {fault.row.id}", fault.what, await _drop(context, fault.row) if may_drop else "")
     if missing and not may_drop:
-        affected = f"{len(missing)} of {context.num_images} files are missing, so none was dropped"
-        advice = "is it the right one, and mounted? If it is, --force drops them"
         if context.bad_shards:
-            affected, advice = "a folder is out of order, so no image was dropped", "mend it first"
-        yield Problem("storage", f"{affected}: {advice}")
+            reason, advice = "a folder was missing or cannot be read", "run it again when all folders are there"
+        else:
+            reason = f"{len(missing)} of {context.num_images} files are missing"
+            advice = "check that the storage is the right one, and mounted; --force deletes the images"
+        yield Problem("storage", f"{reason}, so no image was deleted: {advice}")
 
 
 async def _drop(context: Context, row: StoredRow) -> str:
-    """Returns what was done; nothing if the database cannot do it."""
+    """Returns what was done, which is empty if the database cannot do it."""
     try:
         async with context.database.connection() as connection:
             await delete_images(connection, [row.id], row.account_id)

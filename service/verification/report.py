@@ -1,4 +1,4 @@
-"""Runs the checks one after the other and reports what they find."""
+"""Runs the checks one after the other and reports the problems that they find."""
 
 from __future__ import annotations
 
@@ -10,99 +10,110 @@ from pathlib import Path
 
 import asyncpg
 
-from service.config.settings import Settings
+from service.config.settings import Settings, SettingsError
 from service.config.values import format_size
-from service.database import Database
+from service.database import Database, Schema, find_schema_version
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.images.integrity import require_tables
 from service.queue import jobs
-from service.storage.disk import SHARDS, DiskStorage
-from service.storage.identity import StorageAway, find_folder_id, load_id
-from service.storage.renditions import RenditionFiles
-from service.verification.context import Context, Options, Problem, Problems
-from service.verification.file_checks import check_files, check_folders, check_received, check_removals
+from service.storage.identity import load_id
+from service.storage.interface import StorageUnavailable
+from service.storage.local.disk import NUM_SHARDS
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
+from service.storage.local.root import read_folder_id
+from service.verification.context import DATABASE_ERRORS, Context, Options, Problem, Problems
+from service.verification.file_checks import check_files, check_folders, check_removals, check_uploads
 from service.verification.image_checks import check_images
 from service.verification.row_checks import check_accounts, check_expected, check_pending, check_tables
 
-# A count of all that one account stores can take long.
+# Counting the images of one large account can take long.
 _COMMAND_TIMEOUT_S = 600
 
 
 async def verify(
     settings: Settings, options: Options, expected: Mapping[ImageId, bytes], *, write: Callable[[str], None]
 ) -> bool:
-    """Writes each problem as it is found, and a summary. Returns whether nothing is wrong any more.
+    """Writes each problem as it is found, and a summary. Returns whether there is none, or all were repaired.
 
-    Raises SettingsError if the storage cannot be used, and what PostgreSQL says if the database as a whole cannot.
+    Raises SettingsError if the storage or the tables cannot be used, and what PostgreSQL raises if the database as a
+    whole cannot.
     """
-    _require_storage(DiskStorage(settings.storage_folder))
+    _require_storage(LocalOriginals(settings.storage_folder))
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
             settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
         ) as database:
-            storage = DiskStorage(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
+            storage = LocalOriginals(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
             await _require_own(storage)
-            renditions = RenditionFiles(settings.renditions_folder)
+            renditions = LocalRenditions(settings.renditions_folder)
             context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
             context.is_storage_known = await _is_known(database, storage)
-            num_problems = num_mended = 0
+            num_problems = num_repaired = 0
             async for problem in _check_all(context, expected):
                 num_problems += 1
-                num_mended += bool(problem.mended)
-                write(f"{problem.subject}: {problem.what}" + (f"; {problem.mended}" if problem.mended else ""))
+                num_repaired += bool(problem.repair)
+                write(str(problem))
     finally:
         await redis.aclose(close_connection_pool=True)
-    images, problems = _count(context.num_images, "image"), _count(num_problems, "problem")
-    seen = f"{images}, {format_size(context.num_bytes)}{'' if options.read else ', sizes only'}"
-    write(f"{seen}: {f'{problems}, {num_mended} of them mended' if num_problems else 'all is well'}.")
-    return num_mended == num_problems
+    write(_summarize(context, num_problems, num_repaired))
+    return num_repaired == num_problems
 
 
-def _require_storage(storage: DiskStorage) -> None:
-    """A storage of which some folder is there is checked, whatever is wrong with it."""
-    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(SHARDS)):
-        storage.require()
-
-
-async def _require_own(storage: DiskStorage) -> None:
-    """Raises SettingsError if the folder has another id than the database. Whatever else is wrong is for the checks."""
-    try:
-        await storage.require_mounted()
-    except StorageAway as error:
-        if storage.root.id is not None:
-            raise storage.unusable(error.strerror or str(error)) from error
-    except (OSError, ServiceError, asyncpg.PostgresError):
-        pass
-
-
-async def _load_id(database: Database, folder: Path) -> str | None:
-    """The id of the database's storage; if it has none, that of the folder, so that it can be looked at."""
-    return await load_id(database) or await asyncio.to_thread(find_folder_id, folder)
-
-
-async def _is_known(database: Database, storage: DiskStorage) -> bool:
-    """Whether the storage has the id that the database has, or none where that has none."""
-    try:
-        return storage.root.id == await load_id(database)
-    except (ServiceError, asyncpg.PostgresError):  # it is damaged, which the checks say
-        return True
+def _summarize(context: Context, num_problems: int, num_repaired: int) -> str:
+    checked = f"{_count(context.num_images, 'image')}, {format_size(context.num_bytes)}"
+    if not context.options.read:
+        checked += ", sizes only"
+    return f"{checked}: " + (
+        f"{_count(num_problems, 'problem')}, {num_repaired} repaired." if num_problems else "no problems."
+    )
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def _require_storage(storage: LocalOriginals) -> None:
+    """Raises SettingsError if no folder of the storage is there. If one is, the checks report what is wrong."""
+    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(NUM_SHARDS)):
+        storage.require()
+
+
+async def _require_own(storage: LocalOriginals) -> None:
+    """Raises SettingsError if the folder has another id than the database. The checks report anything else."""
+    try:
+        await storage.require_available()
+    except StorageUnavailable as error:
+        if storage.id is not None:
+            raise storage.unusable(error.strerror or str(error)) from error
+    except (OSError, ServiceError, asyncpg.PostgresError):
+        pass
+
+
+async def _load_id(database: Database, folder: Path) -> str | None:
+    """Returns the id of the database's storage. If it has none, returns that of the folder, so that it can be read."""
+    return await load_id(database) or await asyncio.to_thread(read_folder_id, folder)
+
+
+async def _is_known(database: Database, storage: LocalOriginals) -> bool:
+    """Returns whether the storage has the id that the database has, or both have none."""
+    try:
+        return storage.id == await load_id(database)
+    except (ServiceError, asyncpg.PostgresError):  # the table is damaged, which the checks report
+        return True
+
+
 async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:
-    await _require_tables(context)
+    await _require_tables(context.database)
     for subject, check in (
         ("tables", check_tables(context)),
         ("folders", check_folders(context)),
         ("images", check_images(context)),
         ("expected images", check_expected(context, expected)),
         ("files", check_files(context)),
-        ("received files", check_received(context)),
+        ("unfinished uploads", check_uploads(context)),
         ("removals", check_removals(context)),
         ("pending images", check_pending(context)),
         ("accounts", check_accounts(context)),
@@ -110,31 +121,42 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
         try:
             async for problem in check:
                 yield problem
-        except Exception as error:  # whatever it is, the other checks can still be made
+        except Exception as error:  # whatever it is, the other checks can still run
             if not await context.is_database_there():
                 raise
-            yield Problem(subject, f"the check did not come to its end: {await context.explain(error)}")
+            yield Problem(subject, f"the check could not be finished: {await context.explain(error)}")
 
 
-async def _require_tables(context: Context) -> None:
-    """Raises if there are no tables, or they may not be read; a damaged one is left to the checks."""
+async def _require_tables(database: Database) -> None:
+    """Raises if there are no tables, or they are older or may not be read. The checks report damaged tables."""
     try:
-        async with context.database.connection() as connection:
+        async with database.connection() as connection:
             await require_tables(connection)
     except asyncpg.InternalServerError:
         pass
     except ServiceError as error:
         if not isinstance(error.__cause__, asyncpg.PostgresSystemError):
             raise
+    try:
+        async with database.connection() as connection:
+            applied = await find_schema_version(connection)
+    except DATABASE_ERRORS:
+        return
+    needed = Schema.load().version
+    if applied < needed:
+        raise SettingsError(
+            f"The database has the tables of an older Daguerre (schema {applied}; this version needs {needed}):"
+            " run `daguerre schema`, or start `up` again."
+        )
 
 
 def parse_expected(lines: Iterable[str]) -> dict[ImageId, bytes]:
-    """Of lines `ID SHA256`, the SHA-256 in hexadecimal. Raises ValueError."""
+    """Parses lines `ID SHA256`, with the SHA-256 in hexadecimal. Raises ValueError."""
     expected = {}
     for number, line in enumerate(lines, 1):
         try:
-            name, sha256 = line.split()
-            expected[parse_image_id(name)] = bytes.fromhex(sha256)
+            image_id, sha256 = line.split()
+            expected[parse_image_id(image_id)] = bytes.fromhex(sha256)
         except Exception:
             raise ValueError(f"line {number} is not `ID SHA256`") from None
     return expected

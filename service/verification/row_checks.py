@@ -1,4 +1,4 @@
-"""Whether the tables can be read, and what the rows say: images that wait, counters, images that are expected."""
+"""Checks that the tables can be read, and what the rows say: pending images, counters, images that are expected."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from service.images.integrity import find_sha256, read_table
 from service.images.queries import OverdueImage, list_overdue
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
-_PENDING_S = 60  # beyond what the sweep leaves
+_OVERDUE_S = 60  # the sweep enqueues them earlier
 
 
 async def check_tables(context: Context) -> Problems:
-    """PostgreSQL can read every table."""
+    """Checks that PostgreSQL can read every table."""
     for table in Schema.load().tables:
         try:
             async with context.database.connection() as connection:
@@ -29,24 +29,24 @@ async def check_tables(context: Context) -> Problems:
 
 
 async def check_pending(context: Context) -> Problems:
-    """Every image is probed within a minute. With `repair`, others are enqueued."""
+    """Checks that every image is processed within a minute. With `repair`, the others are enqueued."""
     last: OverdueImage | None = None
     while overdue := await _list_overdue(context, last):
         last = overdue[-1]
         if context.options.repair:
             await context.queue.enqueue_again({image.id: image.account_id for image in overdue})
         for image in overdue:
-            what = f"no worker has looked at it since {image.created_at:%Y-%m-%d %H:%M:%S} UTC"
-            yield Problem(f"image {image.id}", what, "in the queue" if context.options.repair else "")
+            what = f"no worker has processed it since {image.created_at:%Y-%m-%d %H:%M:%S} UTC"
+            yield Problem(f"image {image.id}", what, "enqueued" if context.options.repair else "")
 
 
 async def _list_overdue(context: Context, after: OverdueImage | None) -> list[OverdueImage]:
     async with context.database.connection() as connection:
-        return await list_overdue(connection, _PENDING_S, BATCH_SIZE, after)
+        return await list_overdue(connection, _OVERDUE_S, BATCH_SIZE, after)
 
 
 async def check_accounts(context: Context) -> Problems:
-    """The counters are the sums of what is stored, and no account is over its quota."""
+    """Checks that the counters are the sums of what is stored, and that no account is over its quota."""
     async with context.database.connection() as connection:
         accounts = await list_accounts(connection)
     for account in accounts:
@@ -69,13 +69,15 @@ async def _check_account(context: Context, account: Account) -> Problems:
         is_over = used > account.max_bytes and await has_grown_since_quota(connection, account.id)
     if drift:
         what = f"its counters are off by {-drift.images} images and {-drift.bytes} bytes"
-        yield Problem(subject, what, "counted anew" if repair else "")
+        yield Problem(subject, what, "corrected" if repair else "")
     if is_over:
-        yield Problem(subject, f"it stores {format_size(used)} of {format_size(account.max_bytes)}")
+        yield Problem(
+            subject, f"it stores {format_size(used)}, more than its quota of {format_size(account.max_bytes)}"
+        )
 
 
 async def check_expected(context: Context, expected: Mapping[ImageId, bytes]) -> Problems:
-    """These images are stored, with rows of these SHA-256."""
+    """Checks that these images are stored, with rows of these SHA-256."""
     image_ids = list(expected)
     for first in range(0, len(image_ids), BATCH_SIZE):
         chunk = image_ids[first : first + BATCH_SIZE]
@@ -83,6 +85,6 @@ async def check_expected(context: Context, expected: Mapping[ImageId, bytes]) ->
             stored = await find_sha256(connection, chunk)
         for image_id in chunk:
             if image_id not in stored:
-                yield Problem(f"image {image_id}", "it was expected and is not stored")
+                yield Problem(f"image {image_id}", "it is expected, but not stored")
             elif stored[image_id] != expected[image_id]:
-                yield Problem(f"image {image_id}", "another SHA-256 was expected")
+                yield Problem(f"image {image_id}", "its SHA-256 is not the expected one")

@@ -30,7 +30,7 @@ from service.launcher.embedded.server import Server
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.folders import temporary_folder
@@ -222,7 +222,7 @@ async def site_in(
             host, port = daguerre.listener.getsockname()
             site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", record, clocks)
             # Else a worker waits for the folders by time.sleep, which fails under libfaketime (EINVAL).
-            DiskStorage(settings.storage_folder).prepare()
+            LocalOriginals(settings.storage_folder).prepare()
             site.start()
             await site.wait_ready()
             yield site

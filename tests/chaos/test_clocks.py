@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.chaos.load import unique_picture
 from tests.chaos.site import Clocks, Site, site_in
 from tests.support.clocks import wrong_clock
@@ -27,7 +27,7 @@ Record = Callable[[str, object], None]
 
 async def wait_swept(site: Site) -> None:
     """Returns once a worker has swept, while uploads are on their way: a file that is two hours old is gone."""
-    old = DiskStorage(site.settings.storage_folder).incoming_path(ImageId("Old0001"))
+    old = LocalOriginals(site.settings.storage_folder).incoming_path(ImageId("Old0001"))
     old.write_bytes(jpeg())
     two_hours_ago = old.stat().st_mtime - 7200
     os.utime(old, (two_hours_ago, two_hours_ago))

@@ -16,7 +16,7 @@ import pytest
 from service.ids import ImageId
 from service.launcher.embedded.server import Server
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.chaos.load import ChaosClient, unique_picture
 from tests.chaos.site import Site, site_in
 from tests.support.disks import away, mounted
@@ -160,7 +160,7 @@ async def test_every_process_is_killed_at_once(site: Site) -> None:
 async def test_lost_image_is_noticed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The invariants can fail."""
     monkeypatch.setattr("tests.chaos.site._SETTLING_S", 3)
-    storage = DiskStorage(site.settings.storage_folder)
+    storage = LocalOriginals(site.settings.storage_folder)
 
     async def lose_images() -> None:
         async with site.load() as clients:

@@ -1,4 +1,4 @@
-"""docs/backup.md: what was copied in its order is whole elsewhere."""
+"""docs/backup.md: a copy made in its order is complete elsewhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from service.config.settings import Settings
 from service.launcher.embedded import binaries
 from service.launcher.embedded.postgres import Postgres
 from tests.conftest import Client, Servers, Tenant, run_worker
-from tests.integration.verification.test_verify import verify
 from tests.support.api import upload_image
 from tests.support.samples import jpeg
+from tests.support.verify import verify
 
 
 @pytest.fixture

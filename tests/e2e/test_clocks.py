@@ -18,7 +18,7 @@ from service.config.settings import Settings
 from service.ids import ImageId
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Tenant
 from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.daguerre_processes import Daguerre, Part, processes_of, stop_process
@@ -29,7 +29,7 @@ from tests.support.waiting import until
 
 def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
     """A file of an upload that has no row yet."""
-    path = DiskStorage(settings.storage_folder).incoming_path(ImageId(image_id))
+    path = LocalOriginals(settings.storage_folder).incoming_path(ImageId(image_id))
     path.write_bytes(jpeg())
     os.utime(path, (time.time() - age_s,) * 2)
     return path
@@ -50,7 +50,7 @@ async def test_wrong_clocks_stop_no_work(
     daguerre: Daguerre, settings: Settings, connection: Any, tmp_path: Path, api: str, worker: str
 ) -> None:
     """The worker probes, is taken for alive, counts, and sweeps what is old and nothing else."""
-    DiskStorage(settings.storage_folder).prepare()
+    LocalOriginals(settings.storage_folder).prepare()
     young, old = receive(settings, "Young01"), receive(settings, "Old0001", age_s=3700)
     await start_both(daguerre, wrong_clock(tmp_path, api), wrong_clock(tmp_path, worker))
     assert (await daguerre.upload(jpeg())).status == 200

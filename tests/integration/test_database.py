@@ -16,7 +16,7 @@ from service.api.app import create_app
 from service.config.settings import Settings
 from service.database import Database, Schema, SchemaNewer, apply_schema
 from service.errors import ServiceError
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
 from tests.support.commands import daguerre, daguerre_process
 
@@ -133,7 +133,9 @@ async def test_slow_statement_is_database_unavailable(database_url: str) -> None
 
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
 async def test_application_starts_without_a_database(settings: Settings, aiohttp_client: Any) -> None:
-    DiskStorage(settings.storage_folder).prepare()  # without a database it is unknown whether the storage may be empty
+    LocalOriginals(
+        settings.storage_folder
+    ).prepare()  # without a database it is unknown whether the storage may be empty
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)
     assert (response.status, response.headers["Retry-After"]) == (503, "1")

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from service.config.settings import Settings
-from service.storage.disk import DiskStorage
-from service.storage.identity import keep_id, make_id
+from service.storage.identity import record_id
+from service.storage.interface import OriginalStorage
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.root import create_id
 from tests.conftest import do_without
 
-# What may be in the place of a storage whose disk is not mounted.
+# What a start may find if the disk of a storage is not mounted.
 WAYS_TO_BE_AWAY = ["nothing", "empty folder", "folders", "other storage"]
+
+
+def on_disk(storage: OriginalStorage) -> LocalOriginals:
+    """Returns a storage as that of a disk, for tests that look at its files."""
+    assert isinstance(storage, LocalOriginals)
+    return storage
 
 
 @contextmanager
@@ -27,9 +35,9 @@ def away(storage: Path, instead: str) -> Iterator[None]:
     if instead != "nothing":
         storage.mkdir()
     if instead in {"folders", "other storage"}:
-        DiskStorage(storage).prepare()
+        LocalOriginals(storage).prepare()
     if instead == "other storage":
-        make_id(storage)
+        create_id(storage)
     try:
         yield
     finally:
@@ -37,11 +45,11 @@ def away(storage: Path, instead: str) -> Iterator[None]:
         disk.rename(storage)
 
 
-async def prepare_known(settings: Settings, connection: Any) -> DiskStorage:
+async def prepare_known(settings: Settings, connection: Any) -> LocalOriginals:
     """The storage as the first start of an API process leaves it."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
-    await keep_id(connection, make_id(settings.storage_folder), instead_of=None)
+    await record_id(connection, create_id(settings.storage_folder), instead_of=None)
     return storage
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from service.config.settings import Settings
 from service.ids import ImageId
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.support.samples import stored_files
 from tests.support.waiting import until
 from worker.cron.sweep import sweep
@@ -25,7 +25,7 @@ class StoredState:
     settings: Settings
 
     def path(self, image_id: str) -> Path:
-        return DiskStorage(self.settings.storage_folder).path(ImageId(image_id))
+        return LocalOriginals(self.settings.storage_folder).path(ImageId(image_id))
 
     async def wait_row(self) -> str:
         """The id of the one image, as soon as its row is committed."""

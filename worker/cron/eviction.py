@@ -19,8 +19,7 @@ from service.renditions.queries import (
     sum_bytes,
     update_sizes,
 )
-from service.storage.disk import SHARDS
-from service.storage.identity import StorageAway
+from service.storage.interface import StorageUnavailable
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
@@ -39,11 +38,11 @@ async def evict_renditions(ctx: dict[str, Any]) -> None:
     """Those that were asked for least recently go first."""
     worker: Resources = ctx["resources"]
     try:
-        await asyncio.to_thread(worker.renditions.remove_abandoned, _ABANDONED_S)
+        await asyncio.to_thread(worker.renditions.remove_stale_drafts, _ABANDONED_S)
         await _evict(worker)
-        await worker.storage.require_mounted()  # or the database, which says what belongs there, is another one's
+        await worker.storage.require_available()  # or the database, which says what belongs there, is another one's
         await _check_folder(worker, await _take_folder(worker))
-    except StorageAway as error:
+    except StorageUnavailable as error:
         STORAGE.report(error)
     except (ServiceError, OSError) as error:  # what it needs is away
         log.log(level_of(error), "eviction.put_off", error=repr(error))
@@ -55,7 +54,7 @@ async def _take_folder(worker: Resources) -> int:
     except UNAVAILABLE as error:
         QUEUE.report(error)
         raise ServiceError("queue-unavailable") from error
-    return (run - 1) % SHARDS
+    return (run - 1) % worker.renditions.num_shards
 
 
 async def _evict(worker: Resources) -> None:

@@ -37,8 +37,8 @@ from service.images.scrubbing import (
     sum_cost,
 )
 from service.queue.heartbeats import name_worker
-from service.storage.disk import DiskStorage
 from service.storage.files import in_thread
+from service.storage.interface import OriginalStorage
 from service.telemetry.metrics import metrics
 from worker.cron.idle_threads import idle_threads
 
@@ -68,7 +68,7 @@ _OF_ONE_FILE = frozenset(
 
 
 @asynccontextmanager
-async def scrubbing(database: Database, storage: DiskStorage, period_s: float | None) -> AsyncIterator[None]:
+async def scrubbing(database: Database, storage: OriginalStorage, period_s: float | None) -> AsyncIterator[None]:
     """Scrubs for the length of a block, or never without a period."""
     if period_s is None:
         yield
@@ -87,7 +87,7 @@ class LeaseLost(Exception):
 
 
 class Scrub:
-    def __init__(self, database: Database, storage: DiskStorage, period_s: float) -> None:
+    def __init__(self, database: Database, storage: OriginalStorage, period_s: float) -> None:
         self._database = database
         self._storage = storage
         self._period_s = period_s
@@ -136,7 +136,7 @@ class Scrub:
                 )
                 return 0
             rate = self._choose_rate(turn, await sum_cost(connection))
-        await self._storage.require_mounted()
+        await self._storage.require_available()
         await self._read(rows, rate)
         return 0
 
@@ -172,7 +172,7 @@ class Scrub:
             recovered = await record_intact(connection, whole)
             await advance(connection, self._holder, rows[-1].id, num_bytes + FILE_COST * len(rows))
         for image_id in sorted(noted):
-            path = str(self._storage.path(image_id))
+            path = self._storage.locate(image_id)
             log.error("scrub.damaged", image_id=image_id, what=faults[image_id], path=path)
         for image_id in recovered:
             log.info("scrub.recovered", image_id=image_id)
@@ -186,7 +186,7 @@ class Scrub:
         try:
             return find_fault(row, *await self._digest(row.id, rate))
         except FileNotFoundError:
-            await self._storage.require_mounted()
+            await self._storage.require_available()
             return MISSING
         except OSError as error:
             if error.errno not in _OF_ONE_FILE:
@@ -195,7 +195,7 @@ class Scrub:
 
     async def _digest(self, image_id: ImageId, rate: float) -> tuple[int, bytes]:
         """Size and SHA-256 of a stored image's file."""
-        file = await in_thread(self._threads, partial(self._storage.open_stored, image_id))
+        file = await in_thread(self._threads, partial(self._storage.open_file, image_id))
         try:
             digest, size = hashlib.sha256(), 0
             while length := await in_thread(self._threads, partial(_read_into, digest, file)):

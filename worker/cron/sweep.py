@@ -15,8 +15,8 @@ from service.images.idempotency import release_expired_keys
 from service.images.integrity import find_sha256
 from service.images.queries import OverdueImage, is_any_known, list_overdue
 from service.images.updates import purge_failed
-from service.storage.disk import DiskStorage
-from service.storage.identity import StorageAway, find_id
+from service.storage.identity import find_id
+from service.storage.interface import OriginalStorage, StorageUnavailable
 from service.telemetry.metrics import metrics
 from worker.resources import Resources
 
@@ -39,7 +39,7 @@ async def sweep(ctx: dict[str, Any]) -> None:
     for step in (_enqueue_overdue, _settle_abandoned, _remove_files, _forget_failures, _forget_keys):
         try:
             await step(worker)
-        except StorageAway as error:
+        except StorageUnavailable as error:
             STORAGE.report(error)
         except (ServiceError, OSError) as error:  # what it needs is away
             log.log(level_of(error), "sweep.put_off", step=step.__name__, error=repr(error))
@@ -76,17 +76,17 @@ async def _settle_abandoned(worker: Resources) -> None:
     removed: set[ImageId] = set()
     failures: dict[ImageId, OSError] = {}
     for _ in range(_MOST_PAGES):
-        abandoned = await worker.storage.list_abandoned(_ABANDONED_S, _AT_ONCE, skip=seen)
+        abandoned = await worker.storage.list_stale_uploads(_ABANDONED_S, _AT_ONCE, skip=seen)
         if abandoned:
             seen.update(abandoned)
             async with worker.database.connection() as connection:
                 existing = await find_sha256(connection, abandoned)
                 may_remove = await _is_own(connection, worker.storage)
-            failures |= await worker.storage.settle(existing)
+            failures |= await worker.storage.reconcile(existing)
             accepted.update(existing)
             if may_remove:
                 rest = [image_id for image_id in abandoned if image_id not in existing]
-                failures |= await worker.storage.remove_abandoned(rest)
+                failures |= await worker.storage.remove_stale_uploads(rest)
                 removed.update(rest)
         if len(abandoned) < _AT_ONCE:
             break
@@ -97,10 +97,10 @@ async def _settle_abandoned(worker: Resources) -> None:
         log.info("sweep.settled", kept=len(accepted - failures.keys()), removed=len(removed - failures.keys()))
 
 
-async def _is_own(connection: Connection, storage: DiskStorage) -> bool:
+async def _is_own(connection: Connection, storage: OriginalStorage) -> bool:
     """Whether the storage, which was there a moment ago, is the one of a database that has images."""
     storage_id = await find_id(connection)
-    return storage_id is not None and storage_id == storage.root.id and await is_any_known(connection)
+    return storage_id is not None and storage_id == storage.id and await is_any_known(connection)
 
 
 async def _remove_files(worker: Resources) -> None:
@@ -111,7 +111,7 @@ async def _remove_files(worker: Resources) -> None:
             removals = await list_removals(connection, _REMOVAL_S, _AT_ONCE, last)
         if removals:
             last = removals[-1]
-            await worker.storage.require_mounted()
+            await worker.storage.require_available()
             image_ids = [removal.image_id for removal in removals]
             await remove_files(worker.database, worker.storage, worker.renditions, image_ids)
         if len(removals) < _AT_ONCE:

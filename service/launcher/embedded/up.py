@@ -30,7 +30,7 @@ from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.terminal import Terminal
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.supervisor import Stopped, Supervisor
-from service.storage.disk import DiskStorage
+from service.storage.backends import open_originals
 from service.telemetry import metric_files
 from service.verification.pairing import require_pair
 
@@ -81,7 +81,7 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
             addresses = _start_servers(settings, workers, folder, supervisor, terminal, local_url=local_url)
             is_new = not first_key.path(folder.path).exists()
             with terminal.step("Schema and first account"):
-                storage = DiskStorage(settings.storage or folder.path / "storage")
+                storage = open_originals(settings.storage or folder.path / "storage")
                 _finish(supervisor, require_pair(addresses.database_url, storage, is_new_database=is_new_database))
                 first = _finish(supervisor, first_key.prepare(addresses.database_url, folder.path))
             with terminal.step(f"API and {workers} worker{'s' if workers > 1 else ''}", has_notes=True):

@@ -1,4 +1,4 @@
-"""`daguerre accounts delete`: everything goes, whatever happens meanwhile."""
+"""`daguerre accounts delete` removes everything, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from service.ids import ImageId
 from service.images.updates import delete_failed_batch, delete_stored_batch
 from service.queue.jobs import open_redis
 from service.renditions.parsing import check_preset
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionFiles
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
 from tests.conftest import Client, NewTenant, Tenant, resources_of
-from tests.integration.verification.test_verify import verify
 from tests.support.api import error_of, upload_image
 from tests.support.commands import daguerre
 from tests.support.samples import JPEG_TYPE, jpeg, stored_files
+from tests.support.verify import verify
 from tests.support.waiting import until
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
@@ -59,7 +59,7 @@ def rendition_files(settings: Settings) -> list[Path]:
 
 async def fill(connection: Any, tenant: Tenant, settings: Settings, count: int) -> None:
     """Rows and files of images, as many uploads would leave them, without their previews."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     body = jpeg()
     names = [f"{number:07d}" for number in range(count)]
@@ -245,7 +245,7 @@ async def test_a_killed_deletion_is_resumed(connection: Any, tenant: Tenant, set
     assert (await verify(settings)).is_well
 
 
-async def test_an_upload_in_flight_leaves_nothing(
+async def test_upload_in_flight_leaves_nothing(
     api: Client, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
     deleted = asyncio.Event()
@@ -288,25 +288,25 @@ async def count_at_least(connection: Any, expected: int) -> bool:
     return bool(await connection.fetchval("select count(*) from images") >= expected)
 
 
-async def test_files_elsewhere_are_left_to_the_workers(
+async def test_files_elsewhere_are_left_to_workers(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     """The command may run on another storage than the workers', where it must not clear the recorded removals."""
     await fill(connection, tenant, settings, 3)
     elsewhere = settings.model_copy(update={"storage": tmp_path / "elsewhere"})
-    DiskStorage(elsewhere.storage_folder).prepare()
+    LocalOriginals(elsewhere.storage_folder).prepare()
     result = delete(elsewhere, tenant.name, "--yes")
     assert result.returncode == 0
     assert f"3 files of deleted images were not in {elsewhere.storage_folder}" in result.stderr
     assert await connection.fetchval("select count(*) from removals") == 3
     async with Database.open(settings.database_url, connections=1) as database:
-        files = RenditionFiles(settings.renditions_folder)
-        assert await AccountDeletion(database, DiskStorage(settings.storage_folder), files).remove_rest() == 0
+        files = LocalRenditions(settings.renditions_folder)
+        assert await AccountDeletion(database, LocalOriginals(settings.storage_folder), files).remove_remaining() == 0
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_a_missing_storage_begins_no_deletion(
+async def test_missing_storage_begins_no_deletion(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     await fill(connection, tenant, settings, 3)
@@ -316,14 +316,14 @@ async def test_a_missing_storage_begins_no_deletion(
     assert await connection.fetchval("select count(*) from accounts where suspended_at is null") == 1
 
 
-async def test_a_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """As a process of an older version, which knows of no suspension, may insert it behind the last batch."""
+async def test_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
+    """A process of an older version, which knows no suspension, may insert it after the last batch."""
     await fill(connection, tenant, settings, 1)
     await begin_deletion(connection, tenant.id)
     assert await end_deletion(connection, tenant.id) is False
     async with Database.open(settings.database_url, connections=1) as database:
         deletion = AccountDeletion(
-            database, DiskStorage(settings.storage_folder), RenditionFiles(settings.renditions_folder)
+            database, LocalOriginals(settings.storage_folder), LocalRenditions(settings.renditions_folder)
         )
         assert [deleted async for deleted in deletion.run(tenant.id)] == [1]
     assert await connection.fetchval("select count(*) from accounts") == 0

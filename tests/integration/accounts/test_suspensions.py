@@ -16,10 +16,10 @@ from service.ids import ImageId
 from service.images.insert import insert_pending
 from service.images.models import NewImage
 from tests.conftest import Client, NewTenant, Tenant
-from tests.integration.verification.test_verify import verify
 from tests.support.api import error_of, upload_image
 from tests.support.commands import daguerre
 from tests.support.samples import JPEG_TYPE, jpeg, stored_files
+from tests.support.verify import verify
 from tests.support.waiting import until
 
 SUSPENDED = (403, "account-suspended")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service.config.settings import Settings
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
@@ -370,6 +370,6 @@ async def test_full_database_disk_is_a_503(api: Client, tenant: Tenant, connecti
 
 
 async def test_concurrent_storage_checks_succeed(settings: Settings) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     await asyncio.gather(*(storage.check() for _ in range(20)))

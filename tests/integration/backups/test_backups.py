@@ -1,4 +1,4 @@
-"""`daguerre backup`, `restore` and `psql`: what is brought back is whole, and nothing else is touched."""
+"""`daguerre backup`, `restore` and `psql`: everything is restored, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from service.config.settings import Settings
 from service.ids import ImageId
 from service.launcher.embedded import EmbeddedError, data_folder
 from service.launcher.embedded.postgres import server_user
-from service.storage.disk import DiskStorage
-from service.storage.identity import ID_FILE, StorageAway
+from service.storage.interface import StorageUnavailable
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.root import ID_FILE
 from tests.conftest import Client, Servers, Tenant
 from tests.support.api import upload_image
 from tests.support.commands import daguerre, daguerre_process
@@ -60,7 +61,7 @@ async def restore(settings: Settings, source: Path) -> tuple[bool, list[str]]:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_backup_is_restored_whole(
+async def test_backup_is_restored_completely(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
     image_ids = [await upload_image(api, tenant, jpeg(width, 48)) for width in (64, 65, 66)]
@@ -70,8 +71,8 @@ async def test_a_backup_is_restored_whole(
     assert (tmp_path / "backup" / "first-key").stat().st_mode & 0o777 == 0o600
     is_well, lines = await restore(new_settings, tmp_path / "backup")
     assert is_well, lines
-    assert lines[-1].endswith("all is well.")
-    old, new = DiskStorage(settings.storage_folder), DiskStorage(new_settings.storage_folder)
+    assert lines[-1].endswith(": no problems.")
+    old, new = LocalOriginals(settings.storage_folder), LocalOriginals(new_settings.storage_folder)
     for image_id in map(ImageId, image_ids):
         assert new.path(image_id).read_bytes() == old.path(image_id).read_bytes()
     assert (new_settings.data / "first-key").read_text().strip() == tenant.key
@@ -91,12 +92,12 @@ async def fetch(settings: Settings, statement: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_what_happens_during_a_backup_is_no_fault(
+async def test_changes_during_a_backup_are_no_fault(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
     """Between the dump and the files: an upload, a delete, and a file that is still on its way to its place."""
     kept, deleted, late = [await upload_image(api, tenant, jpeg(width, 48)) for width in (64, 65, 66)]
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.path(late).rename(storage.incoming_path(late))
     stranger = storage.incoming_path(ImageId("AAAAAAA"))  # an upload that has no row yet
     stranger.write_bytes(b"half of it")
@@ -114,7 +115,7 @@ async def test_what_happens_during_a_backup_is_no_fault(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_later_backup_copies_what_is_new(
+async def test_later_backup_copies_new_files_only(
     api: Client, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     lines: list[str] = []
@@ -122,30 +123,30 @@ async def test_a_later_backup_copies_what_is_new(
     await back_up(settings, tmp_path / "backup")
     await upload_image(api, tenant, jpeg(65, 48))
     await back_up(settings, tmp_path / "backup", lines.append)
-    assert "Images: 1 files copied, " in lines[-1]
-    assert "; 1 were there already" in lines[-1]
+    assert "Images: 1 files copied (" in lines[-1]
+    assert "), 1 already there" in lines[-1]
 
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("instead", WAYS_TO_BE_AWAY)
-async def test_another_storage_is_not_backed_up(
+async def test_wrong_storage_is_not_backed_up(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path, instead: str
 ) -> None:
     """A disk that is not mounted, or the wrong one; what was backed up before stays."""
     await upload_image(api, tenant, jpeg(64, 48))
-    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
     await back_up(settings, tmp_path / "backup")
     before = (tmp_path / "backup" / "database.dump").read_bytes()
-    with away(settings.storage_folder, instead), pytest.raises(StorageAway):
+    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     assert (tmp_path / "backup" / "database.dump").read_bytes() == before
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_storage_that_goes_away_is_noticed(
+async def test_unmount_during_a_backup_is_noticed(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
     """A disk that is unmounted while it is copied, and whose mount point has Daguerre's folders."""
@@ -156,19 +157,19 @@ async def test_a_storage_that_goes_away_is_noticed(
             if line.startswith("Database:"):
                 stack.enter_context(away(settings.storage_folder, "folders"))
 
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await back_up(settings, tmp_path / "backup", meanwhile)
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
 
 
 @pytest.mark.usefixtures("worker")
-async def test_damage_spoils_no_earlier_backup(api: Client, tenant: Tenant, settings: Settings, tmp_path: Path) -> None:
+async def test_damage_spoils_no_earlier_copy(api: Client, tenant: Tenant, settings: Settings, tmp_path: Path) -> None:
     """The copy in the backup may be the only good one."""
     cut, emptied, lost, whole = [
         ImageId(await upload_image(api, tenant, jpeg(width, 48))) for width in (64, 65, 66, 67)
     ]
-    storage, copies = DiskStorage(settings.storage_folder), DiskStorage(tmp_path / "backup" / "storage")
+    storage, copies = LocalOriginals(settings.storage_folder), LocalOriginals(tmp_path / "backup" / "storage")
     await back_up(settings, tmp_path / "backup")
     before = {image_id: copies.path(image_id).read_bytes() for image_id in (cut, emptied, lost, whole)}
     os.truncate(storage.path(cut), 100)
@@ -181,14 +182,14 @@ async def test_damage_spoils_no_earlier_backup(api: Client, tenant: Tenant, sett
 
 
 @pytest.mark.usefixtures("worker")
-async def test_one_bad_file_stops_no_backup(
+async def test_bad_files_stop_no_backup(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
     """The other images are in the backup, and the operator hears of those that are not."""
     directory, pipe, cut, lost, whole = [
         ImageId(await upload_image(api, tenant, jpeg(width, 48))) for width in range(64, 69)
     ]
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     for image_id in (directory, pipe, lost):
         storage.path(image_id).unlink()
     storage.path(directory).mkdir()
@@ -207,8 +208,8 @@ async def test_one_bad_file_stops_no_backup(
     assert {path.name for path in stored_files(new_settings)} == {cut, whole}
 
 
-def test_a_storage_that_is_away_is_named(database_url: str, tmp_path: Path) -> None:
-    """Not the database, which can be used."""
+def test_missing_storage_is_named(database_url: str, tmp_path: Path) -> None:
+    """The error is not about the database, which can be used."""
     done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
@@ -217,7 +218,7 @@ def test_a_storage_that_is_away_is_named(database_url: str, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("storage")
-async def test_a_backup_that_is_not_whole_ends_with_1(
+async def test_incomplete_backup_ends_with_1(
     connection: Any, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     await connection.execute(
@@ -239,28 +240,28 @@ async def test_a_backup_that_is_not_whole_ends_with_1(
     ]
 
 
-async def test_a_backup_goes_into_no_other_folder(settings: Settings, storage: DiskStorage, tmp_path: Path) -> None:
+async def test_backup_refuses_other_folders(settings: Settings, storage: LocalOriginals, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(BackupError, match=r"holds other things \(a.jpg\)"):
+    with pytest.raises(BackupError, match=r"holds other files \(a.jpg\)"):
         await back_up(settings, tmp_path / "photos")
-    with pytest.raises(BackupError, match="inside of the images' own folder"):
+    with pytest.raises(BackupError, match="inside of the folder of the images"):
         await back_up(settings, settings.storage_folder / "backup")
     (tmp_path / "link").symlink_to(settings.storage_folder)
-    with pytest.raises(BackupError, match="inside of the images' own folder"):
+    with pytest.raises(BackupError, match="inside of the folder of the images"):
         await back_up(settings, tmp_path / "link" / "backup")
 
 
-async def test_a_restore_replaces_nothing(
-    tenant: Tenant, settings: Settings, new_settings: Settings, storage: DiskStorage, tmp_path: Path
+async def test_restore_overwrites_nothing(
+    tenant: Tenant, settings: Settings, new_settings: Settings, storage: LocalOriginals, tmp_path: Path
 ) -> None:
     await back_up(settings, tmp_path / "backup")
-    with pytest.raises(BackupError, match="The database holds accounts already"):
+    with pytest.raises(BackupError, match="The database already holds accounts"):
         await restore(settings, tmp_path / "backup")
-    DiskStorage(new_settings.storage_folder).prepare()
-    file = DiskStorage(new_settings.storage_folder).path(ImageId("AAAAAAA"))
+    LocalOriginals(new_settings.storage_folder).prepare()
+    file = LocalOriginals(new_settings.storage_folder).path(ImageId("AAAAAAA"))
     file.write_bytes(b"a picture")
-    with pytest.raises(BackupError, match="holds images already"):
+    with pytest.raises(BackupError, match="already holds images"):
         await restore(new_settings, tmp_path / "backup")
     assert file.read_bytes() == b"a picture"
     file.unlink()
@@ -268,8 +269,8 @@ async def test_a_restore_replaces_nothing(
 
 
 @pytest.fixture
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
+def storage(settings: Settings) -> LocalOriginals:
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     return storage
 
@@ -285,7 +286,7 @@ def storage(settings: Settings) -> DiskStorage:
         ("postgresql://%2Frun%2Fpg/x?host=other", "PGHOST=/run/pg PGPORT=5432 PGDATABASE=x"),
     ],
 )
-def test_a_url_becomes_variables(monkeypatch: pytest.MonkeyPatch, url: str, variables: str) -> None:
+def test_url_becomes_environment_variables(monkeypatch: pytest.MonkeyPatch, url: str, variables: str) -> None:
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGOPTIONS", "PGSSLMODE"):
         monkeypatch.delenv(name, raising=False)
     found = {name: value for name, value in programs.environment(url).items() if name.startswith("PG")}
@@ -303,14 +304,14 @@ def test_psql_reaches_the_database(database_url: str) -> None:
     assert daguerre_process("psql", "-c", "nonsense", database_url=database_url).returncode == 1
 
 
-def test_an_older_program_is_not_taken() -> None:
+def test_older_program_is_refused() -> None:
     with pytest.raises(BackupError, match=r"pg_dump of PostgreSQL 99 or newer is needed .* postgresql-client-99"):
         programs.find_program("pg_dump", 99)
     assert programs.find_program("pg_dump", 18).exists()
 
 
 @pytest.mark.parametrize("words", [("backup", "{}"), ("restore", "{}"), ("psql",)])
-def test_a_command_without_a_database_says_so(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_missing_database_is_explained(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = daguerre(*(word.format(tmp_path / "backup") for word in words), "--data", str(tmp_path / "none"))
     assert done.returncode == 1
     assert re.match(r"Error: (No Daguerre is running on|.* holds no finished backup)", done.stderr)
@@ -375,7 +376,8 @@ def test_a_running_daguerre_is_backed_up(place: Path) -> None:
         assert second.key == first.key
         assert "to see it: cat" in second.text
         verified = daguerre_process("verify", "--data", str(target))
-        assert (verified.returncode, verified.stdout.splitlines()[-1][-12:]) == (0, "all is well.")
+        assert verified.returncode == 0
+        assert verified.stdout.splitlines()[-1].endswith(": no problems.")
         for image_id in before:
             assert second.get(f"/v1/images/{image_id}?key={second.key}")[0] == 200
     offline = daguerre_process("backup", str(place / "offline"), "--data", str(target))

@@ -20,7 +20,7 @@ from service.database import apply_schema
 from service.launcher.embedded import instance
 from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client
 from tests.support.commands import daguerre, daguerre_process
 from tests.support.folders import temporary_folder
@@ -268,7 +268,7 @@ async def test_schema_waits_for_a_starting_database() -> None:
 
 
 def test_metrics_port_in_use_is_one_sentence(tmp_path: Path) -> None:
-    DiskStorage(tmp_path / "storage").prepare()
+    LocalOriginals(tmp_path / "storage").prepare()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = daguerre_process("worker", DAGUERRE_DATA=str(tmp_path), DAGUERRE_METRICS_PORT=str(port))

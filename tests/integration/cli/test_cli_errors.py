@@ -18,7 +18,7 @@ from service.cli.common import with_database
 from service.config.settings import Settings, SettingsError, load
 from service.config.values import MAX_SIZE, parse_size
 from service.launcher.embedded.postgres import Postgres
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.support.commands import daguerre
 
@@ -48,7 +48,7 @@ def names(commands: list[tuple[str, ...]]) -> list[str]:
 
 @pytest.fixture
 def environment(settings: Settings) -> dict[str, str]:
-    DiskStorage(settings.storage_folder).prepare()
+    LocalOriginals(settings.storage_folder).prepare()
     return {"DAGUERRE_STORAGE": str(settings.storage_folder), "DAGUERRE_REDIS_URL": settings.redis_url}
 
 

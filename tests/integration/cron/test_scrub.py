@@ -19,11 +19,11 @@ from service.config.settings import Settings, SettingsError, load
 from service.config.values import parse_period
 from service.database import Database
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
-from tests.integration.verification.test_verify import PICTURE, insert, put
 from tests.support.scrapes import Scrape
+from tests.support.verify import PICTURE, insert, put
 from tests.support.waiting import until, wait_for
 from worker.cron.scrub import scrubbing
 
@@ -37,9 +37,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def storage(settings: Settings, connection: Any, tenant: Tenant) -> DiskStorage:
+async def storage(settings: Settings, connection: Any, tenant: Tenant) -> LocalOriginals:
     """With six images."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     for image_id in IDS:
         await insert(connection, tenant, image_id=image_id)
@@ -73,7 +73,7 @@ def named(logs: list[Any], event: str) -> list[tuple[str, str | None]]:
     return [(line["image_id"], line.get("what")) for line in logs if line["event"] == event]
 
 
-async def test_each_damaged_image_is_named_once(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_each_damaged_image_is_named_once(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     put(storage.path(IDS[2]), PICTURE[:9])
     storage.path(IDS[3]).unlink()
@@ -95,7 +95,7 @@ async def test_each_damaged_image_is_named_once(storage: DiskStorage, database: 
     assert scrape().rise(before, "daguerre_scrub_images_total") >= 24
 
 
-async def test_a_mended_image_may_be_named_again(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_a_mended_image_may_be_named_again(storage: LocalOriginals, database: Database, connection: Any) -> None:
     with capture_logs() as logs:
         async with scrubbing(database, storage, 1):
             for content in (DAMAGED, PICTURE, DAMAGED):
@@ -108,7 +108,7 @@ async def test_a_mended_image_may_be_named_again(storage: DiskStorage, database:
     ]
 
 
-async def test_deleted_images_are_not_damaged(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_deleted_images_are_not_damaged(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     async with scrubbing(database, storage, 1):
         await end_of_round(connection, 2)
@@ -118,7 +118,7 @@ async def test_deleted_images_are_not_damaged(storage: DiskStorage, database: Da
     assert await connection.fetchval("select count(*) from damaged_images") == 0
 
 
-async def test_a_round_goes_on_after_a_restart(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_a_round_goes_on_after_a_restart(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[0]), DAMAGED)
     put(storage.path(IDS[5]), DAMAGED)
     await connection.execute(
@@ -134,7 +134,7 @@ async def test_a_round_goes_on_after_a_restart(storage: DiskStorage, database: D
 
 
 async def test_several_workers_read_each_image_once(
-    storage: DiskStorage, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
+    storage: LocalOriginals, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
     before = scrape()
@@ -145,7 +145,7 @@ async def test_several_workers_read_each_image_once(
         assert scrape().rise(before, "daguerre_scrub_images_total") == len(IDS)
 
 
-async def test_another_worker_takes_over(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_another_worker_takes_over(storage: LocalOriginals, database: Database, connection: Any) -> None:
     """The first one died, and its lease ends by PostgreSQL's clock."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
@@ -157,7 +157,7 @@ async def test_another_worker_takes_over(storage: DiskStorage, database: Databas
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
-async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_clock_set_back_stops_no_scrub(storage: LocalOriginals, database: Database, connection: Any) -> None:
     """The lease of the first worker, which died, and the round began before that."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
@@ -168,7 +168,7 @@ async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Dat
 
 
 async def test_reads_are_spread_over_the_period(
-    storage: DiskStorage, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
+    storage: LocalOriginals, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
     async with scrubbing(database, storage, 3):
@@ -178,7 +178,7 @@ async def test_reads_are_spread_over_the_period(
 
 
 async def test_a_storage_that_is_away_damages_none(
-    storage: DiskStorage, database: Database, connection: Any, settings: Settings
+    storage: LocalOriginals, database: Database, connection: Any, settings: Settings
 ) -> None:
     away = settings.storage_folder.with_name("away")
     settings.storage_folder.rename(away)
@@ -191,7 +191,7 @@ async def test_a_storage_that_is_away_damages_none(
 
 
 async def test_the_wrong_storage_damages_none(
-    storage: DiskStorage, database: Database, connection: Any, tenant: Tenant
+    storage: LocalOriginals, database: Database, connection: Any, tenant: Tenant
 ) -> None:
     for number in range(30):
         await insert(connection, tenant, image_id=f"Other{number:02}")
@@ -213,7 +213,7 @@ def start_worker(environment: dict[str, str], output: TextIO) -> subprocess.Pope
     return subprocess.Popen([sys.executable, "-m", "service.cli", "worker"], env=environment, stderr=output)
 
 
-async def test_a_worker_scrubs_if_it_is_set(storage: DiskStorage, settings: Settings, tmp_path: Path) -> None:
+async def test_a_worker_scrubs_if_it_is_set(storage: LocalOriginals, settings: Settings, tmp_path: Path) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     log = tmp_path / "log"
     environment = {

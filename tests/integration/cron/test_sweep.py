@@ -15,10 +15,10 @@ from service.config.settings import Settings
 from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
-from service.storage.disk import DiskStorage
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, RunBurst, Tenant
-from tests.support.disks import away, prepare_known
+from tests.support.disks import away, on_disk, prepare_known
 from tests.support.samples import jpeg, stored_files
 from worker.cron.counters import refresh_accounts
 from worker.cron.eviction import evict_renditions
@@ -67,7 +67,7 @@ async def test_an_image_whose_job_was_lost_becomes_ready(
     resources: Resources, connection: Any, tenant: Tenant, burst: RunBurst, api: Client
 ) -> None:
     await insert(connection, tenant, "pending", age_s=11)
-    put(resources.storage.path(ID))
+    put(on_disk(resources.storage).path(ID))
     await sweep({"resources": resources})
     assert (await burst()).complete == 1
     shown = await (await api.get(f"/v1/images/{ID}", headers=tenant.headers)).json()
@@ -78,8 +78,8 @@ async def test_a_received_file_without_a_row_goes_after_an_hour(
     resources: Resources, connection: Any, tenant: Tenant
 ) -> None:
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
-    old = put(resources.storage.incoming_path(ID), age_s=3601)
-    young = put(resources.storage.incoming_path(ImageId("BBBBBBB")), age_s=3500)
+    old = put(on_disk(resources.storage).incoming_path(ID), age_s=3601)
+    young = put(on_disk(resources.storage).incoming_path(ImageId("BBBBBBB")), age_s=3500)
     await sweep({"resources": resources})
     assert not old.exists()
     assert young.exists()
@@ -93,7 +93,7 @@ async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
     rendition = resources.renditions.write(RenditionKey(ID, "0" * 32), b"x").path
     os.utime(rendition, (0, 0))
-    await resources.storage.require_mounted()
+    await resources.storage.require_available()
     if wrong == "no id":
         await connection.execute("delete from storage")
     elif wrong == "other id":
@@ -102,7 +102,7 @@ async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
         await connection.execute("delete from images")
     else:
         await connection.execute("alter table storage rename to others")
-    received = put(resources.storage.incoming_path(ID), age_s=4000)
+    received = put(on_disk(resources.storage).incoming_path(ID), age_s=4000)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as started_now:
         for worker in (resources, started_now):
@@ -140,10 +140,10 @@ async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
     resources: Resources, connection: Any, tenant: Tenant, state: str
 ) -> None:
     await insert(connection, tenant, state, age_s=4000)
-    put(resources.storage.incoming_path(ID), age_s=3601)
+    put(on_disk(resources.storage).incoming_path(ID), age_s=3601)
     await sweep({"resources": resources})
-    assert resources.storage.path(ID).exists()
-    assert not resources.storage.incoming_path(ID).exists()
+    assert on_disk(resources.storage).path(ID).exists()
+    assert not on_disk(resources.storage).incoming_path(ID).exists()
 
 
 async def test_a_received_file_never_replaces_a_stored_one(
@@ -151,16 +151,16 @@ async def test_a_received_file_never_replaces_a_stored_one(
 ) -> None:
     """It came under an id that was taken, and its process died before it gave it another."""
     await insert(connection, tenant, "ready", age_s=4000)
-    stored = put(resources.storage.path(ID))
+    stored = put(on_disk(resources.storage).path(ID))
     stored.write_bytes(b"the image's own")
-    put(resources.storage.incoming_path(ID), age_s=3601)
+    put(on_disk(resources.storage).incoming_path(ID), age_s=3601)
     await sweep({"resources": resources})
     assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(stored, b"the image's own")]
 
 
 async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: Any, settings: Settings) -> None:
-    put(resources.storage.path(ID))
-    put(resources.storage.incoming_path(ImageId("BBBBBBB")))
+    put(on_disk(resources.storage).path(ID))
+    put(on_disk(resources.storage).incoming_path(ImageId("BBBBBBB")))
     await connection.execute(
         "insert into removals values ('AAAAAAA', now() - interval '31 s'), ('BBBBBBB', now() - interval '31 s'),"
         " ('Missing', now() - interval '31 s')"
@@ -174,7 +174,7 @@ async def test_the_file_of_an_image_that_has_the_id_of_a_removed_one_stays(
     resources: Resources, connection: Any, tenant: Tenant
 ) -> None:
     await insert(connection, tenant, "ready", age_s=60)
-    stored = put(resources.storage.path(ID))
+    stored = put(on_disk(resources.storage).path(ID))
     await connection.execute("insert into removals values ('AAAAAAA', now() - interval '31 s')")
     await sweep({"resources": resources})
     assert stored.exists()
@@ -189,7 +189,7 @@ async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: An
 
 async def test_what_is_stored_and_ready_is_left_alone(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "ready", age_s=1_000_000)
-    file = put(resources.storage.path(ID), age_s=1_000_000)
+    file = put(on_disk(resources.storage).path(ID), age_s=1_000_000)
     await sweep({"resources": resources})
     assert file.exists()
     assert await connection.fetchval("select count(*) from images") == 1
@@ -197,7 +197,7 @@ async def test_what_is_stored_and_ready_is_left_alone(resources: Resources, conn
 
 
 async def test_the_folders_exist_from_the_start(settings: Settings) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     assert len([path for path in settings.storage_folder.iterdir() if len(path.name) == 2]) == 256
     storage.prepare()
@@ -207,12 +207,12 @@ async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
-    stuck = resources.storage.incoming_path(ImageId("STUCK01"))
+    stuck = on_disk(resources.storage).incoming_path(ImageId("STUCK01"))
     stuck.mkdir()
     os.utime(stuck, (0, 0))
-    resources.storage.path(ImageId("STUCK02")).mkdir()
-    put(resources.storage.incoming_path(ID), age_s=4000)
-    put(resources.storage.path(ImageId("BBBBBBB")))
+    on_disk(resources.storage).path(ImageId("STUCK02")).mkdir()
+    put(on_disk(resources.storage).incoming_path(ID), age_s=4000)
+    put(on_disk(resources.storage).path(ImageId("BBBBBBB")))
     await connection.execute(
         "insert into removals values ('STUCK02', now() - interval '60 s'), ('BBBBBBB', now() - interval '31 s')"
     )
@@ -234,12 +234,12 @@ async def test_stuck_received_files_starve_no_other(
     await insert(connection, tenant, "ready", age_s=4000)
     for number in range(1300):  # more than two pages, with the others before, between and behind
         if number % 400 == 0:
-            put(resources.storage.incoming_path(ImageId(f"File{number:03}")), age_s=4000)
+            put(on_disk(resources.storage).incoming_path(ImageId(f"File{number:03}")), age_s=4000)
         if number == 600:
-            put(resources.storage.incoming_path(ID), age_s=4000)
-        block(resources.storage.incoming_path(ImageId(f"Stuck{number:03}")))
+            put(on_disk(resources.storage).incoming_path(ID), age_s=4000)
+        block(on_disk(resources.storage).incoming_path(ImageId(f"Stuck{number:03}")))
     await sweep({"resources": resources})
-    assert stored_files(settings) == [resources.storage.path(ID)]
+    assert stored_files(settings) == [on_disk(resources.storage).path(ID)]
     assert capfd.readouterr().out.count("not_settled") == 1
 
 
@@ -247,8 +247,8 @@ async def test_stuck_removals_starve_no_other(
     resources: Resources, connection: Any, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(1200):
-        block(resources.storage.path(ImageId(f"Stuck{number:04}")))
-    put(resources.storage.path(ID))
+        block(on_disk(resources.storage).path(ImageId(f"Stuck{number:04}")))
+    put(on_disk(resources.storage).path(ID))
     await connection.execute(
         "insert into removals select 'Stuck' || to_char(n, 'FM0000'), now() - interval '1 hour'"
         " from generate_series(0, 1199) as n"
@@ -278,7 +278,7 @@ async def test_a_stuck_rendition_stops_no_removal(
         digest,
     )
     for image_id in ("STUCK01", "MARK001", ID):
-        put(resources.storage.path(ImageId(image_id)))
+        put(on_disk(resources.storage).path(ImageId(image_id)))
         await connection.execute("insert into removals values ($1, now() - interval '31 s')", image_id)
     await sweep({"resources": resources})
     assert stored_files(settings) == []
@@ -296,7 +296,7 @@ async def test_a_storage_that_is_away_for_a_while_loses_no_image(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings, burst: RunBurst, how: str
 ) -> None:
     await insert(connection, tenant, "pending", age_s=11)
-    put(resources.storage.path(ID))
+    put(on_disk(resources.storage).path(ID))
     away = settings.storage_folder.with_name("away")
     settings.storage_folder.rename(away)
     if how == "folder empty":
@@ -342,14 +342,14 @@ async def test_database_clock_set_back_delays_nothing(
 ) -> None:
     """What was written before lies in the future."""
     await insert(connection, tenant, "pending", age_s=-86400)
-    put(resources.storage.path(ID))
-    put(resources.storage.path(ImageId("BBBBBBB")))
+    put(on_disk(resources.storage).path(ID))
+    put(on_disk(resources.storage).path(ImageId("BBBBBBB")))
     await connection.execute("insert into removals values ('BBBBBBB', now() + interval '1 day')")
     await connection.execute("update accounts set refreshed_at = now() + interval '1 day', used_bytes = 7")
     await sweep({"resources": resources})
     await refresh_accounts({"resources": resources})
     assert await resources.redis.zrange(PROBE_QUEUE, 0, -1) == [ID.encode()]
-    assert stored_files(settings) == [resources.storage.path(ID)]
+    assert stored_files(settings) == [on_disk(resources.storage).path(ID)]
     assert await connection.fetchval("select used_bytes from accounts") == 10
 
 
@@ -358,10 +358,10 @@ async def test_upload_on_its_way_outlasts_a_clock_that_jumps(
 ) -> None:
     """As after a host has slept: the clock of the storage is ahead of what it was, the monotonic clock is not."""
     await sweep({"resources": resources})
-    arriving = put(resources.storage.incoming_path(ID), age_s=2 * 3600)
+    arriving = put(on_disk(resources.storage).incoming_path(ID), age_s=2 * 3600)
     monotonic = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() - 2 * 3600)
-    abandoned = await resources.storage.list_abandoned(3600, 10)
+    abandoned = await resources.storage.list_stale_uploads(3600, 10)
     monkeypatch.undo()
     assert abandoned == []
     assert arriving.exists()

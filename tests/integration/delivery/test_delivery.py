@@ -29,12 +29,14 @@ from service.queue import jobs
 from service.renditions.parsing import check_preset
 from service.renditions.service import Renditions
 from service.renditions.signatures import sign
-from service.storage.disk import DiskStorage
-from service.storage.files import SMALL_BYTES, Stored
-from service.storage.renditions import RenditionFiles, RenditionKey
+from service.storage.files import SMALL_BYTES
+from service.storage.interface import RenditionKey, StoredFile
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.support import pictures
 from tests.support.api import upload_image
+from tests.support.disks import on_disk
 from worker.cron.eviction import evict_renditions
 from worker.resources import open_resources
 
@@ -336,11 +338,11 @@ async def test_changed_file_is_found_again(
     path = f"/i/{await upload(large_png())}?format=png"
     whole = await (await api.get(path)).read()
     longer = whole[:-12] + b"longer" + whole[-12:]
-    find, changes = RenditionFiles.find, iter([change])
+    find, changes = LocalRenditions.find, iter([change])
 
     async def find_and_change(
-        self: RenditionFiles, key: RenditionKey, is_whole: Callable[[Stored], bool]
-    ) -> Stored | None:
+        self: LocalRenditions, key: RenditionKey, is_whole: Callable[[StoredFile], bool]
+    ) -> StoredFile | None:
         stored = await find(self, key, is_whole)
         match next(changes, None):
             case "evicted":
@@ -349,7 +351,7 @@ async def test_changed_file_is_found_again(
                 self.write(key, longer)
         return stored
 
-    monkeypatch.setattr(RenditionFiles, "find", find_and_change)
+    monkeypatch.setattr(LocalRenditions, "find", find_and_change)
     answer = await api.get(path)
     assert answer.status == 200
     assert await answer.read() == (whole if change == "evicted" else longer)
@@ -360,15 +362,15 @@ async def test_original_moved_before_sending_is_found(
 ) -> None:
     data = large_png()
     image_id = ImageId(await upload(data))
-    find, places = DiskStorage.find, iter(["incoming"])
+    find, places = LocalOriginals.find, iter(["incoming"])
 
-    async def find_where_it_was(self: DiskStorage, image_id: ImageId) -> Stored | None:
+    async def find_where_it_was(self: LocalOriginals, image_id: ImageId) -> StoredFile | None:
         stored = await find(self, image_id)
         if stored is not None and next(places, None):
             return dataclasses.replace(stored, path=self.incoming_path(image_id))
         return stored
 
-    monkeypatch.setattr(DiskStorage, "find", find_where_it_was)
+    monkeypatch.setattr(LocalOriginals, "find", find_where_it_was)
     assert await (await api.get(f"/i/{image_id}")).read() == data
 
 
@@ -627,7 +629,7 @@ async def test_large_files_are_left_to_the_proxy(api: Client, upload: Upload, se
     image_id = await upload(large_png())
     raw = await api.get(f"/i/{image_id}")
     assert await raw.read() == b""
-    shard = resources_of(api).storage.path(ImageId(image_id)).parent.name
+    shard = on_disk(resources_of(api).storage).path(ImageId(image_id)).parent.name
     assert raw.headers["X-Accel-Redirect"] == f"/protected/images/{shard}/{image_id}"
     assert raw.headers["Content-Type"] == "image/png"
     rendition = await api.get(f"/i/{image_id}?format=png")

@@ -18,7 +18,7 @@ from service.accounts.policies import set_policy
 from service.config.settings import Settings
 from service.delivery.limits import MemoryBudget
 from service.errors import ServiceError
-from service.storage.renditions import RenditionFiles
+from service.storage.local.renditions import LocalRenditions
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.support import pictures
@@ -131,19 +131,19 @@ async def test_too_large_rendition_is_refused_at_once(
 @pytest.mark.parametrize("fault", ["full"], indirect=True)
 async def test_start_with_a_full_renditions_disk(settings: Settings, fault: str) -> None:
     with broken_disk(settings.renditions_folder, fault):
-        RenditionFiles(settings.renditions_folder).prepare()
+        LocalRenditions(settings.renditions_folder).prepare()
 
 
 @pytest.mark.parametrize("fault", ["read-only"], indirect=True)
 async def test_start_with_a_read_only_renditions_disk(settings: Settings, fault: str) -> None:
     with broken_disk(settings.renditions_folder, fault):
-        RenditionFiles(settings.renditions_folder).prepare()
+        LocalRenditions(settings.renditions_folder).prepare()
 
 
 def test_unmounted_renditions_disk_is_not_filled(tmp_path: Path) -> None:
     disk = tmp_path / "renditions"
     with mounted(disk, "1m"):
-        files = RenditionFiles(disk)
+        files = LocalRenditions(disk)
         files.prepare()
     with pytest.raises(OSError, match="is not mounted"):
         files._create(disk / "incoming" / "x")

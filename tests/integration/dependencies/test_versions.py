@@ -14,7 +14,7 @@ from service.config.settings import Settings, SettingsError
 from service.database import apply_schema
 from service.dependencies.versions import MIN_POSTGRES, MIN_REDIS, require_servers
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.support.commands import daguerre_process
 
 ROOT = Path(__file__).parents[3]
@@ -110,7 +110,7 @@ async def test_unavailable_servers_are_accepted() -> None:
 
 @pytest.mark.parametrize("command", ["serve --port 0 --processes 1", "serve --port 0 --processes 2", "worker"])
 async def test_process_exits_with_a_sentence(settings: Settings, command: str) -> None:
-    DiskStorage(settings.storage_folder).prepare()
+    LocalOriginals(settings.storage_folder).prepare()
     async with redis_of("6.0.16") as url:
         values = settings.model_copy(update={"redis_url": url}).model_dump(exclude_unset=True)
         environment = {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items()}

@@ -16,7 +16,7 @@ from yarl import URL
 from service.addresses import AllowedAddresses
 from service.config.settings import Settings
 from service.downloads.client import DownloadClient, DownloadTimeouts
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.uploads import receiving
 from service.uploads.receiving import UploadLimits
 from tests.conftest import Client, Tenant
@@ -81,7 +81,7 @@ async def refusal(api: Client, tenant: Tenant, url: object) -> tuple[int, str]:
 
 
 async def fetch(url: str, settings: Settings, timeouts: DownloadTimeouts = QUICK) -> receiving.Upload:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     limits = UploadLimits(1 << 20, 10, 10)
     async with (

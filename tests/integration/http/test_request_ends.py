@@ -16,7 +16,7 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
 from tests.support.samples import insert_image
@@ -29,7 +29,7 @@ ROUTE = "/i/{id}"
 
 @pytest.fixture(autouse=True)
 async def large_file(settings: Settings, connection: Any, tenant: Tenant, port: int) -> bytes:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     data = os.urandom(SIZE)
     storage.path(ID).write_bytes(data)
     await insert_image(connection, tenant, ID, size=SIZE)
@@ -114,7 +114,7 @@ async def test_file_read_error_is_counted_as_503(
 ) -> None:
     """The file is truncated after the head was sent, as by a failing disk."""
     async with slow_client(port) as (reader, _):
-        os.truncate(DiskStorage(settings.storage_folder).path(ID), 1000)
+        os.truncate(LocalOriginals(settings.storage_folder).path(ID), 1000)
         assert len(await reader.read(-1)) < SIZE
         await records.wait(503)
     assert records.counted(200) == records.counted(499) == 0

@@ -21,7 +21,7 @@ from service.images.models import NewImage
 from service.images.probe import Probe
 from service.images.updates import change_tags, delete_images, mark_failed, mark_ready
 from service.queue import jobs
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, RunBurst, Tenant
 from tests.support.samples import insert_image, jpeg, stored_files
 from worker.cron.sweep import sweep
@@ -105,7 +105,7 @@ async def test_delete_takes_up_to_twenty_ids(api: Client, tenant: Tenant, connec
     "ids",
     ["AAAAAAA,short", "AAAAAAA,", ",AAAAAAA", "AAAAAAA,,BBBBBBB", "AAAAAAA,%00BBBBBB", "search", "AAAAAAA;BBBBBBB"],
 )
-async def test_a_malformed_id_deletes_nothing(api: Client, tenant: Tenant, connection: Any, ids: str) -> None:
+async def test_malformed_id_deletes_nothing(api: Client, tenant: Tenant, connection: Any, ids: str) -> None:
     for image_id in ("AAAAAAA", "BBBBBBB"):
         await insert_image(connection, tenant, image_id)
     status, answer = await delete(api, tenant, ids)
@@ -175,7 +175,7 @@ async def test_sweep_removes_the_file_after_a_crash(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.path(ImageId("AAAAAAA")).write_bytes(b"x")
     await delete_images(connection, [ImageId("AAAAAAA")], tenant.id)
     assert len(stored_files(settings)) == 1
@@ -192,7 +192,7 @@ async def test_sweep_retries_a_failed_file_removal(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA")
-    DiskStorage(settings.storage_folder).path(ImageId("AAAAAAA")).mkdir()
+    LocalOriginals(settings.storage_folder).path(ImageId("AAAAAAA")).mkdir()
     status, _ = await delete(api, tenant, "AAAAAAA")
     assert status == 200
     assert await connection.fetchval("select image_id from removals") == "AAAAAAA"
@@ -236,7 +236,7 @@ async def test_overlapping_deletes_count_each_image_once(database: Database, con
         await connection.execute("update accounts set used_bytes = 0, num_images = 0")
 
 
-async def test_deletes_race_with_uploads_probes_and_tags(database: Database, connection: Any, tenant: Tenant) -> None:
+async def test_deletes_race_with_other_changes(database: Database, connection: Any, tenant: Tenant) -> None:
     async def tag(image_id: ImageId) -> None:
         with missing_is("image-not-found"):
             async with database.connection() as own:

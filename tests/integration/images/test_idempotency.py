@@ -35,9 +35,9 @@ from service.images.updates import mark_failed
 from service.queue.jobs import open_redis
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
-from tests.integration.verification.test_verify import verify
 from tests.support.daguerre_processes import processes_of
 from tests.support.samples import jpeg, stored_files
+from tests.support.verify import verify
 from tests.support.waiting import until
 from worker.cron import sweep
 from worker.resources import open_resources
@@ -461,7 +461,7 @@ async def test_committed_upload_keeps_its_file(
     service = resources_of(api)
     upload = await receive(service)
     key = IdempotencyKey(KEY)
-    assert await service.storage.seal([upload.file]) == [None]
+    assert await service.storage.sync_batch([upload.file]) == [None]
     await insert_pending(database, [NewImage(upload.id, tenant.id, upload.size, upload.sha256, [], key)])
     new, image = await service.ingest.store(upload, tenant.id, [], key, request_id="r")
     assert image is not None

@@ -20,7 +20,7 @@ from service.queue.jobs import BELL, PROBE_IMAGE, PROBE_QUEUE, Job, JobQueue, Pr
 from service.queue.turns import TurnKeys, others_bell
 from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.transformation import Transformation
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, Tenant, run_worker
 from tests.integration.queue.test_arq_worker import enqueue, working
 from tests.support import pictures
@@ -61,7 +61,7 @@ async def enqueue_all(settings: Settings, waiting: Sequence[Job], **queue: str) 
 
 async def flood_probes(settings: Settings, connection: Any, tenant: Tenant) -> None:
     """Slow pictures as uploads leave them, with their jobs."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     ids = [ImageId(f"slow{number:04}") for number in range(FLOOD)]
     for image_id in ids:
         storage.path(image_id).write_bytes(SLOW)

@@ -14,7 +14,7 @@ from service.ids import AccountId, ImageId
 from service.limits.buckets import RateLimiter
 from service.renditions.cost_limiter import CostLimiter, Requester
 from service.renditions.costs import TOKEN_S
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey
 
 RATE = Rate(per_s=0.01, burst=100)
 ACCOUNT = AccountId(1)

@@ -15,11 +15,13 @@ from service.ids import ImageId
 from service.renditions.integrity import is_complete
 from service.renditions.jobs import RenderOrder
 from service.renditions.transformation import Format, Transformation
-from service.storage.files import Stored, look_at
+from service.storage.files import read_file
+from service.storage.interface import StoredFile
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.support import pictures
 from tests.support.api import upload_image
+from tests.support.disks import on_disk
 from tests.support.scrapes import Scrape
 
 SMALL, LARGE = (96, 64), (700, 500)
@@ -57,7 +59,7 @@ async def test_damaged_original_is_not_served(
         image_id = await upload(api, tenant, size)
         kept = await api.get(f"/i/{image_id}?width=20")
         assert kept.status == 200
-        path = resources_of(api).storage.path(image_id)
+        path = on_disk(resources_of(api).storage).path(image_id)
         whole = path.read_bytes()
         for how in ("empty", "short", "a byte short", "long"):
             damage(path, how)
@@ -86,7 +88,7 @@ async def test_damaged_original_is_not_left_to_the_proxy(api: Client, tenant: Te
     async with run_worker(settings):
         image_id = await upload(api, tenant, LARGE)
     assert "X-Accel-Redirect" in (await api.get(f"/i/{image_id}")).headers
-    damage(resources_of(api).storage.path(image_id), "short")
+    damage(on_disk(resources_of(api).storage).path(image_id), "short")
     await assert_damaged(await api.get(f"/i/{image_id}"))
 
 
@@ -94,7 +96,7 @@ async def test_damaged_original_is_not_copied(api: Client, tenant: Tenant, setti
     async with run_worker(settings):
         image_id = await upload(api, tenant)
         await set_policy(connection, tenant.name, require_signature=None, strip_location=True)
-        damage(resources_of(api).storage.path(image_id), "a byte short")
+        damage(on_disk(resources_of(api).storage).path(image_id), "a byte short")
         await assert_damaged(await api.get(f"/i/{image_id}"))
     assert list(settings.renditions_folder.glob("??/*")) == []
 
@@ -102,7 +104,7 @@ async def test_damaged_original_is_not_copied(api: Client, tenant: Tenant, setti
 async def test_damaged_watermark_is_not_used(api: Client, tenant: Tenant, settings: Settings) -> None:
     async with run_worker(settings):
         image_id, mark = await upload(api, tenant), await upload(api, tenant)
-        damage(resources_of(api).storage.path(mark), "a byte short")
+        damage(on_disk(resources_of(api).storage).path(mark), "a byte short")
         await assert_damaged(await api.get(f"/i/{image_id}?width=50&watermark={mark}"))
 
 
@@ -150,10 +152,10 @@ async def test_truncated_renditions_are_incomplete(
 
 def assert_only_whole_file_is_complete(order: RenderOrder, data: bytes, path: Path) -> None:
     path.write_bytes(data)
-    assert is_complete(order, look_at(path))
-    assert is_complete(order, Stored(path, len(data), 0))  # as a large one, which is not in memory
-    assert not is_complete(order, Stored(path, len(data), 0, bytes(len(data))))
+    assert is_complete(order, read_file(path))
+    assert is_complete(order, StoredFile(path, len(data), 0))  # as a large one, which is not in memory
+    assert not is_complete(order, StoredFile(path, len(data), 0, bytes(len(data))))
     for size in {0, 1, 15, 16, 30, 4096, *range(0, len(data), max(1, len(data) // 50))}:
         cut = data[:size]
         if size < len(data) and not cut.endswith(data[-2:]):
-            assert not is_complete(order, Stored(path, size, 0, cut)), size
+            assert not is_complete(order, StoredFile(path, size, 0, cut)), size

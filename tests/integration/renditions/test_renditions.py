@@ -23,10 +23,12 @@ from service.renditions import queries, service
 from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.queries import NewRendition, insert_renditions
 from service.renditions.transformation import Transformation, Watermark
-from service.storage.renditions import RenditionFiles, RenditionKey
+from service.storage.interface import RenditionKey
+from service.storage.local.renditions import LocalRenditions
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
 from tests.support import pictures
+from tests.support.disks import on_disk
 from tests.support.scrapes import Scrape
 from tests.support.waiting import until
 from worker import rendition_recorder
@@ -127,7 +129,7 @@ async def test_an_image_that_is_deleted_while_its_rendition_waits_is_not_found(
 
 @pytest.mark.parametrize("query", ["", "?width=10"])
 async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Settings, query: str) -> None:
-    resources_of(api).storage.path(ImageId(image_id)).unlink()
+    on_disk(resources_of(api).storage).path(ImageId(image_id)).unlink()
     async with run_worker(settings):
         assert await code(await api.get(f"/i/{image_id}{query}")) == (410, "image-lost")
 
@@ -211,7 +213,7 @@ async def test_tiny_renditions_count_as_their_blocks(
 
 @pytest.mark.parametrize(("size", "least"), [(0, 4096), (1, 4096), (4096, 4096), (4097, 8192), (1 << 20, 1 << 20)])
 def test_size_on_disk_counts_whole_blocks(tmp_path: Path, size: int, least: int) -> None:
-    store = RenditionFiles(tmp_path / "renditions")
+    store = LocalRenditions(tmp_path / "renditions")
     store.prepare()
     key = RenditionKey(ID, "0" * 32)
     written = store.write(key, b"x" * size)
@@ -264,16 +266,16 @@ async def test_rendition_made_during_eviction_stays(
             await insert_renditions(
                 resources.database, [NewRendition(one, None, resources.renditions.write(one, b"x" * 100).size)]
             )
-        loop, remove = asyncio.get_running_loop(), RenditionFiles.remove
+        loop, remove = asyncio.get_running_loop(), LocalRenditions.remove
 
-        def remove_and_make_again(self: RenditionFiles, keys: Any) -> Any:
+        def remove_and_make_again(self: LocalRenditions, keys: Any) -> Any:
             stuck = remove(self, keys)
             again = NewRendition(key, None, self.write(key, b"x" * 100).size)
             asyncio.run_coroutine_threadsafe(insert_renditions(resources.database, [again]), loop).result(5)
             return stuck
 
         with monkeypatch.context() as patched:
-            patched.setattr(RenditionFiles, "remove", remove_and_make_again)
+            patched.setattr(LocalRenditions, "remove", remove_and_make_again)
             await evict_renditions({"resources": resources})
         assert await connection.fetchval("select array_agg(digest) from renditions") == [key.digest]
         assert len(files(settings)) == 1
@@ -544,7 +546,7 @@ async def test_order_is_retried_while_storage_is_away(settings: Settings, image_
 
 
 def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_path: Path) -> None:
-    store = RenditionFiles(tmp_path / "renditions")
+    store = LocalRenditions(tmp_path / "renditions")
     store.prepare()
     source = tmp_path / "source"
     source.write_bytes(b"0123456789")

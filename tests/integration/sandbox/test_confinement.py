@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from service.ids import ImageId
 from service.renditions.transformation import Transformation, Watermark
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import do_without
 from tests.support import pictures
 from tests.support.processes import is_alive
@@ -270,10 +270,10 @@ TEXT = b"""<svg xmlns="http://www.w3.org/2000/svg" width="200" height="60">
 
 
 async def test_every_format_is_found_the_same_at_both_places_of_the_storage(children: Children, tmp_path: Path) -> None:
-    storage = DiskStorage(tmp_path)
+    storage = LocalOriginals(tmp_path)
     storage.prepare()
     imaging.prepare()
-    kept, incoming, *_ = storage.places(ImageId("picture"))
+    kept, incoming, *_ = storage.paths_for_decoding(ImageId("picture"))
     for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
         for place, other in ((incoming, kept), (kept, incoming)):
             Path(other).unlink(missing_ok=True)

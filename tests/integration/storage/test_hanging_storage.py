@@ -15,10 +15,11 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.storage import layout
-from service.storage.disk import DiskStorage
+from service.storage.local import disk
+from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, Tenant, resources_of, run_worker
+from tests.support.disks import on_disk
 from tests.support.samples import insert_image, jpeg
 
 MANY = 40  # more than a pool has threads
@@ -30,11 +31,11 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]
     going_on = threading.Event()
     waiting: list[threading.Thread] = []
 
-    def wait(_: DiskStorage) -> None:
+    def wait(_: Path) -> None:
         waiting.append(threading.current_thread())
         going_on.wait(30)
 
-    monkeypatch.setattr(DiskStorage, "_write_and_remove", wait)
+    monkeypatch.setattr(disk, "try_write", wait)
     yield waiting
     going_on.set()
 
@@ -59,7 +60,7 @@ async def test_readiness_uses_one_thread(api: Client, hanging: list[threading.Th
 
 async def test_readiness_returns_with_the_storage(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     going_on = threading.Event()
-    monkeypatch.setattr(DiskStorage, "_write_and_remove", lambda _: going_on.wait(30))
+    monkeypatch.setattr(disk, "try_write", lambda _: going_on.wait(30))
     assert (await checks(api))["storage"] == "unavailable"
     going_on.set()
     async with asyncio.timeout(5):
@@ -67,14 +68,14 @@ async def test_readiness_returns_with_the_storage(api: Client, monkeypatch: pyte
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_that_leaves_ends_no_check(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disconnect_cancels_no_check(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     began, going_on = threading.Event(), threading.Event()
 
-    def wait(_: DiskStorage) -> None:
+    def wait(_: Path) -> None:
         began.set()
         going_on.wait(30)
 
-    monkeypatch.setattr(DiskStorage, "_write_and_remove", wait)
+    monkeypatch.setattr(disk, "try_write", wait)
     first = asyncio.create_task(checks(api))
     while not began.is_set():
         await asyncio.sleep(0.01)
@@ -87,8 +88,8 @@ async def test_a_client_that_leaves_ends_no_check(api: Client, monkeypatch: pyte
 
 
 @asynccontextmanager
-async def blocked_pictures(api: Client, storage: DiskStorage, image_ids: list[ImageId]) -> AsyncIterator[None]:
-    """Requests that hang: the files are FIFOs, and whoever opens one waits until there is a writer."""
+async def blocked_pictures(api: Client, storage: LocalOriginals, image_ids: list[ImageId]) -> AsyncIterator[None]:
+    """Requests that hang: the files are FIFOs, and opening one waits for a writer."""
     for image_id in image_ids:
         os.mkfifo(storage.path(image_id))
     requests = [asyncio.create_task(api.get(f"/i/{image_id}")) for image_id in image_ids]
@@ -123,7 +124,7 @@ async def test_renditions_do_not_wait_for_originals(
     image_ids = [ImageId(f"Hanging{number:02}") for number in range(MANY)]
     for image_id in image_ids:
         await insert_image(connection, tenant, image_id)
-    async with blocked_pictures(api, resources.storage, image_ids):
+    async with blocked_pictures(api, on_disk(resources.storage), image_ids):
         resources.delivery.memory_cache.invalidate_all()
         async with asyncio.timeout(5):
             assert (await api.get(path)).status == 200
@@ -135,16 +136,16 @@ async def test_delete_does_not_wait_for_a_disk(
     api: Client, tenant: Tenant, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     going_on = threading.Event()
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     await insert_image(connection, tenant, "AAAAAAA")
     storage.path(ImageId("AAAAAAA")).write_bytes(b"x")
-    remove = layout.remove
+    remove = disk.remove
 
     def wait(image_id: ImageId, root: int) -> None:
         going_on.wait(30)
         remove(image_id, root)
 
-    monkeypatch.setattr(layout, "remove", wait)
+    monkeypatch.setattr(disk, "remove", wait)
     resources_of(api).file_removal.timeout_s = 0.2
     async with asyncio.timeout(10):
         assert (await api.delete("/v1/images/AAAAAAA", headers=tenant.headers)).status == 200

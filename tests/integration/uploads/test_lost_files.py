@@ -13,9 +13,9 @@ from service.database import Database
 from service.ids import ImageId
 from service.images.insert import insert_pending
 from service.images.models import NewImage
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, RunBurst, Tenant, resources_of, run_worker
-from tests.support.disks import away
+from tests.support.disks import away, on_disk
 from tests.support.samples import jpeg, stored_files
 
 IMAGE = {"Content-Type": "image/jpeg"}
@@ -36,7 +36,7 @@ async def wait_pending(connection: Any) -> ImageId:
     return ImageId(image_id)
 
 
-async def wait_kept(storage: DiskStorage, image_id: ImageId) -> None:
+async def wait_kept(storage: LocalOriginals, image_id: ImageId) -> None:
     async with asyncio.timeout(10):
         while not storage.path(image_id).exists():
             await asyncio.sleep(0.01)
@@ -50,7 +50,7 @@ async def test_file_lost_at_the_commit_is_an_error(
     async def insert_and_lose(database: Database, images: Sequence[NewImage]) -> Sequence[Exception | None]:
         outcomes = await insert_pending(database, images)
         for image in images:
-            DiskStorage(settings.storage_folder).incoming_path(image.id).unlink()
+            LocalOriginals(settings.storage_folder).incoming_path(image.id).unlink()
         return outcomes
 
     monkeypatch.setattr("service.uploads.ingest.insert_pending", insert_and_lose)
@@ -63,7 +63,7 @@ async def test_file_lost_at_the_commit_is_an_error(
 async def test_file_lost_before_its_probe_is_an_error(
     api: Client, tenant: Tenant, settings: Settings, connection: Any
 ) -> None:
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     posted = asyncio.create_task(upload(api, tenant))
     image_id = await wait_pending(connection)
     await wait_kept(storage, image_id)
@@ -88,7 +88,7 @@ async def test_storage_that_leaves_loses_no_row(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, burst: RunBurst, instead: str
 ) -> None:
     posted = asyncio.create_task(upload(api, tenant))
-    await wait_kept(resources_of(api).storage, await wait_pending(connection))
+    await wait_kept(on_disk(resources_of(api).storage), await wait_pending(connection))
     with away(settings.storage_folder, instead):
         assert await posted == (503, "storage-unavailable")
         assert await connection.fetchval("select state from images") == "pending"
@@ -100,7 +100,7 @@ async def test_storage_that_leaves_loses_no_row(
 async def test_repeat_of_a_lost_image_is_stored(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, state: str
 ) -> None:
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     async with run_worker(settings):
         _, first = await upload(api, tenant, **KEY)
         await connection.execute("update images set state = $1", state)
@@ -124,7 +124,7 @@ async def test_repeat_of_a_lost_url_is_downloaded(
 
     async with run_worker(settings):
         first = await copy()
-        resources_of(api).storage.path(ImageId(first)).unlink()
+        on_disk(resources_of(api).storage).path(ImageId(first)).unlink()
         second = await copy()
     assert second != first
     assert [path.name for path in stored_files(settings)] == [second]
@@ -144,7 +144,7 @@ async def test_repeat_is_refused_while_storage_is_away(
 
 async def test_file_that_was_not_moved_is_not_lost(api: Client, tenant: Tenant, settings: Settings) -> None:
     """A file in the way of a folder: it stays in `incoming`, where readers look as well."""
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     hidden = settings.storage_folder / "hidden"
     hidden.mkdir()
     for shard in range(256):

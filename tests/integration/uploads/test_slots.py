@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits import pace
 from service.limits.pace import MIN_BYTES_PER_S, Pace
-from service.storage.incoming import IncomingFile
+from service.storage.local.uploads import LocalUploadFile
 from service.telemetry.metrics import metrics
 from service.uploads import receiving, slots
 from service.uploads.slots import Place, Places
@@ -248,7 +248,7 @@ async def test_an_upload_above_the_least_pace_arrives(
 async def test_a_slow_disk_is_not_the_clients_fault(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 1_000_000)
     service = resources_of(api)
-    write = IncomingFile.write
+    write = LocalUploadFile.write
 
     async def write_slowly(self: Any, chunks: Any) -> None:
         await asyncio.sleep(0.2)
@@ -258,7 +258,7 @@ async def test_a_slow_disk_is_not_the_clients_fault(api: Client, monkeypatch: py
         for _ in range(3):
             yield bytes(300_000)
 
-    monkeypatch.setattr(IncomingFile, "write", write_slowly)
+    monkeypatch.setattr(LocalUploadFile, "write", write_slowly)
     monkeypatch.setattr(receiving, "Pace", lambda: Pace(0.1))
     upload = await receiving.receive(chunks(), service.storage, service.upload_limits)
     assert upload.size == 900_000

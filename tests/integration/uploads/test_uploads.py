@@ -18,8 +18,8 @@ from PIL import Image
 
 from service.config.settings import Settings
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
-from service.storage.incoming import IncomingFile
+from service.storage.interface import UploadFile
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of
 from tests.support.samples import insert_image, jpeg, stored_files
 
@@ -387,7 +387,7 @@ async def test_the_temporary_file_of_an_upload_that_is_cut_off_goes(
 
 
 async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(settings: Settings) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
 
     async def receive(number: int) -> None:
@@ -413,7 +413,7 @@ async def test_images_whose_files_cannot_be_moved_are_stored_once(
     refused: list[object] = []
 
     def refuse_once(executor: None, call: partial[Any]) -> asyncio.Future[Any]:
-        if not refused and call.func == service.storage._keep:
+        if not refused and getattr(call.func, "__name__", "") == "_publish":
             refused.append(call)
             raise RuntimeError("can't start new thread")
         return in_executor(executor, call)
@@ -429,7 +429,7 @@ async def test_images_whose_files_cannot_be_moved_are_stored_once(
     assert {path.name for path in stored_files(settings)} == answered
 
 
-async def receive_small(storage: DiskStorage, image_id: str, body: bytes = b"body") -> IncomingFile:
+async def receive_small(storage: LocalOriginals, image_id: str, body: bytes = b"body") -> UploadFile:
     async with storage.receive(ImageId(image_id)) as file:
         await file.finish([body])
     return file
@@ -438,7 +438,7 @@ async def receive_small(storage: DiskStorage, image_id: str, body: bytes = b"bod
 async def test_a_file_that_could_not_be_synced_is_never_taken_for_durable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     bad, good = await receive_small(storage, "AAAAAAA"), await receive_small(storage, "BBBBBBB")
     sync = os.fsync
@@ -451,19 +451,19 @@ async def test_a_file_that_could_not_be_synced_is_never_taken_for_durable(
 
     monkeypatch.setattr("os.fsync", fail_once)
     for _ in range(2):  # again, as a group does whose rows could not be inserted together
-        error, none = await storage.seal([bad, good])
+        error, none = await storage.sync_batch([bad, good])
         assert error is not None
         assert (error.code, none) == ("storage-unavailable", None)
     assert [path.name for path in stored_files(settings)] == ["BBBBBBB"]
 
 
 async def test_an_upload_that_fails_leaves_the_file_of_another_one_alone(settings: Settings) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     first = await receive_small(storage, "AAAAAAA", b"first")
-    assert await storage.seal([first]) == [None]
+    assert await storage.sync_batch([first]) == [None]
     second = await receive_small(storage, "AAAAAAA", b"second")
-    [error] = await storage.seal([second])
+    [error] = await storage.sync_batch([second])
     assert error is not None
     await storage.discard(second)
     assert storage.incoming_path(ImageId("AAAAAAA")).read_bytes() == b"first"

@@ -18,9 +18,9 @@ from service.config.settings import Settings
 from service.database import Schema, apply_schema
 from service.ids import ImageId
 from service.launcher.embedded.postgres import Postgres
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
-from tests.integration.verification.test_verify import PICTURE, insert, put, verify
+from tests.support.verify import PICTURE, insert, put, verify
 
 _BLOCK = 8192
 _IDS = [f"Image{number:03}" for number in range(300)]
@@ -99,35 +99,35 @@ async def damaged(filled: Postgres, name: str) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("name", DAMAGES)
 async def test_damage_stops_no_other_check(damaged: str, settings: Settings, name: str) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     for image_id in _IDS[1:]:
         put(storage.path(ImageId(image_id)))
     unclaimed = put(storage.path(ImageId("NoImage")))
-    told = await verify(settings.model_copy(update={"database_url": damaged}), repair=True)
-    assert not told.is_well
-    assert any("invalid page" in line or "could not open file" in line for line in told.problems)
-    assert any(DAMAGES[name].relation in line for line in told.problems)
+    result = await verify(settings.model_copy(update={"database_url": damaged}), repair=True)
+    assert not result.is_well
+    assert any("invalid page" in line or "could not open file" in line for line in result.problems)
+    assert any(DAMAGES[name].relation in line for line in result.problems)
     assert all(storage.path(ImageId(image_id)).exists() for image_id in _IDS[1:])
     if name in {"block", "table_gone"}:
         assert unclaimed.exists()
     else:
-        assert f"image {_IDS[0]}: its file is missing" in told.problems
-        assert told.summary.startswith("300 images")
+        assert f"image {_IDS[0]}: its file is missing" in result.problems
+        assert result.summary.startswith("300 images")
     if name in {"removals", "accounts", "renditions", "schema", "key"}:
-        assert any(f"{unclaimed}: no image belongs to it" in line for line in told.problems)
+        assert any(f"{unclaimed}: no image belongs to it" in line for line in result.problems)
     if name == "block":
-        assert any(line.startswith("table images: 1 of its blocks cannot be read (1)") for line in told.problems)
-        assert 100 < int(told.summary.partition(" ")[0]) < len(_IDS)
+        assert any(line.startswith("table images: 1 of its blocks cannot be read (1)") for line in result.problems)
+        assert 100 < int(result.summary.partition(" ")[0]) < len(_IDS)
     if name in {"key", "removals", "renditions", "schema"}:
-        assert any("its counters are off" in line for line in told.problems)
+        assert any("its counters are off" in line for line in result.problems)
 
 
-async def test_a_row_that_the_key_lacks_keeps_its_file(
+async def test_row_missing_in_index_keeps_its_file(
     settings: Settings, database_url: str, connection: Any, tenant: Tenant
 ) -> None:
     """Without an error of PostgreSQL: the index says that there is no such row."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     stored = put(storage.path(ImageId(_IDS[0])))
     ready = "update pg_index set indisready = $1 where indexrelid = 'images_pkey'::regclass"
@@ -136,26 +136,26 @@ async def test_a_row_that_the_key_lacks_keeps_its_file(
     await insert(other, tenant, image_id=_IDS[0])
     await other.close()
     await connection.execute(ready, True)
-    told = await verify(settings, repair=True)
+    result = await verify(settings, repair=True)
     await connection.execute("reindex index images_pkey")
-    assert f"table images: its key lacks rows (1, e.g. {_IDS[0]}): reindex the table" in told.problems
+    assert f"table images: its primary key lacks rows (1, e.g. {_IDS[0]}): reindex it" in result.problems
     assert stored.exists()
     assert (await verify(settings)).is_well
 
 
-async def test_a_missing_table_stops_no_other_check(settings: Settings, connection: Any, tenant: Tenant) -> None:
-    storage = DiskStorage(settings.storage_folder)
+async def test_missing_table_stops_no_other_check(settings: Settings, connection: Any, tenant: Tenant) -> None:
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     await insert(connection, tenant, image_id=_IDS[0])
     unclaimed = put(storage.path(ImageId("NoImage")))
     await connection.execute("alter table removals rename to others")
-    told = await verify(settings, repair=True)
+    result = await verify(settings, repair=True)
     await connection.execute("alter table others rename to removals")
-    assert 'table removals: it cannot be read: relation "removals" does not exist' in told.problems
-    assert f"image {_IDS[0]}: its file is missing" in told.problems
-    assert f"file {unclaimed}: no image belongs to it" in told.problems
+    assert 'table removals: it cannot be read: relation "removals" does not exist' in result.problems
+    assert f"image {_IDS[0]}: its file is missing" in result.problems
+    assert f"file {unclaimed}: no image belongs to it" in result.problems
     assert unclaimed.exists()
 
 
-def test_the_schema_names_its_tables() -> None:
+def test_schema_lists_its_tables() -> None:
     assert {"accounts", "images", "removals", "scrub"} < set(Schema.load().tables)

@@ -18,7 +18,7 @@ from service.ids import ImageId
 from service.images.probe import Probe
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE, JobQueue, ProbeJob
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
 from service.uploads.replies import Reply
 from tests.conftest import RunBurst, Tenant
@@ -35,7 +35,7 @@ PICTURE = ImageId("picture")
 @pytest.fixture
 async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """A picture as an upload leaves it, and its job."""
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(PICTURE).write_bytes(jpeg())
     await insert_image(connection, tenant, PICTURE, state="pending")

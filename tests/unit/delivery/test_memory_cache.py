@@ -7,7 +7,8 @@ from pathlib import Path
 
 from service.delivery.memory_cache import CachePolicy, MemoryCache, ServedPicture
 from service.ids import ImageId
-from service.storage.files import Stored, disk_threads
+from service.storage.files import disk_threads
+from service.storage.interface import StoredFile
 
 THREADS = disk_threads("test")
 ONE, TWO = ImageId("AAAAAAA"), ImageId("BBBBBBB")
@@ -19,7 +20,7 @@ def open_cache(limit: int) -> MemoryCache:
 
 
 def picture(*image_ids: ImageId, size: int = 10, small: bool = True) -> ServedPicture:
-    stored = Stored(Path("x"), size, 0, b"x" * size if small else None)
+    stored = StoredFile(Path("x"), size, 0, b"x" * size if small else None)
     return ServedPicture(image_ids or (ONE,), stored, "etag", 0, {}, CachePolicy(60), "/x", THREADS)
 
 

@@ -1,4 +1,4 @@
-"""A storage whose disk is not mounted, or that has another disk in its place: no file of it counts as missing."""
+"""While the disk of a storage is not mounted, or another disk is mounted there, no file counts as missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from service.config.settings import Settings, SettingsError
 from service.ids import ImageId
 from service.queue import jobs
 from service.renditions.queries import NewRendition, insert_renditions
-from service.storage.disk import DiskStorage
-from service.storage.identity import ID_FILE, StorageAway
-from service.storage.renditions import RenditionKey
+from service.storage.interface import RenditionKey, StorageUnavailable
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
+from service.storage.local.root import ID_FILE
 from tests.conftest import Client, RunBurst, Tenant, resources_of
-from tests.integration.verification.test_verify import verify
-from tests.support.disks import WAYS_TO_BE_AWAY, away
+from tests.support.disks import WAYS_TO_BE_AWAY, away, on_disk
 from tests.support.samples import insert_image, jpeg, stored_files
+from tests.support.verify import verify
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 
@@ -33,7 +34,7 @@ async def image_id(api: Client, tenant: Tenant, connection: Any) -> ImageId:
     """An image that is ready."""
     image_id, data = ImageId("AAAAAAA"), jpeg()
     await insert_image(connection, tenant, image_id, size=len(data))
-    resources_of(api).storage.path(image_id).write_bytes(data)
+    on_disk(resources_of(api).storage).path(image_id).write_bytes(data)
     return image_id
 
 
@@ -67,7 +68,7 @@ async def test_delete_takes_effect_when_storage_returns(
 async def test_delete_waits_for_a_missing_folder(
     api: Client, image_id: ImageId, settings: Settings, tenant: Tenant, connection: Any, missing: str
 ) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     folder = storage.incoming_path(image_id).parent if missing == "incoming" else storage.path(image_id).parent
     hidden = folder.rename(settings.storage_folder / "hidden")
     assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
@@ -81,7 +82,7 @@ async def test_delete_waits_for_a_missing_folder(
 async def test_missing_folder_holds_up_no_other_delete(
     api: Client, settings: Settings, tenant: Tenant, connection: Any
 ) -> None:
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     image_ids = [ImageId("AAAAAAA"), ImageId("BBBBBBB")]
     for image_id in image_ids:
         await insert_image(connection, tenant, image_id)
@@ -102,7 +103,9 @@ async def test_delete_waits_for_the_renditions_disk(
     disk = folder.rename(folder.with_name("disk"))
     if instead == "other disk":
         folder.mkdir()
-        resources_of(api).delivery.files._device = -1  # only root could mount another one
+        renditions = resources_of(api).delivery.files
+        assert isinstance(renditions, LocalRenditions)
+        renditions.device = -1  # only root could mount another one
     assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
     assert stored_files(settings) == []
     assert await connection.fetchval("select array_agg(image_id) from removals") == [image_id]
@@ -127,12 +130,12 @@ async def test_emptied_renditions_hold_up_no_delete(
 async def test_upload_is_refused_while_storage_is_away(
     api: Client, settings: Settings, tenant: Tenant, connection: Any, instead: str, size: int
 ) -> None:
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     with away(settings.storage_folder, instead):
         answer = await api.post("/v1/images", data=bytes(size), headers=tenant.headers | IMAGE)
         assert await code(answer) == (503, "storage-unavailable")
         assert stored_files(settings) == []
-        with pytest.raises(OSError, match=r"away|No such file"):
+        with pytest.raises(OSError, match=r"not mounted|No such file"):
             await storage.check()
     assert stored_files(settings) == []
     assert await connection.fetchval("select count(*) from images") == 0
@@ -154,7 +157,7 @@ async def test_probe_waits_for_the_storage(
 ) -> None:
     await insert_image(connection, tenant, "AAAAAAA", state="pending")
     await connection.execute("update images set created_at = now() - interval '1 day'")
-    resources_of(api).storage.path(ImageId("AAAAAAA")).write_bytes(jpeg())
+    on_disk(resources_of(api).storage).path(ImageId("AAAAAAA")).write_bytes(jpeg())
     with away(settings.storage_folder, instead):
         await run_sweep(settings, connection)
         finished = asyncio.ensure_future(burst())
@@ -183,9 +186,9 @@ async def test_verify_refuses_a_storage_that_is_away(settings: Settings, instead
 
 
 async def test_file_is_not_missing_while_storage_is_away(settings: Settings, api: Client) -> None:
-    storage = resources_of(api).storage
-    await storage.require_mounted()
-    with away(settings.storage_folder, "folders"), pytest.raises(StorageAway):
+    storage = on_disk(resources_of(api).storage)
+    await storage.require_available()
+    with away(settings.storage_folder, "folders"), pytest.raises(StorageUnavailable):
         storage.examine(ImageId("AAAAAAA"), read=False)
     with pytest.raises(FileNotFoundError):
         storage.examine(ImageId("AAAAAAA"), read=False)
@@ -201,7 +204,7 @@ async def test_start_beside_another_storage_is_refused(
     with away(settings.storage_folder, instead):
         assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
         before = list_names(settings.storage_folder)
-        with pytest.raises(SettingsError, match=f"echo {known} >{ID_FILE}"):
+        with pytest.raises(SettingsError, match=f"echo {known} >{settings.storage_folder}/{ID_FILE}"):
             await start(settings)
         assert list_names(settings.storage_folder) == before
         if instead == "folders":
@@ -228,35 +231,35 @@ async def test_storage_without_images_may_be_replaced(settings: Settings, connec
     assert (settings.storage_folder / ID_FILE).read_text() == f"{second}\n"
 
 
-async def test_id_is_noted_once_there_are_tables(api: Client, settings: Settings, connection: Any) -> None:
+async def test_id_is_recorded_after_the_tables_exist(api: Client, settings: Settings, connection: Any) -> None:
     """`daguerre schema` may run after the start of an API process; several begin to note the id at once."""
-    storages = [resources_of(api).storage]
+    storages = [on_disk(resources_of(api).storage)]
     await connection.execute("delete from storage")
     (settings.storage_folder / ID_FILE).unlink()
     await connection.execute("alter table storage rename to others")
     async with open_api(settings) as second:
-        storages.append(second.storage)
+        storages.append(on_disk(second.storage))
         for storage in storages:
             storage.root.id = None
             await storage.check()
         assert not (settings.storage_folder / ID_FILE).exists()
         await connection.execute("alter table others rename to storage")
         await asyncio.gather(*(storage.check() for storage in storages * 3))
-    noted = await connection.fetchval("select id from storage")
-    assert noted == (settings.storage_folder / ID_FILE).read_text().strip()
-    assert {storage.root.id for storage in storages} == {noted}
+    recorded = await connection.fetchval("select id from storage")
+    assert recorded == (settings.storage_folder / ID_FILE).read_text().strip()
+    assert {storage.root.id for storage in storages} == {recorded}
 
 
-async def test_id_is_not_noted_of_a_folder_without_the_images(
+async def test_id_of_a_wrong_folder_is_not_recorded(
     api: Client, image_id: ImageId, settings: Settings, connection: Any
 ) -> None:
     """Of a database that is upgraded while its disk is not mounted."""
-    storage = resources_of(api).storage
+    storage = on_disk(resources_of(api).storage)
     await connection.execute("delete from storage")
     (settings.storage_folder / ID_FILE).unlink()
     storage.root.id = None
     with away(settings.storage_folder, "folders"):
-        with pytest.raises(StorageAway, match="none of the files"):
+        with pytest.raises(StorageUnavailable, match="none of the files"):
             await storage.check()
         with pytest.raises(SettingsError, match="none of the files of this database's images is there"):
             await start(settings)

@@ -1,4 +1,4 @@
-"""Where an API process makes the folders of a storage, and where it must not."""
+"""When an API process creates the folders of a storage, and when it must not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from service.api.resources import open_resources
 from service.config.settings import Settings, SettingsError
 from service.ids import ImageId
-from service.storage.disk import DiskStorage
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Tenant
 from tests.support.samples import insert_image
 
@@ -30,7 +30,7 @@ async def start(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("state", ["ready", "pending"])
-async def test_a_storage_without_its_disk_is_not_made_anew(
+async def test_unmounted_storage_is_not_recreated(
     settings: Settings, connection: Any, tenant: Tenant, state: str
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01", state=state)
@@ -49,20 +49,20 @@ async def test_a_storage_without_its_disk_is_not_made_anew(
 async def test_one_file_of_many_images_is_enough(settings: Settings, connection: Any, tenant: Tenant) -> None:
     for number in range(10):
         await insert_image(connection, tenant, f"IMAGE0{number}")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(ImageId("IMAGE07")).touch()
     await start(settings)
     assert await connection.fetchval("select count(*) from storage") == 1
 
 
-async def test_a_storage_is_made_where_no_image_has_a_file(settings: Settings, connection: Any, tenant: Tenant) -> None:
+async def test_storage_is_made_if_no_image_has_a_file(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await insert_image(connection, tenant, "IMAGE01", state="failed")
     await start(settings)
     assert (settings.storage_folder / "incoming").is_dir()
 
 
-async def test_a_storage_is_made_before_there_are_tables(settings: Settings, connection: Any) -> None:
+async def test_storage_is_made_before_the_tables(settings: Settings, connection: Any) -> None:
     await connection.execute("alter table images rename to others")
     try:
         await start(settings)
@@ -71,21 +71,21 @@ async def test_a_storage_is_made_before_there_are_tables(settings: Settings, con
     assert (settings.storage_folder / "incoming").is_dir()
 
 
-async def test_a_storage_is_not_made_while_nobody_knows_whether_there_are_images(settings: Settings) -> None:
+async def test_storage_is_not_made_without_postgres(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": "postgresql://daguerre@127.0.0.1:1/daguerre"})
     with pytest.raises(SettingsError, match="PostgreSQL, which knows whether it should be, is away"):
         await start(away)
     assert list(settings.storage_folder.iterdir()) == []
 
 
-async def test_another_process_that_makes_the_storage_meanwhile_is_no_fault(
+async def test_another_process_may_make_the_storage(
     settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await insert_image(connection, tenant, "IMAGE01")
-    storage = DiskStorage(settings.storage_folder)
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(ImageId("IMAGE01")).touch()
     answers = iter([True, False])
-    monkeypatch.setattr(DiskStorage, "is_new", lambda _: next(answers))
+    monkeypatch.setattr(LocalOriginals, "is_new", lambda _: next(answers))
     await start(settings)
     assert (settings.storage_folder / "incoming").is_dir()

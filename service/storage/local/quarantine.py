@@ -1,4 +1,4 @@
-"""The folder `unclaimed`: files that belong to no image, kept for the case that their rows come back."""
+"""The folder `unclaimed`: files that belong to no image, which are kept because their rows may be restored."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from service.storage.incoming import publish
+from service.storage.local.disk import publish
 
-MAX_SET_ASIDE_NAMES = 1000
+MAX_NAMES = 1000
 
 _NUMBERED = re.compile(r"(?P<name>.+)\.[0-9]{1,3}")
 
 
-class Unclaimed:
+class Quarantine:
     """Every method blocks and raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbered: dict[str, list[str]] | None = None
 
-    def set_aside(self, path: Path) -> Path:
-        """Moves a file here and returns its new path, which has a number behind the name if the name is taken."""
+    def add(self, path: Path) -> Path:
+        """Moves a file into the quarantine. Returns its new path, whose name ends in a number if the name is taken."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        for number in range(MAX_SET_ASIDE_NAMES):
-            place = self._folder / (f"{path.name}.{number}" if number else path.name)
+        for number in range(MAX_NAMES):
+            target = self._folder / (f"{path.name}.{number}" if number else path.name)
             with suppress(FileExistsError):
-                publish(path, place)
-                return place
+                publish(path, target)
+                return target
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._folder / path.name))
 
     def find(self, name: str, size: int, sha256: bytes) -> Path | None:
-        """Returns a file that was set aside under this name and has this content, or None."""
+        """Returns the file that was added under this name and has this content, or None."""
         for path in self._candidates(name):
-            with suppress(OSError):  # one that cannot be read is no hindrance to the others
+            with suppress(OSError):  # a file that cannot be read does not hide the others
                 if _has_content(path, size, sha256):
                     return path
         return None

@@ -1,4 +1,4 @@
-"""The clock that the ages of files go by: that of their file system, which need not be this host's."""
+"""The clock that file times come from: that of the file system, which may be a server's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def read_clock(folder: Path) -> float:
-    """Returns the Unix time that a file in `folder` gets now; over a network that is the server's. Blocks.
-
-    Raises OSError.
-    """
+    """Returns the Unix time that a file in `folder` gets now. Blocks; raises OSError."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
@@ -28,16 +25,16 @@ def read_clock(folder: Path) -> float:
 
 
 class FolderClock:
-    """Reads the clock of a folder, and makes no file older than it is where that clock is put forward.
+    """Reads the clock of a folder, and corrects jumps forward, after which new files would look old.
 
-    A clock jumps when its host wakes up or corrects it, and a file that is being written looks old then. So the clock
-    is held against the monotonic clock of this process: of its leads over that one, in the span that a file's age is
-    compared with, the least one counts. A jump before this process began is not known to it.
+    A clock jumps when its host wakes up or corrects it. So the clock is compared with the monotonic clock of this
+    process: the smallest lead over it counts, within the span of time that ages of files are compared with. A jump
+    before this process began is not noticed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._leads: deque[tuple[float, float]] = deque()  # (monotonic time, lead) in seconds; the least lead first
+        self._leads: deque[tuple[float, float]] = deque()  # (monotonic time, lead) in seconds; the smallest lead first
 
     def read(self, span_s: float) -> float:
         """Returns the Unix time to compare files of at least the age `span_s` with. Blocks; raises OSError."""

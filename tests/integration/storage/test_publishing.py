@@ -1,4 +1,4 @@
-"""A received file moves to its own path, and never over another file."""
+"""On a disk, an upload moves to its final path and overwrites no file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId, new_image_id
-from service.storage.disk import DiskStorage
-from service.storage.incoming import publish
+from service.storage.local.disk import publish
+from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
 from tests.support.samples import jpeg, stored_files
 
@@ -21,8 +21,8 @@ ID = ImageId("AAAAAAA")
 
 
 @pytest.fixture
-def storage(settings: Settings) -> DiskStorage:
-    storage = DiskStorage(settings.storage_folder)
+def storage(settings: Settings) -> LocalOriginals:
+    storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     return storage
 
@@ -45,95 +45,95 @@ def put(path: Path, content: bytes) -> Path:
 
 @pytest.mark.usefixtures("links")
 class TestPublish:
-    def test_a_file_is_moved(self, tmp_path: Path) -> None:
+    def test_file_is_moved(self, tmp_path: Path) -> None:
         source, target = put(tmp_path / "source", b"new"), tmp_path / "target"
         publish(source, target)
         assert not source.exists()
         assert target.read_bytes() == b"new"
         assert target.stat().st_nlink == 1
 
-    def test_a_file_is_never_overwritten(self, tmp_path: Path) -> None:
+    def test_file_is_never_overwritten(self, tmp_path: Path) -> None:
         source, target = put(tmp_path / "source", b"new"), put(tmp_path / "target", b"old")
         with pytest.raises(FileExistsError):
             publish(source, target)
         assert (source.read_bytes(), target.read_bytes()) == (b"new", b"old")
 
-    def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
+    def test_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             publish(tmp_path / "source", tmp_path / "target")
         assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.usefixtures("links")
-class TestKeep:
-    async def test_an_orphan_is_set_aside(self, storage: DiskStorage, settings: Settings) -> None:
+class TestPublishUploads:
+    async def test_orphan_is_quarantined(self, storage: LocalOriginals, settings: Settings) -> None:
         """The row was inserted just now, so the file that is there belongs to no image."""
         put(storage.path(ID), b"orphan")
         put(storage.incoming_path(ID), b"image")
-        await storage.keep([ID])
+        await storage.publish([ID])
         aside = settings.storage_folder / "unclaimed" / ID
         contents = {path: path.read_bytes() for path in stored_files(settings)}
         assert contents == {storage.path(ID): b"image", aside: b"orphan"}
 
-    async def test_one_failure_stops_no_other_file(self, storage: DiskStorage) -> None:
+    async def test_failure_stops_no_other_file(self, storage: LocalOriginals) -> None:
         put(storage.incoming_path(ImageId("BBBBBBB")), b"image")
-        await storage.keep([ID, ImageId("BBBBBBB")])
+        await storage.publish([ID, ImageId("BBBBBBB")])
         assert storage.path(ImageId("BBBBBBB")).read_bytes() == b"image"
 
-    async def test_a_file_that_another_moved_is_kept(
-        self, storage: DiskStorage, capfd: pytest.CaptureFixture[str]
+    async def test_file_published_elsewhere_is_kept(
+        self, storage: LocalOriginals, capfd: pytest.CaptureFixture[str]
     ) -> None:
         put(storage.path(ID), b"image")
-        await storage.keep([ID])
+        await storage.publish([ID])
         assert storage.path(ID).read_bytes() == b"image"
         assert "storage.move_failed" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("step", ["keep", "settle"])
-async def test_a_crash_between_two_names_is_mended(storage: DiskStorage, settings: Settings, step: str) -> None:
+@pytest.mark.parametrize("step", ["publish", "reconcile"])
+async def test_crash_between_two_names_is_repaired(storage: LocalOriginals, settings: Settings, step: str) -> None:
     """Of `publish` with hard links: the file has its own path, and is still in `incoming`."""
     put(storage.incoming_path(ID), b"image")
     os.link(storage.incoming_path(ID), storage.path(ID))
-    await (storage.keep([ID]) if step == "keep" else storage.settle({ID: bytes(32)}))
+    await (storage.publish([ID]) if step == "publish" else storage.reconcile({ID: bytes(32)}))
     assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(storage.path(ID), b"image")]
 
 
-async def test_the_row_tells_which_file_is_the_image(storage: DiskStorage, settings: Settings) -> None:
+async def test_sha256_decides_which_file_is_the_image(storage: LocalOriginals, settings: Settings) -> None:
     put(storage.path(ID), b"orphan")
     put(storage.incoming_path(ID), b"image")
-    assert await storage.settle({ID: hashlib.sha256(b"image").digest()}) == {}
+    assert await storage.reconcile({ID: hashlib.sha256(b"image").digest()}) == {}
     aside = settings.storage_folder / "unclaimed" / ID
     contents = {path: path.read_bytes() for path in stored_files(settings)}
     assert contents == {storage.path(ID): b"image", aside: b"orphan"}
 
 
-async def test_a_deletion_between_two_names_leaves_nothing(storage: DiskStorage, settings: Settings) -> None:
+async def test_deletion_between_two_names_is_complete(storage: LocalOriginals, settings: Settings) -> None:
     put(storage.incoming_path(ID), b"image")
     os.link(storage.incoming_path(ID), storage.path(ID))
     await storage.remove(ID)
     assert stored_files(settings) == []
 
 
-async def test_set_aside_files_are_never_overwritten(storage: DiskStorage, settings: Settings) -> None:
+async def test_quarantine_overwrites_nothing(storage: LocalOriginals, settings: Settings) -> None:
     for content in (b"first", b"second", b"third"):
-        storage.unclaimed.set_aside(put(storage.path(ID), content))
+        storage.quarantine.add(put(storage.path(ID), content))
     assert {path.read_bytes() for path in stored_files(settings)} == {b"first", b"second", b"third"}
 
 
-async def test_a_received_file_replaces_no_other_upload(storage: DiskStorage) -> None:
+async def test_renamed_upload_overwrites_no_other(storage: LocalOriginals) -> None:
     other = put(storage.incoming_path(ID), b"another upload")
     own = new_image_id()
     async with storage.receive(own) as file:
         await file.finish([b"own"])
-        await storage.seal([file])
-        assert not await storage.rename_incoming(file, ID)
-        assert await storage.rename_incoming(file, ImageId("BBBBBBB"))
+        await storage.sync_batch([file])
+        assert not await storage.rename_upload(file, ID)
+        assert await storage.rename_upload(file, ImageId("BBBBBBB"))
     assert other.read_bytes() == b"another upload"
     assert not storage.incoming_path(own).exists()
 
 
-async def test_an_upload_finds_another_id_if_two_are_taken(
-    api: Client, tenant: Tenant, connection: Any, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, worker: None
+async def test_upload_gets_a_third_id_if_two_are_taken(
+    api: Client, tenant: Tenant, connection: Any, storage: LocalOriginals, monkeypatch: pytest.MonkeyPatch, worker: None
 ) -> None:
     """The first id has a row, and the second an upload that is still on its way."""
     await connection.execute(

@@ -1,4 +1,4 @@
-"""The ages of files, whatever happens to the clocks."""
+"""Ages of files stay right when clocks jump."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.ages import FolderClock, read_clock
+from service.storage.local.clock import FolderClock, read_clock
 from tests.support.disks import mounted
 
 HOUR_S = 3600
@@ -18,7 +18,7 @@ _MONOTONIC = time.monotonic
 
 @pytest.fixture
 def jump(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Its sum is how much the file system's clock was put forward: the monotonic clock is so much behind."""
+    """The sum is how far the file system's clock jumped forward: the monotonic clock is behind by it."""
     seconds: list[float] = []
     monkeypatch.setattr(time, "monotonic", lambda: _MONOTONIC() - sum(seconds))
     return seconds

@@ -1,0 +1,19 @@
+"""Opens the storages that the settings name: the only place that chooses a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from service.storage.interface import OriginalBackend, RenditionStorage
+from service.storage.local.originals import LocalOriginals
+from service.storage.local.renditions import LocalRenditions
+
+
+def open_originals(folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> OriginalBackend:
+    """`load_id` loads the id of the database's storage: no other storage is used then."""
+    return LocalOriginals(folder, load_id)
+
+
+def open_renditions(folder: Path) -> RenditionStorage:
+    return LocalRenditions(folder)

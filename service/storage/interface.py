@@ -1,0 +1,225 @@
+"""What Daguerre asks of the storage of originals and of renditions, whatever backend keeps them.
+
+`OriginalStorage` keeps the only copy of what clients sent: an upload is durable before its row is inserted, and gets
+its final name only after the row is committed. `RenditionStorage` is a cache that may be lost. The backends are in
+packages beside this module, `service.storage.backends` chooses one at start-up, and every backend passes the contract
+suite, `tests/integration/storage/test_storage_contract.py`. Methods without `async` block: call them in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+
+from service.config.settings import SettingsError
+from service.errors import ServiceError
+from service.ids import ImageId
+
+# Images whose files could not be published or removed, with the reasons.
+Failures: TypeAlias = dict[ImageId, OSError]
+
+
+class StorageUnavailable(OSError):
+    """The storage that belongs to this database cannot be reached, e.g. because its disk is not mounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that was read: `path` is for sendfile and for a proxy (X-Accel-Redirect), `data` is the whole content if
+    the file is small, and `disk_size` the bytes that it takes on disk, if known.
+    """
+
+    path: Path
+    size: int
+    modified_ns: int
+    data: bytes | None = None
+    disk_size: int = 0
+
+
+class UploadFile(Protocol):
+    """The file of an upload while its body arrives."""
+
+    async def write(self, chunks: Sequence[bytes]) -> None:
+        """Raises `storage-unavailable`."""
+
+    async def finish(self, chunks: Sequence[bytes]) -> None:
+        """Takes the last chunks. A small file may be written only by `OriginalStorage.sync_batch`.
+
+        Raises `storage-unavailable`.
+        """
+
+    def abandon(self) -> None:
+        """Removes the file. Not a coroutine, so that a cancelled request cleans up as well."""
+
+
+class OriginalStorage(Protocol):
+    """The files that clients sent, by the ids of their images."""
+
+    @property
+    def id(self) -> str | None:
+        """The id that the storage and its database have in common, as far as it was loaded."""
+
+    @property
+    def threads(self) -> Executor:
+        """Threads for calls that wait for this storage alone."""
+
+    def require(self, *, wait_s: float = 0) -> None:
+        """Raises SettingsError if the storage is not prepared within `wait_s`, or cannot be written."""
+
+    async def require_available(self) -> None:
+        """Raises StorageUnavailable or another OSError if the storage of this database cannot be reached."""
+
+    async def check(self) -> None:
+        """Raises OSError if nothing can be written, or the storage is not the one of this database."""
+
+    # An upload: receive, sync_batch, then the commit of its row, then publish.
+
+    def receive(self, image_id: ImageId) -> AbstractAsyncContextManager[UploadFile]:
+        """Opens a file for the body of an upload, which is finished within the block, or removed if the block fails."""
+
+    async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[ServiceError | None]:
+        """Makes finished files durable. Returns None or `storage-unavailable` for each.
+
+        Raises `storage-unavailable` if that is the error of all.
+        """
+
+    async def rename_upload(self, file: UploadFile, to: ImageId) -> bool:
+        """Gives a file that is not published another id. Returns False if another upload has that id."""
+
+    async def discard(self, file: UploadFile) -> None:
+        """Removes a file whose row was not inserted."""
+
+    async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """Gives files whose rows were committed their final names, and never overwrites a file.
+
+        Returns the images whose files are lost. Raises nothing: a file that could not be published can be read all the
+        same, and `reconcile` publishes it later.
+        """
+
+    # Uploads whose process ended between these steps.
+
+    async def list_stale_uploads(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
+        """Returns files that were not published and not written to for `age_s`, without those in `skip`."""
+
+    async def reconcile(self, expected: Mapping[ImageId, bytes]) -> Failures:
+        """Publishes stale uploads whose rows were committed. Their SHA-256 decides between two files of one id."""
+
+    async def remove_stale_uploads(self, image_ids: Sequence[ImageId]) -> Failures:
+        """Removes stale uploads without a row."""
+
+    # Published files, and those that are still to be published.
+
+    async def find(self, image_id: ImageId) -> StoredFile | None:
+        """Returns the file of an image, or None if it is lost. Raises `storage-unavailable`."""
+
+    async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """Returns the images whose files are lost. Raises OSError if the storage cannot be reached."""
+
+    async def list_present(self, image_ids: Sequence[ImageId]) -> list[ImageId]:
+        """Returns the images whose files are in this storage. Raises OSError."""
+
+    def open_file(self, image_id: ImageId) -> BufferedReader:
+        """Opens the file of an image. Raises FileNotFoundError if it is lost, and OSError."""
+
+    def locate(self, image_id: ImageId) -> str:
+        """Returns where the published file is, for the log. Does not block."""
+
+    def paths_for_decoding(self, image_id: ImageId) -> tuple[str, ...]:
+        """Returns the local paths of an image's file for the sandbox, which opens the first that exists.
+
+        Does not block.
+        """
+
+    async def remove(self, image_id: ImageId) -> None:
+        """Removes the file of an image, if there is one. Raises OSError if the storage cannot be reached."""
+
+
+class StorageSetup(Protocol):
+    """What a start asks of the storage of originals, before it is used."""
+
+    def is_new(self) -> bool:
+        """Returns whether the storage was never prepared, or is not mounted."""
+
+    def prepare(self) -> None:
+        """Prepares the storage for its first file. Raises SettingsError if it cannot be used."""
+
+    def find_any_file(self) -> Path | None:
+        """Returns a file that may be an image's, or None if there is none."""
+
+    def read_own_id(self) -> str | None:
+        """Returns the id that is written in the storage, or None. Raises OSError."""
+
+    def create_own_id(self) -> str:
+        """Writes an id into the storage if it has none, and returns the id. Raises OSError."""
+
+    def adopt_command(self, storage_id: str | None) -> str:
+        """Returns the shell command that makes this storage the one with the id."""
+
+    def unusable(self, reason: str) -> SettingsError:
+        """Returns an error that names the setting of the storage."""
+
+
+class OriginalBackend(OriginalStorage, StorageSetup, Protocol):
+    """A backend for originals as start-up opens it."""
+
+
+class RenditionKey(NamedTuple):
+    """`digest` is 32 hexadecimal digits."""
+
+    image_id: ImageId
+    digest: str
+
+
+class RenditionStorage(Protocol):
+    """The cache of renditions. A periodic job compares it with the rows, one of `num_shards` shards at a time."""
+
+    num_shards: int
+
+    @property
+    def threads(self) -> Executor:
+        """Threads for calls that wait for this storage alone."""
+
+    @property
+    def location(self) -> str:
+        """Where the renditions are, for the log."""
+
+    def prepare(self) -> None:
+        """Prepares the storage. Raises SettingsError if it cannot be used; one that is full or read-only can."""
+
+    def path(self, key: RenditionKey) -> Path:
+        """Returns the path that a rendition has or would have."""
+
+    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+        """Returns a rendition, or None if there is none. One that is not whole is removed.
+
+        Raises `storage-unavailable`.
+        """
+
+    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+        """Returns the bytes that a rendition takes on disk, or None if `find` would return None."""
+
+    def write(self, key: RenditionKey, data: bytes) -> StoredFile:
+        """Writes a rendition, whole or not at all. Raises OSError."""
+
+    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
+        """Writes a copy of a file in which each patch replaces the bytes at its offset. Raises OSError."""
+
+    def remove(self, keys: Iterable[RenditionKey]) -> set[RenditionKey]:
+        """Removes renditions and returns those that could not be. Raises OSError if the storage cannot be reached."""
+
+    def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
+        """Removes all renditions of these images, also those without a row.
+
+        Returns the images of which a rendition could not be removed. Raises OSError if the storage cannot be reached.
+        """
+
+    def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
+        """Returns the renditions in one shard that are older than `age_s`, with their sizes on disk."""
+
+    def remove_stale_drafts(self, age_s: float) -> None:
+        """Removes files that were being written and did not change for `age_s`."""

@@ -1,0 +1,1 @@
+"""Originals and renditions as files of a local or mounted disk."""

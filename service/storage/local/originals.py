@@ -1,0 +1,204 @@
+"""Originals as files of a disk.
+
+A body is written to `incoming/ID`, synced there, and moved to its final path after its row is committed. So `incoming`
+is the journal of uploads that may have died half-way, no sweep has to read the folders of published files, and a reader
+looks in both.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from service.errors import ServiceError
+from service.ids import ImageId
+from service.storage.files import disk_threads, in_thread, open_regular, read_file, storage_errors
+from service.storage.interface import Failures, StorageUnavailable, StoredFile, UploadFile
+from service.storage.local import disk
+from service.storage.local.clock import FolderClock
+from service.storage.local.folders import StorageFolders
+from service.storage.local.publishing import Publisher, for_each
+from service.storage.local.quarantine import Quarantine
+from service.storage.local.root import ID_FILE, StorageRoot, create_id, read_folder_id
+from service.storage.local.uploads import LocalUploadFile
+
+log = structlog.get_logger("service")
+
+
+class LocalOriginals(StorageFolders):
+    """The `OriginalStorage` of a disk. `load_id` loads the id of the database's storage, as for StorageRoot."""
+
+    def __init__(self, folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> None:
+        super().__init__(folder)
+        self.quarantine = Quarantine(folder / "unclaimed")
+        self.publisher = Publisher(self, self.quarantine)
+        self.threads = disk_threads("storage")
+        self.root = StorageRoot(folder, load_id, self.threads)
+        self._clock = FolderClock(self.incoming)
+
+    @property
+    def id(self) -> str | None:
+        return self.root.id
+
+    def read_own_id(self) -> str | None:
+        return read_folder_id(self.folder)
+
+    def create_own_id(self) -> str:
+        return create_id(self.folder)
+
+    def adopt_command(self, storage_id: str | None) -> str:
+        folder = shlex.quote(str(self.folder))
+        make = f"mkdir -p {folder}/{disk.INCOMING}"
+        return make if storage_id is None else f"{make} && echo {storage_id} >{folder}/{ID_FILE}"
+
+    async def require_available(self) -> None:
+        await self.root.call(lambda _: None)
+
+    async def check(self) -> None:
+        """Raises OSError if nothing can be written, or the storage of the database is not mounted. Before its id could
+        be loaded, any folder that can be written will do.
+        """
+        await self.root.call(lambda _: disk.try_write(self.incoming), needs_id=False)
+
+    @asynccontextmanager
+    async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
+        file = LocalUploadFile(self.incoming_path(image_id), self.threads)
+        try:
+            yield file
+        except BaseException:
+            file.abandon()
+            raise
+
+    async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[ServiceError | None]:
+        """Makes finished files and their names durable, with one sync of the folder for all of them."""
+        received = cast("Sequence[LocalUploadFile]", files)  # `receive` made them
+        with storage_errors():
+            return await self.root.call(lambda _: self._sync_batch(received))
+
+    def _sync_batch(self, files: Sequence[LocalUploadFile]) -> Sequence[ServiceError | None]:
+        errors: dict[int, ServiceError] = {}
+        for step in (LocalUploadFile.flush, LocalUploadFile.sync):
+            for number, file in enumerate(files):
+                try:
+                    if number not in errors:
+                        with storage_errors():
+                            step(file)
+                except ServiceError as error:
+                    file.abandon()
+                    errors[number] = error
+        disk.sync_folder(self.incoming)
+        return [errors.get(number) for number in range(len(files))]
+
+    async def rename_upload(self, file: UploadFile, to: ImageId) -> bool:
+        received = cast("LocalUploadFile", file)
+        with storage_errors():
+            try:
+                await in_thread(self.threads, partial(received.move, self.incoming_path(to)))
+            except FileExistsError:
+                return False
+        return True
+
+    async def discard(self, file: UploadFile) -> None:
+        received = cast("LocalUploadFile", file)
+        with suppress(OSError):
+            await in_thread(self.threads, received.abandon)
+
+    async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """Moves files whose rows were committed to their final paths. Returns the images whose files are lost.
+
+        A file that cannot be moved is left to the sweep. Nothing is raised: a batch that is committed must not look
+        like a batch that failed, which is written again.
+        """
+        try:
+            missing = await in_thread(self.threads, partial(self._publish, image_ids))
+            return await self.find_missing(missing) if missing else frozenset()
+        except (OSError, ServiceError) as error:
+            log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
+            return frozenset()
+
+    def _publish(self, image_ids: Sequence[ImageId]) -> Sequence[ImageId]:
+        """Returns the images whose files were not found."""
+        failures = self.publisher.publish(image_ids)
+        for image_id, error in failures.items():
+            log.warning("storage.move_failed", image_id=image_id, error=repr(error))
+        return [image_id for image_id, error in failures.items() if isinstance(error, FileNotFoundError)]
+
+    async def list_stale_uploads(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
+        """Ages are by the clock of the storage's file system."""
+        return await self.root.call(lambda _: list(self._find_stale_uploads(age_s, limit, skip)))
+
+    def _find_stale_uploads(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
+        before = self._clock.read(age_s) - age_s
+        with os.scandir(self.incoming) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.name not in skip and entry.stat().st_mtime < before:
+                        yield ImageId(entry.name)
+                        limit -= 1
+                        if limit == 0:
+                            return
+
+    async def reconcile(self, expected: Mapping[ImageId, bytes]) -> Failures:
+        return await in_thread(self.threads, partial(self.publisher.reconcile, expected))
+
+    async def remove_stale_uploads(self, image_ids: Sequence[ImageId]) -> Failures:
+        return await in_thread(self.threads, partial(for_each, image_ids, self.publisher.remove_upload))
+
+    async def find(self, image_id: ImageId) -> StoredFile | None:
+        """Returns the file of an image, or None if it is lost. Raises `storage-unavailable`, `database-unavailable`."""
+        with storage_errors():
+            file = await in_thread(self.threads, partial(self._find, image_id))
+            if file is None and not await self.find_missing([image_id]):  # the storage was away, and has come back
+                file = await in_thread(self.threads, partial(self._find, image_id))
+        return file
+
+    def _find(self, image_id: ImageId) -> StoredFile | None:
+        for path in self.candidate_paths(image_id):
+            with suppress(FileNotFoundError):
+                return read_file(Path(path))
+        return None
+
+    async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        return await self.root.call(lambda root: frozenset(one for one in image_ids if disk.is_missing(one, root)))
+
+    async def list_present(self, image_ids: Sequence[ImageId]) -> list[ImageId]:
+        return await in_thread(self.threads, lambda: [image_id for image_id in image_ids if self._exists(image_id)])
+
+    def _exists(self, image_id: ImageId) -> bool:
+        return any(Path(path).exists() for path in self.candidate_paths(image_id))
+
+    def locate(self, image_id: ImageId) -> str:
+        return str(self.path(image_id))
+
+    def paths_for_decoding(self, image_id: ImageId) -> tuple[str, str, str]:
+        return self.candidate_paths(image_id)
+
+    def open_file(self, image_id: ImageId) -> BufferedReader:
+        for path in self.candidate_paths(image_id):
+            with suppress(FileNotFoundError):
+                return open_regular(path)
+        if not self.root.run(partial(disk.is_missing, image_id)):
+            raise StorageUnavailable(errno.EAGAIN, "the storage was not mounted, and is mounted again")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
+
+    def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
+        """Returns the size and, with `read`, the SHA-256 of an image's file. Blocks; raises what `open_file` does."""
+        with self.open_file(image_id) as file:
+            size = os.fstat(file.fileno()).st_size
+            return size, hashlib.file_digest(file, "sha256").digest() if read else None
+
+    async def remove(self, image_id: ImageId) -> None:
+        """Removes the file of an image from both folders, if it is there. Raises OSError if the storage is not mounted,
+        and `database-unavailable`.
+        """
+        await self.root.call(partial(disk.remove, image_id))

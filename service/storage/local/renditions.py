@@ -1,0 +1,258 @@
+"""Renditions as files of a disk: a cache that may be lost, so nothing is synced. A file is whole or missing."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from service.config.settings import SettingsError
+from service.folders import make_folder
+from service.ids import ImageId
+from service.storage.files import (
+    SMALL_BYTES,
+    check_patch,
+    disk_threads,
+    in_thread,
+    read_file,
+    size_on_disk,
+    storage_errors,
+)
+from service.storage.interface import RenditionKey, StoredFile
+from service.storage.local.clock import read_clock
+from service.storage.local.disk import INCOMING, NUM_SHARDS, shard_of
+from service.telemetry.metrics import metrics
+
+Owner = TypeVar("Owner", bound=Hashable)
+
+log = structlog.get_logger("service")
+
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+# Errors of a disk that fails: its renditions are made again, and sent without being stored.
+_CANNOT_READ = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP})
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_COPY_BYTES = 1 << 20
+
+
+class LocalRenditions:
+    """The `RenditionStorage` of a disk: 256 folders of files, made when needed, and `incoming` for files that are being
+    written. `device` is the disk that the folder is on, if it is known.
+
+    Methods without `async` block and raise OSError.
+    """
+
+    num_shards = NUM_SHARDS
+
+    def __init__(self, root: Path, device: int | None = None) -> None:
+        self.root = root
+        self.device = device
+        self.threads = disk_threads("renditions")
+        self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
+
+    def prepare(self) -> None:
+        """Makes the folders, and notes their disk.
+
+        Raises SettingsError, but not if the disk is full or read-only: then renditions are sent without being stored.
+        """
+        try:
+            make_folder(self.root / INCOMING)
+            self.device = self.root.stat().st_dev
+        except OSError as error:
+            if error.errno in _CANNOT_WRITE:
+                return
+            reason = (error.strerror or str(error)).lower()
+            raise SettingsError(f"DAGUERRE_RENDITIONS_DIR: {self.root} cannot be used: {reason}") from error
+
+    def path(self, key: RenditionKey) -> Path:
+        return self._shard(key.image_id) / f"{key.image_id}-{key.digest}"
+
+    def _shard(self, image_id: ImageId) -> Path:
+        return self.root / shard_of(image_id)
+
+    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+        with storage_errors():
+            return await in_thread(self.threads, partial(self._find, key, is_whole))
+
+    def _find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+        path = self.path(key)
+        try:
+            file = read_file(path)
+            if is_whole(file):
+                return file
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in _CANNOT_READ:
+                return None
+            raise
+        metrics.renditions_damaged.inc()
+        log.warning("renditions.damaged", path=str(path), bytes=file.size)
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+        try:
+            return size_on_disk(self.path(key).stat()) if self._find(key, is_whole) else None
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: RenditionKey, data: bytes) -> StoredFile:
+        def fill(descriptor: int) -> None:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+
+        return self._write(key, fill, data if len(data) <= SMALL_BYTES else None)
+
+    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
+        def fill(descriptor: int) -> None:
+            with source.open("rb") as original, open(descriptor, "wb", closefd=False) as file:
+                shutil.copyfileobj(original, file, _COPY_BYTES)
+                size = file.tell()
+                for offset, data in patches:
+                    check_patch(offset, data, size)
+                    file.seek(offset)
+                    file.write(data)
+
+        return self._write(key, fill)
+
+    def _write(self, key: RenditionKey, fill: Callable[[int], None], data: bytes | None = None) -> StoredFile:
+        """Uses few system calls, since each may hand the interpreter to another thread and wait for it again.
+
+        A rendition that is there is replaced, unlike an original: it has the same content, or it is damaged.
+        """
+        draft, path = self.root / INCOMING / f"{self._draft_name}{next(self._draft_numbers)}", self.path(key)
+        try:
+            descriptor = self._create(draft)
+            try:
+                fill(descriptor)
+                status = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+            try:
+                draft.rename(path)
+            except FileNotFoundError:
+                self._make_shard(path.parent)
+                draft.rename(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return StoredFile(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
+
+    def _make_shard(self, folder: Path) -> None:
+        """Makes a folder with the mode of `incoming`, which the operator may have opened to a proxy for X-Accel."""
+        folder.mkdir(mode=stat.S_IMODE((self.root / INCOMING).stat().st_mode) & 0o777, exist_ok=True)
+
+    def _create(self, path: Path) -> int:
+        """Opens a new file. The folders may be lost at any time and are made again, but not the folder above them, and
+        not on the disk below if their own disk is not mounted.
+        """
+        try:
+            return os.open(path, _CREATE, 0o666)
+        except FileNotFoundError:
+            pass
+        try:
+            self.root.mkdir(mode=0o700, exist_ok=True)
+            self._require_device()
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            return os.open(path, _CREATE, 0o666)
+        except FileNotFoundError as error:  # callers would take it for an original that is missing
+            raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error
+
+    def _require_device(self) -> None:
+        """Raises OSError if the folder is on another disk than at the start."""
+        if self.device is not None and self.root.stat().st_dev != self.device:
+            raise OSError(errno.ENODEV, f"the disk of {self.root} is not mounted")
+
+    def _require_mounted(self) -> None:
+        """Raises OSError if the disk is not mounted, because the renditions on it still exist. An empty folder will do:
+        renditions may be lost.
+        """
+        if not (self.root / INCOMING).exists():
+            try:
+                self._require_device()
+                self.root.stat()
+            except FileNotFoundError as error:
+                raise OSError(errno.ENODEV, f"the folder {self.root} is missing") from error
+
+    def remove(self, keys: Iterable[RenditionKey]) -> set[RenditionKey]:
+        keys = list(keys)
+        if keys:
+            self._require_mounted()
+        return _log_failures(_remove_each((key, self.path(key)) for key in keys))
+
+    def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
+        if self.device is not None:  # else, in a command, the folder may not be made yet
+            self._require_mounted()
+        failures: dict[ImageId, OSError] = {}
+        for image_id in image_ids:
+            try:
+                failures |= _remove_each((image_id, path) for path in self._list_for_image(image_id))
+            except OSError as error:  # the shard cannot be read
+                failures[image_id] = error
+        return _log_failures(failures)
+
+    def _list_for_image(self, image_id: ImageId) -> list[Path]:
+        with suppress(FileNotFoundError), os.scandir(self._shard(image_id)) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(f"{image_id}-")]
+        return []
+
+    def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
+        folder = self.root / f"{number:02x}"
+        sizes = {}
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            before = read_clock(folder) - age_s
+            for entry in entries:
+                image_id, _, digest = entry.name.partition("-")
+                with suppress(FileNotFoundError):
+                    if len(digest) == 32 and (status := entry.stat()).st_mtime < before:
+                        sizes[RenditionKey(ImageId(image_id), digest)] = size_on_disk(status)
+        return sizes
+
+    def remove_stale_drafts(self, age_s: float) -> None:
+        folder, stale = self.root / INCOMING, []
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            before = read_clock(folder) - age_s
+            stale = [entry for entry in entries if _is_older(entry, before)]
+        _log_failures(_remove_each((entry.name, Path(entry.path)) for entry in stale))
+
+
+def _is_older(entry: os.DirEntry[str], before: float) -> bool:
+    try:
+        return entry.stat().st_mtime < before
+    except FileNotFoundError:
+        return False
+
+
+def _remove_each(paths: Iterable[tuple[Owner, Path]]) -> dict[Owner, OSError]:
+    """Removes files, and returns the errors by owner."""
+    failures = {}
+    for owner, path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failures[owner] = error
+    return failures
+
+
+def _log_failures(failures: Mapping[Owner, OSError]) -> set[Owner]:
+    """Logs one line for all of them, and returns their owners."""
+    if failures:
+        first = next(iter(failures.values()))
+        log.warning("renditions.not_removed", count=len(failures), first_error=repr(first))
+    return set(failures)
