@@ -10,15 +10,15 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 
-class SharedCall(Generic[Result]):
-    """One call at a time: its result goes to all who ask while it runs, and for `keep_s` after its end.
+class SingleFlight(Generic[Result]):
+    """One call at a time: its result goes to all who ask while it runs, and for `ttl_s` after its end.
 
     A call that hangs is not cancelled, since a thread that waits for a disk cannot be; it holds one task and perhaps
     one thread, however many ask.
     """
 
-    def __init__(self, timeout_s: float, *, keep_s: float = 0) -> None:
-        self.keep_s = keep_s
+    def __init__(self, timeout_s: float, *, ttl_s: float = 0) -> None:
+        self.ttl_s = ttl_s
         self._timeout_s = timeout_s
         self._running: asyncio.Task[Result] | None = None
         self._deadline = 0.0
@@ -37,7 +37,7 @@ class SharedCall(Generic[Result]):
 
     def _is_kept(self, call: asyncio.Task[Result]) -> bool:
         is_good = not call.cancelled() and call.exception() is None
-        return is_good and time.monotonic() < self._ended_at + self.keep_s
+        return is_good and time.monotonic() < self._ended_at + self.ttl_s
 
     def _note_end(self, call: asyncio.Task[Result]) -> None:
         self._ended_at = time.monotonic()

@@ -28,7 +28,7 @@ from service.images.models import NewImage
 from service.launcher.embedded import running
 from service.queue.jobs import ProbeJob
 from service.uploads import receiving
-from service.uploads.ingest import Arrival
+from service.uploads.ingest import IngestItem
 from worker.sandbox.pool import Children
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
@@ -94,7 +94,7 @@ async def _accept(service: Resources, account_id: AccountId, body: bytes) -> New
 
     upload = await receiving.receive(chunks(), service.storage, service.upload_limits)
     new = NewImage(upload.id, account_id, upload.size, upload.sha256, [])
-    await service.ingest.accepting.submit(Arrival(upload.file, new))
+    await service.ingest.accepting.submit(IngestItem(upload.file, new))
     return new
 
 

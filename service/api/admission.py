@@ -9,11 +9,11 @@ from service.config.settings import Settings
 from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
 from service.limits.pace import GRACE_S, Pace
+from service.limits.slots import PreemptibleSlots
 from service.telemetry.metrics import metrics
 from service.uploads.receiving import Body, too_large
 from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation, Reservations
-from service.uploads.slots import Places
 
 
 class Admission:
@@ -22,8 +22,8 @@ class Admission:
         self._upload_grace_s = max(GRACE_S, settings.upload_idle_timeout_s)
         self._reservations = reservations
         self._replies = replies
-        self._uploads = Places(settings.uploads_in_flight, metrics.uploads_in_flight)
-        self._downloads = Places(settings.downloads_in_flight, metrics.downloads_in_flight)
+        self._uploads = PreemptibleSlots(settings.uploads_in_flight, metrics.uploads_in_flight)
+        self._downloads = PreemptibleSlots(settings.downloads_in_flight, metrics.downloads_in_flight)
 
     async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
         """A place, and bytes of the account, for a body of this declared length.
@@ -61,9 +61,9 @@ class Admission:
             raise ServiceError("empty-body")
         await reservation.cover(length or 1)
 
-    def _take(self, places: Places, reservation: Reservation, grace_s: float) -> Body:
+    def _take(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> Body:
         if not self._replies.connected:
             raise ServiceError("queue-unavailable")
         pace = Pace(grace_s)
         pace.begin_wait()
-        return Body(places, places.take(reservation.account.id, pace), reservation)
+        return Body(slots, slots.acquire(reservation.account.id, pace), reservation)

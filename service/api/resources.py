@@ -27,11 +27,11 @@ from service.health.measures import Measures
 from service.http.client_addresses import ProxyWarnings
 from service.images.models import Image
 from service.images.queries import Wanted, find_together
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.shared_memory.arriving_bytes import ArrivingBytes
-from service.single_flight import SharedCall
+from service.single_flight import SingleFlight
 from service.storage.disk import DiskStorage
 from service.uploads.ingest import Ingest, accept
 from service.uploads.receiving import UploadLimits
@@ -64,8 +64,8 @@ class Resources:
     dependencies: Mapping[str, Dependency]
     measures: Measures
     removals: set[asyncio.Task[None]] = field(default_factory=set)  # of files, under way
-    counting_workers: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
-    scraping: SharedCall[bytes] = field(default_factory=partial(SharedCall[bytes], _SCRAPE_S, keep_s=_SCRAPE_KEEP_S))
+    counting_workers: SingleFlight[int] = field(default_factory=partial(SingleFlight[int], CHECK_TIMEOUT_S))
+    scraping: SingleFlight[bytes] = field(default_factory=partial(SingleFlight[bytes], _SCRAPE_S, ttl_s=_SCRAPE_KEEP_S))
 
 
 # A process that has just started takes no connection before it can hear of its jobs; unless Redis is away.

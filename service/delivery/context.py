@@ -18,8 +18,8 @@ from service.delivery.image_cache import Subjects
 from service.delivery.memory_cache import HotPictures
 from service.delivery.not_found_limiter import Misses
 from service.delivery.unkept import UnkeptBytes
-from service.limits.buckets import RateLimiter
-from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
+from service.limits.rate_limiter import RateLimiter
+from service.queue.jobs import RENDER_QUEUE, RENDER_WAKEUP_KEY, Job, JobQueue
 from service.renditions.charges import Charges
 from service.renditions.service import Renditions
 from service.storage.disk import DiskStorage
@@ -56,7 +56,7 @@ class Delivery:
         files = RenditionFiles(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         subjects, hot = Subjects(database), HotPictures(settings.renditions_memory)
-        queue = JobQueue(redis, name=RENDER_QUEUE, bell=RENDER_BELL)
+        queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)
         enqueuing: Batcher[Job, None] = Batcher(queue.enqueue)
         async with AsyncExitStack() as stack:
             for batcher in (subjects.finding_images, subjects.finding_policies, enqueuing):

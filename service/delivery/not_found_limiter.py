@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.addresses import client_network
 from service.errors import ServiceError
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 
 
 class Misses:
@@ -15,7 +15,7 @@ class Misses:
 
     def check(self, address: str) -> None:
         """Raises `too-many-misses` where this process knows that the address has none left."""
-        if self._limiter is not None and (seconds := self._limiter.refused_for_s(client_network(address))):
+        if self._limiter is not None and (seconds := self._limiter.retry_after_s(client_network(address))):
             raise ServiceError("too-many-misses", retry_after_s=seconds)
 
     async def count(self, address: str) -> None:
@@ -24,4 +24,4 @@ class Misses:
             return
         standing = await self._limiter.admit(client_network(address))
         if standing is not None and standing.refused:
-            raise ServiceError("too-many-misses", retry_after_s=standing.next_s)
+            raise ServiceError("too-many-misses", retry_after_s=standing.retry_after_s)

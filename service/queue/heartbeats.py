@@ -12,7 +12,7 @@ import secrets
 import socket
 from typing import Any
 
-WORKERS = "daguerre:workers"
+WORKERS_KEY = "daguerre:workers"
 WORKER_ALIVE_S = 10
 _FORGET_WORKER_S = 60
 
@@ -20,7 +20,7 @@ _NOW = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 """
-_SHOW = (
+_RECORD = (
     _NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
@@ -36,22 +36,22 @@ def name_worker() -> str:
     return f"{socket.gethostname()}:{secrets.token_hex(4)}"
 
 
-class SignsOfLife:
+class Heartbeats:
     """Of all workers of a queue. Every method raises the errors of redis-py."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._show = redis.register_script(_SHOW)
+        self._record = redis.register_script(_RECORD)
         self._list = redis.register_script(_LIST)
 
-    async def show(self, name: str) -> None:
+    async def record(self, name: str) -> None:
         """Records that the worker lives, and forgets those that have shown nothing for a minute."""
-        await self._show(keys=[WORKERS], args=[name, _FORGET_WORKER_S, WORKER_ALIVE_S])
+        await self._record(keys=[WORKERS_KEY], args=[name, _FORGET_WORKER_S, WORKER_ALIVE_S])
 
     async def remove(self, name: str) -> None:
         """Records that the worker has ended."""
-        await self._redis.zrem(WORKERS, name)
+        await self._redis.zrem(WORKERS_KEY, name)
 
-    async def list_living(self) -> list[str]:
+    async def list_alive(self) -> list[str]:
         """Returns the names of the workers that have shown a sign of life lately."""
-        return [name.decode() for name in await self._list(keys=[WORKERS], args=[WORKER_ALIVE_S])]
+        return [name.decode() for name in await self._list(keys=[WORKERS_KEY], args=[WORKER_ALIVE_S])]

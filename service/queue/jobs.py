@@ -17,8 +17,8 @@ from service.config.settings import SettingsError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.queue.heartbeats import SignsOfLife
-from service.queue.turns import JOIN, TurnKeys, others_bell
+from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
+from service.queue.heartbeats import Heartbeats
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
@@ -28,12 +28,12 @@ RENDER_IMAGE = "render_image"
 
 # A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
 # since tokens that nobody takes would keep the workers turning after a rush.
-BELL = "daguerre:probe:bell"
-RENDER_BELL = "daguerre:render:bell"
-MOST_TOKENS = 8
+WAKEUP_KEY = "daguerre:probe:bell"
+RENDER_WAKEUP_KEY = "daguerre:render:bell"
+MAX_WAKEUP_TOKENS = 8
 
 # With the id of a job: the set of channels that its reply goes to.
-WAITING = "daguerre:waiting:"
+REPLY_CHANNELS_PREFIX = "daguerre:waiting:"
 
 # What a check writes.
 _CHECK = "daguerre:check"
@@ -148,14 +148,14 @@ return added
 class JobQueue:
     """Enqueues groups of jobs in one step: arq's own `enqueue_job`, with the same keys, takes three for each."""
 
-    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, bell: str = BELL) -> None:
+    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, wakeup_key: str = WAKEUP_KEY) -> None:
         self._redis = redis
-        turns = TurnKeys.of(name)
+        turns = FairQueueKeys.of(name)
         self._name = name
-        self._keys = [name, bell, others_bell(bell), turns.turns, turns.accounts]
+        self._keys = [name, wakeup_key, others_wakeup_key(wakeup_key), turns.turns, turns.accounts]
         self._line = turns.line
         self._enqueue = redis.register_script(_ENQUEUE)
-        self._signs = SignsOfLife(redis)
+        self._heartbeats = Heartbeats(redis)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
         """Raises `queue-unavailable`. The sweep enqueues again whatever image was lost here."""
@@ -170,7 +170,7 @@ class JobQueue:
         return await self._add([ProbeJob(*image, "", "sweep") for image in images.items()])
 
     async def _add(self, jobs: Sequence[Job]) -> int:
-        words: list[Any] = [job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS]
+        words: list[Any] = [job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _EXPIRES_MS, MAX_WAKEUP_TOKENS]
         for job in jobs:
             words += (job.id, job.account_id, job.serialize(), job.reply_to)
         try:
@@ -182,12 +182,14 @@ class JobQueue:
     async def check(self) -> None:
         """Take the steps of `enqueue`, with a value that expires in place of a job. Raises what redis-py raises."""
         await self._redis.set(_CHECK, b"", px=_CHECK_EXPIRES_MS)
-        await self._enqueue(keys=self._keys, args=[job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS])
+        await self._enqueue(
+            keys=self._keys, args=[job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _EXPIRES_MS, MAX_WAKEUP_TOKENS]
+        )
 
     async def count_workers(self, *, host: str | None = None) -> int:
         """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
         try:
-            names = await self._signs.list_living()
+            names = await self._heartbeats.list_alive()
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.prices import count_tokens
 from service.storage.renditions import RenditionKey
 
@@ -93,5 +93,5 @@ async def _admit(limiter: RateLimiter, key: str, tokens: float, whose: str) -> N
         raise ServiceError(
             "too-many-renditions",
             f"Too many new renditions {whose} were asked for; wait as many seconds as Retry-After says.",
-            retry_after_s=standing.next_s,
+            retry_after_s=standing.retry_after_s,
         )

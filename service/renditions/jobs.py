@@ -38,12 +38,12 @@ class RenderOrder(msgspec.Struct, frozen=True):
         return watermark.image_id if watermark else None
 
 
-class SentFile(msgspec.Struct, frozen=True):
+class InlineFile(msgspec.Struct, frozen=True):
     data: bytes
     modified_ns: int
 
 
-class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
+class RenderResult(msgspec.Struct, frozen=True, tag="end"):
     """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, if it
     is small or could not be kept. `kind` names what is not supported, as in `Rejected`. `seconds` of a child were
     spent on it, as far as is known, by order of the process whose channel is `ordered_by`.
@@ -52,7 +52,7 @@ class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
     image_id: ImageId
     digest: str
     error: str | None = None
-    file: SentFile | None = None
+    file: InlineFile | None = None
     kind: str | None = None
     seconds: float | None = None
     ordered_by: str = ""
@@ -64,7 +64,7 @@ class Deleted(msgspec.Struct, frozen=True, tag="deleted"):
     image_ids: list[ImageId]
 
 
-News: TypeAlias = RenderEnd | Deleted
+News: TypeAlias = RenderResult | Deleted
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RenderOrder)

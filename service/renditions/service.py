@@ -19,12 +19,12 @@ from service.batcher import Batcher, running
 from service.database import Database
 from service.errors import ServiceError, refuse_picture
 from service.ids import ImageId
-from service.limits.shared_slots import Full, OverShare, SharedPlaces
+from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
 from service.queue.pubsub import Listener, send
 from service.renditions.charges import Charges, Payer
 from service.renditions.integrity import is_whole
-from service.renditions.jobs import Deleted, News, RenderEnd, RenderOrder, encode_order
+from service.renditions.jobs import Deleted, News, RenderOrder, RenderResult, encode_order
 from service.renditions.prices import count_tokens
 from service.renditions.queries import note_uses
 from service.storage.files import Stored
@@ -64,7 +64,7 @@ class _Making:
 
     def __init__(self) -> None:
         self.look = asyncio.Event()
-        self.end: RenderEnd | None = None
+        self.end: RenderResult | None = None
         self.task: asyncio.Task[Stored] | None = None
 
 
@@ -97,8 +97,8 @@ class Renditions:
         self._enqueuing = enqueuing
         self._memories = memories
         self._wait_s = wait_s
-        self._in_flight = SharedPlaces(max_in_flight)
-        self._waiting = SharedPlaces(max_in_flight * _REQUESTS_PER_PLACE)
+        self._in_flight = SharedSlots(max_in_flight)
+        self._waiting = SharedSlots(max_in_flight * _REQUESTS_PER_PLACE)
         self._charges = charges
         self._making: dict[RenditionKey, _Making] = {}
         self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
@@ -230,7 +230,7 @@ class Renditions:
 
     def _hear(self, news: News) -> None:
         match news:
-            case RenderEnd():
+            case RenderResult():
                 key = RenditionKey(news.image_id, news.digest)
                 if news.ordered_by in {"", self._own_channel}:
                     self._charges.settle(key, news.seconds)
@@ -278,13 +278,13 @@ def _weigh(payer: Payer) -> dict[Hashable, float]:
     return weights
 
 
-def _require(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
+def _require(places: SharedSlots, weights: Mapping[Hashable, float]) -> None:
     """Raises `busy` if all places are taken, `too-many-renditions` if one of the holders has its share."""
     try:
-        places.require(weights)
-    except Full:
+        places.check(weights)
+    except SlotsFull:
         raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.") from None
-    except OverShare as error:
+    except ShareExceeded as error:
         match error.holder:
             case str():
                 cause = "This address waits for too many new renditions"
@@ -297,10 +297,10 @@ def _require(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
         ) from None
 
 
-def _take(places: SharedPlaces, weights: Mapping[Hashable, float], count: int = 1) -> None:
+def _take(places: SharedSlots, weights: Mapping[Hashable, float], count: int = 1) -> None:
     """Raises what `_require` does."""
     _require(places, weights)
-    places.take(weights, count)
+    places.acquire(weights, count)
 
 
 def _retrieve(task: asyncio.Task[Stored]) -> None:

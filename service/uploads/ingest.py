@@ -46,7 +46,7 @@ class FileLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class IngestItem:
     """A received file, what its row is to be, and the bytes that are reserved for it."""
 
     file: IncomingFile
@@ -54,7 +54,9 @@ class Arrival:
     reservation: Reservation | None = None
 
 
-async def accept(database: Database, storage: DiskStorage, arrivals: Sequence[Arrival]) -> Sequence[Exception | None]:
+async def accept(
+    database: Database, storage: DiskStorage, arrivals: Sequence[IngestItem]
+) -> Sequence[Exception | None]:
     """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
 
     Answers an outcome for each, as `DiskStorage.seal` and `insert_pending` do, and FileLost for a row whose file is
@@ -81,7 +83,7 @@ class Ingest:
 
     database: Database
     storage: DiskStorage
-    accepting: Batcher[Arrival, None]
+    accepting: Batcher[IngestItem, None]
     enqueuing: Batcher[Job, None]
     replies: Replies
     wait_s: float
@@ -123,7 +125,7 @@ class Ingest:
         file = upload.file
         while True:
             try:
-                await self.accepting.submit(Arrival(file, new, upload.reservation))
+                await self.accepting.submit(IngestItem(file, new, upload.reservation))
             except IdTaken:
                 image_id = new_image_id()
                 # An id that another upload of this moment has is tried again: its insert is refused as well.

@@ -11,11 +11,11 @@ from typing import Self
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
 from service.limits.pace import Pace
+from service.limits.slots import PreemptibleSlot, PreemptibleSlots
 from service.storage.disk import DiskStorage
 from service.storage.incoming import IncomingFile
 from service.telemetry.metrics import metrics
 from service.uploads.reservations import Reservation
-from service.uploads.slots import Place, Places
 
 # A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
 # in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
@@ -35,15 +35,15 @@ class UploadLimits:
 class Body:
     """What a body that is let in holds until the block ends: one of the places, and bytes of its account."""
 
-    places: Places
-    place: Place
+    slots: PreemptibleSlots
+    slot: PreemptibleSlot
     reservation: Reservation
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.places.give_back(self.place)
+        self.slots.release(self.slot)
         self.reservation.close()
 
 
@@ -79,7 +79,7 @@ async def _receive(
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
-    pace, reservation = (body.place.pace, body.reservation) if body else (Pace(), None)
+    pace, reservation = (body.slot.pace, body.reservation) if body else (Pace(), None)
     gathered = 0
     piece: list[bytes] = []
     try:

@@ -31,7 +31,7 @@ from service.launcher.embedded.data_folder import scratch
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.queue.heartbeats import WORKERS
+from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import PROBE_QUEUE
 from service.storage.disk import DiskStorage
 from tests.conftest import Servers, Tenant
@@ -536,13 +536,13 @@ async def test_a_worker_that_is_told_to_end_finishes_its_job(daguerre: Daguerre,
     child = await catch_child(worker, await kept.wait_stored())
     worker.send(signal.SIGTERM)
     told_at = time.time()
-    await until(lambda: redis.zcount(WORKERS, told_at + 0.5, "+inf"))  # it lives on
+    await until(lambda: redis.zcount(WORKERS_KEY, told_at + 0.5, "+inf"))  # it lives on
     os.kill(child, signal.SIGCONT)
     answer = await uploading
     assert answer.status == 200
     assert await worker.exit_code() == 0
     assert not is_alive(child)
-    assert await redis.zcard(WORKERS) == 0
+    assert await redis.zcard(WORKERS_KEY) == 0
     await kept.assert_holds({answer.shown["id"]: SLOW})
 
 

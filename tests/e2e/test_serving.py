@@ -18,7 +18,7 @@ import pytest
 from service.config.public_url import is_misleading
 from service.config.settings import Settings
 from service.queue import jobs
-from service.queue.heartbeats import SignsOfLife
+from service.queue.heartbeats import Heartbeats
 from tests.conftest import Tenant
 from tests.integration.cli.test_cli import daguerre as run_command
 from tests.support.daguerre_processes import Client, Daguerre, Part, processes_of, stop_process, until
@@ -243,7 +243,7 @@ async def test_the_worker_of_another_host_does_not_count(settings: Settings) -> 
     redis = jobs.open_redis(settings.redis_url)
     queue = jobs.JobQueue(redis)
     for name in ("a:1", "b:1", "b:2"):
-        await SignsOfLife(redis).show(name)
+        await Heartbeats(redis).record(name)
     assert await queue.count_workers() == 3
     assert [await queue.count_workers(host=host) for host in ("a", "b", "")] == [1, 2, 0]
     await redis.aclose(close_connection_pool=True)

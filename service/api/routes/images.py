@@ -44,7 +44,7 @@ async def create(request: web.Request) -> web.Response:
     bodies.check_content_type(request)
     multipart.check_encoding(request.headers)
     with await service.admission.upload(account, bodies.declared_length(request), key) as body:
-        with body.place:
+        with body.slot:
             chunks = bodies.chunks(request, given.take_field)
             upload = await receiving.receive(chunks, service.storage, service.upload_limits, body)
         new, image = await service.ingest.store(upload, account.id, given.tags, key, request_id=request_id(request))
@@ -91,7 +91,7 @@ async def _download(
 ) -> tuple[NewImage, Image | None]:
     service = resources(request)
     with await service.admission.download(account, key) as body:
-        with body.place:
+        with body.slot:
             async with bodies.while_connected(request), service.origins.get(source, account.id) as origin:
                 await service.admission.reserve(body.reservation, origin.length)
                 upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits, body)

@@ -15,8 +15,8 @@ from service.config.settings import SettingsError, load, parse_networks, parse_w
 from service.delivery.not_found_limiter import Misses
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
-from service.limits import buckets
-from service.limits.buckets import RateLimiter
+from service.limits import rate_limiter
+from service.limits.rate_limiter import RateLimiter
 from tests.conftest import Client
 
 PROXIES = parse_networks("127.0.0.0/8, 10.0.0.0/8, fd00::/8")
@@ -121,7 +121,7 @@ async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_loo
 
 async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one right guess a second would be told, however low the rate."""
-    monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
+    monkeypatch.setattr(rate_limiter, "_MOST_PAUSE_S", 0.05)
     async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for _ in range(2):

@@ -11,7 +11,7 @@ import pytest
 from service.config.rates import Rate
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.charges import Charges, Payer
 from service.renditions.prices import TOKEN_S
 from service.storage.renditions import RenditionKey

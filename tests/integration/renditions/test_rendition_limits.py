@@ -16,7 +16,7 @@ from service.accounts.signing_keys import create_signing_key
 from service.api.app import create_app
 from service.config.rates import Rate
 from service.config.settings import Settings
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.signatures import sign
 from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
 from tests.support import pictures

@@ -101,7 +101,7 @@ async def test_an_order_that_redis_lost_is_given_again(
     asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
     with sync_redis.Redis.from_url(settings.redis_url) as client:
         await until(lambda: client.zcard(jobs.RENDER_QUEUE))
-        client.delete(jobs.RENDER_QUEUE, jobs.RENDER_BELL, *client.keys("arq:job:*"))
+        client.delete(jobs.RENDER_QUEUE, jobs.RENDER_WAKEUP_KEY, *client.keys("arq:job:*"))
     async with run_worker(settings):
         assert (await asking).status == 200
 

@@ -18,10 +18,10 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits import pace
 from service.limits.pace import MIN_BYTES_PER_S, Pace
+from service.limits.slots import SLOW_AFTER_S, PreemptibleSlot, PreemptibleSlots
 from service.storage.incoming import IncomingFile
 from service.telemetry.metrics import metrics
-from service.uploads import receiving, slots
-from service.uploads.slots import Place, Places
+from service.uploads import receiving
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.integration.api.test_refusals import error_of
 from tests.support.daguerre_processes import processes_of, until
@@ -34,9 +34,9 @@ QUIET, LOUD, THIRD = AccountId(1), AccountId(2), AccountId(3)
 class Bodies:
     """Idle bodies that hold places until they are ended or lose them."""
 
-    def __init__(self, count: int) -> None:
-        self.places = Places(count, metrics.uploads_in_flight)
-        self._taken: list[Place] = []
+    def __init__(self, count: int, slow_after_s: float = SLOW_AFTER_S) -> None:
+        self.slots = PreemptibleSlots(count, metrics.uploads_in_flight, slow_after_s=slow_after_s)
+        self._taken: list[PreemptibleSlot] = []
         self._tasks: list[asyncio.Task[str]] = []
 
     async def begin(self, account_id: AccountId, *, size: int = 0) -> asyncio.Task[str]:
@@ -45,16 +45,16 @@ class Bodies:
         body_pace.begin_wait()
         body_pace.end_wait(size)
         body_pace.begin_wait()
-        place = self.places.take(account_id, body_pace)
-        self._taken.append(place)
-        task = asyncio.create_task(self._arrive(place))
+        slot = self.slots.acquire(account_id, body_pace)
+        self._taken.append(slot)
+        task = asyncio.create_task(self._arrive(slot))
         self._tasks.append(task)
         await asyncio.sleep(0)
         return task
 
-    async def _arrive(self, place: Place) -> str:
+    async def _arrive(self, slot: PreemptibleSlot) -> str:
         try:
-            with place:
+            with slot:
                 await asyncio.Event().wait()
         except ServiceError as error:
             return error.code
@@ -64,16 +64,16 @@ class Bodies:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for place in self._taken:
-            self.places.give_back(place)
+        for slot in self._taken:
+            self.slots.release(slot)
 
 
 @pytest.fixture
 async def bodies() -> AsyncIterator[Callable[[int], Bodies]]:
     made: list[Bodies] = []
 
-    def make(count: int) -> Bodies:
-        made.append(Bodies(count))
+    def make(count: int, **timing: float) -> Bodies:
+        made.append(Bodies(count, **timing))
         return made[-1]
 
     before = metrics.uploads_in_flight._value.get()
@@ -130,20 +130,17 @@ async def test_any_account_gets_a_place_beside_many(bodies: Callable[[int], Bodi
 
 async def test_bodies_that_have_arrived_yield_to_nobody(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(4)
-    arrived = [some.places.take(account_id, Pace()) for account_id in (LOUD, LOUD, LOUD, THIRD)]
+    arrived = [some.slots.acquire(account_id, Pace()) for account_id in (LOUD, LOUD, LOUD, THIRD)]
     with pytest.raises(ServiceError, match="busy"):
         await some.begin(QUIET)
-    some.places.give_back(arrived[0])
+    some.slots.release(arrived[0])
     await some.begin(QUIET)
-    for place in arrived[1:]:
-        some.places.give_back(place)
+    for slot in arrived[1:]:
+        some.slots.release(slot)
 
 
-async def test_a_slow_body_yields_to_its_own_account(
-    bodies: Callable[[int], Bodies], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "_SLOW_AFTER_S", 0.05)
-    some = bodies(2)
+async def test_a_slow_body_yields_to_its_own_account(bodies: Callable[..., Bodies]) -> None:
+    some = bodies(2, slow_after_s=0.05)
     slow, fast = await some.begin(LOUD, size=10), await some.begin(LOUD, size=1_000_000)
     await asyncio.sleep(0.1)
     await some.begin(LOUD)
@@ -163,7 +160,7 @@ async def test_idle_bodies_of_one_key_stop_no_other(
             for _ in range(12):
                 await begin_upload(stack, api.port or 0, key)
             await asyncio.sleep(0.1)
-        await until(lambda: len(resources_of(api).admission._uploads._by_account) == 2)
+        await until(lambda: len(resources_of(api).admission._uploads.by_account) == 2)
         quiet = await new_tenant()
         answer = await api.post("/v1/images", data=jpeg(), headers=quiet.headers | IMAGE)
         assert answer.status == 200

@@ -76,11 +76,11 @@ return answer
 """
 
 
-class Standing(NamedTuple):
-    """Where a key stands after a request: `remaining` more, and no others within `next_s` seconds."""
+class RateLimitStatus(NamedTuple):
+    """Where a key stands after a request: `remaining` more, and no others within `retry_after_s` seconds."""
 
     remaining: int
-    next_s: int
+    retry_after_s: int
     refused: bool
 
 
@@ -125,7 +125,7 @@ class RateLimiter:
     def __init__(self, redis: Any, rate: Rate, name: str) -> None:
         self.rate = rate
         self._prefix = f"daguerre:{name}:"
-        self.block = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _BLOCK_PART)))
+        self.lease_size = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _BLOCK_PART)))
         self._redis = redis
         self._script = redis.register_script(_TAKE)
         self._shares: OrderedDict[str, _Share] = OrderedDict()  # least recently used first
@@ -146,7 +146,7 @@ class RateLimiter:
         finally:
             await redis.aclose(close_connection_pool=True)
 
-    async def admit(self, key: str, cost: float = 1.0) -> Standing | None:
+    async def admit(self, key: str, cost: float = 1.0) -> RateLimitStatus | None:
         """Count a request of a valid key, which costs at least one token. None if it was let through without a look at
         the limit.
         """
@@ -156,9 +156,9 @@ class RateLimiter:
             if share.left >= 1 and now < share.spend_until:
                 self._add(share, -cost)
                 remaining = max(0, int(share.left + share.remaining))
-                return Standing(remaining, self.rate.next_after_s, refused=False)
+                return RateLimitStatus(remaining, self.rate.next_after_s, refused=False)
             if now < share.ask_at:
-                return Standing(0, max(1, math.ceil(share.next_at - now)), refused=True)
+                return RateLimitStatus(0, max(1, math.ceil(share.next_at - now)), refused=True)
             if self._away_since is not None:
                 if now >= self._retry_at and share.taking is None:
                     self._retry_at = now + _RETRY_S
@@ -172,7 +172,7 @@ class RateLimiter:
         """Give tokens of an earlier request back, or take more for it if `tokens` is below 0."""
         self._add(self._find_share(key), tokens)
 
-    def refused_for_s(self, key: str) -> int:
+    def retry_after_s(self, key: str) -> int:
         """For so many seconds this process knows that nothing is left of the key's bucket; 0 if it does not. Counts
         nothing, and asks nobody: it holds until the next token is due, also where `admit` would look again.
         """
@@ -225,7 +225,7 @@ class RateLimiter:
         share.forgiven += taken.forgiven
         share.spend_until = now + _KEEP_S
         share.next_at = now + taken.next_s
-        pause_s = 0.0 if taken.tokens == self.block else min(max(taken.next_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+        pause_s = 0.0 if taken.tokens == self.lease_size else min(max(taken.next_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
         share.ask_at = now + pause_s
 
     async def _take(self, wanted: Sequence[_Wanted]) -> list[_Taken | None]:
@@ -235,7 +235,7 @@ class RateLimiter:
         self._retrying = False
         words: list[Any] = [self.rate.per_s / 1000, self.rate.burst, self.rate.per_s * MAX_DEBT_S]
         for one in wanted:
-            words += (self.block, one.given_back)
+            words += (self.lease_size, one.given_back)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 if self._away_since is not None:

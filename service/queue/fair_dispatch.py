@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class TurnKeys(NamedTuple):
+class FairQueueKeys(NamedTuple):
     """The Redis keys beside arq's own key of a queue; `line` is a prefix."""
 
     turns: str
@@ -27,11 +27,11 @@ class TurnKeys(NamedTuple):
     line: str
 
     @classmethod
-    def of(cls, queue: str) -> TurnKeys:
+    def of(cls, queue: str) -> FairQueueKeys:
         return cls(f"{queue}:turns", f"{queue}:later", f"{queue}:accounts", f"{queue}:line:")
 
 
-def others_bell(bell: str) -> str:
+def others_wakeup_key(bell: str) -> str:
     """The list that wakes a worker which has no place left for some accounts: it holds a token for each account that
     got a line. Tokens for everybody stay on `bell`, for workers that take the jobs of any account.
     """

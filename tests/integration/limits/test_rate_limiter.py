@@ -17,7 +17,7 @@ import redis as sync_redis
 from service.accounts.api_keys import hash_key
 from service.config.rates import Rate
 from service.launcher.embedded.valkey import Valkey
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from tests.conftest import empty
 from tests.support.daguerre_processes import stop_process
 
@@ -74,12 +74,12 @@ async def test_requests_that_wait_together_share_a_round_trip_and_a_flood_of_ref
     pair: list[RateLimiter], redis_url: str
 ) -> None:
     [limiter, _] = pair
-    assert limiter.block == 5
+    assert limiter.lease_size == 5
     await ask(limiter, "a", 5)
     assert count_commands(redis_url, "evalsha") <= 2  # the first may tell that the script is not there yet
     await ask(limiter, "a", 200)
     asked = count_commands(redis_url, "evalsha")
-    assert asked <= 2 + 95 / limiter.block + 1
+    assert asked <= 2 + 95 / limiter.lease_size + 1
     assert await ask(limiter, "a", 5000) == {True: 5000}
     assert count_commands(redis_url, "evalsha") <= asked + 5  # some blocks go back meanwhile on a busy machine
 
@@ -92,29 +92,29 @@ async def test_many_keys_that_wait_together_share_a_round_trip(pair: list[RateLi
 async def test_the_least_used_key_is_forgotten_first(
     pair: list[RateLimiter], redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+    monkeypatch.setattr("service.limits.rate_limiter._REMEMBERED_KEYS", 10)
     limiter = pair[0]
     for number in range(30):  # one key in use among many that come once
         await limiter.admit("used")
         await limiter.admit(f"key {number}")
     assert "used" in limiter._shares
     assert len(limiter._shares) == 10
-    assert count_commands(redis_url, "evalsha") <= 30 + 30 / limiter.block + 2
+    assert count_commands(redis_url, "evalsha") <= 30 + 30 / limiter.lease_size + 2
 
 
 async def test_a_refused_key_in_use_is_not_forgotten(pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+    monkeypatch.setattr("service.limits.rate_limiter._REMEMBERED_KEYS", 10)
     limiter = pair[0]
     assert (await ask(limiter, "guesses", 150))[True] == 50
     for number in range(30):
-        assert limiter.refused_for_s("guesses") > 0
+        assert limiter.retry_after_s("guesses") > 0
         await limiter.admit(f"key {number}")
 
 
 async def test_the_rest_of_a_block_goes_back_after_a_while(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.limits.buckets._KEEP_S", 0.1)
+    monkeypatch.setattr("service.limits.rate_limiter._KEEP_S", 0.1)
     for limiter in pair:
         await limiter.admit("a")  # and keeps four
     await asyncio.sleep(0.11)
@@ -128,8 +128,8 @@ async def test_after_as_many_seconds_as_it_says_a_request_works(redis_url: str) 
         assert await ask(limiter, "a", 2) == {False: 2}
         refused = await limiter.admit("a")
         assert refused is not None
-        assert (refused.refused, refused.remaining, refused.next_s) == (True, 0, 1)  # 0.8, rounded up
-        await asyncio.sleep(refused.next_s)
+        assert (refused.refused, refused.remaining, refused.retry_after_s) == (True, 0, 1)  # 0.8, rounded up
+        await asyncio.sleep(refused.retry_after_s)
         assert await ask(limiter, "a", 1) == {False: 1}
 
 
@@ -145,7 +145,7 @@ async def test_the_rate_is_had_in_the_long_run_and_no_more_than_that(redis_url: 
                 passed += not answer.refused
             await asyncio.sleep(0.001)
         took = time.monotonic() - began
-    slack = 2 * limiters[0].block
+    slack = 2 * limiters[0].lease_size
     assert 0.8 * rate.per_s * took <= passed <= rate.burst + rate.per_s * took + slack
 
 
@@ -167,14 +167,14 @@ async def test_debt_is_paid_off_before_the_next_request(redis_url: str) -> None:
         for limiter in pair:
             refused = await limiter.admit("a")
             assert refused is not None
-            assert (refused.refused, refused.next_s) == (True, 2)
+            assert (refused.refused, refused.retry_after_s) == (True, 2)
         while (await pair[1].admit("a")).refused:  # type: ignore[union-attr]
             await asyncio.sleep(0.01)
     assert 21 / rate.per_s <= time.monotonic() - began < 21 / rate.per_s + 1.5
 
 
 async def test_debt_is_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.limits.buckets.MAX_DEBT_S", 3)
+    monkeypatch.setattr("service.limits.rate_limiter.MAX_DEBT_S", 3)
     async with RateLimiter.open(redis_url, Rate(per_s=10, burst=10)) as limiter:
         for _ in range(3):
             await limiter.admit("a", 1000)
@@ -182,8 +182,8 @@ async def test_debt_is_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) 
         await asyncio.sleep(0.05)
         refused = await limiter.admit("a")
         assert refused is not None
-        assert (refused.refused, refused.next_s) == (True, 4)  # 31 tokens, rounded up
-        assert limiter.refused_for_s("a") == 4
+        assert (refused.refused, refused.retry_after_s) == (True, 4)  # 31 tokens, rounded up
+        assert limiter.retry_after_s("a") == 4
 
 
 async def test_forgiven_debt_is_not_given_back(redis_url: str) -> None:
@@ -227,7 +227,7 @@ async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: l
 async def test_the_keys_that_are_remembered_are_bounded(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+    monkeypatch.setattr("service.limits.rate_limiter._REMEMBERED_KEYS", 10)
     await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(50)))
     assert len(pair[0]._shares) == 10
 
@@ -241,7 +241,7 @@ async def until_checked(limiter: RateLimiter, key: str) -> None:
 async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_again(
     pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
+    monkeypatch.setattr("service.limits.rate_limiter._RETRY_S", 0.05)
     [limiter, _] = pair
     await ask(limiter, "a", 100)
 
@@ -253,7 +253,7 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
     assert own_valkey.process is not None
     stop_process(own_valkey.process.pid)
     try:
-        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.1)
+        monkeypatch.setattr("service.limits.rate_limiter._TIMEOUT_S", 0.1)
         waiting = []
         for number in range(10):
             waiting.append(asyncio.create_task(time_one(f"b{number}")))
@@ -266,13 +266,16 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
                 assert await time_one("b0") < 0.1  # nobody waits for a look whether Valkey is back
                 looks += limiter._shares["b0"].taking not in (before, None)
                 await asyncio.sleep(0.005)
-        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.25)
+        monkeypatch.setattr("service.limits.rate_limiter._TIMEOUT_S", 0.25)
     finally:
         os.kill(own_valkey.process.pid, signal.SIGCONT)
     await until_checked(limiter, "c")
     assert await ask(limiter, "a", 10) == {True: 10}
     # Of what was sent to it while it hung, it has taken the block of the first request, and no other.
-    assert [(await ask(limiter, key, 150))[False] for key in ("b0", "b1")] == [SLOW.burst - limiter.block, SLOW.burst]
+    assert [(await ask(limiter, key, 150))[False] for key in ("b0", "b1")] == [
+        SLOW.burst - limiter.lease_size,
+        SLOW.burst,
+    ]
     told, _ = capfd.readouterr()
     assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
 
@@ -286,14 +289,14 @@ async def test_a_connection_that_uvloop_finds_closed_lets_the_request_through(
     with monkeypatch.context() as lost:
         lost.setattr(pair[0], "_script", write_too_late)
         assert await pair[0].admit("a") is None
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0)
+    monkeypatch.setattr("service.limits.rate_limiter._RETRY_S", 0)
     await until_checked(pair[0], "a")
 
 
 async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_holds_again(
     pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
+    monkeypatch.setattr("service.limits.rate_limiter._RETRY_S", 0.05)
     [limiter, _] = pair
     await limiter.admit("a")
     own_valkey.stop()
