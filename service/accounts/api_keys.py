@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,11 +12,10 @@ from service.accounts.accounts import COLUMNS, Account, AccountUnknown
 from service.batcher import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
+from service.expiring_cache import TRUST_S, ExpiringCache
 from service.ids import KEY_PATTERN, AccountId, new_key
 
-# A revoked key stops within 5 s everywhere: a process may trust its last look this long.
-_TRUST_S = 4.0
-_REMEMBERED_KEYS = 10_000
+_MAX_CACHED_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ class KeyRing:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._seen: OrderedDict[str, tuple[float, Account]] = OrderedDict()
+        self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS)
         self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
@@ -121,11 +119,10 @@ class KeyRing:
         await self._asking.run()
 
     async def owner(self, key: str) -> Account:
-        """The account as it was at most 4 s ago. Raises `unauthorized`."""
-        seen = self._seen.get(key)
-        if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
-            return seen[1]
-        account = await self._asking.submit(key) if KEY_PATTERN.fullmatch(key) else None
+        """Returns the account as it was at most `TRUST_S` ago. Raises `unauthorized`."""
+        account = self._owners.get(key)
+        if account is None and KEY_PATTERN.fullmatch(key):
+            account = await self._asking.submit(key)
         if account is None:
             raise ServiceError("unauthorized")
         return account
@@ -135,9 +132,8 @@ class KeyRing:
         async with self._database.connection() as connection:
             owners = await find_owners(connection, keys)
         for key, account in zip(keys, owners, strict=True):
-            self._seen.pop(key, None)
-            if account is not None:
-                self._seen[key] = (looked_at, account)
-        while len(self._seen) > _REMEMBERED_KEYS:
-            self._seen.popitem(last=False)
+            if account is None:
+                self._owners.remove(key)
+            else:
+                self._owners.put(key, account, looked_at + TRUST_S)
         return owners

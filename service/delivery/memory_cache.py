@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
 from service.storage.files import SMALL_BYTES, Stored
 
@@ -51,10 +51,8 @@ class HotPictures:
     """Small pictures by what was asked for, up to `limit` bytes in all; those asked for least recently go first."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
         self._generation = 0
-        self._entries: OrderedDict[Hashable, tuple[float, Picture]] = OrderedDict()
+        self._pictures: ExpiringCache[Hashable, Picture] = ExpiringCache(limit, on_remove=self._drop_from_index)
         self._keys: defaultdict[ImageId, set[Hashable]] = defaultdict(set)
 
     @property
@@ -63,45 +61,30 @@ class HotPictures:
         return self._generation
 
     def get(self, key: Hashable) -> Picture | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if time.monotonic() >= entry[0]:
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry[1]
+        return self._pictures.get(key)
 
     def put(self, key: Hashable, picture: Picture, *, until: float, generation: int) -> None:
         """`until` is of the monotonic clock. Ignored for what is large, or where `generation` is past."""
         if picture.stored.data is None or picture.stored.size > SMALL_BYTES or generation != self._generation:
             return
-        self._drop(key)
-        self._entries[key] = (until, picture)
-        self._bytes += picture.stored.size + _ENTRY_BYTES
+        self._pictures.remove(key)
         for image_id in picture.image_ids:
             self._keys[image_id].add(key)
-        while self._bytes > self._limit:
-            self._drop(next(iter(self._entries)))
+        self._pictures.put(key, picture, until, weight=picture.stored.size + _ENTRY_BYTES)
 
     def forget(self, image_ids: Iterable[ImageId]) -> None:
         self._generation += 1
         for image_id in image_ids:
             for key in list(self._keys.get(image_id, ())):
-                self._drop(key)
+                self._pictures.remove(key)
 
     def forget_all(self) -> None:
         self._generation += 1
-        self._entries.clear()
+        self._pictures.clear()
         self._keys.clear()
-        self._bytes = 0
 
-    def _drop(self, key: Hashable) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            return
-        self._bytes -= entry[1].stored.size + _ENTRY_BYTES
-        for image_id in entry[1].image_ids:
+    def _drop_from_index(self, key: Hashable, picture: Picture) -> None:
+        for image_id in picture.image_ids:
             self._keys[image_id].discard(key)
             if not self._keys[image_id]:
                 del self._keys[image_id]

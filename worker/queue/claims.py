@@ -34,7 +34,7 @@ _LOOK_S = 0.5
 _PAGE = 1000
 
 # Claims up to `free` jobs that are due and that nobody runs, with all that is known of them, by the turns of their
-# accounts (service/queue/fair_dispatch.py). In one step, where arq makes five round trips a job; and it knows whether it leaves
+# accounts (queue/fair_dispatch.py). In one step, where arq makes five round trips a job; and it knows whether it leaves
 # any behind, for which it wakes the next worker. The time is that of Redis, as it is where jobs are enqueued: hosts may
 # differ. Where that clock was set back, a job that lies too far ahead is due, and a lease that is too long is cut: its
 # worker renews it if it lives.
