@@ -482,8 +482,9 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
         return inserted
 
     monkeypatch.setattr(insert, "_insert", insert_and_lose)
-    monkeypatch.setattr("service.batcher._GATHER_S", 0.1)
-    monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
+    accepting = resources_of(api).ingest.accepting
+    accepting.gather_s = 0.1
+    accepting.crowded = lambda: True
     answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
     assert {each.refusal for each in answers} == {(503, "database-unavailable")}
     image_id = await connection.fetchval("select id from images")
