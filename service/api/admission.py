@@ -10,18 +10,19 @@ from service.errors import ServiceError
 from service.images.idempotency import IdempotencyKey
 from service.limits.pace import GRACE_S, Pace
 from service.limits.slots import PreemptibleSlots
+from service.queue.pubsub import Subscriber
 from service.telemetry.metrics import metrics
+from service.uploads.ingest import ProbeResult
 from service.uploads.receiving import Body, too_large
-from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation, Reservations
 
 
 class Admission:
-    def __init__(self, settings: Settings, reservations: Reservations, replies: Replies) -> None:
+    def __init__(self, settings: Settings, reservations: Reservations, results: Subscriber[ProbeResult]) -> None:
         self._max_bytes = settings.max_upload
         self._upload_grace_s = max(GRACE_S, settings.upload_idle_timeout_s)
         self._reservations = reservations
-        self._replies = replies
+        self._results = results
         self._uploads = PreemptibleSlots(settings.uploads_in_flight, metrics.uploads_in_flight)
         self._downloads = PreemptibleSlots(settings.downloads_in_flight, metrics.downloads_in_flight)
 
@@ -62,7 +63,7 @@ class Admission:
         await reservation.cover(length or 1)
 
     def _take(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> Body:
-        if not self._replies.connected:
+        if not self._results.connected:
             raise ServiceError("queue-unavailable")
         pace = Pace(grace_s)
         pace.begin_wait()

@@ -33,9 +33,8 @@ from service.queue.jobs import JobQueue
 from service.shared_memory.arriving_bytes import ArrivingBytes
 from service.single_flight import SingleFlight
 from service.storage.disk import DiskStorage
-from service.uploads.ingest import Ingest, accept
+from service.uploads.ingest import Ingest
 from service.uploads.receiving import UploadLimits
-from service.uploads.replies import Replies
 from service.uploads.reservations import Reservations
 
 # Of the scrape of all metrics. Anybody may ask, so there is one at a time.
@@ -52,7 +51,6 @@ class Resources:
     keys: KeyRing
     rate_limiter: RateLimiter | None
     jobs: JobQueue
-    replies: Replies
     admission: Admission
     ingest: Ingest
     finding: Batcher[Wanted, Image | None]
@@ -94,17 +92,12 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        accepting = Batcher(partial(accept, database, storage))
-        replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)
-        enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
-        await stack.enter_async_context(running(accepting.run()))
-        await stack.enter_async_context(running(enqueuing.run()))
+        ingest = await stack.enter_async_context(Ingest.open(database, storage, redis, queue, wait_s=settings.wait_s))
         finding = Batcher(partial(find_together, database), limit=_FOUND_TOGETHER)
         await stack.enter_async_context(running(finding.run()))
         keys = KeyRing(database)
         await stack.enter_async_context(running(keys.run()))
-        await stack.enter_async_context(running(replies.listen()))
         origins = await stack.enter_async_context(
             Origins.connect(
                 AllowedAddresses.parse(settings.fetch_allow), lookups=settings.downloads_in_flight, timeouts=timeouts
@@ -114,10 +107,10 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         if rate is not None:
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, rate))
         delivery = await stack.enter_async_context(Delivery.open(settings, database, storage, redis))
-        await replies.wait_connected(_CONNECT_S)
+        await ingest.results.wait_connected(_CONNECT_S)
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),
-            "queue": Dependency(QUEUE, QueueCheck(queue, replies.find_deafness).run),
+            "queue": Dependency(QUEUE, QueueCheck(queue, ingest.results.find_error).run),
             "storage": Dependency(STORAGE, StorageCheck(storage, settings.storage_folder).run),
         }
         await stack.enter_async_context(watched(dependencies.values()))
@@ -128,9 +121,8 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             keys=keys,
             rate_limiter=rate_limiter,
             jobs=queue,
-            replies=replies,
-            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
-            ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
+            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), ingest.results),
+            ingest=ingest,
             finding=finding,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             origins=origins,

@@ -419,14 +419,14 @@ async def test_one_that_is_cancelled_while_both_wait_leaves_the_image_to_the_oth
     tasks = [asyncio.create_task(store(service, tenant))]
     image_id = await until(lambda: connection.fetchval("select id from images"))
     tasks.append(asyncio.create_task(store(service, tenant)))
-    await until(lambda: len(service.replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: service.ingest.waiter.count(image_id) == 2)
     tasks[cancelled].cancel()
     async with run_worker(settings):
         new, image = await tasks[1 - cancelled]
     assert tasks[cancelled].cancelled() or await asyncio.wait([tasks[cancelled]])
     assert image is not None
     assert (new.id, image.id, image.width) == (image_id, image_id, 64)
-    assert service.replies._waiters == {}
+    assert service.ingest.waiter.count(image_id) == 0
     await assert_one_image(settings, connection, image_id)
 
 
@@ -482,7 +482,7 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
         return inserted
 
     monkeypatch.setattr(insert, "_insert", insert_and_lose)
-    accepting = resources_of(api).ingest.accepting
+    accepting = resources_of(api).ingest.ingest_batcher
     accepting.gather_s = 0.1
     accepting.crowded = lambda: True
     answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
@@ -497,19 +497,16 @@ async def test_after_a_commit_whose_answer_was_lost_a_retry_gets_its_image(
 # What is not kept
 
 
-@pytest.fixture
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.uploads.replies._LOOK_S", 0.05)
-
-
 async def both_wait(
     api: Client, other: Client, tenant: Tenant, connection: Any
 ) -> tuple[asyncio.Task[Answer], asyncio.Task[Answer], ImageId]:
     """Two requests under one key that wait for one image, and its id."""
+    for each in (api, other):
+        resources_of(each).ingest.waiter.poll_interval_s = 0.05
     first = asyncio.create_task(post(api, tenant))
     image_id = ImageId(await until(lambda: connection.fetchval("select id from images")))
     second = asyncio.create_task(post(other, tenant))
-    await until(lambda: all(image_id in resources_of(each).replies._waiters for each in (api, other)))
+    await until(lambda: all(resources_of(each).ingest.waiter.count(image_id) for each in (api, other)))
     return first, second, image_id
 
 
@@ -554,7 +551,7 @@ async def test_the_row_of_a_refused_picture_tells_for_a_minute_and_goes(
 
 
 async def test_who_waits_for_the_first_is_told_its_refusal(
-    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database
 ) -> None:
     """Also in another process, which no reply reaches and which looks at the row."""
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
@@ -587,7 +584,7 @@ async def test_who_waits_for_a_url_is_told_that_it_is_no_picture(
     first = asyncio.create_task(get_url(api, tenant, url))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(get_url(api, tenant, url))
-    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: resources_of(api).ingest.waiter.count(image_id) == 2)
     async with run_worker(settings):
         assert (await first).refusal == (await second).refusal == (415, "not-an-image")
     assert origin.requests == 1
@@ -634,7 +631,7 @@ async def test_deleting_the_image_frees_its_key(
 
 
 async def test_who_waits_for_an_image_that_is_deleted_is_told(
-    api: Client, other_api: Client, tenant: Tenant, connection: Any, quick_looks: None
+    api: Client, other_api: Client, tenant: Tenant, connection: Any
 ) -> None:
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
     await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))

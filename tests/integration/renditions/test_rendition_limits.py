@@ -64,7 +64,7 @@ async def waiting(api: Client, *requests: tuple[str, int]) -> AsyncIterator[list
     renditions = resources_of(api).delivery.renditions
     try:
         async with asyncio.timeout(10):
-            while renditions._waiting.taken + sum(task.done() for task in tasks) < len(tasks):
+            while renditions.waiting.taken + sum(task.done() for task in tasks) < len(tasks):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         yield tasks

@@ -419,8 +419,8 @@ async def test_images_whose_files_cannot_be_moved_are_stored_once(
         return in_executor(executor, call)
 
     monkeypatch.setattr(loop, "run_in_executor", refuse_once)
-    service.ingest.accepting.gather_s = 0.1
-    service.ingest.accepting.crowded = lambda: True
+    service.ingest.ingest_batcher.gather_s = 0.1
+    service.ingest.ingest_batcher.crowded = lambda: True
     answers = await asyncio.gather(*(upload(api, tenant, jpeg()) for _ in range(3)))
     assert len(refused) == 1
     assert [status for status, _ in answers] == [202] * 3
