@@ -158,13 +158,13 @@ async def test_a_valkey_that_hangs_holds_no_request_up_and_the_limit_is_back_aft
     assert {answer.status for answer in answers} == {200}
     assert max(answer.seconds for answer in answers) < 1.5
     assert all("RateLimit" not in answer.headers for answer in answers)
-    assert serve.log.read_text().count('"rates.unchecked"') == 2  # of each process
+    assert serve.log.read_text().count('"rate_limit.suspended"') == 2  # of each process
     shown = Scrape(await (await daguerre.session.get("/metrics")).text())
     assert shown.value("daguerre_rate_limit_unchecked_total") == 200
 
     async def is_refused() -> bool:
         await ask(daguerre, 4)
-        return serve.log.read_text().count('"rates.checked_again"') == 2
+        return serve.log.read_text().count('"rate_limit.recovered"') == 2
 
     await until(is_refused)
     assert (await daguerre.get("/v1/account")).status == 429

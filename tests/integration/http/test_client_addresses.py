@@ -15,8 +15,7 @@ from service.config.settings import SettingsError, load, parse_networks, parse_w
 from service.delivery.not_found_limiter import Misses
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
-from service.limits import rate_limiter
-from service.limits.rate_limiter import RateLimiter
+from service.limits.rate_limiter import RateLimiter, RateLimitTimings
 from tests.conftest import Client
 
 PROXIES = parse_networks("127.0.0.0/8, 10.0.0.0/8, fd00::/8")
@@ -119,10 +118,10 @@ async def test_an_address_with_too_many_misses_is_told_so_before_anything_is_loo
         misses.check("203.0.113.8")
 
 
-async def test_an_address_is_told_so_until_it_may_guess_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else one right guess a second would be told, however low the rate."""
-    monkeypatch.setattr(rate_limiter, "_MOST_PAUSE_S", 0.05)
-    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+async def test_address_is_refused_until_its_next_token(redis_url: str) -> None:
+    """Else one right guess a second would be answered, however low the rate."""
+    timings = RateLimitTimings(max_pause_s=0.05)
+    async with RateLimiter.open(redis_url, Rate.parse("2/h"), "misses", timings=timings) as limiter:  # type: ignore[arg-type]
         misses = Misses(limiter)
         for _ in range(2):
             await misses.count("203.0.113.9")
