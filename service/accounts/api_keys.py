@@ -104,9 +104,9 @@ async def find_owners(connection: Connection, keys: Sequence[str]) -> list[Accou
 
 
 class KeyRing:
-    """Finds the account of a key, asking PostgreSQL once in a few seconds for each key in use.
+    """Finds the account of a key. Asks PostgreSQL once in `TRUST_S` for each key in use.
 
-    Those that have to ask do so together, on one connection: a flood of invented keys holds no others up.
+    Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
     """
 
     def __init__(self, database: Database) -> None:

@@ -1,16 +1,16 @@
-"""Turns by account: which waiting job of a queue runs next.
+"""Fair dispatch: which waiting job of a queue runs next, by turns of the accounts.
 
-arq's sorted set of the queue stays the truth about what there is to do. Beside it lie, for each queue:
+arq's sorted set of the queue stays the truth about which jobs there are. Each queue has these keys beside it:
 
-- `…:line:ACCOUNT`, a sorted set of an account's waiting jobs by the time that they are due;
+- `…:line:ACCOUNT`, a sorted set of the account's waiting jobs by the time that they are due;
 - `…:turns`, a sorted set of the accounts that have a line, by their turn. Each turn runs one job, and the next turn of
   its account comes after those of all other accounts (round robin). So a claim costs the same however long a line is;
-- `…:later`, a sorted set of the jobs that stand in no line, by the time to look at them again: a job that runs, when
-  its lease ends, and a job that is retried, when it is due;
-- `…:accounts`, a hash of the account of each job that stands in a line or in `…:later`.
+- `…:later`, a sorted set of jobs in no line, by the time to check them again: a running job when its lease ends, and a
+  retried job when it is due;
+- `…:accounts`, a hash of the account of each job that is in a line or in `…:later`.
 
-A job in arq's set that these keys do not know comes from a plain arq client, or from a version before turns. Workers
-look for such jobs, and give them a line of their own, under the account "".
+A job that is only in arq's set comes from a plain arq client, or from a version before these keys. Workers look for
+such jobs, and give them a line of their own, under the account "".
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ class FairQueueKeys(NamedTuple):
         return cls(f"{queue}:turns", f"{queue}:later", f"{queue}:accounts", f"{queue}:line:")
 
 
-def others_wakeup_key(bell: str) -> str:
-    """The list that wakes a worker which has no place left for some accounts: it holds a token for each account that
-    got a line. Tokens for everybody stay on `bell`, for workers that take the jobs of any account.
+def others_wakeup_key(wakeup_key: str) -> str:
+    """Returns the wake-up list of workers that have no room left for jobs of some accounts.
+
+    It gets a token for each account that got a line. Tokens for every job go to `wakeup_key` itself, where workers wait
+    that take the jobs of any account.
     """
-    return f"{bell}:others"
+    return f"{wakeup_key}:others"
 
 
-# For scripts that define `turns`, `accounts` and `line`. A job gets a place in the line of its account, and an account
-# that had no line gets the last turn. Returns whether it had none.
+# For scripts that define `turns`, `accounts` and `line`. Adds a job to the line of its account; an account that had no
+# line gets the last turn. Returns whether it had none.
 JOIN = """
 local function give_last_turn(account)
     local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')

@@ -170,8 +170,7 @@ async def test_repeats_of_a_stored_picture_take_turns(api: Client, new_tenant: N
     async def measure() -> None:
         nonlocal most
         while not ended.is_set():
-            sums = resources_of(api).admission._reservations._by_account.values()
-            most = max(most, *(own.reserved for own in sums), 0)
+            most = max(most, resources_of(api).admission._reservations.reserved)
             await asyncio.sleep(0)
 
     async def post() -> Any:

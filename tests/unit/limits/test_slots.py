@@ -1,4 +1,4 @@
-"""Places that many share: no holder takes all, and one that holds nothing gets one while any is free."""
+"""Shared slots: no holder takes all, and a holder without a slot gets one while any is free."""
 
 from __future__ import annotations
 
