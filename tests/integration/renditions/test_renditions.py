@@ -131,7 +131,7 @@ async def test_deleted_image_ends_its_pending_rendition(
 
 
 @pytest.mark.parametrize("query", ["", "?width=10"])
-async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Settings, query: str) -> None:
+async def test_lost_file_is_an_error(api: Client, image_id: str, settings: Settings, query: str) -> None:
     resources_of(api).storage.path(ImageId(image_id)).unlink()
     async with run_worker(settings):
         assert await code(await api.get(f"/i/{image_id}{query}")) == (410, "image-lost")
@@ -466,7 +466,7 @@ async def test_stale_order_is_dropped_and_may_be_repeated(api: Client, image_id:
             assert (await api.get(f"/i/{image_id}?width=10")).status == 200
 
 
-async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
+async def test_order_of_another_version_is_dropped(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         context = {"resources": resources, "job_try": 2, "score": 0}

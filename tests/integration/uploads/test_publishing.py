@@ -98,7 +98,7 @@ async def test_a_crash_between_two_names_is_mended(storage: DiskStorage, setting
     assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(storage.path(ID), b"image")]
 
 
-async def test_the_row_tells_which_file_is_the_image(storage: DiskStorage, settings: Settings) -> None:
+async def test_row_decides_which_file_is_the_image(storage: DiskStorage, settings: Settings) -> None:
     put(storage.path(ID), b"orphan")
     put(storage.incoming_path(ID), b"image")
     assert await storage.settle({ID: hashlib.sha256(b"image").digest()}) == {}
@@ -107,7 +107,7 @@ async def test_the_row_tells_which_file_is_the_image(storage: DiskStorage, setti
     assert contents == {storage.path(ID): b"image", aside: b"orphan"}
 
 
-async def test_a_deletion_between_two_names_leaves_nothing(storage: DiskStorage, settings: Settings) -> None:
+async def test_deletion_while_publishing_leaves_nothing(storage: DiskStorage, settings: Settings) -> None:
     put(storage.incoming_path(ID), b"image")
     os.link(storage.incoming_path(ID), storage.path(ID))
     await storage.remove(ID)
@@ -120,7 +120,7 @@ async def test_set_aside_files_are_never_overwritten(storage: DiskStorage, setti
     assert {path.read_bytes() for path in stored_files(settings)} == {b"first", b"second", b"third"}
 
 
-async def test_a_received_file_replaces_no_other_upload(storage: DiskStorage) -> None:
+async def test_received_file_replaces_no_other_upload(storage: DiskStorage) -> None:
     other = put(storage.incoming_path(ID), b"another upload")
     own = new_image_id()
     async with storage.receive(own) as file:
@@ -132,7 +132,7 @@ async def test_a_received_file_replaces_no_other_upload(storage: DiskStorage) ->
     assert not storage.incoming_path(own).exists()
 
 
-async def test_an_upload_finds_another_id_if_two_are_taken(
+async def test_used_ids_are_replaced(
     api: Client, tenant: Tenant, connection: Any, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, worker: None
 ) -> None:
     """The first id has a row, and the second an upload that is still on its way."""

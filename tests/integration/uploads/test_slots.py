@@ -1,4 +1,4 @@
-"""Places of uploads and downloads are shared by account, and a slow body holds one for a bounded time."""
+"""Slots of uploads and downloads are shared by account, and a slow body holds one for a bounded time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUIET, LOUD, THIRD = AccountId(1), AccountId(2), AccountId(3)
 
 
 class Bodies:
-    """Idle bodies that hold places until they are ended or lose them."""
+    """Idle bodies that hold slots until they are ended or preempted."""
 
     def __init__(self, count: int, slow_after_s: float = SLOW_AFTER_S) -> None:
         self.slots = PreemptibleSlots(count, metrics.uploads_in_flight, slow_after_s=slow_after_s)
@@ -40,7 +40,7 @@ class Bodies:
         self._tasks: list[asyncio.Task[str]] = []
 
     async def begin(self, account_id: AccountId, *, size: int = 0) -> asyncio.Task[str]:
-        """A body of which so many bytes have arrived. Raises `busy`; the task answers the code of its end."""
+        """Begins a body of which `size` bytes have arrived. Raises `busy`; the task returns its error code."""
         body_pace = Pace()
         body_pace.begin_wait()
         body_pace.end_wait(size)
@@ -83,7 +83,7 @@ async def bodies() -> AsyncIterator[Callable[[int], Bodies]]:
     assert metrics.uploads_in_flight._value.get() == before
 
 
-async def test_an_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -> None:
+async def test_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(8)
     for _ in range(6):
         await some.begin(LOUD)
@@ -94,7 +94,7 @@ async def test_an_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_one_account_gets_all_of_few_places(bodies: Callable[[int], Bodies], count: int) -> None:
+async def test_one_account_gets_all_of_few_slots(bodies: Callable[[int], Bodies], count: int) -> None:
     some = bodies(count)
     for _ in range(count):
         await some.begin(LOUD)
@@ -102,7 +102,7 @@ async def test_one_account_gets_all_of_few_places(bodies: Callable[[int], Bodies
         await some.begin(LOUD)
 
 
-async def test_the_slowest_body_of_the_largest_yields(bodies: Callable[[int], Bodies]) -> None:
+async def test_slowest_body_of_the_largest_account_yields(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(8)
     loud = [await some.begin(LOUD, size=1000 * number) for number in (3, 1, 2, 4, 5)]
     third = [await some.begin(THIRD) for _ in range(3)]
@@ -115,8 +115,8 @@ async def test_the_slowest_body_of_the_largest_yields(bodies: Callable[[int], Bo
     assert not any(task.done() for task in (loud[0], *loud[3:], *third))
 
 
-async def test_any_account_gets_a_place_beside_many(bodies: Callable[[int], Bodies]) -> None:
-    """As many accounts as may fill all places, each with as many bodies as it is let have."""
+async def test_any_account_gets_a_slot_beside_many(bodies: Callable[[int], Bodies]) -> None:
+    """Enough accounts to fill all slots, each with as many bodies as it may have."""
     some = bodies(256)
     for number in range(10, 20):
         for _ in range(100):
@@ -128,7 +128,7 @@ async def test_any_account_gets_a_place_beside_many(bodies: Callable[[int], Bodi
         await some.begin(QUIET)
 
 
-async def test_bodies_that_have_arrived_yield_to_nobody(bodies: Callable[[int], Bodies]) -> None:
+async def test_received_bodies_keep_their_slots(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(4)
     arrived = [some.slots.acquire(account_id, Pace()) for account_id in (LOUD, LOUD, LOUD, THIRD)]
     with pytest.raises(ServiceError, match="busy"):
@@ -139,7 +139,7 @@ async def test_bodies_that_have_arrived_yield_to_nobody(bodies: Callable[[int], 
         some.slots.release(slot)
 
 
-async def test_a_slow_body_yields_to_its_own_account(bodies: Callable[..., Bodies]) -> None:
+async def test_slow_body_yields_to_its_own_account(bodies: Callable[..., Bodies]) -> None:
     some = bodies(2, slow_after_s=0.05)
     slow, fast = await some.begin(LOUD, size=10), await some.begin(LOUD, size=1_000_000)
     await asyncio.sleep(0.1)
@@ -207,7 +207,7 @@ async def trickle() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.settings(upload_idle_timeout_s=0.3)
-async def test_an_upload_has_a_least_pace(
+async def test_upload_has_a_minimum_pace(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "GRACE_S", 0.5)
@@ -222,7 +222,7 @@ async def test_an_upload_has_a_least_pace(
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(upload_idle_timeout_s=1)
-async def test_an_upload_above_the_least_pace_arrives(
+async def test_upload_above_the_minimum_pace_arrives(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the time in which it may be slower."""
@@ -241,7 +241,7 @@ async def test_an_upload_above_the_least_pace_arrives(
     assert len(picture) > 10 * MIN_BYTES_PER_S
 
 
-async def test_a_slow_disk_is_not_the_clients_fault(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_disk_is_no_upload_timeout(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 1_000_000)
     service = resources_of(api)
     write = IncomingFile.write

@@ -34,7 +34,7 @@ def test_later_holders_still_get_slots() -> None:
     assert slots.taken < 512
 
 
-def test_newcomer_gets_the_last_place() -> None:
+def test_newcomer_gets_the_last_slot() -> None:
     slots = SharedSlots(2)
     assert fill(slots, "a", 1 / 3) == 1
     assert fill(slots, "b", 1 / 3) == 1
@@ -51,7 +51,7 @@ def test_holder_over_its_share_is_named() -> None:
     slots.acquire({"account": 3.0, "other": 1 / 3})
 
 
-def test_dear_work_takes_several_slots() -> None:
+def test_expensive_work_takes_several_slots() -> None:
     slots = SharedSlots(512)
     slots.acquire({"a": 1 / 3}, 400)
     with pytest.raises(ShareExceeded):
@@ -63,7 +63,7 @@ def test_dear_work_takes_several_slots() -> None:
     slots.acquire({"c": 1.0})
 
 
-def test_released_places_are_free_again() -> None:
+def test_released_slots_are_free_again() -> None:
     slots, chance = SharedSlots(20), random.Random(1839)
     taken: list[tuple[dict[Hashable, float], int]] = []
     for _ in range(2000):
