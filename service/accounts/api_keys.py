@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -109,9 +109,10 @@ class KeyRing:
     Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
-        self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS)
+        self._clock = clock
+        self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS, clock=clock)
         self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
@@ -128,7 +129,7 @@ class KeyRing:
         return account
 
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
-        looked_at = time.monotonic()
+        looked_at = self._clock()
         async with self._database.connection() as connection:
             owners = await find_owners(connection, keys)
         for key, account in zip(keys, owners, strict=True):
