@@ -222,6 +222,7 @@ def test_size_on_disk_is_of_whole_blocks(tmp_path: Path, size: int, least: int) 
     assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
 
 
+@pytest.mark.usefixtures("api")  # which marks the storage as this database's
 async def test_rows_of_older_files_are_recounted(settings: Settings, connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
@@ -240,6 +241,7 @@ async def test_rows_of_older_files_are_recounted(settings: Settings, connection:
     assert await connection.fetch("select distinct size from renditions") == [(4096,)]
 
 
+@pytest.mark.usefixtures("api")
 async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
     """The lines of the outage say it."""
     redis = jobs.open_redis("redis://127.0.0.1:1")
