@@ -1,4 +1,7 @@
-"""Group commit: all that wait are written by one statement and one commit."""
+"""Group commit: everything that waits is written by one statement and one commit.
+
+`Batcher` is for requests that wait for an outcome, `WriteBehind` for records that nobody waits for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import structlog
@@ -17,27 +20,28 @@ from service.errors import ServiceError
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-
 _Entry: TypeAlias = tuple[Item, asyncio.Future[Outcome]]
 
 log = structlog.get_logger("service")
 
 _CANCEL_AGAIN_S = 0.2
-# So long a batch waits for what is about to come. Each batch costs messages between processes whatever its size, and
-# those whom it answers come back together, so that other batches grow too.
-_GATHER_S = 0.008
-# A dependency that hangs is not asked again by each batch of a queue, whose last would wait for all the time-outs.
-_LONG_S = 1.0
 
 
 class Batcher(Generic[Item, Outcome]):
-    """Collects items while the batch before is being written.
+    """Collects items while the previous batch is being written.
 
-    `write` gets up to `limit` items and answers an outcome for each, in order; an outcome that is an exception is
-    raised to its submitter alone. Where `write` raises a ServiceError, all of the batch get it, and so do those that
-    arrived meanwhile if it took long; after any other exception the items are written one by one. What waits is bounded
-    by the callers, each of which waits for its own item. A batch is written at once, unless `crowded` says that more
-    items are about to come.
+    `write` gets up to `limit` items and returns an outcome for each, in order; an outcome that is an exception is
+    raised to its submitter alone. If `write` raises a ServiceError, the whole batch gets it. After any other exception
+    the items are written one by one. Callers that wait for their items bound the backlog.
+
+    A batch is written at once, unless `crowded` says that more items are about to come: then it waits for `gather_s`.
+    Each batch costs messages between processes whatever its size, and clients that are answered together come back
+    together, so that other batches grow too.
+
+    If a ServiceError took longer than `slow_s`, items that arrived meanwhile get it as well: a dependency that hangs is
+    not asked again for each batch of a backlog, whose last item would wait for all the timeouts.
+
+    Beyond `max_backlog` the oldest item is dropped, and its submitter cancelled.
     """
 
     def __init__(
@@ -46,66 +50,79 @@ class Batcher(Generic[Item, Outcome]):
         *,
         limit: int = 256,
         crowded: Callable[[], bool] = lambda: False,
+        gather_s: float = 0.008,
+        slow_s: float = 1.0,
+        max_backlog: int | None = None,
     ) -> None:
+        self.crowded = crowded
+        self.gather_s = gather_s
         self._write = write
-        self._crowded = crowded
         self._limit = limit
-        self._waiting: deque[_Entry[Item, Outcome]] = deque()
-        self._arrived = asyncio.Event()
-        self._ended = False
+        self._slow_s = slow_s
+        self._max_backlog = max_backlog
+        self._backlog: deque[_Entry[Item, Outcome]] = deque()
+        self._submitted = asyncio.Event()
+        self._stopped = False
 
     async def submit(self, item: Item) -> Outcome:
-        """Once a batch holds the item, cancelling this call does not take it back: the outcome is unknown then.
+        """Returns the item's outcome, or raises it.
 
-        Raises CancelledError where `run` has ended.
+        After a batch has taken the item, cancelling this call does not take it back: the outcome is unknown then.
+        Raises CancelledError after `run` has ended.
         """
+        return await self.enqueue(item)
+
+    def enqueue(self, item: Item) -> asyncio.Future[Outcome]:
+        """Returns the future of what `submit` returns."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        if self._ended:
+        if self._stopped:
             future.cancel()
-        self._waiting.append((item, future))
-        self._arrived.set()
-        return await future
+        self._backlog.append((item, future))
+        if self._max_backlog is not None and len(self._backlog) > self._max_backlog:
+            self._backlog.popleft()[1].cancel()
+        self._submitted.set()
+        return future
 
     async def run(self) -> None:
-        """Write batches until cancelled; the owner of the batcher keeps this as its one task."""
+        """Writes batches until cancelled. The owner of the batcher keeps this as its one task."""
         try:
             while True:
-                await self._arrived.wait()
-                if self._crowded():
-                    await asyncio.sleep(_GATHER_S)
-                self._arrived.clear()
-                while self._waiting:
+                await self._submitted.wait()
+                if self.crowded():
+                    await asyncio.sleep(self.gather_s)
+                self._submitted.clear()
+                while self._backlog:
                     await self._write_next()
         finally:
-            self._ended = True
-            for _, future in self._waiting:
+            self._stopped = True
+            for _, future in self._backlog:
                 future.cancel()
 
     async def _write_next(self) -> None:
-        count = min(len(self._waiting), self._limit)
-        batch = [entry for entry in (self._waiting.popleft() for _ in range(count)) if not entry[1].done()]
+        count = min(len(self._backlog), self._limit)
+        batch = [entry for entry in (self._backlog.popleft() for _ in range(count)) if not entry[1].done()]
         try:
-            await self._write_and_tell(batch)
+            await self._write_batch(batch)
         finally:
-            for _, future in batch:  # where this task was cancelled
+            for _, future in batch:  # if this task was cancelled
                 future.cancel()
 
-    async def _write_and_tell(self, batch: Sequence[_Entry[Item, Outcome]]) -> None:
+    async def _write_batch(self, batch: Sequence[_Entry[Item, Outcome]]) -> None:
         if not batch:
             return
         outcomes: Sequence[Outcome | Exception]
         began = time.monotonic()
         try:
             outcomes = await self._write([item for item, _ in batch])
-        except ServiceError as error:  # a dependency is away: for each of them
-            if time.monotonic() - began > _LONG_S:
-                batch = [*batch, *self._waiting]
-                self._waiting.clear()
+        except ServiceError as error:
+            if time.monotonic() - began > self._slow_s:
+                batch = [*batch, *self._backlog]
+                self._backlog.clear()
             outcomes = [error] * len(batch)
         except Exception as error:
-            if len(batch) > 1:  # one of them may have spoilt it for the others
+            if len(batch) > 1:  # one item may have failed the whole batch
                 for entry in batch:
-                    await self._write_and_tell([entry])
+                    await self._write_batch([entry])
                 return
             outcomes = [error]
         for (_, future), outcome in zip(batch, outcomes, strict=True):
@@ -117,22 +134,88 @@ class Batcher(Generic[Item, Outcome]):
                 future.set_result(outcome)
 
 
+class WriteBehind(Generic[Item]):
+    """Writes records in batches after their requests were answered; nobody waits for one.
+
+    `write` may get an item twice. If it raises a ServiceError it is called again every `retry_s`. After any other
+    exception the items are written one by one, and those that fail are dropped. `on_error` gets every exception.
+    Beyond `max_backlog` the oldest items are dropped.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[object]],
+        on_error: Callable[[Exception], None],
+        *,
+        limit: int = 500,
+        max_backlog: int = 50_000,
+        gather_s: float = 0.5,
+        retry_s: float = 1.0,
+        drain_timeout_s: float = 2.0,
+    ) -> None:
+        self.retry_s = retry_s
+        self._write = write
+        self._on_error = on_error
+        self._limit = limit
+        self._drain_timeout_s = drain_timeout_s
+        self._pending: dict[asyncio.Future[None], Item] = {}  # in the order of their arrival
+        self.batcher: Batcher[Item, None] = Batcher(
+            self._write_until_done, limit=limit, crowded=lambda: True, gather_s=gather_s, max_backlog=max_backlog
+        )
+
+    @property
+    def pending(self) -> int:
+        """The number of items that are not written yet."""
+        return len(self._pending)
+
+    def add(self, item: Item) -> None:
+        future = self.batcher.enqueue(item)
+        self._pending[future] = item
+        future.add_done_callback(self._finish)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Writes for the length of a block. Afterwards all pending items are written once, if that works in time."""
+        async with running(self.batcher.run()):
+            yield
+            unwritten = list(self._pending.values())
+        with suppress(ServiceError, OSError, TimeoutError):
+            async with asyncio.timeout(self._drain_timeout_s):
+                for start in range(0, len(unwritten), self._limit):
+                    await self._write(unwritten[start : start + self._limit])
+
+    async def _write_until_done(self, items: Sequence[Item]) -> Sequence[None]:
+        while True:
+            try:
+                await self._write(items)
+            except ServiceError as error:
+                self._on_error(error)
+                await asyncio.sleep(self.retry_s)
+            else:
+                return [None] * len(items)
+
+    def _finish(self, future: asyncio.Future[None]) -> None:
+        del self._pending[future]
+        if not future.cancelled() and isinstance(error := future.exception(), Exception):
+            self._on_error(error)
+
+
 @asynccontextmanager
 async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Own a task for the length of a block."""
+    """Owns a task for the length of a block."""
     task = asyncio.create_task(loop)
     task.add_done_callback(_expect_cancelled)
     try:
         yield
     finally:
-        # Again and again: asyncio.wait_for before Python 3.12, which redis uses, can swallow a cancellation.
+        # Repeated, since asyncio.wait_for before Python 3.12, which redis uses, can swallow a cancellation.
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 def _expect_cancelled(task: asyncio.Task[None]) -> None:
-    """A process without one of its tasks would hang its clients: it ends, and whoever watches it starts another."""
+    """Ends the process if one of its tasks dies, since its clients would hang; its supervisor starts another."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("task.died", exc_info=error)
         signal.raise_signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.queue import jobs
-from service.queue.heartbeats import SignsOfLife
+from service.queue.heartbeats import Heartbeats
 from service.storage.backends import open_originals
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -126,8 +126,8 @@ def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, bu
         redis,
         functions=[func(probe_image, name=jobs.PROBE_IMAGE)],
         queue_name=jobs.PROBE_QUEUE,
-        bell=jobs.BELL,
-        signs_of_life=SignsOfLife(redis),
+        bell=jobs.WAKEUP_KEY,
+        signs_of_life=Heartbeats(redis),
         burst=burst,
         job_timeout=_JOB_TIMEOUT_S,
         **_places(settings.probe_processes, resources.children),
@@ -142,7 +142,7 @@ def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis) -> 
         redis,
         functions=[func(render_image, name=jobs.RENDER_IMAGE)],
         queue_name=jobs.RENDER_QUEUE,
-        bell=jobs.RENDER_BELL,
+        bell=jobs.RENDER_WAKEUP_KEY,
         job_timeout=_JOB_TIMEOUT_S,
         **_places(settings.render_processes, resources.renderers),
     )

@@ -18,7 +18,7 @@ from service.images.probe import Rejected
 from service.images.queries import load_image
 from service.images.updates import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.telemetry.metrics import metrics
-from service.uploads.replies import Reply
+from service.uploads.ingest import ProbeResult
 from worker.resources import Resources
 from worker.sandbox.decoder import ChildLost
 from worker.sandbox.process import ChildStalled, ChildUnavailable
@@ -37,7 +37,7 @@ _RETRY_MISSING_S = 30
 _MISSING_S = 3600
 
 
-async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> Reply:
+async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> ProbeResult:
     """Runs at least once for each image, so it may find the image finished or deleted.
 
     A dependency that is away puts the job off; it never counts against the picture. Nor does anything unexpected: the
@@ -48,7 +48,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
         metrics.queue_wait.observe(max(0.0, ctx["waited_s"]))
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
-            return Reply(image_id, await _finish(worker, image_id, ctx.get("account", ""), ctx["job_try"]))
+            return ProbeResult(image_id, await _finish(worker, image_id, ctx.get("account", ""), ctx["job_try"]))
         except (ServiceError, ChildUnavailable, OSError) as error:
             if isinstance(error, OSError):
                 STORAGE.report(error)

@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.images.probe import Rejected
 from service.images.queries import find_across_accounts
 from service.renditions.integrity import is_complete
-from service.renditions.jobs import RenderEnd, RenderOrder, SentFile, decode_order
+from service.renditions.jobs import InlineFile, RenderOrder, RenderResult, decode_order
 from service.renditions.queries import NewRendition
 from service.storage.files import in_thread
 from service.storage.interface import RenditionKey, StorageUnavailable
@@ -37,7 +37,7 @@ _STALE_S = 60
 _MAX_SENT_BYTES = 32 << 10
 
 
-async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderEnd | None:
+async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderResult | None:
     """Makes a rendition; the same order makes the same file.
 
     Runs at least once for each order that is not stale. It is retried while a dependency is away.
@@ -58,7 +58,7 @@ async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) ->
         return await _render(worker, wanted, ctx)
 
 
-async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) -> RenderEnd:
+async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) -> RenderResult:
     usage = Usage()
     rendition, code, kind = None, None, None
     try:
@@ -74,7 +74,7 @@ async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) ->
         metrics.count_render_failure(code)
         log.info("render.failed", code=code)
     seconds = None if order.transformation is None else usage.seconds  # a copy is made by the worker itself
-    return RenderEnd(order.image_id, order.digest, code, _choose_sent(rendition), kind, seconds, order.ordered_by)
+    return RenderResult(order.image_id, order.digest, code, _choose_sent(rendition), kind, seconds, order.ordered_by)
 
 
 async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Rendition | None:
@@ -118,12 +118,12 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, accou
     return await asyncio.to_thread(keep.keep, key, data)
 
 
-def _choose_sent(rendition: Rendition | None) -> SentFile | None:
+def _choose_sent(rendition: Rendition | None) -> InlineFile | None:
     if rendition is None or rendition.stored.data is None:
         return None
     if rendition.is_kept and rendition.stored.size > _MAX_SENT_BYTES:
         return None
-    return SentFile(rendition.stored.data, rendition.stored.modified_ns)
+    return InlineFile(rendition.stored.data, rendition.stored.modified_ns)
 
 
 async def _find_reason(worker: Resources, order: RenderOrder) -> str:

@@ -26,14 +26,12 @@ from service.config.settings import Settings
 from service.ids import AccountId
 from service.images.models import NewImage
 from service.launcher.embedded import instance
-from service.queue.jobs import ProbeJob
 from service.uploads import receiving
-from service.uploads.ingest import Arrival
+from service.uploads.ingest import IngestItem
 from worker.sandbox.pool import Children
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
 _WARM_UP = 20
-_PATIENCE_S = 30
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
@@ -94,17 +92,14 @@ async def _accept(service: Resources, account_id: AccountId, body: bytes) -> New
 
     upload = await receiving.receive(chunks(), service.storage, service.upload_limits)
     new = NewImage(upload.id, account_id, upload.size, upload.sha256, [])
-    await service.ingest.accepting.submit(Arrival(upload.file, new))
+    await service.ingest.ingest_batcher.submit(IngestItem(upload.file, new))
     return new
 
 
 async def _time_job(service: Resources, new: NewImage) -> float:
     """As `Ingest.store` waits."""
-    ingest = service.ingest
     started = time.perf_counter()
-    with ingest.replies.expect(new.id, new.account_id) as waiter:
-        await ingest.enqueuing.submit(ProbeJob(new.id, new.account_id, ingest.replies.channel, "bench"))
-        image = await waiter.wait(_PATIENCE_S)
+    image = await service.ingest.wait(new, "bench")
     took_ms = (time.perf_counter() - started) * 1000
     if image is None or image.state != "ready":
         raise wrk.BenchError(f"an image is {image.state if image else 'still pending'}")

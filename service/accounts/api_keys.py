@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,11 +12,10 @@ from service.accounts.accounts import COLUMNS, Account, AccountUnknown
 from service.batcher import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
+from service.expiring_cache import TRUST_S, ExpiringCache
 from service.ids import KEY_PATTERN, AccountId, new_key
 
-# A revoked key stops within 5 s everywhere: a process may trust its last look this long.
-_TRUST_S = 4.0
-_REMEMBERED_KEYS = 10_000
+_MAX_CACHED_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +104,15 @@ async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> 
 
 
 class KeyRing:
-    """Finds the account of a key, with one look-up in a few seconds for each key in use.
+    """Finds the account of a key. Asks PostgreSQL once in `TRUST_S` for each key in use.
 
-    Look-ups are batched on one connection, so a flood of invented keys does not delay the others.
+    Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
-        self._seen: OrderedDict[str, tuple[float, Account]] = OrderedDict()
+        self._clock = clock
+        self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS, clock=clock)
         self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
@@ -121,23 +120,21 @@ class KeyRing:
         await self._asking.run()
 
     async def find_account(self, key: str) -> Account:
-        """The account as it was at most 4 s ago. Raises `unauthorized`."""
-        seen = self._seen.get(key)
-        if seen is not None and time.monotonic() - seen[0] < _TRUST_S:
-            return seen[1]
-        account = await self._asking.submit(key) if KEY_PATTERN.fullmatch(key) else None
+        """Returns the account as it was at most `TRUST_S` ago. Raises `unauthorized`."""
+        account = self._owners.get(key)
+        if account is None and KEY_PATTERN.fullmatch(key):
+            account = await self._asking.submit(key)
         if account is None:
             raise ServiceError("unauthorized")
         return account
 
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
-        looked_at = time.monotonic()
+        looked_at = self._clock()
         async with self._database.connection() as connection:
             owners = await find_accounts_by_keys(connection, keys)
         for key, account in zip(keys, owners, strict=True):
-            self._seen.pop(key, None)
-            if account is not None:
-                self._seen[key] = (looked_at, account)
-        while len(self._seen) > _REMEMBERED_KEYS:
-            self._seen.popitem(last=False)
+            if account is None:
+                self._owners.remove(key)
+            else:
+                self._owners.put(key, account, looked_at + TRUST_S)
         return owners

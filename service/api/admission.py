@@ -9,21 +9,22 @@ from service.config.settings import Settings
 from service.errors import ServiceError
 from service.images.models import IdempotencyKey
 from service.limits.pace import GRACE_S, Pace
+from service.limits.slots import PreemptibleSlots
+from service.queue.pubsub import Subscriber
 from service.telemetry.metrics import metrics
+from service.uploads.ingest import ProbeResult
 from service.uploads.receiving import Body, too_large
-from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation, Reservations
-from service.uploads.slots import Places
 
 
 class Admission:
-    def __init__(self, settings: Settings, reservations: Reservations, replies: Replies) -> None:
+    def __init__(self, settings: Settings, reservations: Reservations, results: Subscriber[ProbeResult]) -> None:
         self._max_bytes = settings.max_upload
         self._upload_grace_s = max(GRACE_S, settings.upload_idle_timeout_s)
         self._reservations = reservations
-        self._replies = replies
-        self._uploads = Places(settings.uploads_in_flight, metrics.uploads_in_flight)
-        self._downloads = Places(settings.downloads_in_flight, metrics.downloads_in_flight)
+        self._results = results
+        self._uploads = PreemptibleSlots(settings.uploads_in_flight, metrics.uploads_in_flight)
+        self._downloads = PreemptibleSlots(settings.downloads_in_flight, metrics.downloads_in_flight)
 
     async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
         """Reserves a slot, and bytes of the account's quota, for a body of this declared length.
@@ -61,9 +62,9 @@ class Admission:
             raise ServiceError("empty-body")
         await reservation.cover(length or 1)
 
-    def _take(self, places: Places, reservation: Reservation, grace_s: float) -> Body:
-        if not self._replies.connected:
+    def _take(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> Body:
+        if not self._results.connected:
             raise ServiceError("queue-unavailable")
         pace = Pace(grace_s)
         pace.begin_wait()
-        return Body(places, places.take(reservation.account.id, pace), reservation)
+        return Body(slots, slots.acquire(reservation.account.id, pace), reservation)

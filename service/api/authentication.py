@@ -29,9 +29,9 @@ async def authenticate(request: web.Request, service: Resources) -> Account:
     account = await service.keys.find_account(key)
     if service.rate_limiter is not None:
         standing = await service.rate_limiter.admit(key)
-        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.next_s}' if standing else ""
+        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.retry_after_s}' if standing else ""
         if standing is not None and standing.refused:
-            raise ServiceError("rate-limited", retry_after_s=standing.next_s)
+            raise ServiceError("rate-limited", retry_after_s=standing.retry_after_s)
     if account.is_suspended:
         raise ServiceError("account-suspended")
     return account

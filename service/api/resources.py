@@ -27,16 +27,15 @@ from service.http.client_addresses import ProxyWarnings
 from service.ids import ImageId
 from service.images.models import Image
 from service.images.queries import ImageQuery, find_image_batch
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.queue import jobs
 from service.queue.jobs import JobQueue
 from service.shared_memory.arriving_bytes import ArrivingBytes
-from service.single_flight import SharedCall
+from service.single_flight import SingleFlight
 from service.storage.backends import open_originals
 from service.storage.interface import OriginalStorage
-from service.uploads.ingest import Ingest, accept
+from service.uploads.ingest import Ingest
 from service.uploads.receiving import UploadLimits
-from service.uploads.replies import Replies
 from service.uploads.reservations import Reservations
 from service.verification.pairing import load_or_record_id, prepare_storage
 
@@ -83,7 +82,6 @@ class Resources:
     keys: KeyRing
     rate_limiter: RateLimiter | None
     jobs: JobQueue
-    replies: Replies
     admission: Admission
     ingest: Ingest
     image_lookups: Batcher[ImageQuery, Image | None]
@@ -95,9 +93,9 @@ class Resources:
     dependencies: Mapping[str, Dependency]
     usage: UsageMeter
     file_removal: FileRemoval
-    worker_count: SharedCall[int] = field(default_factory=partial(SharedCall[int], CHECK_TIMEOUT_S))
-    metrics_scrape: SharedCall[bytes] = field(
-        default_factory=partial(SharedCall[bytes], _SCRAPE_TIMEOUT_S, keep_s=_SCRAPE_REUSE_S)
+    worker_count: SingleFlight[int] = field(default_factory=partial(SingleFlight[int], CHECK_TIMEOUT_S))
+    metrics_scrape: SingleFlight[bytes] = field(
+        default_factory=partial(SingleFlight[bytes], _SCRAPE_TIMEOUT_S, ttl_s=_SCRAPE_REUSE_S)
     )
 
 
@@ -122,17 +120,12 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        accepting = Batcher(partial(accept, database, storage))
-        replies = Replies(redis, database)
         queue = jobs.JobQueue(redis)
-        enqueuing: Batcher[jobs.Job, None] = Batcher(queue.enqueue)
-        await stack.enter_async_context(running(accepting.run()))
-        await stack.enter_async_context(running(enqueuing.run()))
+        ingest = await stack.enter_async_context(Ingest.open(database, storage, redis, queue, wait_s=settings.wait_s))
         image_lookups = Batcher(partial(find_image_batch, database), limit=_LOOKUP_BATCH_SIZE)
         await stack.enter_async_context(running(image_lookups.run()))
         keys = KeyRing(database)
         await stack.enter_async_context(running(keys.run()))
-        await stack.enter_async_context(running(replies.listen()))
         downloads = await stack.enter_async_context(
             DownloadClient.connect(settings.fetch_allow, lookups=settings.downloads_in_flight, timeouts=timeouts)
         )
@@ -140,10 +133,10 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
         if settings.rate_limit is not None:
             rate_limiter = await stack.enter_async_context(RateLimiter.open(settings.redis_url, settings.rate_limit))
         delivery = await stack.enter_async_context(DeliveryContext.open(settings, database, storage, redis))
-        await replies.wait_connected(_CONNECT_TIMEOUT_S)
+        await ingest.results.wait_connected(_CONNECT_TIMEOUT_S)
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),
-            "queue": Dependency(QUEUE, QueueCheck(queue, replies.find_deafness).run),
+            "queue": Dependency(QUEUE, QueueCheck(queue, ingest.results.find_error).run),
             "storage": Dependency(STORAGE, StorageCheck(storage, settings.storage_folder).run),
         }
         await stack.enter_async_context(watched(dependencies.values()))
@@ -154,9 +147,8 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             keys=keys,
             rate_limiter=rate_limiter,
             jobs=queue,
-            replies=replies,
-            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), replies),
-            ingest=Ingest(database, storage, accepting, enqueuing, replies, settings.wait_s),
+            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), ingest.results),
+            ingest=ingest,
             image_lookups=image_lookups,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),
             downloads=downloads,

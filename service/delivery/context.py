@@ -17,8 +17,8 @@ from service.database import Database
 from service.delivery.image_cache import ServedImageCache
 from service.delivery.limits import MemoryBudget, NotFoundLimiter
 from service.delivery.memory_cache import MemoryCache
-from service.limits.buckets import RateLimiter
-from service.queue.jobs import RENDER_BELL, RENDER_QUEUE, Job, JobQueue
+from service.limits.rate_limiter import RateLimiter
+from service.queue.jobs import RENDER_QUEUE, RENDER_WAKEUP_KEY, Job, JobQueue
 from service.renditions.cost_limiter import CostLimiter
 from service.renditions.service import Renditions
 from service.storage.backends import open_renditions
@@ -55,7 +55,7 @@ class DeliveryContext:
         files = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
-        queue = JobQueue(redis, name=RENDER_QUEUE, bell=RENDER_BELL)
+        queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)
         enqueuing: Batcher[Job, None] = Batcher(queue.enqueue)
         async with AsyncExitStack() as stack:
             for batcher in (image_cache.finding_images, image_cache.finding_policies, enqueuing):

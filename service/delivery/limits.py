@@ -6,7 +6,7 @@ import weakref
 
 from service.addresses import client_network
 from service.errors import ServiceError
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 
 # The default of MemoryBudget, for one process.
 MAX_BYTES_IN_MEMORY = 64 << 20
@@ -24,7 +24,7 @@ class NotFoundLimiter:
 
     def check(self, address: str) -> None:
         """Counts nothing. Raises `too-many-misses` if this process knows that the address is over its limit."""
-        if self._limiter is not None and (seconds := self._limiter.refused_for_s(client_network(address))):
+        if self._limiter is not None and (seconds := self._limiter.retry_after_s(client_network(address))):
             raise ServiceError("too-many-misses", retry_after_s=seconds)
 
     async def count(self, address: str) -> None:
@@ -33,7 +33,7 @@ class NotFoundLimiter:
             return
         standing = await self._limiter.admit(client_network(address))
         if standing is not None and standing.refused:
-            raise ServiceError("too-many-misses", retry_after_s=standing.next_s)
+            raise ServiceError("too-many-misses", retry_after_s=standing.retry_after_s)
 
 
 class MemoryBudget:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
 from service.storage.files import SMALL_BYTES
 from service.storage.interface import StoredFile
@@ -58,11 +58,9 @@ class MemoryCache:
     """
 
     def __init__(self, limit: int, *, entry_bytes: int = _ENTRY_BYTES) -> None:
-        self._limit = limit
         self._entry_bytes = entry_bytes
-        self._bytes = 0
         self._generation = 0
-        self._entries: OrderedDict[Hashable, tuple[float, ServedPicture]] = OrderedDict()
+        self._pictures: ExpiringCache[Hashable, ServedPicture] = ExpiringCache(limit, on_remove=self._drop_from_index)
         self._keys: defaultdict[ImageId, set[Hashable]] = defaultdict(set)
 
     @property
@@ -71,45 +69,30 @@ class MemoryCache:
         return self._generation
 
     def get(self, key: Hashable) -> ServedPicture | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if time.monotonic() >= entry[0]:
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry[1]
+        return self._pictures.get(key)
 
     def put(self, key: Hashable, picture: ServedPicture, *, until: float, generation: int) -> None:
         """`until` is on the monotonic clock. Ignores large pictures, and those looked up in an earlier `generation`."""
         if picture.stored.data is None or picture.stored.size > SMALL_BYTES or generation != self._generation:
             return
-        self._drop(key)
-        self._entries[key] = (until, picture)
-        self._bytes += picture.stored.size + self._entry_bytes
+        self._pictures.remove(key)
         for image_id in picture.image_ids:
             self._keys[image_id].add(key)
-        while self._bytes > self._limit:
-            self._drop(next(iter(self._entries)))
+        self._pictures.put(key, picture, until, weight=picture.stored.size + self._entry_bytes)
 
     def invalidate(self, image_ids: Iterable[ImageId]) -> None:
         self._generation += 1
         for image_id in image_ids:
             for key in list(self._keys.get(image_id, ())):
-                self._drop(key)
+                self._pictures.remove(key)
 
     def invalidate_all(self) -> None:
         self._generation += 1
-        self._entries.clear()
+        self._pictures.clear()
         self._keys.clear()
-        self._bytes = 0
 
-    def _drop(self, key: Hashable) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            return
-        self._bytes -= entry[1].stored.size + self._entry_bytes
-        for image_id in entry[1].image_ids:
+    def _drop_from_index(self, key: Hashable, picture: ServedPicture) -> None:
+        for image_id in picture.image_ids:
             self._keys[image_id].discard(key)
             if not self._keys[image_id]:
                 del self._keys[image_id]

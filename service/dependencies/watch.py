@@ -10,7 +10,7 @@ from typing import Any
 
 from service.batcher import running
 from service.dependencies.outages import Outage
-from service.single_flight import SharedCall
+from service.single_flight import SingleFlight
 
 # A check that takes longer fails.
 CHECK_TIMEOUT_S = 2.0
@@ -25,7 +25,7 @@ class Dependency:
     def __init__(self, outage: Outage, check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.outage = outage
         self._check = check
-        self._call: SharedCall[str | None] = SharedCall(CHECK_TIMEOUT_S)
+        self._call: SingleFlight[str | None] = SingleFlight(CHECK_TIMEOUT_S)
         self._problem: str | None = None  # of the last check
         self._check_again_at = 0.0
 

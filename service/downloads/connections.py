@@ -25,7 +25,7 @@ from aiohttp.streams import StreamReader
 
 from service.addresses import AllowedAddresses
 from service.errors import ServiceError
-from service.limits.shared_slots import Full, OverShare, SharedPlaces
+from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
 
 # Interim responses, with a status 1xx (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http
 # accepts 5.
@@ -56,8 +56,8 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, allowed: AllowedAddresses, lookups: int) -> None:
         self._allowed = allowed
-        self._places = SharedPlaces(lookups)
-        self._lock = threading.Lock()  # for the places
+        self._slots = SharedSlots(lookups)
+        self._lock = threading.Lock()  # for the slots
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -88,15 +88,18 @@ class GuardedResolver(AbstractResolver):
         holder = {account.get(): _ACCOUNT_WEIGHT}
         try:
             with self._lock:
-                self._places.take(holder)
-        except (Full, OverShare) as error:  # waiting would count as slowness of the origin
+                self._slots.acquire(holder)
+        except (
+            SlotsFull,
+            ShareExceeded,
+        ) as error:  # to wait for a place would be the origin's time, and pass for its slowness
             raise ServiceError("busy") from error
         lookup: Future[_AddressInfo] = Future()
         lookup.set_running_or_notify_cancel()  # so that it accepts its result even if nothing waits for it
 
         def release() -> None:
             with self._lock:
-                self._places.release(holder)
+                self._slots.release(holder)
 
         def run() -> None:
             try:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from service.database import Database
 from service.errors import ServiceError
-from service.single_flight import SharedCall
+from service.single_flight import SingleFlight
 from service.storage.files import in_thread
 from service.telemetry.gauges import DiskSpace, StoredState
 
@@ -53,8 +53,8 @@ class UsageMeter:
     def __init__(self, database: Database, folders: Mapping[str, tuple[Path, Executor]]) -> None:
         self._database = database
         self._folders = folders
-        self._spaces = {name: SharedCall[DiskSpace](_TIMEOUT_S, keep_s=_CACHE_TTL_S) for name in folders}
-        self._sizes: SharedCall[tuple[StoredState, DiskSpace | None]] = SharedCall(_TIMEOUT_S, keep_s=_CACHE_TTL_S)
+        self._spaces = {name: SingleFlight[DiskSpace](_TIMEOUT_S, ttl_s=_CACHE_TTL_S) for name in folders}
+        self._sizes: SingleFlight[tuple[StoredState, DiskSpace | None]] = SingleFlight(_TIMEOUT_S, ttl_s=_CACHE_TTL_S)
 
     async def measure(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
         """Returns the disks by name, and what is stored, without those that cannot be measured now."""

@@ -1,1 +1,1 @@
-"""How often something may be done."""
+"""Limits: how often, how many at once, and how slowly."""

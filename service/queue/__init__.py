@@ -1,1 +1,1 @@
-"""Between the API and the workers: jobs, and what is told about them."""
+"""The queue between the API and the workers: jobs, replies and heartbeats."""

@@ -1,9 +1,9 @@
-"""Signs of life of the workers: a sorted set of their names by the time of the last sign, in seconds.
+"""Heartbeats of the workers: a sorted set of their names by the time of the last heartbeat, in seconds.
 
-All times are those of the clock of Redis, since the clocks of hosts differ. The versions before wrote them by the clock
-of the worker's host, and may still do so during an upgrade. So a sign from the near future counts like one of the near
-past. One from later is older than a correction of the clock of Redis, and counts for nothing: a worker that lives gives
-the next one within a second.
+All times are those of the clock of Redis, since the clocks of hosts differ. Earlier versions used the clock of the
+worker's host, and may still do so during an upgrade. So a heartbeat from the near future counts like one from the near
+past. One from a later time is older than a correction of the clock of Redis, and is ignored: a worker that is alive
+records the next one within a second.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import secrets
 import socket
 from typing import Any
 
-WORKERS = "daguerre:workers"
+WORKERS_KEY = "daguerre:workers"
 WORKER_ALIVE_S = 10
-_FORGET_WORKER_S = 60
+_REMOVE_AFTER_S = 60
 
 _NOW = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 """
-_SHOW = (
+_RECORD = (
     _NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
@@ -32,26 +32,26 @@ _LIST = _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], now +
 
 
 def name_worker() -> str:
-    """Returns a name for one worker, which begins with its host's."""
+    """Returns a name for one worker, which begins with the name of its host."""
     return f"{socket.gethostname()}:{secrets.token_hex(4)}"
 
 
-class SignsOfLife:
-    """Of all workers of a queue. Every method raises the errors of redis-py."""
+class Heartbeats:
+    """The heartbeats of all workers of a queue. Every method raises the errors of redis-py."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._show = redis.register_script(_SHOW)
+        self._record = redis.register_script(_RECORD)
         self._list = redis.register_script(_LIST)
 
-    async def show(self, name: str) -> None:
-        """Records that the worker lives, and forgets those that have shown nothing for a minute."""
-        await self._show(keys=[WORKERS], args=[name, _FORGET_WORKER_S, WORKER_ALIVE_S])
+    async def record(self, name: str) -> None:
+        """Records that the worker is alive, and removes workers without a heartbeat for a minute."""
+        await self._record(keys=[WORKERS_KEY], args=[name, _REMOVE_AFTER_S, WORKER_ALIVE_S])
 
     async def remove(self, name: str) -> None:
         """Records that the worker has ended."""
-        await self._redis.zrem(WORKERS, name)
+        await self._redis.zrem(WORKERS_KEY, name)
 
-    async def list_living(self) -> list[str]:
-        """Returns the names of the workers that have shown a sign of life lately."""
-        return [name.decode() for name in await self._list(keys=[WORKERS], args=[WORKER_ALIVE_S])]
+    async def list_alive(self) -> list[str]:
+        """Returns the names of the workers with a recent heartbeat."""
+        return [name.decode() for name in await self._list(keys=[WORKERS_KEY], args=[WORKER_ALIVE_S])]

@@ -1,4 +1,4 @@
-"""The job contract: the queues' names, the codec, and how a job is enqueued."""
+"""The job contract: the names of the queues, the codec, and how a job is enqueued."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from service.config.settings import SettingsError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.queue.heartbeats import SignsOfLife
-from service.queue.turns import JOIN, TurnKeys, others_bell
+from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
+from service.queue.heartbeats import Heartbeats
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
@@ -26,41 +26,41 @@ PROBE_IMAGE = "probe_image"
 RENDER_QUEUE = "daguerre:render"
 RENDER_IMAGE = "render_image"
 
-# A worker without work waits for a token on this list; it holds as many as may wake a worker each, and no more,
-# since tokens that nobody takes would keep the workers turning after a rush.
-BELL = "daguerre:probe:bell"
-RENDER_BELL = "daguerre:render:bell"
-MOST_TOKENS = 8
+# A worker without work waits for a token on this list. Each token wakes one worker. Their number is bounded, since
+# tokens that no worker took would keep the workers spinning after a rush.
+WAKEUP_KEY = "daguerre:probe:bell"
+RENDER_WAKEUP_KEY = "daguerre:render:bell"
+MAX_WAKEUP_TOKENS = 8
 
-# With the id of a job: the set of channels that its reply goes to.
-WAITING = "daguerre:waiting:"
+# With the id of a job: the set of channels that get its reply.
+REPLY_CHANNELS_PREFIX = "daguerre:waiting:"
 
-# What a check writes.
-_CHECK = "daguerre:check"
-_CHECK_EXPIRES_MS = 10_000
+# The key that a health check writes.
+_CHECK_KEY = "daguerre:check"
+_CHECK_TTL_MS = 10_000
 
-_EXPIRES_MS = 24 * 60 * 60 * 1000
+_JOB_TTL_MS = 24 * 60 * 60 * 1000
 
-# arq's payloads have the time of this host's clock. The score of a job, by the clock of Redis, is the one that counts.
+# arq's payloads hold the time of this host's clock. Only the score of a job counts, by the clock of Redis.
 _NO_TIME = 0
 
-# arq hands its exceptions to the codec too.
+# arq passes exceptions to the codec as well.
 encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 decode = msgspec.msgpack.Decoder().decode
 
-# A connection that is lost between redis-py's look at it and the write is a RuntimeError of uvloop's.
+# If a connection is lost between redis-py's check and its write, uvloop raises a RuntimeError.
 UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
 def open_redis(url: str) -> ArqRedis:
-    """A client that connects when first used. Short time-outs: a Redis that is away is an answer too.
+    """Returns a client that connects when first used. Its timeouts are short, so that an outage is noticed soon.
 
-    Raises SettingsError for a URL that it cannot use.
+    Raises SettingsError for an invalid URL.
     """
     try:
         pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
         pool.make_connection()  # type: ignore[no-untyped-call] # it does not connect yet
-    except TypeError as error:  # of a parameter that no connection has
+    except TypeError as error:  # an unknown parameter
         raise SettingsError(f"DAGUERRE_REDIS_URL: {str(error).rpartition('() ')[2]}") from None
     except ValueError as error:
         raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
@@ -69,7 +69,7 @@ def open_redis(url: str) -> ArqRedis:
 
 @dataclass(frozen=True, slots=True)
 class ProbeJob:
-    """A look at one image of the account. Its reply goes to the channel `reply_to`, if that is not empty."""
+    """Probe one image of the account. The reply goes to the channel `reply_to`, if that is not empty."""
 
     image_id: ImageId
     account_id: AccountId
@@ -86,8 +86,9 @@ class ProbeJob:
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """One rendition, to be made once for all who ask: the reply goes to each of them. `order` is a
-    `delivery.orders.RenderOrder`, encoded; the account is that of the image.
+    """Make one rendition. Requests of several processes share the job, and each gets the reply.
+
+    `order` is an encoded `renditions.jobs.RenderOrder`; the account is that of the image.
     """
 
     id: str
@@ -108,12 +109,12 @@ def _serialize(function: str, argument: object, request_id: str) -> bytes:
 
 Job: TypeAlias = ProbeJob | RenderJob
 
-# A job that waits or runs under its id is left alone; its reply goes to one more channel. It is due now by the clock of
-# Redis, which claims go by too. Each token may wake a worker.
+# A job that is waiting or running under the same id is left alone, and its reply goes to one more channel. A new job is
+# due now by the clock of Redis, which claims use as well.
 _ENQUEUE = (
     """
-local queue, bell, others, turns, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local job, waiting, line, expires_ms, most_tokens = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local queue, wakeup, others_wakeup, turns, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local job, channels, line, ttl_ms, max_tokens = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 """
     + JOIN
     + """
@@ -122,10 +123,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local added, lines = 0, 0
 for i = 6, #ARGV, 4 do
     local id, account, payload, reply_to = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    redis.call('SET', job .. id, payload, 'PX', expires_ms, 'NX')
+    redis.call('SET', job .. id, payload, 'PX', ttl_ms, 'NX')
     if reply_to ~= '' then
-        redis.call('SADD', waiting .. id, reply_to)
-        redis.call('PEXPIRE', waiting .. id, expires_ms)
+        redis.call('SADD', channels .. id, reply_to)
+        redis.call('PEXPIRE', channels .. id, ttl_ms)
     end
     if redis.call('ZADD', queue, 'NX', now, id) == 1 then
         added = added + 1
@@ -134,11 +135,11 @@ for i = 6, #ARGV, 4 do
         end
     end
 end
-for list, tokens in pairs({[bell] = added, [others] = lines}) do
-    for _ = 1, math.min(tokens, most_tokens) do
+for list, tokens in pairs({[wakeup] = added, [others_wakeup] = lines}) do
+    for _ = 1, math.min(tokens, max_tokens) do
         redis.call('RPUSH', list, '')
     end
-    redis.call('LTRIM', list, -most_tokens, -1)
+    redis.call('LTRIM', list, -max_tokens, -1)
 end
 return added
 """
@@ -146,58 +147,63 @@ return added
 
 
 class JobQueue:
-    """Enqueues groups of jobs in one step: arq's own `enqueue_job`, with the same keys, takes three for each."""
+    """Enqueues batches of jobs in one round trip. arq's own `enqueue_job`, with the same keys, takes three for each."""
 
-    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, bell: str = BELL) -> None:
+    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, wakeup_key: str = WAKEUP_KEY) -> None:
         self._redis = redis
-        turns = TurnKeys.of(name)
+        fair = FairQueueKeys.of(name)
         self._name = name
-        self._keys = [name, bell, others_bell(bell), turns.turns, turns.accounts]
-        self._line = turns.line
+        self._keys = [name, wakeup_key, others_wakeup_key(wakeup_key), fair.turns, fair.accounts]
+        self._line = fair.line
         self._enqueue = redis.register_script(_ENQUEUE)
-        self._signs = SignsOfLife(redis)
+        self._heartbeats = Heartbeats(redis)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
-        """Raises `queue-unavailable`. The sweep enqueues again whatever image was lost here."""
+        """Raises `queue-unavailable`. If a probe job is lost here, the sweep enqueues it again."""
         await self._add(jobs)
         return [None] * len(jobs)
 
     async def enqueue_again(self, images: Mapping[ImageId, AccountId]) -> int:
-        """Put images that wait for too long back, with their accounts; those in the queue stay where they are.
+        """Enqueues probe jobs of images, with their accounts, unless they are in the queue.
 
-        Returns how many were not in the queue. Raises `queue-unavailable`.
+        Returns how many were missing. Raises `queue-unavailable`.
         """
         return await self._add([ProbeJob(*image, "", "sweep") for image in images.items()])
 
     async def _add(self, jobs: Sequence[Job]) -> int:
-        words: list[Any] = [job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS]
+        args: list[Any] = [job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _JOB_TTL_MS, MAX_WAKEUP_TOKENS]
         for job in jobs:
-            words += (job.id, job.account_id, job.serialize(), job.reply_to)
+            args += (job.id, job.account_id, job.serialize(), job.reply_to)
         try:
-            return int(await self._enqueue(keys=self._keys, args=words))
+            return int(await self._enqueue(keys=self._keys, args=args))
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
 
     async def check(self) -> None:
-        """Take the steps of `enqueue`, with a value that expires in place of a job. Raises what redis-py raises."""
-        await self._redis.set(_CHECK, b"", px=_CHECK_EXPIRES_MS)
-        await self._enqueue(keys=self._keys, args=[job_key_prefix, WAITING, self._line, _EXPIRES_MS, MOST_TOKENS])
+        """Checks that jobs can be enqueued, without enqueueing one. Raises what redis-py raises."""
+        await self._redis.set(_CHECK_KEY, b"", px=_CHECK_TTL_MS)
+        await self._enqueue(
+            keys=self._keys, args=[job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _JOB_TTL_MS, MAX_WAKEUP_TOKENS]
+        )
 
     async def count_workers(self, *, host: str | None = None) -> int:
-        """How many workers (of that host) have shown a sign of life lately. Raises `queue-unavailable`."""
+        """Returns how many workers, of all hosts or one, are alive. Raises `queue-unavailable`."""
         try:
-            names = await self._signs.list_living()
+            names = await self._heartbeats.list_alive()
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
         return sum(host is None or name.rpartition(":")[0] == host for name in names)
 
     async def measure(self) -> QueueState:
-        """Raises `queue-unavailable`."""
+        """Returns the depth of the queue, the age of its oldest job and the number of workers.
+
+        Raises `queue-unavailable`.
+        """
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.time()  # what the scores were made with; the clock of this host may differ
+                pipe.time()  # the scores are by the clock of Redis
                 pipe.zcard(self._name)
                 pipe.zrange(self._name, 0, 0, withscores=True)
                 (seconds, microseconds), depth, oldest = await pipe.execute()

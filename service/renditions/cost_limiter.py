@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.costs import count_tokens
 from service.storage.interface import RenditionKey
 
@@ -93,5 +93,5 @@ async def _admit(limiter: RateLimiter, key: str, tokens: float, source: str) -> 
         raise ServiceError(
             "too-many-renditions",
             f"Too many requests for new renditions {source}; retry after the seconds in Retry-After.",
-            retry_after_s=standing.next_s,
+            retry_after_s=standing.retry_after_s,
         )

@@ -1,4 +1,4 @@
-"""The job of a rendition: its order, its end, and what processes tell each other of renditions."""
+"""The job of a rendition: its order, its result, and the events that processes publish about renditions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _WITHOUT_LOCATION = "0" * 32
 
 
 class RenderOrder(msgspec.Struct, frozen=True):
-    """What is to be made of an image: a rendition, or without a transformation the file itself without its location.
+    """A rendition to make of an image. Without a transformation it is the original without its location.
 
-    `digest` names the result among those of its image. `ordered_by` is the channel of the process that ordered it.
-    `size` and `watermark_size` are those of the stored files in bytes, 0 if they are not known.
+    `digest` names the rendition among those of its image. `ordered_by` is the channel of the process that ordered it.
+    `size` and `watermark_size` are the sizes of the stored files in bytes, or 0 if they are not known.
     """
 
     image_id: ImageId
@@ -38,33 +38,36 @@ class RenderOrder(msgspec.Struct, frozen=True):
         return watermark.image_id if watermark else None
 
 
-class SentFile(msgspec.Struct, frozen=True):
+class InlineFile(msgspec.Struct, frozen=True):
+    """A rendition that is sent along with its result."""
+
     data: bytes
     modified_ns: int
 
 
-class RenderEnd(msgspec.Struct, frozen=True, tag="end"):
-    """A rendition is there, or `error` is why it cannot be: an error code of the API. `file` is what was made, if it
-    is small or could not be kept. `kind` names what is not supported, as in `Rejected`. `seconds` of a child were
-    spent on it, as far as is known, by order of the process whose channel is `ordered_by`.
+class RenderResult(msgspec.Struct, frozen=True, tag="end"):
+    """A rendition is stored, or `error` says why not, as an error code of the API.
+
+    `file` is the rendition if it is small or could not be stored. `kind` names what is not supported, as in `Rejected`.
+    `seconds` is the time that a decoder took, if it is known; `ordered_by` is the channel of the process that pays.
     """
 
     image_id: ImageId
     digest: str
     error: str | None = None
-    file: SentFile | None = None
+    file: InlineFile | None = None
     kind: str | None = None
     seconds: float | None = None
     ordered_by: str = ""
 
 
-class Deleted(msgspec.Struct, frozen=True, tag="deleted"):
-    """Images that are no more, and with them what was made of them."""
+class ImagesDeleted(msgspec.Struct, frozen=True, tag="deleted"):
+    """Images were deleted, and with them their renditions."""
 
     image_ids: list[ImageId]
 
 
-News: TypeAlias = RenderEnd | Deleted
+RenditionEvent: TypeAlias = RenderResult | ImagesDeleted
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RenderOrder)

@@ -1,4 +1,4 @@
-"""Renditions to be had: found on disk, or made once, whoever asks and however many."""
+"""Renditions: found on disk, or made by a worker, once for all requests that want one at the same time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import math
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,57 +17,46 @@ import msgspec
 from service.batcher import Batcher, running
 from service.database import Database
 from service.errors import ServiceError, refuse_picture
+from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
-from service.limits.shared_slots import Full, OverShare, SharedPlaces
+from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
-from service.queue.pubsub import Listener, send
+from service.queue.pubsub import Subscriber, publish
+from service.queue.waiter import JobWaiter
 from service.renditions.cost_limiter import CostLimiter, Requester
 from service.renditions.costs import count_tokens
 from service.renditions.integrity import is_complete
-from service.renditions.jobs import Deleted, News, RenderEnd, RenderOrder, encode_order
+from service.renditions.jobs import ImagesDeleted, RenderOrder, RenderResult, RenditionEvent, encode_order
 from service.renditions.queries import record_uses
 from service.storage.interface import RenditionKey, RenditionStorage, StoredFile
 from service.telemetry.metrics import metrics
 
-# All processes hear of deletions.
-_DELETIONS = "daguerre:renditions"
-# News may be lost: whoever waits looks at the disk this often, and enqueues again what Redis may have lost.
-_LOOK_S = 1.0
-_LOST_S = 2.0
-_ENQUEUE_TIMEOUT_S = 1.0
-# What could not be made is not tried again at once.
-_REFUSED_S = 30.0
-_MOST_REFUSED = 10_000
-_NOTE_S = 30.0
-_ANNOUNCE_TIMEOUT_S = 1.0
-# A rendition in flight takes a place for each token that it costs, so the places are seconds that the next one waits.
-# Alone, an address has at most a quarter of them, and an account three quarters. One rendition takes at most a quarter
-# of those that are free: else a single dear one could take all, and all others would be `busy`.
+# Every process subscribes to this channel.
+_DELETIONS_CHANNEL = "daguerre:renditions"
+# A rendition that could not be made is not tried again for this long.
+_REFUSAL_TTL_S = 30.0
+_MAX_REFUSALS = 10_000
+_PUBLISH_TIMEOUT_S = 1.0
+# A rendition in flight takes a slot for each token that it costs, so the slots are seconds that the next one waits.
+# Alone, an address gets at most a quarter of them, and an account three quarters. One rendition takes at most a quarter
+# of the free slots: else a single expensive one could take all, and all others would be `busy`.
 _ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
-_DEAR_PART = 4
+_MAX_PART_OF_FREE = 4
 # Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
-_REQUESTS_PER_PLACE, _RENDITION_WEIGHT = 16, 1.0
-_OVER_SHARE_RETRY_S = 1
+_REQUESTS_PER_SLOT, _RENDITION_WEIGHT = 16, 1.0
+_SHARE_EXCEEDED_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
+class _Refusal:
+    """What a ServiceError is made of. An exception that is raised twice would collect tracebacks."""
+
     code: str
     message: str
-    until: float
-
-
-class _Making:
-    """One rendition that is being made; `end` is set by news of it."""
-
-    def __init__(self) -> None:
-        self.look = asyncio.Event()
-        self.end: RenderEnd | None = None
-        self.task: asyncio.Task[StoredFile] | None = None
 
 
 class Invalidates(Protocol):
-    """What remembers something of images."""
+    """A cache of images, or of what was made of them."""
 
     def invalidate(self, image_ids: Iterable[ImageId]) -> None: ...
 
@@ -76,7 +64,10 @@ class Invalidates(Protocol):
 
 
 class Renditions:
-    """One for each process; `caches` are told of images that are deleted, by whichever process."""
+    """One for each process. `caches` forget the images that any process deletes.
+
+    `wait_s` bounds the wait for a rendition. Uses are written to the database every `usage_interval_s`.
+    """
 
     def __init__(
         self,
@@ -89,222 +80,200 @@ class Renditions:
         wait_s: float,
         max_in_flight: int,
         cost_limiter: CostLimiter,
+        usage_interval_s: float = 30.0,
     ) -> None:
+        self.wait_s = wait_s
+        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueuing.submit)
+        self.waiting = SharedSlots(max_in_flight * _REQUESTS_PER_SLOT)
+        self.in_progress: dict[RenditionKey, asyncio.Task[StoredFile]] = {}
+        self.refusals: ExpiringCache[RenditionKey, _Refusal] = ExpiringCache(_MAX_REFUSALS)
         self._redis = redis
         self._database = database
         self._files = files
-        self._enqueuing = enqueuing
         self._caches = caches
-        self._wait_s = wait_s
-        self._in_flight = SharedPlaces(max_in_flight)
-        self._waiting = SharedPlaces(max_in_flight * _REQUESTS_PER_PLACE)
+        self._in_flight = SharedSlots(max_in_flight)
         self._cost_limiter = cost_limiter
-        self._making: dict[RenditionKey, _Making] = {}
-        self._refused: OrderedDict[RenditionKey, _Refused] = OrderedDict()  # least recently used first
+        self._usage_interval_s = usage_interval_s
         self._used: dict[RenditionKey, None] = {}
-        self._own_channel = f"daguerre:renditions:{secrets.token_hex(8)}"  # for the ends of what it has ordered
-        self._news: Listener[News] = Listener(
-            redis, [self._own_channel, _DELETIONS], News, deliver=self._hear, changed=self._check_all
+        self._reply_channel = f"daguerre:renditions:{secrets.token_hex(8)}"
+        self.events: Subscriber[RenditionEvent] = Subscriber(
+            redis,
+            [self._reply_channel, _DELETIONS_CHANNEL],
+            RenditionEvent,
+            on_message=self._on_event,
+            on_gap=self._resync,
         )
 
     @classmethod
     @asynccontextmanager
     async def open(cls, *args: Any, **options: Any) -> AsyncIterator[Self]:
-        """With its tasks, which end with the block."""
+        """Runs its tasks for the length of a block."""
         self = cls(*args, **options)
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._end)
-            await stack.enter_async_context(running(self._news.listen()))
-            await stack.enter_async_context(running(self._note_uses()))
+            stack.push_async_callback(self._cancel_all)
+            await stack.enter_async_context(running(self.events.run()))
+            await stack.enter_async_context(running(self._write_uses()))
             yield self
 
     async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> StoredFile:
-        """The file, once it is there. The first request for a new one pays for the seconds that a child will take.
+        """Returns the file as soon as it is stored.
 
-        Raises `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and what a worker says.
+        The first request for a new rendition pays for the seconds that a decoder will take. Raises
+        `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and the worker's error.
         """
         key = RenditionKey(order.image_id, order.digest)
-        stored = None if key in self._making else await self._files.find(key, partial(is_complete, order))
+        stored = None if key in self.in_progress else await self._files.find(key, partial(is_complete, order))
         if stored is not None:
             self._used[key] = None
             metrics.pictures_from_disk.inc()
             return stored
-        self._refuse_again(key)
+        if (refusal := self.refusals.get(key)) is not None:
+            raise ServiceError(refusal.code, refusal.message)
         weights = {**_weigh(requester), key: _RENDITION_WEIGHT}
-        _take(self._waiting, weights)
+        _acquire(self.waiting, weights)
         try:
-            making = self._making.get(key) or await self._order(key, order, requester, seconds, request_id)
-            assert making.task is not None  # noqa: S101 - what _begin made
-            stored = await asyncio.shield(making.task)
+            task = self.in_progress.get(key) or await self._order(key, order, requester, seconds, request_id)
+            stored = await asyncio.shield(task)
         finally:
-            self._waiting.release(weights)
+            self.waiting.release(weights)
         metrics.pictures_rendered.inc()
         return stored
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
-        """Tell every process that these images are no more; this one has forgotten them when it returns."""
+        """Removes deleted images from the caches of this process, and publishes that to all processes."""
         self._forget(image_ids)
-        with suppress(*UNAVAILABLE, TimeoutError):  # then the others hear nothing at all, and trust nothing
-            async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
-                await send(self._redis, _DELETIONS, [Deleted(list(image_ids))])
+        with suppress(*UNAVAILABLE, TimeoutError):  # processes without Redis trust their caches for a short time only
+            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                await publish(self._redis, _DELETIONS_CHANNEL, [ImagesDeleted(list(image_ids))])
 
     async def _order(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, seconds: float, request_id: str
-    ) -> _Making:
-        """Pay for it and begin, unless another request does so meanwhile."""
-        _require(self._in_flight, _weigh(requester))
+    ) -> asyncio.Task[StoredFile]:
+        """Debits the rendition and starts it, unless another request has started it meanwhile."""
+        _check_slots(self._in_flight, _weigh(requester))
         try:
             await self._cost_limiter.charge(key, requester, seconds)
         except ServiceError:
-            if (making := self._making.get(key)) is not None:
-                return making
+            if (task := self.in_progress.get(key)) is not None:
+                return task
             raise
-        return self._making.get(key) or self._begin(key, order, requester, math.ceil(count_tokens(seconds)), request_id)
+        tokens = math.ceil(count_tokens(seconds))
+        return self.in_progress.get(key) or self._start(key, order, requester, tokens, request_id)
 
-    def _refuse_again(self, key: RenditionKey) -> None:
-        refused = self._refused.get(key)
-        if refused is not None:
-            if time.monotonic() < refused.until:
-                self._refused.move_to_end(key)
-                raise ServiceError(refused.code, refused.message)
-            del self._refused[key]
-
-    def _begin(
-        self, key: RenditionKey, order: RenderOrder, requester: Requester, places: int, request_id: str
-    ) -> _Making:
+    def _start(
+        self, key: RenditionKey, order: RenderOrder, requester: Requester, slots: int, request_id: str
+    ) -> asyncio.Task[StoredFile]:
         weights = _weigh(requester)
-        places = min(places, max(1, self._in_flight.free // _DEAR_PART))
+        slots = min(slots, max(1, self._in_flight.free // _MAX_PART_OF_FREE))
         try:
-            _take(self._in_flight, weights, places)
+            _acquire(self._in_flight, weights, slots)
         except ServiceError:
             self._cost_limiter.refund(key)
             raise
-        making = self._making[key] = _Making()
-        encoded = encode_order(msgspec.structs.replace(order, ordered_by=self._own_channel))
-        job = RenderJob(f"{key.image_id}:{key.digest}", requester.account_id, encoded, self._own_channel, request_id)
-        making.task = asyncio.create_task(self._make(key, order, job, making))
-        making.task.add_done_callback(_retrieve)
-        making.task.add_done_callback(lambda _: self._in_flight.release(weights, places))
-        return making
+        encoded = encode_order(msgspec.structs.replace(order, ordered_by=self._reply_channel))
+        job = RenderJob(f"{key.image_id}:{key.digest}", requester.account_id, encoded, self._reply_channel, request_id)
+        task = self.in_progress[key] = asyncio.create_task(self._wait(key, order, job))
+        task.add_done_callback(_retrieve_error)
+        task.add_done_callback(lambda _: self._in_flight.release(weights, slots))
+        return task
 
-    async def _make(self, key: RenditionKey, order: RenderOrder, job: RenderJob, making: _Making) -> StoredFile:
-        """Until it is there; its requests may all be gone by then."""
+    async def _wait(self, key: RenditionKey, order: RenderOrder, job: RenderJob) -> StoredFile:
+        """Goes on if all its requests are gone, since the worker may have begun."""
         try:
-            deadline = time.monotonic() + self._wait_s
-            enqueue_at = 0.0
-            while True:
-                now = time.monotonic()
-                if now >= enqueue_at:
-                    enqueue_at = now + (_LOST_S if await self._enqueue(job) else _LOOK_S)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
-                        await making.look.wait()
-                making.look.clear()
-                end, making.end = making.end, None
-                if end is not None and end.error is not None:
-                    refusal = refuse_picture(end.error, end.kind)
-                    self._remember_refusal(key, refusal)
-                    raise refusal
-                if end is not None and end.file is not None:
-                    return StoredFile(self._files.path(key), len(end.file.data), end.file.modified_ns, end.file.data)
-                if (stored := await self._files.find(key, partial(is_complete, order))) is not None:
-                    return stored
-                if time.monotonic() >= deadline:
-                    raise ServiceError("rendition-not-ready")
+            stored = await self.waiter.wait(key, job, partial(self._check, key, order), timeout_s=self.wait_s)
         finally:
-            del self._making[key]
+            del self.in_progress[key]
+        if stored is None:
+            raise ServiceError("rendition-not-ready")
+        return stored
 
-    async def _enqueue(self, job: RenderJob) -> bool:
-        with suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                await self._enqueuing.submit(job)
-                return True
-        return False
+    async def _check(self, key: RenditionKey, order: RenderOrder, result: RenderResult | None) -> StoredFile | None:
+        if result is not None and result.error is not None:
+            refusal = refuse_picture(result.error, result.kind)
+            if refusal.status < 500:
+                self.refusals.put(key, _Refusal(refusal.code, refusal.message), time.monotonic() + _REFUSAL_TTL_S)
+            raise refusal
+        if result is not None and result.file is not None:
+            data = result.file.data
+            return StoredFile(self._files.path(key), len(data), result.file.modified_ns, data)
+        return await self._files.find(key, partial(is_complete, order))
 
-    def _remember_refusal(self, key: RenditionKey, refusal: ServiceError) -> None:
-        if refusal.status >= 500:
-            return
-        self._refused[key] = _Refused(refusal.code, refusal.message, time.monotonic() + _REFUSED_S)
-        self._refused.move_to_end(key)
-        if len(self._refused) > _MOST_REFUSED:
-            self._refused.popitem(last=False)
-
-    def _hear(self, news: News) -> None:
-        match news:
-            case RenderEnd():
-                key = RenditionKey(news.image_id, news.digest)
-                if news.ordered_by in {"", self._own_channel}:
-                    self._cost_limiter.settle(key, news.seconds)
-                else:  # another process, whose request pays
+    def _on_event(self, event: RenditionEvent) -> None:
+        match event:
+            case RenderResult():
+                key = RenditionKey(event.image_id, event.digest)
+                if event.ordered_by in {"", self._reply_channel}:
+                    self._cost_limiter.settle(key, event.seconds)
+                else:  # the request of another process pays
                     self._cost_limiter.refund(key)
-                making = self._making.get(key)
-                if making is not None:
-                    making.end = news
-                    making.look.set()
-            case Deleted(image_ids):
+                self.waiter.deliver(key, event)
+            case ImagesDeleted(image_ids):
                 self._forget(image_ids)
 
     def _forget(self, image_ids: Iterable[ImageId]) -> None:
         for cache in self._caches:
             cache.invalidate(image_ids)
 
-    def _check_all(self) -> None:
-        """News may have been lost, of deletions too."""
+    def _resync(self) -> None:
+        """Events may have been lost, including deletions."""
         for cache in self._caches:
             cache.invalidate_all()
-        for making in self._making.values():
-            making.look.set()
+        self.waiter.wake_all()
 
-    async def _note_uses(self) -> None:
+    async def _write_uses(self) -> None:
         while True:
-            await asyncio.sleep(_NOTE_S)
-            used, self._used = list(self._used), {}
-            if used:
-                with suppress(ServiceError):  # they may be thrown away a little early
-                    async with self._database.connection() as connection:
-                        await record_uses(connection, used)
+            await asyncio.sleep(self._usage_interval_s)
+            await self.write_uses()
 
-    async def _end(self) -> None:
-        tasks = [making.task for making in self._making.values() if making.task is not None]
+    async def write_uses(self) -> None:
+        """Writes which renditions were used, for the eviction."""
+        used, self._used = list(self._used), {}
+        if used:
+            with suppress(ServiceError):  # they may be evicted a little early
+                async with self._database.connection() as connection:
+                    await record_uses(connection, used)
+
+    async def _cancel_all(self) -> None:
+        tasks = list(self.in_progress.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _weigh(requester: Requester) -> dict[Hashable, float]:
-    """The holders of a place, with their weights. A signed URL is the account's own: its address does not count."""
+    """Returns the holders of a slot with their weights. A signed URL is the account's own: no address holds it."""
     weights: dict[Hashable, float] = {requester.account_id: _ACCOUNT_WEIGHT}
     if requester.address is not None:
         weights[requester.address] = _ADDRESS_WEIGHT
     return weights
 
 
-def _require(places: SharedPlaces, weights: Mapping[Hashable, float]) -> None:
-    """Raises `busy` if all places are taken, `too-many-renditions` if one of the holders has its share."""
+def _check_slots(slots: SharedSlots, weights: Mapping[Hashable, float]) -> None:
+    """Raises `busy` if all slots are taken, or `too-many-renditions` if one of the holders has its share."""
     try:
-        places.require(weights)
-    except Full:
-        raise ServiceError("busy", "Too many requests wait for renditions; try again shortly.") from None
-    except OverShare as error:
+        slots.check(weights)
+    except SlotsFull:
+        raise ServiceError("busy", "Too many requests are waiting for renditions; try again shortly.") from None
+    except ShareExceeded as error:
         match error.holder:
             case str():
-                cause = "This address waits for too many new renditions"
+                cause = "Too many new renditions for this address are pending"
             case int():
-                cause = "Too many new renditions of this account's images are waited for"
+                cause = "Too many new renditions of this account's images are pending"
             case _:
-                cause = "Too many requests wait for this rendition"
+                cause = "Too many requests are waiting for this rendition"
         raise ServiceError(
-            "too-many-renditions", f"{cause}; try again shortly.", retry_after_s=_OVER_SHARE_RETRY_S
+            "too-many-renditions", f"{cause}; try again shortly.", retry_after_s=_SHARE_EXCEEDED_RETRY_S
         ) from None
 
 
-def _take(places: SharedPlaces, weights: Mapping[Hashable, float], count: int = 1) -> None:
-    """Raises what `_require` does."""
-    _require(places, weights)
-    places.take(weights, count)
+def _acquire(slots: SharedSlots, weights: Mapping[Hashable, float], count: int = 1) -> None:
+    """Raises what `_check_slots` does."""
+    _check_slots(slots, weights)
+    slots.acquire(weights, count)
 
 
-def _retrieve(task: asyncio.Task[StoredFile]) -> None:
-    """Its error is for whoever waits, and nobody may."""
+def _retrieve_error(task: asyncio.Task[StoredFile]) -> None:
+    """Keeps asyncio from logging an error whose requests have gone."""
     if not task.cancelled():
         task.exception()

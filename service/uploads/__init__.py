@@ -1,1 +1,1 @@
-"""From a body to an image: the file, its row, its job and the reply."""
+"""Uploads: a request body becomes a file, a row and a probe job."""

@@ -1,90 +1,118 @@
-"""A received file becomes an image: its row, its place, its job, and the reply."""
+"""Turns a received file into an image: publishes the file, inserts its row, and waits for its probe."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
 
 import structlog
 
-from service.batcher import Batcher
+from service.batcher import Batcher, running
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId, new_image_id
 from service.images.idempotency import find_by_key, release_key
 from service.images.insert import IdTaken, KeyTaken, insert_pending
 from service.images.models import IdempotencyKey, Image, NewImage
-from service.images.queries import load_image
+from service.images.queries import ImageQuery, find_images, load_image
 from service.images.updates import FILE_MISSING, delete_failed_image, expire_failed_image, mark_failed
-from service.queue.jobs import Job, ProbeJob
+from service.queue.jobs import Job, JobQueue, ProbeJob
+from service.queue.pubsub import Subscriber
+from service.queue.waiter import JobWaiter
 from service.storage.files import storage_errors
 from service.storage.interface import OriginalStorage, UploadFile
 from service.uploads.receiving import Upload
-from service.uploads.replies import Replies
 from service.uploads.reservations import Reservation
 
-_ENQUEUE_TIMEOUT_S = 1
-# A job is enqueued again while its client waits: soon where that did not go well, and later since Redis may lose what
-# it was given last.
-_AGAIN_S = 0.5
-_LOST_S = 2
-# With these errors it is known that no row was inserted.
+# These errors are raised before a row is inserted.
 _NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unavailable", "unauthorized"})
-# For a look at whether a file is there; a disk that hangs is no reason to refuse what was synced.
-_LOOK_TIMEOUT_S = 2
+# How long a check for a file may take. A disk that hangs is no reason to refuse a file that was synced.
+_FILE_CHECK_TIMEOUT_S = 2
 
 log = structlog.get_logger("service")
 
 
 class FileLost(Exception):
-    """The row is committed, and its file is nowhere in the storage."""
+    """The row is committed, but the storage has no file for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A received file, what its row is to be, and the bytes that are reserved for it."""
+class IngestItem:
+    """A received file, the row to insert for it, and the bytes that are reserved for it."""
 
     file: UploadFile
     image: NewImage
     reservation: Reservation | None = None
 
 
-async def accept(
-    database: Database, storage: OriginalStorage, arrivals: Sequence[Arrival]
-) -> Sequence[Exception | None]:
-    """Make received files images, a group at once: what syncs, commits and thread's turns cost is shared.
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The reply to a probe job: the image's row afterwards, or None if it was deleted."""
 
-    Answers an outcome for each, as `OriginalStorage.sync_batch` and `insert_pending` do, and FileLost for a row whose
+    image_id: ImageId
+    image: Image | None
+
+
+async def ingest_batch(
+    database: Database, storage: OriginalStorage, items: Sequence[IngestItem]
+) -> Sequence[Exception | None]:
+    """Makes received files images. A batch shares the cost of syncs, commits and threads.
+
+    Returns an outcome for each, as `OriginalStorage.sync_batch` and `insert_pending` do, and FileLost for a row whose
     file is lost. Raises `storage-unavailable`.
     """
-    unsealed = await storage.sync_batch([arrival.file for arrival in arrivals])
-    sealed = [arrival for arrival, error in zip(arrivals, unsealed, strict=True) if error is None]
-    for arrival in sealed:
-        if arrival.reservation is not None:
-            arrival.reservation.hand_over()
-    images = [arrival.image for arrival in sealed]
+    seal_errors = await storage.sync_batch([item.file for item in items])
+    sealed = [item for item, error in zip(items, seal_errors, strict=True) if error is None]
+    for item in sealed:
+        if item.reservation is not None:
+            item.reservation.hand_over()
+    images = [item.image for item in sealed]
     outcomes = await insert_pending(database, images)
     lost = await storage.publish([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
-    kept = iter(
+    published = iter(
         FileLost(image.id) if outcome is None and image.id in lost else outcome
         for image, outcome in zip(images, outcomes, strict=True)
     )
-    return [error or next(kept) for error in unsealed]
+    return [error or next(published) for error in seal_errors]
 
 
-@dataclass(frozen=True, slots=True)
 class Ingest:
-    """`accepting` groups `accept`, `enqueuing` groups `JobQueue.enqueue`."""
+    """Stores uploads. One for each API process; `results` receives the replies to its probe jobs."""
 
-    database: Database
-    storage: OriginalStorage
-    accepting: Batcher[Arrival, None]
-    enqueuing: Batcher[Job, None]
-    replies: Replies
-    wait_s: float
+    def __init__(
+        self, database: Database, storage: OriginalStorage, redis: Any, queue: JobQueue, *, wait_s: float
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._wait_s = wait_s
+        self.ingest_batcher = Batcher(partial(ingest_batch, database, storage))
+        self.enqueue_batcher: Batcher[Job, None] = Batcher(queue.enqueue)
+        self.waiter: JobWaiter[ImageId, ProbeResult] = JobWaiter(self.enqueue_batcher.submit)
+        self.reply_channel = f"daguerre:replies:{secrets.token_hex(8)}"
+        self.results: Subscriber[ProbeResult] = Subscriber(
+            redis,
+            [self.reply_channel],
+            ProbeResult,
+            on_message=lambda result: self.waiter.deliver(result.image_id, result),
+            on_gap=self.waiter.wake_all,
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, database: Database, storage: OriginalStorage, redis: Any, queue: JobQueue, *, wait_s: float
+    ) -> AsyncIterator[Self]:
+        """Runs its tasks for the length of a block."""
+        self = cls(database, storage, redis, queue, wait_s=wait_s)
+        async with AsyncExitStack() as stack:
+            for task in (self.ingest_batcher.run(), self.enqueue_batcher.run(), self.results.run()):
+                await stack.enter_async_context(running(task))
+            yield self
 
     async def store(
         self,
@@ -95,159 +123,170 @@ class Ingest:
         *,
         request_id: str,
     ) -> tuple[NewImage, Image | None]:
-        """The stored row, and the image once a worker has looked at it: None if that takes longer than `wait_s`.
+        """Returns the stored row, and the image once a worker has probed it: None if that takes longer than `wait_s`.
 
-        From the moment the row is committed the image is durable, whatever happens here. Under a key that stands for
-        an image of the same content it is that image, and the upload is dropped. Raises `quota-exceeded`,
+        The image is durable as soon as its row is committed, whatever happens afterwards. If the key belongs to an
+        image of the same content, that image is returned and the upload is dropped. Raises `quota-exceeded`,
         `account-suspended`, `unauthorized` if the account was deleted meanwhile, `idempotency-key-reused`,
         `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
         new = NewImage(upload.id, account_id, upload.size, upload.sha256, tags, key)
-        accepted = await self._accept(upload, new)
-        if isinstance(accepted, NewImage):
-            return accepted, await self._wait(accepted, request_id)
-        return await self._join(accepted, request_id)
+        stored = await self._store(upload, new)
+        if isinstance(stored, NewImage):
+            return stored, await self.wait(stored, request_id)
+        return await self._join(stored, request_id)
 
     async def repeat(
         self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
     ) -> tuple[NewImage, Image | None] | None:
-        """What `store` answers where the key stands for the picture from this URL, and None where it is free.
+        """Returns what `store` returns if the key belongs to the picture from this URL, or None if it is unused.
 
-        Raises as `store` does.
+        Raises what `store` does.
         """
-        earlier = await self._find_earlier(account_id, key)
-        return None if earlier is None else await self._join(earlier, request_id)
+        image = await self._find_by_key(account_id, key)
+        return None if image is None else await self._join(image, request_id)
 
-    async def _accept(self, upload: Upload, new: NewImage) -> NewImage | Image:
-        """The row that was inserted, or the image that has its key."""
+    async def _store(self, upload: Upload, new: NewImage) -> NewImage | Image:
+        """Returns the row that was inserted, or the image that has its key already."""
         file = upload.file
         while True:
             try:
-                await self.accepting.submit(Arrival(file, new, upload.reservation))
+                await self.ingest_batcher.submit(IngestItem(file, new, upload.reservation))
             except IdTaken:
                 image_id = new_image_id()
-                # An id that another upload of this moment has is tried again: its insert is refused as well.
-                if await self.storage.rename_upload(file, image_id):
+                # If another upload of this moment has the new id, it is refused on the next attempt as well.
+                if await self._storage.rename_upload(file, image_id):
                     new = replace(new, id=image_id)
             except KeyTaken:
-                # None: it was deleted or refused meanwhile, and the key is free again.
-                if (earlier := await self._yield_to_earlier(file, new)) is not None:
-                    return earlier
+                # None: that image was deleted or refused meanwhile, so the key is free again.
+                if (image := await self._yield_to_existing(file, new)) is not None:
+                    return image
             except FileLost as error:
-                await self._refuse_lost(new)
+                await self._mark_lost(new)
                 raise ServiceError("storage-unavailable") from error
             except ServiceError as refusal:
-                # Of any other error it is unknown whether the row was committed: the file stays for the sweep.
+                # After any other error the row may have been committed: the file stays for the sweep.
                 if refusal.code in _NOT_INSERTED or changed_nothing(refusal):
-                    await self.storage.discard(file)
+                    await self._storage.discard(file)
                 raise
             else:
                 return new
 
-    async def _yield_to_earlier(self, file: UploadFile, new: NewImage) -> Image | None:
+    async def _yield_to_existing(self, file: UploadFile, new: NewImage) -> Image | None:
         assert new.idempotency_key is not None  # noqa: S101 - it is taken
         try:
-            earlier = await self._find_earlier(new.account_id, new.idempotency_key, new.sha256)
+            image = await self._find_by_key(new.account_id, new.idempotency_key, new.sha256)
         except BaseException:
             file.abandon()
             raise
-        if earlier is not None and earlier.id != new.id:  # its own, if a group was written again
-            await self.storage.discard(file)
-        return earlier
+        if image is not None and image.id != new.id:  # it is its own if a batch was written again
+            await self._storage.discard(file)
+        return image
 
-    async def _find_earlier(
+    async def _find_by_key(
         self, account_id: AccountId, key: IdempotencyKey, sha256: bytes | None = None
     ) -> Image | None:
-        async with self.database.connection() as connection:
+        async with self._database.connection() as connection:
             earlier = await find_by_key(connection, account_id, key.text)
         if earlier is None:
             return None
         if not earlier.matches(key, sha256):
             raise ServiceError("idempotency-key-reused")
         if await self._is_lost(earlier.image.id):
-            # What is sent again takes its place. The row stays, since the file may come back from a backup.
-            async with self.database.connection() as connection:
+            # The repeated upload takes its place. The row stays, since the file may come back from a backup.
+            async with self._database.connection() as connection:
                 await release_key(connection, earlier.image.id)
             return None
         return earlier.image
 
-    async def _is_lost(self, image_id: ImageId) -> bool:
-        """Raises `storage-unavailable` where nobody knows; a disk that hangs has the file, which was synced."""
-        looking = asyncio.ensure_future(self.storage.find_missing([image_id]))
-        looking.add_done_callback(_retrieve)
-        done, _ = await asyncio.wait([looking], timeout=_LOOK_TIMEOUT_S)
-        with storage_errors():
-            return bool(done) and bool(looking.result())
-
     async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:
-        """Answer an image that another request stored, waiting as that one does, which may have died."""
+        """Returns an image that another request stored. It is probed again if need be: that request may have died."""
         stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags)
-        return stored, image if image.state == "ready" else await self._wait(stored, request_id, joined=True)
+        return stored, image if image.state == "ready" else await self.wait(stored, request_id, joined=True)
 
-    async def _wait(self, new: NewImage, request_id: str, *, joined: bool = False) -> Image | None:
-        """`joined` is the wait for an image that another request stored."""
-        with self.replies.expect(new.id, new.account_id) as waiter:
-            deadline = time.monotonic() + self.wait_s
-            if joined:  # the job may be done already, and its reply gone to the other
-                waiter.look.set()
-            image = None
-            while image is None:
-                is_queued = await self._enqueue(ProbeJob(new.id, new.account_id, self.replies.channel, request_id))
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                image = await waiter.wait(min(left, _LOST_S if is_queued else _AGAIN_S))
-                if image is None:
-                    image = await self._require_file(new, joined=joined)
-        if image is not None and image.error == FILE_MISSING:  # the row goes on saying so
+    async def wait(self, new: NewImage, request_id: str, *, joined: bool = False) -> Image | None:
+        """Returns the image once it is ready, or None if it is still pending after `wait_s`.
+
+        `joined` says that another request stored the image: its job may be finished, and the reply gone to the other.
+        """
+        image = await self.waiter.wait(
+            new.id,
+            ProbeJob(new.id, new.account_id, self.reply_channel, request_id),
+            partial(self._check, new),
+            timeout_s=self._wait_s,
+            check_at_once=joined,
+            before_retry=partial(self._require_file, new, joined=joined),
+        )
+        if image is None or image.error is None:
+            return image
+        if image.error == FILE_MISSING:  # the row goes on saying so
             raise refuse_picture(image.error, None)
-        if image is not None and image.error is not None:
-            await self._forget(image, soon=joined or new.idempotency_key is not None)
-            raise refuse_picture(image.error, image.error_kind)
-        return image
+        await self._forget(image, soon=joined or new.idempotency_key is not None)
+        raise refuse_picture(image.error, image.error_kind)
+
+    async def _check(self, new: NewImage, result: ProbeResult | None) -> Image | None:
+        """Returns the image if it is ready or failed, or None if it is pending. Raises `image-deleted`."""
+        if result is not None:
+            image = result.image
+        else:
+            try:
+                image = await self._find(new)
+            except ServiceError:  # the database is away, but a reply may still come
+                return None
+        if image is None:
+            raise ServiceError("image-deleted")
+        return None if image.state == "pending" else image
 
     async def _require_file(self, new: NewImage, *, joined: bool) -> Image | None:
-        """The image as it is by now, or None if it is still pending.
+        """Returns None if the file is there. Otherwise returns the image if its probe has ended after all.
 
         Raises `storage-unavailable` if its file is lost, and `image-deleted`.
         """
         if not await self._is_lost(new.id):
             return None
-        # Another host may see a folder as it was a moment ago (NFS): only the one that wrote the file gives it up.
-        image = await self._load(new.id) if joined else await self._refuse_lost(new)
+        # Another host may see a folder as it was a moment ago (NFS): only the host that wrote the file gives it up.
+        image = await self._load(new.id) if joined else await self._mark_lost(new)
         if image is None:
             raise ServiceError("image-deleted")
         if image.state == "pending" or image.error == FILE_MISSING:
             raise ServiceError("storage-unavailable") from FileLost(new.id)
         return image
 
-    async def _refuse_lost(self, new: NewImage) -> Image | None:
-        """The row says why from now on, unless it has ended already; it is not forgotten before its time."""
+    async def _is_lost(self, image_id: ImageId) -> bool:
+        """Returns whether the file is missing. A disk that hangs has the file, which was synced.
+
+        Raises `storage-unavailable` if that cannot be known.
+        """
+        check = asyncio.ensure_future(self._storage.find_missing([image_id]))
+        check.add_done_callback(_retrieve_error)
+        done, _ = await asyncio.wait([check], timeout=_FILE_CHECK_TIMEOUT_S)
+        with storage_errors():
+            return bool(done) and bool(check.result())
+
+    async def _mark_lost(self, new: NewImage) -> Image | None:
+        """Marks a pending image as failed; its row stays for a day. Returns the image, or None if it was deleted."""
         log.error("upload.file_lost", image_id=new.id)
-        async with self.database.connection() as connection:
+        async with self._database.connection() as connection:
             failed = await mark_failed(connection, new.id, FILE_MISSING)
         return failed or await self._load(new.id)
 
-    async def _load(self, image_id: ImageId) -> Image | None:
-        async with self.database.connection() as connection:
-            return await load_image(connection, image_id)
+    async def _find(self, new: NewImage) -> Image | None:
+        async with self._database.connection() as connection:
+            [image] = await find_images(connection, [ImageQuery(new.id, new.account_id)])
+        return image
 
-    async def _enqueue(self, job: ProbeJob) -> bool:
-        """Whether that went well. A job that is there is left alone; the sweep enqueues what stays pending."""
-        with suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
-                await self.enqueuing.submit(job)
-                return True
-        return False
+    async def _load(self, image_id: ImageId) -> Image | None:
+        async with self._database.connection() as connection:
+            return await load_image(connection, image_id)
 
     async def _forget(self, image: Image, *, soon: bool) -> None:
         forget = expire_failed_image if soon else delete_failed_image
-        with suppress(ServiceError):  # the row goes by itself a day later
-            async with self.database.connection() as connection:
+        with suppress(ServiceError):  # the sweep deletes the row a day later
+            async with self._database.connection() as connection:
                 await forget(connection, image.id)
 
 
-def _retrieve(looking: asyncio.Future[frozenset[ImageId]]) -> None:
-    """Its error is for a request that has gone."""
-    if not looking.cancelled():
-        looking.exception()
+def _retrieve_error(check: asyncio.Future[frozenset[ImageId]]) -> None:
+    """Keeps asyncio from logging an error whose request has gone."""
+    if not check.cancelled():
+        check.exception()

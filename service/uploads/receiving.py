@@ -1,4 +1,4 @@
-"""A body becomes a file."""
+"""Streams a request body to a file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Self
 from service.errors import ServiceError
 from service.ids import ImageId, new_image_id
 from service.limits.pace import Pace
+from service.limits.slots import PreemptibleSlot, PreemptibleSlots
 from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
 from service.uploads.reservations import Reservation
-from service.uploads.slots import Place, Places
 
-# A write costs a thread's turn whatever its size, so it is worth gathering the chunks that arrive. Times the uploads
-# in flight, this is a good part of the memory that bodies take (`./run bench memory` prints the peak).
-_PIECE_BYTES = 256 * 1024
+# A write costs a switch of threads whatever its size, so chunks are gathered. Times the uploads in flight, this is a
+# good part of the memory that bodies take (`./run bench memory` prints the peak).
+_WRITE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """`idle_timeout_s` bounds a pause of the sender, `timeout_s` the whole body."""
+    """`idle_timeout_s` bounds a pause of the sender, and `timeout_s` the whole body."""
 
     max_bytes: int
     idle_timeout_s: float
@@ -32,23 +32,23 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a body that is let in holds until the block ends: one of the places, and bytes of its account."""
+    """What an admitted body holds until the block ends: a slot, and bytes of its account."""
 
-    places: Places
-    place: Place
+    slots: PreemptibleSlots
+    slot: PreemptibleSlot
     reservation: Reservation
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.places.give_back(self.place)
+        self.slots.release(self.slot)
         self.reservation.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A received body: its file is finished, and still to be sealed."""
+    """A received body. Its file is complete, but not synced yet."""
 
     id: ImageId
     size: int
@@ -60,11 +60,11 @@ class Upload:
 async def receive(
     chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None = None
 ) -> Upload:
-    """Stream a body to disk, hashing and counting on the way. Without `body` it is held against `limits` alone.
+    """Streams a body to disk, hashing and counting on the way. Without `body` only `limits` apply.
 
     Raises `empty-body`, `upload-too-large` at the first byte over the limit, `quota-exceeded` at the first byte that
-    the account has no room for, `upload-timeout` if the sender pauses or takes for too long or is slower than the least
-    pace, `busy` if another takes its place, and what `chunks` raises; nothing is left behind then.
+    the account has no room for, `upload-timeout` if the sender pauses or takes too long or is slower than the minimum
+    pace, `busy` if another body takes its slot, and what `chunks` raises. Then no file is left behind.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
@@ -78,9 +78,9 @@ async def _receive(
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
-    pace, reservation = (body.place.pace, body.reservation) if body else (Pace(), None)
-    gathered = 0
-    piece: list[bytes] = []
+    pace, reservation = (body.slot.pace, body.reservation) if body else (Pace(), None)
+    pending_bytes = 0
+    pending: list[bytes] = []
     try:
         async with storage.receive(image_id) as file:
             while (chunk := await _next(chunks, pace, limits.idle_timeout_s)) is not None:
@@ -89,14 +89,14 @@ async def _receive(
                 if reservation is not None and pace.size > reservation.size:
                     await reservation.cover(pace.size)
                 hasher.update(chunk)
-                piece.append(chunk)
-                gathered += len(chunk)
-                if gathered >= _PIECE_BYTES:
-                    await file.write(piece)
-                    piece, gathered = [], 0
+                pending.append(chunk)
+                pending_bytes += len(chunk)
+                if pending_bytes >= _WRITE_BYTES:
+                    await file.write(pending)
+                    pending, pending_bytes = [], 0
             if not pace.size:
                 raise ServiceError("empty-body")
-            await file.finish(piece)
+            await file.finish(pending)
     finally:
         metrics.upload_bytes.inc(pace.size)
     return Upload(image_id, pace.size, hasher.digest(), file, reservation)

@@ -1,11 +1,11 @@
-"""Bytes that are on their way, held against what their account may still store.
+"""Reservations: bytes of bodies in flight, held against what their account may still store.
 
-A body reserves its declared length, or grows its reservation as it arrives. As long as an account's reservations are
-within a quarter of what was left some seconds ago, nobody is asked; beyond that, PostgreSQL is, about once a second for
-an account that is not full. The quota itself is decided when rows are inserted.
+A body reserves its declared length, or grows its reservation as it arrives. While an account's reservations are within
+a quarter of its remaining bytes of some seconds ago, the database is not asked. Beyond that it is, about once a second
+for an account that is not full. The quota itself is decided when rows are inserted.
 
-Requests that repeat one another under an Idempotency-Key need no more room than one of them: those that do not fit
-beside each other wait for their turn.
+Requests that repeat one another under an Idempotency-Key need no more room than one of them. Those that do not fit
+beside each other take turns.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from dataclasses import dataclass, field
 from service.accounts.accounts import Account, load_account
 from service.database import Database
 from service.errors import ServiceError
+from service.expiring_cache import TRUST_S
 from service.ids import AccountId
 from service.images.idempotency import find_used_keys
 from service.images.models import IdempotencyKey
 from service.shared_memory.arriving_bytes import ArrivingBytes
 
-# Of what was left of the account some seconds ago: what others have stored since is not known.
-_TRUSTED_PART = 4
-_TRUST_S = 4.0
-_TRUST_NEAR_S = 1.0
-# So long a repeat waits for its turn, and so long until it looks whether another process has given bytes back.
-_MAX_TURN_S = 10.0
-_TURN_LOOK_S = 0.25
+# This part of the account's remaining bytes may be reserved unchecked: what others have stored since is not known.
+_UNCHECKED_PART = 4
+_TRUST_NEAR_QUOTA_S = 1.0
+# How long a repeat waits for its turn, and how often it checks whether another process has released bytes.
+_MAX_TURN_WAIT_S = 10.0
+_TURN_POLL_INTERVAL_S = 0.25
 
 
 @dataclass(slots=True)
-class _Sum:
-    """Of one account: the bytes reserved, the bound for them that holds until then, and the bytes that went to rows.
+class _AccountTotal:
+    """The reservations of one account in this process.
 
-    `turn` is held by the repeat that waits for `released`.
+    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. `turn` is
+    held by the repeat that waits for `released`.
     """
 
     reserved: int = 0
-    bound: int = 0
-    trusted_until: float = 0.0
+    limit: int = 0
+    limit_expires_at: float = 0.0
     stored: int = 0
     holders: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -49,25 +50,28 @@ class _Sum:
 
 
 class Reservation:
-    """The bytes of one body, 0 at first."""
+    """The reserved bytes of one body, 0 at first."""
 
-    __slots__ = ("_key", "_sum", "_sums", "account", "size")
+    __slots__ = ("_key", "_reservations", "_total", "account", "size")
 
-    def __init__(self, account: Account, key: IdempotencyKey | None, sums: Reservations, own: _Sum) -> None:
+    def __init__(
+        self, account: Account, key: IdempotencyKey | None, reservations: Reservations, total: _AccountTotal
+    ) -> None:
         self.account = account
         self.size = 0
         self._key = key
-        self._sums = sums
-        self._sum = own
+        self._reservations = reservations
+        self._total = total
 
     async def cover(self, size: int) -> None:
-        """Reserve as many bytes in all. Raises `quota-exceeded`; `busy` for a repeat that gets no turn; and
-        `database-unavailable` if nothing is known.
+        """Grows the reservation to `size` bytes.
+
+        Raises `quota-exceeded`, `busy` for a repeat that gets no turn, and `database-unavailable` if nothing is known.
         """
         more = size - self.size
         if more <= 0:
             return
-        if self._is_trusted(more) or await self._fits(more):
+        if self._fits_unchecked(more) or await self._fits(more):
             self._add(more)
         elif self._key is None:
             raise ServiceError("quota-exceeded")
@@ -75,9 +79,9 @@ class Reservation:
             await self._cover_repeat(more, self._key)
 
     def hand_over(self) -> None:
-        """The body is about to have a row, which the quota is decided on: its bytes are on their way no more."""
-        self._sum.stored += self.size
-        self._sum.bound -= self.size
+        """Releases the bytes because the body is about to have a row, which the quota is decided on."""
+        self._total.stored += self.size
+        self._total.limit -= self.size
         self.release()
 
     def release(self) -> None:
@@ -86,93 +90,98 @@ class Reservation:
 
     def close(self) -> None:
         self.release()
-        self._sums.forget(self.account.id, self._sum)
+        self._reservations.remove_holder(self.account.id, self._total)
 
     def _add(self, more: int) -> None:
         self.size += more
-        self._sum.reserved += more
-        self._sums.shared.put(self.account.id, self._sum.reserved)
+        self._total.reserved += more
+        self._reservations.shared.put(self.account.id, self._total.reserved)
         if more < 0:
-            self._sum.released.set()
+            self._total.released.set()
 
-    def _total(self, more: int) -> int:
-        return self._sum.reserved + self._sums.shared.count_others(self.account.id) + more
+    def _sum(self, more: int) -> int:
+        """Returns the account's reserved bytes in all processes, and `more`."""
+        return self._total.reserved + self._reservations.shared.count_others(self.account.id) + more
 
-    def _is_trusted(self, more: int) -> bool:
-        return time.monotonic() < self._sum.trusted_until and self._total(more) <= self._sum.bound
+    def _fits_unchecked(self, more: int) -> bool:
+        return time.monotonic() < self._total.limit_expires_at and self._sum(more) <= self._total.limit
 
     async def _fits(self, more: int) -> bool:
-        stored = self._sum.stored
+        stored = self._total.stored
         try:
-            account = await self._sums.load(self.account.id)
+            account = await self._reservations.load_account(self.account.id)
         except ServiceError:
-            if self._total(more) <= self._sum.bound:  # the database is away; bodies go on meanwhile
+            if self._sum(more) <= self._total.limit:  # bodies go on while the database is away
                 return True
             raise
-        # Rows that were inserted during the look may or may not be in its answer: they refuse nobody now, and count
-        # from now on.
-        left, total = account.remaining_bytes - (self._sum.stored - stored), self._total(more)
-        is_far = total <= left // _TRUSTED_PART
-        self._sum.bound = left // _TRUSTED_PART if is_far else left
-        self._sum.trusted_until = time.monotonic() + (_TRUST_S if is_far else _TRUST_NEAR_S)
-        return total <= account.remaining_bytes
+        # Rows that were inserted during the query may or may not be in its result: they are no reason to refuse now,
+        # and count from now on.
+        remaining, reserved = account.remaining_bytes - (self._total.stored - stored), self._sum(more)
+        is_far = reserved <= remaining // _UNCHECKED_PART
+        self._total.limit = remaining // _UNCHECKED_PART if is_far else remaining
+        self._total.limit_expires_at = time.monotonic() + (TRUST_S if is_far else _TRUST_NEAR_QUOTA_S)
+        return reserved <= account.remaining_bytes
 
     async def _cover_repeat(self, more: int, key: IdempotencyKey) -> None:
-        """As `cover`. What is stored under the key already may have filled the account: it is no reason to refuse."""
+        """Does what `cover` does. An image that has the key already may fill the account: it is no reason to refuse."""
         try:
-            async with asyncio.timeout(_MAX_TURN_S), self._sum.turn:
-                while not await self._fits_repeat(more, key):
-                    if self.size:  # it holds what others may wait for
+            async with asyncio.timeout(_MAX_TURN_WAIT_S), self._total.turn:
+                while not await self._repeat_fits(more, key):
+                    if self.size:  # it holds bytes that others may wait for
                         raise ServiceError("busy")
-                    self._sum.released.clear()
+                    self._total.released.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_TURN_LOOK_S):
-                            await self._sum.released.wait()
+                        async with asyncio.timeout(_TURN_POLL_INTERVAL_S):
+                            await self._total.released.wait()
                 self._add(more)
         except TimeoutError:
             raise ServiceError("busy") from None
 
-    async def _fits_repeat(self, more: int, key: IdempotencyKey) -> bool:
-        """Whether it fits beside what is on its way. Raises `quota-exceeded` if it would not fit alone."""
-        account = await self._sums.load(self.account.id)
+    async def _repeat_fits(self, more: int, key: IdempotencyKey) -> bool:
+        """Returns whether it fits beside all reservations. Raises `quota-exceeded` if it would not fit alone."""
+        account = await self._reservations.load_account(self.account.id)
         size, room = self.size + more, account.remaining_bytes
         if size > room:
             room = max(account.max_bytes, account.used_bytes)
-            if size > room or not await self._sums.is_taken(account.id, key):
+            if size > room or not await self._reservations.is_used(account.id, key):
                 raise ServiceError("quota-exceeded")
-        return self._total(more) <= room
+        return self._sum(more) <= room
 
 
 class Reservations:
-    """Of one process; `shared` has those of the other ones on this machine."""
+    """The reservations of one process; `shared` has those of the other processes on this machine."""
 
     def __init__(self, database: Database, shared: ArrivingBytes) -> None:
         self.shared = shared
         self._database = database
-        self._by_account: dict[AccountId, _Sum] = {}
+        self._by_account: dict[AccountId, _AccountTotal] = {}
+
+    @property
+    def reserved(self) -> int:
+        """The reserved bytes of all accounts in this process."""
+        return sum(total.reserved for total in self._by_account.values())
 
     def open(self, account: Account, key: IdempotencyKey | None) -> Reservation:
-        """A reservation of nothing yet, to be closed. `account` is at most some seconds old."""
-        own = self._by_account.get(account.id)
-        if own is None:
-            own = self._by_account[account.id] = _Sum()
+        """Returns an empty reservation, to be closed. `account` is at most some seconds old."""
+        total = self._by_account.get(account.id)
+        if total is None:
+            total = self._by_account[account.id] = _AccountTotal()
         now = time.monotonic()
-        if now >= own.trusted_until:
-            own.bound, own.trusted_until = account.remaining_bytes // _TRUSTED_PART, now + _TRUST_S
-        own.holders += 1
-        return Reservation(account, key, self, own)
+        if now >= total.limit_expires_at:
+            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + TRUST_S
+        total.holders += 1
+        return Reservation(account, key, self, total)
 
-    def forget(self, account_id: AccountId, own: _Sum) -> None:
-        """One of the account's reservations is closed."""
-        own.holders -= 1
-        if not own.holders:
+    def remove_holder(self, account_id: AccountId, total: _AccountTotal) -> None:
+        total.holders -= 1
+        if not total.holders:
             del self._by_account[account_id]
 
-    async def load(self, account_id: AccountId) -> Account:
+    async def load_account(self, account_id: AccountId) -> Account:
         async with self._database.connection() as connection:
             return await load_account(connection, account_id)
 
-    async def is_taken(self, account_id: AccountId, key: IdempotencyKey) -> bool:
-        """Whether the key stands for an image."""
+    async def is_used(self, account_id: AccountId, key: IdempotencyKey) -> bool:
+        """Returns whether the key belongs to an image."""
         async with self._database.connection() as connection:
             return bool(await find_used_keys(connection, [(account_id, key.text)]))

@@ -22,7 +22,7 @@ from service.config.settings import Settings
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from service.queue.heartbeats import WORKERS
+from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import PROBE_QUEUE
 from tests.conftest import Servers
 from tests.support.daguerre_processes import Answer, Daguerre, catch_child, stop_process
@@ -264,13 +264,13 @@ async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: St
     child = await catch_child(worker, await stored.wait_stored())
     worker.send(signal.SIGTERM)
     signalled_at = time.time()
-    await until(lambda: redis.zcount(WORKERS, signalled_at + 0.5, "+inf"))  # it lives on
+    await until(lambda: redis.zcount(WORKERS_KEY, signalled_at + 0.5, "+inf"))  # it lives on
     os.kill(child, signal.SIGCONT)
     answer = await uploading
     assert answer.status == 200
     assert await worker.exit_code() == 0
     assert not is_alive(child)
-    assert await redis.zcard(WORKERS) == 0
+    assert await redis.zcard(WORKERS_KEY) == 0
     await stored.assert_holds({answer.shown["id"]: SLOW})
 
 

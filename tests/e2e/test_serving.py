@@ -17,7 +17,7 @@ import pytest
 from service.config.public_url import is_misleading
 from service.config.settings import Settings
 from service.queue import jobs
-from service.queue.heartbeats import SignsOfLife
+from service.queue.heartbeats import Heartbeats
 from tests.support.commands import daguerre as run_command
 from tests.support.daguerre_processes import Client, Daguerre, Part, stop_process
 from tests.support.processes import is_alive
@@ -228,7 +228,7 @@ async def test_workers_are_counted_by_host(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     queue = jobs.JobQueue(redis)
     for name in ("a:1", "b:1", "b:2"):
-        await SignsOfLife(redis).show(name)
+        await Heartbeats(redis).record(name)
     assert await queue.count_workers() == 3
     assert [await queue.count_workers(host=host) for host in ("a", "b", "")] == [1, 2, 0]
     await redis.aclose(close_connection_pool=True)

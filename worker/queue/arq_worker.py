@@ -21,7 +21,7 @@ from arq.worker import Worker
 
 from service.batcher import Batcher, running
 from service.dependencies.outages import QUEUE, level_of
-from service.queue.heartbeats import SignsOfLife, name_worker
+from service.queue.heartbeats import Heartbeats, name_worker
 from service.queue.jobs import UNAVAILABLE
 from worker.queue.claims import LEASE_S, ClaimedJob, Claims, JobEnd
 from worker.queue.shares import Shares
@@ -51,7 +51,7 @@ class DoorbellWorker(Worker):
         self,
         *args: Any,
         bell: str,
-        signs_of_life: SignsOfLife | None = None,
+        signs_of_life: Heartbeats | None = None,
         shares: Shares | None = None,
         **kwargs: Any,
     ) -> None:
@@ -210,7 +210,7 @@ class DoorbellWorker(Worker):
         self._next_sign_of_life = time.monotonic() + _LOOK_S
         await self._claims.renew([job_id for job_id, task in self.tasks.items() if not task.done()])
         if self._signs_of_life is not None:
-            await self._signs_of_life.show(self._name)
+            await self._signs_of_life.record(self._name)
 
     async def close(self) -> None:
         if unfinished := [task for task in self.tasks.values() if not task.done()]:

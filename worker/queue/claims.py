@@ -17,9 +17,9 @@ from redis.exceptions import NoScriptError
 
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
-from service.queue.jobs import MOST_TOKENS, UNAVAILABLE, WAITING
+from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
+from service.queue.jobs import MAX_WAKEUP_TOKENS, REPLY_CHANNELS_PREFIX, UNAVAILABLE
 from service.queue.pubsub import encode_message
-from service.queue.turns import JOIN, TurnKeys, others_bell
 from worker.queue.shares import Rooms
 
 # A job belongs to its worker for this long, renewed at every look: the jobs of a worker that was killed run elsewhere
@@ -34,7 +34,7 @@ _LOOK_S = 0.5
 _PAGE = 1000
 
 # Claims up to `free` jobs that are due and that nobody runs, with all that is known of them, by the turns of their
-# accounts (service/queue/turns.py). In one step, where arq makes five round trips a job; and it knows whether it leaves
+# accounts (queue/fair_dispatch.py). In one step, where arq makes five round trips a job; and it knows whether it leaves
 # any behind, for which it wakes the next worker. The time is that of Redis, as it is where jobs are enqueued: hosts may
 # differ. Where that clock was set back, a job that lies too far ahead is due, and a lease that is too long is cut: its
 # worker renews it if it lives.
@@ -238,9 +238,9 @@ class Claims:
     def __init__(self, redis: ArqRedis, queue: str, bell: str) -> None:
         self.left_behind = True  # there are more than the last claim took; perhaps, before the first
         self.skipped = False  # the last claim skipped jobs of accounts without room
-        self.others_bell = others_bell(bell)
+        self.others_bell = others_wakeup_key(bell)
         self._redis = redis
-        turns = TurnKeys.of(queue)
+        turns = FairQueueKeys.of(queue)
         self._keys = [queue, bell, turns.turns, turns.later, turns.accounts]
         self._bell = bell
         self._words = [in_progress_key_prefix, job_key_prefix, retry_key_prefix, turns.line]
@@ -252,7 +252,7 @@ class Claims:
 
     async def claim(self, count: int, rooms: Rooms, *, wait_s: float) -> list[ClaimedJob]:
         """Claims at most `count` jobs in one round trip, which waits for the bell first, unless for 0 seconds."""
-        words = [*self._words, count, LEASE_S * 1000, MOST_TOKENS, _PAGE, self._choose_offset(), int(wait_s > 0)]
+        words = [*self._words, count, LEASE_S * 1000, MAX_WAKEUP_TOKENS, _PAGE, self._choose_offset(), int(wait_s > 0)]
         words += [rooms.share, MAX_DEFER_S * 1000, *chain.from_iterable(rooms.groups)]
         async with self._redis.pipeline(transaction=False) as pipe:
             if wait_s:
@@ -284,7 +284,7 @@ class Claims:
             pipe.delete(*(in_progress_key_prefix + job.id for job in claimed))
             pipe.zadd(self._later, {job.id: job.score for job in claimed}, xx=True)  # so the next claim finds them
             pipe.rpush(self._bell, b"")
-            pipe.ltrim(self._bell, -MOST_TOKENS, -1)
+            pipe.ltrim(self._bell, -MAX_WAKEUP_TOKENS, -1)
             await pipe.execute()
 
     async def renew(self, job_ids: Iterable[str]) -> None:
@@ -295,7 +295,12 @@ class Claims:
 
     async def end(self, ends: Sequence[JobEnd]) -> list[None]:
         """Raises `queue-unavailable`."""
-        words: list[str | int | bytes] = [in_progress_key_prefix, job_key_prefix, retry_key_prefix, WAITING]
+        words: list[str | int | bytes] = [
+            in_progress_key_prefix,
+            job_key_prefix,
+            retry_key_prefix,
+            REPLY_CHANNELS_PREFIX,
+        ]
         words.append(_TRIES_KEPT_S)
         for end in ends:
             reply = b"" if end.reply is None else encode_message(end.reply)

@@ -35,7 +35,7 @@ async def create(request: web.Request) -> web.Response:
     params, key = parameters.UploadParameters(request), parameters.idempotency_key(request)
     bodies.check_file_headers(request)
     with await service.admission.upload(account, bodies.declared_length(request), key) as body:
-        with body.place:
+        with body.slot:
             chunks = bodies.read_file(request, params.add_field)
             upload = await receiving.receive(chunks, service.storage, service.upload_limits, body)
         new, image = await service.ingest.store(upload, account.id, params.tags, key, request_id=request_id(request))
@@ -88,7 +88,7 @@ async def _download(
     key: IdempotencyKey | None,
 ) -> tuple[NewImage, Image | None]:
     with await service.admission.download(account, key) as body:
-        with body.place:
+        with body.slot:
             async with bodies.cancel_on_disconnect(request), service.downloads.get(source, account.id) as origin:
                 await service.admission.reserve(body.reservation, origin.length)
                 upload = await receiving.receive(origin.chunks(), service.storage, service.download_limits, body)

@@ -49,7 +49,7 @@ async def _is_up(dependency: Dependency) -> bool:
 
 
 async def _measure_queue(service: Resources) -> QueueState | None:
-    if not service.replies.connected:
+    if not service.ingest.results.connected:
         return None
     try:
         return await asyncio.wait_for(service.jobs.measure(), _QUEUE_TIMEOUT_S)

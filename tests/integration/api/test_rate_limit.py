@@ -153,7 +153,7 @@ async def test_hanging_valkey_delays_no_request(daguerre: Daguerre, serve: Part,
 
     async def is_refused() -> bool:
         await ask(daguerre, 4)
-        return serve.log.read_text().count('"rates.checked_again"') == 2
+        return serve.log.read_text().count('"rate_limit.recovered"') == 2
 
     await until(is_refused)
     assert (await daguerre.get("/v1/account")).status == 429

@@ -379,9 +379,9 @@ async def test_deleted_image_is_not_reported_lost(
 ) -> None:
     """Where the process has not heard of the deletion."""
     monkeypatch.setattr(image_cache, "TRUST_S", 60)
-    monkeypatch.setattr(Renditions, "_hear", lambda *_: None)
+    monkeypatch.setattr(Renditions, "_on_event", lambda *_: None)
     other = await aiohttp_client(create_app(settings))
-    await resources_of(other).delivery.renditions._news.wait_connected(5)
+    await resources_of(other).delivery.renditions.events.wait_connected(5)
     assert (await other.get(f"/i/{image_id}")).status == 200
     await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)
     answer = await other.get(f"/i/{image_id}/name")

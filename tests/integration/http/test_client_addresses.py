@@ -15,8 +15,7 @@ from service.config.values import Rate, parse_networks, parse_rate, parse_widths
 from service.delivery.limits import NotFoundLimiter
 from service.errors import ServiceError
 from service.http.client_addresses import MAX_WARNINGS, ProxyWarnings, client_address
-from service.limits import buckets
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter, RateLimitTimings
 from tests.conftest import Client
 
 PROXIES = parse_networks("127.0.0.0/8, 10.0.0.0/8, fd00::/8")
@@ -119,10 +118,10 @@ async def test_guessing_address_is_refused_before_lookups(redis_url: str) -> Non
         misses.check("203.0.113.8")
 
 
-async def test_refusal_lasts_until_the_next_token(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refusal_lasts_until_the_next_token(redis_url: str) -> None:
     """Otherwise one correct guess a second would be answered, however low the rate."""
-    monkeypatch.setattr(buckets, "_MOST_PAUSE_S", 0.05)
-    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses") as limiter:  # type: ignore[arg-type]
+    timings = RateLimitTimings(max_pause_s=0.05)
+    async with RateLimiter.open(redis_url, parse_rate("2/h"), "misses", timings=timings) as limiter:  # type: ignore[arg-type]
         misses = NotFoundLimiter(limiter)
         for _ in range(2):
             await misses.count("203.0.113.9")

@@ -419,14 +419,14 @@ async def test_cancelled_wait_keeps_the_image(
     tasks = [asyncio.create_task(store(service, tenant))]
     image_id = await until(lambda: connection.fetchval("select id from images"))
     tasks.append(asyncio.create_task(store(service, tenant)))
-    await until(lambda: len(service.replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: service.ingest.waiter.count(image_id) == 2)
     tasks[cancelled].cancel()
     async with run_worker(settings):
         new, image = await tasks[1 - cancelled]
     assert tasks[cancelled].cancelled() or await asyncio.wait([tasks[cancelled]])
     assert image is not None
     assert (new.id, image.id, image.width) == (image_id, image_id, 64)
-    assert service.replies._waiters == {}
+    assert service.ingest.waiter.count(image_id) == 0
     await assert_one_image(settings, connection, image_id)
 
 
@@ -482,8 +482,9 @@ async def test_retry_after_a_lost_commit_gets_the_image(
         return inserted
 
     monkeypatch.setattr(insert, "_insert", insert_and_lose)
-    monkeypatch.setattr("service.batcher._GATHER_S", 0.1)
-    monkeypatch.setattr(resources_of(api).ingest.accepting, "_crowded", lambda: True)
+    accepting = resources_of(api).ingest.ingest_batcher
+    accepting.gather_s = 0.1
+    accepting.crowded = lambda: True
     answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
     assert {each.refusal for each in answers} == {(503, "database-unavailable")}
     image_id = await connection.fetchval("select id from images")
@@ -496,19 +497,16 @@ async def test_retry_after_a_lost_commit_gets_the_image(
 # Keys that are released
 
 
-@pytest.fixture
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.uploads.replies._LOOK_S", 0.05)
-
-
 async def both_wait(
     api: Client, other: Client, tenant: Tenant, connection: Any
 ) -> tuple[asyncio.Task[Answer], asyncio.Task[Answer], ImageId]:
     """Two requests under one key that wait for one image, and its id."""
+    for each in (api, other):
+        resources_of(each).ingest.waiter.poll_interval_s = 0.05
     first = asyncio.create_task(post(api, tenant))
     image_id = ImageId(await until(lambda: connection.fetchval("select id from images")))
     second = asyncio.create_task(post(other, tenant))
-    await until(lambda: all(image_id in resources_of(each).replies._waiters for each in (api, other)))
+    await until(lambda: all(resources_of(each).ingest.waiter.count(image_id) for each in (api, other)))
     return first, second, image_id
 
 
@@ -586,7 +584,7 @@ async def test_waiting_download_gets_the_refusal(
     first = asyncio.create_task(get_url(api, tenant, url))
     image_id = await until(lambda: connection.fetchval("select id from images"))
     second = asyncio.create_task(get_url(api, tenant, url))
-    await until(lambda: len(resources_of(api).replies._waiters.get(image_id, ())) == 2)
+    await until(lambda: resources_of(api).ingest.waiter.count(image_id) == 2)
     async with run_worker(settings):
         assert (await first).refusal == (await second).refusal == (415, "not-an-image")
     assert origin.requests == 1

@@ -25,9 +25,9 @@ from arq.worker import Worker
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.queue import jobs
-from service.queue.heartbeats import WORKERS, SignsOfLife
-from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, JobQueue
-from service.queue.turns import TurnKeys
+from service.queue.fair_dispatch import FairQueueKeys
+from service.queue.heartbeats import WORKERS_KEY, Heartbeats
+from service.queue.jobs import MAX_WAKEUP_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, JobQueue
 from tests.conftest import Servers
 from tests.support.waiting import until
 from worker import probe, render
@@ -44,8 +44,8 @@ async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> A
     worker = DoorbellWorker(
         functions=[func(job, name=PROBE_IMAGE)],
         queue_name=PROBE_QUEUE,
-        bell=BELL,
-        signs_of_life=SignsOfLife(redis),
+        bell=WAKEUP_KEY,
+        signs_of_life=Heartbeats(redis),
         redis_pool=redis,
         max_jobs=max_jobs,
         keep_result=0,
@@ -121,8 +121,8 @@ async def test_several_workers_drain_a_backlog_on_one_token_and_run_each_job_onc
 
     ids = [f"image{number:03}" for number in range(500)]
     await enqueue(redis, *ids)
-    await redis.delete(BELL)
-    await redis.rpush(BELL, b"")  # type: ignore[misc]
+    await redis.delete(WAKEUP_KEY)
+    await redis.rpush(WAKEUP_KEY, b"")  # type: ignore[misc]
     async with AsyncExitStack() as stack:
         for number in range(3):
             await stack.enter_async_context(working(redis_url, job_of(number)))
@@ -153,7 +153,7 @@ async def test_one_worker_never_runs_more_jobs_than_it_has_places(redis: ArqRedi
 
 async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(50)))
-    assert await redis.llen(BELL) == MOST_TOKENS  # type: ignore[misc]
+    assert await redis.llen(WAKEUP_KEY) == MAX_WAKEUP_TOKENS  # type: ignore[misc]
 
 
 async def test_jobs_carry_no_time_of_their_host(redis: ArqRedis) -> None:
@@ -168,7 +168,7 @@ async def test_a_backlog_without_a_token_is_taken_when_a_worker_starts(redis: Ar
         done.append(time.monotonic())
 
     await enqueue(redis, "image01")
-    await redis.delete(BELL)
+    await redis.delete(WAKEUP_KEY)
     started = time.monotonic()
     async with working(redis_url, job):
         await until(lambda: bool(done))
@@ -192,7 +192,7 @@ async def test_a_job_that_was_claimed_after_the_worker_was_told_to_stop_is_anoth
         await enqueue(redis, "image01")
         await asyncio.sleep(0.2)
         assert not await redis.exists(in_progress_key_prefix + "image01")
-        assert await redis.llen(BELL) == 1  # type: ignore[misc]
+        assert await redis.llen(WAKEUP_KEY) == 1  # type: ignore[misc]
     async with working(redis_url, other):
         await until(lambda: done == ["image01"], timeout_s=2)
 
@@ -264,7 +264,7 @@ async def test_a_channel_gets_all_replies_of_a_group_in_one_message(redis: ArqRe
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe("channel")
         await pubsub.get_message(timeout=5)  # that it is subscribed
-        await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd(image_id, image_id) for image_id in ids])
+        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd(image_id, image_id) for image_id in ids])
         message = await pubsub.get_message(timeout=5)
     assert message is not None
     assert jobs.decode(message["data"]) == ids
@@ -291,7 +291,7 @@ async def test_a_job_that_names_whom_to_reply_to_runs_too(redis: ArqRedis, redis
 
 async def test_a_job_that_another_worker_has_ended_is_not_put_off(redis: ArqRedis) -> None:
     """Else the next one of its id would begin with a try that was never made."""
-    await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd("image01", again_after_ms=0)])
     assert await redis.keys("*") == []
 
 
@@ -393,7 +393,7 @@ async def test_dead_worker_is_not_counted(redis: ArqRedis, redis_url: str, age_s
     async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
 
     seconds, _ = await redis.time()
-    await redis.zadd(WORKERS, {"host:dead": seconds - age_s})
+    await redis.zadd(WORKERS_KEY, {"host:dead": seconds - age_s})
     assert await JobQueue(redis).count_workers() == 0
     async with working(redis_url, job):
         async with asyncio.timeout(10):
@@ -408,7 +408,7 @@ async def test_sign_of_a_clock_ahead_counts(redis: ArqRedis, redis_url: str, ahe
     async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
 
     seconds, microseconds = await redis.time()
-    await redis.zadd(WORKERS, {"host:old": seconds + microseconds / 1e6 + ahead_s})
+    await redis.zadd(WORKERS_KEY, {"host:old": seconds + microseconds / 1e6 + ahead_s})
     assert await JobQueue(redis).count_workers() == 1
     async with working(redis_url, job):
         async with asyncio.timeout(10):
@@ -512,7 +512,7 @@ async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redi
     async with working(redis_url, job) as worker:
         await until(lambda: bool(started))
         await redis.delete(in_progress_key_prefix + "a")  # as after an outage of Redis
-        await redis.zadd(TurnKeys.of(PROBE_QUEUE).later, {"a": 0})
+        await redis.zadd(FairQueueKeys.of(PROBE_QUEUE).later, {"a": 0})
         await enqueue(redis, "b")
         await until(lambda: len(started) == 2)
         assert started == ["a", "b"]
@@ -546,7 +546,7 @@ async def test_a_job_whose_end_was_not_recorded_runs_again_and_its_error_is_hear
         await asyncio.sleep(0.2)
         # Its lease is over, and it is claimed, before its worker has looked at what ended.
         await redis.delete(in_progress_key_prefix + "image01")
-        await redis.rpush(BELL, b"")  # type: ignore[misc]
+        await redis.rpush(WAKEUP_KEY, b"")  # type: ignore[misc]
         async with asyncio.timeout(10):
             while await redis.zcard(PROBE_QUEUE):
                 await asyncio.sleep(0.01)
@@ -571,7 +571,7 @@ async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, 
         places = 3
         await enqueue(redis, "c")
         await asyncio.sleep(0.2)
-        assert await redis.llen(BELL) == 1  # type: ignore[misc]
+        assert await redis.llen(WAKEUP_KEY) == 1  # type: ignore[misc]
         end.set()
         await until(lambda: len(started) == 3)
 
@@ -582,7 +582,7 @@ async def test_jobs_outlast_a_redis_clock_set_back(
 ) -> None:
     """All that is left from before lies a day in the future."""
     monkeypatch.setattr("worker.queue.claims.LEASE_S", 1)
-    keys, day_ms = TurnKeys.of(PROBE_QUEUE), 86_400_000
+    keys, day_ms = FairQueueKeys.of(PROBE_QUEUE), 86_400_000
     done: list[str] = []
 
     async def job(ctx: Any, image_id: str, **_: Any) -> None:
@@ -591,12 +591,12 @@ async def test_jobs_outlast_a_redis_clock_set_back(
 
     await enqueue(redis, "image01")
     if state != "waiting":
-        claims = Claims(redis, PROBE_QUEUE, BELL)
+        claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
         await claims.claim(1, Rooms(share=1), wait_s=0)  # loads the script
         await claims.claim(1, Rooms(share=1), wait_s=0)
         assert await redis.exists(in_progress_key_prefix + "image01")
     if state == "put off":
-        await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd("image01", again_after_ms=0)])
     await redis.zincrby(PROBE_QUEUE, day_ms, "image01")
     for key in (keys.later, keys.line + "1"):
         if await redis.exists(key):

@@ -16,8 +16,8 @@ from arq.constants import in_progress_key_prefix
 from service.config.settings import Settings
 from service.ids import AccountId, ImageId
 from service.queue import jobs
-from service.queue.jobs import BELL, PROBE_IMAGE, PROBE_QUEUE, Job, JobQueue, ProbeJob, RenderJob
-from service.queue.turns import TurnKeys, others_bell
+from service.queue.fair_dispatch import FairQueueKeys, others_wakeup_key
+from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, Job, JobQueue, ProbeJob, RenderJob
 from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.transformation import Transformation
 from service.storage.local.originals import LocalOriginals
@@ -30,7 +30,7 @@ from tests.support.waiting import until
 from worker.queue.claims import Claims, JobEnd
 from worker.queue.shares import Rooms, Shares
 
-KEYS = TurnKeys.of(PROBE_QUEUE)
+KEYS = FairQueueKeys.of(PROBE_QUEUE)
 ROOMY = Rooms(share=100)
 # Some seconds of a child.
 SLOW = slow_svg(60)
@@ -48,7 +48,7 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 
 async def claim(redis: ArqRedis, count: int, rooms: Rooms = ROOMY) -> list[str]:
-    claims = Claims(redis, PROBE_QUEUE, BELL)
+    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, rooms, wait_s=0)  # loads the script
     return [job.id for job in await claims.claim(count, rooms, wait_s=0)]
 
@@ -75,7 +75,7 @@ async def flood_renditions(settings: Settings, image_id: ImageId, tenant: Tenant
         for number in range(FLOOD)
     ]
     waiting = [RenderJob(f"{image_id}:{each.digest}", tenant.id, encode_order(each), "", "") for each in orders]
-    await enqueue_all(settings, waiting, name=jobs.RENDER_QUEUE, bell=jobs.RENDER_BELL)
+    await enqueue_all(settings, waiting, name=jobs.RENDER_QUEUE, wakeup_key=jobs.RENDER_WAKEUP_KEY)
 
 
 async def find_p95(ask: Callable[[], Awaitable[None]]) -> float:
@@ -142,7 +142,7 @@ async def test_accounts_take_turns(redis: ArqRedis) -> None:
 async def test_an_account_without_room_is_skipped(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", "a3", account=1)
     await enqueue(redis, "b1", "b2", "b3", account=2)
-    claims = Claims(redis, PROBE_QUEUE, BELL)
+    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, ROOMY, wait_s=0)
     found = await claims.claim(10, Rooms(1, [("1", "1", 0)]), wait_s=0)
     assert [(job.id, job.account) for job in found] == [("b1", "2")]
@@ -156,7 +156,7 @@ async def test_a_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
     """Neither of the account nor of others, nor if the account is skipped."""
 
     async def measure(rooms: Rooms) -> float:
-        claims, times = Claims(redis, PROBE_QUEUE, BELL), []
+        claims, times = Claims(redis, PROBE_QUEUE, WAKEUP_KEY), []
         await claims.claim(0, rooms, wait_s=0)
         for number in range(40):
             await enqueue(redis, f"other{number}", account=2)
@@ -200,7 +200,7 @@ async def test_jobs_of_the_version_before_turns_run(redis: ArqRedis) -> None:
     await JobQueue(redis).enqueue([ProbeJob(ImageId(image_id), AccountId(1), "", "") for image_id in ids])
     await redis.delete(KEYS.turns, KEYS.later, KEYS.accounts, f"{KEYS.line}1")  # which that version does not write
     found: set[str] = set()
-    claims = Claims(redis, PROBE_QUEUE, BELL)
+    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     async with asyncio.timeout(10):
         while len(found) < len(ids):
             group = [job.id for job in await claims.claim(100, ROOMY, wait_s=0)]
@@ -253,7 +253,7 @@ async def test_a_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) 
 
 async def test_a_job_given_back_keeps_its_account(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
-    claims = Claims(redis, PROBE_QUEUE, BELL)
+    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, ROOMY, wait_s=0)
     await claims.give_back(await claims.claim(1, ROOMY, wait_s=0))
     found = await claims.claim(10, ROOMY, wait_s=0)
@@ -263,8 +263,8 @@ async def test_a_job_given_back_keeps_its_account(redis: ArqRedis) -> None:
 async def test_an_empty_queue_has_no_turns(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(30)), account=1)
     await enqueue(redis, "b1", account=2)
-    await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd(job_id) for job_id in await claim(redis, 100)])
-    assert set(await redis.keys("*")) <= {BELL.encode(), others_bell(BELL).encode()}
+    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd(job_id) for job_id in await claim(redis, 100)])
+    assert set(await redis.keys("*")) <= {WAKEUP_KEY.encode(), others_wakeup_key(WAKEUP_KEY).encode()}
 
 
 async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, redis_url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from service.config.values import Rate
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.cost_limiter import CostLimiter, Requester
 from service.renditions.costs import TOKEN_S
 from service.storage.interface import RenditionKey

@@ -16,7 +16,7 @@ from service.accounts.signing_keys import create_signing_key
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.config.values import Rate
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter
 from service.renditions.signatures import sign
 from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
 from tests.support import pictures
@@ -64,7 +64,7 @@ async def waiting(api: Client, *requests: tuple[str, int]) -> AsyncIterator[list
     renditions = resources_of(api).delivery.renditions
     try:
         async with asyncio.timeout(10):
-            while renditions._waiting.taken + sum(task.done() for task in tasks) < len(tasks):
+            while renditions.waiting.taken + sum(task.done() for task in tasks) < len(tasks):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         yield tasks

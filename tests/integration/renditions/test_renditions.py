@@ -19,7 +19,7 @@ from service.config.settings import Settings
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.queue import jobs
-from service.renditions import queries, service
+from service.renditions import queries
 from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.queries import NewRendition, insert_renditions
 from service.renditions.transformation import Transformation, Watermark
@@ -53,26 +53,24 @@ def files(settings: Settings) -> list[Path]:
 
 
 def making(api: Client) -> dict[Any, Any]:
-    return resources_of(api).delivery.renditions._making
+    return resources_of(api).delivery.renditions.in_progress
 
 
 async def code(answer: ClientResponse) -> tuple[int, str]:
     return answer.status, (await answer.json())["error"]["code"]
 
 
-async def test_news_that_is_lost_costs_a_second(
+async def test_lost_result_costs_a_second(
     api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.queue.claims.encode_message", lambda _: b"")
-    monkeypatch.setattr(service, "_LOOK_S", 0.1)
+    resources_of(api).delivery.renditions.waiter.poll_interval_s = 0.1
     async with run_worker(settings):
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
 
 
-@pytest.mark.parametrize("size", [10, 400])  # sent along with the news, and not
-async def test_what_was_just_made_is_the_same_as_what_is_on_disk(
-    api: Client, settings: Settings, tenant: Tenant, size: int
-) -> None:
+@pytest.mark.parametrize("size", [10, 400])  # sent along with the result, and not
+async def test_inline_file_equals_the_stored_one(api: Client, settings: Settings, tenant: Tenant, size: int) -> None:
     async with run_worker(settings):
         body = pictures.encode("png", pictures.landscape(400, 400))
         answer = await api.post("/v1/images", data=body, headers=tenant.headers)
@@ -86,21 +84,19 @@ async def test_what_was_just_made_is_the_same_as_what_is_on_disk(
     assert (len(await made.read()) > 32 << 10) == (size == 400)
 
 
-async def test_an_order_that_redis_lost_is_given_again(
-    api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "_LOST_S", 0.2)
-    monkeypatch.setattr(service, "_LOOK_S", 0.1)
+async def test_order_that_redis_lost_is_enqueued_again(api: Client, image_id: str, settings: Settings) -> None:
+    waiter = resources_of(api).delivery.renditions.waiter
+    waiter.lost_after_s, waiter.poll_interval_s = 0.2, 0.1
     asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
     with sync_redis.Redis.from_url(settings.redis_url) as client:
         await until(lambda: client.zcard(jobs.RENDER_QUEUE))
-        client.delete(jobs.RENDER_QUEUE, jobs.RENDER_BELL, *client.keys("arq:job:*"))
+        client.delete(jobs.RENDER_QUEUE, jobs.RENDER_WAKEUP_KEY, *client.keys("arq:job:*"))
     async with run_worker(settings):
         assert (await asking).status == 200
 
 
 @pytest.mark.settings(render_timeout_s=0.1, wait_s=9)
-async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
+async def test_failed_rendition_is_not_retried_at_once(
     api: Client, tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.sandbox.decoder._WAITING_SHARE", 0)
@@ -115,7 +111,7 @@ async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
         assert files(settings) == []
 
 
-async def test_an_image_that_is_deleted_while_its_rendition_waits_is_not_found(
+async def test_deleted_image_ends_its_pending_rendition(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
 ) -> None:
     asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
@@ -135,7 +131,7 @@ async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Setting
 
 
 @pytest.mark.settings(renditions_in_flight=1)
-async def test_requests_that_wait_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
+async def test_waiting_requests_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
     asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
     await until(lambda: making(api))
     assert await code(await api.get(f"/i/{image_id}?width=20")) == (503, "busy")
@@ -144,13 +140,13 @@ async def test_requests_that_wait_are_bounded(api: Client, image_id: str, settin
         assert (await api.get(f"/i/{image_id}?width=20")).status == 200
 
 
-async def test_who_leaves_takes_no_other_along(api: Client, image_id: str, settings: Settings) -> None:
+async def test_cancelled_request_leaves_the_others_waiting(api: Client, image_id: str, settings: Settings) -> None:
     first, second = (asyncio.create_task(api.get(f"/i/{image_id}?width=10")) for _ in range(2))
-    await until(lambda: resources_of(api).delivery.renditions._waiting.taken == 2)
+    await until(lambda: resources_of(api).delivery.renditions.waiting.taken == 2)
     first.cancel()
     async with run_worker(settings):
         assert (await second).status == 200
-    assert resources_of(api).delivery.renditions._waiting.taken == 0
+    assert resources_of(api).delivery.renditions.waiting.taken == 0
     assert making(api) == {}
 
 
@@ -164,12 +160,8 @@ async def test_uses_are_recorded(
     manager = resources_of(api).delivery
     manager.memory_cache.invalidate_all()
     await api.get(f"/i/{image_id}?width=10")
-    monkeypatch.setattr(service, "_NOTE_S", 0)
-    noting = asyncio.create_task(manager.renditions._note_uses())
-    async with asyncio.timeout(5):
-        while await connection.fetchval("select used_at < '2002-01-01' from renditions"):
-            await asyncio.sleep(0.01)
-    noting.cancel()
+    await manager.renditions.write_uses()
+    assert await connection.fetchval("select used_at > '2002-01-01' from renditions")
 
 
 async def test_least_recently_used_are_evicted_first(settings: Settings, connection: Any, tenant: Tenant) -> None:
@@ -239,6 +231,7 @@ async def test_sizes_of_older_rows_are_corrected(settings: Settings, connection:
     assert await connection.fetch("select distinct size from renditions") == [(4096,)]
 
 
+@pytest.mark.usefixtures("api")
 async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
     """The lines of the outage say it."""
     redis = jobs.open_redis("redis://127.0.0.1:1")
@@ -367,18 +360,6 @@ async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_the_least_used_refusal_is_forgotten_first(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_MOST_REFUSED", 10)
-    refusals = resources_of(api).delivery.renditions
-    used = RenditionKey(ID, "u" * 32)
-    refusals._remember_refusal(used, ServiceError("rendition-failed"))
-    for number in range(30):
-        refusals._remember_refusal(RenditionKey(ID, f"{number:032}"), ServiceError("rendition-failed"))
-        with pytest.raises(ServiceError, match="rendition-failed"):
-            refusals._refuse_again(used)
-    assert len(refusals._refused) == 10
-
-
 def block(path: Path) -> None:
     """No file, so it cannot be unlinked."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -465,22 +446,20 @@ async def test_deletion_removes_files_without_rows(
     assert files(settings) == []
 
 
-async def test_an_order_that_nobody_waits_for_any_more_is_dropped_and_may_be_given_again(
-    api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stale_order_is_dropped_and_may_be_repeated(api: Client, image_id: str, settings: Settings) -> None:
     """A rush of orders leaves no hours of work behind."""
-    monkeypatch.setattr(resources_of(api).delivery.renditions, "_wait_s", 0.1)
+    resources_of(api).delivery.renditions.wait_s = 0.1
     assert await code(await api.get(f"/i/{image_id}?width=10")) == (503, "rendition-not-ready")
     with sync_redis.Redis.from_url(settings.redis_url) as client:
         client.zincrby(jobs.RENDER_QUEUE, -61_000, client.zrange(jobs.RENDER_QUEUE, 0, 0)[0])
         async with run_worker(settings):
             await until(lambda: not client.zcard(jobs.RENDER_QUEUE))
             assert files(settings) == []
-            monkeypatch.setattr(resources_of(api).delivery.renditions, "_wait_s", 5)
+            resources_of(api).delivery.renditions.wait_s = 5
             assert (await api.get(f"/i/{image_id}?width=10")).status == 200
 
 
-async def test_an_order_of_another_version_is_dropped(settings: Settings) -> None:
+async def test_order_of_another_version_is_dropped(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         context = {"resources": resources, "job_try": 2, "score": 0}

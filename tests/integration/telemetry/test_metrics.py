@@ -36,7 +36,7 @@ OF_QUEUE = {"daguerre_queue_depth", "daguerre_queue_oldest_seconds", "daguerre_w
 
 async def scrape(api: Client) -> Scrape:
     """What is counted now: the text of the last second is not used again."""
-    resources_of(api).metrics_scrape.keep_s = 0
+    resources_of(api).metrics_scrape.ttl_s = 0
     answer = await api.get("/metrics")
     assert answer.status == 200
     return Scrape(await answer.text())

@@ -62,7 +62,7 @@ async def send(port: int, request: bytes, body: bytes, *, is_chunked: bool) -> s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-async def test_bodies_on_their_way_keep_to_the_quota(settings: Settings, new_tenant: NewTenant, tmp_path: Path) -> None:
+async def test_bodies_in_flight_keep_to_the_quota(settings: Settings, new_tenant: NewTenant, tmp_path: Path) -> None:
     """Over both processes, declared and chunked, with and without a key for repeats."""
     tenant = await new_tenant(max_bytes=MB)
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
@@ -93,7 +93,7 @@ async def test_bodies_on_their_way_keep_to_the_quota(settings: Settings, new_ten
 
 
 @pytest.mark.usefixtures("worker")
-async def test_what_fits_together_is_accepted_together(api: Client, new_tenant: NewTenant) -> None:
+async def test_bodies_within_the_quota_are_accepted(api: Client, new_tenant: NewTenant) -> None:
     tenant = await new_tenant(max_bytes=20 * len(SMALL))
 
     async def chunked() -> AsyncIterator[bytes]:
@@ -111,9 +111,7 @@ async def test_what_fits_together_is_accepted_together(api: Client, new_tenant: 
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_chunked_body_is_cut_off_at_what_is_left(
-    api: Client, new_tenant: NewTenant, settings: Settings
-) -> None:
+async def test_chunked_body_is_cut_off_at_the_quota(api: Client, new_tenant: NewTenant, settings: Settings) -> None:
     tenant = await new_tenant(max_bytes=MB)
     before = metrics.upload_bytes._value.get()
 
@@ -171,8 +169,7 @@ async def test_repeats_of_a_stored_picture_take_turns(api: Client, new_tenant: N
     async def measure() -> None:
         nonlocal most
         while not ended.is_set():
-            sums = resources_of(api).admission._reservations._by_account.values()
-            most = max(most, *(own.reserved for own in sums), 0)
+            most = max(most, resources_of(api).admission._reservations.reserved)
             await asyncio.sleep(0)
 
     async def post() -> Any:
@@ -187,7 +184,7 @@ async def test_repeats_of_a_stored_picture_take_turns(api: Client, new_tenant: N
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_account_far_from_its_quota_asks_nobody(
+async def test_account_far_from_its_quota_skips_the_database(
     api: Client, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object) -> None:
@@ -199,7 +196,7 @@ async def test_an_account_far_from_its_quota_asks_nobody(
         assert answer.status == 200
 
 
-async def test_a_body_goes_on_while_the_database_is_away(
+async def test_body_goes_on_during_a_database_outage(
     api: Client, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was known last bounds it until PostgreSQL is back."""
@@ -235,7 +232,7 @@ class TestSharedBytes:
         assert second.count_others(7) == 0
         assert third.count_others(8) == 3
 
-    def test_a_process_that_is_replaced_holds_nothing(self, processes: Callable[[int], ArrivingBytes]) -> None:
+    def test_replaced_process_holds_nothing(self, processes: Callable[[int], ArrivingBytes]) -> None:
         first, second = processes(0), processes(1)
         first.put(7, 100)
         processes(0)

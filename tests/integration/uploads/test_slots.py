@@ -1,4 +1,4 @@
-"""Places of uploads and downloads are shared by account, and a slow body holds one for a bounded time."""
+"""Slots of uploads and downloads are shared by account, and a slow body holds one for a bounded time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.limits import pace
 from service.limits.pace import MIN_BYTES_PER_S, Pace
+from service.limits.slots import SLOW_AFTER_S, PreemptibleSlot, PreemptibleSlots
 from service.storage.local.uploads import LocalUploadFile
 from service.telemetry.metrics import metrics
-from service.uploads import receiving, slots
-from service.uploads.slots import Place, Places
+from service.uploads import receiving
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.support.api import error_of
 from tests.support.daguerre_processes import processes_of
@@ -33,29 +33,29 @@ QUIET, LOUD, THIRD = AccountId(1), AccountId(2), AccountId(3)
 
 
 class Bodies:
-    """Idle bodies that hold places until they are ended or lose them."""
+    """Idle bodies that hold slots until they are ended or preempted."""
 
-    def __init__(self, count: int) -> None:
-        self.places = Places(count, metrics.uploads_in_flight)
-        self._taken: list[Place] = []
+    def __init__(self, count: int, slow_after_s: float = SLOW_AFTER_S) -> None:
+        self.slots = PreemptibleSlots(count, metrics.uploads_in_flight, slow_after_s=slow_after_s)
+        self._taken: list[PreemptibleSlot] = []
         self._tasks: list[asyncio.Task[str]] = []
 
     async def begin(self, account_id: AccountId, *, size: int = 0) -> asyncio.Task[str]:
-        """A body of which so many bytes have arrived. Raises `busy`; the task answers the code of its end."""
+        """Begins a body of which `size` bytes have arrived. Raises `busy`; the task returns its error code."""
         body_pace = Pace()
         body_pace.begin_wait()
         body_pace.end_wait(size)
         body_pace.begin_wait()
-        place = self.places.take(account_id, body_pace)
-        self._taken.append(place)
-        task = asyncio.create_task(self._arrive(place))
+        slot = self.slots.acquire(account_id, body_pace)
+        self._taken.append(slot)
+        task = asyncio.create_task(self._arrive(slot))
         self._tasks.append(task)
         await asyncio.sleep(0)
         return task
 
-    async def _arrive(self, place: Place) -> str:
+    async def _arrive(self, slot: PreemptibleSlot) -> str:
         try:
-            with place:
+            with slot:
                 await asyncio.Event().wait()
         except ServiceError as error:
             return error.code
@@ -65,16 +65,16 @@ class Bodies:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for place in self._taken:
-            self.places.give_back(place)
+        for slot in self._taken:
+            self.slots.release(slot)
 
 
 @pytest.fixture
 async def bodies() -> AsyncIterator[Callable[[int], Bodies]]:
     made: list[Bodies] = []
 
-    def make(count: int) -> Bodies:
-        made.append(Bodies(count))
+    def make(count: int, **timing: float) -> Bodies:
+        made.append(Bodies(count, **timing))
         return made[-1]
 
     before = metrics.uploads_in_flight._value.get()
@@ -84,7 +84,7 @@ async def bodies() -> AsyncIterator[Callable[[int], Bodies]]:
     assert metrics.uploads_in_flight._value.get() == before
 
 
-async def test_an_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -> None:
+async def test_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(8)
     for _ in range(6):
         await some.begin(LOUD)
@@ -95,7 +95,7 @@ async def test_an_account_gets_three_quarters(bodies: Callable[[int], Bodies]) -
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_one_account_gets_all_of_few_places(bodies: Callable[[int], Bodies], count: int) -> None:
+async def test_one_account_gets_all_of_few_slots(bodies: Callable[[int], Bodies], count: int) -> None:
     some = bodies(count)
     for _ in range(count):
         await some.begin(LOUD)
@@ -103,7 +103,7 @@ async def test_one_account_gets_all_of_few_places(bodies: Callable[[int], Bodies
         await some.begin(LOUD)
 
 
-async def test_the_slowest_body_of_the_largest_yields(bodies: Callable[[int], Bodies]) -> None:
+async def test_slowest_body_of_the_largest_account_yields(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(8)
     loud = [await some.begin(LOUD, size=1000 * number) for number in (3, 1, 2, 4, 5)]
     third = [await some.begin(THIRD) for _ in range(3)]
@@ -116,8 +116,8 @@ async def test_the_slowest_body_of_the_largest_yields(bodies: Callable[[int], Bo
     assert not any(task.done() for task in (loud[0], *loud[3:], *third))
 
 
-async def test_any_account_gets_a_place_beside_many(bodies: Callable[[int], Bodies]) -> None:
-    """As many accounts as may fill all places, each with as many bodies as it is let have."""
+async def test_any_account_gets_a_slot_beside_many(bodies: Callable[[int], Bodies]) -> None:
+    """Enough accounts to fill all slots, each with as many bodies as it may have."""
     some = bodies(256)
     for number in range(10, 20):
         for _ in range(100):
@@ -129,22 +129,19 @@ async def test_any_account_gets_a_place_beside_many(bodies: Callable[[int], Bodi
         await some.begin(QUIET)
 
 
-async def test_bodies_that_have_arrived_yield_to_nobody(bodies: Callable[[int], Bodies]) -> None:
+async def test_received_bodies_keep_their_slots(bodies: Callable[[int], Bodies]) -> None:
     some = bodies(4)
-    arrived = [some.places.take(account_id, Pace()) for account_id in (LOUD, LOUD, LOUD, THIRD)]
+    arrived = [some.slots.acquire(account_id, Pace()) for account_id in (LOUD, LOUD, LOUD, THIRD)]
     with pytest.raises(ServiceError, match="busy"):
         await some.begin(QUIET)
-    some.places.give_back(arrived[0])
+    some.slots.release(arrived[0])
     await some.begin(QUIET)
-    for place in arrived[1:]:
-        some.places.give_back(place)
+    for slot in arrived[1:]:
+        some.slots.release(slot)
 
 
-async def test_a_slow_body_yields_to_its_own_account(
-    bodies: Callable[[int], Bodies], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "_SLOW_AFTER_S", 0.05)
-    some = bodies(2)
+async def test_slow_body_yields_to_its_own_account(bodies: Callable[..., Bodies]) -> None:
+    some = bodies(2, slow_after_s=0.05)
     slow, fast = await some.begin(LOUD, size=10), await some.begin(LOUD, size=1_000_000)
     await asyncio.sleep(0.1)
     await some.begin(LOUD)
@@ -164,7 +161,7 @@ async def test_idle_bodies_of_one_key_stop_no_other(
             for _ in range(12):
                 await begin_upload(stack, api.port or 0, key)
             await asyncio.sleep(0.1)
-        await until(lambda: len(resources_of(api).admission._uploads._by_account) == 2)
+        await until(lambda: len(resources_of(api).admission._uploads.by_account) == 2)
         quiet = await new_tenant()
         answer = await api.post("/v1/images", data=jpeg(), headers=quiet.headers | IMAGE)
         assert answer.status == 200
@@ -211,7 +208,7 @@ async def trickle() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.settings(upload_idle_timeout_s=0.3)
-async def test_an_upload_has_a_least_pace(
+async def test_upload_has_a_minimum_pace(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "GRACE_S", 0.5)
@@ -226,7 +223,7 @@ async def test_an_upload_has_a_least_pace(
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(upload_idle_timeout_s=1)
-async def test_an_upload_above_the_least_pace_arrives(
+async def test_upload_above_the_minimum_pace_arrives(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the time in which it may be slower."""
@@ -245,7 +242,7 @@ async def test_an_upload_above_the_least_pace_arrives(
     assert len(picture) > 10 * MIN_BYTES_PER_S
 
 
-async def test_a_slow_disk_is_not_the_clients_fault(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_disk_is_no_upload_timeout(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MIN_BYTES_PER_S", 1_000_000)
     service = resources_of(api)
     write = LocalUploadFile.write

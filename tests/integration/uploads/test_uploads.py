@@ -32,7 +32,7 @@ async def upload(api: Client, tenant: Tenant, body: bytes, **parameters: str) ->
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_upload_answers_the_shape_of_the_contract(api: Client, tenant: Tenant) -> None:
+async def test_upload_response_has_the_contracts_shape(api: Client, tenant: Tenant) -> None:
     body = jpeg(640, 480)
     response = await api.post(
         f"/v1/images?key={tenant.key}", data=body, headers={"Content-Type": "application/octet-stream"}
@@ -50,16 +50,14 @@ async def test_an_upload_answers_the_shape_of_the_contract(api: Client, tenant: 
 
 
 @pytest.mark.settings(wait_s=0)
-async def test_an_upload_that_waits_for_nothing_is_enqueued_all_the_same(
-    api: Client, tenant: Tenant, burst: RunBurst
-) -> None:
+async def test_upload_without_a_wait_is_enqueued(api: Client, tenant: Tenant, burst: RunBurst) -> None:
     status, answer = await upload(api, tenant, jpeg(64, 48))
     assert (status, answer["response"]["status"]) == (202, "processing")
     assert (await burst()).complete == 1
 
 
 @pytest.mark.usefixtures("worker")
-async def test_the_stored_file_has_the_bytes_that_were_sent(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_stored_file_equals_the_body(api: Client, tenant: Tenant, settings: Settings) -> None:
     body = jpeg(640, 480)
     _, answer = await upload(api, tenant, body, verbose="1")
     [file] = stored_files(settings)
@@ -69,7 +67,7 @@ async def test_the_stored_file_has_the_bytes_that_were_sent(api: Client, tenant:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_every_detail_can_be_asked_for(api: Client, tenant: Tenant) -> None:
+async def test_every_detail_can_be_requested(api: Client, tenant: Tenant) -> None:
     body = jpeg(300, 200, exif={0x010F: "Daguerre", 0x0112: 6})
     status, answer = await upload(
         api,
@@ -116,7 +114,7 @@ async def test_every_detail_can_be_asked_for(api: Client, tenant: Tenant) -> Non
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_stored_image_shows_what_its_upload_answered(api: Client, tenant: Tenant) -> None:
+async def test_stored_image_equals_the_upload_response(api: Client, tenant: Tenant) -> None:
     asked = {"with_exif": "1", "verbose": "1", "with_mini_preview": "1"}
     _, stored = await upload(api, tenant, jpeg(80, 60), tags="a,b", **asked)
     image_id = stored["response"]["id"]
@@ -129,7 +127,7 @@ async def test_a_stored_image_shows_what_its_upload_answered(api: Client, tenant
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("place", ["query", "header", "bearer"])
-async def test_the_key_may_come_in_three_places(api: Client, tenant: Tenant, place: str) -> None:
+async def test_api_key_may_be_in_three_places(api: Client, tenant: Tenant, place: str) -> None:
     parameters = {"key": tenant.key} if place == "query" else {}
     headers = {
         "query": {},
@@ -144,7 +142,7 @@ async def test_the_key_may_come_in_three_places(api: Client, tenant: Tenant, pla
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("field", ["file", "image", "whatever"])
-async def test_a_form_with_one_file_is_an_upload(api: Client, tenant: Tenant, settings: Settings, field: str) -> None:
+async def test_form_with_one_file_is_an_upload(api: Client, tenant: Tenant, settings: Settings, field: str) -> None:
     body = jpeg(100, 50)
     form = aiohttp.FormData()
     form.add_field(field, body, filename="holiday.jpg", content_type="image/jpeg")
@@ -201,7 +199,7 @@ async def test_svg_without_a_file_name_is_an_upload(
 
 
 @pytest.mark.parametrize("disposition", [NAMED, 'form-data; name="; filename=x"', f'{NAMED}; note="; filename=\\"'])
-async def test_a_form_of_text_alone_is_refused(api: Client, tenant: Tenant, disposition: str) -> None:
+async def test_form_without_a_file_is_refused(api: Client, tenant: Tenant, disposition: str) -> None:
     response = await post_form(api, tenant, {"Content-Disposition": disposition}, b"dog")
     assert (response.status, (await response.json())["error"]["code"]) == (400, "empty-body")
 
@@ -223,7 +221,7 @@ async def test_content_type_is_read_by_its_grammar(api: Client, tenant: Tenant, 
     assert response.status == 200
 
 
-async def test_a_form_holds_exactly_one_file(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_form_holds_exactly_one_file(api: Client, tenant: Tenant, settings: Settings) -> None:
     two_files = aiohttp.FormData()
     two_files.add_field("a", jpeg(), filename="a.jpg")
     two_files.add_field("b", jpeg(), filename="b.jpg")
@@ -237,7 +235,7 @@ async def test_a_form_holds_exactly_one_file(api: Client, tenant: Tenant, settin
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_chunked_body_of_many_pieces_is_stored_whole(api: Client, tenant: Tenant, settings: Settings) -> None:
+async def test_long_chunked_body_is_stored_whole(api: Client, tenant: Tenant, settings: Settings) -> None:
     body = jpeg(2400, 1600, quality=95)
     assert len(body) > 2 << 20
 
@@ -253,7 +251,7 @@ async def test_a_chunked_body_of_many_pieces_is_stored_whole(api: Client, tenant
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_an_upload_that_no_worker_takes_is_answered_202_and_finished_later(
+async def test_upload_without_a_worker_is_finished_later(
     api: Client, tenant: Tenant, settings: Settings, burst: RunBurst
 ) -> None:
     body = jpeg(64, 48)
@@ -272,7 +270,7 @@ async def test_an_upload_that_no_worker_takes_is_answered_202_and_finished_later
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_a_pending_image_that_fails_later_tells_on_get(
+async def test_get_shows_why_a_pending_image_failed(
     api: Client, tenant: Tenant, settings: Settings, burst: RunBurst
 ) -> None:
     status, answer = await upload(api, tenant, b"not a picture at all")
@@ -292,7 +290,7 @@ async def test_a_pending_image_that_fails_later_tells_on_get(
     [(b"GIF89a then nothing of the kind", 415), (b"\x00" * 1000, 415), (jpeg(400, 300)[:-4000], 415)],
     ids=["a lie", "zeros", "a truncated jpeg"],
 )
-async def test_what_cannot_be_decoded_is_refused_and_leaves_nothing(
+async def test_undecodable_file_leaves_nothing(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, body: bytes, code: int
 ) -> None:
     status, answer = await upload(api, tenant, body)
@@ -306,7 +304,7 @@ async def test_what_cannot_be_decoded_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_sixteen_uploads_at_once_each_get_their_own_image(api: Client, tenant: Tenant) -> None:
+async def test_concurrent_uploads_get_their_own_images(api: Client, tenant: Tenant) -> None:
     bodies = [jpeg(40 + number, 30) for number in range(16)]
     answers = await asyncio.gather(*(upload(api, tenant, body) for body in bodies))
     assert [answer["response"]["width"] for _, answer in answers] == [40 + number for number in range(16)]
@@ -322,7 +320,7 @@ async def test_equal_bytes_are_two_images(api: Client, tenant: Tenant, settings:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_image_of_another_account_is_unknown(api: Client, tenant: Tenant, new_tenant: NewTenant) -> None:
+async def test_image_of_another_account_is_unknown(api: Client, tenant: Tenant, new_tenant: NewTenant) -> None:
     _, answer = await upload(api, tenant, jpeg())
     stranger = await new_tenant()
     theirs = await api.get(f"/v1/images/{answer['response']['id']}", headers=stranger.headers)
@@ -331,7 +329,7 @@ async def test_an_image_of_another_account_is_unknown(api: Client, tenant: Tenan
     assert await theirs.json() == await unknown.json()
 
 
-async def test_images_that_are_asked_for_at_once_are_each_answered_as_alone(
+async def test_batched_lookups_return_single_results(
     api: Client, tenant: Tenant, new_tenant: NewTenant, connection: Any
 ) -> None:
     stranger = await new_tenant()
@@ -355,7 +353,7 @@ async def test_images_that_are_asked_for_at_once_are_each_answered_as_alone(
 
 
 @pytest.mark.usefixtures("worker")
-async def test_the_request_id_follows_the_job(api: Client, tenant: Tenant, capfd: Any) -> None:
+async def test_request_id_follows_the_job(api: Client, tenant: Tenant, capfd: Any) -> None:
     response = await api.post(
         "/v1/images",
         data=b"no picture",
@@ -367,7 +365,7 @@ async def test_the_request_id_follows_the_job(api: Client, tenant: Tenant, capfd
     assert "trace-me-1" in refused[0]
 
 
-async def test_the_temporary_file_of_an_upload_that_is_cut_off_goes(
+async def test_interrupted_upload_leaves_no_file(
     api: Client, tenant: Tenant, settings: Settings, tmp_path: Path
 ) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
@@ -386,7 +384,7 @@ async def test_the_temporary_file_of_an_upload_that_is_cut_off_goes(
             await asyncio.sleep(0.01)
 
 
-async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(settings: Settings) -> None:
+async def test_cancelled_upload_leaves_no_file(settings: Settings) -> None:
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
 
@@ -404,7 +402,7 @@ async def test_an_upload_that_is_cancelled_while_its_file_is_made_leaves_none(se
 
 
 @pytest.mark.settings(wait_s=0.2)
-async def test_images_whose_files_cannot_be_moved_are_stored_once(
+async def test_unpublished_images_are_stored_once(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = resources_of(api)
@@ -419,8 +417,8 @@ async def test_images_whose_files_cannot_be_moved_are_stored_once(
         return in_executor(executor, call)
 
     monkeypatch.setattr(loop, "run_in_executor", refuse_once)
-    monkeypatch.setattr("service.batcher._GATHER_S", 0.1)
-    monkeypatch.setattr(service.ingest.accepting, "_crowded", lambda: True)
+    service.ingest.ingest_batcher.gather_s = 0.1
+    service.ingest.ingest_batcher.crowded = lambda: True
     answers = await asyncio.gather(*(upload(api, tenant, jpeg()) for _ in range(3)))
     assert len(refused) == 1
     assert [status for status, _ in answers] == [202] * 3
@@ -435,9 +433,7 @@ async def receive_small(storage: LocalOriginals, image_id: str, body: bytes = b"
     return file
 
 
-async def test_a_file_that_could_not_be_synced_is_never_taken_for_durable(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unsynced_file_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     bad, good = await receive_small(storage, "AAAAAAA"), await receive_small(storage, "BBBBBBB")
@@ -457,7 +453,7 @@ async def test_a_file_that_could_not_be_synced_is_never_taken_for_durable(
     assert [path.name for path in stored_files(settings)] == ["BBBBBBB"]
 
 
-async def test_an_upload_that_fails_leaves_the_file_of_another_one_alone(settings: Settings) -> None:
+async def test_failed_upload_keeps_the_file_of_another(settings: Settings) -> None:
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     first = await receive_small(storage, "AAAAAAA", b"first")

@@ -20,7 +20,7 @@ from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE, JobQueue, ProbeJob
 from service.storage.local.originals import LocalOriginals
 from service.telemetry.metrics import metrics
-from service.uploads.replies import Reply
+from service.uploads.ingest import ProbeResult
 from tests.conftest import RunBurst, Tenant
 from tests.support.samples import insert_image, jpeg
 from tests.support.scrapes import Scrape
@@ -101,7 +101,7 @@ async def test_child_that_never_reads_is_given_up(
 ) -> None:
     """The worker can read the file, so it is not the disk that the child waits for."""
 
-    async def probe(worker: Resources, tries: int) -> Reply | None:
+    async def probe(worker: Resources, tries: int) -> ProbeResult | None:
         await worker.children.start()
         pid = worker.children._all[0].process.pid
         assert pid is not None

@@ -31,7 +31,7 @@ def test_a_full_share_leaves_room_for_others() -> None:
     assert shares.free() == 0
 
 
-def test_more_than_a_share_takes_no_room_of_others() -> None:
+def test_excess_of_a_share_leaves_room_for_others() -> None:
     """It had more room when its jobs were claimed: its pictures were quick then."""
     share = 10
     shares = Shares(lambda: share, lambda: 2)

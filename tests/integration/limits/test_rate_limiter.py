@@ -1,4 +1,4 @@
-"""Requests of a key are limited: over all processes, in blocks, and not at all while Valkey is away."""
+"""Requests of a key are limited over all processes, which lease tokens, and not at all while Valkey is away."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import redis as sync_redis
 
 from service.accounts.api_keys import hash_key
 from service.config.values import Rate
+from service.expiring_cache import ExpiringCache
 from service.launcher.embedded.valkey import Valkey
-from service.limits.buckets import RateLimiter
+from service.limits.rate_limiter import RateLimiter, RateLimitTimings
 from tests.conftest import empty
 from tests.support.daguerre_processes import stop_process
 
@@ -59,63 +60,55 @@ async def test_keys_share_nothing(pair: list[RateLimiter]) -> None:
     assert (await ask(pair[0], "b", 150))[False] == 100
 
 
-async def test_the_key_itself_is_not_in_redis_and_a_bucket_does_not_stay(
-    pair: list[RateLimiter], redis_url: str
-) -> None:
+async def test_bucket_hides_its_key_and_expires(pair: list[RateLimiter], redis_url: str) -> None:
     await pair[0].admit("the-key-in-plain-text")
     with sync_redis.Redis.from_url(redis_url) as client:
         assert client.keys() == [b"daguerre:rate:" + hash_key("the-key-in-plain-text").hex().encode()]
         [bucket] = client.keys()
         left_ms: Any = client.pttl(bucket)
-    assert 0 < left_ms <= 5 / SLOW.per_s * 1000 + 1000  # when the block of 5 is there again
+    assert 0 < left_ms <= 5 / SLOW.per_s * 1000 + 1000  # when the lease of 5 is refilled
 
 
-async def test_requests_that_wait_together_share_a_round_trip_and_a_flood_of_refused_ones_costs_none(
-    pair: list[RateLimiter], redis_url: str
-) -> None:
+async def test_refused_requests_cost_no_round_trips(pair: list[RateLimiter], redis_url: str) -> None:
     [limiter, _] = pair
-    assert limiter.block == 5
+    assert limiter.lease_size == 5
     await ask(limiter, "a", 5)
     assert count_commands(redis_url, "evalsha") <= 2  # the first may tell that the script is not there yet
     await ask(limiter, "a", 200)
     asked = count_commands(redis_url, "evalsha")
-    assert asked <= 2 + 95 / limiter.block + 1
+    assert asked <= 2 + 95 / limiter.lease_size + 1
     assert await ask(limiter, "a", 5000) == {True: 5000}
-    assert count_commands(redis_url, "evalsha") <= asked + 5  # some blocks go back meanwhile on a busy machine
+    assert count_commands(redis_url, "evalsha") <= asked + 5  # some leases expire meanwhile on a busy machine
 
 
-async def test_many_keys_that_wait_together_share_a_round_trip(pair: list[RateLimiter], redis_url: str) -> None:
+async def test_keys_share_a_round_trip(pair: list[RateLimiter], redis_url: str) -> None:
     await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(200)))
     assert count_commands(redis_url, "evalsha") <= 4
 
 
-async def test_the_least_used_key_is_forgotten_first(
-    pair: list[RateLimiter], redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+async def test_least_recently_used_lease_goes_first(pair: list[RateLimiter], redis_url: str) -> None:
     limiter = pair[0]
+    limiter.leases = ExpiringCache(10)
     for number in range(30):  # one key in use among many that come once
         await limiter.admit("used")
         await limiter.admit(f"key {number}")
-    assert "used" in limiter._shares
-    assert len(limiter._shares) == 10
-    assert count_commands(redis_url, "evalsha") <= 30 + 30 / limiter.block + 2
+    assert "used" in limiter.leases
+    assert len(limiter.leases) == 10
+    assert count_commands(redis_url, "evalsha") <= 30 + 30 / limiter.lease_size + 2
 
 
-async def test_a_refused_key_in_use_is_not_forgotten(pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+async def test_refused_key_in_use_is_remembered(pair: list[RateLimiter]) -> None:
     limiter = pair[0]
+    limiter.leases = ExpiringCache(10)
     assert (await ask(limiter, "guesses", 150))[True] == 50
     for number in range(30):
-        assert limiter.refused_for_s("guesses") > 0
+        assert limiter.retry_after_s("guesses") > 0
         await limiter.admit(f"key {number}")
 
 
-async def test_the_rest_of_a_block_goes_back_after_a_while(
-    pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.limits.buckets._KEEP_S", 0.1)
+async def test_expired_lease_goes_back_to_the_bucket(pair: list[RateLimiter]) -> None:
     for limiter in pair:
+        limiter.timings.lease_ttl_s = 0.1
         await limiter.admit("a")  # and keeps four
     await asyncio.sleep(0.11)
     for limiter in pair:
@@ -123,17 +116,17 @@ async def test_the_rest_of_a_block_goes_back_after_a_while(
     assert sum([await ask(limiter, "a", 100) for limiter in pair], Counter())[False] == SLOW.burst - 4
 
 
-async def test_after_as_many_seconds_as_it_says_a_request_works(redis_url: str) -> None:
+async def test_request_is_admitted_after_retry_after(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate(per_s=1.25, burst=2)) as limiter:
         assert await ask(limiter, "a", 2) == {False: 2}
         refused = await limiter.admit("a")
         assert refused is not None
-        assert (refused.refused, refused.remaining, refused.next_s) == (True, 0, 1)  # 0.8, rounded up
-        await asyncio.sleep(refused.next_s)
+        assert (refused.refused, refused.remaining, refused.retry_after_s) == (True, 0, 1)  # 0.8, rounded up
+        await asyncio.sleep(refused.retry_after_s)
         assert await ask(limiter, "a", 1) == {False: 1}
 
 
-async def test_the_rate_is_had_in_the_long_run_and_no_more_than_that(redis_url: str) -> None:
+async def test_sustained_rate_is_the_configured_one(redis_url: str) -> None:
     rate = Rate(per_s=400, burst=50)
     async with AsyncExitStack() as stack:
         limiters = [await stack.enter_async_context(RateLimiter.open(redis_url, rate)) for _ in range(2)]
@@ -145,15 +138,15 @@ async def test_the_rate_is_had_in_the_long_run_and_no_more_than_that(redis_url: 
                 passed += not answer.refused
             await asyncio.sleep(0.001)
         took = time.monotonic() - began
-    slack = 2 * limiters[0].block
+    slack = 2 * limiters[0].lease_size
     assert 0.8 * rate.per_s * took <= passed <= rate.burst + rate.per_s * took + slack
 
 
-async def test_what_is_left_is_told(redis_url: str) -> None:
+async def test_status_has_the_remaining_tokens(redis_url: str) -> None:
     async with RateLimiter.open(redis_url, Rate(per_s=10, burst=100)) as limiter:
-        told = [await limiter.admit("a") for _ in range(20)]
-    assert [standing.remaining for standing in told if standing is not None] == list(range(99, 79, -1))
-    assert told[-1] == (80, 1, False)
+        statuses = [await limiter.admit("a") for _ in range(20)]
+    assert [status.remaining for status in statuses if status is not None] == list(range(99, 79, -1))
+    assert statuses[-1] == (80, 1, False)
 
 
 async def test_debt_is_paid_off_before_the_next_request(redis_url: str) -> None:
@@ -167,23 +160,23 @@ async def test_debt_is_paid_off_before_the_next_request(redis_url: str) -> None:
         for limiter in pair:
             refused = await limiter.admit("a")
             assert refused is not None
-            assert (refused.refused, refused.next_s) == (True, 2)
+            assert (refused.refused, refused.retry_after_s) == (True, 2)
         while (await pair[1].admit("a")).refused:  # type: ignore[union-attr]
             await asyncio.sleep(0.01)
     assert 21 / rate.per_s <= time.monotonic() - began < 21 / rate.per_s + 1.5
 
 
-async def test_debt_is_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.limits.buckets.MAX_DEBT_S", 3)
-    async with RateLimiter.open(redis_url, Rate(per_s=10, burst=10)) as limiter:
+async def test_debt_is_bounded(redis_url: str) -> None:
+    timings = RateLimitTimings(max_debt_s=3)
+    async with RateLimiter.open(redis_url, Rate(per_s=10, burst=10), timings=timings) as limiter:
         for _ in range(3):
             await limiter.admit("a", 1000)
             limiter.correct("a", -1e6)
         await asyncio.sleep(0.05)
         refused = await limiter.admit("a")
         assert refused is not None
-        assert (refused.refused, refused.next_s) == (True, 4)  # 31 tokens, rounded up
-        assert limiter.refused_for_s("a") == 4
+        assert (refused.refused, refused.retry_after_s) == (True, 4)  # 31 tokens, rounded up
+        assert limiter.retry_after_s("a") == 4
 
 
 async def test_forgiven_debt_is_not_given_back(redis_url: str) -> None:
@@ -212,11 +205,13 @@ async def test_corrected_tokens_can_be_spent(pair: list[RateLimiter]) -> None:
 async def test_tokens_beyond_the_burst_are_not_given_back(pair: list[RateLimiter]) -> None:
     await ask(pair[0], "a", 1)
     pair[0].correct("a", 1e6)
-    pair[0]._shares["a"].spend_until = 0  # what was not spent goes back to the bucket
+    lease = pair[0].leases.get("a")
+    assert lease is not None
+    lease.expires_at = 0  # its tokens go back to the bucket
     assert (await ask(pair[0], "a", 200))[False] == SLOW.burst
 
 
-async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: list[RateLimiter]) -> None:
+async def test_cancelled_request_leaves_others_the_lease(pair: list[RateLimiter]) -> None:
     first = asyncio.create_task(pair[0].admit("a"))
     others = asyncio.create_task(ask(pair[0], "a", 5))
     await asyncio.sleep(0)
@@ -224,12 +219,10 @@ async def test_a_request_that_is_cancelled_leaves_the_others_their_block(pair: l
     assert await others == {False: 5}
 
 
-async def test_the_keys_that_are_remembered_are_bounded(
-    pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.limits.buckets._REMEMBERED_KEYS", 10)
+async def test_leases_are_bounded(pair: list[RateLimiter]) -> None:
+    pair[0].leases = ExpiringCache(10)
     await asyncio.gather(*(pair[0].admit(f"key {number}") for number in range(50)))
-    assert len(pair[0]._shares) == 10
+    assert len(pair[0].leases) == 10
 
 
 async def until_checked(limiter: RateLimiter, key: str) -> None:
@@ -238,11 +231,9 @@ async def until_checked(limiter: RateLimiter, key: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_again(
-    pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
+async def test_limit_is_suspended_while_valkey_hangs(pair: list[RateLimiter], own_valkey: Valkey, capfd: Any) -> None:
     [limiter, _] = pair
+    limiter.timings.retry_s = 0.05
     await ask(limiter, "a", 100)
 
     async def time_one(key: str) -> float:
@@ -253,31 +244,36 @@ async def test_while_valkey_hangs_requests_go_on_and_afterwards_the_limit_holds_
     assert own_valkey.process is not None
     stop_process(own_valkey.process.pid)
     try:
-        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.1)
+        limiter.timings.timeout_s = 0.1
         waiting = []
         for number in range(10):
             waiting.append(asyncio.create_task(time_one(f"b{number}")))
             await asyncio.sleep(0.01)
         assert max(await asyncio.gather(*waiting)) < 0.2  # the time-out is theirs together
         looks = 0
+        lease = limiter.leases.get("b0")
+        assert lease is not None
         async with asyncio.timeout(5):
-            while looks < 3 or limiter._shares["b0"].taking is not None:
-                before = limiter._shares["b0"].taking
-                assert await time_one("b0") < 0.1  # nobody waits for a look whether Valkey is back
-                looks += limiter._shares["b0"].taking not in (before, None)
+            while looks < 3 or lease.renewal is not None:
+                before = lease.renewal
+                assert await time_one("b0") < 0.1  # no request waits for the check whether Valkey is back
+                looks += lease.renewal not in (before, None)
                 await asyncio.sleep(0.005)
-        monkeypatch.setattr("service.limits.buckets._TIMEOUT_S", 0.25)
+        limiter.timings.timeout_s = 0.25
     finally:
         os.kill(own_valkey.process.pid, signal.SIGCONT)
     await until_checked(limiter, "c")
     assert await ask(limiter, "a", 10) == {True: 10}
-    # Of what was sent to it while it hung, it has taken the block of the first request, and no other.
-    assert [(await ask(limiter, key, 150))[False] for key in ("b0", "b1")] == [SLOW.burst - limiter.block, SLOW.burst]
-    told, _ = capfd.readouterr()
-    assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
+    # Of what was sent to it while it hung, it has leased tokens to the first request only.
+    assert [(await ask(limiter, key, 150))[False] for key in ("b0", "b1")] == [
+        SLOW.burst - limiter.lease_size,
+        SLOW.burst,
+    ]
+    output, _ = capfd.readouterr()
+    assert (output.count("rate_limit.suspended"), output.count("rate_limit.recovered")) == (1, 1)
 
 
-async def test_a_connection_that_uvloop_finds_closed_lets_the_request_through(
+async def test_connection_closed_by_uvloop_is_an_outage(
     pair: list[RateLimiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def write_too_late(**_: object) -> None:
@@ -286,15 +282,13 @@ async def test_a_connection_that_uvloop_finds_closed_lets_the_request_through(
     with monkeypatch.context() as lost:
         lost.setattr(pair[0], "_script", write_too_late)
         assert await pair[0].admit("a") is None
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0)
+    pair[0].timings.retry_s = 0
     await until_checked(pair[0], "a")
 
 
-async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_holds_again(
-    pair: list[RateLimiter], own_valkey: Valkey, capfd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.limits.buckets._RETRY_S", 0.05)
+async def test_limit_is_suspended_while_valkey_is_away(pair: list[RateLimiter], own_valkey: Valkey, capfd: Any) -> None:
     [limiter, _] = pair
+    limiter.timings.retry_s = 0.05
     await limiter.admit("a")
     own_valkey.stop()
     try:
@@ -305,5 +299,5 @@ async def test_while_valkey_is_away_requests_go_on_and_afterwards_the_limit_hold
         own_valkey.start()
     await until_checked(limiter, "b")
     assert (await ask(limiter, "c", 150))[False] == SLOW.burst
-    told, _ = capfd.readouterr()
-    assert (told.count("rates.unchecked"), told.count("rates.checked_again")) == (1, 1)
+    output, _ = capfd.readouterr()
+    assert (output.count("rate_limit.suspended"), output.count("rate_limit.recovered")) == (1, 1)

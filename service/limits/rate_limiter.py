@@ -1,0 +1,280 @@
+"""Rate limits: a bucket of tokens in Redis for each key. Each process leases some tokens of it at a time.
+
+Of the libraries for this, limits, pyrate-limiter and throttled-py ask Redis once for each request, and aiolimiter knows
+one process only. If a request can have a weight, they grant it whole or refuse it, so the last tokens of a bucket could
+not be leased.
+
+In any span of time, a key is admitted for at most the burst, what the rate adds, and one lease for each process.
+
+A request may cost any number of tokens, and its cost may be corrected later. It is admitted if one token is left; the
+rest becomes a debt, which the rate pays off before the key is admitted again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import structlog
+from redis.asyncio import Redis
+
+from service.accounts.api_keys import hash_key
+from service.batcher import Batcher, running
+from service.config.values import Rate
+from service.expiring_cache import ExpiringCache
+from service.queue.jobs import UNAVAILABLE
+from service.telemetry.metrics import metrics
+
+log = structlog.get_logger(__name__)
+
+# A lease is this part of the burst, or of a second's tokens if those are more.
+_LEASE_PART = 20
+# A process that got less than a lease asks again as soon as there is a token, within these bounds.
+_MIN_PAUSE_S = 0.05
+_MAX_PAUSE_S = 1.0
+_MAX_LEASES = 10_000
+
+# By the clock of Redis, which all processes share. A bucket that is full again is as good as none, and expires.
+_LEASE_TOKENS = """
+local per_ms, burst, max_debt = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local answer = {}
+for i, bucket in ipairs(KEYS) do
+    local wanted, returned = tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
+    local stored = redis.call('HMGET', bucket, 'tokens', 'at')
+    local tokens = burst
+    if stored[1] then
+        local passed = math.max(0, now - tonumber(stored[2]))
+        tokens = math.min(burst, tonumber(stored[1]) + passed * per_ms)
+    end
+    local owed = -max_debt - (tokens + returned)
+    tokens = math.max(-max_debt, math.min(burst, tokens + returned))
+    local leased = math.max(0, math.min(wanted, math.floor(tokens + 1e-6)))
+    tokens = tokens - leased
+    redis.call('HSET', bucket, 'tokens', string.format('%.9f', tokens), 'at', string.format('%.3f', now))
+    redis.call('PEXPIRE', bucket, string.format('%.0f', math.ceil((burst - tokens) / per_ms) + 1000))
+    answer[4 * i - 3] = leased
+    answer[4 * i - 2] = math.max(0, math.floor(tokens))
+    answer[4 * i - 1] = math.ceil(math.max(0, 1 - tokens) / per_ms)
+    answer[4 * i] = math.ceil(math.max(0, owed))
+end
+return answer
+"""
+
+
+@dataclass(slots=True)
+class RateLimitTimings:
+    """Tokens of a lease that are not spent within `lease_ttl_s` go back to the bucket with the next lease.
+
+    A request waits for Redis for at most `timeout_s`. While Redis is away no request waits, and one tries it in the
+    background every `retry_s`. A debt is at most what the rate adds in `max_debt_s`, so that nobody is locked out for
+    longer.
+    """
+
+    lease_ttl_s: float = 1.0
+    timeout_s: float = 0.25
+    retry_s: float = 1.0
+    max_debt_s: float = 60.0
+    max_pause_s: float = _MAX_PAUSE_S
+
+
+class RateLimitStatus(NamedTuple):
+    """What is left for a key after a request: `remaining` more, and another one after `retry_after_s` seconds."""
+
+    remaining: int
+    retry_after_s: int
+    refused: bool
+
+
+class _LeaseRequest(NamedTuple):
+    """`returned` tokens go back to the bucket; a debt is negative."""
+
+    bucket: str
+    returned: float
+
+
+class _Leased(NamedTuple):
+    """`forgiven` is the part of a debt beyond the maximum."""
+
+    tokens: int
+    remaining: int
+    next_token_s: float
+    forgiven: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """The tokens of a bucket that one process holds. Times are of the monotonic clock.
+
+    `tokens` is negative while the bucket does not know of a debt yet.
+    """
+
+    bucket: str
+    tokens: float = 0.0
+    expires_at: float = 0
+    remaining: int = 0  # tokens in the bucket after the last request to it
+    forgiven: float = 0.0  # of debts that came from here
+    ask_at: float = 0
+    next_token_at: float = 0
+    renewal: asyncio.Task[None] | None = None
+
+
+class RateLimiter:
+    """Counts the requests of keys. While Redis is away it admits all of them, and logs that.
+
+    A key is a client's API key, or whatever else is counted; `name` keeps the limits apart.
+    """
+
+    def __init__(
+        self,
+        redis: Any,
+        rate: Rate,
+        name: str,
+        *,
+        timings: RateLimitTimings | None = None,
+    ) -> None:
+        self.rate = rate
+        self.lease_size = max(1, min(rate.burst, int(max(rate.burst, rate.per_s) / _LEASE_PART)))
+        self.leases: ExpiringCache[str, Lease] = ExpiringCache(_MAX_LEASES)
+        self.timings = timings or RateLimitTimings()
+        self._prefix = f"daguerre:{name}:"
+        self._redis = redis
+        self._script = redis.register_script(_LEASE_TOKENS)
+        self._batcher: Batcher[_LeaseRequest, _Leased | None] = Batcher(self._lease_batch)
+        self._away_since: float | None = None
+        self._retry_at = 0.0
+        self._retrying = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, redis_url: str, rate: Rate, name: str = "rate", *, timings: RateLimitTimings | None = None
+    ) -> AsyncIterator[Self]:
+        """Uses a connection of its own, since the queue's timeouts are longer."""
+        timings = timings or RateLimitTimings()
+        redis = Redis.from_url(redis_url, socket_connect_timeout=timings.timeout_s, socket_timeout=timings.timeout_s)
+        try:
+            self = cls(redis, rate, name, timings=timings)
+            async with running(self._batcher.run()):
+                yield self
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+    async def admit(self, key: str, cost: float = 1.0) -> RateLimitStatus | None:
+        """Counts a request, which costs at least one token. Returns None if it is admitted unchecked."""
+        lease = self._find_lease(key)
+        while True:
+            now = time.monotonic()
+            if lease.tokens >= 1 and now < lease.expires_at:
+                self._add(lease, -cost)
+                remaining = max(0, int(lease.tokens + lease.remaining))
+                return RateLimitStatus(remaining, self.rate.next_after_s, refused=False)
+            if now < lease.ask_at:
+                return RateLimitStatus(0, max(1, math.ceil(lease.next_token_at - now)), refused=True)
+            if self._away_since is not None:
+                if now >= self._retry_at and lease.renewal is None:
+                    self._retry_at = now + self.timings.retry_s
+                    self._retrying = True
+                    self._renew(lease)
+                metrics.rate_limit_unchecked.inc()
+                return None
+            await asyncio.shield(lease.renewal or self._renew(lease))
+
+    def correct(self, key: str, tokens: float) -> None:
+        """Gives tokens of an earlier request back, or takes more for it if `tokens` is negative."""
+        self._add(self._find_lease(key), tokens)
+
+    def retry_after_s(self, key: str) -> int:
+        """Returns for how long this process knows that the key has no tokens left, or 0 if it does not know that.
+
+        Counts nothing and does not ask Redis. It holds until the next token is due, even if `admit` would ask earlier.
+        """
+        lease = self.leases.get(key)
+        now = time.monotonic()
+        if lease is None or lease.tokens >= 1 or now >= lease.next_token_at:
+            return 0
+        return max(1, math.ceil(lease.next_token_at - now))
+
+    def _find_lease(self, key: str) -> Lease:
+        lease = self.leases.get(key)
+        if lease is None:
+            lease = Lease(self._prefix + hash_key(key).hex())
+            self.leases.put(key, lease)
+        return lease
+
+    def _add(self, lease: Lease, tokens: float) -> None:
+        """Debts go to the bucket at once, for all processes, as do tokens that come back while it may be in debt.
+
+        Forgiven tokens do not come back.
+        """
+        if tokens > 0:
+            unpaid = min(tokens, lease.forgiven)
+            lease.forgiven -= unpaid
+            tokens -= unpaid
+        lease.tokens += tokens
+        in_debt = lease.tokens < 0 or (tokens > 0 and time.monotonic() < lease.ask_at)
+        if in_debt and lease.renewal is None and self._away_since is None:
+            self._renew(lease)
+
+    def _renew(self, lease: Lease) -> asyncio.Task[None]:
+        """All requests of the key that wait share one renewal."""
+        lease.renewal = asyncio.create_task(self._renew_lease(lease))
+        return lease.renewal
+
+    async def _renew_lease(self, lease: Lease) -> None:
+        returned, lease.tokens = lease.tokens, 0.0
+        try:
+            leased = await self._batcher.submit(_LeaseRequest(lease.bucket, returned))
+        finally:
+            lease.renewal = None
+        if leased is None:
+            return
+        now = time.monotonic()
+        lease.tokens += leased.tokens  # corrections that came meanwhile count
+        lease.remaining = leased.remaining
+        lease.forgiven += leased.forgiven
+        lease.expires_at = now + self.timings.lease_ttl_s
+        lease.next_token_at = now + leased.next_token_s
+        is_full = leased.tokens == self.lease_size
+        pause_s = 0.0 if is_full else min(max(leased.next_token_s, _MIN_PAUSE_S), self.timings.max_pause_s)
+        lease.ask_at = now + pause_s
+
+    async def _lease_batch(self, requests: Sequence[_LeaseRequest]) -> list[_Leased | None]:
+        """Leases tokens of all these buckets in one step. Returns None for each if Redis is away."""
+        if self._away_since is not None and not self._retrying:  # they waited while the previous batch failed
+            return [None] * len(requests)
+        self._retrying = False
+        args: list[Any] = [self.rate.per_s / 1000, self.rate.burst, self.rate.per_s * self.timings.max_debt_s]
+        for request in requests:
+            args += (self.lease_size, request.returned)
+        try:
+            async with asyncio.timeout(self.timings.timeout_s):
+                if self._away_since is not None:
+                    await self._redis.ping()  # a Redis that hangs runs the script later: it must not lease tokens then
+                answer = await self._script(keys=[request.bucket for request in requests], args=args)
+        except UNAVAILABLE as error:
+            self._note_away(error)
+            return [None] * len(requests)
+        self._note_back()
+        return [
+            _Leased(tokens, remaining, wait_ms / 1000, forgiven)
+            for tokens, remaining, wait_ms, forgiven in zip(*(answer[at::4] for at in range(4)), strict=True)
+        ]
+
+    def _note_away(self, error: Exception) -> None:
+        now = time.monotonic()
+        self._retry_at = now + self.timings.retry_s
+        if self._away_since is None:
+            self._away_since = now
+            log.warning("rate_limit.suspended", error=repr(error))
+
+    def _note_back(self) -> None:
+        if self._away_since is not None:
+            log.info("rate_limit.recovered", seconds=round(time.monotonic() - self._away_since, 1))
+            self._away_since = None
