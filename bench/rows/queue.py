@@ -29,7 +29,7 @@ from service.launcher.embedded import running
 from service.queue.jobs import ProbeJob
 from service.uploads import receiving
 from service.uploads.ingest import Arrival
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
 _WARM_UP = 20
@@ -68,10 +68,10 @@ def _measure_idle(subject: Subject, seconds: float) -> float:
 
 async def _measure(settings: Settings, key: str, body: bytes, seconds: float) -> tuple[list[float], list[float]]:
     """Milliseconds through the queue and of the probe alone, in turn."""
-    children = Children(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
+    pool = DecoderPool(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
     queued: list[float] = []
     direct: list[float] = []
-    await children.start()
+    await pool.start()
     try:
         async with open_resources(settings) as service:
             account = await service.keys.owner(key)
@@ -81,10 +81,10 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
                 queued.append(await _time_job(service, new))
                 places = service.storage.places(new.id)
                 started = time.perf_counter()
-                await children.probe(*places)
+                await pool.probe(*places)
                 direct.append((time.perf_counter() - started) * 1000)
     finally:
-        await children.end()
+        await pool.close()
     return queued[_WARM_UP:], direct[_WARM_UP:]
 
 

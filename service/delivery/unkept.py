@@ -7,13 +7,13 @@ import weakref
 from service.errors import ServiceError
 
 # Of one process, in bytes.
-MAX_UNKEPT_BYTES = 64 << 20
+MAX_UNSTORED_BYTES = 64 << 20
 
 
 class UnkeptBytes:
     """The bytes of answers under way that no disk has."""
 
-    def __init__(self, limit: int = MAX_UNKEPT_BYTES) -> None:
+    def __init__(self, limit: int = MAX_UNSTORED_BYTES) -> None:
         self._limit = limit
         self.held = 0
 

@@ -110,15 +110,14 @@ async def test_the_periodic_job_refreshes_accounts(connection: Any, tenant: Tena
 
 
 async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshed(
-    connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    connection: Any, new_tenant: NewTenant, settings: Settings
 ) -> None:
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.5)
     locked, other = [await new_tenant() for _ in range(2)]
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         async with connection.transaction():
             await connection.execute("select from accounts where id = $1 for update", locked.id)
-            await counters.refresh_accounts({"resources": resources})
+            await counters.refresh_accounts({"resources": resources}, first_try_s=0.5)
             assert (await load_account(connection, other.id)).used_bytes == 0
             assert (await load_account(connection, locked.id)).used_bytes == 5
         await counters.refresh_accounts({"resources": resources})
@@ -128,7 +127,8 @@ async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshe
 class Refreshes:
     """In place of refresh_counters: which accounts were tried, while some of them take for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, budget_s: float, first_try_s: float) -> None:
+        self._timings = {"budget_s": budget_s, "first_try_s": first_try_s}
         self.tried: list[AccountId] = []
         self.endless: set[AccountId] = set()
 
@@ -141,17 +141,15 @@ class Refreshes:
     async def run(self, resources: Resources) -> list[AccountId]:
         """The accounts of one run, in their order."""
         self.tried.clear()
-        await counters.refresh_accounts({"resources": resources})
+        await counters.refresh_accounts({"resources": resources}, **self._timings)
         return list(self.tried)
 
 
 async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refreshes = Refreshes()
+    refreshes = Refreshes(budget_s=1.5, first_try_s=0.3)
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "BUDGET_S", 1.5)
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.3)
     first, second, third, fourth = [(await new_tenant()).id for _ in range(4)]
     await connection.execute("update accounts set changed_at = '2100-01-01'")  # always stale
     refreshes.endless = {first, second, third}
@@ -164,16 +162,14 @@ async def test_accounts_that_cannot_be_refreshed_come_last_in_the_next_runs(
         assert await refreshes.run(resources) == [fourth, second]
         refreshes.endless = {first, second}
         assert await refreshes.run(resources) == [fourth, third, first]
-        assert list(resources.unrefreshed) == [second, first]
+        assert list(resources.failed_refreshes) == [second, first]
 
 
 async def test_an_account_that_came_too_late_to_be_refreshed_is_the_next_runs_first(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refreshes = Refreshes()
+    refreshes = Refreshes(budget_s=1, first_try_s=0.6)
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "BUDGET_S", 1)
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.6)
     first, second, third = [(await new_tenant()).id for _ in range(3)]
     refreshes.endless = {first, second}
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
@@ -194,9 +190,9 @@ async def test_a_database_that_goes_away_ends_the_refresh(
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         with capture_logs() as logs:
             await counters.refresh_accounts({"resources": resources})
-        [line] = [line for line in logs if line["event"] == "counters.put_off"]
+        [line] = [line for line in logs if line["event"] == "counters.deferred"]
         assert "database-unavailable" in line["error"]
-        assert not resources.unrefreshed
+        assert not resources.failed_refreshes
 
 
 async def test_two_accounts_of_one_name_are_refused(connection: Any, tenant: Tenant) -> None:

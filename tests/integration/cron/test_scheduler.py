@@ -16,7 +16,7 @@ from arq.connections import ArqRedis
 from service.queue import jobs
 from tests.conftest import Servers
 from tests.support.daguerre_processes import until
-from worker.cron.scheduler import Lease, PeriodicJob, PeriodicJobs
+from worker.cron.scheduler import Lease, PeriodicJob, Scheduler
 
 INTERVAL_S = 0.5
 KEY = "daguerre:periodic:tick"
@@ -33,8 +33,8 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 
 @asynccontextmanager
-async def repeating(redis: ArqRedis, *functions: Function, timeout_s: float = 10) -> AsyncIterator[PeriodicJobs]:
-    periodic = PeriodicJobs(redis, [PeriodicJob(each, INTERVAL_S, timeout_s) for each in functions], {"name": "x"})
+async def repeating(redis: ArqRedis, *functions: Function, timeout_s: float = 10) -> AsyncIterator[Scheduler]:
+    periodic = Scheduler(redis, [PeriodicJob(each, INTERVAL_S, timeout_s) for each in functions], {"name": "x"})
     running = asyncio.create_task(periodic.run(drain_s=0.2))
     try:
         yield periodic
@@ -55,12 +55,12 @@ async def test_job_runs_in_one_of_several_workers(redis: ArqRedis) -> None:
 
 
 async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis) -> None:
-    assert await Lease(redis, "tick", INTERVAL_S).take() == 0
+    assert await Lease(redis, "tick", INTERVAL_S).acquire() == 0
     survivor = Lease(redis, "tick", INTERVAL_S)
-    assert 0 < await survivor.take() <= INTERVAL_S
+    assert 0 < await survivor.acquire() <= INTERVAL_S
 
     async def is_taken() -> bool:
-        return await survivor.take() == 0
+        return await survivor.acquire() == 0
 
     await until(is_taken)
 
@@ -69,13 +69,13 @@ async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis) -> None:
 async def test_lease_outlasts_no_redis_clock_set_back(redis: ArqRedis, holder: str) -> None:
     """Redis ends it a day late, and a worker counts the interval by itself."""
     lease = Lease(redis, "tick", INTERVAL_S)
-    assert await (lease if holder == "itself" else Lease(redis, "tick", INTERVAL_S)).take() == 0
+    assert await (lease if holder == "itself" else Lease(redis, "tick", INTERVAL_S)).acquire() == 0
     await redis.pexpire(KEY, DAY_MS)
     seen_at = time.monotonic()
-    assert 0 < await lease.take() <= INTERVAL_S
+    assert 0 < await lease.acquire() <= INTERVAL_S
 
     async def is_taken() -> bool:
-        return await lease.take() == 0
+        return await lease.acquire() == 0
 
     await until(is_taken)
     assert time.monotonic() - seen_at > INTERVAL_S * 0.8
@@ -84,9 +84,9 @@ async def test_lease_outlasts_no_redis_clock_set_back(redis: ArqRedis, holder: s
 
 async def test_lease_that_redis_lost_is_taken_again(redis: ArqRedis) -> None:
     lease = Lease(redis, "tick", INTERVAL_S)
-    assert await lease.take() == 0
+    assert await lease.acquire() == 0
     await redis.flushall()
-    assert await lease.take() == 0
+    assert await lease.acquire() == 0
 
 
 async def test_job_that_fails_or_hangs_holds_up_none(redis: ArqRedis, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,15 +25,13 @@ from tests.conftest import Tenant
 from tests.integration.verification.test_verify import PICTURE, insert, put
 from tests.support.processes import wait_for
 from tests.support.scrapes import Scrape
-from worker.cron.scrub import scrubbing
+from worker.cron import scrub
 
 IDS = [ImageId(f"Image{number:02}") for number in range(6)]
 DAMAGED = PICTURE[:-1] + bytes([PICTURE[-1] ^ 1])
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 100 << 20)
+scrubbing = partial(scrub.scrubbing, min_bytes_per_s=100 << 20)
 
 
 @pytest.fixture
@@ -138,14 +137,11 @@ async def test_a_round_goes_on_after_a_restart(storage: DiskStorage, database: D
     assert scrape().rise(before, "daguerre_scrub_images_total") == 3
 
 
-async def test_several_workers_read_each_image_once(
-    storage: DiskStorage, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
+async def test_several_workers_read_each_image_once(storage: DiskStorage, database: Database, connection: Any) -> None:
     before = scrape()
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await stack.enter_async_context(scrubbing(database, storage, 5))
+            await stack.enter_async_context(scrubbing(database, storage, 5, min_bytes_per_s=1))
         await end_of_round(connection)
         assert scrape().rise(before, "daguerre_scrub_images_total") == len(IDS)
 
@@ -172,11 +168,8 @@ async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Dat
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
-async def test_reads_are_spread_over_the_period(
-    storage: DiskStorage, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
-    async with scrubbing(database, storage, 3):
+async def test_reads_are_spread_over_the_period(storage: DiskStorage, database: Database, connection: Any) -> None:
+    async with scrubbing(database, storage, 3, min_bytes_per_s=1):
         begun = time.monotonic()
         await end_of_round(connection)
     assert time.monotonic() - begun > 2

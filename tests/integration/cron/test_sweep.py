@@ -240,7 +240,7 @@ async def test_stuck_received_files_starve_no_other(
         block(resources.storage.incoming_path(ImageId(f"Stuck{number:03}")))
     await sweep({"resources": resources})
     assert stored_files(settings) == [resources.storage.path(ID)]
-    assert capfd.readouterr().out.count("not_settled") == 1
+    assert capfd.readouterr().out.count("sweep.reconcile_failed") == 1
 
 
 async def test_stuck_removals_starve_no_other(

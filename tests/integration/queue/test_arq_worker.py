@@ -30,21 +30,21 @@ from service.queue.jobs import BELL, MOST_TOKENS, PROBE_IMAGE, PROBE_QUEUE, JobQ
 from service.queue.turns import TurnKeys
 from tests.conftest import Servers
 from worker import probe, render
-from worker.queue.arq_worker import DoorbellWorker
-from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobEnd
-from worker.queue.shares import Rooms, Shares
+from worker.fairness import AccountShares, ClaimLimits
+from worker.queue.arq_worker import PushWorker
+from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobResult
 
 Job = Callable[..., Coroutine[Any, Any, object]]
 
 
 @asynccontextmanager
-async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[DoorbellWorker]:
+async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[PushWorker]:
     redis = jobs.open_redis(url)
-    worker = DoorbellWorker(
+    worker = PushWorker(
         functions=[func(job, name=PROBE_IMAGE)],
         queue_name=PROBE_QUEUE,
-        bell=BELL,
-        signs_of_life=SignsOfLife(redis),
+        wakeup_key=BELL,
+        heartbeats=SignsOfLife(redis),
         redis_pool=redis,
         max_jobs=max_jobs,
         keep_result=0,
@@ -269,7 +269,7 @@ async def test_a_channel_gets_all_replies_of_a_group_in_one_message(redis: ArqRe
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe("channel")
         await pubsub.get_message(timeout=5)  # that it is subscribed
-        await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd(image_id, image_id) for image_id in ids])
+        await Claims(redis, PROBE_QUEUE, BELL).finish([JobResult(image_id, image_id) for image_id in ids])
         message = await pubsub.get_message(timeout=5)
     assert message is not None
     assert jobs.decode(message["data"]) == ids
@@ -296,7 +296,7 @@ async def test_a_job_that_names_whom_to_reply_to_runs_too(redis: ArqRedis, redis
 
 async def test_a_job_that_another_worker_has_ended_is_not_put_off(redis: ArqRedis) -> None:
     """Else the next one of its id would begin with a try that was never made."""
-    await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+    await Claims(redis, PROBE_QUEUE, BELL).finish([JobResult("image01", retry_after_ms=0)])
     assert await redis.keys("*") == []
 
 
@@ -522,23 +522,23 @@ async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redi
         await until(lambda: len(started) == 2)
         assert started == ["a", "b"]
         assert await redis.exists(in_progress_key_prefix + "a")
-        assert worker.job_counter == len(worker.tasks) == 2
+        assert worker.running_jobs == len(worker.tasks) == 2
 
 
 async def test_a_job_whose_end_was_not_recorded_runs_again_and_its_error_is_heard(
     redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = 0
-    end = Claims.end
+    finish = Claims.finish
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
 
-    async def end_the_second_time(claims: Claims, ends: Sequence[JobEnd]) -> list[None]:
+    async def finish_the_second_time(claims: Claims, results: Sequence[JobResult]) -> list[None]:
         if runs == 1:
             raise ServiceError("queue-unavailable")
-        return await end(claims, ends)
+        return await finish(claims, results)
 
-    monkeypatch.setattr(Claims, "end", end_the_second_time)
+    monkeypatch.setattr(Claims, "finish", finish_the_second_time)
 
     async def job(ctx: Any, image_id: str, **_: Any) -> None:
         nonlocal runs
@@ -570,7 +570,7 @@ async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, 
         await end.wait()
 
     await enqueue(redis, "a", "b")
-    async with working(redis_url, job, shares=Shares(lambda: places)):
+    async with working(redis_url, job, shares=AccountShares(lambda: places)):
         await until(lambda: len(started) == 2)
         await asyncio.sleep(0.2)  # it waits for the bell
         places = 3
@@ -597,11 +597,11 @@ async def test_jobs_outlast_a_redis_clock_set_back(
     await enqueue(redis, "image01")
     if state != "waiting":
         claims = Claims(redis, PROBE_QUEUE, BELL)
-        await claims.claim(1, Rooms(share=1), wait_s=0)  # loads the script
-        await claims.claim(1, Rooms(share=1), wait_s=0)
+        await claims.claim(1, ClaimLimits(share=1), wait_s=0)  # loads the script
+        await claims.claim(1, ClaimLimits(share=1), wait_s=0)
         assert await redis.exists(in_progress_key_prefix + "image01")
     if state == "put off":
-        await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd("image01", again_after_ms=0)])
+        await Claims(redis, PROBE_QUEUE, BELL).finish([JobResult("image01", retry_after_ms=0)])
     await redis.zincrby(PROBE_QUEUE, day_ms, "image01")
     for key in (keys.later, keys.line + "1"):
         if await redis.exists(key):
@@ -614,4 +614,4 @@ async def test_jobs_outlast_a_redis_clock_set_back(
 
 async def test_no_job_is_put_off_for_longer_than_allowed() -> None:
     """Else it would be taken for one from before a correction of the clock, and run at once."""
-    assert max(probe._RETRY_S, probe._RETRY_MISSING_S, render._RETRY_S, LEASE_S) < MAX_DEFER_S
+    assert max(probe.RETRY_S, probe.RETRY_MISSING_S, render.RETRY_S, LEASE_S) < MAX_DEFER_S

@@ -25,11 +25,11 @@ from tests.conftest import Client, NewTenant, Tenant, run_worker
 from tests.integration.queue.test_arq_worker import enqueue, until, working
 from tests.support import pictures
 from tests.support.samples import insert_image, slow_svg
-from worker.queue.claims import Claims, JobEnd
-from worker.queue.shares import Rooms, Shares
+from worker.fairness import AccountShares, ClaimLimits
+from worker.queue.claims import Claims, JobResult
 
 KEYS = TurnKeys.of(PROBE_QUEUE)
-ROOMY = Rooms(share=100)
+ROOMY = ClaimLimits(share=100)
 # Some seconds of a child.
 SLOW = slow_svg(60)
 FLOOD = 200
@@ -45,7 +45,7 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
     await client.aclose(close_connection_pool=True)
 
 
-async def claim(redis: ArqRedis, count: int, rooms: Rooms = ROOMY) -> list[str]:
+async def claim(redis: ArqRedis, count: int, rooms: ClaimLimits = ROOMY) -> list[str]:
     claims = Claims(redis, PROBE_QUEUE, BELL)
     await claims.claim(0, rooms, wait_s=0)  # loads the script
     return [job.id for job in await claims.claim(count, rooms, wait_s=0)]
@@ -148,18 +148,18 @@ async def test_an_account_without_room_is_skipped(redis: ArqRedis) -> None:
     await enqueue(redis, "b1", "b2", "b3", account=2)
     claims = Claims(redis, PROBE_QUEUE, BELL)
     await claims.claim(0, ROOMY, wait_s=0)
-    found = await claims.claim(10, Rooms(1, [("1", "1", 0)]), wait_s=0)
+    found = await claims.claim(10, ClaimLimits(1, [("1", "1", 0)]), wait_s=0)
     assert [(job.id, job.account) for job in found] == [("b1", "2")]
-    assert claims.skipped
-    assert not claims.left_behind  # nothing that this worker may have
-    found = await claims.claim(10, Rooms(5, [("1", "slow", 2), ("2", "slow", 2)]), wait_s=0)
+    assert claims.has_skipped
+    assert not claims.has_more  # nothing that this worker may have
+    found = await claims.claim(10, ClaimLimits(5, [("1", "slow", 2), ("2", "slow", 2)]), wait_s=0)
     assert [job.id for job in found] == ["a1", "b2"]
 
 
 async def test_a_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
     """Neither of the account nor of others, nor if the account is skipped."""
 
-    async def measure(rooms: Rooms) -> float:
+    async def measure(rooms: ClaimLimits) -> float:
         claims, times = Claims(redis, PROBE_QUEUE, BELL), []
         await claims.claim(0, rooms, wait_s=0)
         for number in range(40):
@@ -168,10 +168,10 @@ async def test_a_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
             found = await claims.claim(2, rooms, wait_s=0)
             times.append(time.perf_counter() - began)
             assert "2" in {job.account for job in found}
-            await claims.end([JobEnd(job.id) for job in found])
+            await claims.finish([JobResult(job.id) for job in found])
         return statistics.median(times)
 
-    full = Rooms(2, [("1", "1", 0)])
+    full = ClaimLimits(2, [("1", "1", 0)])
     short = await measure(ROOMY), await measure(full)
     queue = JobQueue(redis)
     for first in range(0, 10_000, 1000):
@@ -210,7 +210,7 @@ async def test_jobs_of_the_version_before_turns_run(redis: ArqRedis) -> None:
             group = [job.id for job in await claims.claim(100, ROOMY, wait_s=0)]
             assert not found & set(group)
             found.update(group)
-            await claims.end([JobEnd(job_id) for job_id in group])
+            await claims.finish([JobResult(job_id) for job_id in group])
 
 
 async def test_jobs_that_an_older_worker_ended_leave_nothing(redis: ArqRedis) -> None:
@@ -238,7 +238,7 @@ async def test_a_dead_workers_jobs_keep_their_account(redis: ArqRedis, monkeypat
     await enqueue(redis, "b1", account=2)
     assert await claim(redis, 2) == ["a1", "b1"]
     await asyncio.sleep(0.25)
-    assert await claim(redis, 10, Rooms(10, [("1", "1", 1)])) == ["a1", "b1"]
+    assert await claim(redis, 10, ClaimLimits(10, [("1", "1", 1)])) == ["a1", "b1"]
 
 
 async def test_a_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) -> None:
@@ -259,7 +259,7 @@ async def test_a_job_given_back_keeps_its_account(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
     claims = Claims(redis, PROBE_QUEUE, BELL)
     await claims.claim(0, ROOMY, wait_s=0)
-    await claims.give_back(await claims.claim(1, ROOMY, wait_s=0))
+    await claims.release(await claims.claim(1, ROOMY, wait_s=0))
     found = await claims.claim(10, ROOMY, wait_s=0)
     assert [(job.id, job.account) for job in found] == [("a1", "1"), ("a2", "1")]
 
@@ -267,7 +267,7 @@ async def test_a_job_given_back_keeps_its_account(redis: ArqRedis) -> None:
 async def test_an_empty_queue_has_no_turns(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(30)), account=1)
     await enqueue(redis, "b1", account=2)
-    await Claims(redis, PROBE_QUEUE, BELL).end([JobEnd(job_id) for job_id in await claim(redis, 100)])
+    await Claims(redis, PROBE_QUEUE, BELL).finish([JobResult(job_id) for job_id in await claim(redis, 100)])
     assert set(await redis.keys("*")) <= {BELL.encode(), others_bell(BELL).encode()}
 
 
@@ -281,7 +281,7 @@ async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, r
             await asyncio.sleep(0.002)
 
     await enqueue(redis, *(f"image{number}" for number in range(8)), account=1)
-    shares = Shares(share=lambda: 3, spare=lambda: 2)
+    shares = AccountShares(share=lambda: 3, spare=lambda: 2)
     async with working(redis_url, job, max_jobs=5, shares=shares):
         await until(lambda: len(started) == 3)
         await asyncio.sleep(0.2)
@@ -307,7 +307,7 @@ async def test_one_account_alone_drains_its_line_without_waits(redis: ArqRedis, 
         done.append(image_id)
 
     await enqueue(redis, *(f"image{number:03}" for number in range(300)))
-    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)):
+    async with working(redis_url, job, max_jobs=5, shares=AccountShares(lambda: 3, lambda: 2)):
         await until(lambda: len(done) == 300, timeout_s=10)  # a look takes a second, and there are a hundred claims
 
 
@@ -324,17 +324,17 @@ async def test_an_account_without_room_rings_once(redis: ArqRedis, redis_url: st
         return int(stats["cmdstat_evalsha"]["calls"]) - signs_of_life
 
     in_vain = []
-    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)) as worker:
+    async with working(redis_url, job, max_jobs=5, shares=AccountShares(lambda: 3, lambda: 2)) as worker:
         for turn in range(3):
             end.clear()
             await enqueue(redis, f"a{turn}", f"b{turn}")
-            await until(lambda: worker.job_counter == 2)  # of three: no room until half of them are free
+            await until(lambda: worker.running_jobs == 2)  # of three: no room until half of them are free
             scripts = await count_scripts()
             await enqueue(redis, f"c{turn}")
             await asyncio.sleep(0.3)
             in_vain.append(await count_scripts() - scripts - 1)
             end.set()
-            await until(lambda: not worker.job_counter)
+            await until(lambda: not worker.running_jobs)
     assert min(in_vain) <= 1  # a busy machine adds looks at intervals
 
 
@@ -349,10 +349,10 @@ async def test_another_worker_takes_what_one_has_no_room_for(redis: ArqRedis, re
 
         return job
 
-    async with working(redis_url, job_of(1), max_jobs=4, shares=Shares(lambda: 2, lambda: 2)):
+    async with working(redis_url, job_of(1), max_jobs=4, shares=AccountShares(lambda: 2, lambda: 2)):
         await enqueue(redis, "a1", "a2")
         await until(lambda: len(by_worker) == 2)
-        async with working(redis_url, job_of(2), max_jobs=4, shares=Shares(lambda: 2, lambda: 2)):
+        async with working(redis_url, job_of(2), max_jobs=4, shares=AccountShares(lambda: 2, lambda: 2)):
             await asyncio.sleep(0.3)
             began = time.monotonic()
             await enqueue(redis, "a3", "a4")

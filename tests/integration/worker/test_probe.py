@@ -24,10 +24,10 @@ from service.uploads.replies import Reply
 from tests.conftest import RunBurst, Tenant
 from tests.support.samples import insert_image, jpeg
 from tests.support.scrapes import Scrape
-from worker.main import PERIODIC_JOBS, make_prober, make_renderer
+from worker.main import PERIODIC_JOBS, make_probe_worker, make_render_worker
 from worker.probe import probe_image
 from worker.resources import Resources, open_resources
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 PICTURE = ImageId("picture")
 
@@ -85,12 +85,12 @@ async def test_tables_of_another_version_put_a_job_off(
 async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_the_picture(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = Children.probe
+    probe = DecoderPool.probe
 
-    async def lie(self: Children, *paths: str, account: str) -> Probe:
+    async def lie(self: DecoderPool, *paths: str, account: str) -> Probe:
         return replace(await probe(self, *paths, account=account), width=1 << 40)
 
-    monkeypatch.setattr(Children, "probe", lie)
+    monkeypatch.setattr(DecoderPool, "probe", lie)
     await burst()
     assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
 
@@ -102,8 +102,8 @@ async def test_child_that_never_reads_is_given_up(
     """The worker can read the file, so it is not the disk that the child waits for."""
 
     async def probe(worker: Resources, tries: int) -> Reply | None:
-        await worker.children.start()
-        pid = worker.children._all[0].process.pid
+        await worker.probers.start()
+        pid = worker.probers.decoders[0].process.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         with suppress(Retry):
@@ -125,7 +125,7 @@ async def test_child_that_never_reads_is_given_up(
 async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
-        workers = [make(settings, resources, redis) for make in (make_prober, make_renderer)]
+        workers = [make(settings, resources, redis) for make in (make_probe_worker, make_render_worker)]
         limits = [job.timeout_s or worker.job_timeout_s for worker in workers for job in worker.functions.values()]
         limits += [job.timeout_s for job in PERIODIC_JOBS]
         assert len(limits) == 5
