@@ -100,9 +100,8 @@ def _allow_reading(libc: ctypes.CDLL, ruleset: int, path: Path) -> bool:
     except OSError:
         return True  # a path that does not exist needs no rule
     try:
-        rights = (
-            _READ_FILE | _READ_DIR if path.is_dir() else _READ_FILE
-        )  # the kernel rejects rights of folders on files
+        # The kernel rejects the rights of folders on files.
+        rights = _READ_FILE | _READ_DIR if path.is_dir() else _READ_FILE
         return bool(libc.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, fd), 0) == 0)
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""The scrub: damaged files are found before anybody asks for them, slowly, and each is named once."""
+"""The scrub finds damaged files before a client does, slowly, and reports each of them once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ scrubbing = partial(scrub.scrubbing, min_bytes_per_s=100 << 20)
 
 @pytest.fixture
 async def storage(settings: Settings, connection: Any, tenant: Tenant) -> DiskStorage:
-    """With six images."""
+    """Contains six images."""
     storage = DiskStorage(settings.storage_folder)
     storage.prepare()
     for image_id in IDS:
@@ -62,7 +62,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def end_of_round(connection: Any, number: int = 1) -> None:
-    """Waits until so many more rounds have ended."""
+    """Waits until `number` more rounds have ended."""
     for _ in range(number):
         started_at = await connection.fetchval("select started_at from scrub")
 
@@ -77,7 +77,7 @@ def named(logs: list[Any], event: str) -> list[tuple[str, str | None]]:
     return [(line["image_id"], line.get("what")) for line in logs if line["event"] == event]
 
 
-async def test_each_damaged_image_is_named_once(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_damaged_image_is_reported_once(storage: DiskStorage, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     put(storage.path(IDS[2]), PICTURE[:9])
     storage.path(IDS[3]).unlink()
@@ -99,7 +99,7 @@ async def test_each_damaged_image_is_named_once(storage: DiskStorage, database: 
     assert scrape().rise(before, "daguerre_scrub_images_total") >= 24
 
 
-async def test_a_mended_image_may_be_named_again(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_repaired_image_may_be_reported_again(storage: DiskStorage, database: Database, connection: Any) -> None:
     with capture_logs() as logs:
         async with scrubbing(database, storage, 1):
             for content in (DAMAGED, PICTURE, DAMAGED):
@@ -122,7 +122,7 @@ async def test_deleted_images_are_not_damaged(storage: DiskStorage, database: Da
     assert await connection.fetchval("select count(*) from damaged_images") == 0
 
 
-async def test_a_round_goes_on_after_a_restart(storage: DiskStorage, database: Database, connection: Any) -> None:
+async def test_round_continues_after_a_restart(storage: DiskStorage, database: Database, connection: Any) -> None:
     put(storage.path(IDS[0]), DAMAGED)
     put(storage.path(IDS[5]), DAMAGED)
     await connection.execute(
@@ -147,7 +147,7 @@ async def test_several_workers_read_each_image_once(storage: DiskStorage, databa
 
 
 async def test_another_worker_takes_over(storage: DiskStorage, database: Database, connection: Any) -> None:
-    """The first one died, and its lease ends by PostgreSQL's clock."""
+    """The first one died, and its lease expires by PostgreSQL's clock."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
         " values ('dead', now() + interval '1 s', now(), false)"
@@ -159,7 +159,7 @@ async def test_another_worker_takes_over(storage: DiskStorage, database: Databas
 
 
 async def test_clock_set_back_stops_no_scrub(storage: DiskStorage, database: Database, connection: Any) -> None:
-    """The lease of the first worker, which died, and the round began before that."""
+    """The first worker died. Its lease and the start of the round lie in the future."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
         " values ('dead', now() + interval '1 day', now() + interval '1 day', false)"
@@ -175,7 +175,7 @@ async def test_reads_are_spread_over_the_period(storage: DiskStorage, database: 
     assert time.monotonic() - begun > 2
 
 
-async def test_a_storage_that_is_away_damages_none(
+async def test_storage_that_is_away_damages_none(
     storage: DiskStorage, database: Database, connection: Any, settings: Settings
 ) -> None:
     away = settings.storage_folder.with_name("away")
@@ -188,7 +188,7 @@ async def test_a_storage_that_is_away_damages_none(
     assert named(logs, "scrub.damaged") == []
 
 
-async def test_the_wrong_storage_damages_none(
+async def test_wrong_storage_damages_none(
     storage: DiskStorage, database: Database, connection: Any, tenant: Tenant
 ) -> None:
     for number in range(30):
@@ -211,7 +211,7 @@ def start_worker(environment: dict[str, str], output: TextIO) -> subprocess.Pope
     return subprocess.Popen([sys.executable, "-m", "service.cli", "worker"], env=environment, stderr=output)
 
 
-async def test_a_worker_scrubs_if_it_is_set(storage: DiskStorage, settings: Settings, tmp_path: Path) -> None:
+async def test_worker_scrubs_by_its_setting(storage: DiskStorage, settings: Settings, tmp_path: Path) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     log = tmp_path / "log"
     environment = {

@@ -1,4 +1,4 @@
-"""What counts against a picture, and what never does."""
+"""Which failures count against a picture, and which never do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PICTURE = ImageId("picture")
 
 @pytest.fixture
 async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """A picture as an upload leaves it, and its job."""
+    """An uploaded picture and its job."""
     storage = DiskStorage(settings.storage_folder)
     storage.prepare()
     storage.path(PICTURE).write_bytes(jpeg())
@@ -46,7 +46,7 @@ async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
 
 @pytest.mark.usefixtures("pending")
 async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
-    """The score is a time of that clock, and this host's may differ from it by any amount."""
+    """A job's score is a time of that clock, which may differ from the host's by any amount."""
     before = Scrape(metrics.render(None).decode())
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
@@ -56,7 +56,7 @@ async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("pending")
-async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
+async def test_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     await redis.zincrby(PROBE_QUEUE, -3_600_000, PICTURE)
     state = await JobQueue(redis).measure()
@@ -66,7 +66,7 @@ async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> No
 
 
 @pytest.mark.usefixtures("pending")
-async def test_tables_of_another_version_put_a_job_off(
+async def test_tables_of_another_version_defer_a_job(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deferred = asyncio.Event()
@@ -82,7 +82,7 @@ async def test_tables_of_another_version_put_a_job_off(
 
 
 @pytest.mark.usefixtures("pending")
-async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_the_picture(
+async def test_result_that_no_row_can_hold_fails_the_image(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = DecoderPool.probe
@@ -96,10 +96,10 @@ async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_t
 
 
 @pytest.mark.usefixtures("pending")
-async def test_child_that_never_reads_is_given_up(
+async def test_decoder_that_never_reads_fails_the_image(
     settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker can read the file, so it is not the disk that the child waits for."""
+    """The worker can read the file, so the disk is not the cause."""
 
     async def probe(worker: Resources, tries: int) -> Reply | None:
         await worker.probers.start()
@@ -122,7 +122,7 @@ async def test_child_that_never_reads_is_given_up(
     assert tuple(await connection.fetchrow("select state, error from images")) == ("failed", "probe-failed")
 
 
-async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
+async def test_jobs_have_a_limit_of_30_seconds(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
         workers = [make(settings, resources, redis) for make in (make_probe_worker, make_render_worker)]
