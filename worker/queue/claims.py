@@ -33,7 +33,7 @@ MAX_DEFER_S = 60
 _SCAN_INTERVAL_S = 0.5
 _PAGE_SIZE = 1000
 
-# Claims at most `free` jobs that are due and that nobody runs, with their payloads, in the order of their accounts'
+# Claims at most `free` jobs that are due and that no worker runs, with their payloads, in the order of their accounts'
 # turns (service/queue/turns.py). arq needs five round trips for each job instead. The script also returns whether it
 # left jobs behind, and wakes the next worker for them. The time is that of Redis, as it is where jobs are enqueued,
 # because the clocks of hosts differ. If that clock was set back, a job that is due too far in the future runs now, and
@@ -171,7 +171,7 @@ return {has_more, skipped, claimed, now, offset}
 )
 
 # For each job: its id, the milliseconds after which it runs again (empty if it is finished), and the reply (empty if
-# there is none). In one step, so that no job is in the queue without its payload, and that nobody begins to wait
+# there is none). In one step, so that no job is in the queue without its payload, and that no client begins to wait
 # between the reply and the end of the job. A channel gets its replies as one message, a msgpack array.
 _FINISH = """
 local queue, later, accounts = KEYS[1], KEYS[2], KEYS[3]

@@ -184,10 +184,8 @@ async def test_answer_to_another_request_ends_its_child(liar: Liar, finding: Res
         await liar.probe()
 
 
-async def test_long_answer_is_not_awaited(liar: Liar) -> None:
-    """The child sends the length alone: a worker that waits for the rest takes until the time-out, and blames the
-    disk.
-    """
+async def test_long_response_is_not_awaited(liar: Liar) -> None:
+    """Only its length is sent. A worker that waited for the rest would time out, and blame the disk."""
     liar.say_bytes(LENGTH.pack(MAX_METADATA_BYTES + 1))
     with pytest.raises(DecoderFailed):
         await liar.probe()

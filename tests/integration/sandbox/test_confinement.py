@@ -69,7 +69,7 @@ FORBIDDEN = {
     "list the storage": ("os.listdir(storage)", "EACCES"),
     "watch the storage": ("call(libc.inotify_init1, 0)", "EPERM"),
     "watch all files": ("call(libc.fanotify_init, 0x200, 0)", "EPERM"),
-    "be told of changes in a folder": ("fcntl.fcntl(os.open('/usr/lib', 0), fcntl.F_NOTIFY, 2)", "EPERM"),
+    "watch a folder": ("fcntl.fcntl(os.open('/usr/lib', 0), fcntl.F_NOTIFY, 2)", "EPERM"),
     "enter the storage": ("os.chdir(storage)", "EPERM"),
     "read /etc/passwd": ("open('/etc/passwd')", "EACCES"),
     "list the home folder": ("os.listdir(home)", "EACCES"),
@@ -95,7 +95,7 @@ FORBIDDEN = {
     "trace the worker": ("call(libc.ptrace, 16, os.getppid(), None, None)", "EPERM"),
     "signal the worker": ("os.kill(os.getppid(), 0)", "EPERM"),
     "signal a thread of the worker": ("call(libc.tgkill, os.getppid(), os.getppid(), 0)", "EPERM"),
-    "look at the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
+    "read the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
     "take the worker's cores": ("os.sched_setaffinity(os.getppid(), [0])", "EPERM"),
     "change the worker's turn": ("os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", "EPERM"),
     "change the worker's turn at the disk": ("call(libc.syscall, numbers['ioprio_set'], 1, 0, 0)", "EPERM"),
@@ -273,13 +273,13 @@ async def test_probes_are_the_same_in_the_sandbox(pool: DecoderPool, tmp_path: P
     storage = DiskStorage(tmp_path)
     storage.prepare()
     imaging.prepare()
-    kept, incoming, *_ = storage.places(ImageId("picture"))
+    original, incoming, *_ = storage.places(ImageId("picture"))
     for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
-        for place, other in ((incoming, kept), (kept, incoming)):
+        for path, other in ((incoming, original), (original, incoming)):
             Path(other).unlink(missing_ok=True)
-            Path(place).write_bytes(data)
-            unconfined = imaging.probe(place, max_pixels=100_000_000)
-            assert await pool.probe(kept, incoming) == unconfined, name
+            Path(path).write_bytes(data)
+            unconfined = imaging.probe(path, max_pixels=100_000_000)
+            assert await pool.probe(original, incoming) == unconfined, name
 
 
 SHIFT_JIS = '<?xml version="1.0" encoding="Shift_JIS"?><svg xmlns="http://www.w3.org/2000/svg"><text>漢字</text></svg>'
@@ -384,10 +384,10 @@ async def test_stopped_worker_finds_its_decoder_failed(
     )
     assert worker.stdout is not None
     try:
-        child = int(await worker.stdout.readline())
+        decoder = int(await worker.stdout.readline())
         worker.send_signal(signal.SIGSTOP)
         async with asyncio.timeout(40):
-            while is_alive(child):
+            while is_alive(decoder):
                 await asyncio.sleep(0.05)
         worker.send_signal(signal.SIGCONT)
         *_, last = (await worker.stdout.read()).splitlines()
