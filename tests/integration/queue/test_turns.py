@@ -163,7 +163,7 @@ async def test_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
             times.append(time.perf_counter() - began)
             assert "2" in {job.account for job in claimed}
             await claims.finish([JobResult(job.id) for job in claimed])
-        return statistics.median(times)
+        return min(times)  # other work of the machine adds to some of them
 
     full = ClaimLimits(2, [("1", "1", 0)])
     short = await measure(ROOMY), await measure(full)
