@@ -13,17 +13,17 @@ import worker.resources
 from service.config.settings import load
 from service.images.probe import Probe
 from worker.main import run
-from worker.sandbox.pool import MOST_AHEAD, Children
+from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
 
 _PROBE = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
 
 
-class StandIns(Children):
-    """Returns a result at once, without child processes."""
+class StandIns(DecoderPool):
+    """No processes; an answer at once."""
 
     @property
-    def ahead(self) -> int:
-        return MOST_AHEAD
+    def prefetch(self) -> int:
+        return MAX_PREFETCH
 
     async def start(self) -> None:
         pass
@@ -31,10 +31,10 @@ class StandIns(Children):
     async def probe(self, *_: Any, **__: Any) -> Probe:
         return _PROBE
 
-    async def end(self) -> None:
+    async def close(self) -> None:
         pass
 
 
 if __name__ == "__main__":
-    with patch.object(worker.resources, "Children", StandIns):
+    with patch.object(worker.resources, "DecoderPool", StandIns):
         run(load())

@@ -36,8 +36,9 @@ from tests.support.daguerre_processes import Daguerre, processes_of
 from tests.support.emptying import clear_storage, empty_database
 from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
-from worker.main import make_prober, make_renderer
+from worker.main import make_probe_worker, make_render_worker
 from worker.resources import open_resources
+from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
 
 # Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest keeps
 # its rewritten tests with it: they are compiled once.
@@ -298,14 +299,16 @@ async def port(settings: Settings) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def run_worker(settings: Settings, **overrides: Any) -> AsyncIterator[None]:
+async def run_worker(
+    settings: Settings, *, limits: DecoderLimits = DEFAULT_LIMITS, **overrides: Any
+) -> AsyncIterator[None]:
     """A worker in this process, with child processes as in production."""
     changed = settings.model_copy(update=overrides)
     redis = jobs.open_redis(changed.redis_url)
-    async with open_resources(changed, redis) as resources:
+    async with open_resources(changed, redis, limits=limits) as resources:
         workers = [
-            make_prober(changed, resources, redis),
-            make_renderer(changed, resources, jobs.open_redis(changed.redis_url)),
+            make_probe_worker(changed, resources, redis),
+            make_render_worker(changed, resources, jobs.open_redis(changed.redis_url)),
         ]
         running = [asyncio.create_task(worker.async_run()) for worker in workers]
         try:
@@ -369,7 +372,7 @@ def burst(settings: Settings) -> RunBurst:
     async def run() -> Burst:
         redis = jobs.open_redis(settings.redis_url)
         async with open_resources(settings, redis) as resources:
-            worker = make_prober(settings, resources, redis, burst=True)
+            worker = make_probe_worker(settings, resources, redis, burst=True)
             await worker.async_run()
             counts = Burst(worker.jobs_complete, worker.jobs_failed, worker.jobs_retried)
             await worker.close()

@@ -1,1 +1,1 @@
-"""The worker: takes jobs from the queue and runs libvips in child processes."""
+"""The worker: claims jobs from the queue, and runs libvips in decoder processes."""

@@ -1,4 +1,4 @@
-"""One worker process: its functions, its periodic jobs, its start and its end."""
+"""One worker process: its job functions, its periodic jobs, start-up and shutdown."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from service.telemetry import logs
 from service.telemetry.metrics import metrics
 from worker.cron.counters import refresh_accounts
 from worker.cron.eviction import evict_renditions
-from worker.cron.scheduler import PeriodicJob, PeriodicJobs
+from worker.cron.scheduler import PeriodicJob, Scheduler
 from worker.cron.scrub import scrubbing
 from worker.cron.sweep import sweep
+from worker.fairness import AccountShares
 from worker.probe import probe_image
-from worker.queue.arq_worker import DoorbellWorker
-from worker.queue.shares import Shares
+from worker.queue.arq_worker import PushWorker
 from worker.render import render_image
-from worker.resources import SPARE_CHILDREN, Resources, open_resources
-from worker.sandbox.pool import MOST_AHEAD, Children
+from worker.resources import SPARE_DECODERS, Resources, open_resources
+from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
 
 log = structlog.get_logger("worker")
 
-# Jobs that are claimed beyond what the children have, so that none waits for the queue or the database.
-_JOBS_AHEAD = 2
-# A job's turn comes after all that its child was given; where that takes longer, it is put off.
+# Jobs that are claimed beyond those of the decoders, so that no decoder waits for the queue or the database.
+_JOB_MARGIN = 2
+# Includes the wait behind the other requests of its decoder. A job that reaches it is retried.
 _JOB_TIMEOUT_S = 30
 _PERIODIC_TIMEOUT_S = 20
 PERIODIC_JOBS = (
@@ -46,14 +46,14 @@ PERIODIC_JOBS = (
     PeriodicJob(refresh_accounts, interval_s=30, timeout_s=_PERIODIC_TIMEOUT_S),
     PeriodicJob(evict_renditions, interval_s=30, timeout_s=_PERIODIC_TIMEOUT_S),
 )
-# Both sides may be started at once.
+# The API, which creates the folder, may be started at the same time.
 _STORAGE_WAIT_S = 10
 
 
 def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then finish the jobs at hand.
+    """Runs until SIGTERM or SIGINT, then finishes the current jobs.
 
-    Raises SettingsError for a storage or a port that cannot be used.
+    Raises SettingsError if the storage or a port cannot be used.
     """
     logs.configure(settings, part="worker", pid=os.getpid())
     open_originals(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
@@ -81,22 +81,22 @@ async def _run(settings: Settings) -> None:
         scrubbing(resources.database, resources.storage, settings.scrub),
     ):
         workers = [
-            make_prober(settings, resources, resources.redis),
-            make_renderer(settings, resources, jobs.open_redis(settings.redis_url)),
+            make_probe_worker(settings, resources, resources.redis),
+            make_render_worker(settings, resources, jobs.open_redis(settings.redis_url)),
         ]
-        periodic_redis = jobs.open_redis(settings.redis_url)
-        periodic = PeriodicJobs(periodic_redis, PERIODIC_JOBS, {"resources": resources})
-        _stop_on_signals(workers, periodic)
+        scheduler_redis = jobs.open_redis(settings.redis_url)
+        scheduler = Scheduler(scheduler_redis, PERIODIC_JOBS, {"resources": resources})
+        _stop_on_signals(workers, scheduler)
         log.info("worker.started", probe_processes=settings.probe_processes)
         try:
             async with asyncio.TaskGroup() as group:
                 for worker in workers:
                     group.create_task(worker.async_run())
-                group.create_task(periodic.run(drain_s=settings.drain_s))
+                group.create_task(scheduler.run(drain_s=settings.drain_s))
         finally:
             for worker in workers:
                 await worker.close()
-            await periodic_redis.aclose(close_connection_pool=True)
+            await scheduler_redis.aclose(close_connection_pool=True)
     log.info("worker.stopped")
 
 
@@ -108,48 +108,48 @@ def _list_dependencies(settings: Settings, resources: Resources) -> list[Depende
     ]
 
 
-def _stop_on_signals(workers: list[DoorbellWorker], periodic: PeriodicJobs) -> None:
+def _stop_on_signals(workers: list[PushWorker], scheduler: Scheduler) -> None:
     def stop(number: signal.Signals) -> None:
         for worker in workers:
             worker.handle_sig_wait_for_completion(number)
-        periodic.stop()
+        scheduler.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
 
 
-def make_prober(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> DoorbellWorker:
-    """Takes the images' jobs. Call it inside the running loop."""
+def make_probe_worker(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> PushWorker:
+    """Returns the worker of the probe queue. Call it inside the running loop."""
     return _make_worker(
         settings,
         resources,
         redis,
         functions=[func(probe_image, name=jobs.PROBE_IMAGE)],
         queue_name=jobs.PROBE_QUEUE,
-        bell=jobs.WAKEUP_KEY,
-        signs_of_life=Heartbeats(redis),
+        wakeup_key=jobs.WAKEUP_KEY,
+        heartbeats=Heartbeats(redis),
         burst=burst,
         job_timeout=_JOB_TIMEOUT_S,
-        **_places(settings.probe_processes, resources.children),
+        **_choose_slots(settings.probe_processes, resources.probers),
     )
 
 
-def make_renderer(settings: Settings, resources: Resources, redis: ArqRedis) -> DoorbellWorker:
-    """Makes renditions, from a queue of their own: a rush of them delays no upload."""
+def make_render_worker(settings: Settings, resources: Resources, redis: ArqRedis) -> PushWorker:
+    """Returns the worker of renditions. They have a queue of their own, so that a rush of them delays no upload."""
     return _make_worker(
         settings,
         resources,
         redis,
         functions=[func(render_image, name=jobs.RENDER_IMAGE)],
         queue_name=jobs.RENDER_QUEUE,
-        bell=jobs.RENDER_WAKEUP_KEY,
+        wakeup_key=jobs.RENDER_WAKEUP_KEY,
         job_timeout=_JOB_TIMEOUT_S,
-        **_places(settings.render_processes, resources.renderers),
+        **_choose_slots(settings.render_processes, resources.renderers),
     )
 
 
-def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **options: Any) -> DoorbellWorker:
-    return DoorbellWorker(
+def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **options: Any) -> PushWorker:
+    return PushWorker(
         redis_pool=redis,
         ctx={"resources": resources},
         handle_signals=False,
@@ -160,13 +160,13 @@ def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **op
     )
 
 
-def _places(processes: int, children: Children) -> dict[str, Any]:
-    """How many jobs are worth having: as many as the children take now, and the most that it may become."""
+def _choose_slots(processes: int, pool: DecoderPool) -> dict[str, Any]:
+    """Returns the worker's options for how many jobs to claim: as many as the pool takes now, and the maximum."""
     return {
-        "max_jobs": (processes + SPARE_CHILDREN) * MOST_AHEAD + 2 * _JOBS_AHEAD,
-        "shares": Shares(
-            share=lambda: processes * children.ahead + _JOBS_AHEAD,
-            spare=lambda: SPARE_CHILDREN * children.ahead + _JOBS_AHEAD,
-            slow=children.slow_accounts,
+        "max_jobs": (processes + SPARE_DECODERS) * MAX_PREFETCH + 2 * _JOB_MARGIN,
+        "shares": AccountShares(
+            share=lambda: processes * pool.prefetch + _JOB_MARGIN,
+            spare=lambda: SPARE_DECODERS * pool.prefetch + _JOB_MARGIN,
+            slow=pool.slow_accounts,
         ),
     }

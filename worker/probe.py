@@ -1,4 +1,4 @@
-"""The job of every image: look at it in a child process, write down what was found, wake the request that waits."""
+"""The job of every image: probe it in a decoder, write the result to its row, and reply to the upload that waits."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from service.images.updates import FILE_MISSING, count_crash, find_pending_age_s
 from service.telemetry.metrics import metrics
 from service.uploads.ingest import ProbeResult
 from worker.resources import Resources
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.process import ChildStalled, ChildUnavailable
+from worker.sandbox.decoder import DecoderFailed
+from worker.sandbox.process import DecoderStalled, DecoderUnavailable
 
 log = structlog.get_logger("worker")
 
-# A picture that took its child along once may have met a machine short of memory; twice is the picture.
-_CRASHES_ALLOWED = 1
-_RETRY_S = 2
-# A child that does not read a file that the worker can read may have met a disk that hung; so often it is the picture.
+# The first crash of a decoder may be due to a machine short of memory. The second one is blamed on the picture.
+_MAX_CRASHES = 1
+RETRY_S = 2
+# A decoder that stalls on a file that the worker can read may have met a disk that hung. After this many tries the
+# picture is blamed.
 _MAX_STALLED_TRIES = 20
-# PostgreSQL's refusals of what a child found: its fault, or the picture's.
-_UNKEEPABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-# A file that is missing may be on a disk that comes back.
-_RETRY_MISSING_S = 30
-_MISSING_S = 3600
+# PostgreSQL refuses the result of a probe: the fault of the decoder or of the picture.
+_INVALID_RESULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+# A missing file may be on a disk that comes back.
+RETRY_MISSING_S = 30
+_MISSING_TIMEOUT_S = 3600
 
 
 async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> ProbeResult:
-    """Runs at least once for each image, so it may find the image finished or deleted.
+    """Runs at least once for each image, so the image may be finished or deleted already.
 
-    A dependency that is away puts the job off; it never counts against the picture. Nor does anything unexpected: the
-    sweep enqueues the image again.
+    If a dependency is away the job is retried, and that never counts against the picture. Nor does an unexpected error:
+    the sweep enqueues the image again.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
@@ -49,50 +50,50 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
     with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=image_id):
         try:
             return ProbeResult(image_id, await _finish(worker, image_id, ctx.get("account", ""), ctx["job_try"]))
-        except (ServiceError, ChildUnavailable, OSError) as error:
+        except (ServiceError, DecoderUnavailable, OSError) as error:
             if isinstance(error, OSError):
                 STORAGE.report(error)
             level = logging.DEBUG if isinstance(error, OSError) else level_of(error)
-            log.log(level, "probe.put_off", error=repr(error))
-            raise Retry(defer=_RETRY_S) from error
+            log.log(level, "probe.deferred", error=repr(error))
+            raise Retry(defer=RETRY_S) from error
 
 
 async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int) -> Image | None:
-    """The finished row; None if it was deleted. `tries` counts this one."""
+    """Returns the finished row, or None if the image was deleted. `tries` includes this one."""
     try:
-        found = await worker.children.probe(*worker.storage.paths_for_decoding(image_id), account=account)
-        image = await worker.findings.submit((image_id, found))
-    except Rejected as refusal:
-        log.info("probe.refused", code=refusal.code, kind=refusal.kind)
-        image = await _fail(worker, image_id, refusal.code, refusal.kind)
+        probe = await worker.probers.probe(*worker.storage.paths_for_decoding(image_id), account=account)
+        image = await worker.probe_results.submit((image_id, probe))
+    except Rejected as error:
+        log.info("probe.refused", code=error.code, kind=error.kind)
+        image = await _fail(worker, image_id, error.code, error.kind)
     except FileNotFoundError:
         if not await worker.storage.find_missing([image_id]):
-            raise  # it was the storage that was away
-        return await _miss(worker, image_id)
-    except (ChildLost, ChildStalled, *_UNKEEPABLE) as error:
-        if isinstance(error, ChildStalled) and tries < _MAX_STALLED_TRIES:
+            raise  # the storage was away
+        return await _handle_missing_file(worker, image_id)
+    except (DecoderFailed, DecoderStalled, *_INVALID_RESULT) as error:
+        if isinstance(error, DecoderStalled) and tries < _MAX_STALLED_TRIES:
             raise
         log.warning("probe.failed", error=repr(error))
         image = await _count_crash(worker, image_id)
     return image or await _load(worker, image_id)
 
 
-async def _miss(worker: Resources, image_id: ImageId) -> Image | None:
+async def _handle_missing_file(worker: Resources, image_id: ImageId) -> Image | None:
     async with worker.database.connection() as connection:
         age_s = await find_pending_age_s(connection, image_id)
     if age_s is None:
         return await _load(worker, image_id)
     log.error("probe.file_missing", age_s=round(age_s))
-    if age_s < _MISSING_S:
-        raise Retry(defer=_RETRY_MISSING_S)
+    if age_s < _MISSING_TIMEOUT_S:
+        raise Retry(defer=RETRY_MISSING_S)
     return await _fail(worker, image_id, FILE_MISSING)
 
 
 async def _count_crash(worker: Resources, image_id: ImageId) -> Image | None:
     async with worker.database.connection() as connection:
         crashes = await count_crash(connection, image_id)
-    if 0 < crashes <= _CRASHES_ALLOWED:
-        raise Retry(defer=_RETRY_S)
+    if 0 < crashes <= _MAX_CRASHES:
+        raise Retry(defer=RETRY_S)
     return await _fail(worker, image_id, "probe-failed")
 
 
@@ -102,7 +103,7 @@ async def _load(worker: Resources, image_id: ImageId) -> Image | None:
 
 
 async def _fail(worker: Resources, image_id: ImageId, code: str, kind: str | None = None) -> Image | None:
-    """Refuse the picture: the row tells why, and the file goes."""
+    """Writes the error code to the row and removes the file. Returns the row, or None if the image was finished."""
     async with worker.database.connection() as connection:
         image = await mark_failed(connection, image_id, code, kind)
     if image is not None:

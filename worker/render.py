@@ -1,4 +1,4 @@
-"""The job of a rendition: make it in a child process, keep its file and its row, and send the event of its end."""
+"""The job of a rendition: render it in a decoder, write its file and its row, and publish the result."""
 
 from __future__ import annotations
 
@@ -21,66 +21,68 @@ from service.renditions.queries import NewRendition
 from service.storage.files import in_thread
 from service.storage.interface import RenditionKey, StorageUnavailable
 from service.telemetry.metrics import metrics
-from worker.keeping import Rendition
+from worker.rendition_writer import Rendition
 from worker.resources import Resources
-from worker.sandbox.decoder import ChildLost, Usage
-from worker.sandbox.files import OtherSize
-from worker.sandbox.process import ChildUnavailable
+from worker.sandbox.decoder import DecoderFailed, Usage
+from worker.sandbox.files import SizeMismatch
+from worker.sandbox.process import DecoderUnavailable
 
 log = structlog.get_logger("worker")
 
-_RETRY_S = 1
+RETRY_S = 1
 _MAX_TRIES = 20
-# Its client has gone, and asks again if the rendition is still wanted: so a rush leaves behind no hours of work.
-_STALE_S = 60
-# Up to this size the file itself goes along with the event, through Redis: it is not looked for on disk again.
-_MAX_SENT_BYTES = 32 << 10
+# The client of an older order has given up, and may request it again. So a rush does not cause hours of useless work.
+_MAX_ORDER_AGE_S = 60
+# A file of at most this size is sent with the result, through Redis, so that the API need not read it from disk.
+_MAX_INLINE_BYTES = 32 << 10
 
 
 async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderResult | None:
-    """Makes a rendition; the same order makes the same file.
+    """Renders one order. Runs at least once for each order that is not too old, and always writes the same file for it.
 
-    Runs at least once for each order that is not stale. It is retried while a dependency is away.
+    It is retried while a dependency is away.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
         metrics.render_wait.observe(max(0.0, ctx["waited_s"]))
-        if ctx["waited_s"] > _STALE_S:
+        if ctx["waited_s"] > _MAX_ORDER_AGE_S:
             metrics.count_render_failure("rendition-not-ready")
-            log.info("render.stale", request_id=request_id, waited_s=round(ctx["waited_s"], 1))
+            log.info("render.expired", request_id=request_id, waited_s=round(ctx["waited_s"], 1))
             return None
     try:
-        wanted = decode_order(order)
-    except msgspec.MsgspecError as error:  # of another version's API: it asks again
+        decoded = decode_order(order)
+    except msgspec.MsgspecError as error:  # sent by another version of the API, which enqueues it again
         log.warning("render.undecodable", error=repr(error))
         return None
-    with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=wanted.image_id):
-        return await _render(worker, wanted, ctx)
+    with structlog.contextvars.bound_contextvars(request_id=request_id, image_id=decoded.image_id):
+        return await _render(worker, decoded, ctx)
 
 
 async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) -> RenderResult:
     usage = Usage()
     rendition, code, kind = None, None, None
     try:
-        rendition = await _make(worker, order, ctx.get("account", ""), usage)
-    except Rejected as refusal:
-        code, kind = refusal.code, refusal.kind
-    except (ServiceError, ChildUnavailable, OSError) as error:
-        log.log(level_of(error), "render.put_off", error=repr(error))
+        rendition = await _render_and_store(worker, order, ctx.get("account", ""), usage)
+    except Rejected as error:
+        code, kind = error.code, error.kind
+    except (ServiceError, DecoderUnavailable, OSError) as error:
+        log.log(level_of(error), "render.deferred", error=repr(error))
         if ctx["job_try"] < _MAX_TRIES:
-            raise Retry(defer=_RETRY_S) from error
-        code = "rendition-not-ready"  # a client that still wants it asks again
+            raise Retry(defer=RETRY_S) from error
+        code = "rendition-not-ready"  # the client may request it again
     if code is not None:
         metrics.count_render_failure(code)
         log.info("render.failed", code=code)
-    seconds = None if order.transformation is None else usage.seconds  # a copy is made by the worker itself
-    return RenderResult(order.image_id, order.digest, code, _choose_sent(rendition), kind, seconds, order.ordered_by)
+    seconds = None if order.transformation is None else usage.seconds  # the worker itself writes copies
+    return RenderResult(
+        order.image_id, order.digest, code, _choose_inline_file(rendition), kind, seconds, order.ordered_by
+    )
 
 
-async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Rendition | None:
-    """Returns None if it was made already: a client that looked for the file before that may order it after.
+async def _render_and_store(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Rendition | None:
+    """Returns None if the file exists already, because two clients ordered it.
 
-    Raises Rejected if it cannot be made, or neither kept nor sent.
+    Raises Rejected if it cannot be rendered, or neither stored nor sent.
     """
     key = RenditionKey(order.image_id, order.digest)
     rendition = None
@@ -88,49 +90,49 @@ async def _make(worker: Resources, order: RenderOrder, account: str, usage: Usag
     if size is None:
         try:
             rendition = await _write(worker, order, key, account, usage)
-        except ChildLost as error:
+        except DecoderFailed as error:
             raise Rejected("rendition-failed") from error
-        except OtherSize as error:
+        except SizeMismatch as error:
             log.warning("render.image_damaged", error=str(error))
             raise Rejected("image-damaged") from error
         except FileNotFoundError as error:
             raise Rejected(await _find_reason(worker, order)) from error
-        if not rendition.is_kept:
+        if not rendition.is_stored:
             return rendition
         size = rendition.stored.disk_size
-    # The row comes after the file: a deletion finds it, or is found by the ledger. One that was made before needs it
-    # too: its worker may have ended without.
-    worker.ledger.note(NewRendition(key, order.watermark_id, size))
+    # The row is written after the file, so that either a deletion of the image finds the file, or the recorder finds
+    # the image deleted. A file that existed already needs a row too: its worker may have ended before it wrote one.
+    worker.rendition_recorder.record(NewRendition(key, order.watermark_id, size))
     return rendition
 
 
 async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Rendition:
-    places = worker.storage.paths_for_decoding(order.image_id)
-    keep = worker.keeper
+    paths = worker.storage.paths_for_decoding(order.image_id)
+    writer = worker.rendition_writer
     if order.transformation is None:
-        patches = await worker.renderers.find_locations(places, size=order.size, account=account)
-        return await in_thread(worker.storage.threads, partial(keep.keep_patched, key, places, patches))
+        patches = await worker.renderers.find_locations(paths, size=order.size, account=account)
+        return await in_thread(worker.storage.threads, partial(writer.write_patched, key, paths, patches))
     watermark = worker.storage.paths_for_decoding(order.watermark_id) if order.watermark_id else None
     sizes = order.size, order.watermark_size
     data = await worker.renderers.render(
-        places, order.transformation, watermark, sizes=sizes, account=account, usage=usage
+        paths, order.transformation, watermark, sizes=sizes, account=account, usage=usage
     )
-    return await asyncio.to_thread(keep.keep, key, data)
+    return await asyncio.to_thread(writer.write, key, data)
 
 
-def _choose_sent(rendition: Rendition | None) -> InlineFile | None:
+def _choose_inline_file(rendition: Rendition | None) -> InlineFile | None:
     if rendition is None or rendition.stored.data is None:
         return None
-    if rendition.is_kept and rendition.stored.size > _MAX_SENT_BYTES:
+    if rendition.is_stored and rendition.stored.size > _MAX_INLINE_BYTES:
         return None
     return InlineFile(rendition.stored.data, rendition.stored.modified_ns)
 
 
 async def _find_reason(worker: Resources, order: RenderOrder) -> str:
-    """Why a file is missing: the image was deleted, or else it was lost."""
-    wanted = [order.image_id, *([order.watermark_id] if order.watermark_id else [])]
-    if not await worker.storage.find_missing(wanted):
+    """Returns the error code for a missing file: the image was deleted, or its file was lost."""
+    image_ids = [order.image_id, *([order.watermark_id] if order.watermark_id else [])]
+    if not await worker.storage.find_missing(image_ids):
         raise StorageUnavailable(errno.EAGAIN, "the storage was away, and has come back")
     async with worker.database.connection() as connection:
-        images = await find_across_accounts(connection, wanted)
+        images = await find_across_accounts(connection, image_ids)
     return "image-not-found" if None in images else "image-lost"

@@ -1,4 +1,4 @@
-"""What jobs work with: made at start-up, one for the whole worker."""
+"""The resources that jobs share: opened at start-up, once for each worker process."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from service.storage.backends import open_originals, open_renditions
 from service.storage.identity import load_id
 from service.storage.interface import OriginalStorage, RenditionStorage
 from service.telemetry.metrics import metrics
-from worker.keeping import RenditionKeeper
-from worker.rendition_recorder import RenditionLedger
-from worker.sandbox.pool import Children
+from worker.rendition_recorder import RenditionRecorder
+from worker.rendition_writer import RenditionWriter
+from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
+from worker.sandbox.pool import DecoderPool
 
-# The sum over a large account may take a while, and nobody waits for it.
+# The sum over a large account may take a while, and no client waits for it.
 _COMMAND_TIMEOUT_S = 10
-# Pictures that the children have; with fewer, each image is answered as soon as can be.
-_CROWD = 4
-# Beside those that one account may have: a slow picture cannot be interrupted, and others do not wait for its end.
-SPARE_CHILDREN = 1
-# An upload's client waits for its probe: renditions take the cores that are left.
-_RENDERERS_NICENESS = 5
+# With this many pictures in flight, results wait a moment for others to be written with. With fewer, nothing waits.
+_CROWDED_PICTURES = 4
+# Beside the share of one account: a slow picture cannot be interrupted, and others need not wait for its end.
+SPARE_DECODERS = 1
+# The client of an upload waits for its probe, so renditions get the cores that probes leave free.
+_RENDER_NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +42,22 @@ class Resources:
     storage: OriginalStorage
     redis: Any
     jobs: JobQueue
-    children: Children
-    renderers: Children
+    probers: DecoderPool
+    renderers: DecoderPool
     renditions: RenditionStorage
-    keeper: RenditionKeeper
-    ledger: RenditionLedger
-    findings: Batcher[tuple[ImageId, Probe], Image | None]
+    rendition_writer: RenditionWriter
+    rendition_recorder: RenditionRecorder
+    probe_results: Batcher[tuple[ImageId, Probe], Image | None]
     renditions_size: int
-    unrefreshed: dict[AccountId, None] = field(default_factory=dict)  # whose last refresh failed, the latest last
+    # Accounts whose last refresh failed, the latest last.
+    failed_refreshes: dict[AccountId, None] = field(default_factory=dict)
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resources]:
-    """Connect to everything and start the child processes; all of it ends with the block."""
+async def open_resources(
+    settings: Settings, redis: Any, *, limits: DecoderLimits = DEFAULT_LIMITS
+) -> AsyncIterator[Resources]:
+    """Connects to the services and starts the decoders. Closes them with the context."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(
@@ -63,38 +67,40 @@ async def open_resources(settings: Settings, redis: Any) -> AsyncIterator[Resour
             )
         )
         storage = open_originals(settings.storage_folder, partial(load_id, database))
-        children = Children(
-            settings.probe_processes + SPARE_CHILDREN,
+        probers = DecoderPool(
+            settings.probe_processes + SPARE_DECODERS,
             share=settings.probe_processes,
             max_pixels=settings.max_pixels,
             timeout_s=settings.probe_timeout_s,
+            limits=limits,
         )
-        stack.push_async_callback(children.end)
-        await children.start()
-        renderers = Children(
-            settings.render_processes + SPARE_CHILDREN,
+        stack.push_async_callback(probers.close)
+        await probers.start()
+        renderers = DecoderPool(
+            settings.render_processes + SPARE_DECODERS,
             share=settings.render_processes,
             max_pixels=settings.max_pixels,
             timeout_s=settings.render_timeout_s,
             durations=metrics.render_seconds,
-            niceness=_RENDERERS_NICENESS,
+            niceness=_RENDER_NICENESS,
+            limits=limits,
         )
-        stack.push_async_callback(renderers.end)  # each starts with its first rendition
+        stack.push_async_callback(renderers.close)  # its processes start with the first renditions
         renditions = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
-        ledger = await stack.enter_async_context(RenditionLedger.open(database, renditions))
-        findings = Batcher(partial(mark_ready, database), crowded=lambda: children.unanswered >= _CROWD)
-        await stack.enter_async_context(running(findings.run()))
+        recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
+        probe_results = Batcher(partial(mark_ready, database), crowded=lambda: probers.in_flight >= _CROWDED_PICTURES)
+        await stack.enter_async_context(running(probe_results.run()))
         yield Resources(
             database=database,
             storage=storage,
             redis=redis,
             jobs=JobQueue(redis),
-            children=children,
+            probers=probers,
             renderers=renderers,
             renditions=renditions,
-            keeper=RenditionKeeper(renditions),
-            ledger=ledger,
-            findings=findings,
+            rendition_writer=RenditionWriter(renditions),
+            rendition_recorder=recorder,
+            probe_results=probe_results,
             renditions_size=settings.renditions_size,
         )

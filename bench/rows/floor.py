@@ -18,7 +18,7 @@ from bench.photographs import SIZES, photograph
 from service.renditions.transformation import Transformation
 from worker import imaging
 from worker.imaging.formats.small_jpegs import decode_small
-from worker.sandbox import heap
+from worker.sandbox import limits
 
 _RENDITION = Transformation("jpeg", 80, width=300)
 
@@ -63,8 +63,8 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
 
 
 def _prepare() -> None:
-    """Prepares the process like a decoder."""
-    heap.keep_freed_memory()
+    """As a child process is."""
+    limits.keep_freed_memory()
     imaging.prepare()
 
 

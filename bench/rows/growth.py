@@ -226,7 +226,7 @@ async def _refresh(worker: Resources) -> None:
     async with worker.database.connection() as connection:
         await connection.execute("update accounts set changed_at = now()")
     await refresh_accounts({"resources": worker})
-    if worker.unrefreshed:
+    if worker.failed_refreshes:
         raise wrk.BenchError("the counters could not be refreshed")
 
 

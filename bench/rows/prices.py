@@ -24,7 +24,7 @@ from service.renditions.costs import TOKEN_S, estimate_rendition_s
 from service.renditions.normalize import normalize
 from service.renditions.transformation import Format, RenditionParams
 from worker.sandbox.decoder import Usage
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 _MAX_PIXELS = 100_000_000
 _TIMEOUT_S = 60.0
@@ -56,11 +56,11 @@ def run(
 
 async def _run(folder: Path, rounds: int) -> None:
     images = {path.name: _describe(path) for path in _make_sources(folder)}
-    children = Children(1, max_pixels=_MAX_PIXELS, timeout_s=_TIMEOUT_S)
-    await children.start()
+    pool = DecoderPool(1, max_pixels=_MAX_PIXELS, timeout_s=_TIMEOUT_S)
+    await pool.start()
     try:
         ordinary = [
-            await _measure(children, folder, images, work, rounds)
+            await _measure(pool, folder, images, work, rounds)
             for work in (
                 _Work(source, RenditionParams(format=form, width=width))
                 for source in _ORDINARY_SOURCES
@@ -72,18 +72,18 @@ async def _run(folder: Path, rounds: int) -> None:
         print(f"prices: an ordinary rendition takes {statistics.mean(ordinary) * 1000:.0f} ms, a token is for", end=" ")
         print(f"{TOKEN_S * 1000:.0f}")
         for work in _list_dear(list(images)):
-            await _measure(children, folder, images, work, rounds)
+            await _measure(pool, folder, images, work, rounds)
     finally:
-        await children.end()
+        await pool.close()
 
 
-async def _measure(children: Children, folder: Path, images: dict[str, Image], work: _Work, rounds: int) -> float:
+async def _measure(pool: DecoderPool, folder: Path, images: dict[str, Image], work: _Work, rounds: int) -> float:
     image = images[work.source]
     transformation, plan, frames = normalize(work.asked, image, accepted=(), widths=())
     least = float("inf")
     for _ in range(rounds):
         usage = Usage()
-        await children.render([str(folder / work.source)], transformation, usage=usage)
+        await pool.render([str(folder / work.source)], transformation, usage=usage)
         least = min(least, usage.seconds)
     estimated = estimate_rendition_s(image, transformation, plan, frames=frames)
     print(f"  {least * 1000:6.0f} ms, estimated {estimated * 1000:6.0f} ({estimated / least:4.1f})  {work}")

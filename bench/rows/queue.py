@@ -28,7 +28,7 @@ from service.images.models import NewImage
 from service.launcher.embedded import instance
 from service.uploads import receiving
 from service.uploads.ingest import IngestItem
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
 _WARM_UP = 20
@@ -66,10 +66,10 @@ def _measure_idle(target: Target, seconds: float) -> float:
 
 async def _measure(settings: Settings, key: str, body: bytes, seconds: float) -> tuple[list[float], list[float]]:
     """Milliseconds through the queue and of the probe alone, in turn."""
-    children = Children(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
+    pool = DecoderPool(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
     queued: list[float] = []
     direct: list[float] = []
-    await children.start()
+    await pool.start()
     try:
         async with open_resources(settings) as service:
             account = await service.keys.find_account(key)
@@ -79,10 +79,10 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
                 queued.append(await _time_job(service, new))
                 places = service.storage.paths_for_decoding(new.id)
                 started = time.perf_counter()
-                await children.probe(*places)
+                await pool.probe(*places)
                 direct.append((time.perf_counter() - started) * 1000)
     finally:
-        await children.end()
+        await pool.close()
     return queued[_WARM_UP:], direct[_WARM_UP:]
 
 

@@ -26,8 +26,8 @@ from tests.conftest import Fuzzing
 from tests.fuzz.mutations import mend_png_checksums, mutate
 from tests.fuzz.seeds import seeds_of
 from tests.support.processes import peak_kb
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.pool import Children
+from worker.sandbox.decoder import DecoderFailed
+from worker.sandbox.pool import DecoderPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 
@@ -60,11 +60,11 @@ class Tally:
 
 
 @pytest.fixture
-async def children(tmp_path: Path) -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
-    await children.start()
-    yield children
-    await children.end()
+async def pool(tmp_path: Path) -> AsyncIterator[DecoderPool]:
+    pool = DecoderPool(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+    await pool.start()
+    yield pool
+    await pool.close()
 
 
 def test_mutations_are_repeatable() -> None:
@@ -87,8 +87,8 @@ def test_png_mutations_have_valid_checksums() -> None:
     assert data == whole
 
 
-async def test_mutated_picture_is_rendered_or_refused(
-    children: Children, form: str, fuzzing: Fuzzing, tmp_path: Path
+async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
+    pool: DecoderPool, form: str, fuzzing: Fuzzing, tmp_path: Path
 ) -> None:
     tally = Tally()
     path = tmp_path / "picture"
@@ -97,12 +97,12 @@ async def test_mutated_picture_is_rendered_or_refused(
         path.write_bytes(data)
         began = time.monotonic()
         try:
-            check(await children.probe(str(path)))
-            await render_all(children, path, number)
+            check(await pool.probe(str(path)))
+            await render_all(pool, path, number)
             tally.outcomes["accepted"] += 1
         except Rejected as refusal:
             tally.outcomes[refusal.code] += 1
-        except ChildLost:
+        except DecoderFailed:
             tally.outcomes["lost"] += 1
             tally.deaths.append(number)
             fuzzing.keep(form, number, data)
@@ -112,7 +112,7 @@ async def test_mutated_picture_is_rendered_or_refused(
         took = time.monotonic() - began
         if took > tally.slowest_s:
             tally.slowest_s, tally.slowest = took, number
-        tally.peak_kb = max(tally.peak_kb, peak_kb(children._all[0].process.pid))
+        tally.peak_kb = max(tally.peak_kb, peak_kb(pool.decoders[0].process.pid))
     fuzzing.report(form, str(tally))
     assert set(tally.outcomes) - {"accepted", "lost"} <= set(CATALOGUE)
     assert not tally.deaths
@@ -120,11 +120,11 @@ async def test_mutated_picture_is_rendered_or_refused(
     assert tally.peak_kb < _MAX_KB
 
 
-async def render_all(children: Children, path: Path, number: int) -> None:
-    """Every rendition of an accepted picture works: no refusal says that the picture is damaged."""
+async def render_all(pool: DecoderPool, path: Path, number: int) -> None:
+    """An accepted picture can be shown in every way: no refusal of a rendition says that it is damaged."""
     for transformation in (*_RENDITIONS, some_transformation(number)):
         try:
-            rendered = await children.render([str(path)], transformation)
+            rendered = await pool.render([str(path)], transformation)
         except Rejected as refusal:
             assert refusal.code == "rendition-too-large", transformation  # noqa: PT017 - any other is a fault
             continue

@@ -1,4 +1,4 @@
-"""A child process that answers each request with the bytes of a file, whatever it was asked."""
+"""A decoder process that responds to each request with the bytes of a file."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import sys
 import time
 from pathlib import Path
 
-from worker.sandbox.messages import GREETING_TOKEN, HEADER_BYTES, LENGTH, MAX_FILES, TOKEN_BYTES, Answer, encode_answer
+from worker.sandbox.messages import (
+    GREETING_TOKEN,
+    HEADER_BYTES,
+    LENGTH,
+    MAX_FILES,
+    TOKEN_BYTES,
+    Response,
+    encode_response,
+)
 
-# In a lie: the token of the request.
+# In the file: stands for the token of the request.
 TOKEN = b"<token>"
 
 
 def main() -> None:
     requests = socket.socket(fileno=0)
     lie = Path(sys.argv[1])
-    with open(1, "wb", closefd=False) as answers:
-        answers.write(GREETING_TOKEN + encode_answer(Answer.greeting(computed_s=time.process_time(), unconfined=[])))
-        answers.flush()
+    with open(1, "wb", closefd=False) as responses:
+        responses.write(GREETING_TOKEN + encode_response(Response.greeting(cpu_s=time.process_time(), missing=[])))
+        responses.flush()
         while header := socket.recv_fds(requests, HEADER_BYTES, MAX_FILES)[0]:
             requests.recv(LENGTH.unpack_from(header, TOKEN_BYTES)[0], socket.MSG_WAITALL)
             token = header[:TOKEN_BYTES]
-            if not lie.exists():  # it says nothing at all
+            if not lie.exists():  # it does not respond
                 time.sleep(60)
-            answers.write(token + lie.read_bytes().replace(TOKEN, token))
-            answers.flush()
+            responses.write(token + lie.read_bytes().replace(TOKEN, token))
+            responses.flush()
 
 
 if __name__ == "__main__":

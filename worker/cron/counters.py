@@ -1,4 +1,4 @@
-"""The periodic job that holds the accounts' counters against the images themselves."""
+"""The periodic job that corrects the counters of accounts by counting their images."""
 
 from __future__ import annotations
 
@@ -19,43 +19,45 @@ from worker.resources import Resources
 log = structlog.get_logger("worker")
 
 BUDGET_S = 10
-# An account that holds a run up, by its size or by a lock on its row, leaves the others half of it. From then on it
-# comes last, and has all that is left.
-_FIRST_TRY_S = 5
-_AT_ONCE = 1000
+# A slow account, because of its size or of a lock on its row, leaves half of the first run to the others. In later runs
+# it is the last one, and may use all the time that is left.
+FIRST_TRY_S = 5
+_BATCH_SIZE = 1000
 
 
-async def refresh_accounts(ctx: dict[str, Any]) -> None:
-    """Accounts that changed since their last refresh, oldest first, until the time is up.
+async def refresh_accounts(
+    ctx: dict[str, Any], *, budget_s: float = BUDGET_S, first_try_s: float = FIRST_TRY_S
+) -> None:
+    """Refreshes the accounts that changed since their last refresh, the oldest first, for `budget_s`.
 
-    One that cannot be refreshed keeps no other from it: in this process's next runs it comes behind all others.
+    A failure delays no other account: in later runs of this process the account comes after all others.
     """
     try:
-        await _refresh_stale(ctx["resources"])
+        await _refresh_stale(ctx["resources"], budget_s, first_try_s)
     except ServiceError as error:
-        log.log(level_of(error), "counters.put_off", error=repr(error))
+        log.log(level_of(error), "counters.deferred", error=repr(error))
 
 
-async def _refresh_stale(worker: Resources) -> None:
+async def _refresh_stale(worker: Resources, budget_s: float, first_try_s: float) -> None:
     time = asyncio.get_running_loop().time
-    ends_at = time() + BUDGET_S
+    ends_at = time() + budget_s
     async with worker.database.connection() as connection:
-        for account_id in await list_stale(connection, _AT_ONCE, worker.unrefreshed):
-            is_first_try = account_id not in worker.unrefreshed
-            worker.unrefreshed.pop(account_id, None)
-            until = min(ends_at, time() + _FIRST_TRY_S) if is_first_try else ends_at
+        for account_id in await list_stale(connection, _BATCH_SIZE, worker.failed_refreshes):
+            is_first_try = account_id not in worker.failed_refreshes
+            worker.failed_refreshes.pop(account_id, None)
+            deadline = min(ends_at, time() + first_try_s) if is_first_try else ends_at
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     await _refresh(connection, account_id)
             except AccountUnknown:
                 continue  # it was deleted
             except Exception as error:
                 if connection.is_closed() or is_server_error(error):
-                    raise  # none can be refreshed
-                if isinstance(error, TimeoutError) and is_first_try and until == ends_at:
-                    break  # it came too late to have its time, and is among the first of the next run
-                worker.unrefreshed[account_id] = None
-                log.warning("counters.not_refreshed", account_id=account_id, error=repr(error))
+                    raise  # it concerns all accounts
+                if isinstance(error, TimeoutError) and is_first_try and deadline == ends_at:
+                    break  # it had less than its time, and will be among the first of the next run
+                worker.failed_refreshes[account_id] = None
+                log.warning("counters.refresh_failed", account_id=account_id, error=repr(error))
             if time() >= ends_at:
                 break
 
@@ -64,4 +66,4 @@ async def _refresh(connection: Connection, account_id: AccountId) -> None:
     drift = await refresh_counters(connection, account_id)
     if drift:
         metrics.counter_corrections.inc()
-        log.warning("counters.drift", account_id=account_id, bytes=drift.bytes, images=drift.images)
+        log.warning("counters.corrected", account_id=account_id, bytes=drift.bytes, images=drift.images)

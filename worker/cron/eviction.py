@@ -1,4 +1,4 @@
-"""The periodic job that keeps the folder of renditions within its size, and to those that have rows."""
+"""The periodic job that keeps the folder of renditions within its maximum size, and removes files without rows."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from worker.resources import Resources
 
 log = structlog.get_logger("worker")
 
-# Down to this part of the size, so that not every rendition pushes another out.
-_KEPT_PART = 0.9
-_AT_ONCE = 1000
-_MOST_PAGES = 100
+# Evicts down to this share of the maximum, so that not every new rendition evicts another one.
+_TARGET_SHARE = 0.9
+BATCH_SIZE = 1000
+_MAX_BATCHES = 100
 _ABANDONED_S = 3600
-# One folder is compared with the rows in each run. This key counts the runs of all workers.
+# Each run compares one folder with the rows. This key in Redis counts the runs of all workers.
 NEXT_FOLDER = "daguerre:renditions:next_folder"
 
 
-async def evict_renditions(ctx: dict[str, Any]) -> None:
-    """Those that were asked for least recently go first."""
+async def evict_renditions(ctx: dict[str, Any], *, batch_size: int = BATCH_SIZE) -> None:
+    """Evicts the least recently used renditions first."""
     worker: Resources = ctx["resources"]
     try:
         await asyncio.to_thread(worker.renditions.remove_stale_drafts, _ABANDONED_S)
-        await _evict(worker)
-        await worker.storage.require_available()  # or the database, which says what belongs there, is another one's
-        await _check_folder(worker, await _take_folder(worker))
+        await _evict(worker, batch_size)
+        await worker.storage.require_available()  # otherwise the rows may be those of another storage
+        await _check_folder(worker, await _next_folder(worker), batch_size)
     except StorageUnavailable as error:
         STORAGE.report(error)
-    except (ServiceError, OSError) as error:  # what it needs is away
-        log.log(level_of(error), "eviction.put_off", error=repr(error))
+    except (ServiceError, OSError) as error:  # a dependency is away
+        log.log(level_of(error), "eviction.deferred", error=repr(error))
 
 
-async def _take_folder(worker: Resources) -> int:
+async def _next_folder(worker: Resources) -> int:
     try:
         run: int = await worker.redis.incr(NEXT_FOLDER)
     except UNAVAILABLE as error:
@@ -57,35 +57,35 @@ async def _take_folder(worker: Resources) -> int:
     return (run - 1) % worker.renditions.num_shards
 
 
-async def _evict(worker: Resources) -> None:
+async def _evict(worker: Resources, batch_size: int) -> None:
     async with worker.database.connection() as connection:
-        kept = await sum_bytes(connection)
-    if kept <= worker.renditions_size:
+        total_bytes = await sum_bytes(connection)
+    if total_bytes <= worker.renditions_size:
         return
     evicted = stuck = 0
-    excess = kept - int(worker.renditions_size * _KEPT_PART)
-    for _ in range(_MOST_PAGES):
+    excess = total_bytes - int(worker.renditions_size * _TARGET_SHARE)
+    for _ in range(_MAX_BATCHES):
         if excess <= 0:
             break
         async with worker.database.connection() as connection:
-            oldest = await list_least_recently_used(connection, _AT_ONCE, skip=stuck)
-        going = _choose(oldest, excess)
-        if not going:
+            oldest = await list_least_recently_used(connection, batch_size, skip=stuck)
+        candidates = _choose(oldest, excess)
+        if not candidates:
             break
-        # The row outlives the file, so that none is forgotten that is still there.
-        failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in going])
-        gone = [rendition for rendition in going if rendition.key not in failures]
+        # The row is deleted after the file, so that no existing file is forgotten.
+        failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in candidates])
+        removed = [rendition for rendition in candidates if rendition.key not in failures]
         async with worker.database.connection() as connection:
-            await delete_evicted(connection, gone)
-        excess -= sum(rendition.size for rendition in gone)
-        evicted += len(gone)
-        stuck += len(failures)  # they stay the oldest: younger ones go in their place
+            await delete_evicted(connection, removed)
+        excess -= sum(rendition.size for rendition in removed)
+        evicted += len(removed)
+        stuck += len(failures)  # they remain the oldest, and younger ones are evicted in their place
     metrics.renditions_evicted.inc(evicted)
-    log.info("renditions.evicted", renditions=evicted, not_removed=stuck, bytes_before=kept)
+    log.info("renditions.evicted", renditions=evicted, not_removed=stuck, bytes_before=total_bytes)
 
 
 def _choose(oldest: Sequence[EvictionCandidate], excess: int) -> list[EvictionCandidate]:
-    """The first of them, until their sizes reach the excess."""
+    """Returns the first ones, until the sum of their sizes reaches the excess."""
     chosen = []
     for rendition in oldest:
         if excess <= 0:
@@ -95,14 +95,14 @@ def _choose(oldest: Sequence[EvictionCandidate], excess: int) -> list[EvictionCa
     return chosen
 
 
-async def _check_folder(worker: Resources, shard: int) -> None:
-    """Remove files whose row was lost, since they would be evicted never, and correct the sizes in the others."""
+async def _check_folder(worker: Resources, shard: int, batch_size: int) -> None:
+    """Removes files without a row, which would never be evicted, and corrects the sizes in the rows of the others."""
     sizes = list((await asyncio.to_thread(worker.renditions.list_shard, shard, _ABANDONED_S)).items())
-    for at in range(0, len(sizes), _AT_ONCE):
-        part = dict(sizes[at : at + _AT_ONCE])
+    for start in range(0, len(sizes), batch_size):
+        batch = dict(sizes[start : start + batch_size])
         async with worker.database.connection() as connection:
-            unknown = await list_orphans(connection, list(part))
-            await update_sizes(connection, part)
+            unknown = await list_orphans(connection, list(batch))
+            await update_sizes(connection, batch)
         failures = await asyncio.to_thread(worker.renditions.remove, unknown)
         if len(unknown) > len(failures):
             log.info("renditions.unknown_removed", renditions=len(unknown) - len(failures))

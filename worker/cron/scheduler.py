@@ -1,9 +1,9 @@
-"""Periodic jobs: one of all workers runs each of them once in its interval, whatever the hosts' clocks say. A run that
+"""Runs each periodic job once in its interval, in one of all workers, independently of the clocks of hosts. A run that
 takes longer than the interval may overlap with the next one, in another worker.
 
-arq's cron goes by the clock of its host: one that is two hours ahead gives its jobs times that no other worker reaches
-for two hours, and one that is set back runs none until it is there again. Here every worker waits by its monotonic
-clock, and a lease in Redis decides whose turn it is.
+arq's cron uses the clock of its host. A host that is two hours ahead schedules its jobs for times that no other worker
+reaches for two hours, and one whose clock is set back runs none until it has caught up. Here every worker waits by its
+monotonic clock, and a lease in Redis decides which one runs the job.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PREFIX = "daguerre:periodic:"
 _RETRY_S = 1.0
 _MIN_PAUSE_S = 0.05
 
-# Takes the lease for `lease_ms` if nobody holds it, or if the holder is `replaceable`. Returns the holder, and the
-# milliseconds until its lease ends.
-_TAKE = """
+# Acquires the lease for `lease_ms` if it is free, or if its holder is `replaceable`. Returns the holder, and the
+# milliseconds until its lease expires.
+_ACQUIRE = """
 local lease, token, lease_ms, replaceable = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local holder = redis.call('GET', lease)
 if not holder or holder == replaceable then
@@ -42,7 +42,7 @@ return {holder, redis.call('PTTL', lease)}
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A function to call every `interval_s`, for `timeout_s` at most. Its parameter has the key "resources"."""
+    """A function to call every `interval_s`, with a time limit of `timeout_s` and the context of the scheduler."""
 
     function: Callable[[dict[str, Any]], Awaitable[None]]
     interval_s: float
@@ -54,47 +54,54 @@ class PeriodicJob:
 
 
 class Lease:
-    """One worker's view of the turn of a job, which lasts for `interval_s`.
+    """One worker's side of the lease of a job, which lasts for `interval_s`.
 
-    Redis ends a lease by its own clock. Where that was set back the lease would not end for as long: so a holder that
-    this worker has seen for a whole interval, by its monotonic clock, is replaced.
+    Redis expires a lease by its own clock. If that was set back the lease would last for as much longer, so a holder is
+    replaced when this worker has seen it for a whole interval by its `clock`.
     """
 
-    def __init__(self, redis: Any, name: str, interval_s: float) -> None:
+    def __init__(
+        self, redis: Any, name: str, interval_s: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._key = _PREFIX + name
         self._interval_s = interval_s
-        self._take = redis.register_script(_TAKE)
+        self._clock = clock
+        self._acquire = redis.register_script(_ACQUIRE)
         self._holder = ""
         self._seen_at = 0.0  # when this holder was first seen
 
-    async def take(self) -> float:
-        """Returns 0 if the turn is this worker's, else the seconds until it is worth another try."""
-        now, token = time.monotonic(), secrets.token_hex(8)
+    async def acquire(self) -> float:
+        """Returns 0 if this worker has the lease now, or else the seconds until the next try."""
+        now, token = self._clock(), secrets.token_hex(8)
         replaceable = self._holder if now - self._seen_at >= self._interval_s else ""
-        holder, left_ms = await self._take(keys=[self._key], args=[token, round(self._interval_s * 1000), replaceable])
+        args = [token, round(self._interval_s * 1000), replaceable]
+        holder, ttl_ms = await self._acquire(keys=[self._key], args=args)
         if holder.decode() != self._holder:
             self._holder, self._seen_at = holder.decode(), now
         if self._holder == token:
             return 0
-        left_s: float = left_ms / 1000
-        return max(_MIN_PAUSE_S, min(left_s, self._seen_at + self._interval_s - now))
+        ttl_s: float = ttl_ms / 1000
+        return max(_MIN_PAUSE_S, min(ttl_s, self._seen_at + self._interval_s - now))
 
 
-class PeriodicJobs:
-    """Runs the jobs until `stop` is called; one that takes long or fails holds up no other."""
+class Scheduler:
+    """Runs the jobs until `stop` is called. A slow or failing job delays no other one."""
 
-    def __init__(self, redis: Any, jobs: Sequence[PeriodicJob], context: dict[str, Any]) -> None:
+    def __init__(
+        self, redis: Any, jobs: Sequence[PeriodicJob], context: dict[str, Any], *, retry_s: float = _RETRY_S
+    ) -> None:
         self._redis = redis
         self._jobs = jobs
         self._context = context
+        self._retry_s = retry_s
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Begins no more runs."""
+        """Start no more runs."""
         self._stopping.set()
 
     async def run(self, *, drain_s: float) -> None:
-        """Returns once `stop` was called and the runs have ended; those that take longer than `drain_s` are cut."""
+        """Returns when `stop` was called and the current runs have ended. Cancels those that outlast `drain_s`."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._repeat(job)) for job in self._jobs]
             await self._stopping.wait()
@@ -106,10 +113,10 @@ class PeriodicJobs:
         lease = Lease(self._redis, job.name, job.interval_s)
         while not self._stopping.is_set():
             try:
-                wait_s = await lease.take()
+                wait_s = await lease.acquire()
             except UNAVAILABLE as error:
                 QUEUE.report(error)
-                wait_s = _RETRY_S
+                wait_s = self._retry_s
             if wait_s:
                 await self._pause(wait_s)
             else:

@@ -1,1 +1,1 @@
-"""The worker's end of the queue: which jobs it takes, and how they end."""
+"""The worker's side of the queue: which jobs it claims, and how they finish."""

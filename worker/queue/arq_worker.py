@@ -1,7 +1,22 @@
-"""An arq worker that a bell wakes, instead of looking at the queue twice a second, and that handles jobs in groups.
+"""An arq worker that is pushed: a list in Redis wakes it, and it handles jobs in groups.
 
-arq has no hooks for this: what is overridden here is private, arq is pinned, and
-tests/integration/queue/test_arq_worker.py holds the names.
+arq polls the queue twice a second, makes several round trips for each job and has no hooks to change that. This module
+is the only one that uses arq's private or undocumented names. arq is pinned, and for each name
+tests/integration/queue/test_arq_worker.py has a test of what the worker does by it.
+
+| Name of arq.Worker | Why |
+|---|---|
+| `main` | overridden: arq's own reads facts about Redis first, and ends if Redis is away then |
+| `_poll_iteration` | overridden: waits for a wake-up, claims a group, renews leases; arq calls it in an endless loop |
+| `close` | overridden: hands unfinished jobs over, then arq's own closes the connections |
+| `poll_delay_s` | 0, since `_poll_iteration` waits itself; arq polls at this interval |
+| `functions`, `job_deserializer` | to run jobs here: arq's `run_job` makes two round trips, and limits the tries |
+| `tasks` | the running jobs: arq's shutdown waits until it is empty, and cancels what is left at its time limit |
+| `allow_pick_jobs` | arq's signal handler sets it to False, and no more jobs are claimed |
+| `jobs_complete`, `jobs_retried`, `jobs_failed` | arq's counts, with which its shutdown is logged |
+| `pool`, `loop`, `ctx`, `queue_name`, `burst`, `max_jobs`, `job_timeout_s` | the options of the constructor |
+
+What arq has for the same purposes and is not in use here: `start_jobs`, `run_job`, `sem`, `job_counter`, `heart_beat`.
 """
 
 from __future__ import annotations
@@ -23,54 +38,56 @@ from service.batcher import Batcher, running
 from service.dependencies.outages import QUEUE, level_of
 from service.queue.heartbeats import Heartbeats, name_worker
 from service.queue.jobs import UNAVAILABLE
-from worker.queue.claims import LEASE_S, ClaimedJob, Claims, JobEnd
-from worker.queue.shares import Shares
+from worker.fairness import AccountShares
+from worker.queue.claims import LEASE_S, ClaimedJob, Claims, JobResult
 
 log = structlog.get_logger("worker")
 
-# Without a bell the queue is looked at this often: for the jobs of workers that died, and for tokens that were lost.
-_LOOK_S = 1.0
-# A burst does not wait for the bell, since it ends once the queue is empty.
+# Without a wake-up the queue is checked this often, for the jobs of workers that died and for tokens that were lost.
+POLL_INTERVAL_S = 1.0
+# A burst does not wait for wake-ups, since it ends when the queue is empty.
 _BURST_DELAY_S = 0.01
 _RECONNECT_S = 0.5
-# A job that reached its time limit, most likely in line, is put off.
-_OUT_OF_TIME_MS = 1000
+# A job that reached its time limit, most likely while it waited for a decoder, is retried after this.
+_TIMEOUT_RETRY_MS = 1000
 
 
-class DoorbellWorker(Worker):
-    """Waits on the bell while it has a free place, and on its own jobs while it has none.
+class PushWorker(Worker):
+    """Waits for wake-ups while it has free slots, and for its own jobs while it has none.
 
-    `bell` is the list that whoever enqueues pushes a token on; `signs_of_life` is where this worker shows that it
-    lives; `shares` says how many jobs are worth having at this time, up to `max_jobs`, and of which accounts. What a
-    function returns is sent to those who wait for its job.
+    `wakeup_key` is the list onto which clients push a token for each job. `heartbeats` records that this worker is
+    alive. `shares` returns how many jobs to claim at this time, up to `max_jobs`, and of which accounts. What a job's
+    function returns is published to those who wait for the job.
 
-    Nothing here goes by the clock of this host, which arq's cron and health check do: neither is used.
+    Nothing here depends on the clock of this host. arq's cron and health check do, so neither is used.
     """
 
     def __init__(
         self,
         *args: Any,
-        bell: str,
-        signs_of_life: Heartbeats | None = None,
-        shares: Shares | None = None,
+        wakeup_key: str,
+        heartbeats: Heartbeats | None = None,
+        shares: AccountShares | None = None,
+        lease_s: float = LEASE_S,
+        poll_interval_s: float = POLL_INTERVAL_S,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
-        self._signs_of_life = signs_of_life
-        self._shares = shares or Shares(lambda: self.max_jobs)
-        self.in_progress_timeout_s = LEASE_S
+        self._poll_interval_s = poll_interval_s
+        self._heartbeats = heartbeats
+        self._shares = shares or AccountShares(lambda: self.max_jobs)
         self._name = name_worker()
-        self._claims = Claims(self.pool, self.queue_name, bell)
-        self._next_sign_of_life = 0.0
-        self._job_ended = asyncio.Event()
-        self._ringing: asyncio.Task[object] | None = None  # a wait for a token of the bell for other accounts
-        self._full: frozenset[str] = frozenset()  # accounts without room after the last claim
-        self._ends = Batcher(self._claims.end)
-        self._recording = AsyncExitStack()
+        self._claims = Claims(self.pool, self.queue_name, wakeup_key, lease_s=lease_s)
+        self._next_heartbeat = 0.0
+        self._job_finished = asyncio.Event()
+        self._others_wakeup: asyncio.Task[object] | None = None  # waits for a token for other accounts
+        self._full_accounts: frozenset[str] = frozenset()  # without room after the last claim
+        self._results = Batcher(self._claims.finish)
+        self._exit_stack = AsyncExitStack()
 
     async def main(self) -> None:
-        """Begins anew if Redis is away or slow at the start, where arq's own `main` asks for its version and ends."""
-        await self._recording.enter_async_context(running(self._ends.run()))
+        """Starts again if Redis is away or slow at the start."""
+        await self._exit_stack.enter_async_context(running(self._results.run()))
         while True:
             try:
                 return await super().main()
@@ -80,150 +97,163 @@ class DoorbellWorker(Worker):
 
     async def _poll_iteration(self) -> None:
         try:
-            if self._free_places():
-                if (self._claims.skipped or self._full) and not self._claims.left_behind and not self.burst:
-                    await self._wait_for_room_or_others()
-                    await self._take_jobs(wait=False)
-                else:
-                    await self._take_jobs(wait=not self._claims.left_behind)
-            elif not self.burst:
-                await self._wait_for_an_end(_LOOK_S)
-                await self._take_jobs(wait=False)
+            await self._wait_and_claim()
             self._reap()
             if not self.allow_pick_jobs and not self.tasks:
                 raise asyncio.CancelledError  # drained; arq's own cancellation can be swallowed before Python 3.12
-            await self._show_life()
+            await self._renew()
         except UNAVAILABLE as error:
             QUEUE.report(error)
             await asyncio.sleep(_RECONNECT_S)
 
-    def _free_places(self) -> int:
-        """None until half of them are free, since jobs are claimed in groups; and none once told to stop."""
-        return self._shares.free() if self.allow_pick_jobs else 0
+    async def _wait_and_claim(self) -> None:
+        if self._free_slots():
+            if (self._claims.has_skipped or self._full_accounts) and not self._claims.has_more and not self.burst:
+                await self._wait_for_room_or_others()
+                await self._claim(wait=False)
+            else:
+                await self._claim(wait=not self._claims.has_more)
+        elif not self.burst:
+            await self._wait_for_finished_job(self._poll_interval_s)
+            await self._claim(wait=False)
 
-    async def _wait_for_an_end(self, timeout_s: float) -> None:
-        self._job_ended.clear()
+    def _free_slots(self) -> int:
+        """0 until half of the slots are free, because jobs are claimed in groups; and 0 during shutdown."""
+        return self._shares.free_slots() if self.allow_pick_jobs else 0
+
+    async def _wait_for_finished_job(self, timeout_s: float) -> None:
+        self._job_finished.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._job_ended.wait()
+                await self._job_finished.wait()
 
     async def _wait_for_room_or_others(self) -> None:
-        """Wait until an account without room has room again, or another account has a job, for a second at most.
+        """Waits until a full account has room again or another account has a job, for one poll interval at most.
 
-        A token that is taken here is one for other accounts: `bell` is left to workers that have room for all.
+        It takes tokens for other accounts only. Those for all accounts are left to workers that have room for all.
         """
-        if self._ringing is None:
-            self._ringing = asyncio.create_task(self._wait_for_others())
-            self._ringing.add_done_callback(lambda _: self._job_ended.set())
-        deadline = time.monotonic() + _LOOK_S
-        while not self._ringing.done() and self._full and self._full <= self._shares.rooms().full:
+        if self._others_wakeup is None:
+            self._others_wakeup = asyncio.create_task(self._wait_for_others())
+            self._others_wakeup.add_done_callback(lambda _: self._job_finished.set())
+        deadline = time.monotonic() + self._poll_interval_s
+        while (
+            not self._others_wakeup.done()
+            and self._full_accounts
+            and self._full_accounts <= self._shares.claim_limits().full_accounts
+        ):
             if (left_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
                 return
-            await self._wait_for_an_end(left_s)
-        if self._ringing.done():
-            ringing, self._ringing = self._ringing, None
-            await ringing
+            await self._wait_for_finished_job(left_s)
+        if self._others_wakeup.done():
+            wakeup, self._others_wakeup = self._others_wakeup, None
+            await wakeup
 
     async def _wait_for_others(self) -> object:
-        return await self.pool.blpop([self._claims.others_bell], timeout=_LOOK_S)  # type: ignore[arg-type, misc]
+        keys, timeout_s = [self._claims.others_wakeup_key], self._poll_interval_s
+        return await self.pool.blpop(keys, timeout=timeout_s)  # type: ignore[arg-type, misc]
 
-    async def _take_jobs(self, *, wait: bool) -> None:
-        """In one round trip, which waits for the bell first."""
-        if not (free := self._free_places()):
+    async def _claim(self, *, wait: bool) -> None:
+        """In one round trip, which waits for a wake-up first."""
+        if not (free := self._free_slots()):
             return
-        wait_s = _LOOK_S if wait and not self.burst else 0
-        claimed = await self._claims.claim(free, self._shares.rooms(), wait_s=wait_s)
-        self._reap()  # a job that ended meanwhile, unrecorded, may be among those claimed
-        ours = [job for job in claimed if not self._runs(job)]
-        free = self._free_places()
-        if len(ours) > free:
-            # Meanwhile told to stop, or the pictures became slow: another worker's.
-            await self._claims.give_back(ours[free:])
-        for job in ours[:free]:
-            await self.sem.acquire()
-            self.job_counter += 1
+        wait_s = self._poll_interval_s if wait and not self.burst else 0
+        claimed = await self._claims.claim(free, self._shares.claim_limits(), wait_s=wait_s)
+        self._reap()  # a job whose result could not be recorded may be among the claimed ones
+        jobs = [job for job in claimed if not self._is_running(job)]
+        free = self._free_slots()
+        if len(jobs) > free:  # meanwhile a shutdown began, or the pictures became slow
+            await self._claims.release(jobs[free:])
+        for job in jobs[:free]:
             self._shares.add(job.account)
-            task = self.loop.create_task(self.run_claimed(job))
-            task.add_done_callback(partial(self._on_job_ended, job.account))
+            task = self.loop.create_task(self._run_claimed(job))
+            task.add_done_callback(partial(self._on_job_finished, job.account))
             self.tasks[job.id] = task
-        self._full = self._shares.rooms().full
+        self._full_accounts = self._shares.claim_limits().full_accounts
 
-    def _runs(self, job: ClaimedJob) -> bool:
-        """Still, though its lease had ended: Redis was away."""
+    @property
+    def running_jobs(self) -> int:
+        return sum(not task.done() for task in self.tasks.values())
+
+    def _is_running(self, job: ClaimedJob) -> bool:
+        """Whether it still runs here, though its lease has expired while Redis was away."""
         return job.id in self.tasks and not self.tasks[job.id].done()
 
-    async def run_claimed(self, job: ClaimedJob) -> None:
-        """What arq's `run_job` does, without its two round trips for each job, and without an end to the tries: a
-        dependency that is away never makes a job give up."""
+    async def _run_claimed(self, job: ClaimedJob) -> None:
+        """Does what arq's `run_job` does, without its two round trips, and without a maximum of tries: a dependency
+        that
+        is away never makes a job fail.
+        """
         try:
             name, args, options, _, _ = deserialize_job_raw(job.payload or b"", deserializer=self.job_deserializer)
             function = self.functions[name]
         except (SerializationError, KeyError) as error:
-            log.warning("worker.job_unreadable", job_id=job.id, error=repr(error))
+            log.warning("job.undecodable", job_id=job.id, error=repr(error))
             self.jobs_failed += 1
-            await self._ends.submit(JobEnd(job.id))
+            await self._results.submit(JobResult(job.id))
             return
-        await self._ends.submit(await self._perform(job, function.coroutine, args, options))
+        await self._results.submit(await self._run_function(job, function.coroutine, args, options))
 
-    async def _perform(self, job: ClaimedJob, function: WorkerCoroutine, args: Sequence[Any], options: Any) -> JobEnd:
-        options.pop("reply_to", None)  # of another version's API, which looks for itself
-        known = {"job_id": job.id, "account": job.account, "job_try": job.tries + 1}
-        context = {**self.ctx, **known, "score": job.score, "waited_s": job.waited_s}
+    async def _run_function(
+        self, job: ClaimedJob, function: WorkerCoroutine, args: Sequence[Any], options: Any
+    ) -> JobResult:
+        options.pop("reply_to", None)  # sent by an earlier version of the API, which polls for the result
+        fields = {"job_id": job.id, "account": job.account, "job_try": job.tries + 1}
+        context = {**self.ctx, **fields, "score": job.score, "waited_s": job.waited_s}
         try:
             async with asyncio.timeout(self.job_timeout_s):
                 reply = await function(context, *args, **options)
         except Retry as retry:
             self.jobs_retried += 1
-            return JobEnd(job.id, again_after_ms=retry.defer_score or 0)
+            return JobResult(job.id, retry_after_ms=retry.defer_score or 0)
         except asyncio.CancelledError:
             self.jobs_retried += 1
-            await self._ends.submit(JobEnd(job.id, again_after_ms=0))  # for another worker, at once
+            await self._results.submit(JobResult(job.id, retry_after_ms=0))  # another worker may run it at once
             raise
-        except TimeoutError:  # of the job as a whole: what it waited for had its own
-            log.warning("worker.job_out_of_time", job_id=job.id)
+        except TimeoutError:  # of the whole job: each step inside has its own
+            log.warning("job.timed_out", job_id=job.id)
             self.jobs_retried += 1
-            return JobEnd(job.id, again_after_ms=_OUT_OF_TIME_MS)
+            return JobResult(job.id, retry_after_ms=_TIMEOUT_RETRY_MS)
         except Exception:
-            log.exception("worker.job_failed", job_id=job.id)
+            log.exception("job.failed", job_id=job.id)
             self.jobs_failed += 1
-            return JobEnd(job.id)
+            return JobResult(job.id)
         self.jobs_complete += 1
-        return JobEnd(job.id, reply)
+        return JobResult(job.id, reply)
 
-    def _on_job_ended(self, account: str, _: asyncio.Task[None]) -> None:
+    def _on_job_finished(self, account: str, _: asyncio.Task[None]) -> None:
         self._shares.remove(account)
-        self._release_sem_dec_counter_on_complete()
-        self._job_ended.set()
+        self._job_finished.set()
 
     def _reap(self) -> None:
-        """Forget the jobs that ended. One whose end could not be recorded runs again when its lease is over."""
+        """Removes finished tasks. A job whose result could not be recorded runs again when its lease expires."""
         for job_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[job_id]
                 if task.cancelled() or (error := task.exception()) is None:
                     continue
-                log.log(level_of(error), "worker.job_not_recorded", job_id=job_id, error=repr(error))
+                log.log(level_of(error), "job.result_lost", job_id=job_id, error=repr(error))
 
-    async def _show_life(self) -> None:
-        if time.monotonic() < self._next_sign_of_life:
+    async def _renew(self) -> None:
+        """Renews the leases of the running jobs and records a heartbeat, once in a poll interval."""
+        if time.monotonic() < self._next_heartbeat:
             return
-        self._next_sign_of_life = time.monotonic() + _LOOK_S
+        self._next_heartbeat = time.monotonic() + self._poll_interval_s
         await self._claims.renew([job_id for job_id, task in self.tasks.items() if not task.done()])
-        if self._signs_of_life is not None:
-            await self._signs_of_life.record(self._name)
+        if self._heartbeats is not None:
+            await self._heartbeats.record(self._name)
 
     async def close(self) -> None:
         if unfinished := [task for task in self.tasks.values() if not task.done()]:
-            log.warning("worker.jobs_handed_over", jobs=len(unfinished))
+            log.warning("worker.jobs_released", jobs=len(unfinished))
             for task in unfinished:
                 task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
-        if self._ringing is not None:
-            self._ringing.cancel()
-            await asyncio.wait([self._ringing])
-        await self._recording.aclose()
-        with suppress(*UNAVAILABLE):  # it is away: the lease and the sign of life end by themselves
-            if self._signs_of_life is not None:
-                await self._signs_of_life.remove(self._name)
+        if self._others_wakeup is not None:
+            self._others_wakeup.cancel()
+            await asyncio.wait([self._others_wakeup])
+        await self._exit_stack.aclose()
+        with suppress(*UNAVAILABLE):  # Redis is away: leases and heartbeat expire by themselves
+            if self._heartbeats is not None:
+                await self._heartbeats.remove(self._name)
             await super().close()

@@ -1,9 +1,14 @@
-"""Child processes that decode pictures: each probe has a time limit, and none can take the worker along.
+"""Decoder processes: each picture has a time limit, and no picture can crash the worker.
 
-pool.py hands pictures out, child.py is one child as the worker sees it, process.py its process, program.py what runs
-there, confinement.py what that gives up before it sees a picture, and messages.py what the two sides say.
+- pool.py, the pool: what the rest of the worker calls;
+- dispatcher.py chooses the next request and its decoder;
+- decoder.py is one decoder as the worker sees it, process.py its operating system process;
+- files.py opens pictures for decoders, daemon_threads.py runs calls that may hang;
+- messages.py is the protocol, checks.py validates results;
+- child_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
+  the sandbox that it enters before it sees a picture.
 
-Why not a library: pebble, the one that ends a task past its time, keeps its children on one shared pipe, looks for
-news ten times a second, and offers no way to give the children an environment of their own. Here a child is a process
-with its own pair of pipes on the event loop.
+Why not a library: pebble, the one that ends a task past its time, keeps its processes on one shared pipe, polls ten
+times a second, and cannot give the processes an environment of their own. Here a decoder is a process with its own pair
+of pipes on the event loop.
 """

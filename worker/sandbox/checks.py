@@ -1,7 +1,7 @@
-"""Checks what a child process answers, since a hostile picture may have become its master.
+"""Checks the results of a decoder, because a hostile picture may control the process.
 
-A child can still lie within these bounds, e.g. about colours. What it cannot do: make its worker take more bytes than
-the answer to its question may have, or bring values into rows, files and responses that no honest child gives.
+A decoder can still lie within these bounds, e.g. about colours. It cannot make the worker read more bytes than the
+response to a request may have, nor put values into rows, files and responses that no honest decoder sends.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformati
 from worker.file_headers import HEAD_BYTES, Read, avif_size, jpeg_frame, read_size, sniff
 from worker.sandbox.files import PictureFile
 from worker.sandbox.messages import (
-    MAX_WORDS_BYTES,
-    Finding,
+    MAX_METADATA_BYTES,
+    InvalidResponse,
     LocationRequest,
-    OddAnswer,
     Patches,
     ProbeRequest,
-    Refusal,
+    ReadError,
+    Rejection,
     Rendered,
     RenderRequest,
     Request,
-    Unreadable,
+    Result,
 )
 
-# Noise in the best quality takes 5 as JPEG, and less in other formats; EXIF and XMP of a rendition have 60 KB each.
-_BYTES_A_PIXEL = 6
+# Noise in the best quality takes 5 as JPEG, and less in other formats. EXIF and XMP of a rendition have 60 KB each.
+_BYTES_PER_PIXEL = 6
 _MAX_HEADERS_BYTES = 1 << 20
 _MAX_FILE_BYTES = 256 << 20
-# Patches, and what msgpack needs for one.
+# Number of patches, and the bytes that msgpack needs for each.
 _MAX_PATCHES = 300_000
 _PATCH_OVERHEAD_BYTES = 16
-# Columns of type integer.
-_MAX_SIDE_OF_SOURCE = (1 << 31) - 1
+# The maximum of PostgreSQL's type integer.
+_MAX_SOURCE_SIDE = (1 << 31) - 1
 
-_BASELINE = 0xC0
+_SOF0 = 0xC0  # the marker of a baseline JPEG's frame
 _MAX_TAG_NAME_CHARS = 64
 
-_REFUSALS: dict[type[Request], frozenset[str]] = {
+_REJECTION_CODES: dict[type[Request], frozenset[str]] = {
     ProbeRequest: frozenset({"unsupported-image", "damaged-image", "too-many-pixels", "probe-failed"}),
     RenderRequest: frozenset(
         {"unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "rendition-too-large"}
@@ -62,78 +62,79 @@ _REFUSALS: dict[type[Request], frozenset[str]] = {
 }
 
 
-def max_answer_bytes(request: Request, picture: PictureFile) -> int:
-    """The most bytes that an answer to the request may have."""
+def max_response_bytes(request: Request, picture: PictureFile) -> int:
+    """Returns the maximum size of the response to a request."""
     match request:
         case RenderRequest(transformation=transformation):
-            pixels = MAX_PIXELS if _may_move(transformation) else math.prod(_max_size(transformation))
-            return min(_MAX_FILE_BYTES, _MAX_HEADERS_BYTES + _BYTES_A_PIXEL * pixels)
+            pixels = MAX_PIXELS if _may_be_animated(transformation) else math.prod(_max_size(transformation))
+            return min(_MAX_FILE_BYTES, _MAX_HEADERS_BYTES + _BYTES_PER_PIXEL * pixels)
         case LocationRequest():
-            return MAX_WORDS_BYTES + picture.size + _PATCH_OVERHEAD_BYTES * min(picture.size, _MAX_PATCHES)
+            return MAX_METADATA_BYTES + picture.size + _PATCH_OVERHEAD_BYTES * min(picture.size, _MAX_PATCHES)
         case ProbeRequest():
-            return MAX_WORDS_BYTES
+            return MAX_METADATA_BYTES
 
 
-def check(request: Request, picture: PictureFile, finding: Finding) -> None:
-    """Raises OddAnswer if an honest child does not answer so."""
-    match request, finding:
+def check_result(request: Request, picture: PictureFile, result: Result) -> None:
+    """Raises InvalidResponse if no honest decoder gives this result."""
+    match request, result:
         case ProbeRequest(max_pixels=max_pixels), Probe():
-            _check_probe(finding, picture, max_pixels)
+            _check_probe(result, picture, max_pixels)
         case RenderRequest(transformation=transformation), Rendered(data):
             _check_rendition(data, transformation)
         case LocationRequest(), Patches(patches):
             _check_patches(patches, picture.size)
-        case _, Refusal(code, kind):
-            _require(code in _REFUSALS[type(request)], "a refusal of another request")
-            _require(kind is None or code == "unsupported-image", "the kind of a picture that is supported")
-        case _, Unreadable():
+        case _, Rejection(code, kind):
+            _require(code in _REJECTION_CODES[type(request)], "an error code of another request")
+            _require(kind is None or code == "unsupported-image", "the kind of a supported picture")
+        case _, ReadError():
             pass
         case _:
-            raise OddAnswer(f"a {type(finding).__name__} for a {type(request).__name__}")
+            raise InvalidResponse(f"a {type(result).__name__} for a {type(request).__name__}")
 
 
 def _require(condition: bool, reason: str) -> None:
     if not condition:
-        raise OddAnswer(reason)
+        raise InvalidResponse(reason)
 
 
 def _check_probe(probe: Probe, picture: PictureFile, max_pixels: int) -> None:
-    # A drawing may begin with more than a head of comments, and may be compressed.
-    _require(probe.format in MIME_TYPES and probe.format == (picture.form or "svg"), "another format than the file's")
-    _require(1 <= probe.pages <= MAX_PAGES, "a number of pages")
+    # An SVG is not always recognised by its head: it may begin with a long comment, and may be compressed.
+    format_ = picture.format or "svg"
+    _require(probe.format in MIME_TYPES and probe.format == format_, "another format than the file's")
+    _require(1 <= probe.pages <= MAX_PAGES, "an invalid number of pages")
     sides = (probe.width, probe.height)
-    _require(min(sides) >= 1 and max(sides) <= _MAX_SIDE_OF_SOURCE, "a side")
-    _require(probe.width * probe.height * probe.pages <= max_pixels, "more pixels than are admitted")
-    _require(1 <= probe.orientation <= 8, "an orientation")
-    _require(_is_of_size(sorted(sides), probe.format, picture), "another size than the file's")
+    _require(min(sides) >= 1 and max(sides) <= _MAX_SOURCE_SIDE, "an invalid width or height")
+    _require(probe.width * probe.height * probe.pages <= max_pixels, "too many pixels")
+    _require(1 <= probe.orientation <= 8, "an invalid orientation")
+    _require(_has_size(picture, sorted(sides)), "another size than the file's")
     _check_exif(probe.exif)
     _check_preview(probe.mini_preview)
 
 
-def _is_of_size(sides: Sequence[int], form: str, picture: PictureFile) -> bool:
+def _has_size(picture: PictureFile, sides: Sequence[int]) -> bool:
     if picture.header_size is None:
         return True
     header = sorted(picture.header_size)
-    if form == "gif":  # its first frame may be larger than the screen
+    if picture.format == "gif":  # its first frame may be larger than the logical screen
         return sides[0] >= header[0] and sides[1] >= header[1]
     return list(sides) == header
 
 
 def _check_exif(exif: Mapping[str, object]) -> None:
-    """Fit for JSON and for PostgreSQL: no NUL, nothing infinite. msgpack has let no lone surrogate through.
+    """Valid in JSON and PostgreSQL: no NUL, no infinite numbers. msgpack has already refused lone surrogates.
 
-    All tags at once, since a loop over them takes longer than all other checks.
+    Checks all tags at once: a loop over them takes longer than all other checks.
     """
     names = "".join(exif)
     lengths = {len(name) for name in exif}
-    _require(not exif or (names.isascii() and names.isalnum() and min(lengths) > 0), "the name of a tag")
-    _require(max(lengths, default=0) <= _MAX_TAG_NAME_CHARS, "a long name of a tag")
+    _require(not exif or (names.isascii() and names.isalnum() and min(lengths) > 0), "an invalid tag name")
+    _require(max(lengths, default=0) <= _MAX_TAG_NAME_CHARS, "a tag name that is too long")
     texts = [value for value in exif.values() if type(value) is str]
-    _require("\0" not in "".join(texts) and _max_len(texts) <= MAX_EXIF_TEXT_CHARS, "the text of a tag")
+    _require("\0" not in "".join(texts) and _max_len(texts) <= MAX_EXIF_TEXT_CHARS, "an invalid tag text")
     lists = [value for value in exif.values() if type(value) is list]
-    _require(_max_len(lists) <= MAX_EXIF_LIST_ITEMS, "a long list")
+    _require(_max_len(lists) <= MAX_EXIF_LIST_ITEMS, "a tag list that is too long")
     numbers = [*chain(*lists), *(value for value in exif.values() if type(value) not in {str, list})]
-    _require({*map(type, numbers)} <= {int, float} and all(map(math.isfinite, numbers)), "the value of a tag")
+    _require({*map(type, numbers)} <= {int, float} and all(map(math.isfinite, numbers)), "an invalid tag value")
     _require(len(msgspec.json.encode(exif)) <= MAX_EXIF_BYTES, "too much EXIF")
 
 
@@ -142,11 +143,13 @@ def _max_len(values: Sequence[Sized]) -> int:
 
 
 def _check_preview(data: bytes) -> None:
-    """A whole baseline JPEG, as far as its segments say."""
-    _require(len(data) <= MAX_PREVIEW_BYTES, "a long preview")
+    """A complete baseline JPEG, by its segments."""
+    _require(len(data) <= MAX_PREVIEW_BYTES, "a preview with too many bytes")
     frame = jpeg_frame(_reader(data)) if data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9") else None
-    _require(frame is not None and frame.marker == _BASELINE, "a preview that is no baseline JPEG")
-    _require(frame is not None and min(frame[1:]) >= 1 and max(frame[1:]) <= MAX_PREVIEW_SIDE, "a large preview")
+    _require(frame is not None and frame.marker == _SOF0, "a preview that is not a baseline JPEG")
+    _require(
+        frame is not None and min(frame[1:]) >= 1 and max(frame[1:]) <= MAX_PREVIEW_SIDE, "a preview that is too large"
+    )
 
 
 def _check_rendition(data: bytes, transformation: Transformation) -> None:
@@ -158,21 +161,21 @@ def _check_rendition(data: bytes, transformation: Transformation) -> None:
 
 
 def _max_size(transformation: Transformation) -> tuple[int, int]:
-    """The most that a rendition may have; `percent` and a missing side depend on the picture."""
+    """Returns the maximum width and height of the rendition. `percent` and a missing side depend on the picture."""
     return transformation.width or MAX_SIDE, transformation.height or MAX_SIDE
 
 
-def _may_move(transformation: Transformation) -> bool:
+def _may_be_animated(transformation: Transformation) -> bool:
     return transformation.format in {"gif", "webp"} and transformation.frame is None
 
 
 def _check_patches(patches: Sequence[tuple[int, bytes]], size: int) -> None:
-    """In the order of the file and within it, no one over another."""
+    """In the order of the file, within it, without overlaps."""
     _require(len(patches) <= _MAX_PATCHES, "too many patches")
     end = 0
-    for at, data in patches:
-        _require(end <= at and at + len(data) <= size, "a patch outside of its place")
-        end = at + len(data)
+    for offset, data in patches:
+        _require(end <= offset and offset + len(data) <= size, "a patch outside of the file or over another one")
+        end = offset + len(data)
 
 
 def _reader(data: bytes) -> Read:

@@ -1,4 +1,4 @@
-"""The program of a child process: decodes pictures one at a time, until its worker is gone."""
+"""The program of a decoder process: handles one request at a time, until its worker has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from service.images.probe import Rejected
-from worker.sandbox import confinement, heap
+from worker.sandbox import confinement, limits
 from worker.sandbox.messages import (
     GREETING_TOKEN,
     HEADER_BYTES,
@@ -20,18 +20,18 @@ from worker.sandbox.messages import (
     MAX_CAUSE_CHARS,
     MAX_FILES,
     TOKEN_BYTES,
-    Answer,
-    Finding,
     LocationRequest,
     Patches,
     ProbeRequest,
-    Refusal,
+    ReadError,
+    Rejection,
     Rendered,
     RenderRequest,
     Request,
-    Unreadable,
+    Response,
+    Result,
     decode_request,
-    encode_answer,
+    encode_response,
 )
 
 _PR_SET_PDEATHSIG = 1
@@ -40,46 +40,46 @@ _MAX_INHERITED = 1 << 16
 
 def main() -> None:
     worker, timeout_s = int(sys.argv[1]), float(sys.argv[2])
-    _die_with(worker)
-    # What the worker was started with, and uvloop's duplicates. Older systems close one by one, of up to a billion.
+    _die_with_worker(worker)
+    # Descriptors that the worker inherited, and uvloop's duplicates. Older systems close one by one, up to a billion.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), _MAX_INHERITED))
     os.nice(int(sys.argv[3]))
     requests = socket.socket(fileno=sys.stdin.fileno())
-    answers = _claim_stdout()
-    confinement.limit_memory()
-    confinement.limit_all_cpu(timeout_s)
-    heap.keep_freed_memory()
+    responses = _claim_stdout()
+    limits.limit_memory()
+    limits.limit_total_cpu(timeout_s)
+    limits.keep_freed_memory()
     from worker import imaging  # noqa: PLC0415 - libvips reads its limits when it is loaded
 
     imaging.prepare()
-    unconfined = confinement.confine()
-    greeting = Answer.greeting(computed_s=time.process_time(), unconfined=unconfined)
-    answers.write(GREETING_TOKEN + encode_answer(greeting))
-    answers.flush()
+    greeting = Response.greeting(missing=confinement.enter_sandbox(), cpu_s=time.process_time())
+    responses.write(GREETING_TOKEN + encode_response(greeting))
+    responses.flush()
     while (received := _receive(requests)) is not None:
         began = time.monotonic()
-        confinement.allow_cpu(timeout_s)
+        limits.extend_cpu_limit(timeout_s)
         token, request, files = received
-        finding = _find(request, files)
+        result = handle(request, files)
         for fd in files:
             os.close(fd)
-        answer = Answer.of(finding, seconds=time.monotonic() - began, computed_s=time.process_time())
-        answers.write(token + encode_answer(answer))
-        answers.flush()
+        response = Response.of(result, seconds=time.monotonic() - began, cpu_s=time.process_time())
+        responses.write(token + encode_response(response))
+        responses.flush()
 
 
-def _find(request: Request, files: Sequence[int]) -> Finding:
+def handle(request: Request, files: Sequence[int]) -> Result:
+    """Raises what imaging raises about the picture; the process ends then."""
     try:
-        return _answer(request, *files)
-    except Rejected as refusal:
-        return Refusal(refusal.code, refusal.kind)
+        return _decode(request, *files)
+    except Rejected as error:
+        return Rejection(error.code, error.kind)
     except OSError as error:
         if error.errno is None:
-            raise  # a decoder's or encoder's own, which is about the picture
-        return Unreadable(repr(error)[:MAX_CAUSE_CHARS])
+            raise  # Pillow's own: it is about the picture, not about the disk
+        return ReadError(repr(error)[:MAX_CAUSE_CHARS])
 
 
-def _answer(request: Request, picture: int, watermark: int | None = None) -> Finding:
+def _decode(request: Request, picture: int, watermark: int | None = None) -> Result:
     from worker import imaging  # noqa: PLC0415
 
     match request:
@@ -92,36 +92,36 @@ def _answer(request: Request, picture: int, watermark: int | None = None) -> Fin
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, Request, Sequence[int]] | None:
-    """The next request with its token, and the descriptors of its files, which come with its first byte. None at the
-    end.
+    """Returns the token, the request and the descriptors of its files, which come with its first byte. None at the end
+    of the stream.
     """
     header, files, _, _ = socket.recv_fds(requests, HEADER_BYTES, MAX_FILES, socket.MSG_WAITALL)
     if len(header) < HEADER_BYTES:
         return None
-    (left,) = LENGTH.unpack_from(header, TOKEN_BYTES)
+    (length,) = LENGTH.unpack_from(header, TOKEN_BYTES)
     payload = b""
-    while left > len(payload):
-        piece = os.read(requests.fileno(), left - len(payload))
-        if not piece:
+    while length > len(payload):
+        chunk = os.read(requests.fileno(), length - len(payload))
+        if not chunk:
             return None
-        payload += piece
+        payload += chunk
     return header[:TOKEN_BYTES], decode_request(payload), files
 
 
 def _claim_stdout() -> BinaryIO:
-    """Keep the pipe to the worker to ourselves: what a library prints goes to stderr."""
+    """Returns the pipe to the worker. From now on what a library prints to stdout goes to stderr."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe
 
 
-def _die_with(worker: int) -> None:
-    """On Linux a worker that is killed takes its children along; elsewhere they end after the picture at hand."""
+def _die_with_worker(worker: int) -> None:
+    """On Linux the process ends as soon as the worker does, elsewhere after the current picture."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:
             sys.exit(1)
-    # The worker's to handle: it lets the picture at hand finish.
+    # The worker handles them, and lets the current picture finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""One child as the worker sees it: the questions that it was given, and whom to blame where it is lost."""
+"""One decoder as the worker sees it: its queue of requests, and which picture is to blame if its process fails."""
 
 from __future__ import annotations
 
@@ -14,230 +14,249 @@ from dataclasses import dataclass, field
 import structlog
 
 from service.telemetry.metrics import metrics
-from worker.sandbox.checks import check, max_answer_bytes
-from worker.sandbox.confinement import MAX_CPU_S
+from worker.sandbox.checks import check_result, max_response_bytes
 from worker.sandbox.files import PictureFile
-from worker.sandbox.messages import Finding, OddAnswer, Request
-from worker.sandbox.process import ChildProcess, ChildWaited
+from worker.sandbox.limits import MAX_CPU_S
+from worker.sandbox.messages import InvalidResponse, Request, Result
+from worker.sandbox.process import LOW_PRIORITY_S, DecoderProcess, ReadStalled
 
 log = structlog.get_logger("worker")
 
-# A child whose time is up and that computed for less than this share of it was waiting for the disk. Low, so that a
-# picture that takes too long counts as one even where several children share a core.
-_WAITING_SHARE = 0.1
-# A process is replaced after this many pictures, after MAX_CPU_S, or if it keeps this much memory between two: what a
-# hostile picture has made of it ends then.
-_MAX_PICTURES = 10_000
-_MAX_KEPT_BYTES = 512 << 20
-_MEMORY_CHECK_PICTURES = 64
-# One of low priority that computed for less than this share was waiting for a core that others had.
-_LOWERED_WAITING_SHARE = 0.5
-# After a start that did not succeed.
-_REST_S = 1.0
-# At the end of the worker nothing waits for the death of a process, and a killed one with much memory may take a while.
-_LAST_DEATH_S = 3.0
+# The `io_stall_cpu_share` of a process of low priority, which may also have waited for a core.
+_LOW_PRIORITY_STALL_CPU_SHARE = 0.5
+# The worker does not wait longer than this for its processes to die; a killed one with much memory may take a while.
+_CLOSE_TIMEOUT_S = 3.0
 
 
-class ChildLost(Exception):
-    """The child died, computed for too long or answered oddly while it worked on a picture; it was ended then."""
+class DecoderFailed(Exception):
+    """The process crashed, timed out or sent an invalid response while it worked on a picture. It has been killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """When a process is replaced, so that whatever a hostile picture has made of it ends, and how failures are judged.
+
+    The memory is what a process keeps between two pictures. It is checked after every `memory_check_pictures`.
+
+    A process that timed out after computing for less than `io_stall_cpu_share` of its time was waiting for the disk.
+    The share is low, so that a picture that takes too long is recognised even if several decoders share a core.
+    """
+
+    max_pictures: int = 10_000
+    max_cpu_s: float = MAX_CPU_S
+    max_resident_bytes: int = 512 << 20
+    memory_check_pictures: int = 64
+    low_priority_s: float = LOW_PRIORITY_S
+    start_backoff_s: float = 1.0  # after a start that failed
+    io_stall_cpu_share: float = 0.1
+
+
+DEFAULT_LIMITS = DecoderLimits()
 
 
 @dataclass(slots=True)
 class Usage:
-    """The seconds of a child that a question has taken: of CPU, or of time if the child was lost."""
+    """The seconds that a request has taken: CPU time, or wall time if the decoder failed."""
 
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """`context` is who asks, for the log: one task works on the questions of many. `files` are open until `finding`
-    is done; `account` owns the picture.
+class PendingRequest:
+    """A request of the account that owns the picture.
+
+    `files` stay open until `result` is done. `context` is that of the caller, for the log: one task of the decoder
+    works for many callers.
     """
 
     request: Request
     files: Sequence[PictureFile]
-    finding: asyncio.Future[Finding]
+    result: asyncio.Future[Result]
     usage: Usage = field(default_factory=Usage)
     account: str = ""
     context: Context = field(default_factory=copy_context)
 
 
-class Child:
-    """Its process is started when needed and again after it died.
+class Decoder:
+    """Sends requests to a process, which it starts on demand and replaces after a failure.
 
-    It answers the questions in their order, so the first of them is the one that it works on. `note` is told how many
-    seconds each took and whose it was, and `free` that there is room for another one.
+    The process handles requests in order, so the first one without a response is the one it is working on. Calls
+    `on_duration` with the seconds and the account of each request, and `on_idle` whenever it can take another one.
     """
 
     def __init__(
         self,
         timeout_s: float,
         *,
-        note: Callable[[float, str], None],
-        free: Callable[[], None],
+        on_duration: Callable[[float, str], None],
+        on_idle: Callable[[], None],
         niceness: int = 0,
+        limits: DecoderLimits = DEFAULT_LIMITS,
     ) -> None:
-        self.process = ChildProcess(timeout_s, niceness)
-        self.unconfined: Sequence[str] = ()  # what the system lacks to confine it
+        self.process = DecoderProcess(timeout_s, niceness, low_priority_s=limits.low_priority_s)
+        self.missing: Sequence[str] = ()  # parts of the sandbox that the system lacks
         self._timeout_s = timeout_s
-        self._note = note
-        self._free = free
-        self._resting_until = 0.0
-        self._computed_s = 0.0
-        self._answered = 0  # by this process
-        self._questions: deque[Question] = deque()
-        self._asked = asyncio.Event()
-        self._working: asyncio.Task[None] | None = None
-        self._listening = False  # the process was sent all questions there are
-        self._began = 0.0  # with its first question
+        self._on_duration = on_duration
+        self._on_idle = on_idle
+        self._limits = limits
+        self._backoff_until = 0.0
+        self._cpu_s = 0.0  # of this process, at its last response
+        self._responses = 0  # of this process
+        self._pending: deque[PendingRequest] = deque()
+        self._submitted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_receiving = False  # all pending requests were sent to the process
+        self._began = 0.0  # with the first pending request
 
     @property
-    def unanswered(self) -> int:
-        return len(self._questions)
+    def in_flight(self) -> int:
+        return len(self._pending)
 
     @property
     def account(self) -> str | None:
-        """Whose pictures it has; None if it has none."""
-        return self._questions[0].account if self._questions else None
+        """The account of its requests, or None if it has none."""
+        return self._pending[0].account if self._pending else None
 
     @property
-    def working_s(self) -> float:
-        """How long it has worked on its first question."""
-        return time.monotonic() - self._began if self._questions and self._listening else 0.0
+    def current_s(self) -> float:
+        """Seconds since it began to work on its first request."""
+        return time.monotonic() - self._began if self._pending and self._is_receiving else 0.0
 
     @property
-    def is_resting(self) -> bool:
-        """It could not start lately: others go first."""
-        return time.monotonic() < self._resting_until
+    def is_backing_off(self) -> bool:
+        """Its process could not be started lately: other decoders are preferred."""
+        return time.monotonic() < self._backoff_until
 
     async def start(self) -> None:
-        """Raises ChildUnavailable."""
+        """Raises DecoderUnavailable."""
         greeting = await self.process.start()
         if greeting is not None:
-            self._computed_s = greeting.computed_s
-            self._answered = 0
-            self.unconfined = greeting.unconfined
+            self._cpu_s = greeting.cpu_s
+            self._responses = 0
+            self.missing = greeting.missing
 
-    def ask(self, question: Question) -> None:
-        """The finding is ChildLost if the process died, was ended or answered oddly at this picture, ChildUnavailable
-        if there is none, and ChildWaited if it spent all of its time waiting.
+    def submit(self, pending: PendingRequest) -> None:
+        """Sets the request's result. Its exception is DecoderFailed if the process failed on this picture,
+        DecoderUnavailable if none can be started, and ReadStalled if it waited for the disk until its time was up.
         """
-        self._questions.append(question)
-        self._asked.set()
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work())
-            self._working.add_done_callback(lambda _: self._free())
-        elif self._listening:
-            self.process.send(question.request, question.files)
+        self._pending.append(pending)
+        self._submitted.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+            self._task.add_done_callback(lambda _: self._on_idle())
+        elif self._is_receiving:
+            self.process.send(pending.request, pending.files)
 
-    async def end(self) -> None:
-        """Returns once the process is dead, or leaves it behind if it does not die soon."""
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.wait([self._working])
-        await self.process.end(_LAST_DEATH_S)
+    async def close(self) -> None:
+        """Returns once the process is dead, or when it does not die soon."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.process.stop(_CLOSE_TIMEOUT_S)
 
     async def _work(self) -> None:
-        """Until every question has its answer. A process that was lost is replaced for those that are left, and one of
-        low priority, once no slow picture comes for it any more, for those that come.
-        """
+        """Runs until no request is pending, and a process of low priority has been replaced."""
         try:
-            while self._questions or self.process.is_lowered:
-                await self._wait_for_question(self.process.lowered_s)
-                if not self._questions:
-                    await self.process.end()
+            while self._pending or self.process.has_low_priority:
+                await self._wait_for_request(self.process.low_priority_left_s)
+                if not self._pending:
+                    await self.process.stop()
                 await self.start()
-                # Nobody waits for the others any more, and their files are closed.
-                self._questions = deque(question for question in self._questions if not question.finding.done())
-                for question in self._questions:
-                    self.process.send(question.request, question.files)
-                await self._listen()
+                # Cancelled requests are dropped: their files are closed.
+                self._pending = deque(pending for pending in self._pending if not pending.result.done())
+                for pending in self._pending:
+                    self.process.send(pending.request, pending.files)
+                await self._receive_all()
         except Exception as error:
-            self._resting_until = time.monotonic() + _REST_S
-            await self.process.end()
-            while self._questions:
-                self._settle(error)
-        finally:  # where this task was cancelled
-            while self._questions:
-                self._questions.popleft().finding.cancel()
+            self._backoff_until = time.monotonic() + self._limits.start_backoff_s
+            await self.process.stop()
+            while self._pending:
+                self._finish(error)
+        finally:  # if this task was cancelled
+            while self._pending:
+                self._pending.popleft().result.cancel()
 
-    async def _wait_for_question(self, timeout_s: float) -> None:
-        if not self._questions and timeout_s > 0:
-            self._asked.clear()
+    async def _wait_for_request(self, timeout_s: float) -> None:
+        if not self._pending and timeout_s > 0:
+            self._submitted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._asked.wait()
+                    await self._submitted.wait()
 
-    async def _listen(self) -> None:
+    async def _receive_all(self) -> None:
+        """Returns when no request is pending, or when the process has failed or was replaced."""
         self._began = time.monotonic()
-        self._listening = True
+        self._is_receiving = True
         try:
-            while self._questions:
+            while self._pending:
                 async with asyncio.timeout(self._timeout_s):
-                    finding, seconds = await self._receive()
-                self._settle(finding, seconds)
-                if self._is_worn():
-                    log.info("child.replaced", pictures=self._answered)
-                    self._listening = False
-                    await self.process.end()
+                    result, seconds = await self._receive()
+                self._finish(result, seconds)
+                if self._is_worn_out():
+                    log.info("decoder.replaced", pictures=self._responses)
+                    self._is_receiving = False
+                    await self.process.stop()
                     await self.start()
                     return
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
-            self._listening = False
-            await self._lose(error)
+            self._is_receiving = False
+            await self._handle_failure(error)
         finally:
-            self._listening = False
+            self._is_receiving = False
 
-    async def _receive(self) -> tuple[Finding, float]:
-        """The answer to the first question, and the seconds that it took. Raises OddAnswer, as ChildProcess does."""
-        question = self._questions[0]
-        answer = await self.process.receive(max_answer_bytes(question.request, question.files[0]))
-        finding = answer.finding
-        check(question.request, question.files[0], finding)
-        self._count_usage(answer.computed_s - self._computed_s)
-        self._computed_s = answer.computed_s
-        self._answered += 1
-        return finding, min(answer.seconds, self._timeout_s)
+    async def _receive(self) -> tuple[Result, float]:
+        """Returns the result of the first request and its seconds. Raises what DecoderProcess.receive does."""
+        pending = self._pending[0]
+        response = await self.process.receive(max_response_bytes(pending.request, pending.files[0]))
+        result = response.result
+        check_result(pending.request, pending.files[0], result)
+        self._add_usage(response.cpu_s - self._cpu_s)
+        self._cpu_s = response.cpu_s
+        self._responses += 1
+        return result, min(response.seconds, self._timeout_s)
 
-    def _is_worn(self) -> bool:
-        if self._answered % _MEMORY_CHECK_PICTURES == 0 and self.process.resident_bytes() > _MAX_KEPT_BYTES:
+    def _is_worn_out(self) -> bool:
+        limits = self._limits
+        is_checked = self._responses % limits.memory_check_pictures == 0
+        if is_checked and self.process.resident_bytes() > limits.max_resident_bytes:
             return True
-        return self._answered >= _MAX_PICTURES or self._computed_s >= MAX_CPU_S
+        return self._responses >= limits.max_pictures or self._cpu_s >= limits.max_cpu_s
 
-    async def _lose(self, error: Exception) -> None:
-        """End the process, and blame the picture that it worked on, unless it was the disk."""
-        computed_s = self.process.computed_s()
-        waiting_share = _LOWERED_WAITING_SHARE if self.process.is_lowered else _WAITING_SHARE
-        said = self.process.last_words()
-        exit_code = await self.process.end()
-        idle = computed_s is not None and computed_s - self._computed_s < waiting_share * self._timeout_s
-        # A mapped file that the disk does not give ends the process so.
-        waited = (isinstance(error, TimeoutError) and idle) or exit_code == -signal.SIGBUS
-        asking = self._questions[0].context
-        if waited:
-            asking.run(log.warning, "child.waited", exit_code=exit_code, said=said)
-            self._settle(ChildWaited("it waited for the disk or a core"), time.monotonic() - self._began)
+    async def _handle_failure(self, error: Exception) -> None:
+        """Kills the process, and blames the picture it worked on unless the disk was the cause."""
+        cpu_s = self.process.cpu_s()
+        has_low_priority = self.process.has_low_priority
+        stall_share = _LOW_PRIORITY_STALL_CPU_SHARE if has_low_priority else self._limits.io_stall_cpu_share
+        stderr = self.process.read_stderr()
+        exit_code = await self.process.stop()
+        was_idle = cpu_s is not None and cpu_s - self._cpu_s < stall_share * self._timeout_s
+        # The kernel sends SIGBUS to a process that reads from a mapped file what the disk does not deliver.
+        is_stall = (isinstance(error, TimeoutError) and was_idle) or exit_code == -signal.SIGBUS
+        context = self._pending[0].context
+        seconds = time.monotonic() - self._began
+        if is_stall:
+            context.run(log.warning, "decoder.io_stalled", exit_code=exit_code, stderr=stderr)
+            self._finish(ReadStalled("it waited for the disk or a core"), seconds)
         else:
             metrics.child_crashes.inc()
-            cause = f"{type(error).__name__}: {error}" if isinstance(error, OddAnswer) else type(error).__name__
-            asking.run(log.warning, "child.lost", cause=cause, exit_code=exit_code, said=said)
-            self._count_usage(time.monotonic() - self._began)
-            self._settle(ChildLost(), time.monotonic() - self._began)
+            cause = f"{type(error).__name__}: {error}" if isinstance(error, InvalidResponse) else type(error).__name__
+            context.run(log.warning, "decoder.failed", cause=cause, exit_code=exit_code, stderr=stderr)
+            self._add_usage(seconds)
+            self._finish(DecoderFailed(), seconds)
 
-    def _count_usage(self, seconds: float) -> None:
-        """Within what the worker allows, whatever the child says."""
-        self._questions[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
+    def _add_usage(self, seconds: float) -> None:
+        """Clamped to what the worker allows, whatever the process reports."""
+        self._pending[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
 
-    def _settle(self, finding: Finding | Exception, seconds: float | None = None) -> None:
-        question = self._questions.popleft()
+    def _finish(self, result: Result | Exception, seconds: float | None = None) -> None:
+        pending = self._pending.popleft()
         self._began = time.monotonic()
-        future = question.finding
-        if not future.done():  # else nobody waits any more
-            if isinstance(finding, Exception):
-                future.set_exception(finding)
+        future = pending.result
+        if not future.done():  # it was cancelled
+            if isinstance(result, Exception):
+                future.set_exception(result)
             else:
-                future.set_result(finding)
+                future.set_result(result)
         if seconds is not None:
-            self._note(seconds, question.account)
-            self._free()
+            self._on_duration(seconds, pending.account)
+            self._on_idle()

@@ -1,4 +1,4 @@
-"""Opens the files of pictures for child processes, which can open none themselves."""
+"""Opens the files of pictures for decoders, whose sandbox forbids them to."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from io import FileIO
 from typing import TypeAlias
 
 from worker.file_headers import HEAD_BYTES, read_size, sniff
-from worker.sandbox.process import ChildUnavailable
-from worker.sandbox.threads import MAX_CALLS, HangingThreads
+from worker.sandbox.daemon_threads import MAX_CALLS, DaemonThreadPool
+from worker.sandbox.process import DecoderUnavailable
 
-_READ_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
-# Paths where the file of a picture may lie, in the order to look.
-Places: TypeAlias = Sequence[str]
+# Where the file of a picture may be, in the order in which to try.
+CandidatePaths: TypeAlias = Sequence[str]
 
 
 class PictureFile(FileIO):
-    """An open file, and what is known of it by its first bytes, whatever a child says of it.
+    """An open file, and what its first bytes show, against which the results of a decoder are checked.
 
-    `form` is None if they name no format, `header_size` if no width and height stand there.
+    `format` is None if they show no known format, `header_size` (width, height) if they do not contain one.
     """
 
     def __init__(self, path: str) -> None:
@@ -33,56 +33,55 @@ class PictureFile(FileIO):
         try:
             self.size = os.fstat(self.fileno()).st_size
             self._head = os.pread(self.fileno(), HEAD_BYTES, 0)
-            self.form = sniff(self._head)
-            self.header_size = read_size(self.form, self._read_at) if self.form else None
+            self.format = sniff(self._head)
+            self.header_size = read_size(self.format, self._read_at) if self.format else None
         except BaseException:
             self.close()
             raise
 
     def _read_at(self, size: int, at: int) -> bytes:
-        """Few calls of the system: each may hand the interpreter to another thread and wait for it again."""
+        """Avoids system calls: each may hand the interpreter over to another thread and wait for it."""
         if at + size <= len(self._head):
             return self._head[at : at + size]
         return os.pread(self.fileno(), size, at)
 
 
-class OtherSize(Exception):
-    """A file is not of the size that was stored."""
+class SizeMismatch(Exception):
+    """A file does not have the size with which it was stored."""
 
 
 class PictureFiles:
-    """Opens files in threads, so that a disk that hangs keeps nobody but the pictures on it waiting."""
+    """Opens files in threads, so that a disk that hangs delays only the pictures on it."""
 
     def __init__(self, timeout_s: float) -> None:
+        self.threads: DaemonThreadPool[Sequence[PictureFile]] = DaemonThreadPool("pictures")
         self._timeout_s = timeout_s
-        self._threads: HangingThreads[Sequence[PictureFile]] = HangingThreads("pictures")
-        # By the first place of a picture: since when it hangs, and when the next thread may try.
+        # By the first path of a picture: since when it hangs, and when the next thread may try.
         self._hanging: dict[str, tuple[float, float]] = {}
 
     @asynccontextmanager
-    async def opened(self, *pictures: Places, sizes: Sequence[int] = ()) -> AsyncIterator[Sequence[PictureFile]]:
+    async def open(self, *pictures: CandidatePaths, sizes: Sequence[int] = ()) -> AsyncIterator[Sequence[PictureFile]]:
         """Yields the open file of each picture, and closes them with the context.
 
-        `sizes` are those that the files had when they were stored, 0 for one that is not known. Raises OtherSize,
-        FileNotFoundError if one lies at none of its places, and ChildUnavailable if one cannot be opened in time or at
-        all.
+        `sizes` are those with which the files were stored, 0 for an unknown one. Raises SizeMismatch, FileNotFoundError
+        if none of a picture's paths exists, and DecoderUnavailable if a file cannot be opened, or not in time.
         """
         files = await self._open(pictures)
         try:
             for file, size in zip(files, sizes, strict=False):
                 if size not in (0, file.size):
-                    raise OtherSize(f"{file.name!r} has {file.size} bytes instead of {size}")
+                    raise SizeMismatch(f"{file.name!r} has {file.size} bytes instead of {size}")
             yield files
         finally:
             _close_each(files)
 
     def close(self) -> None:
-        self._threads.close()
+        self.threads.close()
 
-    async def can_read(self, *pictures: Places) -> bool:
-        """Whether this process can read all bytes of the files at this time, within the time of a picture."""
+    async def can_read(self, *pictures: CandidatePaths) -> bool:
+        """Returns whether this process can read all bytes of the files now, within the time limit of a picture."""
         try:
-            await self._wait(self._threads.submit(partial(self._read_each, pictures), _close_each))
+            await self._wait(self.threads.submit(partial(self._read_each, pictures), _close_each))
         except TimeoutError:
             self._note_hanging(pictures)
             return False
@@ -90,79 +89,79 @@ class PictureFiles:
             return False
         return True
 
-    async def _open(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        if self._hanging and any(self._is_put_off(places) for places in pictures):
-            raise ChildUnavailable("its file does not open")
+    async def _open(self, pictures: Sequence[CandidatePaths]) -> Sequence[PictureFile]:
+        if self._hanging and any(self._is_deferred(paths) for paths in pictures):
+            raise DecoderUnavailable("its file does not open")
         began: list[float] = []
         try:
-            return await self._wait(self._threads.submit(partial(self._open_each, pictures, began), _close_each))
+            return await self._wait(self.threads.submit(partial(self._open_each, pictures, began), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            if began:  # else others hang, and no thread was left for it
+            if began:  # otherwise other files hang, and no thread was free
                 self._note_hanging(pictures)
-            raise ChildUnavailable("its file does not open") from error
+            raise DecoderUnavailable("its file does not open") from error
         except OSError as error:
-            raise ChildUnavailable(repr(error)) from error
+            raise DecoderUnavailable(repr(error)) from error
 
     async def _wait(self, opening: asyncio.Future[Sequence[PictureFile]]) -> Sequence[PictureFile]:
-        # As asyncio.timeout, in half of its time: each picture takes one.
+        # Does what asyncio.timeout does, in half of its time: each picture needs one.
         timer = asyncio.get_running_loop().call_later(self._timeout_s, _expire, opening)
         try:
             return await opening
         except asyncio.CancelledError:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
-                _close_each(opening.result())  # they came in the same turn of the loop
+                _close_each(opening.result())  # the files arrived in the same turn of the loop
             raise
         finally:
             timer.cancel()
 
-    def _is_put_off(self, places: Places) -> bool:
-        """Whether its file hung, and either not for long enough or the threads are needed for files that did not."""
-        if places[0] not in self._hanging:
+    def _is_deferred(self, paths: CandidatePaths) -> bool:
+        """Whether its file hangs, and it is too early to try again or the threads are needed for other files."""
+        if paths[0] not in self._hanging:
             return False
-        return self._threads.are_scarce or self._hanging[places[0]][1] > time.monotonic()
+        return self.threads.is_half_used or self._hanging[paths[0]][1] > time.monotonic()
 
-    def _note_hanging(self, pictures: Sequence[Places]) -> None:
-        """Each try may take a thread for good, so that the next comes after as long as the file has hung already."""
+    def _note_hanging(self, pictures: Sequence[CandidatePaths]) -> None:
+        """Each try may occupy a thread for good, so the wait before the next one doubles each time."""
         now = time.monotonic()
         if len(self._hanging) > MAX_CALLS:
-            self._hanging.clear()  # some are deleted by now, and nobody asks for them any more
-        for places in pictures:
-            since, _ = self._hanging.get(places[0], (now - self._timeout_s, 0))
-            self._hanging[places[0]] = since, 2 * now - since
+            self._hanging.clear()  # the images of some are deleted by now, so nothing else would remove them
+        for paths in pictures:
+            since, _ = self._hanging.get(paths[0], (now - self._timeout_s, 0))
+            self._hanging[paths[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[Places], began: list[float]) -> Sequence[PictureFile]:
-        """Blocks; raises OSError, and closes what it has opened then. `began` gets the time when it starts."""
+    def _open_each(self, pictures: Sequence[CandidatePaths], began: list[float]) -> Sequence[PictureFile]:
+        """Blocks. Opens all files or none. Appends the time to `began` when it starts. Raises OSError."""
         began.append(time.monotonic())
         try:
             with ExitStack() as stack:
-                files = [stack.enter_context(_open_first(places)) for places in pictures]
+                files = [stack.enter_context(_open_first(paths)) for paths in pictures]
                 stack.pop_all()
                 return files
         finally:
-            for places in pictures:
-                self._hanging.pop(places[0], None)
+            for paths in pictures:
+                self._hanging.pop(paths[0], None)
 
-    def _read_each(self, pictures: Sequence[Places]) -> Sequence[PictureFile]:
-        """Blocks; raises OSError. Returns no file, as they are closed."""
+    def _read_each(self, pictures: Sequence[CandidatePaths]) -> Sequence[PictureFile]:
+        """Blocks. Returns no files: they are closed again. Raises OSError."""
         files = self._open_each(pictures, [])
         try:
             for file in files:
-                while file.read(_READ_BYTES):
+                while file.read(_CHUNK_BYTES):
                     pass
         finally:
             _close_each(files)
         return []
 
 
-def _open_first(places: Places) -> PictureFile:
-    for place in places:
+def _open_first(paths: CandidatePaths) -> PictureFile:
+    for path in paths:
         try:
-            return PictureFile(place)
+            return PictureFile(path)
         except FileNotFoundError:
             continue
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), places[0])
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[0])
 
 
 def _expire(opening: asyncio.Future[Sequence[PictureFile]]) -> None:

@@ -1,7 +1,7 @@
-"""What a worker and its children say to each other: a length, then msgpack.
+"""The protocol between a worker and its decoders: the token of the request, a length, then msgpack.
 
-A request comes through a socket, with the descriptors of its files; an answer goes through a pipe, which takes none.
-Before each stands the token of the request.
+A request comes through a socket, with the descriptors of its files. A response goes through a pipe, which cannot carry
+descriptors.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from service.images.probe import Probe
 from service.renditions.transformation import Transformation
 
 LENGTH = struct.Struct("<I")
-# Random bytes, which an answer repeats: none can be made before its request, and none is taken for that of another.
+# Random bytes that a response repeats, so that it can neither be made before its request nor belong to another one.
 TOKEN_BYTES = 8
 GREETING_TOKEN = bytes(TOKEN_BYTES)
 HEADER_BYTES = TOKEN_BYTES + LENGTH.size
 # A picture and its watermark.
 MAX_FILES = 2
-# A greeting; EXIF, a preview, the words of an error. All answers but a file or parts of one are within it.
-MAX_WORDS_BYTES = 64 << 10
+# The limit of every response that holds neither a file nor parts of one: a greeting, EXIF, a preview, an error message.
+MAX_METADATA_BYTES = 64 << 10
 MAX_CAUSE_CHARS = 200
 
 
-class OddAnswer(ConnectionError):
-    """What a child process says is no answer to its request: it is not to be asked again."""
+class InvalidResponse(ConnectionError):
+    """No honest decoder gives this response to the request. The process is not used again."""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
-    """Of one file, the picture."""
+    """Has one file, the picture."""
 
     max_pixels: int
 
 
 class RenderRequest(msgspec.Struct, frozen=True, tag="render"):
-    """Of the picture and, if there is one, its watermark."""
+    """Has the file of the picture, and that of its watermark if the transformation has one."""
 
     transformation: Transformation
     max_pixels: int
 
 
 class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
-    """Which bytes of the file tell where the picture was taken?"""
+    """Asks for the bytes of the file that contain the location where the picture was taken."""
 
 
 Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
@@ -58,79 +58,80 @@ class Rendered(msgspec.Struct, frozen=True):
 
 
 class Patches(msgspec.Struct, frozen=True):
-    """What to write over a copy of the file, so that it tells no location any more: offsets and bytes."""
+    """Offsets, and the bytes to write there over a copy of the file, so that it contains no location any more."""
 
     patches: Sequence[tuple[int, bytes]]
 
 
-# A child may be hostile, and a client reads this.
+# Printable ASCII: a decoder may be hostile, and clients read this.
 _Kind = Annotated[str, msgspec.Meta(max_length=64, pattern="^[ -~]+\\Z")]
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """The picture is refused, with an error code of the API; `kind` names what is not supported, as in `Rejected`."""
+class Rejection(msgspec.Struct, frozen=True):
+    """The picture is refused, with an error code of the API. `kind` names what is not supported, as in `Rejected`."""
 
     code: str
     kind: _Kind | None = None
 
 
-class Unreadable(msgspec.Struct, frozen=True):
-    """The file could not be read, which says nothing about the picture."""
+class ReadError(msgspec.Struct, frozen=True):
+    """The file could not be read, which is not the fault of the picture."""
 
     cause: Annotated[str, msgspec.Meta(max_length=MAX_CAUSE_CHARS)]
 
 
-Finding: TypeAlias = Probe | Rendered | Patches | Refusal | Unreadable
+Result: TypeAlias = Probe | Rendered | Patches | Rejection | ReadError
 
 
-# Numbers that can be added up, whatever a child has become.
+# Finite, so that sums of them are too, whatever a decoder sends.
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One finding. `seconds` is how long it took, `computed_s` the CPU time of the child in all its life so far. The
-    first of a child is a greeting, without a finding, that names what the system lacks to confine it.
+class Response(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One result. `seconds` is how long it took, `cpu_s` the CPU time of the process since it started. The first
+    response
+    of a process is a greeting: it has no result, and names the `missing` parts of the sandbox.
     """
 
     seconds: _Seconds
-    computed_s: _Seconds
+    cpu_s: _Seconds
     probe: Probe | None = None
     rendered: Rendered | None = None
     patches: Patches | None = None
-    refusal: Refusal | None = None
-    unreadable: Unreadable | None = None
-    unconfined: Sequence[str] = ()
+    rejection: Rejection | None = None
+    read_error: ReadError | None = None
+    missing: Sequence[str] = ()
 
     @classmethod
-    def greeting(cls, *, computed_s: float, unconfined: Sequence[str]) -> Answer:
-        return cls(0, computed_s, unconfined=unconfined)
+    def greeting(cls, *, cpu_s: float, missing: Sequence[str]) -> Response:
+        return cls(0, cpu_s, missing=missing)
 
     @classmethod
-    def of(cls, finding: Finding, *, seconds: float, computed_s: float) -> Answer:
-        kind: dict[str, Any] = {_FIELDS[type(finding)]: finding}
-        return cls(seconds, computed_s, **kind)
+    def of(cls, result: Result, *, seconds: float, cpu_s: float) -> Response:
+        field: dict[str, Any] = {_FIELDS[type(result)]: result}
+        return cls(seconds, cpu_s, **field)
 
     @property
-    def finding(self) -> Finding:
-        """Raises OddAnswer if there is not exactly one."""
-        every = (self.probe, self.rendered, self.patches, self.refusal, self.unreadable)
-        findings = [finding for finding in every if finding is not None]
-        if len(findings) != 1:
-            raise OddAnswer(f"{len(findings)} findings")
-        return findings[0]
+    def result(self) -> Result:
+        """Raises InvalidResponse if there is not exactly one."""
+        fields = (self.probe, self.rendered, self.patches, self.rejection, self.read_error)
+        results = [result for result in fields if result is not None]
+        if len(results) != 1:
+            raise InvalidResponse(f"{len(results)} results")
+        return results[0]
 
 
-_FIELDS: dict[type[Finding], str] = {
+_FIELDS: dict[type[Result], str] = {
     Probe: "probe",
     Rendered: "rendered",
     Patches: "patches",
-    Refusal: "refusal",
-    Unreadable: "unreadable",
+    Rejection: "rejection",
+    ReadError: "read_error",
 }
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_answers = msgspec.msgpack.Decoder(Answer)
+_responses = msgspec.msgpack.Decoder(Response)
 
 
 def frame(payload: bytes) -> bytes:
@@ -145,13 +146,13 @@ def decode_request(payload: bytes) -> Request:
     return _requests.decode(payload)
 
 
-def encode_answer(answer: Answer) -> bytes:
-    return frame(_encoder.encode(answer))
+def encode_response(response: Response) -> bytes:
+    return frame(_encoder.encode(response))
 
 
-def decode_answer(payload: bytes) -> Answer:
-    """Raises OddAnswer for what is none."""
+def decode_response(payload: bytes) -> Response:
+    """Raises InvalidResponse if the payload is not a valid message."""
     try:
-        return _answers.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: no UTF-8
-        raise OddAnswer("no message") from error
+        return _responses.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: invalid UTF-8
+        raise InvalidResponse("not a valid message") from error

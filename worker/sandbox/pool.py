@@ -1,4 +1,4 @@
-"""The children of a worker: each picture goes to the one that has the least to do."""
+"""The pool of decoders: what the rest of the worker calls to probe and render pictures."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ import structlog
 from service.images.probe import Probe, Rejected
 from service.renditions.transformation import Transformation
 from service.telemetry.metrics import Durations, metrics
-from worker.sandbox.decoder import Child, Question, Usage
-from worker.sandbox.files import PictureFiles, Places
+from worker.fairness import SlowAccounts
+from worker.sandbox.decoder import DEFAULT_LIMITS, Decoder, DecoderLimits, PendingRequest, Usage
+from worker.sandbox.dispatcher import Dispatcher
+from worker.sandbox.files import CandidatePaths, PictureFiles
 from worker.sandbox.messages import (
-    Finding,
     LocationRequest,
     Patches,
     ProbeRequest,
-    Refusal,
+    ReadError,
+    Rejection,
     Rendered,
     RenderRequest,
     Request,
-    Unreadable,
+    Result,
 )
-from worker.sandbox.process import ChildStalled, ChildWaited
-from worker.sandbox.waiting_line import Line
+from worker.sandbox.process import DecoderStalled, ReadStalled
 
 log = structlog.get_logger("worker")
 
-# A child has this much work ahead: some milliseconds hide the way to the worker and back, and more of it could be done
-# by another worker.
-_AHEAD_S = 0.02
-MOST_AHEAD = 4
+# A decoder gets requests for this much time in advance: some milliseconds hide the way to the worker and back, and more
+# of them could be done by another worker.
+_PREFETCH_S = 0.02
+MAX_PREFETCH = 4
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
 
 
-class Children:
-    """A fixed number of children, each given some pictures ahead, so that none waits for the worker in between.
+class DecoderPool:
+    """A fixed number of decoders. Each gets some requests in advance, so that it never waits for the worker.
 
-    They get each picture as an open file. `durations` counts the seconds that each took, as those of probes if there
-    is none. An account gets at most `share` of them, by default all.
+    Pictures reach them as open files. `durations` observes the seconds of each request, by default as those of probes.
+    An account gets at most `share` of the decoders, by default all.
     """
 
     def __init__(
@@ -54,107 +55,118 @@ class Children:
         share: int | None = None,
         durations: Durations | None = None,
         niceness: int = 0,
+        limits: DecoderLimits = DEFAULT_LIMITS,
+        slow: SlowAccounts | None = None,
     ) -> None:
-        self._all = [Child(timeout_s, note=self._note, free=self._hand_out, niceness=niceness) for _ in range(count)]
-        self._files = PictureFiles(timeout_s)
+        self.decoders = [
+            Decoder(
+                timeout_s, on_duration=self.record_duration, on_idle=self._dispatch, niceness=niceness, limits=limits
+            )
+            for _ in range(count)
+        ]
+        self.files = PictureFiles(timeout_s)
         self._durations = durations or metrics.probe_seconds
-        self._line = Line(self._all, count if share is None else share)
+        self._slow = slow or SlowAccounts()
+        self._dispatcher = Dispatcher(self.decoders, count if share is None else share, self._slow)
         self._max_pixels = max_pixels
-        self._mean_s = _AHEAD_S
+        self._mean_s = _PREFETCH_S
 
     @property
-    def ahead(self) -> int:
-        """Pictures that one child may have at a time: as many as it has lately looked at in `_AHEAD_S`."""
-        return min(MOST_AHEAD, max(1, round(_AHEAD_S / self._mean_s)))
+    def prefetch(self) -> int:
+        """Requests that one decoder may have at a time: as many as lately took `_PREFETCH_S`."""
+        return min(MAX_PREFETCH, max(1, round(_PREFETCH_S / self._mean_s)))
 
     @property
-    def unanswered(self) -> int:
-        return sum(child.unanswered for child in self._all)
+    def in_flight(self) -> int:
+        return sum(decoder.in_flight for decoder in self.decoders)
 
     async def start(self) -> None:
-        """Start them all, so that the first picture does not wait for it. Raises ChildUnavailable."""
-        await asyncio.gather(*(child.start() for child in self._all))
-        if missing := {name for child in self._all for name in child.unconfined}:
-            log.warning("children.not_confined", missing=sorted(missing))
+        """Starts all processes, so that the first picture need not wait for one. Raises DecoderUnavailable."""
+        await asyncio.gather(*(decoder.start() for decoder in self.decoders))
+        if missing := {part for decoder in self.decoders for part in decoder.missing}:
+            log.warning("sandbox.incomplete", missing=sorted(missing))
 
     def slow_accounts(self) -> Collection[str]:
-        """Accounts of which a picture takes long, or took long lately: together they get one share of the children."""
-        return self._line.slow_accounts()
+        """Returns the accounts with a picture that takes long, or took long lately."""
+        return self._dispatcher.slow_accounts()
 
     async def probe(self, *paths: str, account: str = "") -> Probe:
-        """Look at the file that lies at the first of these paths that is there.
+        """Probe the file at the first of the paths that exists.
 
-        Raises Rejected, ChildLost, ChildUnavailable, or FileNotFoundError where none is; as the others do.
+        Raises Rejected, DecoderFailed, DecoderUnavailable, and FileNotFoundError if none exists, as the other methods
+        do.
         """
-        return await self._ask(Probe, ProbeRequest(self._max_pixels), paths, account=account)
+        return await self._request(Probe, ProbeRequest(self._max_pixels), paths, account=account)
 
     async def render(
         self,
-        paths: Places,
+        paths: CandidatePaths,
         transformation: Transformation,
-        watermark_paths: Places | None = None,
+        watermark_paths: CandidatePaths | None = None,
         *,
         sizes: Sequence[int] = (),
         account: str = "",
         usage: Usage | None = None,
     ) -> bytes:
-        """The file of a rendition. Its seconds are added to `usage`.
+        """Returns the file of a rendition, and adds its seconds to `usage`.
 
-        Raises OtherSize too, if the picture or its watermark does not have its size of `sizes`.
+        Also raises SizeMismatch, if the size of the picture or of its watermark differs from that in `sizes`.
         """
         pictures = (paths,) if watermark_paths is None else (paths, watermark_paths)
         request = RenderRequest(transformation, self._max_pixels)
-        return (await self._ask(Rendered, request, *pictures, sizes=sizes, account=account, usage=usage)).data
+        return (await self._request(Rendered, request, *pictures, sizes=sizes, account=account, usage=usage)).data
 
-    async def find_locations(self, paths: Places, *, size: int = 0, account: str = "") -> Sequence[tuple[int, bytes]]:
-        """What to write over a copy of the file, so that it tells no location: offsets and bytes.
+    async def find_locations(
+        self, paths: CandidatePaths, *, size: int = 0, account: str = ""
+    ) -> Sequence[tuple[int, bytes]]:
+        """Returns offsets, and the bytes to write there over a copy of the file so that it contains no location.
 
-        Raises OtherSize too.
+        Also raises SizeMismatch.
         """
-        return (await self._ask(Patches, LocationRequest(), paths, sizes=(size,), account=account)).patches
+        return (await self._request(Patches, LocationRequest(), paths, sizes=(size,), account=account)).patches
 
-    async def _ask(
+    async def _request(
         self,
         kind: type[_Expected],
         request: Request,
-        *pictures: Places,
+        *pictures: CandidatePaths,
         account: str,
         sizes: Sequence[int] = (),
         usage: Usage | None = None,
     ) -> _Expected:
-        future: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
-        async with self._files.opened(*pictures, sizes=sizes) as files:
-            self._line.add(Question(request, files, future, usage or Usage(), account))
-            self._hand_out()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        async with self.files.open(*pictures, sizes=sizes) as files:
+            self._dispatcher.add(PendingRequest(request, files, future, usage or Usage(), account))
+            self._dispatch()
             try:
-                return _accept(await future, kind)
-            except ChildWaited as error:
-                if await self._files.can_read(*pictures):
-                    raise ChildStalled(str(error)) from error
+                return _unwrap(await future, kind)
+            except ReadStalled as error:
+                if await self.files.can_read(*pictures):
+                    raise DecoderStalled(str(error)) from error
                 raise
 
-    async def end(self) -> None:
-        self._line.clear()
-        await asyncio.gather(*(child.end() for child in self._all))
-        self._files.close()
+    async def close(self) -> None:
+        self._dispatcher.clear()
+        await asyncio.gather(*(decoder.close() for decoder in self.decoders))
+        self.files.close()
 
-    def _note(self, seconds: float, account: str = "") -> None:
+    def record_duration(self, seconds: float, account: str = "") -> None:
         self._durations.observe(seconds)
         self._mean_s += _MEAN_WEIGHT * (seconds - self._mean_s)
-        self._line.note(account, seconds)
+        self._slow.record(account, seconds)
 
-    def _hand_out(self) -> None:
-        while (turn := self._line.take(self.ahead)) is not None:
-            question, child = turn
-            if not question.finding.done():  # else nobody waits any more
-                child.ask(question)
+    def _dispatch(self) -> None:
+        while (turn := self._dispatcher.take(self.prefetch)) is not None:
+            pending, decoder = turn
+            if not pending.result.done():  # it was cancelled
+                decoder.submit(pending)
 
 
-def _accept(finding: Finding, kind: type[_Expected]) -> _Expected:
-    match finding:
-        case Refusal(code, name):
+def _unwrap(result: Result, kind: type[_Expected]) -> _Expected:
+    match result:
+        case Rejection(code, name):
             raise Rejected(code, name)
-        case Unreadable(cause):
-            raise ChildWaited(cause)
-    assert isinstance(finding, kind)  # noqa: S101 - it was checked when it came
-    return finding
+        case ReadError(cause):
+            raise ReadStalled(cause)
+    assert isinstance(result, kind)  # noqa: S101 - the decoder has checked it
+    return result

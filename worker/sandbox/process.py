@@ -1,4 +1,4 @@
-"""The process of one child: started, spoken to, and ended."""
+"""The operating system process of one decoder: start it, talk to it, end it."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from worker.sandbox.confinement import MEMORY_BYTES
+from worker.sandbox.limits import MEMORY_BYTES
 from worker.sandbox.messages import (
     GREETING_TOKEN,
     HEADER_BYTES,
     LENGTH,
-    MAX_WORDS_BYTES,
+    MAX_METADATA_BYTES,
     TOKEN_BYTES,
-    Answer,
-    OddAnswer,
+    InvalidResponse,
     Request,
-    decode_answer,
+    Response,
+    decode_response,
     encode_request,
 )
 
 _START_TIMEOUT_S = 30
-# A process that waits for a disk may outlive its SIGKILL for as long as the disk hangs.
-DEATH_S = 0.5
-# So many of them may be left behind before no more is started.
-_MOST_DYING = 2
-# A child that works on slow pictures leaves the cores to those that do not. As little as that of renditions: its time
-# limit goes on.
-_LOWERED_BY = 5
-# After that it is replaced, and not whenever it has nothing to do: a start costs as much as some fifty pictures.
-_KEEP_LOWERED_S = 5.0
-# Of what a child has printed; the pipe holds more.
-_LAST_WORDS_BYTES = 1000
+# A process that waits for a disk outlives its SIGKILL for as long as the disk hangs.
+KILL_TIMEOUT_S = 0.5
+# No further process is started while this many killed ones are still alive.
+_MAX_DYING = 2
+# Slow pictures leave the cores to quick ones. No lower than the priority of renditions, since their time limit goes on.
+_NICENESS_INCREMENT = 5
+# A process keeps a low priority for this long after the last slow picture, and is replaced then. Not as soon as it is
+# idle: a start costs as much as some fifty pictures.
+LOW_PRIORITY_S = 5.0
+# At most this much of stderr is logged; the pipe holds more.
+_STDERR_TAIL_BYTES = 1000
 
 
-class ChildUnavailable(Exception):
-    """No child can be started, or it cannot read the file; nothing is known about the picture."""
+class DecoderUnavailable(Exception):
+    """No decoder can be started, or it cannot read the file. The picture is not to blame."""
 
 
-class ChildWaited(ChildUnavailable):
-    """The child did not get the bytes of the file, or says so."""
+class ReadStalled(DecoderUnavailable):
+    """The decoder did not get the bytes of the file, or reports an error of the disk."""
 
 
-class ChildStalled(ChildWaited):
-    """The same of a file that the worker can read: the disk is not the cause."""
+class DecoderStalled(ReadStalled):
+    """The decoder did not read the file, though the worker can: the disk is not the cause."""
 
 
-class ChildProcess:
-    """There is one process at a time, and those before it that were killed and do not die yet.
+class DecoderProcess:
+    """Owns one running process at a time, and killed ones that are not dead yet.
 
-    It may read the files that come with requests, and compute for `timeout_s` a picture. The system prefers others to
-    it by `niceness`.
+    The process can read the files that come with requests, and may compute for `timeout_s` on each picture.
     """
 
-    def __init__(self, timeout_s: float, niceness: int = 0) -> None:
+    def __init__(self, timeout_s: float, niceness: int = 0, *, low_priority_s: float = LOW_PRIORITY_S) -> None:
         self._args = (str(timeout_s), str(niceness))
         self._niceness = niceness
-        self._lowered_pid = 0
-        self._lowered_until = 0.0
+        self._low_priority_s = low_priority_s
+        self._low_priority_pid = 0
+        self._low_priority_until = 0.0
         self._process: Process | None = None
         self._requests: socket.socket | None = None  # to its stdin
-        self._tokens: deque[bytes] = deque()  # of those that it has not answered
-        self._printed: int | None = None  # a pipe
+        self._tokens: deque[bytes] = deque()  # of the requests without a response
+        self._stderr: int | None = None  # the reading end of a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
 
     @property
@@ -77,50 +77,50 @@ class ChildProcess:
         return self._process.pid if self._process else None
 
     @property
-    def is_lowered(self) -> bool:
-        return self.pid == self._lowered_pid
+    def has_low_priority(self) -> bool:
+        return self.pid == self._low_priority_pid
 
     @property
-    def lowered_s(self) -> float:
-        """How long it is kept with a low priority, since more slow pictures may come. 0 or less if it is not."""
-        return self._lowered_until - time.monotonic() if self.is_lowered else 0.0
+    def low_priority_left_s(self) -> float:
+        """Seconds until the process may be replaced by one of ordinary priority; at most 0 if it may be now."""
+        return self._low_priority_until - time.monotonic() if self.has_low_priority else 0.0
 
     def lower_priority(self) -> None:
-        """The system prefers others to it from now on. There is no way back: only root may raise a priority."""
-        self._lowered_until = time.monotonic() + _KEEP_LOWERED_S
-        if self.pid is None or self.is_lowered:
+        """Only root may raise a priority again, so the process has to be replaced afterwards."""
+        self._low_priority_until = time.monotonic() + self._low_priority_s
+        if self.pid is None or self.has_low_priority:
             return
-        self._lowered_pid = self.pid
+        self._low_priority_pid = self.pid
         with suppress(OSError):
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), self._niceness + _LOWERED_BY)
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), self._niceness + _NICENESS_INCREMENT)
 
-    async def start(self) -> Answer | None:
-        """Start one, unless one is there that lives. Returns the greeting of a new one. Raises ChildUnavailable."""
-        if self._process is not None and self._is_alive(self._process):
+    async def start(self) -> Response | None:
+        """Returns the greeting of a new process, or None if one is running already. Raises DecoderUnavailable."""
+        if self._process is not None and _is_alive(self._process):
             return None
-        await self.end()
-        if len(self._dying) >= _MOST_DYING:
-            raise ChildUnavailable("those before it do not die")
+        await self.stop()
+        if len(self._dying) >= _MAX_DYING:
+            raise DecoderUnavailable("killed processes do not die")
         try:
-            process = await self._start_process()
+            process = await self._open_process()
         except OSError as error:
-            raise ChildUnavailable("it does not start") from error
+            raise DecoderUnavailable("it does not start") from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                greeting = await _receive(process, GREETING_TOKEN, MAX_WORDS_BYTES)
+                greeting = await _receive(process, GREETING_TOKEN, MAX_METADATA_BYTES)
         except BaseException as error:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
-                await self._bury(DEATH_S)
-                raise ChildUnavailable(f"it does not start: {self.last_words()}") from error
+                await self._wait_for_deaths(KILL_TIMEOUT_S)
+                raise DecoderUnavailable(f"it does not start: {self.read_stderr()}") from error
             raise
         self._process = process
         return greeting
 
     def send(self, request: Request, files: Sequence[FileIO]) -> None:
-        """Sends the request, and duplicates of the descriptors of its files. A process that does not take them ends."""
-        assert self._process is not None and self._requests is not None  # noqa: S101, PT018 - what start made
+        """Sends the request, and duplicates of its files' descriptors. Kills a process that does not read requests."""
+        assert self._process is not None and self._requests is not None  # noqa: S101, PT018 - set by start
         token = os.urandom(TOKEN_BYTES)
         frame = token + encode_request(request)
         self._tokens.append(token)
@@ -128,55 +128,62 @@ class ChildProcess:
             sent = socket.send_fds(self._requests, [frame], [file.fileno() for file in files])
         except OSError:
             sent = 0
-        # The socket holds much more than all requests that a child has ahead: it is at its end, or does not read.
+        # The socket's buffer holds far more than the requests of one decoder: the process has ended or does not read.
         if sent < len(frame):
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def receive(self, max_bytes: int = MAX_WORDS_BYTES) -> Answer:
-        """The answer to the first request that has none. Raises IncompleteReadError or ConnectionError if the process
-        died, OddAnswer for what is no answer to it or has more bytes.
+    async def receive(self, max_bytes: int = MAX_METADATA_BYTES) -> Response:
+        """Returns the response to the oldest request.
+
+        Raises IncompleteReadError or ConnectionError if the process died, and InvalidResponse if the response is not
+        valid or has more than `max_bytes`.
         """
-        assert self._process is not None  # noqa: S101 - what start made
-        answer = await _receive(self._process, self._tokens.popleft(), max_bytes)
-        self._read_printed()  # over that picture, and not the one that it may be lost at
-        return answer
+        assert self._process is not None  # noqa: S101 - set by start
+        response = await _receive(self._process, self._tokens.popleft(), max_bytes)
+        self._drain_stderr()  # so that `read_stderr` returns nothing about this picture if the next one fails
+        return response
 
-    def last_words(self) -> str:
-        """The end of what it has printed since its last answer, on one line; until `end`."""
-        words = self._read_printed()[-_LAST_WORDS_BYTES:].decode(errors="replace")
-        return "".join(letter if letter.isprintable() else " " for letter in words).strip()  # nothing for a terminal
+    def read_stderr(self) -> str:
+        """Returns the end of what the process has printed since its last response, as one printable line."""
+        tail = self._drain_stderr()[-_STDERR_TAIL_BYTES:].decode(errors="replace")
+        return "".join(char if char.isprintable() else " " for char in tail).strip()
 
-    def _read_printed(self) -> bytes:
-        with suppress(BlockingIOError):  # nothing
-            if self._printed is not None:
-                return os.read(self._printed, 1 << 16)
+    def _drain_stderr(self) -> bytes:
+        with suppress(BlockingIOError):  # it is empty
+            if self._stderr is not None:
+                return os.read(self._stderr, 1 << 16)
         return b""
 
-    async def end(self, death_s: float = DEATH_S) -> int | None:
-        """Returns its exit code once it is dead, or None if it takes longer than `death_s`: it is left behind then."""
+    async def stop(self, timeout_s: float = KILL_TIMEOUT_S) -> int | None:
+        """Kills the process. Returns its exit code, or None if it is still alive after `timeout_s`."""
         process, self._process = self._process, None
         if process is not None:
             self._kill(process)
-        await self._bury(death_s)
+        await self._wait_for_deaths(timeout_s)
         if self._requests is not None:
             self._requests.close()
             self._requests = None
-        if self._printed is not None:
-            os.close(self._printed)
-            self._printed = None
+        if self._stderr is not None:
+            os.close(self._stderr)
+            self._stderr = None
         return process.returncode if process else None
 
+    async def wait(self) -> int:
+        """Returns the exit code of the process once it has ended by itself."""
+        assert self._process is not None  # noqa: S101 - set by start
+        return await self._process.wait()
+
     def resident_bytes(self) -> int:
-        """Memory that it has at this time; 0 if the system does not say."""
+        """Returns its memory, or 0 if the system does not report it."""
         try:
             pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
             return int(pages) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError, ValueError):
             return 0
 
-    def computed_s(self) -> float | None:
-        """CPU time of the process and its threads so far; None where the system does not tell."""
+    def cpu_s(self) -> float | None:
+        """Returns the CPU time of the process and its threads so far, or None if the system does not report it."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
             fields = stat.rpartition(")")[2].split()
@@ -184,71 +191,71 @@ class ChildProcess:
         except (OSError, IndexError, ValueError):
             return None
 
-    async def _start_process(self) -> Process:
+    async def _open_process(self) -> Process:
         self._tokens.clear()
         self._requests, requests = socket.socketpair()
-        self._printed, printing = os.pipe()
+        self._stderr, stderr = os.pipe()
         try:
             self._requests.setblocking(False)
-            self._requests.shutdown(socket.SHUT_RD)  # answers come through a pipe, which takes no descriptors
-            # What nobody reads is dropped: a child that prints much neither waits nor fills a log.
-            os.set_blocking(self._printed, False)
-            os.set_blocking(printing, False)
-            return await _start_process(*self._args, requests=requests, printing=printing)
+            self._requests.shutdown(socket.SHUT_RD)  # responses come through a pipe, which cannot carry descriptors
+            # Output that nobody reads is dropped: a process that prints much neither blocks nor fills a log.
+            os.set_blocking(self._stderr, False)
+            os.set_blocking(stderr, False)
+            return await _open_process(*self._args, requests=requests, stderr=stderr)
         finally:
             requests.close()
-            os.close(printing)
-
-    @staticmethod
-    def _is_alive(process: Process) -> bool:
-        return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
+            os.close(stderr)
 
     def _kill(self, process: Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         self._dying.append(process)
 
-    async def _bury(self, death_s: float) -> None:
+    async def _wait_for_deaths(self, timeout_s: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(death_s):
+            async with asyncio.timeout(timeout_s):
                 for process in self._dying:
                     await process.wait()
         self._dying = [process for process in self._dying if process.returncode is None]
 
 
-async def _receive(process: Process, token: bytes, max_bytes: int) -> Answer:
+def _is_alive(process: Process) -> bool:
+    return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
+
+
+async def _receive(process: Process, token: bytes, max_bytes: int) -> Response:
     assert process.stdout is not None  # noqa: S101 - opened as a pipe
     header = await process.stdout.readexactly(HEADER_BYTES)
     if header[:TOKEN_BYTES] != token:
-        raise OddAnswer("an answer to no request")
+        raise InvalidResponse("the token of another request")
     (length,) = LENGTH.unpack_from(header, TOKEN_BYTES)
     if length > max_bytes:
-        raise OddAnswer(f"{length} bytes, of at most {max_bytes}")
-    return decode_answer(await process.stdout.readexactly(length))
+        raise InvalidResponse(f"{length} bytes, maximum {max_bytes}")
+    return decode_response(await process.stdout.readexactly(length))
 
 
-async def _start_process(*args: str, requests: socket.socket, printing: int) -> Process:
+async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",  # whatever lies in the folder where the worker was started is not imported
+        "-P",  # import nothing from the folder where the worker was started
         "-m",
         "worker.sandbox.child_main",
         str(os.getpid()),
         *args,
         stdin=requests.fileno(),
         stdout=PIPE,
-        stderr=printing,
+        stderr=stderr,
         env=_environment(),
     )
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the worker's own, above all no address or password of a database."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD") if name in os.environ}
-    return kept | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),  # the same code as the worker's own
+    """Returns no variable of the worker's own, above all no URL or password of a database."""
+    names = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
+    return {name: os.environ[name] for name in names if name in os.environ} | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # the worker's own code
         "VIPS_CONCURRENCY": "1",
-        # Pixels that a loader cannot stream, such as a WebP's, stay in memory: a child can write no temporary file.
+        # Pixels that a loader cannot stream, e.g. a WebP's, stay in memory: the sandbox allows no temporary files.
         "VIPS_DISC_THRESHOLD": str(MEMORY_BYTES),
-        "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without end under libvips
+        "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without bound under libvips
     }

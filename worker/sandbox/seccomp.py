@@ -1,10 +1,9 @@
-"""The system calls that a child may make. A filter of seccomp refuses all others: in the kernel, for good, and for all
-later threads.
+"""The allowlist of system calls of a decoder. A seccomp filter refuses all others, in this thread and all later ones.
 
-The list is what libvips, libheif, librsvg and Pillow call over the sample files (found by strace), and what other
-versions of the C library call in their place: nothing of it reaches other processes, the network, or a file that was
-not opened. `tests/integration/sandbox/test_confinement.py` keeps it up: it decodes and encodes every format behind
-the filter.
+The list is what libvips, libheif, librsvg and Pillow call over the sample files (recorded by strace), and what other
+versions of the C library call instead. None of them reaches other processes, the network, or a file that is not open.
+A new kernel's calls are refused until they are listed here. `tests/integration/sandbox/test_confinement.py` decodes and
+encodes every format behind the filter.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import os
 import struct
 from collections.abc import Sequence
 
-# linux/audit.h, and the column of the numbers below.
+# AUDIT_ARCH_* of linux/audit.h, and the column of the numbers below.
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-# Numbers on x86_64 and aarch64 (asm/unistd.h); None where there is no such call.
+# Numbers on x86_64 and aarch64 (asm/unistd.h), or None if the architecture lacks the call.
 Numbers = tuple[int | None, int | None]
 ALLOWED: dict[str, Numbers] = {
-    # Files that are open.
+    # Open files.
     "read": (0, 63), "readv": (19, 65), "pread64": (17, 67), "preadv": (295, 69), "preadv2": (327, 286),
     "write": (1, 64), "writev": (20, 66), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62),
     "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "fstat": (5, 80), "fstatfs": (138, 44),
@@ -43,7 +42,7 @@ ALLOWED: dict[str, Numbers] = {
     # Signals to itself.
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
     "sigaltstack": (131, 132), "restart_syscall": (219, 128),
-    # Time, chance, and what the system is.
+    # Time, random bytes, and facts about the system.
     "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
     "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153), "getrusage": (98, 165),
     "getrlimit": (97, 163), "setrlimit": (160, 164), "getrandom": (318, 278), "uname": (63, 160),
@@ -51,33 +50,33 @@ ALLOWED: dict[str, Numbers] = {
     "getresuid": (118, 148), "getresgid": (120, 150), "getgroups": (115, 158), "capget": (125, 90),
 }  # fmt: skip
 
-# Calls that are allowed by the value of an argument (by its place, from 0).
+# Calls that are allowed for some values of one argument (by its index).
 BY_ARGUMENT: dict[str, tuple[Numbers, int, tuple[int, ...]]] = {
-    # linux/fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. No owner, signal, lease, lock or notice.
+    # linux/fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. No owner, signal, lease, lock or notification.
     "fcntl": ((72, 25), 1, (0, 1, 2, 3, 1030)),
     # asm-generic/ioctls.h: TCGETS, TCGETS2, FIONREAD, FIONCLEX, FIOCLEX. No flags of files.
     "ioctl": ((16, 29), 1, (0x5401, 0x802C542A, 0x541B, 0x5450, 0x5451)),
     # linux/prctl.h: PR_SET_NAME, PR_GET_NAME, PR_SET_VMA.
     "prctl": ((157, 167), 0, (15, 16, 0x53564D41)),
-    "recvmsg": ((47, 212), 0, (0,)),  # stdin: requests with the descriptors of their files
+    "recvmsg": ((47, 212), 0, (0,)),  # on stdin: requests with the descriptors of their files
     "prlimit64": ((302, 261), 0, (0,)),  # its own limits, not the worker's
 }
-_TGKILL: Numbers = (234, 131)
-_CLONE: Numbers = (56, 220)
-# linux/sched.h. The C libraries start a thread with these flags, CLONE_THREAD among them: no process, no namespace.
+TGKILL: Numbers = (234, 131)
+CLONE: Numbers = (56, 220)
+# linux/sched.h. The C libraries start a thread with flags of this set, always CLONE_THREAD: no process, no namespace.
 _CLONE_THREAD, _THREAD_FLAGS = 0x10000, 0x7D0F00
 
 # From here on both architectures have the same numbers, and all calls came with Linux 5.1 or later. The C libraries try
-# them first, e.g. clone3, whose flags a filter cannot see, and take older calls where they are not implemented.
-_RECENT = 424
-_X32 = 0x40000000  # the same calls once more, under other numbers
+# them first, e.g. clone3, whose flags a filter cannot read, and fall back to older calls if they get ENOSYS.
+_FIRST_RECENT = 424
+_X32 = 0x40000000  # the bit of the x32 ABI: the same calls under other numbers
 
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _REFUSE, _NOT_IMPLEMENTED = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 
-# linux/bpf_common.h: load a word of the call, return, jump if equal, not less, a bit set.
-_LOAD, _RETURN, _EQUAL, _NOT_LESS, _SET = 0x20, 0x06, 0x15, 0x35, 0x45
+# linux/bpf_common.h: load a word of the call, return, jump if equal, if greater or equal, if a bit is set.
+_LOAD, _RETURN, _EQUAL, _GREATER_EQUAL, _SET = 0x20, 0x06, 0x15, 0x35, 0x45
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 
@@ -85,27 +84,32 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def restrict(libc: ctypes.CDLL) -> bool:
-    """Installs the filter. Returns whether this system can. Needs no_new_privs."""
+def install_filter(libc: ctypes.CDLL) -> bool:
+    """Returns False if this system does not support it. Needs no_new_privs."""
     machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         return False
-    instructions = _filter(*_ARCHITECTURES[machine])
+    instructions = build_filter(*_ARCHITECTURES[machine])
     program = _Program(len(instructions), b"".join(instructions))
     return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
 
 
-def _filter(architecture: int, column: int) -> list[bytes]:
+def build_filter(architecture: int, column: int) -> list[bytes]:
+    """Returns the instructions of the BPF program."""
     return [
         _instruction(_LOAD, _ARCHITECTURE),
         *_unless(_EQUAL, architecture, _KILL),
         _instruction(_LOAD, _NUMBER),
-        *_if(_NOT_LESS, _X32, _REFUSE),
+        *_if(_GREATER_EQUAL, _X32, _REFUSE),
         *(line for numbers in ALLOWED.values() for line in _allow(numbers[column])),
-        *(line for numbers, place, values in BY_ARGUMENT.values() for line in _by(numbers[column], place, values)),
-        *_by(_TGKILL[column], 0, (os.getpid(),)),  # an abort signals itself
-        *_allow_threads(_CLONE[column]),
-        *_if(_NOT_LESS, _RECENT, _NOT_IMPLEMENTED),
+        *(
+            line
+            for numbers, index, values in BY_ARGUMENT.values()
+            for line in _allow_values(numbers[column], index, values)
+        ),
+        *_allow_values(TGKILL[column], 0, (os.getpid(),)),  # abort(3) signals its own process
+        *_allow_threads(CLONE[column]),
+        *_if(_GREATER_EQUAL, _FIRST_RECENT, _NOT_IMPLEMENTED),
         _instruction(_RETURN, _REFUSE),
     ]
 
@@ -114,29 +118,31 @@ def _allow(number: int | None) -> list[bytes]:
     return [] if number is None else _if(_EQUAL, number, _ALLOW)
 
 
-def _by(number: int | None, place: int, values: Sequence[int]) -> list[bytes]:
-    return _only(number, place, [line for value in values for line in _if(_EQUAL, value, _ALLOW)], _REFUSE)
+def _allow_values(number: int | None, index: int, values: Sequence[int]) -> list[bytes]:
+    tests = [line for value in values for line in _if(_EQUAL, value, _ALLOW)]
+    return _test_argument(number, index, tests, otherwise=_REFUSE)
 
 
 def _allow_threads(number: int | None) -> list[bytes]:
-    others = ~_THREAD_FLAGS & 0xFFFFFFFF
-    return _only(number, 0, [*_unless(_SET, _CLONE_THREAD, _REFUSE), *_if(_SET, others, _REFUSE)], _ALLOW)
+    other_flags = ~_THREAD_FLAGS & 0xFFFFFFFF
+    tests = [*_unless(_SET, _CLONE_THREAD, _REFUSE), *_if(_SET, other_flags, _REFUSE)]
+    return _test_argument(number, 0, tests, otherwise=_ALLOW)
 
 
-def _only(number: int | None, place: int, tests: list[bytes], otherwise: int) -> list[bytes]:
-    """Tests of the lower half of an argument: the kernel looks at no more of these."""
+def _test_argument(number: int | None, index: int, tests: list[bytes], *, otherwise: int) -> list[bytes]:
+    """Tests the lower 32 bits of an argument: the kernel reads no more of these arguments."""
     if number is None:
         return []
-    lines = [_instruction(_LOAD, _ARGUMENTS + 8 * place), *tests, _instruction(_RETURN, otherwise)]
+    lines = [_instruction(_LOAD, _ARGUMENTS + 8 * index), *tests, _instruction(_RETURN, otherwise)]
     return [_instruction(_EQUAL, number, 0, len(lines)), *lines]
 
 
-def _if(test: int, value: int, answer: int) -> list[bytes]:
-    return [_instruction(test, value, 0, 1), _instruction(_RETURN, answer)]
+def _if(test: int, value: int, action: int) -> list[bytes]:
+    return [_instruction(test, value, 0, 1), _instruction(_RETURN, action)]
 
 
-def _unless(test: int, value: int, answer: int) -> list[bytes]:
-    return [_instruction(test, value, 1, 0), _instruction(_RETURN, answer)]
+def _unless(test: int, value: int, action: int) -> list[bytes]:
+    return [_instruction(test, value, 1, 0), _instruction(_RETURN, action)]
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -109,16 +109,15 @@ async def test_periodic_job_refreshes_accounts(connection: Any, tenant: Tenant, 
     assert (await load_account(connection, tenant.id)).used_bytes == 0
 
 
-async def test_locked_account_delays_no_other_refresh(
-    connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+async def test_an_account_whose_row_is_locked_keeps_no_other_from_being_refreshed(
+    connection: Any, new_tenant: NewTenant, settings: Settings
 ) -> None:
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.5)
     locked, other = [await new_tenant() for _ in range(2)]
     await connection.execute("update accounts set used_bytes = 5, num_images = 1")
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         async with connection.transaction():
             await connection.execute("select from accounts where id = $1 for update", locked.id)
-            await counters.refresh_accounts({"resources": resources})
+            await counters.refresh_accounts({"resources": resources}, first_try_s=0.5)
             assert (await load_account(connection, other.id)).used_bytes == 0
             assert (await load_account(connection, locked.id)).used_bytes == 5
         await counters.refresh_accounts({"resources": resources})
@@ -128,7 +127,8 @@ async def test_locked_account_delays_no_other_refresh(
 class Refreshes:
     """Replaces refresh_counters. Records the accounts that were attempted; some of them never finish."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, budget_s: float, first_try_s: float) -> None:
+        self._timings = {"budget_s": budget_s, "first_try_s": first_try_s}
         self.tried: list[AccountId] = []
         self.endless: set[AccountId] = set()
 
@@ -141,17 +141,15 @@ class Refreshes:
     async def run(self, resources: Resources) -> list[AccountId]:
         """The accounts of one run, in their order."""
         self.tried.clear()
-        await counters.refresh_accounts({"resources": resources})
+        await counters.refresh_accounts({"resources": resources}, **self._timings)
         return list(self.tried)
 
 
 async def test_failed_refreshes_come_last_in_later_runs(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refreshes = Refreshes()
+    refreshes = Refreshes(budget_s=1.5, first_try_s=0.3)
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "BUDGET_S", 1.5)
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.3)
     first, second, third, fourth = [(await new_tenant()).id for _ in range(4)]
     await connection.execute("update accounts set changed_at = '2100-01-01'")  # always stale
     refreshes.endless = {first, second, third}
@@ -164,16 +162,14 @@ async def test_failed_refreshes_come_last_in_later_runs(
         assert await refreshes.run(resources) == [fourth, second]
         refreshes.endless = {first, second}
         assert await refreshes.run(resources) == [fourth, third, first]
-        assert list(resources.unrefreshed) == [second, first]
+        assert list(resources.failed_refreshes) == [second, first]
 
 
 async def test_next_run_starts_where_the_budget_ended(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refreshes = Refreshes()
+    refreshes = Refreshes(budget_s=1, first_try_s=0.6)
     monkeypatch.setattr(counters, "refresh_counters", refreshes)
-    monkeypatch.setattr(counters, "BUDGET_S", 1)
-    monkeypatch.setattr(counters, "_FIRST_TRY_S", 0.6)
     first, second, third = [(await new_tenant()).id for _ in range(3)]
     refreshes.endless = {first, second}
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
@@ -194,9 +190,9 @@ async def test_lost_database_ends_the_refresh(
     async with open_resources(settings, open_redis(settings.redis_url)) as resources:
         with capture_logs() as logs:
             await counters.refresh_accounts({"resources": resources})
-        [line] = [line for line in logs if line["event"] == "counters.put_off"]
+        [line] = [line for line in logs if line["event"] == "counters.deferred"]
         assert "database-unavailable" in line["error"]
-        assert not resources.unrefreshed
+        assert not resources.failed_refreshes
 
 
 async def test_duplicate_account_name_is_refused(connection: Any, tenant: Tenant) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import Client, Tenant
 from tests.support import hostile_pictures, pictures
 from tests.support.samples import jpeg
 from worker import imaging
-from worker.sandbox.messages import Answer, Refusal, decode_answer, encode_answer
+from worker.sandbox.messages import Rejection, Response, decode_response, encode_response
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,13 +130,13 @@ async def test_kind_of_failed_image_is_stored(api: Client, tenant: Tenant, conne
 
 
 @pytest.mark.parametrize("kind", ["x" * 65, "", "two\nlines", "\x1b[31m", "é"])
-def test_kind_from_hostile_decoder_is_rejected(kind: str) -> None:
-    """A decoder may be under the control of its input."""
-    answer = Answer.of(Refusal("unsupported-image"), seconds=0, computed_s=0)
-    assert decode_answer(encode_answer(answer)[4:]).finding == Refusal("unsupported-image")
-    hostile = msgspec.structs.replace(answer, refusal=Refusal("unsupported-image", kind))
+def test_kind_of_a_hostile_child_is_not_believed(kind: str) -> None:
+    """A child may have become its picture."""
+    answer = Response.of(Rejection("unsupported-image"), seconds=0, cpu_s=0)
+    assert decode_response(encode_response(answer)[4:]).result == Rejection("unsupported-image")
+    hostile = msgspec.structs.replace(answer, rejection=Rejection("unsupported-image", kind))
     with pytest.raises(ConnectionError):
-        decode_answer(encode_answer(hostile)[4:])
+        decode_response(encode_response(hostile)[4:])
     for name in KINDS:
-        known = Answer.of(Refusal("unsupported-image", name), seconds=0, computed_s=0)
-        assert decode_answer(encode_answer(known)[4:]).finding == Refusal("unsupported-image", name)
+        known = Response.of(Rejection("unsupported-image", name), seconds=0, cpu_s=0)
+        assert decode_response(encode_response(known)[4:]).result == Rejection("unsupported-image", name)

@@ -1,4 +1,4 @@
-"""The scrub: damaged files are found before anybody asks for them, slowly, and each is named once."""
+"""The scrub finds damaged files before a client does, slowly, and reports each of them once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,20 +26,18 @@ from tests.conftest import Tenant
 from tests.support.scrapes import Scrape
 from tests.support.verify import PICTURE, insert, put
 from tests.support.waiting import until, wait_for
-from worker.cron.scrub import scrubbing
+from worker.cron import scrub
 
 IDS = [ImageId(f"Image{number:02}") for number in range(6)]
 DAMAGED = PICTURE[:-1] + bytes([PICTURE[-1] ^ 1])
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 100 << 20)
+scrubbing = partial(scrub.scrubbing, min_bytes_per_s=100 << 20)
 
 
 @pytest.fixture
 async def storage(settings: Settings, connection: Any, tenant: Tenant) -> LocalOriginals:
-    """With six images."""
+    """Contains six images."""
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     for image_id in IDS:
@@ -58,7 +57,7 @@ def scrape() -> Scrape:
 
 
 async def end_of_round(connection: Any, number: int = 1) -> None:
-    """Waits until so many more rounds have ended."""
+    """Waits until `number` more rounds have ended."""
     for _ in range(number):
         started_at = await connection.fetchval("select started_at from scrub")
 
@@ -73,7 +72,7 @@ def named(logs: list[Any], event: str) -> list[tuple[str, str | None]]:
     return [(line["image_id"], line.get("what")) for line in logs if line["event"] == event]
 
 
-async def test_each_damaged_image_is_named_once(storage: LocalOriginals, database: Database, connection: Any) -> None:
+async def test_damaged_image_is_reported_once(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     put(storage.path(IDS[2]), PICTURE[:9])
     storage.path(IDS[3]).unlink()
@@ -95,7 +94,9 @@ async def test_each_damaged_image_is_named_once(storage: LocalOriginals, databas
     assert scrape().rise(before, "daguerre_scrub_images_total") >= 24
 
 
-async def test_a_mended_image_may_be_named_again(storage: LocalOriginals, database: Database, connection: Any) -> None:
+async def test_repaired_image_may_be_reported_again(
+    storage: LocalOriginals, database: Database, connection: Any
+) -> None:
     with capture_logs() as logs:
         async with scrubbing(database, storage, 1):
             for content in (DAMAGED, PICTURE, DAMAGED):
@@ -118,7 +119,7 @@ async def test_deleted_images_are_not_damaged(storage: LocalOriginals, database:
     assert await connection.fetchval("select count(*) from damaged_images") == 0
 
 
-async def test_a_round_goes_on_after_a_restart(storage: LocalOriginals, database: Database, connection: Any) -> None:
+async def test_round_continues_after_a_restart(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[0]), DAMAGED)
     put(storage.path(IDS[5]), DAMAGED)
     await connection.execute(
@@ -134,19 +135,18 @@ async def test_a_round_goes_on_after_a_restart(storage: LocalOriginals, database
 
 
 async def test_several_workers_read_each_image_once(
-    storage: LocalOriginals, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
+    storage: LocalOriginals, database: Database, connection: Any
 ) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
     before = scrape()
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await stack.enter_async_context(scrubbing(database, storage, 5))
+            await stack.enter_async_context(scrubbing(database, storage, 5, min_bytes_per_s=1))
         await end_of_round(connection)
         assert scrape().rise(before, "daguerre_scrub_images_total") == len(IDS)
 
 
 async def test_another_worker_takes_over(storage: LocalOriginals, database: Database, connection: Any) -> None:
-    """The first one died, and its lease ends by PostgreSQL's clock."""
+    """The first one died, and its lease expires by PostgreSQL's clock."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
         " values ('dead', now() + interval '1 s', now(), false)"
@@ -158,7 +158,7 @@ async def test_another_worker_takes_over(storage: LocalOriginals, database: Data
 
 
 async def test_clock_set_back_stops_no_scrub(storage: LocalOriginals, database: Database, connection: Any) -> None:
-    """The lease of the first worker, which died, and the round began before that."""
+    """The first worker died. Its lease and the start of the round lie in the future."""
     await connection.execute(
         "insert into scrub (holder, held_until, started_at, is_over)"
         " values ('dead', now() + interval '1 day', now() + interval '1 day', false)"
@@ -167,17 +167,14 @@ async def test_clock_set_back_stops_no_scrub(storage: LocalOriginals, database: 
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
-async def test_reads_are_spread_over_the_period(
-    storage: LocalOriginals, database: Database, connection: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.cron.scrub._MIN_BYTES_PER_S", 1)
-    async with scrubbing(database, storage, 3):
+async def test_reads_are_spread_over_the_period(storage: LocalOriginals, database: Database, connection: Any) -> None:
+    async with scrubbing(database, storage, 3, min_bytes_per_s=1):
         begun = time.monotonic()
         await end_of_round(connection)
     assert time.monotonic() - begun > 2
 
 
-async def test_a_storage_that_is_away_damages_none(
+async def test_storage_that_is_away_damages_none(
     storage: LocalOriginals, database: Database, connection: Any, settings: Settings
 ) -> None:
     away = settings.storage_folder.with_name("away")
@@ -190,7 +187,7 @@ async def test_a_storage_that_is_away_damages_none(
     assert named(logs, "scrub.damaged") == []
 
 
-async def test_the_wrong_storage_damages_none(
+async def test_wrong_storage_damages_none(
     storage: LocalOriginals, database: Database, connection: Any, tenant: Tenant
 ) -> None:
     for number in range(30):
@@ -213,7 +210,7 @@ def start_worker(environment: dict[str, str], output: TextIO) -> subprocess.Pope
     return subprocess.Popen([sys.executable, "-m", "service.cli", "worker"], env=environment, stderr=output)
 
 
-async def test_a_worker_scrubs_if_it_is_set(storage: LocalOriginals, settings: Settings, tmp_path: Path) -> None:
+async def test_worker_scrubs_by_its_setting(storage: LocalOriginals, settings: Settings, tmp_path: Path) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     log = tmp_path / "log"
     environment = {

@@ -1,4 +1,4 @@
-"""The sweep: what a process left half done is finished, and nothing else is touched."""
+"""The sweep finishes what other processes left unfinished, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def put(path: Path, *, age_s: float = 0) -> Path:
     return path
 
 
-async def test_a_row_left_pending_is_enqueued_again(resources: Resources, connection: Any, tenant: Tenant) -> None:
+async def test_pending_row_is_enqueued_again(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "pending", age_s=11)
     await insert(connection, tenant, "pending", age_s=1, image_id="JustNow")
     await sweep({"resources": resources})
@@ -63,7 +63,7 @@ async def test_a_row_left_pending_is_enqueued_again(resources: Resources, connec
     assert await resources.redis.zrange(PROBE_QUEUE, 0, -1) == [ID.encode()]
 
 
-async def test_an_image_whose_job_was_lost_becomes_ready(
+async def test_image_whose_job_was_lost_becomes_ready(
     resources: Resources, connection: Any, tenant: Tenant, burst: RunBurst, api: Client
 ) -> None:
     await insert(connection, tenant, "pending", age_s=11)
@@ -74,9 +74,7 @@ async def test_an_image_whose_job_was_lost_becomes_ready(
     assert shown["response"]["width"] == 64
 
 
-async def test_a_received_file_without_a_row_goes_after_an_hour(
-    resources: Resources, connection: Any, tenant: Tenant
-) -> None:
+async def test_received_file_without_a_row_is_removed(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
     old = put(on_disk(resources.storage).incoming_path(ID), age_s=3601)
     young = put(on_disk(resources.storage).incoming_path(ImageId("BBBBBBB")), age_s=3500)
@@ -89,7 +87,7 @@ async def test_a_received_file_without_a_row_goes_after_an_hour(
 async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
     resources: Resources, settings: Settings, connection: Any, tenant: Tenant, capfd: Any, wrong: str
 ) -> None:
-    """Also one that is put in the place of the right database while the worker runs."""
+    """Even if it replaces the right database while the worker runs."""
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
     rendition = resources.renditions.write(RenditionKey(ID, "0" * 32), b"x").path
     os.utime(rendition, (0, 0))
@@ -118,7 +116,7 @@ async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
     await connection.execute("alter table if exists others rename to storage")
 
 
-async def test_removals_wait_without_noise_while_storage_is_away(
+async def test_removals_wait_while_storage_is_away(
     resources: Resources, settings: Settings, connection: Any, capfd: Any
 ) -> None:
     await connection.execute(
@@ -136,7 +134,7 @@ async def test_removals_wait_without_noise_while_storage_is_away(
 
 
 @pytest.mark.parametrize("state", ["pending", "ready"])
-async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
+async def test_received_file_with_a_row_is_published(
     resources: Resources, connection: Any, tenant: Tenant, state: str
 ) -> None:
     await insert(connection, tenant, state, age_s=4000)
@@ -146,10 +144,10 @@ async def test_a_received_file_whose_row_was_committed_goes_to_its_place(
     assert not on_disk(resources.storage).incoming_path(ID).exists()
 
 
-async def test_a_received_file_never_replaces_a_stored_one(
+async def test_received_file_never_replaces_an_original(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
-    """It came under an id that was taken, and its process died before it gave it another."""
+    """Its id was in use, and the process died before it chose another one."""
     await insert(connection, tenant, "ready", age_s=4000)
     stored = put(on_disk(resources.storage).path(ID))
     stored.write_bytes(b"the image's own")
@@ -158,7 +156,7 @@ async def test_a_received_file_never_replaces_a_stored_one(
     assert [(path, path.read_bytes()) for path in stored_files(settings)] == [(stored, b"the image's own")]
 
 
-async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: Any, settings: Settings) -> None:
+async def test_file_of_a_deleted_row_is_removed(resources: Resources, connection: Any, settings: Settings) -> None:
     put(on_disk(resources.storage).path(ID))
     put(on_disk(resources.storage).incoming_path(ImageId("BBBBBBB")))
     await connection.execute(
@@ -170,9 +168,7 @@ async def test_the_file_of_a_removed_row_goes(resources: Resources, connection: 
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_the_file_of_an_image_that_has_the_id_of_a_removed_one_stays(
-    resources: Resources, connection: Any, tenant: Tenant
-) -> None:
+async def test_file_of_a_reused_id_stays(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "ready", age_s=60)
     stored = put(on_disk(resources.storage).path(ID))
     await connection.execute("insert into removals values ('AAAAAAA', now() - interval '31 s')")
@@ -180,14 +176,14 @@ async def test_the_file_of_an_image_that_has_the_id_of_a_removed_one_stays(
     assert stored.exists()
 
 
-async def test_a_failed_row_tells_for_a_day(resources: Resources, connection: Any, tenant: Tenant) -> None:
+async def test_failed_row_is_kept_for_a_day(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "failed", age_s=24 * 3600 + 1)
     await insert(connection, tenant, "failed", age_s=24 * 3600 - 60, image_id="Recent1")
     await sweep({"resources": resources})
     assert [row["id"] for row in await connection.fetch("select id from images")] == ["Recent1"]
 
 
-async def test_what_is_stored_and_ready_is_left_alone(resources: Resources, connection: Any, tenant: Tenant) -> None:
+async def test_ready_images_are_untouched(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await insert(connection, tenant, "ready", age_s=1_000_000)
     file = put(on_disk(resources.storage).path(ID), age_s=1_000_000)
     await sweep({"resources": resources})
@@ -196,14 +192,14 @@ async def test_what_is_stored_and_ready_is_left_alone(resources: Resources, conn
     assert await resources.redis.zcard(PROBE_QUEUE) == 0
 
 
-async def test_the_folders_exist_from_the_start(settings: Settings) -> None:
+async def test_folders_exist_from_the_start(settings: Settings) -> None:
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     assert len([path for path in settings.storage_folder.iterdir() if len(path.name) == 2]) == 256
     storage.prepare()
 
 
-async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
+async def test_stuck_file_stops_no_removal(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
@@ -222,7 +218,7 @@ async def test_what_cannot_be_removed_keeps_nothing_else_from_it(
 
 
 def block(path: Path) -> Path:
-    """No file, so it cannot be unlinked."""
+    """Makes a folder, which cannot be unlinked as a file."""
     path.mkdir()
     os.utime(path, (0, 0))
     return path
@@ -240,7 +236,7 @@ async def test_stuck_received_files_starve_no_other(
         block(on_disk(resources.storage).incoming_path(ImageId(f"Stuck{number:03}")))
     await sweep({"resources": resources})
     assert stored_files(settings) == [on_disk(resources.storage).path(ID)]
-    assert capfd.readouterr().out.count("not_settled") == 1
+    assert capfd.readouterr().out.count("sweep.reconcile_failed") == 1
 
 
 async def test_stuck_removals_starve_no_other(
@@ -261,10 +257,10 @@ async def test_stuck_removals_starve_no_other(
     assert capfd.readouterr().out.count("removal.failed") == 3
 
 
-async def test_a_stuck_rendition_stops_no_removal(
+async def test_stuck_rendition_stops_no_removal(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
-    """Of three images that are gone: one has it, one is its watermark, and one has nothing to do with it."""
+    """Three images are deleted: the rendition is of the first, with the second as watermark; the third is unrelated."""
     resources.renditions.prepare()
     digest = "1" * 32
     stuck = resources.renditions.path(RenditionKey(ImageId("STUCK01"), digest))
@@ -292,7 +288,7 @@ async def test_a_stuck_rendition_stops_no_removal(
 
 
 @pytest.mark.parametrize("how", ["folder away", "folder empty"])
-async def test_a_storage_that_is_away_for_a_while_loses_no_image(
+async def test_storage_that_comes_back_loses_no_image(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings, burst: RunBurst, how: str
 ) -> None:
     await insert(connection, tenant, "pending", age_s=11)
@@ -313,7 +309,7 @@ async def test_a_storage_that_is_away_for_a_while_loses_no_image(
     assert await connection.fetchval("select state from images") == "ready"
 
 
-async def test_a_file_that_stays_missing_is_told_and_never_removed_if_it_comes_back(
+async def test_missing_file_that_comes_back_is_kept(
     resources: Resources, connection: Any, tenant: Tenant, api: Client, burst: RunBurst
 ) -> None:
     await insert(connection, tenant, "pending", age_s=3700)
@@ -325,9 +321,7 @@ async def test_a_file_that_stays_missing_is_told_and_never_removed_if_it_comes_b
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-async def test_a_whole_backlog_that_was_lost_is_enqueued_again_at_once(
-    resources: Resources, connection: Any, tenant: Tenant
-) -> None:
+async def test_lost_backlog_is_enqueued_again_at_once(resources: Resources, connection: Any, tenant: Tenant) -> None:
     await connection.execute(
         "insert into images (id, account_id, size, sha256, created_at) select 'AAAA' || n, $1, 10, '',"
         " date_trunc('second', now()) - interval '1 minute' from generate_series(100, 1299) as n",
@@ -340,7 +334,7 @@ async def test_a_whole_backlog_that_was_lost_is_enqueued_again_at_once(
 async def test_database_clock_set_back_delays_nothing(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings
 ) -> None:
-    """What was written before lies in the future."""
+    """Times that were written before lie in the future."""
     await insert(connection, tenant, "pending", age_s=-86400)
     put(on_disk(resources.storage).path(ID))
     put(on_disk(resources.storage).path(ImageId("BBBBBBB")))
@@ -353,10 +347,8 @@ async def test_database_clock_set_back_delays_nothing(
     assert await connection.fetchval("select used_bytes from accounts") == 10
 
 
-async def test_upload_on_its_way_outlasts_a_clock_that_jumps(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a host has slept: the clock of the storage is ahead of what it was, the monotonic clock is not."""
+async def test_running_upload_outlasts_a_clock_jump(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a host was suspended: the clock of the storage jumps ahead, and the monotonic clock does not."""
     await sweep({"resources": resources})
     arriving = put(on_disk(resources.storage).incoming_path(ID), age_s=2 * 3600)
     monotonic = time.monotonic

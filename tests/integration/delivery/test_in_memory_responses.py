@@ -91,13 +91,13 @@ async def test_rendition_is_sent_without_a_disk(
         assert time.monotonic() - began < 5 * settings.wait_s
     assert stored_files(settings) == []
     assert scrape().rise(before, "daguerre_renditions_unkept_total") == 5
-    assert capfd.readouterr().out.count("renditions.not_kept") == 1
+    assert capfd.readouterr().out.count("renditions.write_failed") == 1
     async with asyncio.timeout(5):
         while resources_of(api).delivery.memory_budget.held:
             await asyncio.sleep(0.01)
     assert (await api.get(paths[600])).status == 200
     assert len(stored_files(settings)) == 1
-    assert capfd.readouterr().out.count("renditions.kept_again") == 1
+    assert capfd.readouterr().out.count("renditions.write_recovered") == 1
 
 
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)
@@ -119,7 +119,7 @@ async def test_copy_without_location_is_sent(
 async def test_too_large_rendition_is_refused_at_once(
     api: Client, image_id: str, settings: Settings, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.keeping.MAX_UNKEPT_BYTES", 1000)
+    monkeypatch.setattr("worker.rendition_writer.MAX_UNSTORED_BYTES", 1000)
     with broken_disk(settings.renditions_folder, fault):
         began = time.monotonic()
         answer = await api.get(f"/i/{image_id}?width=300&format=png")

@@ -1,22 +1,23 @@
-"""The worker that a bell wakes: several workers, a backlog, retries, a dead worker, a Redis that restarts."""
+"""The worker of a queue: what it does by each name of arq that worker/queue/arq_worker.py overrides or uses, several
+workers, a backlog, retries, dead workers, and a Redis that restarts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import gc
-import inspect
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import pytest
-from arq import Retry, func
+from arq import Retry
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.jobs import serialize_job
@@ -26,220 +27,371 @@ from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.queue import jobs
 from service.queue.fair_dispatch import FairQueueKeys
-from service.queue.heartbeats import WORKERS_KEY, Heartbeats
+from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import MAX_WAKEUP_TOKENS, PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, JobQueue
 from tests.conftest import Servers
+from tests.support.queue_workers import LONG_POLL_S, Job, enqueue, run_queue_worker
 from tests.support.waiting import until
 from worker import probe, render
-from worker.queue.arq_worker import DoorbellWorker
-from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobEnd
-from worker.queue.shares import Rooms, Shares
-
-Job = Callable[..., Coroutine[Any, Any, object]]
+from worker.fairness import AccountShares, ClaimLimits
+from worker.queue.arq_worker import PushWorker
+from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobResult
 
 
-@asynccontextmanager
-async def working(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[DoorbellWorker]:
-    redis = jobs.open_redis(url)
-    worker = DoorbellWorker(
-        functions=[func(job, name=PROBE_IMAGE)],
-        queue_name=PROBE_QUEUE,
-        bell=WAKEUP_KEY,
-        signs_of_life=Heartbeats(redis),
-        redis_pool=redis,
-        max_jobs=max_jobs,
-        keep_result=0,
-        job_timeout=10,
-        handle_signals=False,
-        job_serializer=jobs.encode,
-        job_deserializer=jobs.decode,
-        **options,
-    )
-    task = asyncio.create_task(worker.async_run())
-    try:
-        yield worker
-    finally:
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=0.2)
-        await worker.close()
+class Recorder:
+    """A job that records the images it ran for. Each run waits for `release`, which is set at first."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.finished: list[str] = []
+        self.tries: list[int] = []
+        self.release = asyncio.Event()
+        self.release.set()
+
+    async def __call__(self, ctx: Any, image_id: str, **_: Any) -> None:
+        self.runs.append(image_id)
+        self.tries.append(ctx["job_try"])
+        await self.release.wait()
+        self.finished.append(image_id)
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    client = jobs.open_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
+def job() -> Recorder:
+    return Recorder()
 
 
-async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
-    queue = JobQueue(redis)
-    for image_id in ids:
-        await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
+async def nothing(ctx: Any, image_id: str, **_: Any) -> None: ...
 
 
-def test_the_private_names_of_arq_are_there() -> None:
-    source = inspect.getsource(Worker)
-    for name in ("_poll_iteration", "run_job", "job_counter", "sem", "in_progress_timeout_s"):
-        assert name in source
-    assert "self.in_progress_timeout_s * 1000" in inspect.getsource(Worker.start_jobs)
-    assert hasattr(Worker, "_release_sem_dec_counter_on_complete")
-    assert "for f in map(func, functions)" in inspect.getsource(Worker.__init__)
+def has_ended(worker: PushWorker) -> bool:
+    return worker.main_task is not None and worker.main_task.done()
 
 
-async def test_a_waiting_worker_takes_a_job_at_once(redis: ArqRedis, redis_url: str) -> None:
-    started: list[float] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        started.append(time.perf_counter())
-
-    async with working(redis_url, job):
-        await asyncio.sleep(0.3)
-        hops = []
-        for number in range(30):
-            rung = time.perf_counter()
-            await enqueue(redis, f"job{number}")
-            await until(lambda expected=number + 1: len(started) == expected)  # type: ignore[misc]
-            hops.append(started[-1] - rung)
-    # Polling twice a second would make this 250 ms.
-    assert sorted(hops)[15] < 0.05
+def has_run(job: Recorder, count: int) -> bool:
+    return len(job.runs) == count
 
 
-async def test_several_workers_drain_a_backlog_on_one_token_and_run_each_job_once(
-    redis: ArqRedis, redis_url: str
+async def is_empty(redis: ArqRedis) -> bool:
+    return int(await redis.zcard(PROBE_QUEUE)) == 0
+
+
+# The names of arq.Worker
+
+
+async def test_arq_polls_and_runs_no_jobs_itself(
+    redis: ArqRedis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`_poll_iteration` is overridden, and arq's main loop calls it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("arq does it itself")
+
+    for name in ("_poll_iteration", "start_jobs", "run_job", "heart_beat", "finish_job", "finish_failed_job"):
+        assert hasattr(Worker, name)
+        monkeypatch.setattr(Worker, name, fail)
+    await enqueue(redis, "image01")
+    async with run_queue_worker(redis_url, job):
+        await until(lambda: is_empty(redis))
+    assert job.finished == ["image01"]
+
+
+async def test_waiting_worker_starts_a_job_at_once(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """Neither arq's `poll_delay_s` nor the poll interval delays it: 30 polls would take two minutes."""
+    async with run_queue_worker(redis_url, job, poll_interval_s=LONG_POLL_S) as worker:
+        assert worker.poll_delay_s == 0
+        async with asyncio.timeout(20):
+            for number in range(30):
+                await enqueue(redis, f"job{number}")
+                await until(partial(has_run, job, number + 1))
+
+
+async def test_main_waits_for_redis(servers: Servers, redis_url: str, job: Recorder) -> None:
+    """arq's own `main` would raise."""
+    servers.valkey.stop()
+    async with run_queue_worker(redis_url, job) as worker:
+        await asyncio.sleep(0.3)
+        servers.valkey.start()
+        assert not has_ended(worker)
+        client = jobs.open_redis(redis_url)
+        await enqueue(client, "image01")
+        await until(lambda: job.finished == ["image01"])
+        await client.aclose(close_connection_pool=True)
+
+
+async def test_main_outlives_an_error_of_redis(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """arq's own `main` sends INFO first."""
+    permit: Any = partial(redis.execute_command, "ACL", "SETUSER", "default")
+    await permit("-info")
+    try:
+        async with run_queue_worker(redis_url, job):
+            await asyncio.sleep(0.3)
+            await permit("+info")
+            await enqueue(redis, "image01")
+            await until(lambda: job.finished == ["image01"])
+    finally:
+        await permit("+info")
+
+
+async def test_signal_lets_tasks_finish_and_starts_none(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """arq's handler sets `allow_pick_jobs` to False, and waits until `tasks` is empty."""
+    job.release.clear()
+    await enqueue(redis, *(f"image{number:03}" for number in range(10)))
+    async with run_queue_worker(redis_url, job, max_jobs=2, job_completion_wait=30) as worker:
+        await until(lambda: len(job.runs) == 2)
+        worker.handle_sig_wait_for_completion(signal.SIGTERM)
+        assert not worker.allow_pick_jobs
+        job.release.set()
+        await until(partial(has_ended, worker))
+    assert job.runs == job.finished
+    assert len(job.finished) == 2
+    assert await redis.zcard(PROBE_QUEUE) == 8
+
+
+async def test_signal_cancels_tasks_at_the_time_limit(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """arq's handler cancels what is in `tasks`, and another worker runs it at once."""
+    job.release.clear()
+    await enqueue(redis, "image01")
+    async with run_queue_worker(redis_url, job, job_completion_wait=1) as worker:
+        await until(lambda: len(job.runs) == 1)
+        worker.handle_sig_wait_for_completion(signal.SIGTERM)
+        await until(partial(has_ended, worker))
+    assert job.finished == []
+    assert not await redis.exists(in_progress_key_prefix + "image01")
+    other = Recorder()
+    async with run_queue_worker(redis_url, other):
+        await until(lambda: other.finished == ["image01"])
+
+
+async def test_close_hands_unfinished_jobs_over(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    stuck = Recorder()
+    stuck.release.clear()
+    await enqueue(redis, "image01")
+    async with run_queue_worker(redis_url, stuck) as worker:
+        await until(lambda: len(stuck.runs) == 1)
+    assert worker.tasks == {}
+    async with run_queue_worker(redis_url, job):
+        await until(lambda: job.finished == ["image01"])
+
+
+async def test_close_is_quiet_while_redis_is_away(servers: Servers, redis_url: str) -> None:
+    async with run_queue_worker(redis_url, nothing):
+        servers.valkey.stop()
+    servers.valkey.start()
+
+
+async def test_undecodable_jobs_are_dropped(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """By `job_deserializer` and `functions`. The next job runs."""
+    payloads = {
+        "noise01": b"\xc1",
+        "unknown": serialize_job("another_function", ("unknown",), {}, None, 0, serializer=jobs.encode),
+        "image01": serialize_job(PROBE_IMAGE, ("image01",), {}, None, 0, serializer=jobs.encode),
+    }
+    for image_id, payload in payloads.items():
+        await redis.set(job_key_prefix + image_id, payload or b"")
+        await redis.zadd(PROBE_QUEUE, {image_id: 0})
+    await redis.zadd(PROBE_QUEUE, {"lost001": 0})  # without a payload
+    async with run_queue_worker(redis_url, job) as worker:
+        await until(lambda: is_empty(redis))
+    assert job.finished == ["image01"]
+    assert (worker.jobs_complete, worker.jobs_failed) == (1, 3)
+    assert await redis.keys("arq:*") == []
+
+
+async def test_ends_of_jobs_are_counted(redis: ArqRedis, redis_url: str) -> None:
+    """By `jobs_complete`, `jobs_retried` and `jobs_failed`. arq's maximum of five tries does not hold."""
+
+    async def run(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
+        if image_id == "broken1":
+            raise ValueError
+        if ctx["job_try"] < 8:
+            raise Retry(defer=0)
+
+    await enqueue(redis, "image01", "broken1")
+    async with run_queue_worker(redis_url, run) as worker:
+        await until(lambda: worker.jobs_complete == 1)
+        await until(lambda: worker.jobs_failed == 1)
+        await until(lambda: is_empty(redis))
+    assert worker.jobs_retried == 7
+
+
+async def test_burst_ends_with_the_queue(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    await enqueue(redis, *(f"image{number:03}" for number in range(10)))
+    async with run_queue_worker(redis_url, job, burst=True, poll_interval_s=LONG_POLL_S) as worker:
+        await until(partial(has_ended, worker))
+        assert len(job.finished) == worker.jobs_complete == 10
+
+
+async def test_context_reaches_jobs(redis: ArqRedis, redis_url: str) -> None:
+    """That of the constructor, `ctx`, and what is known of the job."""
+    contexts: list[dict[str, Any]] = []
+
+    async def run(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
+        contexts.append(ctx)
+
+    await enqueue(redis, "image01", account=7)
+    async with run_queue_worker(redis_url, run, ctx={"resources": "all"}):
+        await until(lambda: len(contexts) == 1)
+    [context] = contexts
+    assert context["resources"] == "all"
+    assert (context["job_id"], context["account"], context["job_try"]) == ("image01", "7", 1)
+    assert 0 <= context["waited_s"] < 60
+
+
+async def test_job_at_its_time_limit_is_retried(redis: ArqRedis, redis_url: str) -> None:
+    """By `job_timeout_s`: most likely it waited for a decoder."""
+    tries: list[int] = []
+
+    async def run(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
+        tries.append(ctx["job_try"])
+        if len(tries) == 1:
+            await asyncio.sleep(60)
+
+    async with run_queue_worker(redis_url, run, job_timeout=0.5) as worker:
+        await enqueue(redis, "image01")
+        await until(lambda: worker.jobs_complete == 1)
+    assert tries == [1, 2]
+    assert worker.jobs_failed == 0
+
+
+async def test_max_jobs_is_never_exceeded(redis: ArqRedis, redis_url: str) -> None:
+    now, maximum, finished = 0, 0, 0
+
+    async def run(ctx: Any, image_id: str, **_: Any) -> None:
+        nonlocal now, maximum, finished
+        now += 1
+        maximum = max(maximum, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        finished += 1
+
+    await enqueue(redis, *(f"image{number:03}" for number in range(40)))
+    async with run_queue_worker(redis_url, run, max_jobs=3):
+        await until(lambda: finished == 40)
+    assert maximum == 3
+
+
+# Several workers, and wake-ups
+
+
+async def test_workers_share_a_backlog_on_one_token(redis: ArqRedis, redis_url: str) -> None:
     runs: Counter[str] = Counter()
     by_worker: Counter[int] = Counter()
 
     def job_of(number: int) -> Job:
-        async def job(ctx: Any, image_id: str, **_: Any) -> None:
+        async def run(ctx: Any, image_id: str, **_: Any) -> None:
             runs[image_id] += 1
             by_worker[number] += 1
             await asyncio.sleep(0.002)
 
-        return job
+        return run
 
-    ids = [f"image{number:03}" for number in range(500)]
-    await enqueue(redis, *ids)
+    await enqueue(redis, *(f"image{number:03}" for number in range(500)))
     await redis.delete(WAKEUP_KEY)
     await redis.rpush(WAKEUP_KEY, b"")  # type: ignore[misc]
     async with AsyncExitStack() as stack:
         for number in range(3):
-            await stack.enter_async_context(working(redis_url, job_of(number)))
-        await until(lambda: len(runs) == 500)
-        await asyncio.sleep(0.2)
+            await stack.enter_async_context(run_queue_worker(redis_url, job_of(number)))
+        await until(lambda: is_empty(redis))
+    assert len(runs) == 500
     assert set(runs.values()) == {1}
     assert len(by_worker) == 3
-    assert await redis.zcard(PROBE_QUEUE) == 0
     assert await redis.keys("arq:*") == []
 
 
-async def test_one_worker_never_runs_more_jobs_than_it_has_places(redis: ArqRedis, redis_url: str) -> None:
-    now, most, done = 0, 0, 0
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        nonlocal now, most, done
-        now += 1
-        most = max(most, now)
-        await asyncio.sleep(0.01)
-        now -= 1
-        done += 1
-
-    await enqueue(redis, *(f"image{number:03}" for number in range(40)))
-    async with working(redis_url, job, max_jobs=3):
-        await until(lambda: done == 40)
-    assert most == 3
-
-
-async def test_the_bell_holds_few_tokens_however_many_jobs_come(redis: ArqRedis) -> None:
+async def test_wakeup_list_is_bounded(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(50)))
     assert await redis.llen(WAKEUP_KEY) == MAX_WAKEUP_TOKENS  # type: ignore[misc]
 
 
-async def test_jobs_carry_no_time_of_their_host(redis: ArqRedis) -> None:
-    await enqueue(redis, "image01")
-    assert jobs.decode(await redis.get(job_key_prefix + "image01"))["et"] == 0
-
-
-async def test_a_backlog_without_a_token_is_taken_when_a_worker_starts(redis: ArqRedis, redis_url: str) -> None:
-    done: list[float] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(time.monotonic())
-
+async def test_backlog_is_claimed_at_start(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """Without a token, and without a wait for one."""
     await enqueue(redis, "image01")
     await redis.delete(WAKEUP_KEY)
     started = time.monotonic()
-    async with working(redis_url, job):
-        await until(lambda: bool(done))
-    assert done[0] - started < 0.7  # a wait for the bell takes a second
+    async with run_queue_worker(redis_url, job, poll_interval_s=LONG_POLL_S):
+        await until(lambda: job.finished == ["image01"])
+    assert time.monotonic() - started < LONG_POLL_S
 
 
-async def test_a_job_that_was_claimed_after_the_worker_was_told_to_stop_is_another_ones(
-    redis: ArqRedis, redis_url: str
-) -> None:
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append("a job of the one that stops")
-
-    async def other(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
-
-    async with working(redis_url, job) as worker:
-        await asyncio.sleep(0.3)  # it waits for the bell
+async def test_stopped_worker_leaves_the_token(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    stopped = Recorder()
+    async with run_queue_worker(redis_url, stopped) as worker:
+        await until(lambda: JobQueue(redis).count_workers())
+        await asyncio.sleep(0.3)  # it waits for a wake-up
         worker.allow_pick_jobs = False
         await enqueue(redis, "image01")
-        await asyncio.sleep(0.2)
+        await until(partial(has_ended, worker))
         assert not await redis.exists(in_progress_key_prefix + "image01")
         assert await redis.llen(WAKEUP_KEY) == 1  # type: ignore[misc]
-    async with working(redis_url, other):
-        await until(lambda: done == ["image01"], timeout_s=2)
+    async with run_queue_worker(redis_url, job):
+        await until(lambda: job.finished == ["image01"])
+    assert job.tries == [1]
+    assert stopped.runs == []
 
 
-async def test_a_job_is_enqueued_once_however_often_it_is_asked_for(redis: ArqRedis, redis_url: str) -> None:
-    runs = 0
-    release = asyncio.Event()
+async def test_token_without_a_slot_goes_back(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    share = 4
+    job.release.clear()
+    await enqueue(redis, "a", "b")
+    async with run_queue_worker(redis_url, job, shares=AccountShares(lambda: share)):
+        await until(lambda: len(job.runs) == 2)
+        await asyncio.sleep(0.2)  # it waits for a wake-up
+        share = 3
+        await enqueue(redis, "c")
+        await asyncio.sleep(0.2)
+        assert len(job.runs) == 2
+        await until(lambda: redis.llen(WAKEUP_KEY))
+        job.release.set()
+        await until(lambda: len(job.runs) == 3)
 
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        nonlocal runs
-        runs += 1
-        await release.wait()
 
+async def test_idle_worker_needs_next_to_no_cpu(redis_url: str) -> None:
+    async with run_queue_worker(redis_url, nothing):
+        await asyncio.sleep(1)
+        cpu_s, began = time.process_time(), time.monotonic()
+        await asyncio.sleep(3)
+        assert (time.process_time() - cpu_s) / (time.monotonic() - began) < 0.02
+
+
+# Jobs and their results
+
+
+async def test_job_is_enqueued_once(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    job.release.clear()
     await enqueue(redis, "image01", "image01")
-    async with working(redis_url, job):
-        await until(lambda: runs == 1)
+    async with run_queue_worker(redis_url, job) as worker:
+        await until(lambda: len(job.runs) == 1)
         await enqueue(redis, "image01")
         await JobQueue(redis).enqueue_again({ImageId("image01"): AccountId(1)})
         await asyncio.sleep(0.2)
-        release.set()
-        await asyncio.sleep(0.2)
-    assert runs == 1
+        job.release.set()
+        await until(lambda: is_empty(redis))
+        await until(lambda: not worker.running_jobs)
+    assert job.runs == ["image01"]
 
 
-async def test_a_job_that_is_put_off_comes_back(redis: ArqRedis, redis_url: str) -> None:
+async def test_retried_job_runs_after_its_delay(redis: ArqRedis, redis_url: str) -> None:
     tries: list[float] = []
 
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
+    async def run(ctx: Any, image_id: str, **_: Any) -> None:
         tries.append(time.monotonic())
         if len(tries) < 3:
             raise Retry(defer=0.3)
 
     await enqueue(redis, "image01")
-    async with working(redis_url, job):
+    async with run_queue_worker(redis_url, run):
         await until(lambda: len(tries) == 3)
     assert tries[1] - tries[0] > 0.25
 
 
-async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_is_left(
-    redis: ArqRedis, redis_url: str
-) -> None:
-    heard: dict[str, list[object]] = {"one": [], "two": []}
+async def test_reply_goes_to_all_who_wait(redis: ArqRedis, redis_url: str) -> None:
+    """Also after a retry, and nothing remains in Redis."""
+    received: dict[str, list[object]] = {"one": [], "two": []}
 
-    def hear(message: dict[str, Any]) -> None:
-        heard[message["channel"].decode()] += jobs.decode(message["data"])
+    def receive(message: dict[str, Any]) -> None:
+        received[message["channel"].decode()] += jobs.decode(message["data"])
 
-    async def job(ctx: Any, image_id: str, **_: Any) -> str:
+    async def run(ctx: Any, image_id: str, **_: Any) -> str:
         if ctx["job_try"] == 1:
             raise Retry(defer=0.1)
         return f"of {image_id}"
@@ -248,365 +400,205 @@ async def test_the_reply_goes_to_all_who_asked_also_after_a_put_off_and_nothing_
     a, b = (jobs.ProbeJob(ImageId(image_id), AccountId(1), "one", "q") for image_id in ("image01", "image02"))
     await queue.enqueue([a, b, dataclasses.replace(a, reply_to="two"), a, dataclasses.replace(b, reply_to="")])
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(one=hear, two=hear)
-        async with working(redis_url, job):
-            async with asyncio.timeout(10):
-                while len(heard["one"]) < 2 or not heard["two"]:
+        await pubsub.subscribe(one=receive, two=receive)
+        async with run_queue_worker(redis_url, run):
+            async with asyncio.timeout(20):
+                while len(received["one"]) < 2 or not received["two"]:
                     await pubsub.get_message(timeout=0.1)
-    assert set(heard["one"]) == {"of image01", "of image02"}
-    assert heard["two"] == ["of image01"]
+    assert set(received["one"]) == {"of image01", "of image02"}
+    assert received["two"] == ["of image01"]
     assert await redis.keys("arq:*") == await redis.keys("daguerre:waiting:*") == []
 
 
-async def test_a_channel_gets_all_replies_of_a_group_in_one_message(redis: ArqRedis) -> None:
+async def test_channel_gets_replies_in_one_message(redis: ArqRedis) -> None:
     ids = [f"image{number:03}" for number in range(300)]
     await JobQueue(redis).enqueue([jobs.ProbeJob(ImageId(each), AccountId(1), "channel", "q") for each in ids])
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe("channel")
-        await pubsub.get_message(timeout=5)  # that it is subscribed
-        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd(image_id, image_id) for image_id in ids])
+        await pubsub.get_message(timeout=5)  # the confirmation
+        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult(image_id, image_id) for image_id in ids])
         message = await pubsub.get_message(timeout=5)
     assert message is not None
     assert jobs.decode(message["data"]) == ids
 
 
-async def test_a_job_that_names_whom_to_reply_to_runs_too(redis: ArqRedis, redis_url: str) -> None:
-    """As those of the version before do, which are in the queue after an upgrade; nobody listens there any more."""
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, *, request_id: str) -> None:
-        done.append(image_id)
-
-    payload = serialize_job(
-        PROBE_IMAGE, ("image01",), {"reply_to": "r", "request_id": "q"}, None, 0, serializer=jobs.encode
+async def test_job_of_an_earlier_version_runs(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """It names where to reply, and is in the queue after an upgrade. Nobody listens there any more."""
+    options = {"reply_to": "r", "request_id": "q"}
+    await redis.set(
+        job_key_prefix + "image01", serialize_job(PROBE_IMAGE, ("image01",), options, None, 0, serializer=jobs.encode)
     )
-    await redis.set(job_key_prefix + "image01", payload)
     await redis.zadd(PROBE_QUEUE, {"image01": 0})
-    async with working(redis_url, job):
-        async with asyncio.timeout(10):
-            while await redis.zcard(PROBE_QUEUE):
-                await asyncio.sleep(0.01)
-    assert done == ["image01"]
+    async with run_queue_worker(redis_url, job):
+        await until(lambda: is_empty(redis))
+    assert job.finished == ["image01"]
 
 
-async def test_a_job_that_another_worker_has_ended_is_not_put_off(redis: ArqRedis) -> None:
-    """Else the next one of its id would begin with a try that was never made."""
-    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd("image01", again_after_ms=0)])
+async def test_finished_job_is_not_retried(redis: ArqRedis) -> None:
+    """Otherwise the next job with its id would begin with a try that was never made."""
+    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult("image01", retry_after_ms=0)])
     assert await redis.keys("*") == []
 
 
-async def test_a_job_that_reaches_its_time_limit_is_put_off(redis: ArqRedis, redis_url: str) -> None:
-    tries: list[int] = []
-
-    async def wait_in_line(ctx: dict[str, Any], image_id: str, *, request_id: str) -> None:
-        tries.append(ctx["job_try"])
-        if len(tries) == 1:
-            await asyncio.sleep(60)
-
-    async with working(redis_url, wait_in_line) as worker:
-        worker.job_timeout_s = 0.2
-        await enqueue(redis, "image01")
-        await until(lambda: worker.jobs_complete == 1)
-    assert tries == [1, 2]
-    assert worker.jobs_failed == 0
+async def test_payload_is_no_pickle_and_has_no_time(redis: ArqRedis) -> None:
+    """The clock of Redis counts, and that of the client's host may differ."""
+    await enqueue(redis, "image01")
+    payload = jobs.decode(await redis.get(job_key_prefix + "image01"))
+    assert payload["a"] == ["image01"]
+    assert payload["et"] == 0
 
 
-async def test_the_job_of_a_dead_worker_runs_elsewhere_within_seconds(redis: ArqRedis, redis_url: str) -> None:
-    runs = 0
+# Leases and outages
 
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        nonlocal runs
-        runs += 1
+
+async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis, redis_url: str) -> None:
+    started: list[float] = []
+
+    async def run(ctx: Any, image_id: str, **_: Any) -> None:
+        started.append(time.monotonic())
 
     await enqueue(redis, "image01")
-    # What a worker leaves that was killed right after it had claimed the job.
+    # What a worker leaves behind that was killed right after its claim.
+    began = time.monotonic()
     await redis.psetex(in_progress_key_prefix + "image01", 1500, b"1")
-    async with working(redis_url, job):
-        await asyncio.sleep(1)
-        assert runs == 0
-        await until(lambda: runs == 1, timeout_s=3)
+    async with run_queue_worker(redis_url, run):
+        await until(lambda: bool(started))
+    assert started[0] - began >= 1.4
 
 
-async def test_the_lease_of_a_long_job_is_renewed(
-    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.queue.claims.LEASE_S", 2)
-    runs = 0
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        nonlocal runs
-        runs += 1
-        await asyncio.sleep(4)
-
+async def test_lease_of_a_running_job_is_renewed(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    key = in_progress_key_prefix + "image01"
+    job.release.clear()
     await enqueue(redis, "image01")
-    async with working(redis_url, job), working(redis_url, job):
-        await asyncio.sleep(4.5)
-    assert runs == 1
+    async with run_queue_worker(redis_url, job, lease_s=20, poll_interval_s=0.1):
+        await until(lambda: len(job.runs) == 1)
+        for _ in range(3):
+            await redis.pexpire(key, 10_000)
+            await until(lambda: is_longer(redis, key, 15_000))
+        job.release.set()
+        await until(lambda: job.finished == ["image01"])
 
 
-async def test_a_worker_outlives_a_restart_of_redis_and_finds_its_work(servers: Servers, redis_url: str) -> None:
-    done: list[str] = []
+async def is_longer(redis: ArqRedis, key: str, ttl_ms: int) -> bool:
+    return int(await redis.pttl(key)) > ttl_ms
 
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
 
+async def test_worker_outlives_a_restart_of_redis(servers: Servers, redis_url: str, job: Recorder) -> None:
     client = jobs.open_redis(redis_url)
-    async with working(redis_url, job):
+    async with run_queue_worker(redis_url, job):
         await enqueue(client, "before1")
-        await until(lambda: done == ["before1"])
+        await until(lambda: job.finished == ["before1"])
         servers.valkey.stop()
         shutil.rmtree(servers.valkey.folder)
         await asyncio.sleep(1)
         servers.valkey.start()
         await client.connection_pool.disconnect()
         await enqueue(client, "after01")
-        await until(lambda: done == ["before1", "after01"])
+        await until(lambda: job.finished == ["before1", "after01"])
     await client.aclose(close_connection_pool=True)
 
 
-async def test_an_idle_worker_costs_next_to_nothing(redis_url: str) -> None:
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    async with working(redis_url, job):
-        await asyncio.sleep(1)
-        before = time.process_time()
-        await asyncio.sleep(3)
-        assert (time.process_time() - before) / 3 < 0.02
-
-
-async def test_a_worker_shows_that_it_lives_and_leaves_when_it_ends(redis: ArqRedis, redis_url: str) -> None:
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    queue = JobQueue(redis)
-    assert await queue.count_workers() == 0
-    async with working(redis_url, job), working(redis_url, job):
-        async with asyncio.timeout(3):
-            while await queue.count_workers() != 2:
-                await asyncio.sleep(0.05)
-    assert await queue.count_workers() == 0
-
-
-@pytest.mark.parametrize("age_s", [20, -20, -86400])
-async def test_dead_worker_is_not_counted(redis: ArqRedis, redis_url: str, age_s: float) -> None:
-    """A sign of life from the future was given before the clock of Redis was set back."""
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    seconds, _ = await redis.time()
-    await redis.zadd(WORKERS_KEY, {"host:dead": seconds - age_s})
-    assert await JobQueue(redis).count_workers() == 0
-    async with working(redis_url, job):
-        async with asyncio.timeout(10):
-            while await JobQueue(redis).count_workers() != 1:
-                await asyncio.sleep(0.02)
-
-
-@pytest.mark.parametrize("ahead_s", [0.5, 5])
-async def test_sign_of_a_clock_ahead_counts(redis: ArqRedis, redis_url: str, ahead_s: float) -> None:
-    """As a worker of the version before gives it, by its host's clock; or before a small correction of Redis's."""
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    seconds, microseconds = await redis.time()
-    await redis.zadd(WORKERS_KEY, {"host:old": seconds + microseconds / 1e6 + ahead_s})
-    assert await JobQueue(redis).count_workers() == 1
-    async with working(redis_url, job):
-        async with asyncio.timeout(10):
-            while await JobQueue(redis).count_workers() != 2:
-                await asyncio.sleep(0.02)
-
-
-async def test_jobs_carry_no_pickle(redis: ArqRedis) -> None:
-    await enqueue(redis, "image01")
-    payload = await redis.get(job_key_prefix + "image01")
-    assert jobs.decode(payload)["a"] == ["image01"]
-
-
-async def test_a_worker_ends_quietly_while_redis_is_away(servers: Servers, redis_url: str) -> None:
-    async def job(ctx: Any, image_id: str, **_: Any) -> None: ...
-
-    async with working(redis_url, job):
-        servers.valkey.stop()
-    servers.valkey.start()
-
-
-async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_takes_no_more(
-    redis: ArqRedis, redis_url: str
-) -> None:
-    started, finished = [], []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        started.append(image_id)
-        await asyncio.sleep(0.3)
-        finished.append(image_id)
-
-    await enqueue(redis, *(f"image{number:03}" for number in range(10)))
-    async with working(redis_url, job, max_jobs=2, job_completion_wait=5) as worker:
-        await until(lambda: len(started) == 2)
-        worker.handle_sig_wait_for_completion(signal.SIGTERM)
-        assert worker.main_task is not None
-        await until(worker.main_task.done)
-    assert started == finished
-    assert len(finished) == 2
-    assert await redis.zcard(PROBE_QUEUE) == 8
-
-
-async def test_a_worker_that_starts_without_redis_waits_for_it(servers: Servers, redis_url: str) -> None:
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
-
-    servers.valkey.stop()
-    async with working(redis_url, job):
-        await asyncio.sleep(0.3)
-        servers.valkey.start()
-        client = jobs.open_redis(redis_url)
-        await enqueue(client, "image01")
-        await until(lambda: done == ["image01"])
-        await client.aclose(close_connection_pool=True)
-
-
-async def test_worker_outlives_an_error_at_its_start(redis: ArqRedis, redis_url: str) -> None:
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
-
-    permit: Any = partial(redis.execute_command, "ACL", "SETUSER", "default")
-    await permit("-info")
-    try:
-        async with working(redis_url, job):
-            await asyncio.sleep(0.3)
-            await permit("+info")
-            await enqueue(redis, "image01")
-            await until(lambda: done == ["image01"])
-    finally:
-        await permit("+info")
-
-
-async def test_a_job_that_outlasts_the_drain_is_handed_over(redis: ArqRedis, redis_url: str) -> None:
-    async def endless(ctx: Any, image_id: str, **_: Any) -> None:
-        await asyncio.sleep(60)
-
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        done.append(image_id)
-
-    await enqueue(redis, "image01")
-    async with working(redis_url, endless) as worker:
-        await until(lambda: bool(worker.tasks))
-    async with working(redis_url, job):
-        await until(lambda: done == ["image01"])
-
-
-async def test_a_job_whose_lease_ended_is_not_taken_twice_by_its_own_worker(redis: ArqRedis, redis_url: str) -> None:
-    started: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        started.append(image_id)
-        await asyncio.sleep(30)
-
+async def test_job_that_still_runs_is_not_started_again(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+    """Its lease has expired, e.g. during an outage of Redis, and its own worker claims it."""
+    job.release.clear()
     await enqueue(redis, "a")
-    async with working(redis_url, job) as worker:
-        await until(lambda: bool(started))
-        await redis.delete(in_progress_key_prefix + "a")  # as after an outage of Redis
+    async with run_queue_worker(redis_url, job) as worker:
+        await until(lambda: len(job.runs) == 1)
+        await redis.delete(in_progress_key_prefix + "a")
         await redis.zadd(FairQueueKeys.of(PROBE_QUEUE).later, {"a": 0})
         await enqueue(redis, "b")
-        await until(lambda: len(started) == 2)
-        assert started == ["a", "b"]
-        assert await redis.exists(in_progress_key_prefix + "a")
-        assert worker.job_counter == len(worker.tasks) == 2
+        await until(lambda: len(job.runs) == 2)
+        assert job.runs == ["a", "b"]
+        await until(lambda: redis.exists(in_progress_key_prefix + "a"))
+        assert worker.running_jobs == 2
 
 
-async def test_a_job_whose_end_was_not_recorded_runs_again_and_its_error_is_heard(
-    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_lost_result_makes_the_job_run_again(
+    redis: ArqRedis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = 0
-    end = Claims.end
-    unheard: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    finish = Claims.finish
+    calls = 0
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
 
-    async def end_the_second_time(claims: Claims, ends: Sequence[JobEnd]) -> list[None]:
-        if runs == 1:
+    async def fail_once(claims: Claims, results: Sequence[JobResult]) -> list[None]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
             raise ServiceError("queue-unavailable")
-        return await end(claims, ends)
+        return await finish(claims, results)
 
-    monkeypatch.setattr(Claims, "end", end_the_second_time)
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        nonlocal runs
-        runs += 1
-        await asyncio.sleep(0.1)
-
-    async with working(redis_url, job):
+    monkeypatch.setattr(Claims, "finish", fail_once)
+    async with run_queue_worker(redis_url, job):
         await enqueue(redis, "image01")
-        await until(lambda: runs == 1)
-        await asyncio.sleep(0.2)
-        # Its lease is over, and it is claimed, before its worker has looked at what ended.
+        await until(lambda: calls == 1)
+        await asyncio.sleep(0.1)
+        # The lease expires, and the job is claimed before the worker has seen what has ended.
         await redis.delete(in_progress_key_prefix + "image01")
         await redis.rpush(WAKEUP_KEY, b"")  # type: ignore[misc]
-        async with asyncio.timeout(10):
-            while await redis.zcard(PROBE_QUEUE):
-                await asyncio.sleep(0.01)
-    assert runs == 2
+        await until(lambda: is_empty(redis))
+    assert job.finished == ["image01"] * 2
     gc.collect()
-    assert unheard == []
+    assert unhandled == []
 
 
-async def test_a_token_that_is_taken_without_a_place_goes_back(redis: ArqRedis, redis_url: str) -> None:
-    places = 4
-    started: list[str] = []
-    end = asyncio.Event()
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        started.append(image_id)
-        await end.wait()
-
-    await enqueue(redis, "a", "b")
-    async with working(redis_url, job, shares=Shares(lambda: places)):
-        await until(lambda: len(started) == 2)
-        await asyncio.sleep(0.2)  # it waits for the bell
-        places = 3
-        await enqueue(redis, "c")
-        await asyncio.sleep(0.2)
-        assert await redis.llen(WAKEUP_KEY) == 1  # type: ignore[misc]
-        end.set()
-        await until(lambda: len(started) == 3)
-
-
-@pytest.mark.parametrize("state", ["waiting", "put off", "claimed by a worker that died"])
-async def test_jobs_outlast_a_redis_clock_set_back(
-    redis: ArqRedis, redis_url: str, monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
-    """All that is left from before lies a day in the future."""
-    monkeypatch.setattr("worker.queue.claims.LEASE_S", 1)
+@pytest.mark.parametrize("state", ["waiting", "deferred", "claimed by a worker that died"])
+async def test_jobs_outlast_a_redis_clock_set_back(redis: ArqRedis, redis_url: str, job: Recorder, state: str) -> None:
+    """All times from before lie a day in the future."""
     keys, day_ms = FairQueueKeys.of(PROBE_QUEUE), 86_400_000
-    done: list[str] = []
-
-    async def job(ctx: Any, image_id: str, **_: Any) -> None:
-        assert ctx["waited_s"] >= 0
-        done.append(image_id)
-
     await enqueue(redis, "image01")
     if state != "waiting":
         claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
-        await claims.claim(1, Rooms(share=1), wait_s=0)  # loads the script
-        await claims.claim(1, Rooms(share=1), wait_s=0)
+        await claims.claim(1, ClaimLimits(share=1), wait_s=0)  # loads the script
+        await claims.claim(1, ClaimLimits(share=1), wait_s=0)
         assert await redis.exists(in_progress_key_prefix + "image01")
-    if state == "put off":
-        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd("image01", again_after_ms=0)])
+    if state == "deferred":
+        await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult("image01", retry_after_ms=0)])
     await redis.zincrby(PROBE_QUEUE, day_ms, "image01")
     for key in (keys.later, keys.line + "1"):
         if await redis.exists(key):
             await redis.zincrby(key, day_ms, "image01")
     if state == "claimed by a worker that died":
         await redis.pexpire(in_progress_key_prefix + "image01", day_ms)
-    async with working(redis_url, job):
-        await until(lambda: done == ["image01"])
+    async with run_queue_worker(redis_url, job, lease_s=1):
+        await until(lambda: job.finished == ["image01"])
 
 
-async def test_no_job_is_put_off_for_longer_than_allowed() -> None:
-    """Else it would be taken for one from before a correction of the clock, and run at once."""
-    assert max(probe._RETRY_S, probe._RETRY_MISSING_S, render._RETRY_S, LEASE_S) < MAX_DEFER_S
+def test_no_job_is_deferred_beyond_the_maximum() -> None:
+    """Otherwise it would seem to be from before a correction of the clock, and run at once."""
+    assert max(probe.RETRY_S, probe.RETRY_MISSING_S, render.RETRY_S, LEASE_S) < MAX_DEFER_S
+
+
+# Heartbeats
+
+
+async def test_worker_is_counted_while_it_runs(redis: ArqRedis, redis_url: str) -> None:
+    queue = JobQueue(redis)
+    assert await queue.count_workers() == 0
+    async with run_queue_worker(redis_url, nothing), run_queue_worker(redis_url, nothing):
+        await until(lambda: has_workers(queue, 2))
+    assert await queue.count_workers() == 0
+
+
+async def has_workers(queue: JobQueue, count: int) -> bool:
+    return await queue.count_workers() == count
+
+
+@pytest.mark.parametrize("age_s", [20, -20, -86400])
+async def test_dead_worker_is_not_counted(redis: ArqRedis, redis_url: str, age_s: float) -> None:
+    """A heartbeat from the future was given before the clock of Redis was set back."""
+    seconds, _ = await redis.time()
+    await redis.zadd(WORKERS_KEY, {"host:dead": seconds - age_s})
+    assert await JobQueue(redis).count_workers() == 0
+    async with run_queue_worker(redis_url, nothing):
+        await until(lambda: has_workers(JobQueue(redis), 1))
+
+
+@pytest.mark.parametrize("ahead_s", [0.5, 5])
+async def test_heartbeat_of_a_clock_ahead_counts(redis: ArqRedis, redis_url: str, ahead_s: float) -> None:
+    """As a worker of an earlier version gives it, by its host's clock; or before a small correction of Redis's."""
+    seconds, microseconds = await redis.time()
+    await redis.zadd(WORKERS_KEY, {"host:old": seconds + microseconds / 1e6 + ahead_s})
+    assert await JobQueue(redis).count_workers() == 1
+    async with run_queue_worker(redis_url, nothing):
+        await until(lambda: has_workers(JobQueue(redis), 2))

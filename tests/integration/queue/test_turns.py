@@ -1,11 +1,11 @@
-"""Accounts take turns: an account that sends much, or what takes long, does not delay another."""
+"""Accounts take turns: neither many jobs of an account nor slow ones delay those of another."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,35 +22,28 @@ from service.renditions.jobs import RenderOrder, encode_order
 from service.renditions.transformation import Transformation
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, Tenant, run_worker
-from tests.integration.queue.test_arq_worker import enqueue, working
 from tests.support import pictures
 from tests.support.api import upload_image
+from tests.support.queue_workers import LONG_POLL_S, enqueue, run_queue_worker
 from tests.support.samples import insert_image, slow_svg
 from tests.support.waiting import until
-from worker.queue.claims import Claims, JobEnd
-from worker.queue.shares import Rooms, Shares
+from worker.fairness import AccountShares, ClaimLimits
+from worker.queue.claims import LEASE_S, Claims, JobResult
 
 KEYS = FairQueueKeys.of(PROBE_QUEUE)
-ROOMY = Rooms(share=100)
-# Some seconds of a child.
+ROOMY = ClaimLimits(share=100)
+# Takes a decoder some seconds.
 SLOW = slow_svg(60)
 FLOOD = 200
 SAMPLES = 20
-# A machine that does other work makes one of some milliseconds wait as well. Behind one slow picture it is seconds.
-LEAST_WAIT_S = 0.3
+# Times below this are noise of a busy machine. Behind one slow picture it is seconds.
+MIN_WAIT_S = 0.3
 
 
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    client = jobs.open_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
-
-
-async def claim(redis: ArqRedis, count: int, rooms: Rooms = ROOMY) -> list[str]:
-    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
-    await claims.claim(0, rooms, wait_s=0)  # loads the script
-    return [job.id for job in await claims.claim(count, rooms, wait_s=0)]
+async def claim(redis: ArqRedis, count: int, limits: ClaimLimits = ROOMY, *, lease_s: float = LEASE_S) -> list[str]:
+    claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY, lease_s=lease_s)
+    await claims.claim(0, limits, wait_s=0)  # loads the script
+    return [job.id for job in await claims.claim(count, limits, wait_s=0)]
 
 
 async def enqueue_all(settings: Settings, waiting: Sequence[Job], **queue: str) -> None:
@@ -103,7 +96,7 @@ async def test_slow_pictures_delay_no_other_account(
         alone = await find_p95(ask)
         await flood_probes(settings, connection, loud)
         await asyncio.sleep(1)
-        assert await find_p95(ask) <= 3 * max(alone, LEAST_WAIT_S)
+        assert await find_p95(ask) <= 3 * max(alone, MIN_WAIT_S)
         assert await connection.fetchval("select count(*) from images where state = 'pending'") > FLOOD / 2
 
 
@@ -124,7 +117,7 @@ async def test_slow_renditions_delay_no_other_account(
         alone = await find_p95(ask)
         await flood_renditions(settings, large, loud)
         await asyncio.sleep(1)
-        assert await find_p95(ask) <= 3 * max(alone, LEAST_WAIT_S)
+        assert await find_p95(ask) <= 3 * max(alone, MIN_WAIT_S)
     redis = jobs.open_redis(settings.redis_url)
     assert await redis.zcard(jobs.RENDER_QUEUE) > FLOOD / 2
     await redis.aclose(close_connection_pool=True)
@@ -139,35 +132,35 @@ async def test_accounts_take_turns(redis: ArqRedis) -> None:
     assert await claim(redis, 10) == ["c1", "a2", "b2", "d1", "a3", "a4"]
 
 
-async def test_an_account_without_room_is_skipped(redis: ArqRedis) -> None:
+async def test_account_without_room_is_skipped(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", "a3", account=1)
     await enqueue(redis, "b1", "b2", "b3", account=2)
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, ROOMY, wait_s=0)
-    found = await claims.claim(10, Rooms(1, [("1", "1", 0)]), wait_s=0)
-    assert [(job.id, job.account) for job in found] == [("b1", "2")]
-    assert claims.skipped
-    assert not claims.left_behind  # nothing that this worker may have
-    found = await claims.claim(10, Rooms(5, [("1", "slow", 2), ("2", "slow", 2)]), wait_s=0)
-    assert [job.id for job in found] == ["a1", "b2"]
+    claimed = await claims.claim(10, ClaimLimits(1, [("1", "1", 0)]), wait_s=0)
+    assert [(job.id, job.account) for job in claimed] == [("b1", "2")]
+    assert claims.has_skipped
+    assert not claims.has_more  # none that this worker may have
+    claimed = await claims.claim(10, ClaimLimits(5, [("1", "slow", 2), ("2", "slow", 2)]), wait_s=0)
+    assert [job.id for job in claimed] == ["a1", "b2"]
 
 
-async def test_a_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
-    """Neither of the account nor of others, nor if the account is skipped."""
+async def test_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
+    """Neither of the same account nor of others, nor if the account is skipped."""
 
-    async def measure(rooms: Rooms) -> float:
+    async def measure(limits: ClaimLimits) -> float:
         claims, times = Claims(redis, PROBE_QUEUE, WAKEUP_KEY), []
-        await claims.claim(0, rooms, wait_s=0)
+        await claims.claim(0, limits, wait_s=0)
         for number in range(40):
             await enqueue(redis, f"other{number}", account=2)
             began = time.perf_counter()
-            found = await claims.claim(2, rooms, wait_s=0)
+            claimed = await claims.claim(2, limits, wait_s=0)
             times.append(time.perf_counter() - began)
-            assert "2" in {job.account for job in found}
-            await claims.end([JobEnd(job.id) for job in found])
-        return statistics.median(times)
+            assert "2" in {job.account for job in claimed}
+            await claims.finish([JobResult(job.id) for job in claimed])
+        return min(times)  # other work of the machine adds to some of them
 
-    full = Rooms(2, [("1", "1", 0)])
+    full = ClaimLimits(2, [("1", "1", 0)])
     short = await measure(ROOMY), await measure(full)
     queue = JobQueue(redis)
     for first in range(0, 10_000, 1000):
@@ -179,8 +172,8 @@ async def test_a_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
 
 
 @pytest.mark.parametrize("defer_s", [0, 1])
-async def test_a_job_of_a_plain_arq_client_runs(redis: ArqRedis, redis_url: str, defer_s: int) -> None:
-    """Behind a line of another account, and without a token of the bell."""
+async def test_job_of_a_plain_arq_client_runs(redis: ArqRedis, redis_url: str, defer_s: int) -> None:
+    """Behind a line of another account, and without a wake-up."""
     started: list[str] = []
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -190,27 +183,27 @@ async def test_a_job_of_a_plain_arq_client_runs(redis: ArqRedis, redis_url: str,
 
     await enqueue(redis, *(f"image{number:03}" for number in range(200)))
     await redis.enqueue_job(PROBE_IMAGE, "plain", request_id="", _queue_name=PROBE_QUEUE, _defer_by=defer_s)
-    async with working(redis_url, job, max_jobs=2):
-        await until(lambda: "plain" in started, timeout_s=4)
+    async with run_queue_worker(redis_url, job, max_jobs=2):
+        await until(lambda: "plain" in started)
     assert len(started) < 150
 
 
-async def test_jobs_of_the_version_before_turns_run(redis: ArqRedis) -> None:
+async def test_jobs_of_a_version_without_turns_run(redis: ArqRedis) -> None:
     ids = [f"image{number:04}" for number in range(2500)]
     await JobQueue(redis).enqueue([ProbeJob(ImageId(image_id), AccountId(1), "", "") for image_id in ids])
     await redis.delete(KEYS.turns, KEYS.later, KEYS.accounts, f"{KEYS.line}1")  # which that version does not write
-    found: set[str] = set()
+    claimed: set[str] = set()
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     async with asyncio.timeout(10):
-        while len(found) < len(ids):
+        while len(claimed) < len(ids):
             group = [job.id for job in await claims.claim(100, ROOMY, wait_s=0)]
-            assert not found & set(group)
-            found.update(group)
-            await claims.end([JobEnd(job_id) for job_id in group])
+            assert not claimed & set(group)
+            claimed.update(group)
+            await claims.finish([JobResult(job_id) for job_id in group])
 
 
-async def test_jobs_that_an_older_worker_ended_leave_nothing(redis: ArqRedis) -> None:
-    """It knows arq's keys alone."""
+async def test_job_that_an_older_worker_finished(redis: ArqRedis) -> None:
+    """That worker knows arq's keys only. Nothing of the job remains."""
     await enqueue(redis, "a1", "a2", account=1)
     await enqueue(redis, "b1", account=2)
     await redis.zrem(PROBE_QUEUE, "a1")
@@ -220,24 +213,24 @@ async def test_jobs_that_an_older_worker_ended_leave_nothing(redis: ArqRedis) ->
     assert not await redis.exists(*KEYS[:3], f"{KEYS.line}1", f"{KEYS.line}2")
 
 
-async def test_a_job_that_an_older_worker_runs_is_left_to_it(redis: ArqRedis) -> None:
+async def test_job_that_an_older_worker_runs(redis: ArqRedis) -> None:
     await enqueue(redis, "a1")
-    await redis.psetex(in_progress_key_prefix + "a1", 300, b"1")
+    await redis.set(in_progress_key_prefix + "a1", b"1", px=60_000)
     assert await claim(redis, 10) == []
-    await asyncio.sleep(0.35)  # it died
+    await redis.delete(in_progress_key_prefix + "a1")  # it died
+    await redis.zadd(KEYS.later, {"a1": 0})
     assert await claim(redis, 10) == ["a1"]
 
 
-async def test_a_dead_workers_jobs_keep_their_account(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.queue.claims.LEASE_S", 0.2)
+async def test_jobs_of_a_dead_worker_keep_their_account(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
     await enqueue(redis, "b1", account=2)
-    assert await claim(redis, 2) == ["a1", "b1"]
+    assert await claim(redis, 2, lease_s=0.2) == ["a1", "b1"]
     await asyncio.sleep(0.25)
-    assert await claim(redis, 10, Rooms(10, [("1", "1", 1)])) == ["a1", "b1"]
+    assert await claim(redis, 10, ClaimLimits(10, [("1", "1", 1)])) == ["a1", "b1"]
 
 
-async def test_a_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) -> None:
+async def test_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) -> None:
     accounts: list[str] = []
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -246,28 +239,28 @@ async def test_a_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) 
             raise Retry(defer=0.1)
 
     await enqueue(redis, "image01", account=7)
-    async with working(redis_url, job):
+    async with run_queue_worker(redis_url, job):
         await until(lambda: len(accounts) == 3)
     assert accounts == ["7"] * 3
 
 
-async def test_a_job_given_back_keeps_its_account(redis: ArqRedis) -> None:
+async def test_released_job_keeps_its_account(redis: ArqRedis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, ROOMY, wait_s=0)
-    await claims.give_back(await claims.claim(1, ROOMY, wait_s=0))
-    found = await claims.claim(10, ROOMY, wait_s=0)
-    assert [(job.id, job.account) for job in found] == [("a1", "1"), ("a2", "1")]
+    await claims.release(await claims.claim(1, ROOMY, wait_s=0))
+    claimed = await claims.claim(10, ROOMY, wait_s=0)
+    assert [(job.id, job.account) for job in claimed] == [("a1", "1"), ("a2", "1")]
 
 
-async def test_an_empty_queue_has_no_turns(redis: ArqRedis) -> None:
+async def test_empty_queue_has_no_turns(redis: ArqRedis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(30)), account=1)
     await enqueue(redis, "b1", account=2)
-    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).end([JobEnd(job_id) for job_id in await claim(redis, 100)])
+    await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult(job_id) for job_id in await claim(redis, 100)])
     assert set(await redis.keys("*")) <= {WAKEUP_KEY.encode(), others_wakeup_key(WAKEUP_KEY).encode()}
 
 
-async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, redis_url: str) -> None:
+async def test_full_share_leaves_room_for_others(redis: ArqRedis, redis_url: str) -> None:
     started: list[tuple[str, float]] = []
     released: set[str] = set()
 
@@ -277,8 +270,8 @@ async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, r
             await asyncio.sleep(0.002)
 
     await enqueue(redis, *(f"image{number}" for number in range(8)), account=1)
-    shares = Shares(share=lambda: 3, spare=lambda: 2)
-    async with working(redis_url, job, max_jobs=5, shares=shares):
+    shares = AccountShares(share=lambda: 3, spare=lambda: 2)
+    async with run_queue_worker(redis_url, job, max_jobs=5, shares=shares, poll_interval_s=LONG_POLL_S):
         await until(lambda: len(started) == 3)
         await asyncio.sleep(0.2)
         assert len(started) == 3
@@ -287,28 +280,28 @@ async def test_a_worker_with_a_full_share_starts_anothers_job(redis: ArqRedis, r
             await enqueue(redis, f"other{number}", account=2)
             await until(lambda count=4 + number: len(started) == count)  # type: ignore[misc]
             assert started[-1][0] == f"other{number}"
-            assert started[-1][1] - began < 0.3  # a look takes a second
+            assert started[-1][1] - began < LONG_POLL_S - 1  # it did not wait for a poll
         released.update(image_id for image_id, _ in started)
         began = time.monotonic()
         await until(lambda: len(started) == 11)  # its own again
-        assert started[-1][1] - began < 0.3
+        assert started[-1][1] - began < LONG_POLL_S - 1
         assert {image_id for image_id, _ in started[8:]} == {"image3", "image4", "image5"}
         released.update(f"image{number}" for number in range(8))
 
 
-async def test_one_account_alone_drains_its_line_without_waits(redis: ArqRedis, redis_url: str) -> None:
+async def test_single_account_drains_without_waits(redis: ArqRedis, redis_url: str) -> None:
     done: list[str] = []
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
         done.append(image_id)
 
     await enqueue(redis, *(f"image{number:03}" for number in range(300)))
-    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)):
-        await until(lambda: len(done) == 300, timeout_s=10)  # a look takes a second, and there are a hundred claims
+    async with run_queue_worker(redis_url, job, max_jobs=5, shares=AccountShares(lambda: 3, lambda: 2)):
+        await until(lambda: len(done) == 300, timeout_s=20)  # with a poll for each of a hundred claims: 100 s
 
 
-async def test_an_account_without_room_rings_once(redis: ArqRedis, redis_url: str) -> None:
-    """Its worker claims when there is room again. A new line rings for other accounts, which is one claim in vain."""
+async def test_account_without_room_wakes_once(redis: ArqRedis, redis_url: str) -> None:
+    """The worker claims when there is room again. A new line wakes workers for other accounts: one useless claim."""
     end = asyncio.Event()
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -316,25 +309,25 @@ async def test_an_account_without_room_rings_once(redis: ArqRedis, redis_url: st
 
     async def count_scripts() -> int:
         stats: dict[str, Any] = await redis.info("commandstats")
-        signs_of_life = int(stats.get("cmdstat_zremrangebyscore", {"calls": 0})["calls"]) // 2
-        return int(stats["cmdstat_evalsha"]["calls"]) - signs_of_life
+        heartbeats = int(stats.get("cmdstat_zremrangebyscore", {"calls": 0})["calls"]) // 2
+        return int(stats["cmdstat_evalsha"]["calls"]) - heartbeats
 
-    in_vain = []
-    async with working(redis_url, job, max_jobs=5, shares=Shares(lambda: 3, lambda: 2)) as worker:
+    useless = []
+    async with run_queue_worker(redis_url, job, max_jobs=5, shares=AccountShares(lambda: 3, lambda: 2)) as worker:
         for turn in range(3):
             end.clear()
             await enqueue(redis, f"a{turn}", f"b{turn}")
-            await until(lambda: worker.job_counter == 2)  # of three: no room until half of them are free
+            await until(lambda: worker.running_jobs == 2)  # of three slots: no room until half of them are free
             scripts = await count_scripts()
             await enqueue(redis, f"c{turn}")
             await asyncio.sleep(0.3)
-            in_vain.append(await count_scripts() - scripts - 1)
+            useless.append(await count_scripts() - scripts - 1)
             end.set()
-            await until(lambda: not worker.job_counter)
-    assert min(in_vain) <= 1  # a busy machine adds looks at intervals
+            await until(lambda: not worker.running_jobs)
+    assert min(useless) <= 1  # a busy machine adds polls
 
 
-async def test_another_worker_takes_what_one_has_no_room_for(redis: ArqRedis, redis_url: str) -> None:
+async def test_worker_with_room_takes_the_job(redis: ArqRedis, redis_url: str) -> None:
     by_worker: list[tuple[int, float]] = []
     end = asyncio.Event()
 
@@ -345,14 +338,15 @@ async def test_another_worker_takes_what_one_has_no_room_for(redis: ArqRedis, re
 
         return job
 
-    async with working(redis_url, job_of(1), max_jobs=4, shares=Shares(lambda: 2, lambda: 2)):
+    options: dict[str, Any] = {"max_jobs": 4, "poll_interval_s": LONG_POLL_S}
+    async with run_queue_worker(redis_url, job_of(1), shares=AccountShares(lambda: 2, lambda: 2), **options):
         await enqueue(redis, "a1", "a2")
         await until(lambda: len(by_worker) == 2)
-        async with working(redis_url, job_of(2), max_jobs=4, shares=Shares(lambda: 2, lambda: 2)):
+        async with run_queue_worker(redis_url, job_of(2), shares=AccountShares(lambda: 2, lambda: 2), **options):
             await asyncio.sleep(0.3)
             began = time.monotonic()
             await enqueue(redis, "a3", "a4")
             await until(lambda: len(by_worker) == 4)
             assert [number for number, _ in by_worker] == [1, 1, 2, 2]
-            assert by_worker[-1][1] - began < 0.5
+            assert by_worker[-1][1] - began < LONG_POLL_S - 1
             end.set()

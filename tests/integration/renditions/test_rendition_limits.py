@@ -20,6 +20,7 @@ from service.limits.rate_limiter import RateLimiter
 from service.renditions.signatures import sign
 from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
 from tests.support import pictures
+from worker.sandbox.decoder import DecoderLimits
 
 Upload = Callable[..., Awaitable[str]]
 PROXIES = "127.0.0.0/8"
@@ -92,13 +93,10 @@ async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upl
         assert await code(await api.get(f"/i/{slow}?width=11&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate_limit="3/h", wait_s=20)
-async def test_failed_rendition_is_settled_by_its_seconds(
-    api: Client, upload: Upload, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.sandbox.decoder._WAITING_SHARE", 0)
+@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
+async def test_failed_rendition_is_settled_by_its_seconds(api: Client, upload: Upload, settings: Settings) -> None:
     slow = await upload(slow_drawing())
-    async with run_worker(settings, render_timeout_s=0.1):
+    async with run_worker(settings, limits=DecoderLimits(io_stall_cpu_share=0), render_timeout_s=0.1):
         for width in (10, 11):  # two tokens each
             assert await code(await api.get(f"/i/{slow}?width={width}&format=png")) == (422, "rendition-failed")
         assert await code(await api.get(f"/i/{slow}?width=12&format=png")) == (429, "too-many-renditions")

@@ -16,7 +16,6 @@ from arq import Retry
 from structlog.testing import capture_logs
 
 from service.config.settings import Settings
-from service.errors import ServiceError
 from service.ids import ImageId
 from service.queue import jobs
 from service.renditions import queries
@@ -31,10 +30,10 @@ from tests.support import pictures
 from tests.support.disks import on_disk
 from tests.support.scrapes import Scrape
 from tests.support.waiting import until
-from worker import rendition_recorder
 from worker.cron.eviction import NEXT_FOLDER, evict_renditions
 from worker.render import render_image
 from worker.resources import open_resources
+from worker.sandbox.decoder import DecoderLimits
 
 ID = ImageId("AAAAAAA")
 RED = Transformation("png", 100, width=10)
@@ -96,11 +95,10 @@ async def test_order_that_redis_lost_is_enqueued_again(api: Client, image_id: st
 
 
 @pytest.mark.settings(render_timeout_s=0.1, wait_s=9)
-async def test_failed_rendition_is_not_retried_at_once(
-    api: Client, tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
+    api: Client, tenant: Tenant, settings: Settings
 ) -> None:
-    monkeypatch.setattr("worker.sandbox.decoder._WAITING_SHARE", 0)
-    async with run_worker(settings):
+    async with run_worker(settings, limits=DecoderLimits(io_stall_cpu_share=0)):
         data = pictures.encode("jpeg", pictures.landscape(3000, 2000), quality=30)
         answer = await api.post("/v1/images", data=data, headers=tenant.headers)
         path = f"/i/{(await answer.json())['response']['id']}?format=avif&width=3000&blur=100"
@@ -240,7 +238,7 @@ async def test_eviction_without_redis_is_no_warning(settings: Settings) -> None:
             await evict_renditions({"resources": resources})
     await redis.aclose(close_connection_pool=True)
     levels = {line["event"]: line["log_level"] for line in logs}
-    assert levels.pop("eviction.put_off") == "debug"
+    assert levels.pop("eviction.deferred") == "debug"
     assert levels.keys() <= {"queue.unavailable"}
 
 
@@ -327,72 +325,13 @@ async def test_deleted_image_gets_no_rendition_row(
     assert await connection.fetchval("select count(*) from renditions") == 1
 
 
-async def test_rows_are_written_behind_the_reply_once_the_database_is_there(
-    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rendition_recorder, "_GATHER_S", 0.01)
-    monkeypatch.setattr(rendition_recorder, "_RETRY_S", 0.01)
-    away = 3
-
-    async def keep(database: Any, made: Any) -> list[bool]:
-        nonlocal away
-        away -= 1
-        if away >= 0:
-            raise ServiceError("database-unavailable")
-        return await insert_renditions(database, made)
-
-    monkeypatch.setattr(rendition_recorder, "insert_renditions", keep)
-    await connection.execute(
-        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
-    )
-    redis = jobs.open_redis(settings.redis_url)
-    async with open_resources(settings, redis) as resources:
-        there, gone = RenditionKey(ID, "1" * 32), RenditionKey(ImageId("BBBBBBB"), "1" * 32)
-        for key in (there, gone):
-            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
-        await until(lambda: connection.fetchval("select count(*) from renditions"))
-        await until(lambda: len(files(settings)) == 1)  # the other's image is no more
-        monkeypatch.setattr(rendition_recorder, "_GATHER_S", 60)
-        last = RenditionKey(ID, "2" * 32)
-        resources.ledger.note(NewRendition(last, None, resources.renditions.write(last, b"x").size))
-    assert await connection.fetchval("select array_agg(digest order by digest) from renditions") == ["1" * 32, "2" * 32]
-    assert away < 0
-    await redis.aclose(close_connection_pool=True)
-
-
 def block(path: Path) -> None:
     """No file, so it cannot be unlinked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir()
 
 
-async def test_a_stuck_file_stops_no_rows(
-    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rendition_recorder, "_GATHER_S", 0.01)
-    await connection.execute(
-        "insert into images (id, account_id, size, sha256, state) values ($1, $2, 1, '', 'ready')", ID, tenant.id
-    )
-    redis = jobs.open_redis(settings.redis_url)
-    async with open_resources(settings, redis) as resources:
-        stuck = RenditionKey(ImageId("BBBBBBB"), "1" * 32)  # of no image
-        block(resources.renditions.path(stuck))
-        resources.ledger.note(NewRendition(stuck, None, 1))
-        for digit in "123":
-            key = RenditionKey(ID, digit * 32)
-            resources.ledger.note(NewRendition(key, None, resources.renditions.write(key, b"x").size))
-        await until(lambda: connection.fetchval("select count(*) = 3 from renditions"))
-        await until(lambda: not resources.ledger._waiting)
-        after = RenditionKey(ID, "4" * 32)
-        resources.ledger.note(NewRendition(after, None, resources.renditions.write(after, b"x").size))
-        await until(lambda: connection.fetchval("select count(*) = 4 from renditions"))
-    await redis.aclose(close_connection_pool=True)
-
-
-async def test_stuck_renditions_stop_no_eviction(
-    settings: Settings, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.cron.eviction._AT_ONCE", 2)
+async def test_stuck_renditions_stop_no_eviction(settings: Settings, connection: Any, tenant: Tenant) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings.model_copy(update={"renditions_size": 100}), redis) as resources:
         for number in range(7):  # the oldest three are stuck, and as large as all that may be kept
@@ -407,7 +346,7 @@ async def test_stuck_renditions_stop_no_eviction(
                 *key,
                 10 - number,
             )
-        await evict_renditions({"resources": resources})
+        await evict_renditions({"resources": resources}, batch_size=2)
         left = await connection.fetchval("select array_agg(left(digest, 1) order by digest) from renditions")
         assert left == ["0", "1", "2"]
         assert files(settings) == []

@@ -1,11 +1,10 @@
-"""What a worker believes of a child process: lies end the child, and count against its picture."""
+"""Checks of a decoder's results: a lie ends the process, and counts against its picture."""
 
 from __future__ import annotations
 
 import io
 import math
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,28 @@ from structlog.testing import capture_logs
 
 from service.images.probe import MAX_PREVIEW_BYTES, Probe
 from service.renditions.transformation import Transformation
+from tests.integration.sandbox.conftest import NewPool
 from tests.support import pictures
 from tests.support.lying_child import TOKEN
 from tests.support.samples import jpeg
 from worker.file_headers import read_size
-from worker.sandbox.decoder import ChildLost
+from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.messages import (
     GREETING_TOKEN,
     LENGTH,
-    MAX_WORDS_BYTES,
-    Answer,
-    Finding,
+    MAX_METADATA_BYTES,
     Patches,
-    Refusal,
+    ReadError,
+    Rejection,
     Rendered,
-    Unreadable,
-    encode_answer,
+    Response,
+    Result,
+    encode_response,
 )
-from worker.sandbox.pool import Children
-from worker.sandbox.process import ChildStalled
+from worker.sandbox.pool import DecoderPool
+from worker.sandbox.process import DecoderStalled
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children get their files by Linux's sockets")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets")
 
 PREVIEW = pictures.encode("JPEG", Image.new("L", (48, 32)), quality=10)
 HONEST = Probe("jpeg", 120, 80, 1, 1, has_alpha=False, exif={"Make": "Daguerre"}, mini_preview=PREVIEW)
@@ -45,44 +45,43 @@ SMALL = Transformation("jpeg", 80, width=60, height=60)
 
 
 class Liar:
-    """One child of a worker that answers what a test writes down. Without that it says nothing."""
+    """A pool of one decoder that responds with what a test has set. Before that it does not respond."""
 
-    def __init__(self, folder: Path, children: Children) -> None:
+    def __init__(self, folder: Path, pool: DecoderPool) -> None:
         self.picture = folder / "picture"
         self.picture.write_bytes(jpeg(120, 80))
-        self.children = children
+        self.pool = pool
         self._lie = folder / "lie"
 
-    def say(self, finding: Finding, *, seconds: float = 0) -> None:
-        self.say_bytes(encode_answer(Answer.of(finding, seconds=seconds, computed_s=0)))
+    def say(self, result: Result, *, seconds: float = 0) -> None:
+        self.say_bytes(encode_response(Response.of(result, seconds=seconds, cpu_s=0)))
 
     def say_bytes(self, message: bytes) -> None:
         self._lie.write_bytes(message)
 
     async def probe(self) -> Probe:
-        return await self.children.probe(str(self.picture))
+        return await self.pool.probe(str(self.picture))
 
     async def render(self, transformation: Transformation = SMALL) -> bytes:
-        return await self.children.render([str(self.picture)], transformation)
+        return await self.pool.render([str(self.picture)], transformation)
 
     async def find_locations(self) -> Any:
-        return await self.children.find_locations([str(self.picture)])
+        return await self.pool.find_locations([str(self.picture)])
 
     @property
     def pid(self) -> int | None:
-        return self.children._all[0].process.pid
+        return self.pool.decoders[0].process.pid
 
 
 @pytest.fixture
-async def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Liar]:
+async def liar(new_pool: NewPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Liar:
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.lying_child "{tmp_path / "lie"}"\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    children = Children(1, max_pixels=MAX_PIXELS, timeout_s=0.5)
-    await children.start()
-    yield Liar(tmp_path, children)
-    await children.end()
+    pool = new_pool(max_pixels=MAX_PIXELS, timeout_s=0.5)
+    await pool.start()
+    return Liar(tmp_path, pool)
 
 
 def image(form: str, width: int, height: int, **options: object) -> bytes:
@@ -122,7 +121,7 @@ LIES: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_honest_answer_is_believed(liar: Liar) -> None:
+async def test_honest_result_is_accepted(liar: Liar) -> None:
     liar.say(HONEST)
     assert await liar.probe() == HONEST
     turned = replace(HONEST, width=80, height=120, orientation=6)
@@ -134,9 +133,11 @@ async def test_honest_answer_is_believed(liar: Liar) -> None:
 async def test_probe_that_cannot_be_ends_its_child(liar: Liar, changes: dict[str, Any]) -> None:
     liar.say(replace(HONEST, **changes))
     pid = liar.pid
-    with capture_logs() as logs, pytest.raises(ChildLost):
+    with capture_logs() as logs, pytest.raises(DecoderFailed):
         await liar.probe()
-    assert [line["cause"].partition(":")[0] for line in logs if line["event"] == "child.lost"] == ["OddAnswer"]
+    assert [line["cause"].partition(":")[0] for line in logs if line["event"] == "decoder.failed"] == [
+        "InvalidResponse"
+    ]
     liar.say(HONEST)
     assert await liar.probe() == HONEST
     assert liar.pid != pid
@@ -146,55 +147,53 @@ async def test_drawing_has_no_more_pixels_than_admitted(liar: Liar) -> None:
     """Its header does not say its size."""
     liar.picture.write_bytes(pictures.SVG)
     liar.say(replace(HONEST, format="svg", width=1_000, height=1_001))
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.probe()
 
 
 @pytest.mark.parametrize("text", [b"\xed\xa0\x80", b"\xff"], ids=["a lone surrogate", "no UTF-8"])
 async def test_text_that_is_no_text_ends_its_child(liar: Liar, text: bytes) -> None:
-    honest = encode_answer(Answer.of(replace(HONEST, exif={"Make": "x" * len(text)}), seconds=0, computed_s=0))
+    honest = encode_response(Response.of(replace(HONEST, exif={"Make": "x" * len(text)}), seconds=0, cpu_s=0))
     liar.say_bytes(honest.replace(b"x" * len(text), text))
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.probe()
 
 
 @pytest.mark.parametrize(
     "refusal",
     [
-        Refusal("quota-exceeded"),
-        Refusal("nonsense"),
-        Refusal("rendition-too-large"),
-        Refusal("damaged-image", "JPEG XL"),
-        Refusal("unsupported-image", "x" * 65),
-        Refusal("unsupported-image", "\x1b[2J"),
+        Rejection("quota-exceeded"),
+        Rejection("nonsense"),
+        Rejection("rendition-too-large"),
+        Rejection("damaged-image", "JPEG XL"),
+        Rejection("unsupported-image", "x" * 65),
+        Rejection("unsupported-image", "\x1b[2J"),
     ],
     ids=repr,
 )
-async def test_refusal_of_another_kind_ends_its_child(liar: Liar, refusal: Refusal) -> None:
+async def test_refusal_of_another_kind_ends_its_child(liar: Liar, refusal: Rejection) -> None:
     liar.say(refusal)
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.probe()
 
 
-@pytest.mark.parametrize("finding", [Rendered(b"\xff\xd8\xff"), Patches([]), Unreadable("x" * 201)], ids=repr)
-async def test_answer_to_another_request_ends_its_child(liar: Liar, finding: Finding) -> None:
+@pytest.mark.parametrize("finding", [Rendered(b"\xff\xd8\xff"), Patches([]), ReadError("x" * 201)], ids=repr)
+async def test_answer_to_another_request_ends_its_child(liar: Liar, finding: Result) -> None:
     liar.say(finding)
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.probe()
 
 
-async def test_long_answer_is_not_awaited(liar: Liar) -> None:
-    """The child sends the length alone: a worker that waits for the rest takes until the time-out, and blames the
-    disk.
-    """
-    liar.say_bytes(LENGTH.pack(MAX_WORDS_BYTES + 1))
-    with pytest.raises(ChildLost):
+async def test_long_response_is_not_awaited(liar: Liar) -> None:
+    """Only its length is sent. A worker that waited for the rest would time out, and blame the disk."""
+    liar.say_bytes(LENGTH.pack(MAX_METADATA_BYTES + 1))
+    with pytest.raises(DecoderFailed):
         await liar.probe()
     liar.say_bytes(LENGTH.pack(6 * 60 * 60 + (1 << 20) + 1))
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.render()
-    liar.say_bytes(LENGTH.pack(MAX_WORDS_BYTES + 17 * liar.picture.stat().st_size + 1))
-    with pytest.raises(ChildLost):
+    liar.say_bytes(LENGTH.pack(MAX_METADATA_BYTES + 17 * liar.picture.stat().st_size + 1))
+    with pytest.raises(DecoderFailed):
         await liar.find_locations()
 
 
@@ -213,14 +212,14 @@ async def test_long_answer_is_not_awaited(liar: Liar) -> None:
         (pictures.HEIC, Transformation("avif", 80)),
     ],
 )
-async def test_rendition_of_another_kind_ends_child(liar: Liar, data: bytes, transformation: Transformation) -> None:
+async def test_other_rendition_ends_decoder(liar: Liar, data: bytes, transformation: Transformation) -> None:
     liar.say(Rendered(data))
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.render(transformation)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "gif", "avif"])
-async def test_rendition_as_ordered_is_believed(liar: Liar, form: Any) -> None:
+async def test_ordered_rendition_is_accepted(liar: Liar, form: Any) -> None:
     data = image(form.upper(), 60, 40)
     liar.say(Rendered(data))
     assert await liar.render(Transformation(form, 80, width=60, height=60)) == data
@@ -233,41 +232,44 @@ async def test_patches_stay_within_their_file(liar: Liar) -> None:
     assert await liar.find_locations() == honest
     for lie in ([(-1, b"a")], [(size, b"a")], [(0, b"ab"), (1, b"b")], [(5, b"a"), (1, b"b")], [(1 << 62, b"a")]):
         liar.say(Patches(lie))
-        with pytest.raises(ChildLost):
+        with pytest.raises(DecoderFailed):
             await liar.find_locations()
 
 
 @pytest.mark.parametrize("token", [TOKEN, b"<stolen>", GREETING_TOKEN], ids=["twice", "early", "as a greeting"])
-async def test_answer_to_no_request_ends_its_child(liar: Liar, token: bytes) -> None:
-    """Else each picture would be given the answer of another one."""
-    honest = encode_answer(Answer.of(HONEST, seconds=0, computed_s=0))
+async def test_response_to_no_request_ends_decoder(liar: Liar, token: bytes) -> None:
+    """Otherwise each picture would get the response of another one."""
+    honest = encode_response(Response.of(HONEST, seconds=0, cpu_s=0))
     liar.say_bytes(honest + token + honest)
     assert await liar.probe() == HONEST
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await liar.probe()
     liar.say(HONEST)
     assert [await liar.probe() for _ in range(3)] == [HONEST] * 3
 
 
-async def test_answer_of_two_kinds_ends_its_child(liar: Liar) -> None:
-    both = Answer(0, 0, probe=HONEST, refusal=Refusal("damaged-image"))
-    liar.say_bytes(encode_answer(both))
-    with pytest.raises(ChildLost):
+async def test_two_results_end_decoder(liar: Liar) -> None:
+    both = Response(0, 0, probe=HONEST, rejection=Rejection("damaged-image"))
+    liar.say_bytes(encode_response(both))
+    with pytest.raises(DecoderFailed):
         await liar.probe()
 
 
-async def test_time_of_a_picture_is_at_most_its_limit(liar: Liar) -> None:
-    """By it a worker decides how many pictures a child gets ahead."""
+async def test_duration_is_at_most_the_time_limit(liar: Liar) -> None:
+    """The worker chooses by it how many requests a decoder prefetches."""
     liar.say(HONEST, seconds=1e9)
     await liar.probe()
-    assert liar.children._mean_s < 1
+    assert liar.pool.prefetch == 1
+    for _ in range(30):
+        liar.pool.record_duration(0)
+    assert liar.pool.prefetch > 1
 
 
-async def test_child_that_does_not_read_is_no_slow_disk(liar: Liar) -> None:
-    with pytest.raises(ChildStalled):  # the worker can read the file
+async def test_stalled_decoder_is_no_slow_disk(liar: Liar) -> None:
+    with pytest.raises(DecoderStalled):  # the worker can read the file
         await liar.probe()
-    liar.say(Unreadable("OSError(5, 'Input/output error')"))
-    with pytest.raises(ChildStalled):
+    liar.say(ReadError("OSError(5, 'Input/output error')"))
+    with pytest.raises(DecoderStalled):
         await liar.probe()
     liar.picture.unlink()
     with pytest.raises(FileNotFoundError):
@@ -275,17 +277,16 @@ async def test_child_that_does_not_read_is_no_slow_disk(liar: Liar) -> None:
 
 
 @pytest.mark.parametrize("name", pictures.every_format())
-async def test_every_format_passes_the_checks(tmp_path: Path, name: str) -> None:
+async def test_every_format_passes_the_checks(new_pool: NewPool, tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.every_format()[name])
-    children = Children(1, max_pixels=MAX_PIXELS, timeout_s=8)
-    probe = await children.probe(str(path))
+    pool = new_pool(max_pixels=MAX_PIXELS, timeout_s=8)
+    probe = await pool.probe(str(path))
     assert probe.format == name.partition(",")[0]
-    await children.find_locations([str(path)])
+    await pool.find_locations([str(path)])
     for form in ("jpeg", "png", "webp", "gif", "avif"):
-        with Image.open(io.BytesIO(await children.render([str(path)], Transformation(form, 80, width=20)))) as made:
+        with Image.open(io.BytesIO(await pool.render([str(path)], Transformation(form, 80, width=20)))) as made:
             assert made.width == 20
-    await children.end()
 
 
 # A frame of 16 x 8 as a JPEG has it, and bytes before it.

@@ -1,4 +1,4 @@
-"""What a child process may not do once it is confined, tried in real ones, and what it still can."""
+"""What code in the sandbox cannot do, tried in a real process, and what it still can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,22 @@ from service.ids import ImageId
 from service.renditions.transformation import Transformation, Watermark
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import do_without
+from tests.integration.sandbox.conftest import NewPool
 from tests.support import pictures
+from tests.support.decoders import until
 from tests.support.processes import is_alive
 from tests.support.samples import jpeg, slow_svg
 from worker import imaging
-from worker.sandbox import confinement
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.messages import Answer, ProbeRequest
-from worker.sandbox.pool import Children
-from worker.sandbox.process import ChildProcess
+from worker.sandbox import confinement, limits
+from worker.sandbox.decoder import DecoderFailed
+from worker.sandbox.messages import ProbeRequest, Response
+from worker.sandbox.pool import DecoderPool
+from worker.sandbox.process import DecoderProcess
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
 
-# Python that is run in a confined child, and the errors that it may meet there. `picture` is the path of its picture,
-# and `fd` the descriptor that it was given.
+# Python that runs in the sandbox, and the error that it gets. `picture` is the path of its picture, and `fd` the open
+# descriptor of it.
 FORBIDDEN = {
     "write in /tmp": ("open('/tmp/daguerre-confined', 'w')", "EACCES"),
     "write in the storage": ("open(storage / 'new', 'w')", "EACCES"),
@@ -68,7 +69,7 @@ FORBIDDEN = {
     "list the storage": ("os.listdir(storage)", "EACCES"),
     "watch the storage": ("call(libc.inotify_init1, 0)", "EPERM"),
     "watch all files": ("call(libc.fanotify_init, 0x200, 0)", "EPERM"),
-    "be told of changes in a folder": ("fcntl.fcntl(os.open('/usr/lib', 0), fcntl.F_NOTIFY, 2)", "EPERM"),
+    "watch a folder": ("fcntl.fcntl(os.open('/usr/lib', 0), fcntl.F_NOTIFY, 2)", "EPERM"),
     "enter the storage": ("os.chdir(storage)", "EPERM"),
     "read /etc/passwd": ("open('/etc/passwd')", "EACCES"),
     "list the home folder": ("os.listdir(home)", "EACCES"),
@@ -94,7 +95,7 @@ FORBIDDEN = {
     "trace the worker": ("call(libc.ptrace, 16, os.getppid(), None, None)", "EPERM"),
     "signal the worker": ("os.kill(os.getppid(), 0)", "EPERM"),
     "signal a thread of the worker": ("call(libc.tgkill, os.getppid(), os.getppid(), 0)", "EPERM"),
-    "look at the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
+    "read the worker's limits": ("resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "EPERM"),
     "take the worker's cores": ("os.sched_setaffinity(os.getppid(), [0])", "EPERM"),
     "change the worker's turn": ("os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", "EPERM"),
     "change the worker's turn at the disk": ("call(libc.syscall, numbers['ioprio_set'], 1, 0, 0)", "EPERM"),
@@ -128,7 +129,7 @@ ALLOWED = {
     "load more of a package": "__import__('PIL.TgaImagePlugin')",
     "start a thread": "threading.Thread(target=int).start()",
     "random bytes": "open('/dev/urandom', 'rb').read(1)",
-    "its own limits": "confinement.allow_cpu(5)",
+    "its own limits": "limits.extend_cpu_limit(5)",
     "signal itself": "call(libc.tgkill, os.getpid(), threading.get_native_id(), 0)",
     "no privilege": "privileges() and fail('EPERM')",
 }
@@ -143,11 +144,11 @@ NUMBERS = {
 if os.uname().machine == "x86_64":
     FORBIDDEN["open a socket by x32"] = ("call(libc.syscall, 0x40000000 | 41, 2, 1, 0)", "EPERM")
 
-# Everything is tried twice: in the thread that was confined, and in one that it starts afterwards.
+# Everything is tried twice: in the thread that entered the sandbox, and in one that it starts afterwards.
 SCRIPT = """
 import ctypes, errno, fcntl, json, mmap, os, resource, socket, subprocess, sys, threading
 from pathlib import Path
-from worker.sandbox import confinement, seccomp
+from worker.sandbox import confinement, limits, seccomp
 from worker import imaging
 
 storage, home = Path(sys.argv[1]), Path.home()
@@ -168,12 +169,12 @@ def privileges():
     header = (ctypes.c_uint * 2)(0x20080522, 0)
     call(libc.capget, header, held)
     effective = int.from_bytes(held.raw[0:4], "little") | int.from_bytes(held.raw[12:16], "little") << 32
-    return effective & ~(1 << 2)  # but for reading
+    return effective & ~(1 << 2)  # except CAP_DAC_READ_SEARCH
 
 def call_unlisted():
     named = [*seccomp.ALLOWED.values(), *(entry[0] for entry in seccomp.BY_ARGUMENT.values())]
-    listed = {both[column] for both in [*named, seccomp._CLONE, seccomp._TGKILL]}
-    probes = {335, 336}  # on x86_64 the kernel's own, which filters never see: SIGILL for anybody else
+    listed = {both[column] for both in [*named, seccomp.CLONE, seccomp.TGKILL]}
+    probes = {335, 336}  # on x86_64 uprobes and uretprobes, which filters never see: others get SIGILL
     return {number: call_number(number) for number in range(700) if number not in listed | probes}
 
 def call_number(number):
@@ -194,10 +195,10 @@ def attempt_all():
 
 attempts, numbers = json.load(sys.stdin)
 outcomes = []
-confinement.limit_memory()
+limits.limit_memory()
 imaging.prepare()
 threads = len(os.listdir("/proc/self/task"))
-missing = confinement.confine()
+missing = confinement.enter_sandbox()
 attempt_all()
 later = threading.Thread(target=attempt_all)
 later.start()
@@ -234,52 +235,51 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @linux
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_code_in_a_child_cannot(tried: dict[str, Any], name: str) -> None:
+def test_sandbox_forbids(tried: dict[str, Any], name: str) -> None:
     assert [outcomes[name] for outcomes in tried["outcomes"]] == [FORBIDDEN[name][1]] * 2
 
 
 @linux
 @pytest.mark.parametrize("name", ALLOWED)
-def test_a_child_still_can(tried: dict[str, Any], name: str) -> None:
+def test_sandbox_allows(tried: dict[str, Any], name: str) -> None:
     assert [outcomes[name] for outcomes in tried["outcomes"]] == ["done"] * 2
 
 
 @linux
-def test_calls_that_are_not_listed_are_refused(tried: dict[str, Any]) -> None:
-    """Those of later kernels as not implemented, so that a C library that tries them first takes older ones."""
+def test_other_calls_are_refused(tried: dict[str, Any]) -> None:
+    """Recent calls get ENOSYS, so that a C library that tries them first falls back to older ones."""
     for number, outcome in tried["unlisted"].items():
         assert outcome == ("EPERM" if int(number) < 424 else "ENOSYS"), number
     assert len(tried["unlisted"]) > 500
 
 
 @linux
-def test_what_libvips_starts_is_confined_since_it_has_no_thread_before(tried: dict[str, Any]) -> None:
+def test_libvips_starts_no_thread_before_the_sandbox(tried: dict[str, Any]) -> None:
     assert tried["threads"] == 1
 
 
 @pytest.fixture
-async def children(tmp_path: Path) -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=100_000_000, timeout_s=8)
-    await children.start()
-    yield children
-    await children.end()
+async def pool(new_pool: NewPool) -> DecoderPool:
+    pool = new_pool(max_pixels=100_000_000, timeout_s=8)
+    await pool.start()
+    return pool
 
 
 TEXT = b"""<svg xmlns="http://www.w3.org/2000/svg" width="200" height="60">
 <text x="5" y="40" font-family="serif" font-size="30">Daguerre</text></svg>"""
 
 
-async def test_every_format_is_found_the_same_at_both_places_of_the_storage(children: Children, tmp_path: Path) -> None:
+async def test_probes_are_the_same_in_the_sandbox(pool: DecoderPool, tmp_path: Path) -> None:
     storage = LocalOriginals(tmp_path)
     storage.prepare()
     imaging.prepare()
-    kept, incoming, *_ = storage.paths_for_decoding(ImageId("picture"))
+    original, incoming, *_ = storage.paths_for_decoding(ImageId("picture"))
     for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
-        for place, other in ((incoming, kept), (kept, incoming)):
+        for path, other in ((incoming, original), (original, incoming)):
             Path(other).unlink(missing_ok=True)
-            Path(place).write_bytes(data)
-            unconfined = imaging.probe(place, max_pixels=100_000_000)
-            assert await children.probe(kept, incoming) == unconfined, name
+            Path(path).write_bytes(data)
+            unconfined = imaging.probe(path, max_pixels=100_000_000)
+            assert await pool.probe(original, incoming) == unconfined, name
 
 
 SHIFT_JIS = '<?xml version="1.0" encoding="Shift_JIS"?><svg xmlns="http://www.w3.org/2000/svg"><text>漢字</text></svg>'
@@ -291,31 +291,31 @@ RENDITIONS = [
 ]
 
 
-async def test_renditions_are_the_same_behind_the_filter(children: Children, tmp_path: Path) -> None:
+async def test_renditions_are_the_same_in_the_sandbox(pool: DecoderPool, tmp_path: Path) -> None:
     imaging.prepare()
     picture, mark = str(tmp_path / "picture"), str(tmp_path / "mark")
     Path(mark).write_bytes(pictures.encode("PNG", pictures.quarters(30, 20)))
     samples = pictures.every_format() | {"svg, text": TEXT, "svg, Shift_JIS": SHIFT_JIS.encode("shift_jis")}
     for name, data in samples.items():
         Path(picture).write_bytes(data)
-        assert await children.find_locations([picture]) == imaging.find_locations(picture), name
+        assert await pool.find_locations([picture]) == imaging.find_locations(picture), name
         for transformation in RENDITIONS:
             watermark = mark if transformation.watermark else None
             unconfined = imaging.render(picture, transformation, watermark=watermark, max_pixels=100_000_000)
-            confined = await children.render([picture], transformation, watermark and [watermark])
+            confined = await pool.render([picture], transformation, watermark and [watermark])
             assert confined == unconfined, (name, transformation)
 
 
-async def test_a_tiff_of_many_pages_needs_no_more_files_than_are_allowed(children: Children, tmp_path: Path) -> None:
+async def test_tiff_of_many_pages_needs_few_files(pool: DecoderPool, tmp_path: Path) -> None:
     first, *rest = (pictures.quarters(20 + page, 20) for page in range(100))
     (tmp_path / "picture").write_bytes(pictures.encode("TIFF", first, save_all=True, append_images=rest))
-    assert (await children.probe(str(tmp_path / "picture"))).pages == 100
+    assert (await pool.probe(str(tmp_path / "picture"))).pages == 100
 
 
 @linux
 @pytest.mark.usefixtures("tried")
-async def test_limits_of_a_child_are_not_the_workers(children: Children, tmp_path: Path) -> None:
-    def limits(pid: int) -> list[tuple[int, int]]:
+async def test_limits_are_not_those_of_the_worker(pool: DecoderPool, tmp_path: Path) -> None:
+    def read_limits(pid: int) -> list[tuple[int, int]]:
         names = ("AS", "CORE", "CPU", "FSIZE", "NOFILE")
         return [resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}")) for name in names]
 
@@ -323,23 +323,23 @@ async def test_limits_of_a_child_are_not_the_workers(children: Children, tmp_pat
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return [line for line in lines if line.startswith(("NoNewPrivs", "Seccomp:", "CapEff"))]
 
-    pid = children._all[0].process.pid
+    pid = pool.decoders[0].process.pid
     assert pid is not None
     (tmp_path / "picture").write_bytes(jpeg())
-    before = limits(os.getpid()), confined(os.getpid())
-    await children.probe(str(tmp_path / "picture"))
-    assert (limits(os.getpid()), confined(os.getpid())) == before
-    memory, core, (cpu_s, most_cpu_s), size, files = limits(pid)
-    assert (memory[1], core[1], size[1], files[1]) == (confinement.MEMORY_BYTES, 0, 0, confinement.FILES)
-    assert 8 + confinement.CPU_MARGIN_S <= cpu_s < 20
-    assert most_cpu_s == confinement.MAX_CPU_S + 8 + confinement.CPU_MARGIN_S
+    before = read_limits(os.getpid()), confined(os.getpid())
+    await pool.probe(str(tmp_path / "picture"))
+    assert (read_limits(os.getpid()), confined(os.getpid())) == before
+    memory, core, (cpu_s, most_cpu_s), size, files = read_limits(pid)
+    assert (memory[1], core[1], size[1], files[1]) == (limits.MEMORY_BYTES, 0, 0, confinement.MAX_OPEN_FILES)
+    assert 8 + limits.CPU_MARGIN_S <= cpu_s < 20
+    assert most_cpu_s == limits.MAX_CPU_S + 8 + limits.CPU_MARGIN_S
     assert confined(pid) != confined(os.getpid())
 
 
-async def test_a_child_that_nobody_ends_computes_no_longer_than_allowed(tmp_path: Path) -> None:
+async def test_kernel_ends_a_process_at_its_cpu_limit(tmp_path: Path) -> None:
     (tmp_path / "endless").write_bytes(slow_svg(1000))
     (tmp_path / "picture").write_bytes(jpeg())
-    process = ChildProcess(0.1)
+    process = DecoderProcess(0.1)
     await process.start()
     with FileIO(tmp_path / "picture") as picture, FileIO(tmp_path / "endless") as endless:
         process.send(ProbeRequest(1_000_000), [picture])
@@ -347,35 +347,34 @@ async def test_a_child_that_nobody_ends_computes_no_longer_than_allowed(tmp_path
         process.send(ProbeRequest(1_000_000), [endless])
     with pytest.raises(asyncio.IncompleteReadError):
         await process.receive()
-    assert process._process is not None
-    assert await process._process.wait() == -signal.SIGXCPU
-    await process.end()
+    assert await process.wait() == -signal.SIGXCPU
+    await process.stop()
 
 
 STOPPED_WORKER = """
 import asyncio, pathlib, sys
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.pool import Children
+from worker.sandbox.decoder import DecoderFailed
+from worker.sandbox.pool import DecoderPool
 
 async def main():
     storage = pathlib.Path(sys.argv[1])
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
-    probing = asyncio.create_task(children.probe(str(storage / "endless")))
+    pool = DecoderPool(1, max_pixels=1_000_000, timeout_s=1)
+    await pool.start()
+    probing = asyncio.create_task(pool.probe(str(storage / "endless")))
     await asyncio.sleep(0.1)
-    print(children._all[0].process.pid, flush=True)
+    print(pool.decoders[0].process.pid, flush=True)
     try:
         await probing
-    except ChildLost:
-        print("lost", (await children.probe(str(storage / "picture"))).width, flush=True)
-    await children.end()
+    except DecoderFailed:
+        print("failed", (await pool.probe(str(storage / "picture"))).width, flush=True)
+    await pool.close()
 
 asyncio.run(main())
 """
 
 
 @linux
-async def test_a_child_of_a_stopped_worker_ends_at_its_limit_and_is_lost_when_the_worker_goes_on(
+async def test_stopped_worker_finds_its_decoder_failed(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "endless").write_bytes(slow_svg(1000))
@@ -385,14 +384,14 @@ async def test_a_child_of_a_stopped_worker_ends_at_its_limit_and_is_lost_when_th
     )
     assert worker.stdout is not None
     try:
-        child = int(await worker.stdout.readline())
+        decoder = int(await worker.stdout.readline())
         worker.send_signal(signal.SIGSTOP)
         async with asyncio.timeout(40):
-            while is_alive(child):
+            while is_alive(decoder):
                 await asyncio.sleep(0.05)
         worker.send_signal(signal.SIGCONT)
         *_, last = (await worker.stdout.read()).splitlines()
-        assert last == b"lost 120"
+        assert last == b"failed 120"
     finally:
         if worker.returncode is None:
             worker.kill()
@@ -400,66 +399,62 @@ async def test_a_child_of_a_stopped_worker_ends_at_its_limit_and_is_lost_when_th
 
 
 @linux
-async def test_a_picture_that_takes_its_child_to_a_limit_costs_that_child_only(
-    children: Children, tmp_path: Path
-) -> None:
+async def test_cpu_limit_ends_one_process_only(pool: DecoderPool, tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(jpeg(120, 80))
     (tmp_path / "endless").write_bytes(slow_svg(1000))
-    pid = children._all[0].process.pid
+    pid = pool.decoders[0].process.pid
     assert pid is not None
-    probing = asyncio.create_task(children.probe(str(tmp_path / "endless")))
-    await asyncio.sleep(0.3)  # it has raised its limit for this picture
+    probing = asyncio.create_task(pool.probe(str(tmp_path / "endless")))
+    await until(lambda: pool.decoders[0].current_s > 0.3)  # it has raised its limit for this picture
     resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await probing
-    assert (await children.probe(str(tmp_path / "picture"))).width == 120
-    assert children._all[0].process.pid != pid
+    assert (await pool.probe(str(tmp_path / "picture"))).width == 120
+    assert pool.decoders[0].process.pid != pid
 
 
-async def test_a_storage_that_is_mounted_later_can_be_read(tmp_path: Path) -> None:
+async def test_storage_that_is_mounted_later_is_read(new_pool: NewPool, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
-    children = Children(1, max_pixels=1_000_000, timeout_s=8)
-    await children.start()
+    pool = new_pool()
+    await pool.start()
     storage.rename(tmp_path / "before")
     storage.mkdir()
     (storage / "picture").write_bytes(jpeg(120, 80))
-    assert (await children.probe(str(storage / "picture"))).width == 120
-    await children.end()
+    assert (await pool.probe(str(storage / "picture"))).width == 120
 
 
-async def test_a_child_that_prints_much_neither_waits_nor_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_much_output_does_not_block_a_decoder(
+    new_pool: NewPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chatty = tmp_path / "python"
     chatty.write_text(f'#!/bin/sh\nhead -c 1000000 /dev/zero >&2\nexec "{sys.executable}" "$@"\n')
     chatty.chmod(0o755)
     (tmp_path / "picture").write_bytes(jpeg(120, 80))
     monkeypatch.setattr(sys, "executable", str(chatty))
-    children = Children(1, max_pixels=1_000_000, timeout_s=8)
-    assert (await children.probe(str(tmp_path / "picture"))).width == 120
-    await children.end()
+    pool = new_pool()
+    assert (await pool.probe(str(tmp_path / "picture"))).width == 120
 
 
-async def test_the_last_words_of_a_child_are_logged(children: Children, tmp_path: Path) -> None:
+async def test_stderr_of_a_failure_is_logged(new_pool: NewPool, tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(jpeg())
-    children._max_pixels = "many"  # type: ignore[assignment]
-    with capture_logs() as logs, pytest.raises(ChildLost):
-        await children.probe(str(tmp_path / "picture"))
-    [line] = [line for line in logs if line["event"] == "child.lost"]
-    assert "ValidationError" in line["said"]
-    assert line["said"].isprintable()
-    assert len(line["said"]) <= 1000
+    pool = new_pool(max_pixels="many")
+    with capture_logs() as logs, pytest.raises(DecoderFailed):
+        await pool.probe(str(tmp_path / "picture"))
+    [line] = [line for line in logs if line["event"] == "decoder.failed"]
+    assert "ValidationError" in line["stderr"]
+    assert line["stderr"].isprintable()
+    assert len(line["stderr"]) <= 1000
 
 
-async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def start(_: ChildProcess) -> Answer:
-        return Answer.greeting(computed_s=0, unconfined=["Landlock"])
+async def test_incomplete_sandbox_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(_: DecoderProcess) -> Response:
+        return Response.greeting(cpu_s=0, missing=["Landlock"])
 
-    monkeypatch.setattr(ChildProcess, "start", start)
+    monkeypatch.setattr(DecoderProcess, "start", start)
     with capture_logs() as logs:
-        await Children(3, max_pixels=1, timeout_s=1).start()
-    assert [(line["event"], line["missing"]) for line in logs] == [("children.not_confined", ["Landlock"])]
+        await DecoderPool(3, max_pixels=1, timeout_s=1).start()
+    assert [(line["event"], line["missing"]) for line in logs] == [("sandbox.incomplete", ["Landlock"])]
 
 
 @pytest.mark.parametrize(
@@ -472,10 +467,10 @@ async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monk
 )
 @linux
 @pytest.mark.usefixtures("tried")
-def test_where_a_system_lacks_something_the_rest_holds(lacking: str, missing: list[str]) -> None:
+def test_rest_of_an_incomplete_sandbox_holds(lacking: str, missing: list[str]) -> None:
     script = (
-        "import resource, sys\nfrom worker.sandbox import confinement, seccomp\n"
-        f"{lacking}\nprint(confinement.confine())\n"
+        "import resource, sys\nfrom worker.sandbox import confinement, limits, seccomp\n"
+        f"{lacking}\nprint(confinement.enter_sandbox())\n"
         "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Files that are opened for child processes: at the first of their places, in time or not at all, and closed again."""
+"""Files that are opened for decoders: at the first path that exists, in time or not at all, and closed again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.sandbox.conftest import NewPool
 from tests.support.samples import jpeg
+from worker.sandbox.daemon_threads import MAX_THREADS
 from worker.sandbox.files import PictureFiles
-from worker.sandbox.pool import Children
-from worker.sandbox.process import ChildUnavailable
-from worker.sandbox.threads import MAX_THREADS
+from worker.sandbox.pool import DecoderPool
+from worker.sandbox.process import DecoderUnavailable
 
 SECONDS = 0.5
 
@@ -30,36 +31,29 @@ def files() -> Iterator[PictureFiles]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "picture"
-    path.write_bytes(jpeg(120, 80))
-    return str(path)
-
-
-@pytest.fixture
 def hanging(tmp_path: Path) -> Path:
-    """A file that does not open, as on a disk that hangs, until `release` is called on it."""
+    """A file whose opening blocks, as on a disk that hangs, until `release` is called."""
     path = tmp_path / "hanging"
     os.mkfifo(path)
     return path
 
 
 async def release(path: Path, files: PictureFiles) -> None:
-    """Lets the file open, and waits until that has come to the loop."""
+    """Lets the file open, and waits until the event loop knows."""
     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     async with asyncio.timeout(5):
-        while files._threads._unfinished:
+        while files.threads.unfinished:
             await asyncio.sleep(0.01)
 
 
 async def give_up(files: PictureFiles, path: Path) -> None:
-    with pytest.raises(ChildUnavailable):
-        async with files.opened([str(path)]):
+    with pytest.raises(DecoderUnavailable):
+        async with files.open([str(path)]):
             pass
 
 
 async def hang(files: PictureFiles, folder: Path, count: int) -> Sequence[Path]:
-    """As many files that hang in a thread each."""
+    """Makes `count` files that occupy a thread each."""
     paths = [folder / f"hanging-{number}" for number in range(count)]
     for path in paths:
         os.mkfifo(path)
@@ -68,11 +62,11 @@ async def hang(files: PictureFiles, folder: Path, count: int) -> Sequence[Path]:
 
 
 async def release_all(paths: Sequence[Path], files: PictureFiles) -> None:
-    """Also those that wait for a thread."""
+    """Including those that wait for a thread."""
     async with asyncio.timeout(5):
-        while files._threads._unfinished:
+        while files.threads.unfinished:
             for path in paths:
-                with suppress(OSError):  # nobody opens it now
+                with suppress(OSError):  # no thread opens it at this moment
                     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             await asyncio.sleep(0.01)
 
@@ -93,60 +87,60 @@ async def until_closed(folder: Path) -> None:
 
 
 async def test_files_are_closed_with_the_context(files: PictureFiles, picture: str, tmp_path: Path) -> None:
-    async with files.opened([str(tmp_path / "none"), picture], [picture]) as opened:
+    async with files.open([str(tmp_path / "none"), picture], [picture]) as opened:
         assert [file.read(2) for file in opened] == [b"\xff\xd8"] * 2
         assert open_files(tmp_path) == [picture] * 2
     assert open_files(tmp_path) == []
 
 
-async def test_a_missing_watermark_is_missing(files: PictureFiles, picture: str, tmp_path: Path) -> None:
+async def test_missing_watermark_is_reported(files: PictureFiles, picture: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError) as error:
-        async with files.opened([picture], [missing, missing]):
+        async with files.open([picture], [missing, missing]):
             pass
     assert error.value.filename == missing
     assert open_files(tmp_path) == []
 
 
-async def test_a_folder_is_no_picture(files: PictureFiles, tmp_path: Path) -> None:
-    with pytest.raises(ChildUnavailable, match="IsADirectoryError"):
-        async with files.opened([str(tmp_path)]):
+async def test_folder_is_no_picture(files: PictureFiles, tmp_path: Path) -> None:
+    with pytest.raises(DecoderUnavailable, match="IsADirectoryError"):
+        async with files.open([str(tmp_path)]):
             pass
 
 
-async def test_a_hanging_file_is_given_up_in_time(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
+async def test_hanging_file_is_given_up_in_time(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(ChildUnavailable, match="does not open"):
-        async with files.opened([str(hanging)]):
+    with pytest.raises(DecoderUnavailable, match="does not open"):
+        async with files.open([str(hanging)]):
             pass
     assert SECONDS <= time.monotonic() - began < SECONDS + 2
     await release(hanging, files)
     assert open_files(tmp_path) == []
 
 
-async def test_a_hanging_file_takes_one_thread(files: PictureFiles, hanging: Path, picture: str) -> None:
+async def test_hanging_file_takes_one_thread(files: PictureFiles, hanging: Path, picture: str) -> None:
     for _ in range(40):  # more than there are threads
-        with pytest.raises(ChildUnavailable):
-            async with files.opened([str(hanging)]):
+        with pytest.raises(DecoderUnavailable):
+            async with files.open([str(hanging)]):
                 pass
-    async with files.opened([picture]) as opened:
+    async with files.open([picture]) as opened:
         assert len(opened) == 1
-    assert files._threads._threads == 2
+    assert files.threads.thread_count == 2
     await release(hanging, files)
 
 
-async def test_a_file_that_hangs_for_good_opens_later(files: PictureFiles, hanging: Path) -> None:
-    """As on a disk that is mounted anew: what waits for the old one never ends."""
-    with pytest.raises(ChildUnavailable):
-        async with files.opened([str(hanging)]):
+async def test_file_opens_after_a_remount(files: PictureFiles, hanging: Path) -> None:
+    """Threads that wait for the old mount hang for good."""
+    with pytest.raises(DecoderUnavailable):
+        async with files.open([str(hanging)]):
             pass
     hanging.rename(hanging.with_name("old"))
     hanging.write_bytes(jpeg())
-    with pytest.raises(ChildUnavailable):  # too soon
-        async with files.opened([str(hanging)]):
+    with pytest.raises(DecoderUnavailable):  # too soon
+        async with files.open([str(hanging)]):
             pass
     await asyncio.sleep(SECONDS)
-    async with files.opened([str(hanging)]) as opened:
+    async with files.open([str(hanging)]) as opened:
         assert len(opened) == 1
     await release(hanging.with_name("old"), files)
 
@@ -155,43 +149,43 @@ async def test_hanging_files_leave_threads_to_others(files: PictureFiles, tmp_pa
     paths = await hang(files, tmp_path, MAX_THREADS // 2 + 4)
     await asyncio.sleep(SECONDS)
     await asyncio.gather(*(give_up(files, path) for path in paths))  # each would take one thread more
-    async with files.opened([picture]) as opened:
+    async with files.open([picture]) as opened:
         assert len(opened) == 1
     await release_all(paths, files)
 
 
 async def test_quick_files_share_one_thread(files: PictureFiles, picture: str) -> None:
-    """Several would wait for each other at the interpreter's lock."""
+    """Several would compete for the interpreter's lock."""
 
     async def open_one() -> None:
-        async with files.opened([picture]):
+        async with files.open([picture]):
             pass
 
     for _ in range(20):
         await asyncio.gather(*(open_one() for _ in range(10)))
-    assert files._threads._threads <= 2  # a second one if this machine was busy for some milliseconds
+    assert files.threads.thread_count <= 2  # two if the machine was busy for some milliseconds
 
 
-async def test_hanging_file_costs_no_looks_at_it(files: PictureFiles, tmp_path: Path) -> None:
-    """The loop is woken only while calls wait behind it."""
+async def test_hanging_file_is_not_polled(files: PictureFiles, tmp_path: Path) -> None:
+    """The event loop is woken only while other calls wait behind it."""
     paths = await hang(files, tmp_path, 1)
     await asyncio.sleep(0.1)
-    assert not files._threads._is_watched
+    assert not files.threads.is_watched
     await release_all(paths, files)
 
 
-async def test_file_behind_hanging_ones_is_not_put_off(files: PictureFiles, tmp_path: Path, picture: str) -> None:
+async def test_file_behind_hanging_ones_is_retried(files: PictureFiles, tmp_path: Path, picture: str) -> None:
     paths = await hang(files, tmp_path, MAX_THREADS)
     await give_up(files, Path(picture))  # no thread was left
     await release_all(paths, files)
-    async with files.opened([picture]) as opened:
+    async with files.open([picture]) as opened:
         assert len(opened) == 1
 
 
-def test_a_hanging_file_keeps_no_worker_from_ending(hanging: Path) -> None:
+def test_hanging_file_does_not_block_exit(hanging: Path) -> None:
     script = (
         "import asyncio, sys\nfrom worker.sandbox.files import PictureFiles\nasync def main():\n"
-        "    async with PictureFiles(0.1).opened([sys.argv[1]]):\n        pass\nasyncio.run(main())"
+        "    async with PictureFiles(0.1).open([sys.argv[1]]):\n        pass\nasyncio.run(main())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(hanging)], capture_output=True, text=True, check=False, timeout=20
@@ -199,9 +193,9 @@ def test_a_hanging_file_keeps_no_worker_from_ending(hanging: Path) -> None:
     assert "its file does not open" in done.stderr
 
 
-async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
+async def test_file_that_opens_too_late_is_closed(files: PictureFiles, hanging: Path, tmp_path: Path) -> None:
     async def use() -> None:
-        async with files.opened([str(hanging)]):
+        async with files.open([str(hanging)]):
             pass
 
     opening = asyncio.create_task(use())
@@ -214,17 +208,17 @@ async def test_a_file_that_opens_too_late_is_closed(files: PictureFiles, hanging
 
 
 async def test_files_of_a_cancelled_task_are_closed(files: PictureFiles, picture: str, tmp_path: Path) -> None:
-    """Also if they came in the same turn of the loop as the end of the task."""
+    """Even if they arrive in the same turn of the event loop in which the task is cancelled."""
 
     async def use() -> None:
-        async with files.opened([picture]):
+        async with files.open([picture]):
             await asyncio.sleep(10)
 
     for turns in range(20):
         using = asyncio.create_task(use())
         for _ in range(turns):
             await asyncio.sleep(0)
-        while turns % 2 and files._threads._unfinished:
+        while turns % 2 and files.threads.unfinished:
             await asyncio.sleep(0)
         using.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -232,35 +226,31 @@ async def test_files_of_a_cancelled_task_are_closed(files: PictureFiles, picture
     await until_closed(tmp_path)
 
 
-async def test_a_hanging_file_delays_no_other_picture(hanging: Path, picture: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=3)
-    await children.start()
-    waiting = asyncio.create_task(children.probe(str(hanging)))
+async def test_hanging_file_delays_no_other_picture(new_pool: NewPool, hanging: Path, picture: str) -> None:
+    pool = new_pool(timeout_s=3)
+    await pool.start()
+    waiting = asyncio.create_task(pool.probe(str(hanging)))
     await asyncio.sleep(0.1)
     began = time.monotonic()
-    assert (await children.probe(picture)).width == 120
+    assert (await pool.probe(picture)).width == 120
     assert time.monotonic() - began < 2
-    with pytest.raises(ChildUnavailable):
+    with pytest.raises(DecoderUnavailable):
         await waiting
-    await release(hanging, children._files)
-    await children.end()
+    await release(hanging, pool.files)
 
 
-async def test_no_descriptor_stays_open(picture: str, tmp_path: Path) -> None:
-    """Neither in the worker nor in the child, also where nobody waits for the answer any more."""
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
-    await children.start()
-    descriptors = Path(f"/proc/{children._all[0].process.pid}/fd")
+async def test_no_descriptor_stays_open(pool: DecoderPool, picture: str, tmp_path: Path) -> None:
+    """Neither in the worker nor in the decoder, even if requests are cancelled."""
+    descriptors = Path(f"/proc/{pool.decoders[0].process.pid}/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(3):
-        await children.probe(picture)
-    probing = [asyncio.create_task(children.probe(picture)) for _ in range(20)]
+        await pool.probe(picture)
+    probing = [asyncio.create_task(pool.probe(picture)) for _ in range(20)]
     await asyncio.sleep(0.01)
     for task in probing:
         task.cancel()
     await asyncio.gather(*probing, return_exceptions=True)
     await until_closed(tmp_path)
-    await children.probe(picture)
+    await pool.probe(picture)
     assert len(list(descriptors.iterdir())) == before
     assert open_files(tmp_path) == []
-    await children.end()

@@ -23,8 +23,8 @@ from tests.support import hostile_pictures as hostile
 from tests.support import pictures
 from tests.support.processes import peak_kb
 from tests.support.samples import stored_files
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.pool import Children
+from worker.sandbox.decoder import DecoderFailed
+from worker.sandbox.pool import DecoderPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
 
@@ -36,13 +36,13 @@ SAMPLES = pictures.every_format()
 class Worker:
     """One child of a worker, which probes bytes."""
 
-    def __init__(self, children: Children, path: Path) -> None:
-        self.children = children
+    def __init__(self, pool: DecoderPool, path: Path) -> None:
+        self.pool = pool
         self._path = path
 
     async def look(self, data: bytes) -> Probe:
         self._path.write_bytes(data)
-        return await self.children.probe(str(self._path))
+        return await self.pool.probe(str(self._path))
 
     async def outcome(self, data: bytes) -> str:
         try:
@@ -53,20 +53,20 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        pid = self.children._all[0].process.pid
+        pid = self.pool.decoders[0].process.pid
         assert pid is not None
         return pid
 
 
 @pytest.fixture
 async def child(tmp_path: Path) -> AsyncIterator[Worker]:
-    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
-    await children.start()
-    worker = Worker(children, tmp_path / "picture")
+    pool = DecoderPool(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=_DEFAULTS.probe_timeout_s)
+    await pool.start()
+    worker = Worker(pool, tmp_path / "picture")
     pid = worker.pid
     yield worker
     lost = worker.pid != pid
-    await children.end()
+    await pool.close()
     assert not lost, "a child died"
 
 
@@ -137,13 +137,13 @@ async def test_bomb_is_refused_by_header_or_is_cheap(child: Worker, form: str) -
 async def test_endless_picture_is_stopped(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(hostile.ENDLESS[name]())
-    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=0.5)
-    await children.start()
+    pool = DecoderPool(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=0.5)
+    await pool.start()
     began = time.monotonic()
-    with pytest.raises(ChildLost):
-        await children.probe(str(path))
+    with pytest.raises(DecoderFailed):
+        await pool.probe(str(path))
     assert time.monotonic() - began < 5
-    await children.end()
+    await pool.close()
 
 
 async def test_svg_side_beyond_libvips_is_refused(child: Worker) -> None:

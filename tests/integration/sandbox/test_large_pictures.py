@@ -13,7 +13,7 @@ from service.config.settings import Settings
 from service.images.probe import Rejected
 from service.renditions.transformation import Transformation
 from tests.support import large_pictures
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 _DEFAULTS = Settings.model_construct()
 # All of the picture has to be in memory for it.
@@ -26,41 +26,41 @@ ANIMATED = Transformation("gif", 80, width=16)
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=30)
-    await children.start()
-    yield children
-    await children.end()
+async def pool() -> AsyncIterator[DecoderPool]:
+    pool = DecoderPool(1, max_pixels=_DEFAULTS.max_pixels, timeout_s=30)
+    await pool.start()
+    yield pool
+    await pool.close()
 
 
-async def render(children: Children, path: str, transformation: Transformation) -> Image.Image:
-    data = await children.render([path], transformation)
+async def render(pool: DecoderPool, path: str, transformation: Transformation) -> Image.Image:
+    data = await pool.render([path], transformation)
     return Image.open(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("name", large_pictures.LARGE)
-async def test_large_picture_needs_no_file(children: Children, tmp_path: Path, name: str) -> None:
+async def test_large_picture_needs_no_file(pool: DecoderPool, tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(large_pictures.LARGE[name]())
-    probe = await children.probe(str(path))
+    probe = await pool.probe(str(path))
     assert probe.width * probe.height * probe.pages * 3 > 100 << 20
-    assert (await render(children, str(path), FROM_WHOLE)).size == (300, 200)
+    assert (await render(pool, str(path), FROM_WHOLE)).size == (300, 200)
     if probe.pages > 1:  # equal frames become one
-        assert (await render(children, str(path), ANIMATED)).size == (16, 16)
+        assert (await render(pool, str(path), ANIMATED)).size == (16, 16)
 
 
 @pytest.mark.parametrize("name", ["webp", "png, interlaced"])
-async def test_large_rendition_needs_no_file(children: Children, tmp_path: Path, name: str) -> None:
+async def test_large_rendition_needs_no_file(pool: DecoderPool, tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(large_pictures.LARGE[name]())
-    assert (await render(children, str(path), NEARLY_WHOLE)).size == (4_000, 4_000)
+    assert (await render(pool, str(path), NEARLY_WHOLE)).size == (4_000, 4_000)
 
 
 async def test_lack_of_memory_is_not_called_damage(tmp_path: Path) -> None:
     """RLIMIT_AS of a child process is less than this picture has, which its operator allows."""
     path = tmp_path / "picture"
     path.write_bytes(large_pictures.webp_animation(16_383, 5))
-    children = Children(1, max_pixels=2_000_000_000, timeout_s=30)
+    pool = DecoderPool(1, max_pixels=2_000_000_000, timeout_s=30)
     with pytest.raises(Rejected, match="probe-failed"):
-        await children.render([str(path)], ANIMATED)
-    await children.end()
+        await pool.render([str(path)], ANIMATED)
+    await pool.close()

@@ -1,4 +1,4 @@
-"""The child processes that decode: each picture has its limits, and no picture takes more than its child along."""
+"""Decoder processes: each picture has its limits, and a picture that crashes its decoder affects no other one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -16,446 +16,406 @@ import uvloop
 from structlog.testing import capture_logs
 
 from service.images.probe import Rejected
+from tests.integration.sandbox.conftest import NewPool
+from tests.support.decoders import pid_of, start_request, until
 from tests.support.processes import is_alive
-from tests.support.samples import jpeg, slow_svg
+from tests.support.samples import jpeg
 from worker.sandbox import child_main
-from worker.sandbox.decoder import ChildLost
-from worker.sandbox.messages import LENGTH, Answer, ProbeRequest, Unreadable, decode_answer, encode_answer
-from worker.sandbox.pool import MOST_AHEAD, Children
-from worker.sandbox.process import ChildProcess, ChildStalled, ChildUnavailable, ChildWaited
+from worker.sandbox.decoder import DecoderFailed, DecoderLimits
+from worker.sandbox.messages import LENGTH, ProbeRequest, ReadError, Response, decode_response, encode_response
+from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
+from worker.sandbox.process import DecoderProcess, DecoderStalled, DecoderUnavailable, ReadStalled
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-async def children(tmp_path: Path) -> AsyncIterator[Children]:
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
-    await children.start()
-    yield children
-    await children.end()
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.fixture
-def endless(tmp_path: Path) -> str:
-    """A picture that takes longer than any time limit here."""
-    path = tmp_path / "endless"
-    path.write_bytes(slow_svg(1000))
-    return str(path)
+async def warm_up(pool: DecoderPool, picture: str) -> None:
+    """After quick pictures a decoder gets several at a time."""
+    await pool.probe(picture)
+    while pool.prefetch < MAX_PREFETCH:
+        pool.record_duration(0.001)
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "picture"
-    path.write_bytes(jpeg(120, 80))
-    return str(path)
+async def fail_to_start(*_: object, **__: object) -> None:
+    raise BlockingIOError("no more processes")
 
 
-def pid_of(children: Children) -> int:
-    pid = children._all[0].process.pid
-    assert pid is not None
-    return pid
-
-
-async def test_one_child_looks_at_many_pictures(children: Children, picture: str, tmp_path: Path) -> None:
-    pid = pid_of(children)
+async def test_one_process_decodes_many_pictures(pool: DecoderPool, picture: str, tmp_path: Path) -> None:
+    pid = pid_of(pool)
     noise = tmp_path / "noise"
     noise.write_bytes(b"no picture")
     for _ in range(5):
-        assert (await children.probe(picture)).width == 120
-        with pytest.raises(Rejected) as refusal:
-            await children.probe(str(noise))
-        assert refusal.value.code == "unsupported-image"
-    assert pid_of(children) == pid
+        assert (await pool.probe(picture)).width == 120
+        with pytest.raises(Rejected) as rejection:
+            await pool.probe(str(noise))
+        assert rejection.value.code == "unsupported-image"
+    assert pid_of(pool) == pid
 
 
-async def test_a_child_that_dies_costs_one_probe_and_is_replaced(children: Children, picture: str) -> None:
-    pid = pid_of(children)
+async def test_crashed_process_is_replaced(pool: DecoderPool, picture: str) -> None:
+    pid = pid_of(pool)
     os.kill(pid, signal.SIGSTOP)
-    probing = asyncio.create_task(children.probe(picture))
-    await asyncio.sleep(0.1)
+    probing = await start_request(pool, picture)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ChildLost):
+    with pytest.raises(DecoderFailed):
         await probing
-    assert (await children.probe(picture)).width == 120
-    assert pid_of(children) != pid
+    assert (await pool.probe(picture)).width == 120
+    assert pid_of(pool) != pid
 
 
-async def test_a_child_that_died_while_idle_costs_nothing(children: Children, picture: str) -> None:
-    pid = pid_of(children)
+async def test_crash_while_idle_fails_no_picture(pool: DecoderPool, picture: str) -> None:
+    pid = pid_of(pool)
     os.kill(pid, signal.SIGKILL)
-    while is_alive(pid):
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)  # the loop hears of it
-    assert (await children.probe(picture)).width == 120
+    await until(lambda: not is_alive(pid))
+    await asyncio.sleep(0.05)  # until the event loop has noticed
+    assert (await pool.probe(picture)).width == 120
 
 
-async def test_a_child_that_computes_for_too_long_is_ended(tmp_path: Path, picture: str, endless: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
-    pid = pid_of(children)
-    with pytest.raises(ChildLost):
-        await children.probe(endless)
+async def test_slow_picture_is_ended_at_its_limit(new_pool: NewPool, picture: str, endless: str) -> None:
+    pool = new_pool(timeout_s=1, limits=DecoderLimits(io_stall_cpu_share=0))
+    await pool.start()
+    pid = pid_of(pool)
+    with pytest.raises(DecoderFailed):
+        await pool.probe(endless)
     assert not is_alive(pid)
-    assert (await children.probe(picture)).width == 120
-    await children.end()
+    assert (await pool.probe(picture)).width == 120
 
 
-async def test_a_child_that_waits_for_the_disk_is_ended_and_says_nothing_about_the_picture(picture: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
-    pid = pid_of(children)
-    os.kill(pid, signal.SIGSTOP)  # as a disk does that hangs while the file is read
-    with pytest.raises(ChildUnavailable):
-        await children.probe(picture)
+async def test_io_stall_is_not_blamed_on_the_picture(new_pool: NewPool, picture: str) -> None:
+    pool = new_pool(timeout_s=1)
+    await pool.start()
+    pid = pid_of(pool)
+    os.kill(pid, signal.SIGSTOP)  # has the effect of a disk that hangs while the file is read
+    with pytest.raises(DecoderUnavailable):
+        await pool.probe(picture)
     assert not is_alive(pid)
-    assert (await children.probe(picture)).width == 120
-    await children.end()
+    assert (await pool.probe(picture)).width == 120
 
 
 def test_disk_error_of_a_mapped_file_is_no_crash(endless: str) -> None:
-    """The kernel ends a process by SIGBUS that reads from a mapped file what the disk does not give."""
+    """The kernel ends a process with SIGBUS if it reads from a mapped file what the disk does not deliver."""
 
-    async def lose(children: Children, *, deleted: bool) -> ChildWaited:
-        probing = asyncio.create_task(children.probe(endless))
-        while children._all[0].working_s < 0.1:
-            await asyncio.sleep(0.02)
+    async def fail(pool: DecoderPool, *, deleted: bool) -> ReadStalled:
+        probing = asyncio.create_task(pool.probe(endless))
+        await until(lambda: pool.decoders[0].current_s > 0.1)
         if deleted:
             Path(endless).unlink()
-        os.kill(pid_of(children), signal.SIGBUS)
-        with pytest.raises(ChildWaited) as caught:
+        os.kill(pid_of(pool), signal.SIGBUS)
+        with pytest.raises(ReadStalled) as caught:
             await probing
         return caught.value
 
-    async def lose_both() -> None:
-        children = Children(1, max_pixels=1_000_000, timeout_s=5)
-        # A file that the worker can read is tried a limited number of times.
-        assert isinstance(await lose(children, deleted=False), ChildStalled)
-        assert not isinstance(await lose(children, deleted=True), ChildStalled)
-        await children.end()
+    async def fail_twice() -> None:
+        pool = DecoderPool(1, max_pixels=1_000_000, timeout_s=30)
+        try:
+            # A file that the worker can read is tried a limited number of times.
+            assert isinstance(await fail(pool, deleted=False), DecoderStalled)
+            assert not isinstance(await fail(pool, deleted=True), DecoderStalled)
+        finally:
+            await pool.close()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a worker has it: it keeps the exit code
-        runner.run(lose_both())
-
-
-async def test_abandoned_pictures_are_not_sent_again(picture: str, endless: str) -> None:
-    """Its file is closed, and the number of its descriptor may be another's."""
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
-    for _ in range(40):  # they are quick, so it is given many at a time
-        await children.probe(picture)
-    lost = asyncio.create_task(children.probe(endless))
-    await asyncio.sleep(0.1)
-    left = asyncio.create_task(children.probe(picture))
-    after = asyncio.create_task(children.probe(picture))
-    await asyncio.sleep(0.1)
-    assert children._all[0].unanswered == 3
-    left.cancel()
-    with pytest.raises((ChildLost, ChildUnavailable)):  # which one does not matter here
-        await lost
-    assert (await after).width == 120
-    await children.end()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in a worker: it reports the exit code
+        runner.run(fail_twice())
 
 
-async def test_where_the_system_does_not_tell_who_computes_a_child_that_takes_too_long_is_lost(
-    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+async def test_cancelled_request_is_not_sent_again(new_pool: NewPool, picture: str, endless: str) -> None:
+    """Its file is closed, and the descriptor's number may belong to another file."""
+    pool = new_pool(timeout_s=1)
+    await pool.start()
+    await warm_up(pool, picture)
+    failing = await start_request(pool, endless)
+    cancelled = await start_request(pool, picture)
+    after = await start_request(pool, picture)
+    assert pool.decoders[0].in_flight == 3
+    cancelled.cancel()
+    with pytest.raises((DecoderFailed, DecoderUnavailable)):  # which one depends on the load of the machine
+        await failing
+    assert (await asyncio.wait_for(after, 20)) is not None
+
+
+async def test_timeout_without_cpu_time_is_a_failure(
+    new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ChildProcess, "computed_s", lambda _: None)
-    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
-    await children.start()
-    os.kill(pid_of(children), signal.SIGSTOP)
-    with pytest.raises(ChildLost):
-        await children.probe(picture)
-    await children.end()
+    """If the system does not report CPU times, the disk cannot be told from the picture."""
+    monkeypatch.setattr(DecoderProcess, "cpu_s", lambda _: None)
+    pool = new_pool(timeout_s=0.3)
+    await pool.start()
+    os.kill(pid_of(pool), signal.SIGSTOP)
+    with pytest.raises(DecoderFailed):
+        await pool.probe(picture)
 
 
-async def test_children_that_do_not_die_are_left_behind_but_not_without_end(
-    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where a disk hangs: a process that waits for it outlives its SIGKILL."""
-    children = Children(1, max_pixels=1_000_000, timeout_s=0.3)
-    left: list[int] = []
-    with monkeypatch.context() as undying:
-        undying.setattr("asyncio.subprocess.Process.kill", lambda _: None)
-        for _ in range(2):
-            await children.start()
-            left.append(pid_of(children))
-            os.kill(left[-1], signal.SIGSTOP)
-            async with asyncio.timeout(5):
-                with pytest.raises(ChildUnavailable, match="waited"):
-                    await children.probe(picture)
-        async with asyncio.timeout(5):
-            with pytest.raises(ChildUnavailable, match="do not die"):
-                await children.probe(picture)
-    assert all(is_alive(pid) for pid in left)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert (await children.probe(picture)).width == 120
-    assert not any(is_alive(pid) for pid in left)
-    await children.end()
+async def test_undead_processes_are_bounded(new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for a hanging disk outlives its SIGKILL."""
+    pool = new_pool(timeout_s=0.3)
+    undead: list[int] = []
+    try:
+        with monkeypatch.context() as patches:
+            patches.setattr("asyncio.subprocess.Process.kill", lambda _: None)
+            for _ in range(2):
+                await pool.start()
+                undead.append(pid_of(pool))
+                os.kill(undead[-1], signal.SIGSTOP)
+                async with asyncio.timeout(20):
+                    with pytest.raises(DecoderUnavailable, match="waited"):
+                        await pool.probe(picture)
+            async with asyncio.timeout(20):
+                with pytest.raises(DecoderUnavailable, match="do not die"):
+                    await pool.probe(picture)
+        assert all(is_alive(pid) for pid in undead)
+    finally:
+        for pid in undead:
+            os.kill(pid, signal.SIGKILL)
+    assert (await pool.probe(picture)).width == 120
+    assert not any(is_alive(pid) for pid in undead)
 
 
-async def test_a_cancelled_probe_leaves_no_answer_for_the_next_one(
-    children: Children, picture: str, tmp_path: Path
-) -> None:
+async def test_cancelled_probe_leaves_no_response(pool: DecoderPool, picture: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(jpeg(50, 40))
-    os.kill(pid_of(children), signal.SIGSTOP)
-    probing = asyncio.create_task(children.probe(picture))
-    await asyncio.sleep(0.1)
+    os.kill(pid_of(pool), signal.SIGSTOP)
+    probing = await start_request(pool, picture)
     probing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probing
-    os.kill(pid_of(children), signal.SIGCONT)
-    assert (await children.probe(str(other))).width == 50
+    os.kill(pid_of(pool), signal.SIGCONT)
+    assert (await pool.probe(str(other))).width == 50
 
 
-async def test_children_know_no_secret_of_the_worker(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decoder_has_no_secret_in_its_environment(new_pool: NewPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGUERRE_DATABASE_URL", "postgresql://secret")
-    await children.end()
-    await children.start()
-    environment = Path(f"/proc/{pid_of(children)}/environ").read_bytes()
+    pool = new_pool()
+    await pool.start()
+    environment = Path(f"/proc/{pid_of(pool)}/environ").read_bytes()
     assert b"DAGUERRE" not in environment
     assert b"VIPS_CONCURRENCY=1" in environment
 
 
-async def test_the_service_never_loads_libvips_and_a_worker_only_in_its_children(children: Children) -> None:
+async def test_only_decoders_load_libvips(pool: DecoderPool) -> None:
     script = "import service.http.server, worker.main, sys; sys.exit('pyvips' in sys.modules)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
     assert await process.wait() == 0
-    assert "libvips" in Path(f"/proc/{pid_of(children)}/maps").read_text()
+    assert "libvips" in Path(f"/proc/{pid_of(pool)}/maps").read_text()
 
 
-async def test_a_child_that_cannot_start_says_nothing_about_the_picture(
-    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+async def test_program_that_fails_is_unavailable(
+    new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
-    with pytest.raises(ChildUnavailable):
-        await children.probe(picture)
+    with pytest.raises(DecoderUnavailable):
+        await new_pool().probe(picture)
 
 
-async def test_where_no_child_can_be_started_all_who_wait_are_told(
-    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+async def test_failed_start_fails_all_waiting_requests(
+    new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object, **__: object) -> None:
-        raise BlockingIOError("no more processes")
-
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
-    with monkeypatch.context() as full:
-        full.setattr("worker.sandbox.process._start_process", fail)
-        async with asyncio.timeout(5):
-            outcomes = await asyncio.gather(*(children.probe(picture) for _ in range(5)), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ChildUnavailable] * 5
-    assert (await children.probe(picture)).width == 120
-    await children.end()
+    pool = new_pool()
+    with monkeypatch.context() as patches:
+        patches.setattr(asyncio, "create_subprocess_exec", fail_to_start)
+        async with asyncio.timeout(20):
+            outcomes = await asyncio.gather(*(pool.probe(picture) for _ in range(5)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DecoderUnavailable] * 5
+    assert (await pool.probe(picture)).width == 120
 
 
-async def test_a_child_that_cannot_be_started_lets_the_others_work(
-    tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+async def test_failed_start_leaves_requests_to_others(
+    new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = Children(2, max_pixels=1_000_000, timeout_s=5)
-    await children._all[1].start()
-
-    async def fail(*_: object, **__: object) -> None:
-        raise BlockingIOError("no more processes")
-
-    monkeypatch.setattr("worker.sandbox.process._start_process", fail)
-    outcomes = await asyncio.gather(*(children.probe(picture) for _ in range(2)), return_exceptions=True)
-    assert ChildUnavailable in {type(outcome) for outcome in outcomes}
+    pool = new_pool(2, timeout_s=30, limits=DecoderLimits(start_backoff_s=60))
+    await pool.decoders[1].start()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail_to_start)
+    os.kill(pid_of(pool, 1), signal.SIGSTOP)
+    first = await start_request(pool, picture)  # goes to the process that runs, which keeps it until SIGCONT
+    with pytest.raises(DecoderUnavailable):
+        await pool.probe(picture)
+    assert pool.decoders[0].is_backing_off
+    os.kill(pid_of(pool, 1), signal.SIGCONT)
+    await first
     for _ in range(20):
-        assert (await children.probe(picture)).width == 120
-    await children.end()
+        assert (await pool.probe(picture)).width == 120
 
 
-async def test_children_end_with_their_worker(tmp_path: Path) -> None:
+async def test_processes_end_with_their_worker() -> None:
     script = (
-        "import asyncio, pathlib\nfrom worker.sandbox.pool import Children\nasync def main():\n"
-        "    children = Children(1, max_pixels=1, timeout_s=1)\n    await children.start()\n"
-        "    print(children._all[0].process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
+        "import asyncio\nfrom worker.sandbox.pool import DecoderPool\nasync def main():\n"
+        "    pool = DecoderPool(1, max_pixels=1, timeout_s=1)\n    await pool.start()\n"
+        "    print(pool.decoders[0].process.pid, flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
     )
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
-    assert worker.stdout is not None
-    child = int(await worker.stdout.readline())
-    assert is_alive(child)
-    worker.kill()
-    await worker.wait()
-    async with asyncio.timeout(5):
-        while is_alive(child):
-            await asyncio.sleep(0.01)
+    try:
+        assert worker.stdout is not None
+        pid = int(await worker.stdout.readline())
+        assert is_alive(pid)
+    finally:
+        worker.kill()
+        await worker.wait()
+    await until(lambda: not is_alive(pid))
 
 
-async def test_a_file_that_cannot_be_read_says_nothing_about_the_picture(children: Children, tmp_path: Path) -> None:
-    pid = pid_of(children)
-    with pytest.raises(ChildUnavailable):
-        await children.probe(str(tmp_path))
-    assert pid_of(children) == pid
+async def test_unreadable_file_is_not_blamed_on_the_picture(pool: DecoderPool, tmp_path: Path) -> None:
+    pid = pid_of(pool)
+    with pytest.raises(DecoderUnavailable):
+        await pool.probe(str(tmp_path))
+    assert pid_of(pool) == pid
 
 
-async def test_a_file_is_looked_for_at_all_of_its_places(children: Children, picture: str, tmp_path: Path) -> None:
-    nowhere = str(tmp_path / "nowhere")
-    assert (await children.probe(nowhere, picture)).width == 120
+async def test_file_is_searched_at_all_paths(pool: DecoderPool, picture: str, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    assert (await pool.probe(missing, picture)).width == 120
     with pytest.raises(FileNotFoundError):
-        await children.probe(nowhere, nowhere)
+        await pool.probe(missing, missing)
 
 
-async def test_of_the_pictures_that_a_lost_child_had_only_the_one_at_hand_is_blamed(
-    picture: str, endless: str, tmp_path: Path
-) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
-    for _ in range(40):  # they are quick, so it is given many at a time
-        await children.probe(picture)
-    before = asyncio.create_task(children.probe(picture))
-    lost = asyncio.create_task(children.probe(endless))
-    after = [asyncio.create_task(children.probe(picture)) for _ in range(4)]
-    async with asyncio.timeout(5):
-        while children.unanswered < MOST_AHEAD:
-            await asyncio.sleep(0)
-    with pytest.raises(ChildLost):
-        await lost
-    assert [found.width for found in await asyncio.gather(before, *after)] == [120] * 5
-    await children.end()
+async def test_only_the_current_picture_is_blamed(new_pool: NewPool, picture: str, endless: str) -> None:
+    pool = new_pool(timeout_s=1, limits=DecoderLimits(io_stall_cpu_share=0))
+    await pool.start()
+    await warm_up(pool, picture)
+    before = asyncio.create_task(pool.probe(picture))
+    failing = asyncio.create_task(pool.probe(endless))
+    after = [asyncio.create_task(pool.probe(picture)) for _ in range(4)]
+    await until(lambda: pool.in_flight > 1)
+    with pytest.raises(DecoderFailed):
+        await failing
+    assert [probe.width for probe in await asyncio.gather(before, *after)] == [120] * 5
 
 
-async def test_the_log_names_the_picture_that_a_child_was_lost_at(picture: str, endless: str, tmp_path: Path) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=1)
-    await children.start()
+async def test_log_names_the_picture_that_failed(new_pool: NewPool, picture: str, endless: str) -> None:
+    pool = new_pool(timeout_s=1, limits=DecoderLimits(io_stall_cpu_share=0))
+    await pool.start()
 
     async def probe(path: str, image_id: str) -> None:
         with structlog.contextvars.bound_contextvars(image_id=image_id):
-            await children.probe(path)
+            await pool.probe(path)
 
-    for _ in range(40):  # they are quick, so it is given many at a time
-        await children.probe(picture)
+    await warm_up(pool, picture)
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         before = asyncio.create_task(probe(picture, "before"))
-        await asyncio.sleep(0)  # it asks first
-        with pytest.raises(ChildLost):
+        await asyncio.sleep(0)  # its request comes first
+        with pytest.raises(DecoderFailed):
             await probe(endless, "endless")
         await before
-    assert [(line["event"], line["image_id"]) for line in logs] == [("child.lost", "endless")]
-    await children.end()
+    assert [(line["event"], line["image_id"]) for line in logs] == [("decoder.failed", "endless")]
 
 
-async def test_what_a_child_printed_over_one_picture_is_not_said_of_the_next(
-    picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stderr_belongs_to_one_picture(picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chatty = tmp_path / "python"
     chatty.write_text(f'#!/bin/sh\nprintf noise >&2\nexec "{sys.executable}" "$@"\n')
     chatty.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(chatty))
-    process = ChildProcess(5)
-    await process.start()
-    assert process.last_words() == "noise"
-    Path(f"/proc/{process.pid}/fd/2").write_bytes(b"more noise")  # as the child would
-    with FileIO(picture) as file:
-        process.send(ProbeRequest(1_000_000), [file])
-    await process.receive()
-    assert process.last_words() == ""
-    await process.end()
+    process = DecoderProcess(5)
+    try:
+        await process.start()
+        assert process.read_stderr() == "noise"
+        Path(f"/proc/{process.pid}/fd/2").write_bytes(b"more noise")  # as the process would
+        with FileIO(picture) as file:
+            process.send(ProbeRequest(1_000_000), [file])
+        await process.receive()
+        assert process.read_stderr() == ""
+    finally:
+        await process.stop()
 
 
-async def test_a_child_is_given_one_picture_at_a_time_where_they_take_long(children: Children, picture: str) -> None:
-    children._note(10)
-    assert children.ahead == 1
-    await asyncio.gather(*(children.probe(picture) for _ in range(100)))
-    assert children.ahead > 1
+async def test_prefetch_follows_the_speed_of_pictures(pool: DecoderPool, picture: str) -> None:
+    pool.record_duration(10)
+    assert pool.prefetch == 1
+    await asyncio.gather(*(pool.probe(picture) for _ in range(100)))
+    assert pool.prefetch > 1
 
 
-async def test_who_waits_for_a_picture_is_told_when_the_children_end(children: Children, picture: str) -> None:
-    children._note(10)
-    os.kill(pid_of(children), signal.SIGSTOP)
-    probing = [asyncio.create_task(children.probe(picture)) for _ in range(3)]
-    await asyncio.sleep(0.1)
-    await children.end()
+async def test_close_cancels_waiting_requests(pool: DecoderPool, picture: str) -> None:
+    pool.record_duration(10)
+    os.kill(pid_of(pool), signal.SIGSTOP)
+    probing = [asyncio.create_task(pool.probe(picture)) for _ in range(3)]
+    await until(lambda: pool.in_flight == 1)
+    await pool.close()
     outcomes = await asyncio.gather(*probing, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
 
 
-async def test_a_signal_to_the_whole_group_lets_the_picture_at_hand_finish(children: Children, picture: str) -> None:
-    os.kill(pid_of(children), signal.SIGTERM)
-    os.kill(pid_of(children), signal.SIGINT)
-    assert (await children.probe(picture)).width == 120
+async def test_signals_are_left_to_the_worker(pool: DecoderPool, picture: str) -> None:
+    """A terminal sends them to the whole process group."""
+    os.kill(pid_of(pool), signal.SIGTERM)
+    os.kill(pid_of(pool), signal.SIGINT)
+    assert (await pool.probe(picture)).width == 120
 
 
-async def test_a_start_that_is_cancelled_leaves_no_greeting_for_the_next_probe(tmp_path: Path, picture: str) -> None:
-    children = Children(1, max_pixels=1_000_000, timeout_s=5)
-    starting = asyncio.create_task(children.probe(picture))
+async def test_cancelled_start_leaves_no_greeting(new_pool: NewPool, picture: str) -> None:
+    pool = new_pool()
+    starting = asyncio.create_task(pool.probe(picture))
     await asyncio.sleep(0.05)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
-    assert (await children.probe(picture)).width == 120
-    await children.end()
+    assert (await pool.probe(picture)).width == 120
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
-def test_times_that_cannot_be_are_no_answer(seconds: float) -> None:
-    for answer in (Answer(seconds, 0, unreadable=Unreadable("")), Answer(0, seconds, unreadable=Unreadable(""))):
+def test_impossible_durations_are_invalid(seconds: float) -> None:
+    for response in (Response(seconds, 0, read_error=ReadError("")), Response(0, seconds, read_error=ReadError(""))):
         with pytest.raises(ConnectionError):
-            decode_answer(encode_answer(answer)[LENGTH.size :])
+            decode_response(encode_response(response)[LENGTH.size :])
 
 
-@pytest.mark.parametrize("limit", ["_MAX_PICTURES", "_MAX_KEPT_BYTES"])
-async def test_worn_child_is_replaced(
-    children: Children, picture: str, limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a hostile picture has made of it ends after some thousand others, or with the memory that it takes."""
-    monkeypatch.setattr(f"worker.sandbox.decoder.{limit}", 3)
-    monkeypatch.setattr("worker.sandbox.decoder._MEMORY_CHECK_PICTURES", 3)
-    before = pid_of(children)
-    assert [(await children.probe(picture)).width for _ in range(2)] == [120] * 2
-    assert pid_of(children) == before
-    assert [probe.width for probe in await asyncio.gather(*(children.probe(picture) for _ in range(20)))] == [120] * 20
-    assert pid_of(children) != before
+@pytest.mark.parametrize(
+    "limits", [DecoderLimits(max_pictures=3), DecoderLimits(max_resident_bytes=3, memory_check_pictures=3)]
+)
+async def test_worn_out_process_is_replaced(new_pool: NewPool, picture: str, limits: DecoderLimits) -> None:
+    """What a hostile picture has made of it ends after some thousand others, or by the memory that it takes."""
+    pool = new_pool(limits=limits)
+    await pool.start()
+    before = pid_of(pool)
+    assert [(await pool.probe(picture)).width for _ in range(2)] == [120] * 2
+    assert pid_of(pool) == before
+    assert [probe.width for probe in await asyncio.gather(*(pool.probe(picture) for _ in range(20)))] == [120] * 20
+    assert pid_of(pool) != before
     assert not is_alive(before)
 
 
-async def test_child_that_computed_for_long_is_replaced(
-    children: Children, picture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the kernel ends it, at a picture that is not to blame."""
-    monkeypatch.setattr("worker.sandbox.decoder.MAX_CPU_S", 0.01)
-    before = pid_of(children)
-    assert [(await children.probe(picture)).width for _ in range(2)] == [120] * 2
+async def test_process_is_replaced_after_much_cpu_time(new_pool: NewPool, picture: str) -> None:
+    """Before the kernel ends it while it works on an innocent picture."""
+    pool = new_pool(limits=DecoderLimits(max_cpu_s=0.01))
+    await pool.start()
+    before = pid_of(pool)
+    assert [(await pool.probe(picture)).width for _ in range(2)] == [120] * 2
     assert not is_alive(before)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_child_gets_no_descriptor_of_its_worker(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    async def open_files() -> list[Path]:
-        children = Children(1, max_pixels=1, timeout_s=5)
-        await children.start()
-        files = [path.readlink() for path in Path(f"/proc/{pid_of(children)}/fd").iterdir()]
-        await children.end()
-        return files
+def test_decoder_inherits_no_descriptor(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def list_descriptors() -> list[Path]:
+        pool = DecoderPool(1, max_pixels=1, timeout_s=5)
+        try:
+            await pool.start()
+            return [path.readlink() for path in Path(f"/proc/{pid_of(pool)}/fd").iterdir()]
+        finally:
+            await pool.close()
 
     reading, writing = os.pipe()
-    os.set_inheritable(reading, True)  # as what a worker inherits itself
+    os.set_inheritable(reading, True)  # as a descriptor that the worker inherited itself
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        files = runner.run(open_files())
+        descriptors = runner.run(list_descriptors())
     pipe = Path(f"/proc/self/fd/{reading}").readlink()
     os.close(reading)
     os.close(writing)
-    assert pipe not in files
-    # Requests, what it prints (twice), and answers.
-    assert len(files) == 4
+    assert pipe not in descriptors
+    # Requests, responses, and stderr twice.
+    assert len(descriptors) == 4
 
 
-async def test_child_of_few_pictures_is_kept(children: Children, picture: str) -> None:
-    before = pid_of(children)
-    await asyncio.gather(*(children.probe(picture) for _ in range(200)))
-    assert pid_of(children) == before
+async def test_process_is_kept_for_many_pictures(pool: DecoderPool, picture: str) -> None:
+    before = pid_of(pool)
+    await asyncio.gather(*(pool.probe(picture) for _ in range(200)))
+    assert pid_of(pool) == before
 
 
-def test_an_answer_of_endless_depth_is_none() -> None:
+def test_deeply_nested_response_is_invalid() -> None:
     with pytest.raises(ConnectionError):
-        decode_answer(b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")
+        decode_response(b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")
 
 
-def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(1)
     folder = os.open("/", os.O_RDONLY)
-    assert isinstance(child_main._find(request, [folder]), Unreadable)
+    assert isinstance(child_main.handle(request, [folder]), ReadError)
     os.close(folder)
 
     def encode(*_: object, **__: object) -> None:
@@ -463,18 +423,20 @@ def test_only_an_error_of_the_disk_says_nothing_about_the_picture(monkeypatch: p
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        child_main._find(request, [0])
+        child_main.handle(request, [0])
 
 
-async def test_a_child_that_takes_no_requests_is_ended(picture: str) -> None:
-    """Its worker never waits until there is room for another one."""
-    process = ChildProcess(5)
-    await process.start()
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGSTOP)
-    with FileIO(picture) as file:
-        for _ in range(2000):
-            process.send(ProbeRequest(1_000_000), [file])
-    with pytest.raises(asyncio.IncompleteReadError):
-        await process.receive()
-    await process.end()
+async def test_process_that_reads_no_requests_is_killed(picture: str) -> None:
+    """The worker never waits until there is room for another request."""
+    process = DecoderProcess(5)
+    try:
+        await process.start()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        with FileIO(picture) as file:
+            for _ in range(2000):
+                process.send(ProbeRequest(1_000_000), [file])
+        with pytest.raises(asyncio.IncompleteReadError):
+            await process.receive()
+    finally:
+        await process.stop()

@@ -1,4 +1,4 @@
-"""The filter of system calls, run as the kernel runs it: for both architectures, of which a machine has only one."""
+"""The seccomp filter, run as the kernel runs it, for both architectures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ THREAD_OF_GLIBC, THREAD_OF_MUSL = 0x3D0F00, 0x7D0F00
 ARCHITECTURES = pytest.mark.parametrize(("architecture", "column"), [X86_64, AARCH64])
 
 
-def answer(target: int, column: int, number: int, *arguments: int, architecture: int | None = None) -> int:
-    """What the filter for `target` answers to a call (linux/filter.h, linux/seccomp.h: struct seccomp_data)."""
+def run_filter(target: int, column: int, number: int, *arguments: int, architecture: int | None = None) -> int:
+    """Returns the action of the filter on a call (linux/filter.h, linux/seccomp.h: struct seccomp_data)."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("=iIQ6Q", number, architecture or target, 0, *padded)
-    lines = [struct.unpack("=HBBI", line) for line in seccomp._filter(target, column)]
+    lines = [struct.unpack("=HBBI", line) for line in seccomp.build_filter(target, column)]
     loaded, at = 0, 0
     while True:
         code, if_true, if_false, value = lines[at]
@@ -51,51 +51,51 @@ def number_of(numbers: Numbers, column: int) -> int:
 def test_listed_calls_pass(architecture: int, column: int) -> None:
     for name, numbers in ALLOWED.items():
         if numbers[column] is not None:
-            assert answer(architecture, column, number_of(numbers, column)) == ALLOW, name
+            assert run_filter(architecture, column, number_of(numbers, column)) == ALLOW, name
 
 
 @ARCHITECTURES
-def test_calls_that_are_not_listed_are_refused(architecture: int, column: int) -> None:
+def test_other_calls_are_refused(architecture: int, column: int) -> None:
     by_argument = [numbers for numbers, _, _ in BY_ARGUMENT.values()]
-    listed = {both[column] for both in (*ALLOWED.values(), *by_argument, seccomp._CLONE, seccomp._TGKILL)}
+    listed = {both[column] for both in (*ALLOWED.values(), *by_argument, seccomp.CLONE, seccomp.TGKILL)}
     for number in set(range(700)) - listed:
-        assert answer(architecture, column, number) == (EPERM if number < 424 else ENOSYS), number
+        assert run_filter(architecture, column, number) == (EPERM if number < 424 else ENOSYS), number
 
 
 @ARCHITECTURES
-def test_arguments_decide(architecture: int, column: int) -> None:
-    for name, (numbers, place, values) in BY_ARGUMENT.items():
-        number, others = number_of(numbers, column), [7] * place
+def test_arguments_are_checked(architecture: int, column: int) -> None:
+    for name, (numbers, index, values) in BY_ARGUMENT.items():
+        number, others = number_of(numbers, column), [7] * index
         for value in values:
-            assert answer(architecture, column, number, *others, value) == ALLOW, (name, value)
+            assert run_filter(architecture, column, number, *others, value) == ALLOW, (name, value)
         for value in (0x7FFF, 0xFFFFFFFF, 8, 10, 1024, 1026, 0x5452, 0x40086602):
-            assert answer(architecture, column, number, *others, value) == EPERM, (name, value)
+            assert run_filter(architecture, column, number, *others, value) == EPERM, (name, value)
 
 
 @ARCHITECTURES
-def test_a_signal_goes_to_the_process_itself(architecture: int, column: int) -> None:
-    number = number_of(seccomp._TGKILL, column)
-    assert answer(architecture, column, number, os.getpid()) == ALLOW
-    assert answer(architecture, column, number, os.getppid()) == EPERM
+def test_signals_to_others_are_refused(architecture: int, column: int) -> None:
+    number = number_of(seccomp.TGKILL, column)
+    assert run_filter(architecture, column, number, os.getpid()) == ALLOW
+    assert run_filter(architecture, column, number, os.getppid()) == EPERM
 
 
 @ARCHITECTURES
-def test_a_clone_is_a_thread(architecture: int, column: int) -> None:
-    number = number_of(seccomp._CLONE, column)
+def test_clone_starts_threads_only(architecture: int, column: int) -> None:
+    number = number_of(seccomp.CLONE, column)
     for flags in (THREAD_OF_GLIBC, THREAD_OF_MUSL):
-        assert answer(architecture, column, number, flags) == ALLOW
+        assert run_filter(architecture, column, number, flags) == ALLOW
         for bit in range(32):  # namespaces, tracing, another parent, a signal at its end
             if not flags >> bit & 1 and 1 << bit != 0x400000:  # CLONE_DETACHED, which has no effect
-                assert answer(architecture, column, number, flags | 1 << bit) == EPERM, bit
-    assert answer(architecture, column, number, THREAD_OF_GLIBC & ~0x10000) == EPERM
-    assert answer(architecture, column, number, 17) == EPERM  # SIGCHLD: a fork
+                assert run_filter(architecture, column, number, flags | 1 << bit) == EPERM, bit
+    assert run_filter(architecture, column, number, THREAD_OF_GLIBC & ~0x10000) == EPERM
+    assert run_filter(architecture, column, number, 17) == EPERM  # SIGCHLD: a fork
 
 
-def test_calls_of_other_architectures_end_the_process() -> None:
-    assert answer(*X86_64, 0, architecture=0x40000003) == KILL  # i386
-    assert answer(*AARCH64, 0, architecture=0x40000028) == KILL  # 32-bit ARM
+def test_other_architectures_end_the_process() -> None:
+    assert run_filter(*X86_64, 0, architecture=0x40000003) == KILL  # i386
+    assert run_filter(*AARCH64, 0, architecture=0x40000028) == KILL  # 32-bit ARM
 
 
 def test_calls_of_x32_are_refused() -> None:
-    assert answer(*X86_64, 0x40000000) == EPERM
-    assert answer(*X86_64, 0x40000000 | 41) == EPERM
+    assert run_filter(*X86_64, 0x40000000) == EPERM
+    assert run_filter(*X86_64, 0x40000000 | 41) == EPERM

@@ -162,7 +162,7 @@ async def test_probe_waits_for_the_storage(
         await run_sweep(settings, connection)
         finished = asyncio.ensure_future(burst())
         async with asyncio.timeout(10):
-            while "probe.put_off" not in capfd.readouterr().out:
+            while "probe.deferred" not in capfd.readouterr().out:
                 await asyncio.sleep(0.01)
         assert await connection.fetchval("select state from images") == "pending"
     assert (await finished).complete == 1

@@ -111,7 +111,7 @@ class Odd:
 log = structlog.get_logger("service")
 for text in TEXTS:
     logs.requests.write(logging.INFO, {"request_id": text, "path": text, "cause": text})
-    log.warning("child.lost", said=text, inner={text: [text, (text,)]}, odd=Odd())
+    log.warning("decoder.failed", stderr=text, inner={text: [text, (text,)]}, odd=Odd())
     log.info(text)
     logging.getLogger("aiohttp.server").warning("Error handling %s", text)
     try:

@@ -1,4 +1,4 @@
-"""What counts against a picture, and what never does."""
+"""Which failures count against a picture, and which never do."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from service.uploads.ingest import ProbeResult
 from tests.conftest import RunBurst, Tenant
 from tests.support.samples import insert_image, jpeg
 from tests.support.scrapes import Scrape
-from worker.main import PERIODIC_JOBS, make_prober, make_renderer
+from worker.main import PERIODIC_JOBS, make_probe_worker, make_render_worker
 from worker.probe import probe_image
 from worker.resources import Resources, open_resources
-from worker.sandbox.pool import Children
+from worker.sandbox.pool import DecoderPool
 
 PICTURE = ImageId("picture")
 
 
 @pytest.fixture
 async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
-    """A picture as an upload leaves it, and its job."""
+    """An uploaded picture and its job."""
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     storage.path(PICTURE).write_bytes(jpeg())
@@ -46,7 +46,7 @@ async def pending(connection: Any, tenant: Tenant, settings: Settings) -> None:
 
 @pytest.mark.usefixtures("pending")
 async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
-    """The score is a time of that clock, and this host's may differ from it by any amount."""
+    """A job's score is a time of that clock, which may differ from the host's by any amount."""
     before = Scrape(metrics.render(None).decode())
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
@@ -56,7 +56,7 @@ async def test_queue_wait_is_by_the_clock_of_redis(settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("pending")
-async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
+async def test_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     await redis.zincrby(PROBE_QUEUE, -3_600_000, PICTURE)
     state = await JobQueue(redis).measure()
@@ -66,7 +66,7 @@ async def test_the_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> No
 
 
 @pytest.mark.usefixtures("pending")
-async def test_tables_of_another_version_put_a_job_off(
+async def test_tables_of_another_version_defer_a_job(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deferred = asyncio.Event()
@@ -82,28 +82,28 @@ async def test_tables_of_another_version_put_a_job_off(
 
 
 @pytest.mark.usefixtures("pending")
-async def test_what_a_child_found_and_no_row_can_hold_counts_twice_and_refuses_the_picture(
+async def test_result_that_no_row_can_hold_fails_the_image(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = Children.probe
+    probe = DecoderPool.probe
 
-    async def lie(self: Children, *paths: str, account: str) -> Probe:
+    async def lie(self: DecoderPool, *paths: str, account: str) -> Probe:
         return replace(await probe(self, *paths, account=account), width=1 << 40)
 
-    monkeypatch.setattr(Children, "probe", lie)
+    monkeypatch.setattr(DecoderPool, "probe", lie)
     await burst()
     assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
 
 
 @pytest.mark.usefixtures("pending")
-async def test_child_that_never_reads_is_given_up(
+async def test_decoder_that_never_reads_fails_the_image(
     settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker can read the file, so it is not the disk that the child waits for."""
+    """The worker can read the file, so the disk is not the cause."""
 
     async def probe(worker: Resources, tries: int) -> ProbeResult | None:
-        await worker.children.start()
-        pid = worker.children._all[0].process.pid
+        await worker.probers.start()
+        pid = worker.probers.decoders[0].process.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         with suppress(Retry):
@@ -122,10 +122,10 @@ async def test_child_that_never_reads_is_given_up(
     assert tuple(await connection.fetchrow("select state, error from images")) == ("failed", "probe-failed")
 
 
-async def test_no_job_of_a_worker_runs_for_longer_than_30_seconds(settings: Settings) -> None:
+async def test_jobs_have_a_limit_of_30_seconds(settings: Settings) -> None:
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
-        workers = [make(settings, resources, redis) for make in (make_prober, make_renderer)]
+        workers = [make(settings, resources, redis) for make in (make_probe_worker, make_render_worker)]
         limits = [job.timeout_s or worker.job_timeout_s for worker in workers for job in worker.functions.values()]
         limits += [job.timeout_s for job in PERIODIC_JOBS]
         assert len(limits) == 5

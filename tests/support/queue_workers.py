@@ -1,0 +1,58 @@
+"""Workers of a queue that run in the test's process, and jobs for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+from arq import func
+from arq.connections import ArqRedis
+
+from service.ids import AccountId, ImageId
+from service.queue import jobs
+from service.queue.heartbeats import Heartbeats
+from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, JobQueue
+from worker.queue.arq_worker import PushWorker
+
+Job: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
+
+# As long as Redis's clients wait for an answer at most. A test that takes less did not wait for the next poll.
+LONG_POLL_S = 4.0
+
+
+@asynccontextmanager
+async def run_queue_worker(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[PushWorker]:
+    """A worker of the probe queue that runs `job` for each image. It is closed with the context."""
+
+    async def run(*args: Any, **options: Any) -> object:
+        return await job(*args, **options)
+
+    redis = jobs.open_redis(url)
+    worker = PushWorker(
+        functions=[func(run, name=PROBE_IMAGE)],
+        queue_name=PROBE_QUEUE,
+        wakeup_key=WAKEUP_KEY,
+        heartbeats=Heartbeats(redis),
+        redis_pool=redis,
+        max_jobs=max_jobs,
+        handle_signals=False,
+        job_serializer=jobs.encode,
+        job_deserializer=jobs.decode,
+        **{"job_timeout": 10, **options},
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield worker
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.2)
+        await worker.close()
+
+
+async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
+    queue = JobQueue(redis)
+    for image_id in ids:
+        await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
