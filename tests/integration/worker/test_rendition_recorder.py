@@ -72,7 +72,7 @@ async def test_row_is_written_when_database_is_back(
         return await insert_renditions(database, batch)
 
     monkeypatch.setattr(rendition_recorder, "insert_renditions", fail)
-    async with RenditionRecorder.open(database, files, interval_s=0.01, retry_s=0.01) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=0.01, retry_s=0.01) as recorder:
         recorder.record(write(files, "1"))
         await until(count_rows)
         assert failures < 0
@@ -82,7 +82,7 @@ async def test_row_is_written_when_database_is_back(
 async def test_file_of_a_deleted_image_is_removed(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
-    async with RenditionRecorder.open(database, files, interval_s=0.01) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         orphan = write(files, "1", DELETED)
         recorder.record(orphan)
         recorder.record(write(files, "2"))
@@ -93,32 +93,34 @@ async def test_file_of_a_deleted_image_is_removed(
 async def test_backlog_is_written_at_shutdown(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
-    async with RenditionRecorder.open(database, files, interval_s=60) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=60) as recorder:
         recorder.record(write(files, "1"))
-        await until(count_rows)
         recorder.record(write(files, "2"))
-        recorder.record(write(files, "3"))
-        assert await count_rows() == 1
-    assert await count_rows() == 3
+        assert await count_rows() == 0
+    assert await count_rows() == 2
 
 
 async def test_shutdown_waits_for_no_database(
     database: Database, files: LocalRenditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls = 0
+
     async def fail(database: Database, batch: Sequence[NewRendition]) -> list[bool]:
+        nonlocal calls
+        calls += 1
         raise ServiceError("database-unavailable")
 
     monkeypatch.setattr(rendition_recorder, "insert_renditions", fail)
-    monkeypatch.setattr(rendition_recorder, "_DRAIN_TIMEOUT_S", 0.1)
     async with RenditionRecorder.open(database, files) as recorder:
         recorder.record(write(files, "1"))
-    await until(lambda: not recorder.backlog)
+        await until(lambda: calls)
+    assert calls > 1  # once more at the end, and no longer
 
 
 async def test_stuck_file_stops_no_other_row(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
-    async with RenditionRecorder.open(database, files, interval_s=0.01) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         stuck = RenditionKey(DELETED, "1" * 32)
         block(files.path(stuck))
         recorder.record(NewRendition(stuck, None, 1))
@@ -138,7 +140,7 @@ async def test_folder_that_is_away_stops_no_row(
         raise OSError("the folder is away")
 
     monkeypatch.setattr(LocalRenditions, "remove", fail)
-    async with RenditionRecorder.open(database, files, interval_s=0.01) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         recorder.record(NewRendition(RenditionKey(DELETED, "1" * 32), None, 1))
         for digit in "12":
             recorder.record(write(files, digit))
@@ -150,7 +152,7 @@ async def test_row_that_is_refused_stops_no_other(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
     """Rows are written one by one if PostgreSQL refuses the batch, e.g. because of a size beyond its type."""
-    async with RenditionRecorder.open(database, files, interval_s=0.01) as recorder:
+    async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         recorder.record(NewRendition(RenditionKey(IMAGE, "9" * 32), None, 1 << 70))
         recorder.record(write(files, "1"))
         recorder.record(write(files, "2"))
