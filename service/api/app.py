@@ -9,6 +9,7 @@ from aiohttp import web
 from service.api.authentication import ShowRateLimit
 from service.api.bodies import expect_later
 from service.api.middleware import answer
+from service.api.reference import page as reference
 from service.api.resources import RESOURCES, open_resources
 from service.api.routes import account, health, images, metrics, pictures, search, tags
 from service.api.routes.docs import Document
@@ -54,6 +55,8 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     route.add_get("/i/{id}/{name}", pictures.show)
 
     route.add_get("/", FrontPage(settings).show)
+    route.add_get("/docs", reference.show)
+    route.add_get("/docs/{asset}", reference.show_asset)
     route.add_get("/openapi.json", Document(settings).show)
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)

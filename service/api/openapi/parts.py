@@ -46,7 +46,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`path` is the route's, each of its variables written `{id}`; `errors` are codes of `service.errors`."""
+    """`path` is the route's, each of its variables written `{id}`; `errors` are codes of `service.errors`.
+
+    `sample` has the optional parameters that the code samples send, by name.
+    """
 
     method: str
     path: str
@@ -59,3 +62,4 @@ class Operation:
     answers: tuple[Answer, ...]
     errors: tuple[str, ...] = ()
     needs_key: bool = True
+    sample: Mapping[str, str] = field(default_factory=dict)

@@ -159,6 +159,7 @@ _SHOW = Operation(
         "storage-unavailable",
     ),
     needs_key=False,
+    sample={"width": "640", "format": "jpeg"},
 )
 _SHOW_NAMED = replace(
     _SHOW,
@@ -180,6 +181,7 @@ _SHOW_NAMED = replace(
         *RENDITION,
         *SIGNED,
     ),
+    sample={"width": "640"},
 )
 
 DELIVERY = (_SHOW, _SHOW_NAMED)
