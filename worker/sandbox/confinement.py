@@ -1,6 +1,6 @@
 """What a child gives up before it sees the first picture, so that code in a hostile one finds nothing to take or harm.
 
-Landlock keeps it from files, `system_calls` from what Landlock does not know, limits from using up the machine. It
+Landlock keeps it from files, `seccomp` from what Landlock does not know, limits from using up the machine. It
 holds for root too: the capabilities go, and with them the way to raise a limit.
 
 Why not a library: pyseccomp rests since 2021 and needs libseccomp; landlock and py-landlock are first versions;

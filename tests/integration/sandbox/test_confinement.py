@@ -147,7 +147,7 @@ if os.uname().machine == "x86_64":
 SCRIPT = """
 import ctypes, errno, fcntl, json, mmap, os, resource, socket, subprocess, sys, threading
 from pathlib import Path
-from worker.sandbox import confinement, system_calls
+from worker.sandbox import confinement, seccomp
 from worker import imaging
 
 storage, home = Path(sys.argv[1]), Path.home()
@@ -171,8 +171,8 @@ def privileges():
     return effective & ~(1 << 2)  # but for reading
 
 def call_unlisted():
-    named = [*system_calls.ALLOWED.values(), *(entry[0] for entry in system_calls.BY_ARGUMENT.values())]
-    listed = {both[column] for both in [*named, system_calls._CLONE, system_calls._TGKILL]}
+    named = [*seccomp.ALLOWED.values(), *(entry[0] for entry in seccomp.BY_ARGUMENT.values())]
+    listed = {both[column] for both in [*named, seccomp._CLONE, seccomp._TGKILL]}
     probes = {335, 336}  # on x86_64 the kernel's own, which filters never see: SIGILL for anybody else
     return {number: call_number(number) for number in range(700) if number not in listed | probes}
 
@@ -466,7 +466,7 @@ async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monk
     ("lacking", "missing"),
     [
         ("sys.platform = 'darwin'", ["Landlock", "seccomp"]),
-        ("system_calls._ARCHITECTURES.clear()", ["seccomp"]),
+        ("seccomp._ARCHITECTURES.clear()", ["seccomp"]),
         ("confinement._CREATE_RULESET = 999", ["Landlock"]),
     ],
 )
@@ -474,7 +474,7 @@ async def test_what_a_system_lacks_is_said_once_by_a_worker(tmp_path: Path, monk
 @pytest.mark.usefixtures("tried")
 def test_where_a_system_lacks_something_the_rest_holds(lacking: str, missing: list[str]) -> None:
     script = (
-        "import resource, sys\nfrom worker.sandbox import confinement, system_calls\n"
+        "import resource, sys\nfrom worker.sandbox import confinement, seccomp\n"
         f"{lacking}\nprint(confinement.confine())\n"
         "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
     )
