@@ -43,7 +43,7 @@ async def test_operation_shows_seven_samples(port: int) -> None:
         tabs = page.locator("button.tab-btn")
         await tabs.first.wait_for()
         assert tuple(label.strip() for label in (await tabs.all_inner_texts())[: len(LABELS)]) == LABELS
-        assert f"http://127.0.0.1:{port}/v1/images" in await page.locator("syntax-highlighter").first.inner_text()
+        assert f"http://127.0.0.1:{port}/v1/images" in await page.locator("syntax-highlighter code").first.inner_text()
 
 
 @pytest.mark.usefixtures("worker")

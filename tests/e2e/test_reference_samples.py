@@ -138,7 +138,7 @@ async def run_http(reader: Reader, source: str) -> str:
     request = request.replace(f"[the bytes of {FILE_NAME}]".encode(), picture)
     status, headers, body = await exchange(reader.port, request)
     assert status == 200, body
-    if headers["Content-Type"].startswith("image/"):
+    if headers["content-type"].startswith("image/"):
         (reader.folder / SAVED_NAME).write_bytes(body)
         return ""
     return body.decode()
