@@ -9,6 +9,7 @@ from aiohttp import web
 
 from service.api.authentication import RateLimitHeaders
 from service.api.middleware import request_middleware
+from service.api.reference import page as reference
 from service.api.resources import RESOURCES, open_resources
 from service.api.responses import error_response
 from service.api.routes import account, health, images, metrics, pictures, search, tags
@@ -57,6 +58,8 @@ def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web
     route.add_get("/i/{id}/{name}", pictures.show)
 
     route.add_get("/", FrontPage(settings).show)
+    route.add_get("/docs", reference.show)
+    route.add_get("/docs/{asset}", reference.show_asset)
     route.add_get("/openapi.json", OpenApiDocument(settings).show)
     route.add_get("/healthz", health.alive)
     route.add_get("/readyz", health.ready)

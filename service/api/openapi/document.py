@@ -9,6 +9,7 @@ from service.api.openapi import schemas
 from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Body, Json, Operation, Parameter, Response
 from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS, describe_errors, headers
+from service.api.openapi.samples import make_samples
 from service.config.settings import Settings
 from service.config.values import format_size
 
@@ -37,9 +38,13 @@ _SECURITY_SCHEMES: Json = {
 
 
 def make_document(settings: Settings) -> Json:
+    server_url = settings.public_url.rstrip("/")
     paths: dict[str, Json] = defaultdict(dict)
     for operation in OPERATIONS:
-        paths[operation.path][operation.method.lower()] = _describe(operation)
+        paths[operation.path][operation.method.lower()] = {
+            **_describe(operation),
+            "x-codeSamples": make_samples(operation, server_url),
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -49,7 +54,7 @@ def make_document(settings: Settings) -> Json:
             "description": _DESCRIPTION.format(max_upload=format_size(settings.max_upload)),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": settings.public_url.rstrip("/")}],
+        "servers": [{"url": server_url}],
         "security": [{name: []} for name in _SECURITY_SCHEMES],
         "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,

@@ -17,7 +17,7 @@ from service.api.openapi.inputs import (
     SOURCE_URL,
     TAGS_IN_BODY,
 )
-from service.api.openapi.parts import Json, Operation, Response
+from service.api.openapi.parts import Json, Operation, Parameter, Response
 from service.api.openapi.renditions import DELIVERY
 from service.api.representations import AccountUsage, ImagePage, ProcessingImage, ReadyImage
 
@@ -101,6 +101,7 @@ _CREATE = (
         parameters=(NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
         body=FILE_OR_URL,
         responses=_STORED,
+        sample={"tags": "animal,dog", "with_mini_preview": "true"},
         errors=(*_BODY, "empty-body", "unsupported-content-type", *_DOWNLOAD, *_STORE),
     ),
 )
@@ -120,6 +121,7 @@ _SHOW = Operation(
         ),
     ),
     errors=("invalid-id", "invalid-parameter", "image-not-found", *_PICTURE),
+    sample={"verbose": "true"},
 )
 
 _SEARCH = Operation(
@@ -138,6 +140,7 @@ _SEARCH = Operation(
         ),
     ),
     errors=("invalid-parameter",),
+    sample={"tags": "animal,dog", "limit": "10"},
 )
 
 _DELETE = Operation(
@@ -187,6 +190,7 @@ def _as_get(operation: Operation, path: str) -> Operation:
         method="GET",
         path=path,
         name=f"{operation.name}ByGet",
+        summary=f"{operation.summary}, by GET",
         parameters=(IDS_IN_PATH, *(() if operation.tag == "images" else (SOME_TAGS,)), *DETAIL),
         body=None,
         errors=tuple(code for code in operation.errors if code not in _BODY),
@@ -279,6 +283,41 @@ _SERVICE = (
             ),
         ),
         errors=("busy",),
+        needs_key=False,
+    ),
+    Operation(
+        method="GET",
+        path="/docs",
+        name="showReference",
+        tag="service",
+        summary="This reference, as a page",
+        responses=(Response("The page.", media_types=("text/html",), headers=("Cache-Control", "ETag", "Vary")),),
+        needs_key=False,
+    ),
+    Operation(
+        method="GET",
+        path="/docs/{asset}",
+        name="showReferenceAsset",
+        tag="service",
+        summary="A file of the reference's page",
+        parameters=(
+            Parameter(
+                "asset",
+                "path",
+                "The file's name.",
+                {"type": "string", "pattern": "^[^/]+$"},
+                required=True,
+                example="reference.js",
+            ),
+        ),
+        responses=(
+            Response(
+                "The file.",
+                media_types=("text/javascript", "text/css", "text/plain"),
+                headers=("Cache-Control", "ETag", "Vary"),
+            ),
+        ),
+        errors=("not-found",),
         needs_key=False,
     ),
     Operation(

@@ -49,7 +49,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`path` is that of the route, with `{id}` for a variable; `errors` are codes of `service.errors`."""
+    """`path` is that of the route, with `{id}` for a variable; `errors` are codes of `service.errors`.
+
+    `sample` holds the optional parameters that the code samples send, by name.
+    """
 
     method: str
     path: str
@@ -62,3 +65,4 @@ class Operation:
     responses: tuple[Response, ...]
     errors: tuple[str, ...] = ()
     needs_key: bool = True
+    sample: Mapping[str, str] = field(default_factory=dict)

@@ -93,6 +93,7 @@ _SHOW = Operation(
         "storage-unavailable",
     ),
     needs_key=False,
+    sample={"width": "640", "format": "jpeg"},
 )
 _SHOW_NAMED = replace(
     _SHOW,
@@ -114,6 +115,7 @@ _SHOW_NAMED = replace(
         *RENDITION,
         *SIGNED,
     ),
+    sample={"width": "640"},
 )
 
 DELIVERY = (_SHOW, _SHOW_NAMED)

@@ -23,12 +23,13 @@ _HEADERS = {"Vary": "Accept", "Cache-Control": "public, max-age=300"}
 
 
 class Front(msgspec.Struct, frozen=True):
-    """The JSON for programs; `api` and `openapi` are URLs."""
+    """The JSON for programs; `api`, `docs` and `openapi` are URLs."""
 
     name: str
     version: str
     summary: str
     api: str
+    docs: str
     openapi: str
 
 
@@ -41,7 +42,9 @@ class FrontPage:
         filled = template.replace("{version}", html.escape(number)).replace("{url}", html.escape(url))
         self._page = filled.encode()
         self._policy = _make_policy(template)
-        self._front = Front("Daguerre", number, "A self-hosted image host", f"{url}/v1", f"{url}/openapi.json")
+        self._front = Front(
+            "Daguerre", number, "A self-hosted image host", f"{url}/v1", f"{url}/docs", f"{url}/openapi.json"
+        )
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /, without a key."""

@@ -37,7 +37,7 @@ async def test_page_needs_no_key_and_loads_nothing(api: Client) -> None:
     assert (response.status, response.content_type) == (200, "text/html")
     assert "self-hosted image host" in page
     assert "https://img.example.com/v1/images" in page
-    assert re.findall(r'(?:href|src|action)="([^"]+)"', page) == ["openapi.json", "readyz"]
+    assert re.findall(r'(?:href|src|action)="([^"]+)"', page) == ["docs", "openapi.json", "readyz"]
     assert "url(" not in page
     assert "<script" not in page
     policy = response.headers["Content-Security-Policy"]

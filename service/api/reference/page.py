@@ -1,0 +1,87 @@
+"""`/docs`: the API reference, drawn in the browser from `/openapi.json`.
+
+The component is openapi-explorer 2.4.820 from npm (Apache-2.0), kept beside this file as it was published. Chosen over
+RapiDoc, whose last release names fonts on another host, and over Scalar, which is four times as large and talks to its
+own hosts. To update it: `npm pack openapi-explorer`, copy `dist/browser/openapi-explorer.min.js` and `LICENSE`, and
+look at the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from aiohttp import ETag, hdrs, web
+
+from service.errors import ServiceError
+
+_FOLDER = Path(__file__).parent
+_HTML, _SCRIPT = "text/html", "text/javascript"
+_PAGE = "reference.html"
+# The paths below `/docs/`, with the file and the media type of each.
+_ASSETS = {
+    "reference.js": (Path("reference.js"), _SCRIPT),
+    "reference.css": (Path("reference.css"), "text/css"),
+    "openapi-explorer.min.js": (Path("openapi-explorer/openapi-explorer.min.js"), _SCRIPT),
+    "openapi-explorer.LICENSE.txt": (Path("openapi-explorer/LICENSE"), "text/plain"),
+}
+# Nothing from another host, and no script within the page. The component writes `style` attributes and elements.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Cache-Control": "public, no-cache",
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Vary": "Accept-Encoding",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file with what is sent for it. `packed` is the body compressed by gzip."""
+
+    body: bytes
+    packed: bytes
+    etag: str
+    media_type: str
+
+
+@cache
+def load_asset(path: Path, media_type: str) -> Asset:
+    """Reads and compresses a file, the first time. Blocks."""
+    body = (_FOLDER / path).read_bytes()
+    return Asset(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16], media_type)
+
+
+async def show(request: web.Request) -> web.Response:
+    """GET /docs: the page, for all, without a key."""
+    return await _respond(request, Path(_PAGE), _HTML)
+
+
+async def show_asset(request: web.Request) -> web.Response:
+    """GET /docs/{asset}: the page's script and style, the component and its licence. Raises `not-found`."""
+    asset = _ASSETS.get(request.match_info["asset"])
+    if asset is None:
+        raise ServiceError("not-found")
+    return await _respond(request, *asset)
+
+
+async def _respond(request: web.Request, path: Path, media_type: str) -> web.Response:
+    asset = await asyncio.to_thread(load_asset, path, media_type)
+    if {tag.value for tag in request.if_none_match or ()} & {asset.etag, "*"}:
+        response = web.Response(status=304, headers=_HEADERS)
+    else:
+        is_packed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower()
+        body = asset.packed if is_packed else asset.body
+        response = web.Response(body=body, content_type=media_type, charset="utf-8", headers=_HEADERS)
+        if is_packed:
+            response.headers[hdrs.CONTENT_ENCODING] = "gzip"
+    response.etag = ETag(asset.etag, is_weak=True)
+    return response
