@@ -1,1 +1,1 @@
-"""What `./run bench` measures, one module a row of the README's table."""
+"""What `./run bench` measures, one module a row of its table."""

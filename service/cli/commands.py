@@ -14,6 +14,7 @@ from service.cli.health import health
 from service.cli.keys import keys, signing_keys
 from service.cli.presets import presets
 from service.cli.serving import schema, serve, worker
+from service.cli.settings import settings
 from service.cli.sign import sign
 from service.cli.verify import verify
 
@@ -40,7 +41,7 @@ def cli() -> None:
 accounts.add_command(delete_account)
 for command in (
     *(serve, worker, schema, health, verify, backup, restore, psql),
-    *(accounts, keys, signing_keys, presets, sign),
+    *(accounts, keys, signing_keys, presets, sign, settings),
 ):
     cli.add_command(command)
 

@@ -56,7 +56,7 @@ def find_unknown(environment: Mapping[str, str], settings: Collection[str]) -> s
     """
     for name in sorted(select(environment).keys() - set(settings) - OTHERS):
         nearest = RENAMED.get(name) or find_nearest(name, settings)
-        advice = "README.md lists the settings" if nearest is None else f"did you mean {PREFIX}{nearest}?"
+        advice = "docs/configuration.md lists the settings" if nearest is None else f"did you mean {PREFIX}{nearest}?"
         return f"{PREFIX}{_show(name)}: there is no such setting; {advice}"
     return None
 

@@ -113,7 +113,7 @@ def test_rate_limit_is_on_by_default() -> None:
     match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
     assert match is not None
     assert parse_rate(match[1]) is not None
-    assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "README.md").read_text()
+    assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "docs/operations.md").read_text()
 
 
 def test_the_queue_is_durable_and_forgets_nothing() -> None:
@@ -144,6 +144,6 @@ def test_build_context_is_complete() -> None:
 
 
 def test_readme_shows_existing_commands() -> None:
-    shown = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "README.md").read_text())
+    shown = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "docs/operations.md").read_text())
     assert shown
     assert all(name in OURS and command in cli.commands for name, command in shown)

@@ -42,7 +42,7 @@ FILE = b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="f.jpg"\r\n
 
 
 def test_readme_shows_the_limits_of_the_code() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     section = readme.partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", section, re.MULTILINE))
     for row, limit in {

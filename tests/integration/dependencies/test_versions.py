@@ -121,6 +121,6 @@ async def test_process_exits_with_a_sentence(settings: Settings, command: str) -
 
 
 def test_readme_names_the_minimum_versions() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs/operations.md").read_text()
     assert f"PostgreSQL {MIN_POSTGRES} or newer" in readme
     assert f"Redis {MIN_REDIS[0]}.{MIN_REDIS[1]} or newer" in readme

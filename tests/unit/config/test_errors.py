@@ -39,10 +39,10 @@ def refusal() -> str:
         ("DAGUERRE_REDIS", "did you mean DAGUERRE_REDIS_URL?"),
         ("DAGUERRE_DATABSE_URL", "did you mean DAGUERRE_DATABASE_URL?"),
         ("DAGUERRE_STORAGE_FOLDER", "there is no such setting"),
-        ("DAGUERRE_FOO", "README.md lists the settings"),
-        ("DAGUERRE_", "README.md lists the settings"),
+        ("DAGUERRE_FOO", "docs/configuration.md lists the settings"),
+        ("DAGUERRE_", "docs/configuration.md lists the settings"),
         ("DAGUERRE_PORTS_8080", "there is no such setting"),
-        ("DAGUERRE_é\x1b[2J", "README.md lists the settings"),
+        ("DAGUERRE_é\x1b[2J", "docs/configuration.md lists the settings"),
     ],
 )
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, advice: str) -> None:

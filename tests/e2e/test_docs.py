@@ -1,0 +1,99 @@
+"""The documents against the source: settings, routes, metrics, commands, links and anchors."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from service.api.app import create_app
+from service.cli import cli
+from service.cli.settings import write_markdown
+from service.config.settings import Settings
+from service.launcher.embedded import first_key
+from service.telemetry.metrics import metrics
+from tests.support.commands import daguerre
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+API, CONFIGURATION, OPERATIONS = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("api", "configuration", "operations")
+)
+MAX_README_LINES = 200
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_settings_are_documented() -> None:
+    assert CONFIGURATION.endswith(write_markdown())
+
+
+def test_routes_are_documented() -> None:
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in create_app(Settings()).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    listed = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", API, re.MULTILINE))
+    assert listed == routes
+
+
+def test_metrics_are_documented() -> None:
+    listed = re.findall(r"^\| `(daguerre_\w+)` \| (.*?)\| (.+) \|$", OPERATIONS, re.MULTILINE)
+    shown = {
+        (family.name + ("_total" if family.type == "counter" else ""), family.documentation)
+        for family in metrics.describe()
+    }
+    assert {(name, meaning) for name, _, meaning in listed} == shown
+    assert len(listed) == len(shown)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", _without_code(page.read_text())):
+        if target.startswith("https://"):
+            continue
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in _anchors(linked), f"{target}#{anchor}"
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Those that GitHub gives to headings: lower case, without punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", _without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_account_commands_are_documented() -> None:
+    assert "./run sign default '" in OPERATIONS
+    for group in ("accounts", "keys", "signing-keys", "presets"):
+        command = cli.commands[group]
+        assert isinstance(command, click.Group)
+        for name in command.commands:
+            assert f"./run {group} {name}" in OPERATIONS
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/renditions.md", "docs/signed-urls.md"])
+async def test_documented_commands_work(database_url: str, tmp_path: Path, page: str) -> None:
+    """They name an account that `up` made, and come in an order that works; in prose, too."""
+    await first_key.prepare(database_url, tmp_path)
+    groups = "accounts|keys|signing-keys|presets|sign"
+    shown = rf"(?:^\./run (?P<line>(?:{groups}) [^#\n]+))|(?:`\./run (?P<prose>(?:{groups})\s[^`]+)`)"
+    commands = [
+        shlex.split(match["line"] or match["prose"])
+        for match in re.finditer(shown, (ROOT / page).read_text(), re.MULTILINE)
+    ]
+    assert commands
+    for command in commands:
+        done = daguerre(*command, database_url=database_url)
+        assert done.returncode == 0, (command, done.stderr)
