@@ -41,9 +41,9 @@ FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
 FILE = b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="f.jpg"\r\n'
 
 
-def test_readme_shows_the_limits_of_the_code() -> None:
-    readme = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
-    section = readme.partition("\n## Limits\n")[2].partition("\n## ")[0]
+def test_limits_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    section = page.partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", section, re.MULTILINE))
     for row, limit in {
         "Request line; each header": f"{server.MAX_LINE_BYTES} bytes",
@@ -58,11 +58,11 @@ def test_readme_shows_the_limits_of_the_code() -> None:
         assert rows[row] == limit
     [json_row] = [limit for row, limit in rows.items() if row == "A JSON body"]
     assert json_row.startswith(f"{MAX_JSON_BYTES} bytes,")
-    [time_row] = [limit for row, limit in rows.items() if row.startswith("Time until a request's head is complete")]
+    [time_row] = [limit for row, limit in rows.items() if row.startswith("Time until the head of a request is complete")]
     assert time_row == f"{server.KEEPALIVE_S} s"
-    [stall_row] = [limit for row, limit in rows.items() if row.startswith("Time in which a client takes nothing")]
+    [stall_row] = [limit for row, limit in rows.items() if row.startswith("Time in which a client reads nothing")]
     assert stall_row == f"{WRITE_STALL_TIMEOUT_S} s"
-    assert f"raised to {server.MAX_DESCRIPTORS} where" in rows["Connections of one process"]
+    assert f"raised to {server.MAX_DESCRIPTORS} if" in rows["Connections of one process"]
     for name in re.findall(r"`DAGUERRE_(\w+)`", "".join(rows.values())):
         assert name.lower() in Settings.model_fields
     assert set(re.findall(r"`([a-z]+-[a-z-]+|busy)`", section.partition("| --- |")[2])) <= set(CATALOGUE)
