@@ -20,8 +20,7 @@ import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from service.accounts.accounts import create_account
-from service.accounts.api_keys import create_key
+from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
 from service.api.resources import RESOURCES, Resources
 from service.config.settings import Settings

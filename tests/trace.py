@@ -20,8 +20,7 @@ from types import FrameType
 import aiohttp
 from aiohttp import web
 
-from service.accounts.accounts import create_account
-from service.accounts.api_keys import create_key
+from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.database import Database, apply_schema

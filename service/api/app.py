@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
-from service.api.authentication import RateLimitHeaders
+from service.api.admission import RateLimitHeaders
 from service.api.middleware import request_middleware
 from service.api.reference import page as reference
 from service.api.resources import RESOURCES, open_resources

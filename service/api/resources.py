@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 from aiohttp import web
 
-from service.accounts.api_keys import KeyRing
+from service.accounts.accounts import KeyRing
 from service.api.admission import Admission
 from service.batcher import Batcher, running
 from service.config.settings import Settings
@@ -35,8 +35,7 @@ from service.single_flight import SingleFlight
 from service.storage.backends import open_originals
 from service.storage.interface import OriginalStorage
 from service.uploads.ingest import Ingest
-from service.uploads.receiving import UploadLimits
-from service.uploads.reservations import Reservations
+from service.uploads.receiving import Reservations, UploadLimits
 from service.verification.pairing import load_or_record_id, prepare_storage
 
 log = structlog.get_logger("service.api")

@@ -27,8 +27,11 @@ def accounts() -> None:
 @DATA
 def accounts_create(name: str, max_storage: str, data: Path | None) -> None:
     """Create the account NAME with a first API key, and print the key, alone on the last line."""
-    from service.accounts.accounts import AccountExists, create_account  # noqa: PLC0415
-    from service.accounts.api_keys import create_key  # noqa: PLC0415
+    from service.accounts.accounts import (  # noqa: PLC0415
+        AccountExists,
+        create_account,
+        create_key,
+    )
 
     if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
         raise click.BadParameter(f"a name has 1 to {_MAX_NAME_CHARACTERS} printable characters.", param_hint="NAME")

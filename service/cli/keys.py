@@ -26,7 +26,7 @@ def keys() -> None:
 @DATA
 def keys_create(account: str, data: Path | None) -> None:
     """Create another API key of ACCOUNT and print it, alone on the last line."""
-    from service.accounts.api_keys import create_key  # noqa: PLC0415
+    from service.accounts.accounts import create_key  # noqa: PLC0415
 
     key = with_database(data, lambda connection: create_key(connection, account))
     click.echo(f"The new key of account {account!r}, shown only now:", err=True)
@@ -38,7 +38,7 @@ def keys_create(account: str, data: Path | None) -> None:
 @DATA
 def keys_list(account: str, data: Path | None) -> None:
     """List the API keys of ACCOUNT by their first characters."""
-    from service.accounts.api_keys import list_keys  # noqa: PLC0415
+    from service.accounts.accounts import list_keys  # noqa: PLC0415
 
     rows = [
         (
@@ -56,7 +56,7 @@ def keys_list(account: str, data: Path | None) -> None:
 @DATA
 def keys_revoke(key_id: int, data: Path | None) -> None:
     """Revoke the API key with this ID (see `keys list`); it stops working everywhere within 5 seconds."""
-    from service.accounts.api_keys import revoke_key  # noqa: PLC0415
+    from service.accounts.accounts import revoke_key  # noqa: PLC0415
 
     if not with_database(data, lambda connection: revoke_key(connection, key_id)):
         raise click.ClickException(f"There is no active key {key_id}; see `daguerre keys list ACCOUNT`.")

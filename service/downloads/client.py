@@ -18,7 +18,7 @@ from service.downloads.connections import AddressRefused, GuardedResolver, accou
 from service.downloads.decoding import DecodingError, decode, parse_codings
 from service.downloads.urls import CredentialsInURL, parse_absolute, resolve_redirect
 from service.errors import ServiceError
-from service.limits.pace import Pace
+from service.limits.slots import Pace
 
 MAX_URL_LENGTH = 8000
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
@@ -34,7 +34,7 @@ class DownloadTimeouts:
     """Time limits of a download.
 
     `connect_s` is for resolving the name and connecting with TLS, `read_s` for the first byte and each later pause, and
-    `total_s` for the whole. After `read_s` a body also needs the minimum pace of `service.limits.pace`.
+    `total_s` for the whole. After `read_s` a body also needs the minimum pace of `service.limits.slots`.
     """
 
     connect_s: float = 5

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 from service.errors import ServiceError
 from service.http.server import ERROR_RESPONSE
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, wait_writable
-from service.limits.pace import Pace
+from service.limits.slots import Pace
 from service.storage.files import in_thread, storage_errors
 from service.telemetry.metrics import CLIENT_LEFT
 

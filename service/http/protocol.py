@@ -3,7 +3,7 @@
 aiohttp's parser refuses lower-case methods, bad characters and long lines before any middleware runs. It answers with a
 plain-text 400 that quotes the request line, API key included, and logs it too. Here such a request gets the API's own
 error body. This module overrides names that are private to aiohttp 3.14; tests/integration/http/test_protocol.py and
-tests/integration/http/test_framing.py hold their behaviour.
+tests/integration/http/test_py hold their behaviour.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
 from service.errors import ServiceError
-from service.http import cors, framing
+from service.http import cors
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, WriteStallWatch
 from service.telemetry.metrics import metrics
 
@@ -160,7 +162,7 @@ class HttpConnection(RequestHandler):
 
     def _check_new_messages(self, previous_body: StreamReader, count: int) -> None:
         message, self._body = self._messages[-1]
-        if count > 1 or isinstance(message, _ErrInfo) or not framing.is_plain(message, self._body):
+        if count > 1 or isinstance(message, _ErrInfo) or not is_plain(message, self._body):
             self._check_framing(count)
             message, self._body = self._messages[-1]
         if isinstance(message, _ErrInfo) and not previous_body.is_eof():
@@ -181,7 +183,7 @@ class HttpConnection(RequestHandler):
             message, payload = self._messages[index]
             if isinstance(message, _ErrInfo) or message.upgrade:  # as for CONNECT
                 self._is_last = True
-            elif (fault := framing.find_fault(message, payload)) is not None:
+            elif (fault := find_fault(message, payload)) is not None:
                 self._messages[index] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
                 self._is_last = True
             if self._is_last:
@@ -309,3 +311,35 @@ class HttpConnection(RequestHandler):
 # Stands for a response that was written already. aiohttp only reads from it that the connection stays open.
 _KEEP_ALIVE = web.StreamResponse()
 _KEEP_ALIVE._keep_alive = True
+
+
+_VERSIONS = (HttpVersion11, HttpVersion10)
+
+
+def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
+    """Returns whether a head mentions neither a body nor another protocol, like most: its framing is valid."""
+    headers = message.headers
+    return (
+        payload is EMPTY_PAYLOAD
+        and message.version is HttpVersion11
+        and not message.upgrade
+        and headers.get(TRANSFER_ENCODING) is None
+        and headers.get(CONTENT_LENGTH) is None
+    )
+
+
+def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
+    """Returns what is wrong with a head that the parser accepted, or None if it is valid.
+
+    The only transfer coding is `chunked`, and HTTP/1.0 has none (RFC 9112, section 6.1).
+    """
+    version, headers = message.version, message.headers
+    if version is not HttpVersion11 and version not in _VERSIONS:
+        return "unsupported version"
+    coding = headers.get(TRANSFER_ENCODING)
+    if coding is not None:
+        if version == HttpVersion10 or coding.lower() != "chunked":
+            return "unsupported Transfer-Encoding"
+    elif payload is EMPTY_PAYLOAD and headers.get(CONTENT_LENGTH, "").strip("0"):
+        return "Content-Length out of range"  # the parser treats the largest 64-bit number as no length at all
+    return None

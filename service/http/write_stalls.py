@@ -13,7 +13,7 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.limits.pace import Pace
+from service.limits.slots import Pace
 
 # A client may acknowledge nothing for this long.
 WRITE_STALL_TIMEOUT_S = 30

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 from redis.asyncio import Redis
 
-from service.accounts.api_keys import hash_key
+from service.accounts.accounts import hash_key
 from service.batcher import Batcher, running
 from service.config.values import Rate
 from service.expiring_cache import ExpiringCache

@@ -21,8 +21,7 @@ from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
 from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
 from service.queue.jobs import UNAVAILABLE, Job, RenderJob
-from service.queue.pubsub import Subscriber, publish
-from service.queue.waiter import JobWaiter
+from service.queue.waiter import JobWaiter, Subscriber, publish
 from service.renditions.cost_limiter import CostLimiter, Requester
 from service.renditions.costs import count_tokens
 from service.renditions.integrity import is_complete

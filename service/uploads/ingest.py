@@ -22,12 +22,10 @@ from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.queries import ImageQuery, find_images, load_image
 from service.images.updates import FILE_MISSING, delete_failed_image, expire_failed_image, mark_failed
 from service.queue.jobs import Job, JobQueue, ProbeJob
-from service.queue.pubsub import Subscriber
-from service.queue.waiter import JobWaiter
+from service.queue.waiter import JobWaiter, Subscriber
 from service.storage.files import storage_errors
 from service.storage.interface import OriginalStorage, UploadFile
-from service.uploads.receiving import Upload
-from service.uploads.reservations import Reservation
+from service.uploads.receiving import Reservation, Upload
 
 # These errors are raised before a row is inserted.
 _NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unavailable", "unauthorized"})

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Self
 
+from service.accounts.accounts import Account, load_account
+from service.database import Database
 from service.errors import ServiceError
-from service.ids import ImageId, new_image_id
-from service.limits.pace import Pace
-from service.limits.slots import PreemptibleSlot, PreemptibleSlots
+from service.expiring_cache import TRUST_S
+from service.ids import AccountId, ImageId, new_image_id
+from service.images.idempotency import find_used_keys
+from service.images.models import IdempotencyKey
+from service.limits.slots import Pace, PreemptibleSlot, PreemptibleSlots
+from service.shared_memory.arriving_bytes import ArrivingBytes
 from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
-from service.uploads.reservations import Reservation
 
 # A write costs a switch of threads whatever its size, so chunks are gathered. Times the uploads in flight, this is a
 # good part of the memory that bodies take (`./run bench memory` prints the peak).
@@ -112,3 +118,166 @@ async def _next(chunks: AsyncIterator[bytes], pace: Pace, idle_timeout_s: float)
 
 def too_large(max_bytes: int) -> ServiceError:
     return ServiceError("upload-too-large", f"The picture is larger than this server accepts: {max_bytes} bytes.")
+
+
+# This part of the account's remaining bytes may be reserved unchecked: what others have stored since is not known.
+_UNCHECKED_PART = 4
+_TRUST_NEAR_QUOTA_S = 1.0
+# How long a repeat waits for its turn, and how often it checks whether another process has released bytes.
+_MAX_TURN_WAIT_S = 10.0
+_TURN_POLL_INTERVAL_S = 0.25
+
+
+@dataclass(slots=True)
+class _AccountTotal:
+    """The reservations of one account in this process.
+
+    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. `turn` is
+    held by the repeat that waits for `released`.
+    """
+
+    reserved: int = 0
+    limit: int = 0
+    limit_expires_at: float = 0.0
+    stored: int = 0
+    holders: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Reservation:
+    """The reserved bytes of one body, 0 at first."""
+
+    __slots__ = ("_key", "_reservations", "_total", "account", "size")
+
+    def __init__(
+        self, account: Account, key: IdempotencyKey | None, reservations: Reservations, total: _AccountTotal
+    ) -> None:
+        self.account = account
+        self.size = 0
+        self._key = key
+        self._reservations = reservations
+        self._total = total
+
+    async def cover(self, size: int) -> None:
+        """Grows the reservation to `size` bytes.
+
+        Raises `quota-exceeded`, `busy` for a repeat that gets no turn, and `database-unavailable` if nothing is known.
+        """
+        more = size - self.size
+        if more <= 0:
+            return
+        if self._fits_unchecked(more) or await self._fits(more):
+            self._add(more)
+        elif self._key is None:
+            raise ServiceError("quota-exceeded")
+        else:
+            await self._cover_repeat(more, self._key)
+
+    def hand_over(self) -> None:
+        """Releases the bytes because the body is about to have a row, which the quota is decided on."""
+        self._total.stored += self.size
+        self._total.limit -= self.size
+        self.release()
+
+    def release(self) -> None:
+        if self.size:
+            self._add(-self.size)
+
+    def close(self) -> None:
+        self.release()
+        self._reservations.remove_holder(self.account.id, self._total)
+
+    def _add(self, more: int) -> None:
+        self.size += more
+        self._total.reserved += more
+        self._reservations.shared.put(self.account.id, self._total.reserved)
+        if more < 0:
+            self._total.released.set()
+
+    def _sum(self, more: int) -> int:
+        """Returns the account's reserved bytes in all processes, and `more`."""
+        return self._total.reserved + self._reservations.shared.count_others(self.account.id) + more
+
+    def _fits_unchecked(self, more: int) -> bool:
+        return time.monotonic() < self._total.limit_expires_at and self._sum(more) <= self._total.limit
+
+    async def _fits(self, more: int) -> bool:
+        stored = self._total.stored
+        try:
+            account = await self._reservations.load_account(self.account.id)
+        except ServiceError:
+            if self._sum(more) <= self._total.limit:  # bodies go on while the database is away
+                return True
+            raise
+        # Rows that were inserted during the query may or may not be in its result: they are no reason to refuse now,
+        # and count from now on.
+        remaining, reserved = account.remaining_bytes - (self._total.stored - stored), self._sum(more)
+        is_far = reserved <= remaining // _UNCHECKED_PART
+        self._total.limit = remaining // _UNCHECKED_PART if is_far else remaining
+        self._total.limit_expires_at = time.monotonic() + (TRUST_S if is_far else _TRUST_NEAR_QUOTA_S)
+        return reserved <= account.remaining_bytes
+
+    async def _cover_repeat(self, more: int, key: IdempotencyKey) -> None:
+        """Does what `cover` does. An image that has the key already may fill the account: it is no reason to refuse."""
+        try:
+            async with asyncio.timeout(_MAX_TURN_WAIT_S), self._total.turn:
+                while not await self._repeat_fits(more, key):
+                    if self.size:  # it holds bytes that others may wait for
+                        raise ServiceError("busy")
+                    self._total.released.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_TURN_POLL_INTERVAL_S):
+                            await self._total.released.wait()
+                self._add(more)
+        except TimeoutError:
+            raise ServiceError("busy") from None
+
+    async def _repeat_fits(self, more: int, key: IdempotencyKey) -> bool:
+        """Returns whether it fits beside all reservations. Raises `quota-exceeded` if it would not fit alone."""
+        account = await self._reservations.load_account(self.account.id)
+        size, room = self.size + more, account.remaining_bytes
+        if size > room:
+            room = max(account.max_bytes, account.used_bytes)
+            if size > room or not await self._reservations.is_used(account.id, key):
+                raise ServiceError("quota-exceeded")
+        return self._sum(more) <= room
+
+
+class Reservations:
+    """The reservations of one process; `shared` has those of the other processes on this machine."""
+
+    def __init__(self, database: Database, shared: ArrivingBytes) -> None:
+        self.shared = shared
+        self._database = database
+        self._by_account: dict[AccountId, _AccountTotal] = {}
+
+    @property
+    def reserved(self) -> int:
+        """The reserved bytes of all accounts in this process."""
+        return sum(total.reserved for total in self._by_account.values())
+
+    def open(self, account: Account, key: IdempotencyKey | None) -> Reservation:
+        """Returns an empty reservation, to be closed. `account` is at most some seconds old."""
+        total = self._by_account.get(account.id)
+        if total is None:
+            total = self._by_account[account.id] = _AccountTotal()
+        now = time.monotonic()
+        if now >= total.limit_expires_at:
+            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + TRUST_S
+        total.holders += 1
+        return Reservation(account, key, self, total)
+
+    def remove_holder(self, account_id: AccountId, total: _AccountTotal) -> None:
+        total.holders -= 1
+        if not total.holders:
+            del self._by_account[account_id]
+
+    async def load_account(self, account_id: AccountId) -> Account:
+        async with self._database.connection() as connection:
+            return await load_account(connection, account_id)
+
+    async def is_used(self, account_id: AccountId, key: IdempotencyKey) -> bool:
+        """Returns whether the key belongs to an image."""
+        async with self._database.connection() as connection:
+            return bool(await find_used_keys(connection, [(account_id, key.text)]))

@@ -19,10 +19,9 @@ from service.images.integrity import require_tables
 from service.queue import jobs
 from service.storage.identity import load_id
 from service.storage.interface import StorageUnavailable
-from service.storage.local.disk import NUM_SHARDS
+from service.storage.local.disk import NUM_SHARDS, read_folder_id
 from service.storage.local.originals import LocalOriginals
 from service.storage.local.renditions import LocalRenditions
-from service.storage.local.root import read_folder_id
 from service.verification.context import DATABASE_ERRORS, Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_removals, check_uploads
 from service.verification.image_checks import check_images

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import aiohttp
 import asyncpg
 
-from service.accounts.accounts import create_account
-from service.accounts.api_keys import create_key
+from service.accounts.accounts import create_account, create_key
 from service.config.settings import Settings
 from service.database import apply_schema
 from service.launcher.embedded.postgres import Postgres

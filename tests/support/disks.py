@@ -13,8 +13,8 @@ from typing import Any
 from service.config.settings import Settings
 from service.storage.identity import record_id
 from service.storage.interface import OriginalStorage
+from service.storage.local.disk import create_id
 from service.storage.local.originals import LocalOriginals
-from service.storage.local.root import create_id
 from tests.conftest import do_without
 
 # What a start may find if the disk of a storage is not mounted.

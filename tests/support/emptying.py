@@ -6,7 +6,7 @@ from pathlib import Path
 
 import asyncpg
 
-from service.storage.local.root import ID_FILE
+from service.storage.local.disk import ID_FILE
 
 _END_OTHERS = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()

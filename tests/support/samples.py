@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from service.config.settings import Settings
-from service.storage.local.root import ID_FILE
+from service.storage.local.disk import ID_FILE
 
 if TYPE_CHECKING:
     from tests.conftest import Tenant

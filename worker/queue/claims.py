@@ -19,7 +19,7 @@ from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.jobs import MAX_WAKEUP_TOKENS, REPLY_CHANNELS_PREFIX, UNAVAILABLE
-from service.queue.pubsub import encode_message
+from service.queue.waiter import encode_message
 from worker.fairness import ClaimLimits
 
 # A job belongs to its worker for this long, and the worker renews its leases every second. So the jobs of a worker that

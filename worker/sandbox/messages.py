@@ -6,14 +6,28 @@ descriptors.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from functools import partial
+from itertools import chain
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from service.images.probe import Probe
-from service.renditions.transformation import Transformation
+from service.images.probe import (
+    MAX_EXIF_BYTES,
+    MAX_EXIF_LIST_ITEMS,
+    MAX_EXIF_TEXT_CHARS,
+    MAX_PAGES,
+    MAX_PREVIEW_BYTES,
+    MAX_PREVIEW_SIDE,
+    MIME_TYPES,
+    Probe,
+)
+from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformation
+from worker.file_headers import HEAD_BYTES, Read, avif_size, jpeg_frame, read_size, sniff
+from worker.sandbox.files import PictureFile
 
 LENGTH = struct.Struct("<I")
 # Random bytes that a response repeats, so that it can neither be made before its request nor belong to another one.
@@ -156,3 +170,149 @@ def decode_response(payload: bytes) -> Response:
         return _responses.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: invalid UTF-8
         raise InvalidResponse("not a valid message") from error
+
+
+# Noise in the best quality takes 5 as JPEG, and less in other formats. EXIF and XMP of a rendition have 60 KB each.
+_BYTES_PER_PIXEL = 6
+_MAX_HEADERS_BYTES = 1 << 20
+_MAX_FILE_BYTES = 256 << 20
+# Number of patches, and the bytes that msgpack needs for each.
+_MAX_PATCHES = 300_000
+_PATCH_OVERHEAD_BYTES = 16
+# The maximum of PostgreSQL's type integer.
+_MAX_SOURCE_SIDE = (1 << 31) - 1
+
+_SOF0 = 0xC0  # the marker of a baseline JPEG's frame
+_MAX_TAG_NAME_CHARS = 64
+
+_REJECTION_CODES: dict[type[Request], frozenset[str]] = {
+    ProbeRequest: frozenset({"unsupported-image", "damaged-image", "too-many-pixels", "probe-failed"}),
+    RenderRequest: frozenset(
+        {"unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "rendition-too-large"}
+    ),
+    LocationRequest: frozenset({"unsupported-image"}),
+}
+
+
+def max_response_bytes(request: Request, picture: PictureFile) -> int:
+    """Returns the maximum size of the response to a request."""
+    match request:
+        case RenderRequest(transformation=transformation):
+            pixels = MAX_PIXELS if _may_be_animated(transformation) else math.prod(_max_size(transformation))
+            return min(_MAX_FILE_BYTES, _MAX_HEADERS_BYTES + _BYTES_PER_PIXEL * pixels)
+        case LocationRequest():
+            return MAX_METADATA_BYTES + picture.size + _PATCH_OVERHEAD_BYTES * min(picture.size, _MAX_PATCHES)
+        case ProbeRequest():
+            return MAX_METADATA_BYTES
+
+
+def check_result(request: Request, picture: PictureFile, result: Result) -> None:
+    """Raises InvalidResponse if no honest decoder gives this result."""
+    match request, result:
+        case ProbeRequest(max_pixels=max_pixels), Probe():
+            _check_probe(result, picture, max_pixels)
+        case RenderRequest(transformation=transformation), Rendered(data):
+            _check_rendition(data, transformation)
+        case LocationRequest(), Patches(patches):
+            _check_patches(patches, picture.size)
+        case _, Rejection(code, kind):
+            _require(code in _REJECTION_CODES[type(request)], "an error code of another request")
+            _require(kind is None or code == "unsupported-image", "the kind of a supported picture")
+        case _, ReadError():
+            pass
+        case _:
+            raise InvalidResponse(f"a {type(result).__name__} for a {type(request).__name__}")
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise InvalidResponse(reason)
+
+
+def _check_probe(probe: Probe, picture: PictureFile, max_pixels: int) -> None:
+    # An SVG is not always recognised by its head: it may begin with a long comment, and may be compressed.
+    format_ = picture.format or "svg"
+    _require(probe.format in MIME_TYPES and probe.format == format_, "another format than the file's")
+    _require(1 <= probe.pages <= MAX_PAGES, "an invalid number of pages")
+    sides = (probe.width, probe.height)
+    _require(min(sides) >= 1 and max(sides) <= _MAX_SOURCE_SIDE, "an invalid width or height")
+    _require(probe.width * probe.height * probe.pages <= max_pixels, "too many pixels")
+    _require(1 <= probe.orientation <= 8, "an invalid orientation")
+    _require(_has_size(picture, sorted(sides)), "another size than the file's")
+    _check_exif(probe.exif)
+    _check_preview(probe.mini_preview)
+
+
+def _has_size(picture: PictureFile, sides: Sequence[int]) -> bool:
+    if picture.header_size is None:
+        return True
+    header = sorted(picture.header_size)
+    if picture.format == "gif":  # its first frame may be larger than the logical screen
+        return sides[0] >= header[0] and sides[1] >= header[1]
+    return list(sides) == header
+
+
+def _check_exif(exif: Mapping[str, object]) -> None:
+    """Valid in JSON and PostgreSQL: no NUL, no infinite numbers. msgpack has already refused lone surrogates.
+
+    Checks all tags at once: a loop over them takes longer than all other checks.
+    """
+    names = "".join(exif)
+    lengths = {len(name) for name in exif}
+    _require(not exif or (names.isascii() and names.isalnum() and min(lengths) > 0), "an invalid tag name")
+    _require(max(lengths, default=0) <= _MAX_TAG_NAME_CHARS, "a tag name that is too long")
+    texts = [value for value in exif.values() if type(value) is str]
+    _require("\0" not in "".join(texts) and _max_len(texts) <= MAX_EXIF_TEXT_CHARS, "an invalid tag text")
+    lists = [value for value in exif.values() if type(value) is list]
+    _require(_max_len(lists) <= MAX_EXIF_LIST_ITEMS, "a tag list that is too long")
+    numbers = [*chain(*lists), *(value for value in exif.values() if type(value) not in {str, list})]
+    _require({*map(type, numbers)} <= {int, float} and all(map(math.isfinite, numbers)), "an invalid tag value")
+    _require(len(msgspec.json.encode(exif)) <= MAX_EXIF_BYTES, "too much EXIF")
+
+
+def _max_len(values: Sequence[Sized]) -> int:
+    return max(map(len, values), default=0)
+
+
+def _check_preview(data: bytes) -> None:
+    """A complete baseline JPEG, by its segments."""
+    _require(len(data) <= MAX_PREVIEW_BYTES, "a preview with too many bytes")
+    frame = jpeg_frame(_reader(data)) if data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9") else None
+    _require(frame is not None and frame.marker == _SOF0, "a preview that is not a baseline JPEG")
+    _require(
+        frame is not None and min(frame[1:]) >= 1 and max(frame[1:]) <= MAX_PREVIEW_SIDE, "a preview that is too large"
+    )
+
+
+def _check_rendition(data: bytes, transformation: Transformation) -> None:
+    head = data[:HEAD_BYTES]
+    _require(sniff(head) == transformation.format, "a rendition of another format")
+    size = avif_size(head) if transformation.format == "avif" else read_size(transformation.format, _reader(data))
+    width, height = _max_size(transformation)
+    _require(size is not None and 1 <= size[0] <= width and 1 <= size[1] <= height, "a rendition of another size")
+
+
+def _max_size(transformation: Transformation) -> tuple[int, int]:
+    """Returns the maximum width and height of the rendition. `percent` and a missing side depend on the picture."""
+    return transformation.width or MAX_SIDE, transformation.height or MAX_SIDE
+
+
+def _may_be_animated(transformation: Transformation) -> bool:
+    return transformation.format in {"gif", "webp"} and transformation.frame is None
+
+
+def _check_patches(patches: Sequence[tuple[int, bytes]], size: int) -> None:
+    """In the order of the file, within it, without overlaps."""
+    _require(len(patches) <= _MAX_PATCHES, "too many patches")
+    end = 0
+    for offset, data in patches:
+        _require(end <= offset and offset + len(data) <= size, "a patch outside of the file or over another one")
+        end = offset + len(data)
+
+
+def _reader(data: bytes) -> Read:
+    return partial(_slice, data)
+
+
+def _slice(data: bytes, size: int, at: int) -> bytes:
+    return data[at : at + size]

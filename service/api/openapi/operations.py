@@ -19,7 +19,7 @@ from service.api.openapi.inputs import (
 )
 from service.api.openapi.parts import Json, Operation, Parameter, Response
 from service.api.openapi.renditions import DELIVERY
-from service.api.representations import AccountUsage, ImagePage, ProcessingImage, ReadyImage
+from service.api.responses import AccountUsage, ImagePage, ProcessingImage, ReadyImage
 
 # Errors that several operations share.
 _PICTURE = ("unsupported-image", "damaged-image", "too-many-pixels", "probe-failed", "image-lost")

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from service.api import representations
+from service.api import responses as representations
 from service.api.openapi.parts import Json
 from service.ids import IMAGE_ID_PATTERN
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS

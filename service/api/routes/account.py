@@ -5,10 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from service.accounts.accounts import load_account
-from service.api.authentication import authenticate
-from service.api.representations import describe_account
+from service.api.admission import authenticate
 from service.api.resources import resources
-from service.api.responses import success_response
+from service.api.responses import describe_account, success_response
 
 
 async def show(request: web.Request) -> web.Response:

@@ -10,11 +10,10 @@ from yarl import URL
 
 from service.accounts.accounts import Account
 from service.api import parameters
-from service.api.authentication import authenticate
+from service.api.admission import authenticate
 from service.api.middleware import request_id
-from service.api.representations import describe_image
 from service.api.resources import Resources, resources
-from service.api.responses import add_account, changed_response, created_response, success_response
+from service.api.responses import add_account, changed_response, created_response, describe_image, success_response
 from service.downloads.client import parse_url
 from service.errors import ServiceError
 from service.http import bodies

@@ -14,10 +14,9 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from service.api import parameters
-from service.api.authentication import authenticate
-from service.api.representations import ImagePage, describe_ready
+from service.api.admission import authenticate
 from service.api.resources import resources
-from service.api.responses import add_account, success_response
+from service.api.responses import ImagePage, add_account, describe_ready, success_response
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
 from service.images.probe import MIME_TYPES

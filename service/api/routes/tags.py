@@ -9,7 +9,7 @@ from aiohttp import web
 
 from service.accounts.accounts import Account
 from service.api import parameters
-from service.api.authentication import authenticate
+from service.api.admission import authenticate
 from service.api.resources import Resources, resources
 from service.api.responses import changed_response
 from service.errors import ServiceError

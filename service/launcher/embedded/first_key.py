@@ -36,16 +36,16 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
     differs from a key that never reached the database because of a crash.
     """
     from service import database  # noqa: PLC0415  slow to import, and commands use only `path`
-    from service.accounts import accounts, api_keys  # noqa: PLC0415
+    from service.accounts import accounts  # noqa: PLC0415
 
     await database.apply_schema(database_url)
     file, new_file = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:
-        if (key := _read(new_file)) and await api_keys.is_key_active(connection, key):
+        if (key := _read(new_file)) and await accounts.is_key_active(connection, key):
             new_file.replace(file)
         if key := _read(file):
-            is_active = await api_keys.is_key_active(connection, key)
+            is_active = await accounts.is_key_active(connection, key)
             if is_active is not None:
                 return FirstKey(key) if is_active else FirstKey(None, is_revoked=True)
         if names := [account.name for account in await accounts.list_accounts(connection)]:
@@ -56,7 +56,7 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
                     await accounts.create_account(connection, _ACCOUNT, _MAX_BYTES)
             except accounts.AccountExists:
                 return FirstKey(None)
-            key = await api_keys.create_key(connection, _ACCOUNT)
+            key = await accounts.create_key(connection, _ACCOUNT)
             _write(new_file, key)
         new_file.replace(file)
         return FirstKey(key)

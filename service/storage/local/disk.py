@@ -6,16 +6,27 @@ file look missing.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import secrets
 import stat
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from service.ids import ImageId
+from service.config.settings import SettingsError
+from service.errors import ServiceError
+from service.folders import make_folder
+from service.ids import IMAGE_ID_PATTERN, ImageId
+from service.storage.files import in_thread
+from service.storage.interface import StorageUnavailable
 
 NUM_SHARDS = 256
 INCOMING = "incoming"
@@ -108,3 +119,206 @@ def try_write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"x")
         file.flush()
+
+
+_POLL_INTERVAL_S = 0.1
+
+
+class StorageFolders:
+    """`incoming` holds uploads that are not published; 256 folders, the shards, hold all other originals. They are made
+    at the first start, so that a new image makes none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.incoming = folder / INCOMING
+
+    def path(self, image_id: ImageId) -> Path:
+        """Returns the final path of an image's file."""
+        return self.folder / shard_of(image_id) / image_id
+
+    def incoming_path(self, image_id: ImageId) -> Path:
+        """Returns the path of a file that is not published."""
+        return self.incoming / image_id
+
+    def candidate_paths(self, image_id: ImageId) -> tuple[str, str, str]:
+        """Returns the paths that an image's file may have after the commit of its row, in the order to try."""
+        path = str(self.path(image_id))
+        return path, str(self.incoming_path(image_id)), path  # it may be published between the first two
+
+    def shard_folder(self, number: int) -> Path:
+        """Returns one of the folders of published files, 0 to 255."""
+        return self.folder / f"{number:02x}"
+
+    def list_shard(self, number: int) -> list[Path]:
+        """Returns the files in one of these folders. Blocks; raises OSError."""
+        return list(self.shard_folder(number).iterdir())
+
+    def find_any_file(self) -> Path | None:
+        """Returns a published file, or None if there is none. Folders that cannot be read are skipped. Blocks."""
+        for shard in range(NUM_SHARDS):
+            with suppress(OSError), os.scandir(self.shard_folder(shard)) as entries:
+                for entry in entries:
+                    if IMAGE_ID_PATTERN.fullmatch(entry.name) and entry.is_file():
+                        return Path(entry.path)
+        return None
+
+    def is_new(self) -> bool:
+        """Returns whether the folders were never made, or are on a disk that is not mounted. Blocks."""
+        try:
+            self.incoming.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass  # `prepare` raises it
+        return False
+
+    def prepare(self) -> None:
+        """Makes the folders. Blocks; raises SettingsError if they cannot be made or written; a full disk can."""
+        try:
+            make_folder(self.incoming)
+            for shard in range(NUM_SHARDS):
+                make_folder(self.shard_folder(shard))
+            sync_folder(self.folder)
+        except OSError as error:
+            raise self.unusable((error.strerror or str(error)).lower()) from error
+        self.require()
+
+    def require(self, *, wait_s: float = 0) -> None:
+        """Raises SettingsError if the folders cannot be written, or no API process makes them within `wait_s`. Blocks.
+
+        A worker never makes them: a disk that is not mounted must not look like a new one.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                self.incoming.stat()
+                break
+            except FileNotFoundError:
+                if time.monotonic() >= deadline:
+                    raise self.unusable("Daguerre's folders are missing; `daguerre serve` makes them") from None
+            except OSError as error:
+                raise self.unusable((error.strerror or str(error)).lower()) from error
+            time.sleep(_POLL_INTERVAL_S)
+        if not os.access(self.incoming, os.W_OK | os.X_OK):
+            raise self.unusable(f"user {os.geteuid()} may not write to it")
+
+    def unusable(self, reason: str) -> SettingsError:
+        """Returns an error that names the setting and the folder."""
+        return SettingsError(f"DAGUERRE_STORAGE (or DAGUERRE_DATA): {self.folder} cannot be used: {reason}")
+
+
+Result = TypeVar("Result")
+
+ID_FILE = "storage-id"
+_MAX_ID_BYTES = 64
+# Less than a check may take, so that a database that hangs does not look like a disk that hangs.
+_LOAD_TIMEOUT_S = 1.0
+
+
+class StorageRoot:
+    """Runs functions on the folder of a storage while the storage of the database is mounted there.
+
+    `load_id` loads the id of the database's storage. If the database has none, a folder without an id is accepted that
+    has `incoming`; without `load_id`, any folder that has `incoming`.
+    """
+
+    def __init__(self, path: Path, load_id: Callable[[], Awaitable[str | None]] | None, threads: Executor) -> None:
+        self.path = path
+        self.id: str | None = None
+        self._load_id = load_id
+        self._threads = threads
+
+    async def call(self, do: Callable[[int], Result], *, needs_id: bool = True) -> Result:
+        """Calls `do` in a thread with a descriptor of the folder, and returns its result.
+
+        Raises StorageUnavailable, OSError, and `database-unavailable` if the id has to be loaded. Without `needs_id`
+        the id that was loaded last will do if the database does not answer soon.
+        """
+        load = self._load if needs_id else self._load_soon
+        if self.id is None:
+            await load()
+        try:
+            return await in_thread(self._threads, partial(self.run, do))
+        except StorageUnavailable:
+            if not await load():
+                raise
+        return await in_thread(self._threads, partial(self.run, do))
+
+    def run(self, do: Callable[[int], Result]) -> Result:
+        """Does what `call` does, with the id that was loaded last. Blocks."""
+        with ExitStack() as stack:
+            try:
+                root = stack.enter_context(open_folder(self.path))
+            except FileNotFoundError as error:
+                raise _unavailable("its folder is missing") from error
+            except NotADirectoryError as error:
+                raise StorageUnavailable(errno.ENOTDIR, "the storage is not mounted: its folder is a file") from error
+            self._require_id(root)
+            return do(root)
+
+    async def _load(self) -> bool:
+        """Returns whether the id has changed, e.g. because the database was restored."""
+        if self._load_id is None:
+            return False
+        before, self.id = self.id, await self._load_id()
+        return self.id != before
+
+    async def _load_soon(self) -> bool:
+        try:
+            async with asyncio.timeout(_LOAD_TIMEOUT_S):
+                return await self._load()
+        except (ServiceError, TimeoutError):
+            return False
+
+    def _require_id(self, root: int) -> None:
+        own_id = None if self._load_id is None else read_id(root)
+        if own_id != self.id:
+            raise _unavailable(f"its {ID_FILE} is {own_id}, and that of this database's storage is {self.id}")
+        if own_id is None and not has_folder(INCOMING, root):
+            raise _unavailable(f"its folder {INCOMING} is missing")
+
+
+def _unavailable(reason: str) -> StorageUnavailable:
+    return StorageUnavailable(errno.ENODEV, f"the storage is not mounted: {reason}")
+
+
+def read_id(root: int) -> str | None:
+    """Returns the id in the folder of this descriptor, or None if it has none. Blocks; raises OSError."""
+    try:
+        file = os.open(ID_FILE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=root)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(file, _MAX_ID_BYTES).decode("ascii", "replace").strip() or None
+    finally:
+        os.close(file)
+
+
+def read_folder_id(path: Path) -> str | None:
+    """Returns the id in a folder, or None if it has none or is missing. Blocks; raises OSError."""
+    try:
+        with open_folder(path) as root:
+            return read_id(root)
+    except FileNotFoundError:
+        return None
+
+
+def create_id(path: Path) -> str:
+    """Writes a new id into a folder that has none, and returns the id that is there then. Blocks; raises OSError."""
+    draft = path / f".{ID_FILE}-{secrets.token_hex(8)}"
+    try:
+        with draft.open("x") as file:
+            file.write(f"{secrets.token_hex(16)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was faster
+            publish(draft, path / ID_FILE)
+    finally:
+        draft.unlink(missing_ok=True)
+    with open_folder(path) as root:
+        os.fsync(root)
+        own_id = read_id(root)
+    if not own_id:
+        raise OSError(errno.EIO, f"{ID_FILE} cannot be read", str(path))
+    return own_id

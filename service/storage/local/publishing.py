@@ -12,8 +12,7 @@ import structlog
 
 from service.ids import ImageId
 from service.storage.interface import Failures
-from service.storage.local.disk import publish
-from service.storage.local.folders import StorageFolders
+from service.storage.local.disk import StorageFolders, publish
 from service.storage.local.quarantine import Quarantine
 
 log = structlog.get_logger("service")

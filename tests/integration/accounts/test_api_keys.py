@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from service.accounts.accounts import Account, AccountUnknown
-from service.accounts.api_keys import KeyRing, create_key, find_accounts_by_keys, is_key_active, list_keys, revoke_key
+from service.accounts.accounts import (
+    Account,
+    AccountUnknown,
+    KeyRing,
+    create_key,
+    find_accounts_by_keys,
+    is_key_active,
+    list_keys,
+    revoke_key,
+)
 from service.batcher import running
 from service.config.settings import Settings
 from service.database import Connection, Database
@@ -98,7 +106,7 @@ async def test_concurrent_lookups_share_a_query(
         batch_sizes.append(len(keys))
         return await find_accounts_by_keys(connection, keys)
 
-    monkeypatch.setattr("service.accounts.api_keys.find_accounts_by_keys", counted)
+    monkeypatch.setattr("service.accounts.accounts.find_accounts_by_keys", counted)
     cancelled = asyncio.create_task(ring.find_account(tenant.key))
     unknown = asyncio.create_task(ring.find_account(new_key()))
     await asyncio.sleep(0)

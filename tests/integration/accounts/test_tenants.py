@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.accounts.api_keys import revoke_key
+from service.accounts.accounts import revoke_key
 from service.api.openapi.document import make_document
 from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Operation

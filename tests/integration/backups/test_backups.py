@@ -23,8 +23,8 @@ from service.ids import ImageId
 from service.launcher.embedded import EmbeddedError, data_folder
 from service.launcher.embedded.postgres import server_user
 from service.storage.interface import StorageUnavailable
+from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
-from service.storage.local.root import ID_FILE
 from tests.conftest import Client, Servers, Tenant
 from tests.support.api import upload_image
 from tests.support.commands import daguerre, daguerre_process

@@ -20,7 +20,7 @@ from service.api.app import create_app
 from service.config.settings import Settings
 from service.http.protocol import HttpConnection
 from service.http.server import Runner
-from service.limits import pace
+from service.limits import slots as pace
 from tests.conftest import Tenant
 from tests.support.raw_http import BAD_REQUESTS, exchange
 from tests.support.samples import jpeg

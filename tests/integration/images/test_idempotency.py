@@ -18,7 +18,7 @@ import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from service.accounts.api_keys import create_key
+from service.accounts.accounts import create_key
 from service.api.admission import Admission
 from service.api.app import create_app
 from service.api.resources import Resources

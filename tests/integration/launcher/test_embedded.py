@@ -16,8 +16,7 @@ import asyncpg
 import pytest
 import redis
 
-from service.accounts.accounts import create_account, list_accounts
-from service.accounts.api_keys import list_keys, revoke_key
+from service.accounts.accounts import create_account, list_accounts, list_keys, revoke_key
 from service.launcher import StartError
 from service.launcher.embedded import EmbeddedError, data_folder, first_key, instance
 from service.launcher.embedded.first_key import FirstKey

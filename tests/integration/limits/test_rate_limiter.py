@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from service.accounts.api_keys import hash_key
+from service.accounts.accounts import hash_key
 from service.config.values import Rate
 from service.expiring_cache import ExpiringCache
 from service.launcher.embedded.valkey import Valkey

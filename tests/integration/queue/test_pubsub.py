@@ -12,7 +12,7 @@ import pytest
 from service.batcher import running
 from service.config.settings import Settings
 from service.queue import jobs
-from service.queue.pubsub import Subscriber, publish
+from service.queue.waiter import Subscriber, publish
 from tests.conftest import Servers
 from tests.support.waiting import until
 

@@ -15,8 +15,7 @@ import pytest
 
 from tests.integration.sandbox.conftest import NewPool
 from tests.support.samples import jpeg
-from worker.sandbox.daemon_threads import MAX_THREADS
-from worker.sandbox.files import PictureFiles
+from worker.sandbox.files import MAX_THREADS, PictureFiles
 from worker.sandbox.pool import DecoderPool
 from worker.sandbox.process import DecoderUnavailable
 

@@ -15,9 +15,9 @@ from service.ids import ImageId
 from service.queue import jobs
 from service.renditions.queries import NewRendition, insert_renditions
 from service.storage.interface import RenditionKey, StorageUnavailable
+from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
 from service.storage.local.renditions import LocalRenditions
-from service.storage.local.root import ID_FILE
 from tests.conftest import Client, RunBurst, Tenant, resources_of
 from tests.support.disks import WAYS_TO_BE_AWAY, away, on_disk
 from tests.support.samples import insert_image, jpeg, stored_files

@@ -15,7 +15,7 @@ from service.ids import ImageId
 from service.images.models import Image, NewImage
 from service.images.queries import load_image
 from service.queue import jobs
-from service.queue.pubsub import publish
+from service.queue.waiter import publish
 from service.uploads.ingest import Ingest, ProbeResult
 from tests.conftest import Client, Servers, Tenant, resources_of
 from tests.support.disks import on_disk

@@ -190,7 +190,7 @@ async def test_account_far_from_its_quota_skips_the_database(
     async def refuse(*_: object) -> None:
         raise ServiceError("database-unavailable")
 
-    monkeypatch.setattr("service.uploads.reservations.load_account", refuse)
+    monkeypatch.setattr("service.uploads.receiving.load_account", refuse)
     for _ in range(5):
         answer = await api.post("/v1/images", data=SMALL, headers=tenant.headers | IMAGE)
         assert answer.status == 200
@@ -209,8 +209,8 @@ async def test_body_goes_on_during_a_database_outage(
         async def refuse(*_: object) -> None:
             raise ServiceError("database-unavailable")
 
-        monkeypatch.setattr("service.uploads.reservations.load_account", refuse)
-        monkeypatch.setattr("service.uploads.reservations.time.monotonic", lambda: 1e12)
+        monkeypatch.setattr("service.uploads.receiving.load_account", refuse)
+        monkeypatch.setattr("service.uploads.receiving.time.monotonic", lambda: 1e12)
         await reservation.cover(MB)
         with pytest.raises(ServiceError, match="database-unavailable"):
             await reservation.cover(MB + 1)

@@ -16,10 +16,9 @@ from service.api.app import create_app
 from service.config.settings import Settings
 from service.errors import ServiceError
 from service.ids import AccountId
-from service.limits import pace
-from service.limits.pace import MIN_BYTES_PER_S, Pace
-from service.limits.slots import SLOW_AFTER_S, PreemptibleSlot, PreemptibleSlots
-from service.storage.local.uploads import LocalUploadFile
+from service.limits import slots as pace
+from service.limits.slots import MIN_BYTES_PER_S, SLOW_AFTER_S, Pace, PreemptibleSlot, PreemptibleSlots
+from service.storage.local.originals import LocalUploadFile
 from service.telemetry.metrics import metrics
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, Tenant, resources_of

@@ -13,8 +13,8 @@ import pytest
 
 from service.config.settings import Settings
 from service.ids import ImageId
+from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
-from service.storage.local.root import ID_FILE
 from tests.conftest import Tenant
 from tests.support.commands import daguerre
 from tests.support.disks import prepare_known

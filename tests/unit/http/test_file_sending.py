@@ -22,7 +22,7 @@ from service.api.responses import error_response
 from service.http.file_sending import ByteRange, SendfileResponse
 from service.http.server import DESCRIPTORS_PER_CONNECTION, ERROR_RESPONSE, Runner
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
-from service.limits import pace
+from service.limits import slots as pace
 from service.storage.files import disk_threads, in_thread
 
 SIZE = 600_000
