@@ -8,34 +8,38 @@ from functools import partial
 from aiohttp import web
 
 from service.api.admission import RateLimitHeaders
-from service.api.middleware import request_middleware
+from service.api.middleware import (
+    CORS_HEADERS,
+    allow_response,
+    handle_options,
+    refusal_response,
+    request_middleware,
+)
 from service.api.reference import page as reference
 from service.api.resources import RESOURCES, open_resources
-from service.api.responses import error_response
 from service.api.routes import account, health, images, metrics, pictures, search, tags
 from service.api.routes.docs import OpenApiDocument
 from service.api.routes.front import FrontPage
 from service.batcher import running
 from service.config.settings import Settings
-from service.http import cors
 from service.http.bodies import defer_100_continue
 from service.http.fast_path import FastPath
-from service.http.server import ERROR_RESPONSE, FAST_RESPONSE
+from service.http.server import ERROR_RESPONSE, SHORTCUT
 from service.shared_memory.arriving_bytes import ArrivingBytes
 
 
 def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
-    app = web.Application(middlewares=[request_middleware, cors.handle_options])
-    app[ERROR_RESPONSE] = error_response
-    app.on_response_prepare.append(cors.allow_response)
+    app = web.Application(middlewares=[request_middleware, handle_options])
+    app[ERROR_RESPONSE] = refusal_response
+    app.on_response_prepare.append(allow_response)
     if settings.rate_limit is not None:
         app.on_response_prepare.append(RateLimitHeaders(settings.rate_limit))
 
     async def hold_resources(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings, arriving) as resources:
             find_cached = partial(pictures.find_cached, resources.delivery)
-            fast_path = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached)
-            app[RESOURCES], app[FAST_RESPONSE] = resources, fast_path.respond
+            fast_path = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached, CORS_HEADERS)
+            app[RESOURCES], app[SHORTCUT] = resources, fast_path
             async with running(fast_path.run()):
                 yield
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
+from multidict import CIMultiDict
 
 from service.accounts.accounts import AccountUnknown
 from service.api.responses import error_response
 from service.errors import ServiceError
-from service.http.access_log import choose_request_id, log_request, redact_keys
 from service.http.file_sending import SendfileResponse, SendResult
+from service.telemetry.logs import choose_request_id, log_request, redact_keys
 from service.telemetry.metrics import CLIENT_LEFT, UNMATCHED, metrics
 
 log = structlog.get_logger("service.api")
@@ -107,3 +108,61 @@ def _translate(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]
             return ServiceError("method-not-allowed"), {"Allow": ", ".join(sorted(refusal.allowed_methods))}
         case _:
             return ServiceError("bad-request"), {}
+
+
+# Cross-origin requests (CORS): a page of any origin may call the API. An API key is sent in the query string or a header
+# and never in a cookie, so a browser adds no authority of its own, and `*` without credentials is right.
+CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Allow, ETag, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "
+    "X-Request-Id",
+}
+# Authorization needs its name: a browser does not apply `*` to it.
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Api-Key, X-Request-Id"
+_PREFLIGHT_MAX_AGE_S = 86_400  # Firefox's maximum; Chromium's is two hours
+
+# Not for pages: a browser inside the operator's network must not leak these numbers.
+_SAME_ORIGIN_PATHS = frozenset({"/metrics"})
+
+
+def allow_pages(headers: CIMultiDict[str]) -> None:
+    """Lets any page read the response with these headers."""
+    headers.update(CORS_HEADERS)
+
+
+def refusal_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Returns the response to a request that the application never sees, e.g. one that is not valid HTTP."""
+    response = error_response(error, headers)
+    allow_pages(response.headers)
+    return response
+
+
+async def allow_response(request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: every response of the application, also one that its handler prepares itself."""
+    if request.path not in _SAME_ORIGIN_PATHS:
+        allow_pages(response.headers)
+
+
+@web.middleware
+async def handle_options(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Responds to OPTIONS from the route table, since aiohttp's router treats it as a method that is not allowed.
+
+    A preflight to an unknown path succeeds too. If it were refused, a mistyped path would look like a CORS failure to
+    the page; so the page gets to read the 404.
+    """
+    if request.method != "OPTIONS":
+        return await handler(request)
+    is_preflight = "Access-Control-Request-Method" in request.headers
+    refusal = request.match_info.http_exception
+    if isinstance(refusal, web.HTTPMethodNotAllowed):
+        methods = ", ".join(sorted(refusal.allowed_methods))
+    elif is_preflight:
+        methods = "*"
+    else:
+        return await handler(request)
+    response = web.Response(status=204, headers={"Allow": methods})
+    if is_preflight and request.path not in _SAME_ORIGIN_PATHS:
+        response.headers["Access-Control-Allow-Methods"] = methods
+        response.headers["Access-Control-Allow-Headers"] = _CORS_REQUEST_HEADERS
+        response.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_MAX_AGE_S)
+    return response

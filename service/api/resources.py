@@ -101,10 +101,6 @@ class Resources:
 RESOURCES = web.AppKey("resources", Resources)
 
 
-def resources(request: web.Request) -> Resources:
-    return request.app[RESOURCES]
-
-
 @asynccontextmanager
 async def open_resources(settings: Settings, arriving: ArrivingBytes | None = None) -> AsyncIterator[Resources]:
     """Opens everything; tasks and connections end with the block. `arriving` is shared by the API processes of this

@@ -15,9 +15,8 @@ from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
-from service.http import cors
-from service.http.access_log import choose_request_id, log_request
 from service.http.file_sending import CacheControl, StoredFile
+from service.telemetry.logs import choose_request_id, log_request
 from service.telemetry.metrics import metrics
 
 _FLUSH_INTERVAL_S = 0.2
@@ -42,13 +41,19 @@ class FastPath:
     """Responds to GET under `prefix`.
 
     `find` returns the file of a request, if it is in memory and has the same headers for every such request. `routes`
-    are the route templates for the metrics: of a path with one segment below the prefix, and of one with two.
+    are the route templates for the metrics: of a path with one segment below the prefix, and of one with two. Every
+    response has `common_headers` as well.
     """
 
     def __init__(
-        self, prefix: str, routes: tuple[str, str], find: Callable[[web.BaseRequest], CachedFile | None]
+        self,
+        prefix: str,
+        routes: tuple[str, str],
+        find: Callable[[web.BaseRequest], CachedFile | None],
+        common_headers: Mapping[str, str],
     ) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
+        self._common_headers = common_headers
         self._find = find
         self._tallies = [metrics.tally("GET", route, 200) for route in routes]
 
@@ -66,18 +71,20 @@ class FastPath:
             tally.put()
 
     def respond(self, request: web.BaseRequest) -> bytes | None:
-        """Returns the whole response, counted and logged, or None if the application has to handle the request."""
+        """Returns the whole response to a request under `prefix`, counted and logged, or None if the application has to
+        handle it.
+        """
         path = request.raw_path
-        if not path.startswith(self._prefix) or request.method != "GET" or not _is_plain(request):
+        if request.method != "GET" or not _is_plain(request):
             return None
         began = time.perf_counter()
         file = self._find(request)
         if file is None or (body := file.stored.data) is None:
             return None
         request_id = choose_request_id(request.headers.get("X-Request-Id"))
-        head = file.head or _write_head(file)
+        head = file.head or _write_head(file, self._common_headers)
         seconds = time.perf_counter() - began
-        self._tallies["/" in request.path.removeprefix(self._prefix)].add(seconds)
+        self._tallies["/" in request.path.removeprefix(self.prefix)].add(seconds)
         log_request(request_id, "GET", request.path, 200, seconds)
         tail = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}\r\n\r\n".encode("ascii")
         return b"".join((head, tail, body))
@@ -93,12 +100,12 @@ def _is_plain(request: web.BaseRequest) -> bool:
     )
 
 
-def _write_head(file: CachedFile) -> bytes:
+def _write_head(file: CachedFile, common_headers: Mapping[str, str]) -> bytes:
     headers: CIMultiDict[str] = CIMultiDict(file.headers)
     headers["Cache-Control"] = file.caching.header(time.time())
     headers["Content-Length"] = str(file.stored.size)
     headers["Server"] = "Daguerre"
-    cors.allow(headers)
+    headers.update(common_headers)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     file.head = f"HTTP/1.1 200 OK\r\n{lines}".encode()
     return file.head

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
@@ -27,7 +27,6 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_server import Server
 
 from service.errors import ServiceError
-from service.http import cors
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, WriteStallWatch
 from service.telemetry.metrics import metrics
 
@@ -36,7 +35,15 @@ log = structlog.get_logger("service.api")
 # Makes the response of an error, with additional headers.
 ErrorResponse: TypeAlias = Callable[[ServiceError, Mapping[str, str] | None], web.Response]
 # Returns the whole response to a request, head included, or None if the request needs the application.
-FastResponse: TypeAlias = Callable[[web.BaseRequest], bytes | None]
+
+
+class Shortcut(Protocol):
+    """Responds to some GETs under `prefix` without the application: `respond` returns the bytes to send, or None."""
+
+    prefix: str
+
+    def respond(self, request: web.BaseRequest) -> bytes | None: ...
+
 
 # After the last response of a connection whose client may still be sending, incoming bytes are dropped for a while: a
 # connection that is closed with unread bytes is reset, and the client may lose the response (RFC 9112, section 9.6).
@@ -56,7 +63,7 @@ class ServerState:
     """What all connections of a server share. While `draining`, each response closes its connection."""
 
     error_response: ErrorResponse
-    fast_response: FastResponse | None = None
+    shortcut: Shortcut | None = None
     draining: bool = False
 
 
@@ -235,8 +242,13 @@ class HttpConnection(RequestHandler):
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
     ) -> tuple[web.StreamResponse, bool]:
         state = self._state
-        if state.fast_response is not None and not (state.draining or self._is_last):
-            data = state.fast_response(request)
+        shortcut = state.shortcut
+        if (
+            shortcut is not None
+            and request.raw_path.startswith(shortcut.prefix)
+            and not (state.draining or self._is_last)
+        ):
+            data = shortcut.respond(request)
             if data is not None:
                 return await self._write_response(request, data)
         if request.headers.get("Expect", "100-continue").lower() != "100-continue":
@@ -303,9 +315,7 @@ class HttpConnection(RequestHandler):
     def _refuse(self, request: web.BaseRequest, code: str) -> web.Response:
         """Returns the response to a request that the application's middleware and signals never see."""
         metrics.count_refusal(request.method, code)
-        response = self._state.error_response(ServiceError(code), None)
-        cors.allow(response.headers)
-        return response
+        return self._state.error_response(ServiceError(code), None)
 
 
 # Stands for a response that was written already. aiohttp only reads from it that the connection stays open.

@@ -20,7 +20,7 @@ from aiohttp.web_server import Server
 from service.config.public_url import warn_if_misleading
 from service.config.settings import Settings
 from service.http.acceptor import Acceptor
-from service.http.protocol import ErrorResponse, FastResponse, HttpConnection, ServerState
+from service.http.protocol import ErrorResponse, HttpConnection, ServerState, Shortcut
 from service.shared_memory.connection_counts import ConnectionCounts
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
@@ -29,7 +29,7 @@ log = structlog.get_logger("service.api")
 
 # What an application passes to the server. The first is required.
 ERROR_RESPONSE: web.AppKey[ErrorResponse] = web.AppKey("error_response")
-FAST_RESPONSE: web.AppKey[FastResponse] = web.AppKey("fast_response")
+SHORTCUT: web.AppKey[Shortcut] = web.AppKey("shortcut")
 
 # How long an idle connection stays open after a drain begins, for a request that may be on its way.
 _IDLE_GRACE_S = 0.5
@@ -90,11 +90,11 @@ class HttpServer(Server):
 
 
 class Runner(web.AppRunner):
-    """Serves an application through `HttpServer`. The application holds ERROR_RESPONSE, and perhaps FAST_RESPONSE."""
+    """Serves an application through `HttpServer`. The application holds ERROR_RESPONSE, and perhaps SHORTCUT."""
 
     async def _make_server(self) -> Server:
         original = await super()._make_server()
-        state = ServerState(self.app[ERROR_RESPONSE], self.app.get(FAST_RESPONSE))
+        state = ServerState(self.app[ERROR_RESPONSE], self.app.get(SHORTCUT))
         return HttpServer(
             original.request_handler, request_factory=original.request_factory, state=state, **original._kwargs
         )

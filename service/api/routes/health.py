@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
-from service.api.resources import Resources, resources
+from service.api.resources import RESOURCES, Resources
 from service.errors import ServiceError
 
 _NO_WORKER = "no worker has sent a heartbeat recently on this Redis and database number"
@@ -20,7 +20,7 @@ async def alive(_: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """GET /readyz: 200 if an upload would succeed, else 503 with what is unavailable, and why."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     names = [*service.dependencies, "worker"]
     problems = await asyncio.gather(
         *(dependency.find_problem() for dependency in service.dependencies.values()), _find_worker_problem(service)

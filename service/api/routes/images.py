@@ -12,7 +12,7 @@ from service.accounts.accounts import Account
 from service.api import parameters
 from service.api.admission import authenticate
 from service.api.middleware import request_id
-from service.api.resources import Resources, resources
+from service.api.resources import RESOURCES, Resources
 from service.api.responses import add_account, changed_response, created_response, describe_image, success_response
 from service.downloads.client import parse_url
 from service.errors import ServiceError
@@ -27,7 +27,7 @@ from service.uploads import receiving
 
 async def create(request: web.Request) -> web.Response:
     """POST /v1/images: stores the body, or the file behind the URL in a JSON body, as an image."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     if request.content_type == "application/json":
         return await _create_from_json(request, service, account)
@@ -43,7 +43,7 @@ async def create(request: web.Request) -> web.Response:
 
 async def create_from_url(request: web.Request) -> web.Response:
     """GET /v1/images?url=: stores the file behind the URL as an image."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     return await _copy(request, service, account, parameters.url(request), parameters.tags(request))
 
@@ -96,7 +96,7 @@ async def _download(
 
 async def show(request: web.Request) -> web.Response:
     """GET /v1/images/{id}: the metadata of one image."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
@@ -110,7 +110,7 @@ async def show(request: web.Request) -> web.Response:
 
 async def delete(request: web.Request) -> web.Response:
     """GET /v1/images/{id}/delete and DELETE /v1/images/{id}: deletes all of the images, or none."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     detail = parameters.detail(request)
     ids = request.match_info["id"]

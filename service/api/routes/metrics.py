@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
-from service.api.resources import Resources, resources
+from service.api.resources import RESOURCES, Resources
 from service.dependencies.watch import Dependency
 from service.errors import ServiceError
 from service.telemetry.gauges import ServiceState
@@ -19,7 +19,7 @@ _CHECK_TIMEOUT_S = 1
 
 async def show(request: web.Request) -> web.Response:
     """GET /metrics, without a key: it shows nothing of single accounts and images."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     try:
         body = await service.metrics_scrape.get(partial(_scrape, service))
     except TimeoutError as error:

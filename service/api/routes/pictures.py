@@ -7,7 +7,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from service.api.middleware import ERROR_HEADERS, request_id
-from service.api.resources import resources
+from service.api.resources import RESOURCES
 from service.delivery.context import DeliveryContext
 from service.delivery.memory_cache import ServedPicture
 from service.delivery.pictures import PictureRequest, find_picture
@@ -25,7 +25,7 @@ _MAX_ATTEMPTS = 3
 
 async def show(request: web.Request) -> web.StreamResponse:
     """GET /i/{id} and /i/{id}/{name}: the picture."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     context = service.delivery
     service.proxy_warnings.check(request)
     address = client_address(request, context.trusted_proxies)

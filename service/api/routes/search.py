@@ -15,7 +15,7 @@ from multidict import MultiMapping
 
 from service.api import parameters
 from service.api.admission import authenticate
-from service.api.resources import resources
+from service.api.resources import RESOURCES
 from service.api.responses import ImagePage, add_account, describe_ready, success_response
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
@@ -40,7 +40,7 @@ _CURSOR_HEAD = struct.Struct(">8sq")  # a digest and microseconds since the epoc
 
 async def find(request: web.Request) -> web.Response:
     """GET /v1/images/search: a page of the ready images that match, and the cursor of the next page."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     detail = parameters.strict_detail(request, *PARAMETERS)
     query = parameters.query(request)

@@ -10,7 +10,7 @@ from aiohttp import web
 from service.accounts.accounts import Account
 from service.api import parameters
 from service.api.admission import authenticate
-from service.api.resources import Resources, resources
+from service.api.resources import RESOURCES, Resources
 from service.api.responses import changed_response
 from service.errors import ServiceError
 from service.http.bodies import read_json
@@ -27,14 +27,14 @@ class TagsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def add(request: web.Request) -> web.Response:
     """GET /v1/images/{id}/add_tags and PUT /v1/images/{id}/tags: idempotent."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     return await _change(request, service, account, add=await _read_tags(request, service))
 
 
 async def remove(request: web.Request) -> web.Response:
     """GET /v1/images/{id}/remove_tags and DELETE /v1/images/{id}/tags: a missing tag is no error."""
-    service = resources(request)
+    service = request.app[RESOURCES]
     account = await authenticate(request, service)
     return await _change(request, service, account, remove=await _read_tags(request, service))
 
