@@ -231,7 +231,9 @@ def settings(
         "probe_processes": 1,
         "render_processes": 1,
     }
-    return Settings(**(chosen | (marker.kwargs if marker else {})))
+    chosen |= marker.kwargs if marker else {}
+    assert chosen.keys() <= Settings.model_fields.keys(), "a setting of another name"
+    return Settings(**chosen)
 
 
 @pytest.fixture

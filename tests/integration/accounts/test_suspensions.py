@@ -182,4 +182,5 @@ async def test_verify_reports_an_image_over_the_quota(
         "insert into images (id, account_id, size, sha256, state) values ('AAAAAAA', $1, 1000, '', 'ready')", tenant.id
     )
     await connection.execute("update accounts set used_bytes = 1000, num_images = 1")
-    assert any("it stores 1000 bytes of 100 bytes" in problem for problem in (await verify(settings)).problems)
+    problems = (await verify(settings)).problems
+    assert any("it stores 1000 bytes, more than its quota of 100 bytes" in problem for problem in problems)

@@ -147,7 +147,7 @@ async def test_hanging_valkey_delays_no_request(daguerre: Daguerre, serve: Part,
     assert {answer.status for answer in answers} == {200}
     assert max(answer.seconds for answer in answers) < 1.5
     assert all("RateLimit" not in answer.headers for answer in answers)
-    await serve.wait_logged("rates.unchecked", 2)  # one of each process
+    await serve.wait_logged("rate_limit.suspended", 2)  # one of each process
     shown = Scrape(await (await daguerre.session.get("/metrics")).text())
     assert shown.value("daguerre_rate_limit_unchecked_total") == 200
 

@@ -200,7 +200,7 @@ async def test_bad_files_stop_no_backup(
     assert await back_up(settings, tmp_path / "backup", lines.append) == 4
     assert set(lines[2:]) == {
         f"image {directory}: its file cannot be read: it is a folder",
-        f"image {pipe}: its file cannot be read: it is no regular file",
+        f"image {pipe}: its file cannot be read: it is not a regular file",
         f"image {cut}: its file has 100 bytes instead of {size}",
         f"image {lost}: its file is missing",
     }
@@ -213,7 +213,7 @@ def test_missing_storage_is_named(database_url: str, tmp_path: Path) -> None:
     done = daguerre_process("backup", str(tmp_path / "copy"), database_url=database_url, DAGUERRE_DATA=str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
-        "Error: Not finished: [Errno 19] the storage is away: it is not there\n",
+        "Error: Not finished: [Errno 19] the storage is not mounted: its folder is missing\n",
     )
 
 

@@ -551,7 +551,7 @@ async def test_row_of_a_refused_picture_lasts_a_minute(
 
 
 async def test_waiting_repetition_gets_the_refusal(
-    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database, quick_looks: None
+    api: Client, other_api: Client, tenant: Tenant, connection: Any, database: Database
 ) -> None:
     """Also in another process, which gets no reply and polls the row."""
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
@@ -629,7 +629,7 @@ async def test_deleted_image_releases_its_key(api: Client, tenant: Tenant, setti
 
 
 async def test_waiting_repetition_learns_of_the_deletion(
-    api: Client, other_api: Client, tenant: Tenant, connection: Any, quick_looks: None
+    api: Client, other_api: Client, tenant: Tenant, connection: Any
 ) -> None:
     first, second, image_id = await both_wait(api, other_api, tenant, connection)
     await answer(api.delete(f"/v1/images/{image_id}", headers=tenant.headers))

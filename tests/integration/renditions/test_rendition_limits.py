@@ -93,7 +93,7 @@ async def test_slow_rendition_is_settled_by_its_seconds(api: Client, upload: Upl
         assert await code(await api.get(f"/i/{slow}?width=11&format=png")) == (429, "too-many-renditions")
 
 
-@pytest.mark.settings(rendition_rate="3/h", wait_s=20)
+@pytest.mark.settings(rendition_rate_limit="3/h", wait_s=20)
 async def test_failed_rendition_is_settled_by_its_seconds(api: Client, upload: Upload, settings: Settings) -> None:
     slow = await upload(slow_drawing())
     async with run_worker(settings, limits=DecoderLimits(io_stall_cpu_share=0), render_timeout_s=0.1):

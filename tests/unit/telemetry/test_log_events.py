@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 # Calls with strings that look like events.
-OTHER_CALLS = {"get_logger", "getLogger", "with_name"}
+OTHER_CALLS = {"get_logger", "getLogger", "with_name", "Path"}
 DEPENDENCIES = ("database", "queue", "storage")
 
 
