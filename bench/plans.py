@@ -20,9 +20,10 @@ from service.database import Database, apply_schema
 from service.deletion.removals import list_removals
 from service.ids import ImageId
 from service.images.idempotency import find_by_key, find_used_keys, release_expired_keys
+from service.images.pending import purge_failed
 from service.images.queries import ImageQuery, find_images, list_existing, list_overdue
 from service.images.search import Filters, Position, search_images
-from service.images.updates import change_tags, delete_images, purge_failed
+from service.images.updates import change_tags, delete_images
 from service.launcher.embedded.postgres import Postgres
 from tests.support.folders import temporary_folder
 

@@ -25,11 +25,10 @@ from bench.generated import PER_MINUTE, START, fill, settle
 from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.insert import insert_pending
 from service.images.models import NewImage
+from service.images.pending import insert_pending, mark_ready
 from service.images.probe import Probe
 from service.images.search import Filters, Position, search_images
-from service.images.updates import mark_ready
 from service.launcher.embedded.postgres import Postgres
 from tests.support.folders import temporary_folder
 

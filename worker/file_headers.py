@@ -11,6 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from io import FileIO
 from typing import NamedTuple, TypeAlias
 
 # Returns up to `size` bytes (first parameter) from an offset (second), and fewer at the end of the file, like os.pread.
@@ -187,3 +188,27 @@ def jpeg_frame(read: Read) -> JpegFrame | None:
         else:
             at += 2 + length
     return None
+
+
+class PictureFile(FileIO):
+    """An open file, and what its first bytes show, against which the results of a decoder are checked.
+
+    `format` is None if they show no known format, `header_size` (width, height) if they do not contain one.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            self.size = os.fstat(self.fileno()).st_size
+            self._head = os.pread(self.fileno(), HEAD_BYTES, 0)
+            self.format = sniff(self._head)
+            self.header_size = read_size(self.format, self._read_at) if self.format else None
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_at(self, size: int, at: int) -> bytes:
+        """Avoids system calls: each may hand the interpreter over to another thread and wait for it."""
+        if at + size <= len(self._head):
+            return self._head[at : at + size]
+        return os.pread(self.fileno(), size, at)

@@ -14,9 +14,9 @@ from service.dependencies.outages import STORAGE, level_of
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.models import Image
+from service.images.pending import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.images.probe import Rejected
 from service.images.queries import load_image
-from service.images.updates import FILE_MISSING, count_crash, find_pending_age_s, mark_failed
 from service.telemetry.metrics import metrics
 from service.uploads.ingest import ProbeResult
 from worker.resources import Resources

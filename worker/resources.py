@@ -14,8 +14,8 @@ from service.config.settings import Settings
 from service.database import Database
 from service.ids import AccountId, ImageId
 from service.images.models import Image
+from service.images.pending import mark_ready
 from service.images.probe import Probe
-from service.images.updates import mark_ready
 from service.queue.jobs import JobQueue
 from service.storage.backends import open_originals, open_renditions
 from service.storage.identity import load_id
@@ -28,8 +28,6 @@ from worker.sandbox.pool import DecoderPool
 
 # The sum over a large account may take a while, and no client waits for it.
 _COMMAND_TIMEOUT_S = 10
-# With this many pictures in flight, results wait a moment for others to be written with. With fewer, nothing waits.
-_CROWDED_PICTURES = 4
 # Beside the share of one account: a slow picture cannot be interrupted, and others need not wait for its end.
 SPARE_DECODERS = 1
 # The client of an upload waits for its probe, so renditions get the cores that probes leave free.
@@ -89,7 +87,7 @@ async def open_resources(
         renditions = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
         recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
-        probe_results = Batcher(partial(mark_ready, database), crowded=lambda: probers.in_flight >= _CROWDED_PICTURES)
+        probe_results = Batcher(partial(mark_ready, database), crowded=probers.is_crowded)
         await stack.enter_async_context(running(probe_results.run()))
         yield Resources(
             database=database,

@@ -18,8 +18,8 @@ from bench.wrk import BenchError
 from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
 from service.ids import AccountId, ImageId
-from service.images.insert import insert_pending
 from service.images.models import NewImage
+from service.images.pending import insert_pending
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.process import Program, start, stop

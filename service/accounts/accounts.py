@@ -205,7 +205,7 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-_CREATE = """
+_CREATE_KEY = """
 insert into api_keys (account_id, key_hash, hint)
 select id, $2, $3 from accounts where name = $1 returning id
 """
@@ -214,7 +214,7 @@ select id, $2, $3 from accounts where name = $1 returning id
 async def create_key(connection: Connection, account_name: str) -> str:
     """Returns a new key in plain text, which is not stored. Raises AccountUnknown."""
     key = new_key()
-    if await connection.fetchval(_CREATE, account_name, hash_key(key), key[:6]) is None:
+    if await connection.fetchval(_CREATE_KEY, account_name, hash_key(key), key[:6]) is None:
         raise AccountUnknown(account_name)
     return key
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from service.accounts.accounts import Account
 from service.api.parameters import query
-from service.api.resources import Resources
 from service.config.settings import Settings
 from service.config.values import Rate
 from service.errors import ServiceError
@@ -18,6 +18,9 @@ from service.queue.waiter import Subscriber
 from service.telemetry.metrics import metrics
 from service.uploads.ingest import ProbeResult
 from service.uploads.receiving import Body, Reservation, Reservations, too_large
+
+if TYPE_CHECKING:
+    from service.api.resources import Resources  # it opens the Admission
 
 
 class Admission:

@@ -110,8 +110,8 @@ def _translate(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]
             return ServiceError("bad-request"), {}
 
 
-# Cross-origin requests (CORS): a page of any origin may call the API. An API key is sent in the query string or a header
-# and never in a cookie, so a browser adds no authority of its own, and `*` without credentials is right.
+# Cross-origin requests (CORS): a page of any origin may call the API. An API key is sent in the query string or a
+# header, never in a cookie, so a browser adds no authority of its own, and `*` without credentials is right.
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Allow, ETag, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "

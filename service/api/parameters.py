@@ -105,7 +105,8 @@ def tags(request: web.Request) -> list[str]:
 
 
 def _read_tags(parameters: MultiMapping[str]) -> list[str]:
-    return clean_tags(tag for text in parameters.getall("tags", []) for tag in text.split(","))
+    texts = parameters.getall("tags", [])
+    return clean_tags(tag for text in texts for tag in text.split(",")) if texts else []
 
 
 class UploadParameters:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
-from aiohttp import ClientError, HttpVersion11, web
+from aiohttp import BodyPartReader, ClientError, HttpVersion11, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDictProxy
 
 from service.errors import ServiceError
-from service.http.multipart import FORM_OVERHEAD_BYTES, OnField, check_content_encoding, is_binary, read_form
 from service.ids import KEY_PATTERN
 
 Value = TypeVar("Value")
@@ -118,3 +119,161 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
         raise ServiceError("invalid-body", f"The JSON body is not valid: {reason}") from None
     except (msgspec.MsgspecError, *_MALFORMED) as error:
         raise ServiceError("invalid-body", "The body is not valid JSON.") from error
+
+
+# Called with the name and the value of a field. An error that it raises ends the upload.
+OnField: TypeAlias = Callable[[str, bytes], None]
+
+_CHUNK_BYTES = 64 * 1024
+# Lines around parts, and headers of parts, cost much more time than the bytes of a file.
+MAX_PART_HEADERS = 16
+MAX_LINES_AROUND_PARTS = 32
+MAX_FORM_LINE_BYTES = 8190
+MAX_FIELDS = 32
+# All fields together, with their headers.
+MAX_FIELD_BYTES = 64 * 1024
+# The maximum around the file in a form: the fields, the boundaries and the headers of the file's part.
+FORM_OVERHEAD_BYTES = MAX_FIELD_BYTES + 16 * 1024
+
+# A quoted string (RFC 9110, section 5.6.4), also one without its closing quote.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+# RFC 2231 has `filename*`, `filename*0` and `filename*0*` too.
+_FILE_NAME = re.compile(r"(?:^|[;,\s])filename(?:\*(?:[0-9]+\*?)?)?\s*=", re.IGNORECASE)
+_EMPTY_FILE_NAME = re.compile(r'(?:^|[;,\s])filename\s*=\s*(?:""\s*)?(?:;|$)', re.IGNORECASE)
+_NAME = re.compile(r'(?:^|[;,\s])name\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<token>[^;,\s"]+))', re.IGNORECASE)
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark is three of them
+_SVG = re.compile(rb"<(?:\?xml|!--|!DOCTYPE\s+svg|(?:\w+:)?svg[\s>/])", re.IGNORECASE)
+
+
+def is_binary(content_type: str) -> bool:
+    """Returns whether a file may have this type, in lower case and without parameters."""
+    return content_type == "application/octet-stream" or content_type.startswith("image/")
+
+
+def check_content_encoding(headers: CIMultiDictProxy[str]) -> None:
+    """Raises `unsupported-content-encoding` if the headers of a request, or of a form's part, announce a compressed
+    body: one megabyte could inflate to a gigabyte (RFC 9110, section 8.4).
+    """
+    codings = ",".join(headers.getall("Content-Encoding", ())).split(",")
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
+        raise ServiceError("unsupported-content-encoding")
+
+
+class _Form(MultipartReader):
+    """aiohttp's reader, with a bound for the lines outside of parts, which aiohttp skips one by one."""
+
+    _lines = 0
+
+    async def next(self) -> MultipartReader | BodyPartReader | None:
+        """Returns the next part. aiohttp's own method fails at a field `_charset_`, which is a field like others here:
+        the parameters are UTF-8.
+        """
+        if self._at_eof:
+            return None
+        await self._maybe_release_last_part()
+        if self._at_bof:
+            await self._read_until_first_boundary()
+            self._at_bof = False
+        else:
+            await self._read_boundary()
+        if self._at_eof:
+            return None
+        self._lines -= 1  # the boundary of a part; parts have a bound of their own
+        self._last_part = await self.fetch_next_part()
+        return self._last_part
+
+    async def _readline(self) -> bytes:
+        self._lines += 1
+        if self._lines > MAX_LINES_AROUND_PARTS:
+            raise ServiceError("invalid-body", "The form has too many lines outside its parts.")
+        if self._unread:
+            return self._unread.pop()
+        # aiohttp joins a line piece by piece, which takes the square of its length if it comes byte by byte.
+        return await self._content.readline(max_line_length=MAX_FORM_LINE_BYTES)
+
+
+class _Fields:
+    """Counts the fields of a form and their bytes."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._bytes = 0
+
+    def add(self, part: BodyPartReader) -> None:
+        self._count += 1
+        if self._count > MAX_FIELDS:
+            raise ServiceError("invalid-body", f"A form must have at most {MAX_FIELDS} fields besides its file.")
+        self._add_bytes(sum(len(name) + len(value) for name, value in part.headers.items()))
+
+    async def read(self, part: BodyPartReader, chunk: bytes) -> bytes:
+        """Returns the value of a field, of which `chunk` is the beginning."""
+        self.add(part)
+        value = bytearray()
+        while chunk:
+            self._add_bytes(len(chunk))
+            value += chunk
+            chunk = await part.read_chunk(_CHUNK_BYTES)
+        return bytes(part.decode(value))
+
+    def _add_bytes(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > MAX_FIELD_BYTES:
+            raise ServiceError(
+                "invalid-body", f"The fields of a form must have at most {MAX_FIELD_BYTES} bytes in total."
+            )
+
+
+async def read_form(request: web.Request, on_field: OnField) -> AsyncIterator[bytes]:
+    """Yields the bytes of the form's file. An empty file input counts as a field.
+
+    Raises `invalid-body`, `empty-body`, `unsupported-content-encoding`, what `on_field` raises, and aiohttp's errors
+    for a malformed form.
+    """
+    fields, has_file = _Fields(), False
+    async for part in _Form(request.headers, request.content, max_headers=MAX_PART_HEADERS):
+        if not isinstance(part, BodyPartReader):
+            raise ServiceError("invalid-body", "Nested forms are not supported; send the file as a part of the form.")
+        check_content_encoding(part.headers)
+        chunk = await part.read_chunk(_CHUNK_BYTES)
+        disposition = part.headers.get("Content-Disposition", "")
+        if not chunk and _EMPTY_FILE_NAME.search(disposition):
+            fields.add(part)
+            continue
+        if not _is_file(part, chunk):
+            on_field(_find_name(disposition), await fields.read(part, chunk))
+            continue
+        if has_file:
+            raise ServiceError("invalid-body", "A form must contain exactly one file; send one request for each image.")
+        if part.headers.get("Content-Transfer-Encoding", "").strip().lower() == "quoted-printable":
+            # aiohttp decodes chunk by chunk, and would break an escape that spans two chunks.
+            raise ServiceError(
+                "invalid-body", "Content-Transfer-Encoding: quoted-printable is not supported; send the file as binary."
+            )
+        has_file = True
+        while chunk:
+            yield part.decode(chunk)
+            chunk = await part.read_chunk(_CHUNK_BYTES)
+    if not has_file:
+        raise ServiceError("empty-body", "The form contains no file; add one, or send an image URL as JSON.")
+
+
+def _is_file(part: BodyPartReader, chunk: bytes) -> bool:
+    """Returns whether a part is a file and not a text field, by its file name, its type, or its first chunk.
+
+    Several clients send neither name nor type. Text contains no zero byte, and does not start like SVG.
+    """
+    content_type = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    is_named = _has_file_name(part.headers.get("Content-Disposition", ""))
+    is_content = b"\0" in chunk or _SVG.match(chunk.lstrip(_BLANKS)) is not None
+    return is_named or is_binary(content_type) or is_content
+
+
+def _has_file_name(disposition: str) -> bool:
+    """Also accepts a header that breaks the grammar, e.g. an unquoted name with spaces."""
+    return _FILE_NAME.search(_QUOTED.sub('""', disposition)) is not None
+
+
+def _find_name(disposition: str) -> str:
+    """Returns the name of a field, or "" if it has none."""
+    match = _NAME.search(disposition)
+    return "" if match is None else match["quoted"] or match["token"] or ""

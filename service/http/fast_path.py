@@ -74,7 +74,6 @@ class FastPath:
         """Returns the whole response to a request under `prefix`, counted and logged, or None if the application has to
         handle it.
         """
-        path = request.raw_path
         if request.method != "GET" or not _is_plain(request):
             return None
         began = time.perf_counter()

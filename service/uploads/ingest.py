@@ -17,10 +17,17 @@ from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
 from service.ids import AccountId, ImageId, new_image_id
 from service.images.idempotency import find_by_key, release_key
-from service.images.insert import IdTaken, KeyTaken, insert_pending
 from service.images.models import IdempotencyKey, Image, NewImage
+from service.images.pending import (
+    FILE_MISSING,
+    IdTaken,
+    KeyTaken,
+    delete_failed_image,
+    expire_failed_image,
+    insert_pending,
+    mark_failed,
+)
 from service.images.queries import ImageQuery, find_images, load_image
-from service.images.updates import FILE_MISSING, delete_failed_image, expire_failed_image, mark_failed
 from service.queue.jobs import Job, JobQueue, ProbeJob
 from service.queue.waiter import JobWaiter, Subscriber
 from service.storage.files import storage_errors

@@ -13,8 +13,8 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.idempotency import release_expired_keys
 from service.images.integrity import find_sha256
+from service.images.pending import purge_failed
 from service.images.queries import OverdueImage, is_any_known, list_overdue
-from service.images.updates import purge_failed
 from service.storage.identity import find_id
 from service.storage.interface import OriginalStorage, StorageUnavailable
 from service.telemetry.metrics import metrics

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from service.telemetry.metrics import metrics
-from worker.sandbox.files import PictureFile
+from worker.file_headers import PictureFile
 from worker.sandbox.limits import MAX_CPU_S
 from worker.sandbox.messages import InvalidResponse, Request, Result, check_result, max_response_bytes
 from worker.sandbox.process import LOW_PRIORITY_S, DecoderProcess, ReadStalled

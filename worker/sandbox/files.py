@@ -11,41 +11,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from io import FileIO
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
-from worker.file_headers import HEAD_BYTES, read_size, sniff
+from worker.file_headers import PictureFile
 from worker.sandbox.process import DecoderUnavailable
 
 _CHUNK_BYTES = 1 << 20
 
 # Where the file of a picture may be, in the order in which to try.
 CandidatePaths: TypeAlias = Sequence[str]
-
-
-class PictureFile(FileIO):
-    """An open file, and what its first bytes show, against which the results of a decoder are checked.
-
-    `format` is None if they show no known format, `header_size` (width, height) if they do not contain one.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        try:
-            self.size = os.fstat(self.fileno()).st_size
-            self._head = os.pread(self.fileno(), HEAD_BYTES, 0)
-            self.format = sniff(self._head)
-            self.header_size = read_size(self.format, self._read_at) if self.format else None
-        except BaseException:
-            self.close()
-            raise
-
-    def _read_at(self, size: int, at: int) -> bytes:
-        """Avoids system calls: each may hand the interpreter over to another thread and wait for it."""
-        if at + size <= len(self._head):
-            return self._head[at : at + size]
-        return os.pread(self.fileno(), size, at)
 
 
 class SizeMismatch(Exception):

@@ -26,8 +26,7 @@ from service.images.probe import (
     Probe,
 )
 from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformation
-from worker.file_headers import HEAD_BYTES, Read, avif_size, jpeg_frame, read_size, sniff
-from worker.sandbox.files import PictureFile
+from worker.file_headers import HEAD_BYTES, PictureFile, Read, avif_size, jpeg_frame, read_size, sniff
 
 LENGTH = struct.Struct("<I")
 # Random bytes that a response repeats, so that it can neither be made before its request nor belong to another one.

@@ -37,6 +37,8 @@ MAX_PREFETCH = 4
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
+# With this many pictures in flight, results wait a moment for others to be written with. With fewer, nothing waits.
+_CROWDED_PICTURES = 4
 
 
 class DecoderPool:
@@ -79,6 +81,10 @@ class DecoderPool:
     @property
     def in_flight(self) -> int:
         return sum(decoder.in_flight for decoder in self.decoders)
+
+    def is_crowded(self) -> bool:
+        """Returns whether more results are about to come, so that it pays to write them together."""
+        return self.in_flight >= _CROWDED_PICTURES
 
     async def start(self) -> None:
         """Starts all processes, so that the first picture need not wait for one. Raises DecoderUnavailable."""

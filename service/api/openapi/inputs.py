@@ -6,7 +6,7 @@ from service.api.openapi import examples, schemas
 from service.api.openapi.parts import Body, Json, Parameter
 from service.api.openapi.schemas import FLAG, ID, TAGS
 from service.api.routes.search import DEFAULT_LIMIT, MAX_LIMIT
-from service.http.multipart import MAX_FIELDS
+from service.http.bodies import MAX_FIELDS
 from service.ids import MAX_IDS
 from service.images.probe import MIME_TYPES
 

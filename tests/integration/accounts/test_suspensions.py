@@ -13,8 +13,8 @@ from service.accounts.accounts import AccountBeingDeleted, begin_deletion, resum
 from service.config.settings import Settings
 from service.database import Database
 from service.ids import ImageId
-from service.images.insert import insert_pending
 from service.images.models import NewImage
+from service.images.pending import insert_pending
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.api import error_of, upload_image
 from tests.support.commands import daguerre

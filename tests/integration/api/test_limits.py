@@ -20,11 +20,11 @@ from service.config.settings import Settings
 from service.downloads.client import MAX_URL_LENGTH
 from service.errors import CATALOGUE
 from service.http import server
-from service.http.bodies import MAX_JSON_BYTES
-from service.http.multipart import (
+from service.http.bodies import (
     MAX_FIELD_BYTES,
     MAX_FIELDS,
     MAX_FORM_LINE_BYTES,
+    MAX_JSON_BYTES,
     MAX_LINES_AROUND_PARTS,
     MAX_PART_HEADERS,
 )

@@ -16,10 +16,10 @@ from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
-from service.images.insert import insert_pending
 from service.images.models import NewImage
+from service.images.pending import insert_pending, mark_failed, mark_ready
 from service.images.probe import Probe
-from service.images.updates import change_tags, delete_images, mark_failed, mark_ready
+from service.images.updates import change_tags, delete_images
 from service.queue import jobs
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, RunBurst, Tenant

@@ -27,11 +27,10 @@ from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
-from service.images import insert
+from service.images import pending
 from service.images.idempotency import find_by_key, release_expired_keys
-from service.images.insert import IdTaken, KeyTaken, insert_pending
 from service.images.models import IdempotencyKey, Image, NewImage
-from service.images.updates import mark_failed
+from service.images.pending import IdTaken, KeyTaken, insert_pending, mark_failed
 from service.queue.jobs import open_redis
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
@@ -472,7 +471,7 @@ async def test_committed_upload_keeps_its_file(
 async def test_retry_after_a_lost_commit_gets_the_image(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    insert_rows = insert._insert
+    insert_rows = pending._insert
     lost = [asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")]
 
     async def insert_and_lose(own: Any, images: Sequence[NewImage]) -> set[str]:
@@ -481,7 +480,7 @@ async def test_retry_after_a_lost_commit_gets_the_image(
             raise lost.pop()
         return inserted
 
-    monkeypatch.setattr(insert, "_insert", insert_and_lose)
+    monkeypatch.setattr(pending, "_insert", insert_and_lose)
     accepting = resources_of(api).ingest.ingest_batcher
     accepting.gather_s = 0.1
     accepting.crowded = lambda: True
@@ -815,7 +814,7 @@ async def test_key_twice_in_a_batch_inserts_the_first(
     async def insert_alone(*_: object) -> None:
         pytest.fail("the batch fell apart")
 
-    monkeypatch.setattr(insert, "_insert_alone", insert_alone)
+    monkeypatch.setattr(pending, "_insert_alone", insert_alone)
     batch = [new_image(tenant.id, key="a"), new_image(tenant.id, key="a"), new_image(tenant.id), new_image(tenant.id)]
     assert kinds(await insert_pending(database, batch)) == [None, KeyTaken, None, None]
     batch = [new_image(tenant.id), new_image(tenant.id, key="a"), new_image(tenant.id, key="b")]
@@ -878,7 +877,7 @@ async def test_race_for_the_last_space_reports_the_key(
     try:
         transaction = rival.transaction()
         await transaction.start()
-        await insert._insert(rival, [new_image(tenant.id, key="a")])
+        await pending._insert(rival, [new_image(tenant.id, key="a")])
         second = asyncio.create_task(insert_pending(database, [new_image(tenant.id, key="a")]))
         await until(lambda: connection.fetchval("select count(*) from pg_locks where not granted"))
         await transaction.commit()
@@ -897,7 +896,7 @@ async def test_insert_survives_the_end_of_its_keys_image(
     async def find_none(*_: object) -> set[object]:
         return set()
 
-    monkeypatch.setattr(insert, "find_used_keys", find_none)  # as if it had been inserted after the look-up
+    monkeypatch.setattr(pending, "find_used_keys", find_none)  # as if it had been inserted after the look-up
     rival = await asyncpg.connect(settings.database_url)
     try:
         transaction = rival.transaction()

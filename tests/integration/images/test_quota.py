@@ -16,10 +16,9 @@ from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId, new_image_id
-from service.images import insert
-from service.images.insert import IdTaken, insert_pending
+from service.images import pending
 from service.images.models import NewImage
-from service.images.updates import mark_failed
+from service.images.pending import IdTaken, insert_pending, mark_failed
 from tests.conftest import NewTenant
 
 
@@ -85,14 +84,14 @@ async def test_error_of_one_image_spares_the_others(
 ) -> None:
     account = await new_tenant(max_bytes=100)
     first, second = new_image(account.id, 100), new_image(account.id, 50)
-    insert_rows = insert._insert
+    insert_rows = pending._insert
 
     async def fail_once(connection: Any, images: Sequence[NewImage]) -> set[str]:
         if list(images) == [second]:
             raise asyncpg.InternalServerError("a corrupt page")
         return await insert_rows(connection, images)
 
-    monkeypatch.setattr(insert, "_insert", fail_once)
+    monkeypatch.setattr(pending, "_insert", fail_once)
     batcher = Batcher(partial(insert_pending, database))
     async with running(batcher.run()):
         outcomes = await asyncio.gather(batcher.submit(first), batcher.submit(second), return_exceptions=True)
@@ -113,7 +112,7 @@ async def test_hanging_database_is_awaited_once(
             await connection.execute("select pg_sleep(5)")
         return set()
 
-    monkeypatch.setattr(insert, "_insert", hang)
+    monkeypatch.setattr(pending, "_insert", hang)
     async with Database.open(settings.database_url, connections=2, command_timeout_s=0.2) as impatient:
         outcomes = await insert_pending(impatient, [new_image(account.id, 10) for _ in range(5)], max_outage_wait_s=0.1)
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["database-unavailable"] * 5

@@ -11,8 +11,8 @@ import pytest
 from service.config.settings import Settings
 from service.database import Database
 from service.ids import ImageId
-from service.images.insert import insert_pending
 from service.images.models import NewImage
+from service.images.pending import insert_pending
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, RunBurst, Tenant, resources_of, run_worker
 from tests.support.disks import away, on_disk

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.config.settings import Settings
-from service.http.multipart import FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_FIELDS
+from service.http.bodies import FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_FIELDS
 from tests.conftest import Client, Tenant
 from tests.support.api import error_of
 from tests.support.forms import FILE, PICTURE, Part, field

@@ -1,4 +1,4 @@
-"""Inserts of images in batches, and the quota that they must fit."""
+"""Pending images: inserted in batches within their account's quota, and ready or failed after the probe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import suppress
 from typing import TypeGuard
 
 import asyncpg
+import msgspec
 
 from service.accounts.accounts import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
-from service.ids import AccountId
+from service.ids import AccountId, ImageId
 from service.images.idempotency import ScopedKey, find_used_keys, release_if_expired
-from service.images.models import NewImage
+from service.images.models import COLUMNS, Image, NewImage
+from service.images.probe import Probe
 
 
 class IdTaken(Exception):
@@ -172,3 +174,123 @@ async def _find_refusal(connection: Connection, account_id: AccountId) -> Servic
     except AccountUnknown:
         return ServiceError("unauthorized")
     return ServiceError("account-suspended" if account.is_suspended else "quota-exceeded")
+
+
+# A probe can be repeated, so this commit need not wait for the disk; the setting holds for this transaction alone.
+_MARK_READY = f"""
+with probe as (
+    select * from unnest(
+        $1::text[], $2::text[], $3::int[], $4::int[], $5::smallint[], $6::int[], $7::bool[], $8::text[], $9::bytea[]
+    ) as probe (id, format, width, height, orientation, pages, has_alpha, exif, mini_preview)
+), locked as materialized (
+    select images.id from images join probe on probe.id = images.id
+    where images.state = 'pending' order by images.id for no key update of images
+), relaxed as materialized (
+    select set_config('synchronous_commit', 'off', true)
+)
+update images set
+    state = 'ready', format = probe.format, width = probe.width, height = probe.height,
+    orientation = probe.orientation, pages = probe.pages, has_alpha = probe.has_alpha,
+    exif = probe.exif::json, mini_preview = probe.mini_preview
+from probe join locked on locked.id = probe.id, relaxed
+where images.id = probe.id and images.state = 'pending'
+returning {COLUMNS}, images.exif::text, images.mini_preview
+"""
+
+
+async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]) -> list[Image | None]:
+    """Writes a batch of probes in one commit. Returns the images, and None for one that is not pending any more."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            _MARK_READY,
+            [image_id for image_id, _ in probes],
+            [probe.format for _, probe in probes],
+            [probe.width for _, probe in probes],
+            [probe.height for _, probe in probes],
+            [probe.orientation for _, probe in probes],
+            [probe.pages for _, probe in probes],
+            [probe.has_alpha for _, probe in probes],
+            [msgspec.json.encode(probe.exif).decode() for _, probe in probes],
+            [probe.mini_preview for _, probe in probes],
+        )
+    images = {row[0]: Image(*row) for row in rows}
+    return [images.get(image_id) for image_id, _ in probes]
+
+
+# A missing file is not removed, because it may come back. The Idempotency-Key is released: a refusal is not kept.
+FILE_MISSING = "image-lost"
+_MARK_FAILED = f"""
+with failed as (
+    update images set
+        state = 'failed', error = $2, error_kind = $3, failed_at = now(), idempotency_key = null, idempotency_url = null
+    where id = $1 and state = 'pending' returning {COLUMNS}
+), credited as (
+    update accounts set
+        used_bytes = accounts.used_bytes - failed.size, num_images = accounts.num_images - 1, changed_at = now()
+    from failed where accounts.id = failed.account_id
+), recorded as (
+    insert into removals (image_id) select id from failed where error <> '{FILE_MISSING}' on conflict do nothing
+)
+select * from failed
+"""
+
+
+async def mark_failed(connection: Connection, image_id: ImageId, error: str, kind: str | None = None) -> Image | None:
+    """Refuses a pending image: it does not count any more, and its file is to be removed. `kind` is that of `Rejected`.
+
+    Returns the image, or None if it is not pending any more.
+    """
+    row = await connection.fetchrow(_MARK_FAILED, image_id, error, kind)
+    return None if row is None else Image(*row)
+
+
+_COUNT_CRASH = "update images set crashes = crashes + 1 where id = $1 and state = 'pending' returning crashes"
+
+
+async def count_crash(connection: Connection, image_id: ImageId) -> int:
+    """Returns how often this picture has crashed its child process, this time included; 0 if it is not pending."""
+    return await connection.fetchval(_COUNT_CRASH, image_id) or 0
+
+
+_PENDING_AGE = """
+select extract(epoch from now() - created_at)::float8 from images where id = $1 and state = 'pending'
+"""
+
+
+async def find_pending_age_s(connection: Connection, image_id: ImageId) -> float | None:
+    """Returns how long ago the image was accepted, by PostgreSQL's clock; None if it is not pending any more."""
+    age_s: float | None = await connection.fetchval(_PENDING_AGE, image_id)
+    return age_s
+
+
+_DELETE_FAILED_IMAGE = "delete from images where id = $1 and state = 'failed'"
+
+
+async def delete_failed_image(connection: Connection, image_id: ImageId) -> None:
+    """Deletes a failed row whose client has its error."""
+    await connection.execute(_DELETE_FAILED_IMAGE, image_id)
+
+
+# Other requests with its Idempotency-Key may wait for it in other processes, which poll the row once a second.
+_EXPIRE_FAILED_IMAGE = """
+update images set failed_at = least(failed_at, now() - interval '24 hours' + interval '1 minute')
+where id = $1 and state = 'failed'
+"""
+
+
+async def expire_failed_image(connection: Connection, image_id: ImageId) -> None:
+    """Lets the sweep, which deletes failed rows after a day, delete this one after a minute."""
+    await connection.execute(_EXPIRE_FAILED_IMAGE, image_id)
+
+
+_PURGE_FAILED = """
+delete from images where id in (
+    select id from images where state = 'failed' and failed_at < now() - $1::float8 * interval '1 second' limit $2
+)
+"""
+
+
+async def purge_failed(connection: Connection, age_s: float, limit: int) -> int:
+    """Deletes up to `limit` rows that failed longer than `age_s` ago. Returns how many."""
+    status = await connection.execute(_PURGE_FAILED, age_s, limit)
+    return int(status.rpartition(" ")[2])
