@@ -140,6 +140,8 @@ async def test_500_clients_send_a_byte_a_second(site: Site) -> None:
 
 async def test_everything_is_restarted(site: Site) -> None:
     async with site.load():
+        for worker in site.workers:  # before, SIGTERM would end it at once
+            await worker.wait_logged("worker.started")
         ended = [site.serve, *site.workers]
         for part in ended:
             part.send(signal.SIGTERM)

@@ -192,6 +192,7 @@ async def test_ctrl_c_says_how_to_resume(connection: Any, tenant: Tenant, settin
         *(sys.executable, "-m", "service.cli", "accounts", "delete", tenant.name, "--yes"),
         env={"PATH": os.environ["PATH"], **environment_of(settings)},
         stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in a background job
     )
 
     async def is_blocked() -> bool:
