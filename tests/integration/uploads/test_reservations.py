@@ -68,6 +68,8 @@ async def test_bodies_in_flight_keep_to_the_quota(settings: Settings, new_tenant
     async with processes_of(settings, tenant.key, tmp_path / "logs") as daguerre:
         serve = daguerre.start_serve(2)
         await serve.wait_logged("api.listening", 2)
+        for _ in range(10):  # any of the processes may respond: each refuses uploads until it hears of results
+            await daguerre.wait_unavailable("worker")
         most, ended = 0, threading.Event()
 
         def measure() -> None:
