@@ -1,4 +1,7 @@
-"""Accounts: who owns images, how much they may store, and whether they are suspended or being deleted."""
+"""Accounts: who owns images, how much they may store, and whether they are suspended or being deleted; their API keys.
+
+An account has several keys, which are stored as hashes and can be revoked.
+"""
 
 from __future__ import annotations
 

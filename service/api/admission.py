@@ -1,4 +1,8 @@
-"""Admission of uploads and downloads, decided before the first byte of the file is requested."""
+"""Admission of requests: the account of an API key, its rate limit, and room for the file of an upload or download.
+
+A key comes as `?key=`, `X-Api-Key` or `Authorization: Bearer`. All is decided before the first byte of a file is
+requested.
+"""
 
 from __future__ import annotations
 

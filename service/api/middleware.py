@@ -1,4 +1,4 @@
-"""What happens around every handler: a request id, responses for errors, a log line and metrics."""
+"""What happens around every handler: a request id, responses for errors, CORS, a log line and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Responses as JSON: `{"success": true, "response": …}` or `{"success": false, "error": …}`."""
+"""Responses as JSON: `{"success": true, "response": …}` or `{"success": false, "error": …}`.
+
+The schemas of the OpenAPI document are made from the classes here.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from service.errors import ServiceError, refuse_picture
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
 from service.images.probe import MIME_TYPES
+
+Value = TypeVar("Value")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -162,9 +167,6 @@ class ImagePage(msgspec.Struct):
     images: list[ReadyImage]
     next_cursor: str | None
     account: AccountUsage | UnsetType = UNSET
-
-
-Value = TypeVar("Value")
 
 
 def describe_new(new: NewImage | Image) -> ProcessingImage:

@@ -1,4 +1,7 @@
-"""The body of a request: the bytes of one file, raw or in a form; or a small JSON document."""
+"""The body of a request: the bytes of one file, raw or in a form; or a small JSON document.
+
+A form is multipart/form-data (RFC 7578): one file, and text fields before and after it.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 aiohttp's parser refuses lower-case methods, bad characters and long lines before any middleware runs. It answers with a
 plain-text 400 that quotes the request line, API key included, and logs it too. Here such a request gets the API's own
 error body. This module overrides names that are private to aiohttp 3.14; tests/integration/http/test_protocol.py and
-tests/integration/http/test_py hold their behaviour.
+tests/integration/http/test_framing.py hold their behaviour.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ log = structlog.get_logger("service.api")
 
 # Makes the response of an error, with additional headers.
 ErrorResponse: TypeAlias = Callable[[ServiceError, Mapping[str, str] | None], web.Response]
-# Returns the whole response to a request, head included, or None if the request needs the application.
 
 
 class Shortcut(Protocol):
-    """Responds to some GETs under `prefix` without the application: `respond` returns the bytes to send, or None."""
+    """Responds to some GETs under `prefix` without the application.
+
+    `respond` returns the whole response, head included, or None if the request needs the application.
+    """
 
     prefix: str
 
@@ -323,6 +325,9 @@ _KEEP_ALIVE = web.StreamResponse()
 _KEEP_ALIVE._keep_alive = True
 
 
+# Where a request ends: what its head must not say about that, beyond what aiohttp's parser refuses. If a server and a
+# proxy disagree about it, they take a part of one client's body for the request of another (request smuggling;
+# RFC 9112, section 11.2). So an ambiguous request is refused, and its connection closed.
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 

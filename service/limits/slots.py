@@ -2,7 +2,8 @@
 
 There are two policies. `SharedSlots` refuses a holder that has its share, and never takes a slot back: for work that
 is worth finishing. `PreemptibleSlots` takes a slot from a slow transfer if another account needs it: for transfers,
-whose length is up to the client.
+whose length is up to the client. A transfer has a minimum pace, so that a slow client or origin holds a slot or a
+connection for a bounded time.
 """
 
 from __future__ import annotations

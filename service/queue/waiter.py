@@ -1,7 +1,8 @@
-"""Waits for the result of a job.
+"""Waits for the result of a job, of which a message from a worker gives notice.
 
 A reply is a hint that makes the wait short. What counts is the row or the file itself, which is checked at intervals,
-since Redis may lose a reply or the job.
+since Redis may lose a reply or the job. Replies and other messages between processes go through Redis channels, which
+only reach subscribers that are connected at that time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.queue.jobs import UNAVAILABLE, Job
 
+log = structlog.get_logger(__name__)
+
 Key = TypeVar("Key", bound=Hashable)
 Reply = TypeVar("Reply")
 Result = TypeVar("Result")
+Message = TypeVar("Message")
 
 
 @dataclass(slots=True, eq=False)
@@ -135,10 +139,6 @@ class JobWaiter(Generic[Key, Reply]):
         return False
 
 
-log = structlog.get_logger(__name__)
-
-Message = TypeVar("Message")
-
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -148,7 +148,7 @@ def encode_message(message: object) -> bytes:
 
 
 def publish(redis: Any, channel: str, messages: Sequence[object]) -> Any:
-    """Publishes messages to whoever is subscribed now, if anyone."""
+    """Publishes messages to those that are subscribed now."""
     return redis.publish(channel, _encoder.encode(messages))
 
 

@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, with the id of the request that caused it.
+"""Structured logs: one event a line, with the id of the request that caused it, and a line for each request.
 
 Clients choose parts of what is logged, e.g. a path. `_escape` removes control characters from every line,
 also from JSON, which people read in a terminal as well.

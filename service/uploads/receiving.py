@@ -1,4 +1,4 @@
-"""Streams a request body to a file."""
+"""Streams a request body to a file, and reserves its bytes of what the account may still store."""
 
 from __future__ import annotations
 
@@ -245,7 +245,15 @@ class Reservation:
 
 
 class Reservations:
-    """The reservations of one process; `shared` has those of the other processes on this machine."""
+    """The reservations of one process: bytes of bodies in flight, held against what their account may still store.
+
+    A body reserves its declared length, or grows its reservation as it arrives. While an account's reservations are
+    within a quarter of its remaining bytes of some seconds ago, the database is not asked. Beyond that it is, about
+    once a second for an account that is not full. The quota itself is decided when rows are inserted.
+
+    Requests that repeat one another under an Idempotency-Key need no more room than one of them. Those that do not fit
+    beside each other take turns. `shared` has the reservations of the other processes on this machine.
+    """
 
     def __init__(self, database: Database, shared: ArrivingBytes) -> None:
         self.shared = shared

@@ -34,10 +34,10 @@ _SCAN_INTERVAL_S = 0.5
 _PAGE_SIZE = 1000
 
 # Claims at most `free` jobs that are due and that no worker runs, with their payloads, in the order of their accounts'
-# turns (service/queue/turns.py). arq needs five round trips for each job instead. The script also returns whether it
-# left jobs behind, and wakes the next worker for them. The time is that of Redis, as it is where jobs are enqueued,
-# because the clocks of hosts differ. If that clock was set back, a job that is due too far in the future runs now, and
-# a lease that is too long is shortened: its worker renews it if it is alive.
+# turns (service/queue/fair_dispatch.py). arq needs five round trips for each job instead. The script also returns
+# whether it left jobs behind, and wakes the next worker for them. The time is that of Redis, as it is where jobs are
+# enqueued, because the clocks of hosts differ. If that clock was set back, a job that is due too far in the future runs
+# now, and a lease that is too long is shortened: its worker renews it if it is alive.
 #
 # First, jobs of `later` whose time has come join the line of their account. Then jobs without a turn get one: the
 # script reads at most `page` jobs of arq's set from `offset` on, unless `offset` is negative and there is other work.

@@ -1,10 +1,9 @@
 """Decoder processes: each picture has a time limit, and no picture can crash the worker.
 
-- pool.py, the pool: what the rest of the worker calls;
-- dispatcher.py chooses the next request and its decoder;
+- pool.py, the pool: what the rest of the worker calls; its dispatcher chooses the next request and its decoder;
 - decoder.py is one decoder as the worker sees it, process.py its operating system process;
-- files.py opens pictures for decoders, daemon_threads.py runs calls that may hang;
-- messages.py is the protocol, checks.py validates results;
+- files.py opens pictures for decoders, in threads that may hang;
+- messages.py is the protocol, and validates results;
 - child_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
   the sandbox that it enters before it sees a picture.
 

@@ -1,4 +1,4 @@
-"""Opens the files of pictures for decoders, whose sandbox forbids them to."""
+"""Opens the files of pictures for decoders, whose sandbox forbids them to; in daemon threads, since a disk may hang."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 from worker.file_headers import PictureFile
 from worker.sandbox.process import DecoderUnavailable
+
+Result = TypeVar("Result")
 
 _CHUNK_BYTES = 1 << 20
 
@@ -158,8 +160,6 @@ MAX_CALLS = 1000
 # would compete for the interpreter's lock.
 _STALL_S = 0.005
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True, slots=True)
 class _Call(Generic[Result]):
@@ -169,7 +169,11 @@ class _Call(Generic[Result]):
 
 
 class DaemonThreadPool(Generic[Result]):
-    """Starts threads on demand. They end with `close` or with the process, even if they hang."""
+    """Starts threads on demand. They end with `close` or with the process, even if they hang.
+
+    Why not ThreadPoolExecutor: its threads keep the process alive while one of them hangs, and it takes twice as long
+    to hand a call over, which every picture pays.
+    """
 
     def __init__(self, name: str) -> None:
         self.thread_count = 0

@@ -1,7 +1,7 @@
 """The protocol between a worker and its decoders: the token of the request, a length, then msgpack.
 
 A request comes through a socket, with the descriptors of its files. A response goes through a pipe, which cannot carry
-descriptors.
+descriptors. Every result is checked, because a hostile picture may control the decoder.
 """
 
 from __future__ import annotations
@@ -170,6 +170,10 @@ def decode_response(payload: bytes) -> Response:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: invalid UTF-8
         raise InvalidResponse("not a valid message") from error
 
+
+# The checks of results. A decoder can still lie within these bounds, e.g. about colours. It cannot make the worker read
+# more bytes than the response to a request may have, nor put values into rows, files and responses that no honest
+# decoder sends.
 
 # Noise in the best quality takes 5 as JPEG, and less in other formats. EXIF and XMP of a rendition have 60 KB each.
 _BYTES_PER_PIXEL = 6

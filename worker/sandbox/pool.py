@@ -1,4 +1,4 @@
-"""The pool of decoders: what the rest of the worker calls to probe and render pictures."""
+"""The pool of decoders: what the rest of the worker calls to probe and render pictures. Its dispatcher is fair."""
 
 from __future__ import annotations
 
@@ -179,7 +179,11 @@ def _unwrap(result: Result, kind: type[_Expected]) -> _Expected:
 
 
 class Dispatcher:
-    """A queue with round robin: each turn of an account serves one request."""
+    """A queue with round robin: each turn of an account serves one request.
+
+    An account gets at most `share` of the decoders, and slow accounts get one share together (worker/fairness.py). No
+    request waits behind one of another account in the same decoder. So a decoder is always left for quick pictures.
+    """
 
     def __init__(self, decoders: Sequence[Decoder], share: int, slow: SlowAccounts) -> None:
         self._decoders = decoders

@@ -1,4 +1,4 @@
-"""The layout of originals on a disk, and the operations on it that are one step each. All of them block.
+"""The folders of originals on a disk, and the operations on them that are one step each, which block.
 
 A descriptor of the storage's folder stands for one disk: a disk that is unmounted or mounted meanwhile cannot make a
 file look missing.
@@ -27,6 +27,8 @@ from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.storage.files import in_thread
 from service.storage.interface import StorageUnavailable
+
+Result = TypeVar("Result")
 
 NUM_SHARDS = 256
 INCOMING = "incoming"
@@ -208,8 +210,6 @@ class StorageFolders:
         return SettingsError(f"DAGUERRE_STORAGE (or DAGUERRE_DATA): {self.folder} cannot be used: {reason}")
 
 
-Result = TypeVar("Result")
-
 ID_FILE = "storage-id"
 _MAX_ID_BYTES = 64
 # Less than a check may take, so that a database that hangs does not look like a disk that hangs.
@@ -218,6 +218,10 @@ _LOAD_TIMEOUT_S = 1.0
 
 class StorageRoot:
     """Runs functions on the folder of a storage while the storage of the database is mounted there.
+
+    A disk that is not mounted leaves an empty folder behind, perhaps one with Daguerre's own folders in it, and another
+    disk may be mounted in its place. No file is lost then, and nothing that is written there would be kept. So a file
+    in the folder has the id of the database.
 
     `load_id` loads the id of the database's storage. If the database has none, a folder without an id is accepted that
     has `incoming`; without `load_id`, any folder that has `incoming`.
