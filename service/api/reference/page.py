@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from aiohttp import ETag, hdrs, web
@@ -29,6 +29,7 @@ _ASSETS = {
     "openapi-explorer.min.js": (Path("openapi-explorer/openapi-explorer.min.js"), _SCRIPT),
     "openapi-explorer.LICENSE.txt": (Path("openapi-explorer/LICENSE"), "text/plain"),
 }
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))", re.IGNORECASE)
 # Nothing from another host, and no script within the page. The component writes `style` attributes and elements.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
@@ -50,14 +51,16 @@ class Asset:
     body: bytes
     packed: bytes
     etag: str
-    media_type: str
 
 
-@cache
-def load_asset(path: Path, media_type: str) -> Asset:
-    """Reads and compresses a file, the first time. Blocks."""
+_loaded: dict[Path, Asset] = {}
+
+
+def _load(path: Path) -> Asset:
+    """Reads and compresses a file, and keeps it. Blocks for some hundredths of a second."""
     body = (_FOLDER / path).read_bytes()
-    return Asset(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16], media_type)
+    asset = _loaded[path] = Asset(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16])
+    return asset
 
 
 async def show(request: web.Request) -> web.Response:
@@ -74,11 +77,13 @@ async def show_asset(request: web.Request) -> web.Response:
 
 
 async def _respond(request: web.Request, path: Path, media_type: str) -> web.Response:
-    asset = await asyncio.to_thread(load_asset, path, media_type)
+    asset = _loaded.get(path)
+    if asset is None:
+        asset = await asyncio.to_thread(_load, path)
     if {tag.value for tag in request.if_none_match or ()} & {asset.etag, "*"}:
         response = web.Response(status=304, headers=_HEADERS)
     else:
-        is_packed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower()
+        is_packed = _GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
         body = asset.packed if is_packed else asset.body
         response = web.Response(body=body, content_type=media_type, charset="utf-8", headers=_HEADERS)
         if is_packed:

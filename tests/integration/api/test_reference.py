@@ -34,9 +34,10 @@ async def test_assets_are_served_and_revalidated(api: Client, name: str, media_t
     assert (again.status, await again.read()) == (304, b"")
 
 
-async def test_assets_are_compressed_for_clients_that_take_gzip(api: Client) -> None:
-    plain = await api.get("/docs/reference.js", headers={"Accept-Encoding": "identity"})
-    packed = await api.get("/docs/reference.js", headers={"Accept-Encoding": "gzip"}, auto_decompress=False)
+@pytest.mark.parametrize("other", ["identity", "gzip;q=0", "br, gzip; Q=0.000, *"])
+async def test_assets_are_compressed_for_clients_that_take_gzip(api: Client, other: str) -> None:
+    plain = await api.get("/docs/reference.js", headers={"Accept-Encoding": other})
+    packed = await api.get("/docs/reference.js", headers={"Accept-Encoding": "br, gzip;q=0.5"}, auto_decompress=False)
     assert (plain.headers.get("Content-Encoding"), packed.headers["Content-Encoding"]) == (None, "gzip")
     body = await packed.read()
     assert await plain.read() == (body if body.startswith(b"//") else gzip.decompress(body))
