@@ -19,6 +19,7 @@ import pytest
 import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from arq.connections import ArqRedis
 
 from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
@@ -195,6 +196,14 @@ def storage_folder(servers: Servers) -> Iterator[Path]:
 @pytest.fixture
 def redis_url(servers: Servers) -> str:
     return empty(servers.valkey)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A client of the queue's Redis."""
+    client = jobs.open_redis(redis_url)
+    yield client
+    await client.aclose(close_connection_pool=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 from arq.connections import ArqRedis
 from PIL import Image
 
-from service.config.settings import Settings
-from service.launcher.embedded.valkey import Valkey
-from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
 from tests.support.daguerre_processes import Answer, Daguerre, catch_child, stop_process
-from tests.support.folders import temporary_folder
 from tests.support.processes import is_alive
 from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg, slow_svg, stored_files
@@ -39,30 +33,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 SLOW = slow_svg(10)
 # More work than any time limit here.
 ENDLESS = slow_svg(1000)
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    """The test's own, so that it can be ended and emptied."""
-    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
-        yield server
-
-
-@pytest.fixture
-def redis_url(valkey: Valkey) -> str:
-    return valkey.url
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    client = jobs.open_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
-
-
-@pytest.fixture
-def stored(connection: Any, settings: Settings) -> StoredState:
-    return StoredState(connection, settings)
 
 
 async def test_upload_returns_the_result_of_the_probe(daguerre: Daguerre, stored: StoredState) -> None:

@@ -8,25 +8,21 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
 from arq.connections import ArqRedis
 
-from service.config.settings import Settings
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
-from service.queue import jobs
 from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import PROBE_QUEUE
-from tests.conftest import Servers
+from tests.conftest import Servers, empty
 from tests.support.daguerre_processes import Answer, Daguerre, catch_child, stop_process
-from tests.support.folders import temporary_folder
 from tests.support.processes import is_alive
 from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg, slow_svg
@@ -42,32 +38,13 @@ ENDLESS = slow_svg(1000)
 
 
 @pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    """The test's own, so that it can be ended and emptied."""
-    with temporary_folder() as folder, Valkey(folder / "valkey") as server:
-        yield server
-
-
-@pytest.fixture
-def redis_url(valkey: Valkey) -> str:
-    return valkey.url
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    client = jobs.open_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
-
-
-@pytest.fixture
-def stored(connection: Any, settings: Settings) -> StoredState:
-    return StoredState(connection, settings)
+def redis_url(own_valkey: Valkey) -> str:
+    return empty(own_valkey)
 
 
 @pytest.mark.settings(wait_s=20)
 async def test_lost_job_is_enqueued_again_while_client_waits(
-    daguerre: Daguerre, stored: StoredState, redis: ArqRedis, valkey: Valkey
+    daguerre: Daguerre, stored: StoredState, redis: ArqRedis, own_valkey: Valkey
 ) -> None:
     _, worker = await daguerre.start()
     stop_process(worker.pid)
@@ -75,7 +52,7 @@ async def test_lost_job_is_enqueued_again_while_client_waits(
     image_id = await stored.wait_row()
     await until(lambda: redis.zscore(PROBE_QUEUE, image_id))
 
-    restart_empty(valkey)
+    restart_empty(own_valkey)
     await redis.connection_pool.disconnect()
     assert await redis.keys() == []
     worker.send(signal.SIGCONT)
@@ -93,10 +70,12 @@ def restart_empty(valkey: Valkey) -> None:
     valkey.start()
 
 
-async def test_uploads_recover_from_a_valkey_outage(daguerre: Daguerre, stored: StoredState, valkey: Valkey) -> None:
+async def test_uploads_recover_from_a_valkey_outage(
+    daguerre: Daguerre, stored: StoredState, own_valkey: Valkey
+) -> None:
     await daguerre.start()
     first = (await daguerre.upload(jpeg())).shown["id"]
-    valkey.stop()
+    own_valkey.stop()
     await daguerre.wait_unavailable("queue", "worker")
     large = jpeg(2400, 1600, quality=95)
     for refused in await asyncio.gather(*(daguerre.upload(body) for body in [jpeg(), large] * 4)):
@@ -107,7 +86,7 @@ async def test_uploads_recover_from_a_valkey_outage(daguerre: Daguerre, stored: 
     assert (await daguerre.get("/v1/account")).shown["num_images"] == 1
     await stored.assert_holds({first: jpeg()})
 
-    valkey.start()
+    own_valkey.start()
     again = await wait_accepted(daguerre, within_s=3)
     await stored.assert_holds({first: jpeg(), again: jpeg()})
     assert all(part.is_alive() for part in daguerre.parts)
@@ -274,7 +253,9 @@ async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: St
     await stored.assert_holds({answer.shown["id"]: SLOW})
 
 
-async def test_readyz_names_failures_and_healthz_is_200(daguerre: Daguerre, servers: Servers, valkey: Valkey) -> None:
+async def test_readyz_names_failures_and_healthz_is_200(
+    daguerre: Daguerre, servers: Servers, own_valkey: Valkey
+) -> None:
     await daguerre.start_api().wait_logged("api.listening")
     await daguerre.wait_unavailable("worker")
     worker = daguerre.start_worker()
@@ -285,9 +266,9 @@ async def test_readyz_names_failures_and_healthz_is_200(daguerre: Daguerre, serv
     daguerre.start_worker()
     await daguerre.wait_ready()
 
-    valkey.stop()
+    own_valkey.stop()
     await daguerre.wait_unavailable("queue", "worker", timeout_s=10)
-    valkey.start()
+    own_valkey.start()
     await daguerre.wait_ready(timeout_s=10)
     async with cut_off(servers.postgres, signal.SIGINT):
         await daguerre.wait_unavailable("database", timeout_s=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +21,7 @@ from service.api.openapi.samples import FILE_NAME, KEY, LABELS, SAVED_NAME
 from service.config.settings import Settings
 from tests.conftest import Tenant
 from tests.support.browser import open_page
+from tests.support.commands import run_program
 from tests.support.raw_http import exchange
 from tests.support.samples import jpeg
 
@@ -70,18 +70,7 @@ class Reader:
 
     async def run(self, *command: str) -> str:
         """Returns what the command prints."""
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=self.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            async with asyncio.timeout(60):
-                output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, errors.decode()
-        return output.decode()
+        return await run_program(*command, folder=self.folder, timeout_s=60)
 
     def take_saved(self) -> bytes | None:
         """Returns the file that the sample wrote, and removes it."""

@@ -1,11 +1,13 @@
-"""The operator's commands, called in this process or run as processes."""
+"""The operator's commands, called in this process or run as processes; and other programs."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import structlog
 from click.testing import CliRunner
@@ -37,3 +39,19 @@ def daguerre_process(*arguments: str, database_url: str = "", **environment: str
         timeout=30,
         check=False,
     )
+
+
+async def run_program(*command: str, folder: Path, timeout_s: float) -> str:
+    """Returns what the program prints. It fails, with what the program says, unless it succeeds in time."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, errors.decode()
+    return output.decode()

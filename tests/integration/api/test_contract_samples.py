@@ -5,7 +5,6 @@ of the other languages are sent.
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 import sys
 from collections.abc import Collection
@@ -17,6 +16,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from tests.conftest import Tenant
+from tests.support.commands import run_program
 from tests.support.raw_http import exchange
 from tests.support.samples import jpeg
 from tests.support.seed_samples import (
@@ -68,19 +68,9 @@ class Reader:
             "node": ["node", "-r", "./print_json.js", "-e", text],
             "python": [sys.executable, "-c", text],
         }[language]
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=self.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            async with asyncio.timeout(20):
-                printed, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, errors.decode()
+        printed = await run_program(*command, folder=self.folder, timeout_s=20)
         parse = ast.literal_eval if language == "python" else json.loads
-        return parse(printed.decode())
+        return parse(printed)
 
     async def send(self, call: Call, target: str, headers: str = "", body: bytes = b"", image_id: str = "") -> Any:
         """Returns the status and the body of the response to these bytes."""

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from service.queue import jobs
 from tests.conftest import Servers
 from tests.support.waiting import until
 from worker.cron.scheduler import Lease, PeriodicJob, Scheduler
@@ -24,13 +23,6 @@ KEY = "daguerre:periodic:tick"
 DAY_MS = 86_400_000
 
 Function = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    client = jobs.open_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
 
 
 @asynccontextmanager

@@ -8,8 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import pytest
@@ -24,6 +23,7 @@ from service.limits import slots as pace
 from tests.conftest import Tenant
 from tests.support.raw_http import BAD_REQUESTS, exchange
 from tests.support.samples import jpeg
+from tests.support.slow_client import connect_slow_client
 
 
 @pytest.mark.parametrize("method", ["get", "Get", "gEt"])
@@ -269,40 +269,19 @@ class Play(Protocol):
     def __call__(self, scenario: Scenario, *, write_stall_timeout_s: float = 0.5) -> None: ...
 
 
-@asynccontextmanager
-async def serving_with_small_buffers(
-    settings: Settings, write_stall_timeout_s: float
-) -> AsyncIterator[tuple[Runner, socket.socket]]:
-    """A server and a client, with small buffers between them."""
-    runner = Runner(
-        create_app(settings),
-        access_log=None,
-        keepalive_timeout=0.2,
-        write_stall_timeout_s=write_stall_timeout_s,
-        shutdown_timeout=5,
-    )
-    await runner.setup()
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.setblocking(False)
-        await web.SockSite(runner, listener).start()
-        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
-        try:
-            yield runner, client
-        finally:
-            await runner.cleanup()
-
-
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest, settings: Settings) -> Play:
     """Runs a scenario in each of the event loops."""
 
     async def run(scenario: Scenario, write_stall_timeout_s: float) -> None:
-        async with (
-            asyncio.timeout(30),
-            serving_with_small_buffers(settings, write_stall_timeout_s) as (runner, client),
-        ):
+        runner = Runner(
+            create_app(settings),
+            access_log=None,
+            keepalive_timeout=0.2,
+            write_stall_timeout_s=write_stall_timeout_s,
+            shutdown_timeout=5,
+        )
+        async with asyncio.timeout(30), connect_slow_client(runner, send_buffer=4096) as client:
             await scenario(runner, client)
 
     def play(scenario: Scenario, *, write_stall_timeout_s: float = 0.5) -> None:

@@ -9,8 +9,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from service.http.server import DESCRIPTORS_PER_CONNECTION, ERROR_RESPONSE, Runn
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S
 from service.limits import slots as pace
 from service.storage.files import disk_threads, in_thread
+from tests.support.slow_client import connect_slow_client
 
 SIZE = 600_000
 THREADS = disk_threads("test")
@@ -38,9 +38,8 @@ class Play(Protocol):
     def __call__(self, scenario: Scenario, *, write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S) -> None: ...
 
 
-@asynccontextmanager
-async def serving(path: Path, write_stall_timeout_s: float) -> AsyncIterator[tuple[Runner, socket.socket]]:
-    """A server that sends this file, and a client, with small buffers between them."""
+def serve(path: Path, write_stall_timeout_s: float) -> Runner:
+    """Returns a server that sends this file."""
 
     async def show(_: web.Request) -> web.StreamResponse:
         return SendfileResponse(
@@ -55,18 +54,7 @@ async def serving(path: Path, write_stall_timeout_s: float) -> AsyncIterator[tup
     app = web.Application()
     app[ERROR_RESPONSE] = error_response
     app.router.add_get("/", show)
-    runner = Runner(app, access_log=None, shutdown_timeout=0.2)
-    await runner.setup()
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.setblocking(False)
-        await web.SockSite(runner, listener).start()
-        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
-        try:
-            yield runner, client
-        finally:
-            await runner.cleanup()
+    return Runner(app, access_log=None, shutdown_timeout=0.2)
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -76,7 +64,8 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
     path.write_bytes(os.urandom(SIZE))
 
     async def run(scenario: Scenario, write_stall_timeout_s: float) -> None:
-        async with asyncio.timeout(30), serving(path, write_stall_timeout_s) as (runner, client):
+        runner = serve(path, write_stall_timeout_s)
+        async with asyncio.timeout(30), connect_slow_client(runner, send_buffer=100_000) as client:
             await scenario(runner, client)
 
     def play(scenario: Scenario, *, write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S) -> None:
