@@ -72,8 +72,8 @@ create table if not exists images (
     crashes      smallint not null default 0,  -- child processes that died of this picture
     failed_at    timestamptz
 );
--- The Idempotency-Key of the request that made the image, for 24 hours. What the request brought is told by sha256, or
--- by the SHA-256 of the URL where the picture came from one. A row that fails gives the key up.
+-- The Idempotency-Key of the request that made the image, for 24 hours. Whether a request is the same one is
+-- decided by sha256, or by the SHA-256 of the URL if the picture came from one. A row that fails releases the key.
 alter table images add column if not exists idempotency_key text collate "C";
 alter table images add column if not exists idempotency_url bytea;
 -- What an unsupported picture is, in a few words: "12-bit JPEG".

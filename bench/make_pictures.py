@@ -1,7 +1,7 @@
 """Make the pictures of docs/renditions.md, by the very URLs that stand there beside them, from the sample landscape.
 
 `python -m bench.make_pictures --url http://127.0.0.1:8080 --key KEY` asks a running Daguerre for them;
-`--check` tells without one whether all of them are there.
+`--check` says without one whether all of them are there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ answer two requests of Daguerre's API, so that one load fits all:
 `fastify_sharp/` (Node; `start.py` has npm install what it needs) and `fastapi_pillow.py` do all of it.
 `bare_aiohttp.py` is the ceiling: the body to a file and nothing else, the row and nothing else, and no key.
 
-Three answer with a picture, and know no key: from BENCH_FILES/ID.jpg, which whoever starts them has put there.
+Three answer with a picture, and know no key: from BENCH_FILES/ID.jpg, which is put there before they start.
 
     GET  /i/{id}?width=300              `bare_sharp/` (Node) makes it that wide for each request anew
     GET  /unsafe/300x0/ID.jpg           `thumbor/` (in a virtual environment of its own) does the same

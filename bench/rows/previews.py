@@ -1,6 +1,6 @@
 """How good previews of at most 500 bytes are: what a probe answers, and the best that sharp's encoder can do.
 
-bench/preview_quality.py tells how likeness is measured, and compares more ways to make them.
+bench/preview_quality.py says how likeness is measured, and compares more ways to make them.
 """
 
 from __future__ import annotations

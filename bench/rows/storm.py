@@ -1,6 +1,6 @@
 """200 uploads of 5 MB at once, turn after turn: none is lost, and what the processes take in memory meanwhile.
 
-`daguerre verify` tells whether all are there, byte for byte.
+`daguerre verify` checks that all are there, byte for byte.
 """
 
 from __future__ import annotations

@@ -63,10 +63,10 @@ def upload(target: Target, body: Path, size: str) -> wrk.Requests:
 
 
 def empty(target: Target) -> None:
-    """Make room: the comparators' files become empty, which nothing asks for. Daguerre keeps what it promised to keep.
+    """Make room: the comparators' files become empty, which nothing reads. Daguerre keeps what it promised to keep.
 
     They are not deleted: to make the next file, ext4 without a journal walks over each inode that was deleted in the
-    last seconds, and whoever's turn it is would pay for that.
+    last seconds, and the next turn would pay for that.
     """
     if target.name == DAGUERRE:
         return

@@ -2,4 +2,4 @@
 
 
 class BackupError(Exception):
-    """A backup cannot be made or restored; the message tells the operator why."""
+    """A backup cannot be made or restored; the message says why."""

@@ -209,7 +209,7 @@ class _Fields:
         self._add_bytes(sum(len(name) + len(value) for name, value in part.headers.items()))
 
     async def read(self, part: BodyPartReader, chunk: bytes) -> bytes:
-        """Returns the value of a field, of which `chunk` is the beginning."""
+        """Returns the value of a field that begins with `chunk`."""
         self.add(part)
         value = bytearray()
         while chunk:

@@ -1,4 +1,4 @@
-"""Waits for the result of a job, of which a message from a worker gives notice.
+"""Waits for the result of a job, which a message from a worker announces.
 
 A reply is a hint that makes the wait short. What counts is the row or the file itself, which is checked at intervals,
 since Redis may lose a reply or the job. Replies and other messages between processes go through Redis channels, which
@@ -86,12 +86,12 @@ class JobWaiter(Generic[Key, Reply]):
         check: Callable[[Reply | None], Awaitable[Result | None]],
         *,
         timeout_s: float,
-        check_at_once: bool = False,
+        check_first: bool = False,
         before_retry: Callable[[], Awaitable[Result | None]] | None = None,
     ) -> Result | None:
         """Enqueues the job and returns what `check` returns, or None if that is still None after `timeout_s`.
 
-        `check` gets the reply, or None if it should look at the row or the file itself. `check_at_once` is for a job
+        `check` gets the reply, or None if it should look at the row or the file itself. `check_first` is for a job
         that may be finished already. `before_retry` may end the wait before the job is enqueued again, and at its end.
         Raises what the two raise.
         """
@@ -99,7 +99,7 @@ class JobWaiter(Generic[Key, Reply]):
         wait: _Wait[Reply] = _Wait()
         waits = self._waits.setdefault(key, [])
         waits.append(wait)  # before the job is enqueued, so that no reply is missed
-        if check_at_once:
+        if check_first:
             wait.wakeup.set()
         try:
             while True:

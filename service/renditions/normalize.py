@@ -17,7 +17,7 @@ from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Format, Rend
 
 Value = TypeVar("Value")
 
-# The formats of images of which libvips reads all frames or pages.
+# The formats whose frames or pages libvips reads all.
 _ANIMATED = frozenset({"gif", "webp"})
 _PAGED = _ANIMATED | {"tiff"}
 

@@ -79,7 +79,7 @@ class RenditionParams(msgspec.Struct, frozen=True):
 
 
 class Transformation(RenditionParams, frozen=True):
-    """Parameters of which nothing is open any more: what `service.renditions.normalize` makes of them for an image.
+    """Parameters without anything left to decide: what `service.renditions.normalize` makes of them for an image.
 
     Requests that mean the same have equal transformations, and so one rendition.
     """

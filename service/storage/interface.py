@@ -215,7 +215,8 @@ class RenditionStorage(Protocol):
     def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
         """Removes all renditions of these images, also those without a row.
 
-        Returns the images of which a rendition could not be removed. Raises OSError if the storage cannot be reached.
+        Returns the images that still have one, because it could not be removed. Raises OSError if the storage cannot be
+        reached.
         """
 
     def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:

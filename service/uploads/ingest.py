@@ -219,7 +219,7 @@ class Ingest:
             ProbeJob(new.id, new.account_id, self.reply_channel, request_id),
             partial(self._check, new),
             timeout_s=self._wait_s,
-            check_at_once=joined,
+            check_first=joined,
             before_retry=partial(self._require_file, new, joined=joined),
         )
         if image is None or image.error is None:

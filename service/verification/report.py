@@ -120,7 +120,7 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
         try:
             async for problem in check:
                 yield problem
-        except Exception as error:  # whatever it is, the other checks can still run
+        except Exception as error:  # the other checks can still run
             if not await context.is_database_there():
                 raise
             yield Problem(subject, f"the check could not be finished: {await context.explain(error)}")

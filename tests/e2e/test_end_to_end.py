@@ -1,4 +1,4 @@
-"""Uploads through real processes, some of which are killed, stopped or cut off from their servers half-way.
+"""Uploads through real processes, which are killed, stopped or cut off from their servers in the middle.
 
 Each time the image ends ready, or the client got a clear error and nothing is left of it.
 """

@@ -125,7 +125,7 @@ def heic_of_item_type(kind: bytes) -> bytes:
 
 
 def heif_sized(data: bytes, width: int, height: int) -> bytes:
-    """The first size that the container tells of is a lie."""
+    """The first size that the container gives is false."""
     at = data.index(b"ispe") + 8
     return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
 

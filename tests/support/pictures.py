@@ -183,7 +183,7 @@ def icc_profile(
     blue: tuple[float, float, float],
     green: tuple[float, float, float] = (0.3851, 0.7169, 0.0971),
 ) -> bytes:
-    """A linear RGB profile (version 2) with its colorants given in XYZ; green is sRGB's unless told."""
+    """A linear RGB profile (version 2) with its colorants given in XYZ; green is that of sRGB by default."""
 
     def xyz(values: tuple[float, float, float]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))

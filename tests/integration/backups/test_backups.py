@@ -185,7 +185,7 @@ async def test_damage_spoils_no_earlier_copy(api: Client, tenant: Tenant, settin
 async def test_bad_files_stop_no_backup(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path
 ) -> None:
-    """The other images are in the backup, and the operator hears of those that are not."""
+    """The other images are in the backup, and the command names the missing ones."""
     directory, pipe, cut, lost, whole = [
         ImageId(await upload_image(api, tenant, jpeg(width, 48))) for width in range(64, 69)
     ]

@@ -566,7 +566,7 @@ async def test_location_can_be_stripped_from_raw_files(
 async def test_headers_of_a_stripped_file_confirm_no_guess(
     api: Client, upload: Upload, connection: Any, tenant: Tenant
 ) -> None:
-    """Whoever guesses a place can write it into the copy and compare the hash with anything that comes from it."""
+    """An attacker who guesses a location can write it into the copy, and compare its hash with each header."""
     data = with_location()
     digest = hashlib.sha256(data).hexdigest()
     image_id = await upload(data)
@@ -587,9 +587,9 @@ async def test_headers_of_a_stripped_file_confirm_no_guess(
 
 async def test_rendition_has_no_location_by_default(api: Client, upload: Upload) -> None:
     image_id = await upload(with_location())
-    for query, tells in [("", False), ("&metadata=keep", False), ("&metadata=keep&keep-location", True)]:
+    for query, has_location in [("", False), ("&metadata=keep", False), ("&metadata=keep&keep-location", True)]:
         data = await (await api.get(f"/i/{image_id}?width=40&format=jpeg{query}")).read()
-        assert bool(location_of(data)) == tells, query
+        assert bool(location_of(data)) == has_location, query
 
 
 async def test_svg_is_served_without_scripts(api: Client, upload: Upload) -> None:

@@ -111,7 +111,7 @@ async def test_copy_without_location_is_sent(
     with broken_disk(settings.renditions_folder, fault):
         answer = await api.get(f"/i/{image_id}")
         assert answer.status == 200
-        assert await answer.read() == whole  # it tells none
+        assert await answer.read() == whole  # it has no location to remove
     assert stored_files(settings) == []
 
 

@@ -56,7 +56,7 @@ async def pages(api: Client, tenant: Tenant, **parameters: str) -> AsyncIterator
 
 
 async def insert_many(connection: Any, tenant: Tenant, count: int) -> list[str]:
-    """Images of which three at a time have the same moment; their ids, newest first."""
+    """Images in groups of three with the same time of creation. Returns their ids, newest first."""
     images = [(START + timedelta(minutes=number // 3), f"IMAGE{number:05}") for number in range(count)]
     for created_at, image_id in images:
         await insert_image(connection, tenant, image_id, created_at=created_at)

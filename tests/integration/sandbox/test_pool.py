@@ -136,7 +136,7 @@ async def test_cancelled_request_is_not_sent_again(new_pool: NewPool, picture: s
 async def test_timeout_without_cpu_time_is_a_failure(
     new_pool: NewPool, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the system does not report CPU times, the disk cannot be told from the picture."""
+    """If the system does not report CPU times, a slow disk looks like a slow picture."""
     monkeypatch.setattr(DecoderProcess, "cpu_s", lambda _: None)
     pool = new_pool(timeout_s=0.3)
     await pool.start()

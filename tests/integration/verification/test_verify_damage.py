@@ -55,7 +55,7 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def filled(servers: Servers) -> Iterator[Postgres]:
-    """A server with the database `filled`, of which a test damages a copy."""
+    """A server with the database `filled`. Each test damages a copy of it."""
     asyncio.run(_execute(servers.postgres.dsn, "create database filled"))
     asyncio.run(apply_schema(servers.postgres.dsn_of("filled")))
     ids = ",".join(f"'{image_id}'" for image_id in _IDS)

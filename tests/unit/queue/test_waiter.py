@@ -113,7 +113,7 @@ async def test_wait_ends_at_its_timeout() -> None:
 
 async def test_wait_of_no_time_only_enqueues() -> None:
     site = Site()
-    assert await site.wait(timeout_s=0, before_retry=site.wait, check_at_once=True) is None
+    assert await site.wait(timeout_s=0, before_retry=site.wait, check_first=True) is None
     assert len(site.enqueued) == 1
     assert site.checks == []
 
@@ -121,7 +121,7 @@ async def test_wait_of_no_time_only_enqueues() -> None:
 async def test_finished_job_is_found_at_once() -> None:
     site = Site(poll_interval_s=60)
     site.stored = "stored"
-    assert await site.wait(check_at_once=True) == "stored"
+    assert await site.wait(check_first=True) == "stored"
     assert site.checks == [None]
 
 
