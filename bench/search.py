@@ -24,9 +24,9 @@ import asyncpg
 from bench.generated import PER_MINUTE, START, fill, settle
 from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
-from service.ids import AccountId, ImageId, new_image_id
+from service.ids import AccountId, ImageId
 from service.images.models import NewImage
-from service.images.pending import insert_pending, mark_ready
+from service.images.pending import insert_pending, mark_ready, new_image_id
 from service.images.probe import Probe
 from service.images.search import Filters, Position, search_images
 from service.launcher.embedded.postgres import Postgres

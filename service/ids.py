@@ -1,10 +1,8 @@
-"""Identifiers: image ids, account ids and API keys."""
+"""Identifiers: the types and formats of image ids, account ids and API keys."""
 
 from __future__ import annotations
 
 import re
-import secrets
-import string
 from typing import NewType
 
 from service.errors import ServiceError
@@ -12,21 +10,11 @@ from service.errors import ServiceError
 ImageId = NewType("ImageId", str)
 AccountId = NewType("AccountId", int)
 
-_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 IMAGE_ID_PATTERN = re.compile(r"[0-9A-Za-z]{7,16}")
-_IMAGE_ID_LENGTH = 7
 MAX_IDS = 20
-_KEY_LENGTH = 40
-KEY_PATTERN = re.compile(rf"[0-9A-Za-z]{{{_KEY_LENGTH}}}")
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
-
-
-def new_image_id() -> ImageId:
-    """Returns 7 characters of base62, as in the API's example. The table's primary key makes it unique."""
-    return ImageId(_random(_IMAGE_ID_LENGTH))
+KEY_LENGTH = 40
+KEY_PATTERN = re.compile(rf"[0-9A-Za-z]{{{KEY_LENGTH}}}")
 
 
 def parse_image_id(text: str) -> ImageId:
@@ -50,8 +38,3 @@ def parse_image_ids(text: str) -> list[ImageId]:
     if len(image_ids) > MAX_IDS:
         raise ServiceError("invalid-id", f"Send at most {MAX_IDS} ids at once.")
     return list(image_ids)
-
-
-def new_key() -> str:
-    """Returns an API key: 40 characters of base62, 238 bits."""
-    return _random(_KEY_LENGTH)

@@ -27,9 +27,9 @@ from worker.cron.eviction import evict_renditions
 from worker.cron.scheduler import PeriodicJob, Scheduler
 from worker.cron.scrub import scrubbing
 from worker.cron.sweep import sweep
-from worker.fairness import AccountShares
 from worker.probe import probe_image
 from worker.queue.arq_worker import PushWorker
+from worker.queue.claims import AccountShares
 from worker.render import render_image
 from worker.resources import SPARE_DECODERS, Resources, open_resources
 from worker.sandbox.pool import MAX_PREFETCH, DecoderPool

@@ -6,6 +6,7 @@ An account has several keys, which are stored as hashes and can be revoked.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from service.batcher import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
 from service.expiring_cache import TRUST_S, ExpiringCache
-from service.ids import KEY_PATTERN, AccountId, new_key
+from service.ids import BASE62, KEY_LENGTH, KEY_PATTERN, AccountId
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,11 @@ class Key:
     created_at: datetime
     last_used_at: datetime | None
     revoked_at: datetime | None
+
+
+def new_key() -> str:
+    """Returns an API key: 40 characters of base62, 238 bits."""
+    return "".join(secrets.choice(BASE62) for _ in range(KEY_LENGTH))
 
 
 def hash_key(key: str) -> bytes:

@@ -7,9 +7,9 @@ from functools import partial
 
 from aiohttp import web
 
-from service.api.admission import RateLimitHeaders
 from service.api.middleware import (
     CORS_HEADERS,
+    RateLimitHeaders,
     allow_response,
     handle_options,
     refusal_response,

@@ -1,8 +1,9 @@
-"""What happens around every handler: a request id, responses for errors, CORS, a log line and metrics."""
+"""What happens around handlers: a request id, authentication, responses for errors, CORS, a log line and metrics."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from service.accounts.accounts import AccountUnknown
+from service.accounts.accounts import Account, AccountUnknown
+from service.api.parameters import query
+from service.api.resources import Resources
 from service.api.responses import error_response
+from service.config.values import Rate
 from service.errors import ServiceError
 from service.http.file_sending import SendfileResponse, SendResult
-from service.telemetry.logs import choose_request_id, log_request, redact_keys
-from service.telemetry.metrics import CLIENT_LEFT, UNMATCHED, metrics
+from service.telemetry.metrics import metrics
+from service.telemetry.requests import CLIENT_LEFT, UNMATCHED, choose_request_id, log_request, redact_keys
 
 log = structlog.get_logger("service.api")
 
@@ -62,9 +66,9 @@ class _Exchange:
         resource = self.request.match_info.route.resource
         route = UNMATCHED if resource is None else resource.canonical
         if status == CLIENT_LEFT:
-            metrics.count_cut_off(self.request.method, route)
+            metrics.requests.count_cut_off(self.request.method, route)
         else:
-            metrics.count_response(self.request.method, route, status, self.code, seconds)
+            metrics.requests.count_response(self.request.method, route, status, self.code, seconds)
         return seconds
 
 
@@ -166,3 +170,53 @@ async def handle_options(request: web.Request, handler: _Handler) -> web.StreamR
         response.headers["Access-Control-Allow-Headers"] = _CORS_REQUEST_HEADERS
         response.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_MAX_AGE_S)
     return response
+
+
+# The value of the RateLimit header; "" if the limiter could not be asked.
+_RATE_LIMIT = web.RequestKey("rate_limit", str)
+
+
+async def authenticate(request: web.Request, service: Resources) -> Account:
+    """Returns the account of the request's API key, as it was at most 4 s ago.
+
+    A key comes as `?key=`, `X-Api-Key` or `Authorization: Bearer`. Handlers call this before they ask for the body.
+    Raises `unauthorized`, `rate-limited`, `account-suspended`.
+    """
+    key = _find_key(request)
+    if not key:
+        raise ServiceError("unauthorized")
+    account = await service.keys.find_account(key)
+    if service.rate_limiter is not None:
+        standing = await service.rate_limiter.admit(key)
+        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.retry_after_s}' if standing else ""
+        if standing is not None and standing.refused:
+            raise ServiceError("rate-limited", retry_after_s=standing.retry_after_s)
+    if account.is_suspended:
+        raise ServiceError("account-suspended")
+    return account
+
+
+class RateLimitHeaders:
+    """For `on_response_prepare` with a rate limit: adds the headers of draft-ietf-httpapi-ratelimit-headers-11 (May
+    2026).
+
+    `t` is the time within which at most `r` requests are available. In draft -10 it was the time until there are more.
+    Here it is both.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self._policy = f'"key";q={rate.burst};w={math.ceil(rate.full_after_s)}'
+
+    async def __call__(self, request: web.Request, response: web.StreamResponse) -> None:
+        if (value := request.get(_RATE_LIMIT)) is None:
+            return
+        response.headers["RateLimit-Policy"] = self._policy
+        if value:
+            response.headers["RateLimit"] = value
+
+
+def _find_key(request: web.Request) -> str | None:
+    if key := query(request).get("key") or request.headers.get("X-Api-Key"):
+        return key
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None

@@ -12,7 +12,6 @@ import structlog
 from aiohttp import web
 
 from service.accounts.accounts import KeyRing
-from service.api.admission import Admission
 from service.batcher import Batcher, running
 from service.config.settings import Settings
 from service.database import Database
@@ -35,7 +34,7 @@ from service.single_flight import SingleFlight
 from service.storage.backends import open_originals
 from service.storage.interface import OriginalStorage
 from service.uploads.ingest import Ingest
-from service.uploads.receiving import Reservations, UploadLimits
+from service.uploads.receiving import Admission, Reservations, UploadLimits
 from service.verification.pairing import load_or_record_id, prepare_storage
 
 log = structlog.get_logger("service.api")

@@ -16,8 +16,8 @@ from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
 from service.http.file_sending import CacheControl, StoredFile
-from service.telemetry.logs import choose_request_id, log_request
 from service.telemetry.metrics import metrics
+from service.telemetry.requests import choose_request_id, log_request
 
 _FLUSH_INTERVAL_S = 0.2
 # Headers of requests that only the application can answer.
@@ -55,7 +55,7 @@ class FastPath:
         self.prefix = prefix
         self._common_headers = common_headers
         self._find = find
-        self._tallies = [metrics.tally("GET", route, 200) for route in routes]
+        self._tallies = [metrics.requests.tally("GET", route, 200) for route in routes]
 
     async def run(self) -> None:
         """Adds what was counted to the metrics at intervals, until cancelled."""

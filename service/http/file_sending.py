@@ -20,7 +20,7 @@ from service.http.server import ERROR_RESPONSE
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, wait_writable
 from service.limits.slots import Pace
 from service.storage.files import in_thread, storage_errors
-from service.telemetry.metrics import CLIENT_LEFT
+from service.telemetry.requests import CLIENT_LEFT
 
 # The kernel usually takes less in one call; this bounds how much one client is sent before the others.
 _MAX_SENDFILE_BYTES = 1 << 20

@@ -316,7 +316,7 @@ class HttpConnection(RequestHandler):
 
     def _refuse(self, request: web.BaseRequest, code: str) -> web.Response:
         """Returns the response to a request that the application's middleware and signals never see."""
-        metrics.count_refusal(request.method, code)
+        metrics.requests.count_refusal(request.method, code)
         return self._state.error_response(ServiceError(code), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
@@ -13,7 +14,7 @@ import msgspec
 from service.accounts.accounts import AccountUnknown, load_account
 from service.database import Connection, Database
 from service.errors import ServiceError
-from service.ids import AccountId, ImageId
+from service.ids import BASE62, AccountId, ImageId
 from service.images.idempotency import ScopedKey, find_used_keys, release_if_expired
 from service.images.models import COLUMNS, Image, NewImage
 from service.images.probe import Probe
@@ -27,11 +28,18 @@ class KeyTaken(Exception):
     """The account has, or had a moment ago, an image under this Idempotency-Key."""
 
 
+_IMAGE_ID_LENGTH = 7
 _KEY_INDEX = "images_idempotency_key"
 
 # Images are inserted one by one until one insert has waited this long and failed because the database is unavailable:
 # each of the others would wait as long, and the next batch behind them.
 _MAX_OUTAGE_WAIT_S = 1.0
+
+
+def new_image_id() -> ImageId:
+    """Returns 7 characters of base62, as in the API's example. The table's primary key makes it unique."""
+    return ImageId("".join(secrets.choice(BASE62) for _ in range(_IMAGE_ID_LENGTH)))
+
 
 # All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts' rows
 # are locked in the order of their ids, so that two batches cannot deadlock. The quota is decided on the locked rows.

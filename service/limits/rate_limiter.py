@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import structlog
@@ -39,33 +40,7 @@ _MIN_PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
 _MAX_LEASES = 10_000
 
-# By the clock of Redis, which all processes share. A bucket that is full again is as good as none, and expires.
-_LEASE_TOKENS = """
-local per_ms, burst, max_debt = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + time[2] / 1000
-local answer = {}
-for i, bucket in ipairs(KEYS) do
-    local wanted, returned = tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
-    local stored = redis.call('HMGET', bucket, 'tokens', 'at')
-    local tokens = burst
-    if stored[1] then
-        local passed = math.max(0, now - tonumber(stored[2]))
-        tokens = math.min(burst, tonumber(stored[1]) + passed * per_ms)
-    end
-    local owed = -max_debt - (tokens + returned)
-    tokens = math.max(-max_debt, math.min(burst, tokens + returned))
-    local leased = math.max(0, math.min(wanted, math.floor(tokens + 1e-6)))
-    tokens = tokens - leased
-    redis.call('HSET', bucket, 'tokens', string.format('%.9f', tokens), 'at', string.format('%.3f', now))
-    redis.call('PEXPIRE', bucket, string.format('%.0f', math.ceil((burst - tokens) / per_ms) + 1000))
-    answer[4 * i - 3] = leased
-    answer[4 * i - 2] = math.max(0, math.floor(tokens))
-    answer[4 * i - 1] = math.ceil(math.max(0, 1 - tokens) / per_ms)
-    answer[4 * i] = math.ceil(math.max(0, owed))
-end
-return answer
-"""
+_LEASE_TOKENS = Path(__file__).with_name("lease_tokens.lua").read_text()
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ such jobs, and give them a line of their own, under the account "".
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -40,20 +41,5 @@ def others_wakeup_key(wakeup_key: str) -> str:
     return f"{wakeup_key}:others"
 
 
-# For scripts that define `turns`, `accounts` and `line`. Adds a job to the line of its account; an account that had no
-# line gets the last turn. Returns whether it had none.
-JOIN = """
-local function give_last_turn(account)
-    local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', turns, (tonumber(last[2]) or 0) + 1, account)
-end
-local function join(id, account, due)
-    redis.call('HSET', accounts, id, account)
-    redis.call('ZADD', line .. account, due, id)
-    if redis.call('ZSCORE', turns, account) then
-        return false
-    end
-    give_last_turn(account)
-    return true
-end
-"""
+# The Lua functions that begin the scripts which put jobs into lines.
+JOIN = Path(__file__).with_name("join.lua").read_text()

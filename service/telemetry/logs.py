@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, with the id of the request that caused it, and a line for each request.
+"""Structured logs: one event a line, with the id of the request that caused it.
 
 Clients choose parts of what is logged, e.g. a path. `_escape` removes control characters from every line,
 also from JSON, which people read in a terminal as well.
@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import random
-import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from types import NoneType
 from typing import Any, TextIO
 
@@ -22,14 +20,13 @@ import msgspec
 import structlog
 
 from service.config.settings import Settings
-from service.ids import KEY_PATTERN
 from service.telemetry.console import ConsoleRenderer
+from service.telemetry.requests import request_log
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 # Types that contain no text of a client, and fields that contain a traceback.
 _PLAIN = frozenset({int, float, bool, NoneType, bytes, datetime})
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
-_LEVEL_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapping().items()}
 
 
 def configure(settings: Settings, **process: object) -> None:
@@ -54,7 +51,9 @@ def configure(settings: Settings, **process: object) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**process)
-    requests.configure(lines=None if console else lines, level=level, process=process)
+    request_log.configure(
+        write_json=None if console else lambda line: lines.msg(_to_clean_json(line)), level=level, process=process
+    )
     _configure_libraries(shared, rendering)
 
 
@@ -92,30 +91,6 @@ class _Lines:
         with suppress(OSError):  # a full disk or a closed terminal: the service goes on
             self._stream.write("\n".join([*lines, ""]))
             self._stream.flush()
-
-
-class Requests:
-    """Writes the line of each request. JSON bypasses structlog, which would cost a large part of a GET."""
-
-    def __init__(self) -> None:
-        self.configure(lines=None, level=logging.INFO, process={})
-
-    def configure(self, *, lines: _Lines | None, level: int, process: Mapping[str, object]) -> None:
-        self._lines = lines
-        self._level = level
-        self._process = process
-        self._structured = structlog.get_logger("service.api")
-
-    def write(self, level: int, fields: dict[str, object]) -> None:
-        if self._lines is None:
-            self._structured.log(level, "request", **fields)
-        elif level >= self._level:
-            now = datetime.now(UTC)
-            line = {**self._process, **fields, "event": "request", "level": _LEVEL_NAMES[level], "timestamp": now}
-            self._lines.msg(_to_clean_json(line))
-
-
-requests = Requests()
 
 
 def _configure_libraries(shared: list[structlog.typing.Processor], rendering: list[structlog.typing.Processor]) -> None:
@@ -185,42 +160,3 @@ def _to_clean_json(line: dict[str, Any]) -> str:
 
 def _to_json(event: object, **_: object) -> str:
     return _encode(event).decode()
-
-
-# An API key that was sent as the request's id by mistake is not accepted.
-_ACCEPTED_ID = re.compile(rf"(?!{KEY_PATTERN.pattern}$)[0-9A-Za-z._-]{{1,64}}")
-
-
-def choose_request_id(value: str | None) -> str:
-    """Returns the client's X-Request-Id if it is valid, else a new id."""
-    return value if value and _ACCEPTED_ID.fullmatch(value) else f"{random.getrandbits(64):016x}"
-
-
-def redact_keys(path: str) -> str:
-    """Returns the path without API keys. The query string, where a key belongs, is never logged."""
-    return KEY_PATTERN.sub("[key]", path)
-
-
-def log_request(
-    request_id: str,
-    method: str,
-    path: str,
-    status: int,
-    seconds: float,
-    *,
-    code: str | None = None,
-    cause: BaseException | None = None,
-) -> None:
-    """Writes the line. `code` is that of the error that the client got, and `cause` the exception behind it."""
-    fields: dict[str, object] = {
-        "request_id": request_id,
-        "method": method,
-        "path": redact_keys(path),
-        "status": status,
-        "ms": round(seconds * 1000, 1),
-    }
-    if code is not None:
-        fields["code"] = code
-    if cause is not None:
-        fields["cause"] = repr(cause)
-    requests.write(logging.WARNING if status >= 500 else logging.INFO, fields)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 from prometheus_client import (
@@ -32,16 +30,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from service.errors import CATALOGUE
 from service.telemetry import gauges, metric_files
 from service.telemetry.gauges import ServiceState
+from service.telemetry.requests import BUCKETS_S, RequestMetrics
 
 log = structlog.get_logger("service")
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-UNMATCHED = "unmatched"
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OTHER = "other"
-CLIENT_LEFT = 499  # nginx's status for a client that left before the end of the response
-_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SCRAPE_TIMEOUT_S = 10
 _VERSION = importlib.metadata.version("daguerre")
 
@@ -70,19 +63,19 @@ class Metrics:
 
     def _define(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = self._counter(
+        requests = self._counter(
             "daguerre_http_requests",
             "Requests by method, route and status; 499 is a client that left.",
             "method",
             "route",
             "status",
         )
-        self._request_seconds = self._histogram(
+        request_seconds = self._histogram(
             "daguerre_http_request_duration_seconds",
             "Time from the headers of a request to its response; for pictures over 256 KB, to the last byte.",
             "route",
         )
-        self._errors = self._counter_by_code("daguerre_errors", "Error responses, by code.")
+        errors = self._counter_by_code("daguerre_errors", "Error responses, by code.")
         self.upload_bytes = self._counter("daguerre_upload_bytes", "Bytes of uploads received, whether stored or not.")
         self.uploads_in_flight = self._in_flight("daguerre_uploads_in_flight", "Uploads that hold a slot now.")
         self.downloads_in_flight = self._in_flight(
@@ -135,8 +128,7 @@ class Metrics:
             "daguerre_scrub_damaged", "Images whose files are damaged, each counted once."
         )
         self._registry.register(_BuildInfo())
-        self._by_labels: dict[tuple[str, str, int], Any] = {}
-        self._by_route: dict[str, Any] = {}
+        self.requests = RequestMetrics(requests, request_seconds, errors, self.pictures_from_memory)
 
     def share(self, folder: Path) -> None:
         """Counts into `folder`, together with other processes, from zero.
@@ -159,47 +151,11 @@ class Metrics:
         server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT_S  # type: ignore[attr-defined]
         log.info("metrics.listening", port=port)
 
-    def count_response(self, method: str, route: str, status: int, code: str | None, seconds: float) -> None:
-        """`route` is a template such as `/v1/images/{id}`, or UNMATCHED."""
-        self._count_request(method, route, status)
-        timed = self._by_route.get(route)
-        if timed is None:
-            timed = self._by_route[route] = self._request_seconds.labels(route)
-        timed.observe(seconds)
-        if code is not None:
-            self._for_code(self._errors, code).inc()
-
-    def tally(self, method: str, route: str, status: int) -> PictureTally:
-        """Returns a counter of pictures delivered from memory. Call it after `share`."""
-        return PictureTally(
-            self._requests.labels(method, route, str(status)), self._request_seconds.labels(route), self
-        )
-
-    def count_cut_off(self, method: str, route: str) -> None:
-        """Counts a client that left before the end of the response."""
-        self._count_request(method, route, CLIENT_LEFT)
-
-    def count_refusal(self, method: str, code: str) -> None:
-        """Counts a request that was refused before it had a route."""
-        self._count_request(method, UNMATCHED, CATALOGUE[code][0])
-        self._for_code(self._errors, code).inc()
-
     def count_probe_failure(self, code: str) -> None:
-        self._for_code(self._probe_failures, code).inc()
+        self._probe_failures[code].inc()
 
     def count_render_failure(self, code: str) -> None:
-        self._for_code(self._render_failures, code).inc()
-
-    def _count_request(self, method: str, route: str, status: int) -> None:
-        key = (method if method in _METHODS else _OTHER, route, status)
-        counter = self._by_labels.get(key)
-        if counter is None:
-            counter = self._by_labels[key] = self._requests.labels(*key)
-        counter.inc()
-
-    @staticmethod
-    def _for_code(counters: dict[str, Counter], code: str) -> Counter:
-        return counters.get(code) or counters["internal"]
+        self._render_failures[code].inc()
 
     def render(self, queue: QueueState | None, state: ServiceState | None = None) -> bytes:
         """Returns the text for Prometheus. `queue` is None if Redis is away. Reads files: call it in a thread."""
@@ -219,51 +175,23 @@ class Metrics:
         return Counter(name, text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(name, text, labels, registry=self._registry, buckets=_BUCKETS_S)
+        return Histogram(name, text, labels, registry=self._registry, buckets=BUCKETS_S)
 
     def _in_flight(self, name: str, meaning: str) -> InFlight:
         """Creates a gauge that sums living processes only: what a dead one had in flight is no longer in flight."""
         return Gauge(name, meaning, registry=self._registry, multiprocess_mode="livesum")
 
-    def _counter_by_code(self, name: str, text: str) -> dict[str, Counter]:
+    def _counter_by_code(self, name: str, text: str) -> _ByCode:
         """Creates all counters at the start, so that the first failure shows as a rise from 0."""
         counter = self._counter(name, text, "code")
-        return {code: counter.labels(code) for code in CATALOGUE}
+        return _ByCode({code: counter.labels(code) for code in CATALOGUE})
 
 
-class PictureTally:
-    """Collects responses and adds them to the metrics in batches.
+class _ByCode(dict[str, Counter]):
+    """A code that is not in the catalogue counts as `internal`."""
 
-    The library's own calls would be a noticeable part of the time of a picture from memory. It has no public way to add
-    several observations to a histogram, so `put` uses two private names of it.
-    """
-
-    def __init__(self, responses: Counter, seconds: Histogram, metrics: Metrics) -> None:
-        self._responses = responses
-        self._seconds = seconds
-        self._metrics = metrics
-        self._clear()
-
-    def _clear(self) -> None:
-        self._count = 0
-        self._sum = 0.0
-        self._buckets = [0] * (len(_BUCKETS_S) + 1)
-
-    def add(self, seconds: float) -> None:
-        self._count += 1
-        self._sum += seconds
-        self._buckets[bisect_left(_BUCKETS_S, seconds)] += 1
-
-    def put(self) -> None:
-        if not self._count:
-            return
-        self._responses.inc(self._count)
-        self._metrics.pictures_from_memory.inc(self._count)
-        self._seconds._sum.inc(self._sum)
-        for bucket, count in enumerate(self._buckets):
-            if count:
-                self._seconds._buckets[bucket].inc(count)
-        self._clear()
+    def __missing__(self, code: str) -> Counter:
+        return self["internal"]
 
 
 @dataclass(frozen=True, slots=True)

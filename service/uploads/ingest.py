@@ -15,7 +15,7 @@ import structlog
 from service.batcher import Batcher, running
 from service.database import Database, changed_nothing
 from service.errors import ServiceError, refuse_picture
-from service.ids import AccountId, ImageId, new_image_id
+from service.ids import AccountId, ImageId
 from service.images.idempotency import find_by_key, release_key
 from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.pending import (
@@ -26,6 +26,7 @@ from service.images.pending import (
     expire_failed_image,
     insert_pending,
     mark_failed,
+    new_image_id,
 )
 from service.images.queries import ImageQuery, find_images, load_image
 from service.queue.jobs import Job, JobQueue, ProbeJob

@@ -38,8 +38,7 @@ from service.batcher import Batcher, running
 from service.dependencies.outages import QUEUE, level_of
 from service.queue.heartbeats import Heartbeats, name_worker
 from service.queue.jobs import UNAVAILABLE
-from worker.fairness import AccountShares
-from worker.queue.claims import LEASE_S, ClaimedJob, Claims, JobResult
+from worker.queue.claims import LEASE_S, AccountShares, ClaimedJob, Claims, JobResult
 
 log = structlog.get_logger("worker")
 

@@ -1,4 +1,5 @@
-"""The jobs of one worker in Redis: claims, renews, releases and finishes them, in groups.
+"""The jobs of one worker in Redis: claims, renews, releases and finishes them, in groups, with a fair share for each
+account.
 
 The queue is arq's own, with its keys, payloads and leases. arq makes several round trips for a job; here one script
 handles a group.
@@ -7,9 +8,11 @@ handles a group.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
@@ -20,7 +23,6 @@ from service.errors import ServiceError
 from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.jobs import MAX_WAKEUP_TOKENS, REPLY_CHANNELS_PREFIX, UNAVAILABLE
 from service.queue.waiter import encode_message
-from worker.fairness import ClaimLimits
 
 # A job belongs to its worker for this long, and the worker renews its leases every second. So the jobs of a worker that
 # was killed run elsewhere after some seconds; with arq's leases only after the longest time limit of all functions.
@@ -32,181 +34,11 @@ MAX_DEFER_S = 60
 # How often a worker looks for jobs that have no turn, and how many it reads: less than a millisecond of Redis's time.
 _SCAN_INTERVAL_S = 0.5
 _PAGE_SIZE = 1000
+# The name of the group of all slow accounts. Another account is a group of its own.
+_SLOW_GROUP = "slow"
 
-# Claims at most `free` jobs that are due and that no worker runs, with their payloads, in the order of their accounts'
-# turns (service/queue/fair_dispatch.py). arq needs five round trips for each job instead. The script also returns
-# whether it left jobs behind, and wakes the next worker for them. The time is that of Redis, as it is where jobs are
-# enqueued, because the clocks of hosts differ. If that clock was set back, a job that is due too far in the future runs
-# now, and a lease that is too long is shortened: its worker renews it if it is alive.
-#
-# First, jobs of `later` whose time has come join the line of their account. Then jobs without a turn get one: the
-# script reads at most `page` jobs of arq's set from `offset` on, unless `offset` is negative and there is other work.
-# An account gets no more jobs than the room of its group, or `share` if no room is given.
-_CLAIM = (
-    """
-local queue, wakeups, turns, later, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local running, job, retry, line = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local free, lease_ms, max_wakeups, page = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local offset, was_woken, share = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11])
-local max_defer_ms = tonumber(ARGV[12])
-"""
-    + JOIN
-    + """
-local group, room = {}, {}
-for i = 13, #ARGV, 3 do
-    group[ARGV[i]], room[ARGV[i + 1]] = ARGV[i + 1], tonumber(ARGV[i + 2])
-end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local function forget(id)
-    redis.call('HDEL', accounts, id)
-    redis.call('ZREM', later, id)
-end
-local function is_deferred(due)
-    return due > now and due <= now + max_defer_ms
-end
-local function check_later(id, account, due)
-    redis.call('HSET', accounts, id, account)
-    redis.call('ZADD', later, due, id)
-end
-local function check_after_lease(id, account)
-    local ttl_ms = redis.call('PTTL', running .. id)
-    if ttl_ms > lease_ms then
-        redis.call('PEXPIRE', running .. id, lease_ms)
-        ttl_ms = lease_ms
-    end
-    check_later(id, account, now + (ttl_ms > 0 and ttl_ms or lease_ms))
-end
-
-local function check(id)
-    local due = tonumber(redis.call('ZSCORE', queue, id))
-    local account = redis.call('HGET', accounts, id) or ''
-    if not due then
-        forget(id)
-    elseif is_deferred(due) then
-        check_later(id, account, due)
-    elseif redis.call('EXISTS', running .. id) == 1 then
-        check_after_lease(id, account)
-    else
-        redis.call('ZREM', later, id)
-        join(id, account, due)
-    end
-end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, page)) do
-    check(id)
-end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, now + max_defer_ms + 1, '+inf', 'LIMIT', 0, page)) do
-    check(id)
-end
-
-local depth, known = redis.call('ZCARD', queue), redis.call('HLEN', accounts)
-if depth == 0 and known > 0 then
-    for _, account in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
-        redis.call('DEL', line .. account)
-    end
-    redis.call('DEL', turns, later, accounts)
-elseif offset >= 0 or (depth ~= known and redis.call('EXISTS', turns) == 0) then
-    offset = math.max(offset, 0)
-    local jobs = redis.call('ZRANGE', queue, offset, offset + page - 1, 'WITHSCORES')
-    for i = 1, #jobs, 2 do
-        local id, due = jobs[i], tonumber(jobs[i + 1])
-        if redis.call('HEXISTS', accounts, id) == 0 then
-            if is_deferred(due) then
-                check_later(id, '', due)
-            else
-                join(id, '', due)
-            end
-        end
-    end
-    offset = #jobs == 2 * page and offset + page or 0
-end
-
-local claimed, has_more, skipped, dropped = {}, 0, 0, 0
-local is_alone = redis.call('ZCARD', turns) == 1
-while true do
-    local account = redis.call('ZRANGE', turns, skipped, skipped)[1]
-    if not account then
-        break
-    end
-    local owner = group[account] or account
-    if (room[owner] or share) <= 0 then
-        skipped = skipped + 1
-    elseif #claimed >= free or dropped >= page then
-        has_more = 1
-        break
-    else
-        local id = redis.call('ZPOPMIN', line .. account)[1]
-        local due = id and tonumber(redis.call('ZSCORE', queue, id))
-        local is_claimed = false
-        if not due then
-            if id then forget(id) end
-        elseif is_deferred(due) then
-            check_later(id, account, due)
-        else
-            is_claimed = redis.call('SET', running .. id, '1', 'NX', 'PX', lease_ms)
-            if not is_claimed then check_after_lease(id, account) end
-        end
-        if is_claimed then
-            redis.call('ZADD', later, now + lease_ms, id)
-            room[owner] = (room[owner] or share) - 1
-            local payload, tries = redis.call('GET', job .. id), redis.call('GET', retry .. id)
-            claimed[#claimed + 1] = {id, account, due, payload, tries}
-        else
-            dropped = dropped + 1
-        end
-        if redis.call('EXISTS', line .. account) == 0 then
-            redis.call('ZREM', turns, account)
-        elseif is_claimed and not is_alone then
-            give_last_turn(account)
-        end
-    end
-end
-if (was_woken or #claimed > 0) and redis.call('EXISTS', turns) == 1 then
-    redis.call('RPUSH', wakeups, '')
-    redis.call('LTRIM', wakeups, -max_wakeups, -1)
-end
-return {has_more, skipped, claimed, now, offset}
-"""
-)
-
-# For each job: its id, the milliseconds after which it runs again (empty if it is finished), and the reply (empty if
-# there is none). In one step, so that no job is in the queue without its payload, and that no client begins to wait
-# between the reply and the end of the job. A channel gets its replies as one message, a msgpack array.
-_FINISH = """
-local queue, later, accounts = KEYS[1], KEYS[2], KEYS[3]
-local running, job, retry, waiting, tries_expire_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local replies = {}
-for i = 6, #ARGV, 3 do
-    local id, retry_after_ms, reply = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if retry_after_ms ~= '' then
-        if redis.call('ZSCORE', queue, id) then  -- unless another worker has finished it meanwhile
-            redis.call('ZADD', queue, now + retry_after_ms, id)
-            redis.call('ZADD', later, now + retry_after_ms, id)
-            redis.call('INCR', retry .. id)
-            redis.call('EXPIRE', retry .. id, tries_expire_s)
-        end
-        redis.call('DEL', running .. id)
-    else
-        if reply ~= '' then
-            for _, channel in ipairs(redis.call('SMEMBERS', waiting .. id)) do
-                replies[channel] = replies[channel] or {}
-                table.insert(replies[channel], reply)
-            end
-        end
-        redis.call('ZREM', queue, id)
-        redis.call('ZREM', later, id)
-        redis.call('HDEL', accounts, id)
-        redis.call('DEL', running .. id, job .. id, retry .. id, waiting .. id)
-    end
-end
-for channel, list in pairs(replies) do
-    local header = string.char(0xdc, math.floor(#list / 256), #list % 256)
-    redis.call('PUBLISH', channel, header .. table.concat(list))
-end
-"""
+_CLAIM = JOIN + Path(__file__).with_name("claim.lua").read_text()
+_FINISH = Path(__file__).with_name("finish.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +63,79 @@ class JobResult:
     job_id: str
     reply: object = None
     retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLimits:
+    """How many more jobs each account may get: `share`, except for accounts in `groups`, as (account, group, room).
+    The accounts of a group share its room.
+    """
+
+    share: int
+    groups: Sequence[tuple[str, str, int]] = ()
+
+    @property
+    def full_accounts(self) -> frozenset[str]:
+        return frozenset(account for account, _, room in self.groups if room <= 0)
+
+
+class AccountShares:
+    """Counts the jobs of one worker by account, and returns how many more it should claim.
+
+    An account, or the slow accounts together, may have `share` jobs, and the other accounts `spare` more. The values
+    change with the speed of the pictures, so all three parameters are functions. Jobs are claimed in groups: a share
+    has no room until half of it is free.
+    """
+
+    def __init__(
+        self,
+        share: Callable[[], int],
+        spare: Callable[[], int] = lambda: 0,
+        slow: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._share = share
+        self._spare = spare
+        self._slow = slow
+        self._jobs: Counter[str] = Counter()
+
+    def add(self, account: str) -> None:
+        self._jobs[account] += 1
+
+    def remove(self, account: str) -> None:
+        self._jobs[account] -= 1
+        if not self._jobs[account]:
+            del self._jobs[account]
+
+    def free_slots(self) -> int:
+        """Returns how many jobs to claim. An account with more than its share takes no room from others."""
+        share, spare, total = self._share(), self._spare(), self._jobs.total()
+        if 2 * total <= share:
+            return share + spare - total
+        largest = max(self._count_by_group(set(self._slow())).values())
+        free = max(share, largest) + spare - total
+        return free if spare and 2 * free >= spare else 0
+
+    def claim_limits(self) -> ClaimLimits:
+        share, slow = self._share(), set(self._slow())
+        counts = self._count_by_group(slow)
+        return ClaimLimits(
+            share,
+            [
+                (account, group, share - counts[group] if 2 * counts[group] <= share else 0)
+                for account in self._jobs.keys() | slow
+                for group in [_group_of(account, slow)]
+            ],
+        )
+
+    def _count_by_group(self, slow: Collection[str]) -> Counter[str]:
+        groups: Counter[str] = Counter()
+        for account, count in self._jobs.items():
+            groups[_group_of(account, slow)] += count
+        return groups
+
+
+def _group_of(account: str, slow: Collection[str]) -> str:
+    return _SLOW_GROUP if account in slow else account
 
 
 class Claims:

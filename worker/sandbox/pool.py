@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import structlog
@@ -12,7 +13,6 @@ import structlog
 from service.images.probe import Probe, Rejected
 from service.renditions.transformation import Transformation
 from service.telemetry.metrics import Durations, metrics
-from worker.fairness import SlowAccounts, count_by_group, group_of
 from worker.sandbox.decoder import DEFAULT_LIMITS, Decoder, DecoderLimits, PendingRequest, Usage
 from worker.sandbox.files import CandidatePaths, PictureFiles
 from worker.sandbox.messages import (
@@ -39,6 +39,10 @@ _MEAN_WEIGHT = 1 / 8
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
 # With this many pictures in flight, results wait a moment for others to be written with. With fewer, nothing waits.
 _CROWDED_PICTURES = 4
+# An account is slow from a picture that took this long, and for some time after it.
+SLOW_S = 2.0
+SLOW_FOR_S = 60.0
+_MAX_SLOW_ACCOUNTS = 100
 
 
 class DecoderPool:
@@ -178,11 +182,38 @@ def _unwrap(result: Result, kind: type[_Expected]) -> _Expected:
     return result
 
 
+class SlowAccounts:
+    """The accounts of the latest slow pictures, at most 100."""
+
+    def __init__(
+        self, slow_s: float = SLOW_S, slow_for_s: float = SLOW_FOR_S, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._slow_s = slow_s
+        self._slow_for_s = slow_for_s
+        self._expiries: OrderedDict[str, float] = OrderedDict()  # the first one first
+
+    def record(self, account: str, seconds: float) -> None:
+        """Record how long a picture of the account has taken."""
+        if seconds >= self._slow_s:
+            self._expiries[account] = self._clock() + self._slow_for_s
+            self._expiries.move_to_end(account)
+            if len(self._expiries) > _MAX_SLOW_ACCOUNTS:
+                self._expiries.popitem(last=False)
+
+    def current(self) -> Collection[str]:
+        now = self._clock()
+        while self._expiries and next(iter(self._expiries.values())) <= now:
+            self._expiries.popitem(last=False)
+        return self._expiries.keys()
+
+
 class Dispatcher:
     """A queue with round robin: each turn of an account serves one request.
 
-    An account gets at most `share` of the decoders, and slow accounts get one share together (worker/fairness.py). No
-    request waits behind one of another account in the same decoder. So a decoder is always left for quick pictures.
+    An account gets at most `share` of the decoders, and all slow accounts get one share together: a picture that is
+    being decoded cannot be interrupted. No request waits behind one of another account in the same decoder. So a
+    decoder is always left for quick pictures.
     """
 
     def __init__(self, decoders: Sequence[Decoder], share: int, slow: SlowAccounts) -> None:
@@ -217,9 +248,9 @@ class Dispatcher:
             return None
         slow = self.slow_accounts()
         busy = Counter(decoder.account for decoder in self._decoders if decoder.account is not None)
-        busy_by_group = count_by_group(busy, slow)
+        busy_with_slow = sum(busy[account] for account in slow)
         for account in self._queues:
-            has_room = busy_by_group[group_of(account, slow)] < self._share
+            has_room = (busy_with_slow if account in slow else busy[account]) < self._share
             accounts = {account, None} if has_room else {account}
             candidates = [decoder for decoder in free if decoder.account in accounts]
             if candidates:

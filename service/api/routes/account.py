@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from service.accounts.accounts import load_account
-from service.api.admission import authenticate
+from service.api.middleware import authenticate
 from service.api.resources import RESOURCES
 from service.api.responses import describe_account, success_response
 

@@ -10,8 +10,7 @@ from yarl import URL
 
 from service.accounts.accounts import Account
 from service.api import parameters
-from service.api.admission import authenticate
-from service.api.middleware import request_id
+from service.api.middleware import authenticate, request_id
 from service.api.resources import RESOURCES, Resources
 from service.api.responses import add_account, changed_response, created_response, describe_image, success_response
 from service.downloads.client import parse_url

@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from service.api import parameters
-from service.api.admission import authenticate
+from service.api.middleware import authenticate
 from service.api.resources import RESOURCES
 from service.api.responses import ImagePage, add_account, describe_ready, success_response
 from service.errors import ServiceError

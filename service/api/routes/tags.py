@@ -9,7 +9,7 @@ from aiohttp import web
 
 from service.accounts.accounts import Account
 from service.api import parameters
-from service.api.admission import authenticate
+from service.api.middleware import authenticate
 from service.api.resources import RESOURCES, Resources
 from service.api.responses import changed_response
 from service.errors import ServiceError

@@ -17,13 +17,13 @@ from service.accounts.accounts import (
     find_accounts_by_keys,
     is_key_active,
     list_keys,
+    new_key,
     revoke_key,
 )
 from service.batcher import running
 from service.config.settings import Settings
 from service.database import Connection, Database
 from service.errors import ServiceError
-from service.ids import new_key
 from tests.conftest import NewTenant, Tenant
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from service.accounts.accounts import revoke_key
+from service.accounts.accounts import new_key, revoke_key
 from service.api.openapi.document import make_document
 from service.api.openapi.operations import OPERATIONS
 from service.api.openapi.parts import Operation
 from service.config.settings import Settings
-from service.ids import KEY_PATTERN, new_key
+from service.ids import KEY_PATTERN
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.samples import insert_image
 

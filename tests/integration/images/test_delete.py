@@ -15,9 +15,9 @@ from service.accounts.counters import refresh_counters
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.ids import AccountId, ImageId, new_image_id
+from service.ids import AccountId, ImageId
 from service.images.models import NewImage
-from service.images.pending import insert_pending, mark_failed, mark_ready
+from service.images.pending import insert_pending, mark_failed, mark_ready, new_image_id
 from service.images.probe import Probe
 from service.images.updates import change_tags, delete_images
 from service.queue import jobs

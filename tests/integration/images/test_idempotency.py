@@ -19,18 +19,17 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from service.accounts.accounts import create_key
-from service.api.admission import Admission
 from service.api.app import create_app
 from service.api.resources import Resources
 from service.batcher import Batcher, running
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.ids import AccountId, ImageId, new_image_id
+from service.ids import AccountId, ImageId
 from service.images import pending
 from service.images.idempotency import find_by_key, release_expired_keys
 from service.images.models import IdempotencyKey, Image, NewImage
-from service.images.pending import IdTaken, KeyTaken, insert_pending, mark_failed
+from service.images.pending import IdTaken, KeyTaken, insert_pending, mark_failed, new_image_id
 from service.queue.jobs import open_redis
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, RunBurst, Tenant, resources_of, run_worker
@@ -776,7 +775,7 @@ async def test_stored_url_needs_no_download_slot(
     def refuse(*_: object) -> None:
         raise ServiceError("busy")
 
-    monkeypatch.setattr(Admission, "download", refuse)
+    monkeypatch.setattr(receiving.Admission, "download", refuse)
     assert await get_url(api, tenant, url) == first
     assert (await get_url(api, tenant, url, key="another")).refusal == (503, "busy")
 

@@ -15,10 +15,10 @@ from service.batcher import Batcher, running
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.ids import AccountId, ImageId, new_image_id
+from service.ids import AccountId, ImageId
 from service.images import pending
 from service.images.models import NewImage
-from service.images.pending import IdTaken, insert_pending, mark_failed
+from service.images.pending import IdTaken, insert_pending, mark_failed, new_image_id
 from tests.conftest import NewTenant
 
 

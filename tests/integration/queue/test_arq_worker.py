@@ -33,9 +33,8 @@ from tests.conftest import Servers
 from tests.support.queue_workers import LONG_POLL_S, Job, enqueue, run_queue_worker
 from tests.support.waiting import until
 from worker import probe, render
-from worker.fairness import AccountShares, ClaimLimits
 from worker.queue.arq_worker import PushWorker
-from worker.queue.claims import LEASE_S, MAX_DEFER_S, Claims, JobResult
+from worker.queue.claims import LEASE_S, MAX_DEFER_S, AccountShares, ClaimLimits, Claims, JobResult
 
 
 class Recorder:

@@ -27,8 +27,7 @@ from tests.support.api import upload_image
 from tests.support.queue_workers import LONG_POLL_S, enqueue, run_queue_worker
 from tests.support.samples import insert_image, slow_svg
 from tests.support.waiting import until
-from worker.fairness import AccountShares, ClaimLimits
-from worker.queue.claims import LEASE_S, Claims, JobResult
+from worker.queue.claims import LEASE_S, AccountShares, ClaimLimits, Claims, JobResult
 
 KEYS = FairQueueKeys.of(PROBE_QUEUE)
 ROOMY = ClaimLimits(share=100)

@@ -14,9 +14,8 @@ from service.renditions.transformation import Transformation
 from tests.integration.sandbox.conftest import NewPool
 from tests.support.decoders import until
 from tests.support.samples import slow_svg
-from worker.fairness import SlowAccounts
 from worker.sandbox.decoder import DecoderFailed, DecoderLimits
-from worker.sandbox.pool import DecoderPool
+from worker.sandbox.pool import DecoderPool, SlowAccounts
 from worker.sandbox.process import DecoderUnavailable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="priorities are of /proc")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from service.config.settings import Settings
-from service.ids import ImageId, new_image_id
+from service.ids import ImageId
+from service.images.pending import new_image_id
 from service.storage.local.disk import publish
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant

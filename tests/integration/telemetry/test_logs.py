@@ -19,6 +19,7 @@ from tests.support.waiting import until
 _SCRIPT = """
 import logging, structlog
 from service.telemetry import logs
+from service.telemetry.requests import request_log
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 logs.configure(Settings(log_level="info", log_format="json"), part="test", pid=1)
@@ -51,6 +52,7 @@ def test_lines_are_json_with_process_and_level() -> None:
 _IN_A_LOOP = """
 import asyncio, logging, sys, threading, structlog
 from service.telemetry import logs
+from service.telemetry.requests import request_log
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 writes = []
@@ -58,9 +60,9 @@ write, sys.stderr.write = sys.stderr.write, lambda text: (writes.append(text), w
 logs.configure(Settings(log_level="info", log_format=sys.argv[1]), part="test", pid=1)
 log = structlog.get_logger("service")
 async def main():
-    logs.requests.write(logging.INFO, {"request_id": "r", "status": 200})
-    logs.requests.write(logging.WARNING, {"request_id": "r", "status": 503})
-    logs.requests.write(logging.DEBUG, {"hidden": True})
+    request_log.write(logging.INFO, {"request_id": "r", "status": 200})
+    request_log.write(logging.WARNING, {"request_id": "r", "status": 503})
+    request_log.write(logging.DEBUG, {"hidden": True})
     log.info("another")
     await asyncio.sleep(0)
     assert len(writes) == 1
@@ -97,6 +99,7 @@ def test_request_line_has_the_common_fields() -> None:
 _HOSTILE = """
 import logging, sys, structlog
 from service.telemetry import logs
+from service.telemetry.requests import request_log
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
 logs.configure(Settings(log_level="info", log_format=sys.argv[1]), part="test", pid=1)
@@ -110,7 +113,7 @@ class Odd:
         return TEXTS[0]
 log = structlog.get_logger("service")
 for text in TEXTS:
-    logs.requests.write(logging.INFO, {"request_id": text, "path": text, "cause": text})
+    request_log.write(logging.INFO, {"request_id": text, "path": text, "cause": text})
     log.warning("decoder.failed", stderr=text, inner={text: [text, (text,)]}, odd=Odd())
     log.info(text)
     logging.getLogger("aiohttp.server").warning("Error handling %s", text)

@@ -219,10 +219,10 @@ from service.telemetry.metrics import metrics
 metrics.share(Path({str(tmp_path)!r}))
 for route in {sorted({r.resource.canonical for r in create_app(Settings()).router.routes() if r.resource})}:
     for status in (200, 202, 499, *{sorted({status for status, _ in CATALOGUE.values()})}):
-        metrics.count_response("OPTIONS", route, status, None, 1)
+        metrics.requests.count_response("OPTIONS", route, status, None, 1)
 for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"):
     for status in (400, 404, 405, 417, 499):
-        metrics.count_response(method, "unmatched", status, None, 1)
+        metrics.requests.count_response(method, "unmatched", status, None, 1)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     for kind, size in metric_files.RESERVED_BYTES.items():

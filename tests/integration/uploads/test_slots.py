@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from service.api import admission
 from service.api.app import create_app
 from service.config.settings import Settings
 from service.errors import ServiceError
@@ -210,7 +209,7 @@ async def trickle() -> AsyncIterator[bytes]:
 async def test_upload_has_a_minimum_pace(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "GRACE_S", 0.5)
+    monkeypatch.setattr(receiving, "GRACE_S", 0.5)
     api = await aiohttp_client(create_app(settings))
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -226,7 +225,7 @@ async def test_upload_above_the_minimum_pace_arrives(
     aiohttp_client: Any, settings: Settings, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the time in which it may be slower."""
-    monkeypatch.setattr(admission, "GRACE_S", 0.5)
+    monkeypatch.setattr(receiving, "GRACE_S", 0.5)
     api = await aiohttp_client(create_app(settings))
     picture = jpeg(200, 150)
     piece = len(picture) // 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.fairness import AccountShares, SlowAccounts, count_by_group
+from worker.queue.claims import AccountShares
 
 
 def full_with(shares: AccountShares, *accounts: str) -> list[str]:
@@ -54,33 +54,3 @@ def test_without_spare_half_must_be_free() -> None:
     assert shares.free_slots() == 2
     shares.add("3")
     assert shares.free_slots() == 0
-
-
-def test_slow_accounts_count_as_one_group() -> None:
-    counts = count_by_group({"1": 2, "2": 3, "3": 1}, {"1", "2"})
-    assert sorted(counts.values()) == [1, 5]
-    assert counts["3"] == 1
-
-
-def test_account_is_slow_for_a_while() -> None:
-    now = 100.0
-    slow = SlowAccounts(slow_s=1, slow_for_s=5, clock=lambda: now)
-    slow.record("quick", 0.9)
-    slow.record("slow", 1)
-    now += 4
-    slow.record("later", 1)
-    assert set(slow.current()) == {"slow", "later"}
-    now += 1
-    assert set(slow.current()) == {"later"}
-    now += 4
-    assert set(slow.current()) == set()
-
-
-def test_latest_slow_accounts_are_kept() -> None:
-    slow = SlowAccounts()
-    for number in range(150):
-        slow.record(str(number), 60)
-    slow.record("60", 60)
-    assert len(slow.current()) == 100
-    assert {"60", "149"} <= set(slow.current())
-    assert "49" not in slow.current()
