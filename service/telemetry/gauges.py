@@ -53,11 +53,13 @@ def describe(state: ServiceState | None) -> Sequence[Metric]:
 
 
 def _describe_disks(disks: Mapping[str, DiskSpace]) -> Sequence[Metric]:
-    size = GaugeMetricFamily("daguerre_disk_size_bytes", "Size of the disk of a folder.", labels=["disk"])
+    size = GaugeMetricFamily("daguerre_disk_size_bytes", "Size of the disk that holds a folder.", labels=["disk"])
     used = GaugeMetricFamily(
-        "daguerre_disk_used_bytes", "Bytes of it that are in use, by any program.", labels=["disk"]
+        "daguerre_disk_used_bytes", "Bytes of the disk that are in use, by any program.", labels=["disk"]
     )
-    free = GaugeMetricFamily("daguerre_disk_free_bytes", "Bytes of it that Daguerre can still use.", labels=["disk"])
+    free = GaugeMetricFamily(
+        "daguerre_disk_free_bytes", "Bytes of the disk that Daguerre can still use.", labels=["disk"]
+    )
     for name, space in disks.items():
         size.add_metric([name], space.size)
         used.add_metric([name], space.used)
@@ -70,6 +72,10 @@ def _describe_stored(stored: StoredState | None) -> Sequence[Metric]:
         return []
     return [
         GaugeMetricFamily("daguerre_database_size_bytes", "Size of the database.", stored.database_bytes),
-        GaugeMetricFamily("daguerre_stored_images", "Images of all accounts, by their counters.", stored.images),
-        GaugeMetricFamily("daguerre_stored_bytes", "Bytes of these images.", stored.bytes),
+        GaugeMetricFamily(
+            "daguerre_stored_images", "Images of all accounts, according to their counters.", stored.images
+        ),
+        GaugeMetricFamily(
+            "daguerre_stored_bytes", "Bytes of the images of all accounts, according to their counters.", stored.bytes
+        ),
     ]

@@ -65,7 +65,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         requests = self._counter(
             "daguerre_http_requests",
-            "Requests by method, route and status; 499 is a client that left.",
+            "Requests by method, route and status; 499 means that the client disconnected.",
             "method",
             "route",
             "status",
@@ -83,16 +83,16 @@ class Metrics:
         )
         self.rate_limit_unchecked = self._counter(
             "daguerre_rate_limit_unchecked",
-            "Requests not checked against the rate limit, because Redis was away or slow.",
+            "Requests not checked against the rate limit, because Redis was unavailable or slow.",
         )
         self.queue_wait = self._histogram(
             "daguerre_queue_wait_seconds", "Time that an image waited until a worker first took it."
         )
         self.probe_seconds = self._histogram(
-            "daguerre_probe_duration_seconds", "Time that a child process took to probe a picture."
+            "daguerre_probe_duration_seconds", "Time that a decoder process took to probe a picture."
         )
         self.render_seconds = self._histogram(
-            "daguerre_render_duration_seconds", "Time that a child process took to render a rendition."
+            "daguerre_render_duration_seconds", "Time that a decoder process took to render a rendition."
         )
         self.render_wait = self._histogram(
             "daguerre_render_wait_seconds", "Time that a rendition waited until a worker first took it."
@@ -108,24 +108,24 @@ class Metrics:
         )
         self.renditions_unkept = self._counter(
             "daguerre_renditions_unkept",
-            "Renditions that were rendered but not stored, because their disk takes no files.",
+            "Renditions that were rendered but not stored, because their disk cannot be written.",
         )
         self.renditions_damaged = self._counter(
-            "daguerre_renditions_damaged", "Renditions whose files were damaged, and that were rendered again."
+            "daguerre_renditions_damaged", "Renditions that were rendered again, because their files were damaged."
         )
         self._render_failures = self._counter_by_code("daguerre_render_failures", "Renditions that failed, by code.")
         self._probe_failures = self._counter_by_code("daguerre_probe_failures", "Pictures that were refused, by code.")
         self.child_crashes = self._counter(
-            "daguerre_child_crashes", "Child processes that died, or were killed, over a picture."
+            "daguerre_child_crashes", "Decoder processes that crashed or were killed while they worked on a picture."
         )
         self.counter_corrections = self._counter(
             "daguerre_account_corrections", "Accounts whose counters differed from their images."
         )
         self.sweep_enqueued = self._counter("daguerre_sweep_enqueued", "Overdue images that the sweep enqueued again.")
-        self.scrub_images = self._counter("daguerre_scrub_images", "Images whose files were read in the background.")
-        self.scrub_bytes = self._counter("daguerre_scrub_bytes", "Bytes of images that were read in the background.")
+        self.scrub_images = self._counter("daguerre_scrub_images", "Images whose files the scrub has read.")
+        self.scrub_bytes = self._counter("daguerre_scrub_bytes", "Bytes of images that the scrub has read.")
         self.scrub_damaged = self._counter(
-            "daguerre_scrub_damaged", "Images whose files are damaged, each counted once."
+            "daguerre_scrub_damaged", "Images whose files the scrub found damaged; each is counted once."
         )
         self._registry.register(_BuildInfo())
         self.requests = RequestMetrics(requests, request_seconds, errors, self.pictures_from_memory)
@@ -219,7 +219,7 @@ def _describe_queue(queue: QueueState | None) -> list[Metric]:
     return [
         GaugeMetricFamily("daguerre_queue_depth", "Images that wait for a worker or are being probed.", queue.depth),
         GaugeMetricFamily(
-            "daguerre_queue_oldest_seconds", "How long the oldest job of the queue has been due.", queue.oldest_s
+            "daguerre_queue_oldest_seconds", "How long the oldest job in the queue has been due.", queue.oldest_s
         ),
         GaugeMetricFamily("daguerre_workers", "Workers that send heartbeats.", queue.workers),
     ]
