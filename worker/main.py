@@ -80,6 +80,7 @@ async def _run(settings: Settings) -> None:
         watched(_list_dependencies(settings, resources)),
         scrubbing(resources.database, resources.storage, settings.scrub),
     ):
+        await resources.probers.start()  # so that the first upload need not wait for it
         workers = [
             make_probe_worker(settings, resources, resources.redis),
             make_render_worker(settings, resources, jobs.open_redis(settings.redis_url)),

@@ -55,7 +55,7 @@ class Resources:
 async def open_resources(
     settings: Settings, redis: Any, *, limits: DecoderLimits = DEFAULT_LIMITS
 ) -> AsyncIterator[Resources]:
-    """Connects to the services and starts the decoders. Closes them with the context."""
+    """Connects to the services, and closes all with the context. Decoders start with the first pictures."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(
@@ -73,7 +73,6 @@ async def open_resources(
             limits=limits,
         )
         stack.push_async_callback(probers.close)
-        await probers.start()
         renderers = DecoderPool(
             settings.render_processes + SPARE_DECODERS,
             share=settings.render_processes,
@@ -83,7 +82,7 @@ async def open_resources(
             niceness=_RENDER_NICENESS,
             limits=limits,
         )
-        stack.push_async_callback(renderers.close)  # its processes start with the first renditions
+        stack.push_async_callback(renderers.close)
         renditions = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
         recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
