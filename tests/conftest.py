@@ -54,6 +54,11 @@ _CHAOS = Path(__file__).with_name("chaos")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--all",
+        action="store_true",
+        help="Run the slow tests too. Without it they run only where files or -k or -m select tests.",
+    )
+    parser.addoption(
         "--chaos",
         action="store_true",
         help="Run the faults under load and the benchmark, nothing else.",
@@ -70,6 +75,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis makes a tenth as many requests as there are mutated pictures, up to 1,000, the same in every run."""
+    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist get the option
+        is_selection = config.args_source is pytest.Config.ArgsSource.ARGS
+        config.option.all |= is_selection or bool(config.option.keyword or config.option.markexpr)
     inputs, seed = config.getoption("--fuzz-inputs"), config.getoption("--fuzz-seed")
     hypothesis.settings.register_profile(
         "requests",
@@ -122,6 +130,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not collection_path.is_file():
         return None
     return True if (_CHAOS in collection_path.parents) != config.getoption("--chaos") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all") or config.getoption("--chaos"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
