@@ -40,6 +40,9 @@ from worker.main import make_probe_worker, make_render_worker
 from worker.resources import open_resources
 from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
 
+# Assertions in these helpers show their values.
+pytest.register_assert_rewrite("tests.support.idempotency", "tests.support.locations", "tests.support.renditions")
+
 # Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest keeps
 # its rewritten tests with it: they are compiled once.
 sys.dont_write_bytecode = False

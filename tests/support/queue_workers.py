@@ -1,4 +1,4 @@
-"""Workers of a queue that run in the test's process, and jobs for them."""
+"""Workers of a queue that run in the test's process, jobs for them, and conditions to wait for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ Job: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
 
 # As long as Redis's clients wait for an answer at most. A test that takes less did not wait for the next poll.
 LONG_POLL_S = 4.0
+
+
+class Recorder:
+    """A job that records the images it ran for. Each run waits for `release`, which is set at first."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.finished: list[str] = []
+        self.tries: list[int] = []
+        self.release = asyncio.Event()
+        self.release.set()
+
+    async def __call__(self, ctx: Any, image_id: str, **_: Any) -> None:
+        self.runs.append(image_id)
+        self.tries.append(ctx["job_try"])
+        await self.release.wait()
+        self.finished.append(image_id)
+
+
+async def nothing(ctx: Any, image_id: str, **_: Any) -> None: ...
 
 
 @asynccontextmanager
@@ -56,3 +76,16 @@ async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
     queue = JobQueue(redis)
     for image_id in ids:
         await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
+
+
+def has_ended(worker: PushWorker) -> bool:
+    return worker.main_task is not None and worker.main_task.done()
+
+
+def has_run(job: Recorder, count: int) -> bool:
+    return len(job.runs) == count
+
+
+async def is_empty(redis: ArqRedis) -> bool:
+    """Whether the probe queue is empty."""
+    return int(await redis.zcard(PROBE_QUEUE)) == 0

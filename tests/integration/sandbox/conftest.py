@@ -1,4 +1,4 @@
-"""Pools of decoders, which are closed however a test ends, and pictures for them."""
+"""Pools of decoders and single ones, which are closed however a test ends, and pictures for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.decoders import DEFAULTS, Child
 from tests.support.samples import jpeg, slow_svg
 from worker.sandbox.pool import DecoderPool
 
@@ -48,3 +49,16 @@ def endless(tmp_path: Path) -> str:
     path = tmp_path / "endless"
     path.write_bytes(slow_svg(1000))
     return str(path)
+
+
+@pytest.fixture
+async def child(tmp_path: Path) -> AsyncIterator[Child]:
+    """A decoder with the default limits. The test fails if it dies."""
+    pool = DecoderPool(1, max_pixels=DEFAULTS.max_pixels, timeout_s=DEFAULTS.probe_timeout_s)
+    await pool.start()
+    worker = Child(pool, tmp_path / "picture")
+    pid = worker.pid
+    yield worker
+    lost = worker.pid != pid
+    await pool.close()
+    assert not lost, "a child died"

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.support import hostile_pictures, pictures
 from tests.support.imaging import ProbeBytes, RenderBytes
+from tests.support.locations import profile, with_chunks
 from tests.support.pictures import BLUE, GREEN, RED, WHITE, Entry, ascii_entry, encode, exif_block, rationals
-from tests.unit.imaging.test_location_removal import profile, with_chunks
 from worker.imaging.exif import read_exif
 from worker.imaging.operations import find_locations
 
