@@ -78,4 +78,7 @@ def encode_order(order: RenderOrder) -> bytes:
 
 
 def decode_order(data: bytes) -> RenderOrder:
+    """Raises msgspec.MsgspecError, also for a parameter of a newer version: without it, another picture would be stored
+    under the order's digest.
+    """
     return _decoder.decode(data)

@@ -28,7 +28,7 @@ Rgba: TypeAlias = tuple[int, int, int, int]
 _RENDERER = b"1"
 
 
-class Watermark(msgspec.Struct, frozen=True):
+class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Another image of the account, laid over the result. `width` is a fraction of the result's width."""
 
     image_id: ImageId
@@ -37,7 +37,7 @@ class Watermark(msgspec.Struct, frozen=True):
     width: float = 0.25
 
 
-class RenditionParams(msgspec.Struct, frozen=True):
+class RenditionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the parameters of a request ask for, before its image is looked at.
 
     The steps, in this order: orient upright, `trim`, `rotate`, `flip` and `flop`, `crop`, resize to `fit`, colours,
@@ -78,7 +78,7 @@ class RenditionParams(msgspec.Struct, frozen=True):
     keep_location: bool = False
 
 
-class Transformation(RenditionParams, frozen=True):
+class Transformation(RenditionParams, frozen=True, forbid_unknown_fields=True):
     """Parameters without anything left to decide: what `service.renditions.normalize` makes of them for an image.
 
     Requests that mean the same have equal transformations, and so one rendition.

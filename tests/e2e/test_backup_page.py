@@ -20,6 +20,8 @@ from tests.support.api import upload_image
 from tests.support.samples import jpeg
 from tests.support.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def elsewhere(servers: Servers, connection: Any) -> AsyncIterator[str]:

@@ -26,6 +26,8 @@ from tests.support.folders import temporary_folder
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
     """A file of an upload that has no row yet."""

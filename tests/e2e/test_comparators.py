@@ -20,6 +20,8 @@ from bench.comparators.start import running
 from bench.photographs import photograph
 from tests.support.comparators import command_of
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key"
 
 

@@ -29,7 +29,7 @@ from tests.support.samples import jpeg, slow_svg
 from tests.support.stored_state import StoredState
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
 # Half a second of work for a child, so that it can be caught at it.
 SLOW = slow_svg(10)

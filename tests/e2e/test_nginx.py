@@ -32,6 +32,7 @@ IMAGE = {"Content-Type": "image/jpeg"}
 HOST = "img.example.com"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.needs("nginx"),
     pytest.mark.needs("openssl"),
     pytest.mark.settings(max_upload=MAX_UPLOAD, x_accel_redirect="/protected"),

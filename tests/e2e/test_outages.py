@@ -19,6 +19,8 @@ from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 AWAY = OSError(28, "No space left on device")
 
 

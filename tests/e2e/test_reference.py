@@ -13,7 +13,7 @@ from tests.conftest import Tenant
 from tests.support.browser import open_page
 from tests.support.samples import jpeg
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.timeout(120)]
 
 UPLOAD = "#?route=post-/v1/images"
 

@@ -26,6 +26,7 @@ from tests.support.raw_http import exchange
 from tests.support.samples import jpeg
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("worker"),
     pytest.mark.settings(fetch_allow="127.0.0.0/8"),
     pytest.mark.timeout(180),

@@ -19,7 +19,11 @@ from tests.support.up import up
 from tests.support.waiting import wait_for
 
 # Each test starts all servers, some of them three times.
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.timeout(180),
+]
 
 
 class TestUp:

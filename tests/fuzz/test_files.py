@@ -29,7 +29,7 @@ from tests.support.processes import peak_kb
 from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.pool import DecoderPool
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")]
 
 _DEFAULTS = Settings.model_construct()
 _SLOWEST_S = 10

@@ -20,6 +20,8 @@ from service.renditions.parameters import NAMES, SIGNING
 from tests.conftest import Fuzzing, Tenant
 from tests.support.samples import jpeg
 
+pytestmark = pytest.mark.slow
+
 _SLOWEST_S = 10
 
 

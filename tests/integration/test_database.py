@@ -35,6 +35,7 @@ async def test_unchanged_schema_waits_for_no_table(database_url: str) -> None:
     await session.close()
 
 
+@pytest.mark.slow
 async def test_waiting_schema_change_blocks_no_request(
     database_url: str, connection: Any, api: Client, tenant: Tenant
 ) -> None:

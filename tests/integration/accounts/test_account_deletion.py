@@ -38,6 +38,8 @@ from tests.support.waiting import until
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("accounts", "api_keys", "signing_keys", "presets", "images", "image_tags", "removals", "renditions")
 
 

@@ -145,6 +145,7 @@ class Refreshes:
         return list(self.tried)
 
 
+@pytest.mark.slow
 async def test_failed_refreshes_come_last_in_later_runs(
     connection: Any, new_tenant: NewTenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ async def test_a_suspended_key_is_refused(
     assert (await api.get("/v1/account", headers=other.headers)).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_suspension_and_resumption_apply_soon(api: Client, tenant: Tenant, cli: Cli) -> None:
     """Also of pictures in memory. By default they are delivered on."""

@@ -38,7 +38,7 @@ from tests.support.seed_samples import (
     repair,
 )
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.settings(fetch_allow="127.0.0.0/8")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("worker"), pytest.mark.settings(fetch_allow="127.0.0.0/8")]
 
 LANGUAGES = [
     pytest.param("curl", marks=pytest.mark.needs("curl")),

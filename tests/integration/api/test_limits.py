@@ -171,6 +171,7 @@ OVERSIZED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OVERSIZED)
 async def test_oversized_form_is_refused_cheaply(port: int, tenant: Tenant, settings: Settings, case: str) -> None:
     body = OVERSIZED[case]

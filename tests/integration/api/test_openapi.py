@@ -232,6 +232,7 @@ async def upload(port: int, owner: Tenant) -> str:
         return str((await response.json())["response"]["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", not_found_rate_limit="", rendition_rate_limit="")
 @pytest.mark.usefixtures("worker")
@@ -244,6 +245,7 @@ async def test_real_responses_match_the_document(
     assert code == 0, printed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_undocumented_responses_are_detected(port: int, tenant: Tenant, tmp_path: Path) -> None:
     document = json.loads(json.dumps(DOCUMENT).replace("image-not-found", "another-code"))

@@ -116,6 +116,7 @@ async def ask(daguerre: Daguerre, times: int) -> list[Answer]:
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.settings(rate_limit="10/s,burst=100")
 async def test_processes_share_the_rate_limit(daguerre: Daguerre, serve: Part) -> None:
     began = time.monotonic()
@@ -133,6 +134,7 @@ async def test_processes_share_the_rate_limit(daguerre: Daguerre, serve: Part) -
     assert (await daguerre.get("/v1/account")).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.settings(rate_limit="1/h,burst=20")
 async def test_hanging_valkey_delays_no_request(daguerre: Daguerre, serve: Part, own_valkey: Valkey) -> None:
     await ask(daguerre, 40)

@@ -40,6 +40,7 @@ async def test_invalid_flag_is_refused_by_name(api: Client, tenant: Tenant, name
         assert name in message
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     ("value", "shown"),

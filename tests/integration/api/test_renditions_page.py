@@ -62,6 +62,7 @@ def test_conflicts_name_existing_parameters(line: str) -> None:
     assert words & {*NAMES, *SIGNING} or "watermark-…" in line
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("worker")
 async def test_pictures_show_what_their_urls_render(port: int, tenant: Tenant) -> None:

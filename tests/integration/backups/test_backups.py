@@ -32,6 +32,8 @@ from tests.support.disks import WAYS_TO_BE_AWAY, away
 from tests.support.samples import jpeg, stored_files
 from tests.support.up import up
 
+pytestmark = pytest.mark.slow
+
 _numbers = itertools.count()
 
 

@@ -222,6 +222,7 @@ def test_bad_setting_is_one_sentence(name: str, value: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("serve", "--port", "0"), ("serve", "--port", "0", "--processes", "1"), ("worker",)]
 )

@@ -164,6 +164,7 @@ def test_unusable_setting(command: str, name: str, value: str, reason: str) -> N
     assert_sentence(done, f"DAGUERRE_{name}: {reason}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "health worker", "worker", "serve --processes 1 --port 0"])
 @pytest.mark.parametrize(
     ("option", "reason"),

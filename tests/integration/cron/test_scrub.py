@@ -72,6 +72,7 @@ def named(logs: list[Any], event: str) -> list[tuple[str, str | None]]:
     return [(line["image_id"], line.get("what")) for line in logs if line["event"] == event]
 
 
+@pytest.mark.slow
 async def test_damaged_image_is_reported_once(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     put(storage.path(IDS[2]), PICTURE[:9])
@@ -94,6 +95,7 @@ async def test_damaged_image_is_reported_once(storage: LocalOriginals, database:
     assert scrape().rise(before, "daguerre_scrub_images_total") >= 24
 
 
+@pytest.mark.slow
 async def test_repaired_image_may_be_reported_again(
     storage: LocalOriginals, database: Database, connection: Any
 ) -> None:
@@ -109,6 +111,7 @@ async def test_repaired_image_may_be_reported_again(
     ]
 
 
+@pytest.mark.slow
 async def test_deleted_images_are_not_damaged(storage: LocalOriginals, database: Database, connection: Any) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     async with scrubbing(database, storage, 1):
@@ -134,6 +137,7 @@ async def test_round_continues_after_a_restart(storage: LocalOriginals, database
     assert scrape().rise(before, "daguerre_scrub_images_total") == 3
 
 
+@pytest.mark.slow
 async def test_several_workers_read_each_image_once(
     storage: LocalOriginals, database: Database, connection: Any
 ) -> None:
@@ -210,6 +214,7 @@ def start_worker(environment: dict[str, str], output: TextIO) -> subprocess.Pope
     return subprocess.Popen([sys.executable, "-m", "service.cli", "worker"], env=environment, stderr=output)
 
 
+@pytest.mark.slow
 async def test_worker_scrubs_by_its_setting(storage: LocalOriginals, settings: Settings, tmp_path: Path) -> None:
     put(storage.path(IDS[1]), DAMAGED)
     log = tmp_path / "log"

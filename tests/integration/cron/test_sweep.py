@@ -83,6 +83,7 @@ async def test_received_file_without_a_row_is_removed(resources: Resources, conn
     assert young.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["no id", "other id", "no image", "no tables"])
 async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
     resources: Resources, settings: Settings, connection: Any, tenant: Tenant, capfd: Any, wrong: str
@@ -287,6 +288,7 @@ async def test_stuck_rendition_stops_no_removal(
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["folder away", "folder empty"])
 async def test_storage_that_comes_back_loses_no_image(
     resources: Resources, connection: Any, tenant: Tenant, settings: Settings, burst: RunBurst, how: str

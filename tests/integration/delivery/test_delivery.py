@@ -160,6 +160,7 @@ async def test_rendition_without_workers_is_not_ready(aiohttp_client: Any, setti
     assert (await other.get(f"/i/{image_id}")).status == 200
 
 
+@pytest.mark.slow
 async def test_every_format_can_be_rendered(api: Client, upload: Upload) -> None:
     for form, data in pictures.every_format().items():
         image_id = await upload(data)

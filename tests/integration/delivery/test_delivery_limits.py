@@ -42,6 +42,7 @@ async def test_new_unsigned_renditions_are_limited(api: Client, image_id: str, c
     assert (await api.get(sign(f"/i/{image_id}?width=30", secret))).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.settings(rendition_rate_limit="4/h", wait_s=30)
 async def test_large_rendition_costs_several_tokens(api: Client, image_id: str) -> None:
     path = f"/i/{image_id}?enlarge&format=avif&height=1500&width="
@@ -49,6 +50,7 @@ async def test_large_rendition_costs_several_tokens(api: Client, image_id: str) 
     assert await code(await api.get(f"{path}700")) == "too-many-renditions"
 
 
+@pytest.mark.slow
 @pytest.mark.settings(rendition_rate_limit="2/h", wait_s=30)
 async def test_rendition_beyond_the_burst_takes_all_of_it(api: Client, image_id: str) -> None:
     assert (await api.get(f"/i/{image_id}?enlarge&format=gif&width=1000")).status == 200

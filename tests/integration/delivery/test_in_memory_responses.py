@@ -25,6 +25,8 @@ from tests.support import pictures
 from tests.support.disks import mounted, remount
 from tests.support.scrapes import Scrape
 
+pytestmark = pytest.mark.slow
+
 FAULTS = ["full", "read-only", "no folder"]
 
 

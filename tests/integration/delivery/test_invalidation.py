@@ -54,6 +54,7 @@ async def test_deletion_invalidates_other_processes(
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_deleted_image_is_not_reported_lost(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ async def test_removed_rendition_is_made_again(api: Client, image_id: str, setti
     assert (await opened(await api.get(f"/i/{image_id}?width=40"))).size == (40, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["evicted", "made anew"])
 async def test_changed_file_is_found_again(
     api: Client, upload: Upload, monkeypatch: pytest.MonkeyPatch, change: str
@@ -134,6 +136,7 @@ async def test_changed_file_is_found_again(
     assert await answer.read() == (whole if change == "evicted" else longer)
 
 
+@pytest.mark.slow
 @pytest.mark.settings(renditions_size=1)
 async def test_renditions_are_evicted_to_their_size(
     api: Client, image_id: str, settings: Settings, connection: Any

@@ -79,6 +79,7 @@ async def test_range_of_the_original_is_sent(api: Client, upload: Upload, large:
     assert answer.status == 206
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["", "?width=40", "?format=png"])
 async def test_head_has_the_headers_of_get(api: Client, upload: Upload, query: str) -> None:
     image_id = await upload(large_png())
@@ -140,6 +141,7 @@ async def test_compressed_svg_is_not_left_to_the_proxy(api: Client, upload: Uplo
     assert (await answer.read()).startswith(pictures.SVG)
 
 
+@pytest.mark.slow
 @pytest.mark.settings(x_accel_redirect="/protected")
 async def test_large_files_are_left_to_the_proxy(api: Client, upload: Upload, settings: Settings) -> None:
     image_id = await upload(large_png())

@@ -33,6 +33,7 @@ async def test_signature_can_be_required(api: Client, image_id: str, connection:
     assert 90 <= seconds <= 100
 
 
+@pytest.mark.slow
 async def test_signed_picture_expires_in_caches(api: Client, image_id: str, connection: Any, tenant: Tenant) -> None:
     path = sign(f"/i/{image_id}", await create_signing_key(connection, tenant.name), expires=int(time.time()) + 2)
     answer = await api.get(path)

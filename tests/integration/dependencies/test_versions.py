@@ -17,6 +17,8 @@ from service.queue import jobs
 from service.storage.local.originals import LocalOriginals
 from tests.support.commands import daguerre_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

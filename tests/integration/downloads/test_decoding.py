@@ -25,6 +25,7 @@ def deflate(data: bytes) -> bytes:
     return zlib.compress(data)[2:-4]
 
 
+@pytest.mark.slow
 @LOCAL
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(

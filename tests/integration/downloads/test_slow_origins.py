@@ -164,6 +164,7 @@ async def test_a_slow_name_server_is_too_slow(monkeypatch: pytest.MonkeyPatch) -
                 pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(fetch_allow="127.0.0.0/8", downloads_in_flight=2)
 async def test_hanging_lookups_make_the_next_one_busy(

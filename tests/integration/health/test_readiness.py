@@ -259,6 +259,7 @@ async def test_a_closed_database_port_is_named(settings: Settings, storage_folde
     assert "nothing listens" in await find_reason(settings, "database")
 
 
+@pytest.mark.slow
 async def test_a_database_that_hangs_is_named_alone(settings: Settings, storage_folder: Path) -> None:
     """The storage waits for its id, which the database has."""
     (storage_folder / "incoming").mkdir(exist_ok=True)
@@ -315,6 +316,7 @@ async def test_a_read_only_database_is_named(admin: Any, at_postgres: Callable[.
         await admin.execute("alter database daguerre reset default_transaction_read_only")
 
 
+@pytest.mark.slow
 async def test_a_hot_standby_is_named(settings: Settings) -> None:
     with temporary_folder() as folder:
         server = Postgres(folder / "pg", settings=SMALL)
@@ -342,6 +344,7 @@ async def test_missing_database_rights_are_named(admin: Any, at_postgres: Callab
         await admin.execute("drop owned by reader; drop role reader")
 
 
+@pytest.mark.slow
 async def test_a_full_database_disk_is_named(settings: Settings) -> None:
     with (
         temporary_folder() as folder,
@@ -394,6 +397,7 @@ async def test_a_read_only_storage_is_named(settings: Settings, tmp_path: Path) 
             await wait_ok(api, "storage")
 
 
+@pytest.mark.slow
 async def test_a_missing_storage_is_named(settings: Settings, tmp_path: Path) -> None:
     storage, elsewhere = tmp_path / "storage", tmp_path / "elsewhere"
     async with serving(settings.model_copy(update={"storage": storage})) as api:

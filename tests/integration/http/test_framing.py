@@ -180,6 +180,7 @@ async def test_upload_that_offers_h2c_is_stored(port: int, tenant: Tenant) -> No
     assert f'"filesize":{len(body)}'.encode() in responses
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("case", ["chunked in 1.0", "version 2.0", "LF alone", "two lengths"])
 async def test_upload_before_malformed_request_is_stored(port: int, tenant: Tenant, case: str) -> None:

@@ -106,6 +106,7 @@ async def test_key_in_query_is_not_logged(port: int, tenant: Tenant, capfd: Any,
         assert tenant.key not in text
 
 
+@pytest.mark.slow
 async def test_drain_finishes_requests_in_progress(settings: Settings, tenant: Tenant) -> None:
     runner = Runner(create_app(settings), access_log=None)
     await runner.setup()
@@ -213,6 +214,7 @@ async def test_endless_letters_do_not_block_others(port: int) -> None:
         writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_lower_case_method_after_body_is_accepted(port: int, tenant: Tenant) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

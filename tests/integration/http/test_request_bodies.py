@@ -93,6 +93,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 async def test_compression_bomb_is_not_inflated(port: int, tenant: Tenant) -> None:
     """Each once took 2.4 seconds of CPU, and blocked all other requests."""
     body = await asyncio.to_thread(bomb)
@@ -125,6 +126,7 @@ async def send_all(port: int, request: bytes, body: bytes) -> tuple[int, bytes]:
         return sent, response
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", REFUSED)
 async def test_unwanted_body_ends_the_connection(port: int, tenant: Tenant, status: str) -> None:
     request = REFUSED[status].replace(b"{key}", tenant.key.encode())

@@ -122,6 +122,7 @@ async def test_file_read_error_is_counted_as_503(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "headers", "status", "size"),
     [

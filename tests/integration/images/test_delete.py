@@ -49,6 +49,7 @@ async def counted(connection: Any, tenant: Tenant) -> tuple[int, int]:
     return account.num_images, account.used_bytes
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.usefixtures("worker")
 async def test_delete_returns_the_deleted_image(

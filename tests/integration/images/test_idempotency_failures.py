@@ -25,6 +25,7 @@ from tests.support.samples import stored_files
 from tests.support.waiting import until
 
 
+@pytest.mark.slow
 @pytest.mark.settings(wait_s=8)  # before the sweep would enqueue what was lost
 async def test_retry_after_a_crash_gets_the_image(
     settings: Settings, tenant: Tenant, connection: Any, tmp_path: Path

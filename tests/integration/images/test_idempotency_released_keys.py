@@ -103,6 +103,7 @@ async def test_waiting_repetition_gets_the_refusal(
     assert await connection.fetchval("select count(idempotency_key) from images") == 0
 
 
+@pytest.mark.slow
 @LOCAL
 @pytest.mark.usefixtures("worker")
 async def test_url_without_a_picture_is_fetched_again(

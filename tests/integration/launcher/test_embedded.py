@@ -28,7 +28,7 @@ from tests.support.waiting import wait_for
 ROOT = Path(__file__).parents[3]
 AS_ROOT = os.geteuid() == 0
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
 
 def query(dsn: str, statement: str) -> Any:

@@ -57,6 +57,7 @@ async def test_waiting_worker_starts_a_job_at_once(redis: ArqRedis, redis_url: s
                 await until(partial(has_run, job, number + 1))
 
 
+@pytest.mark.slow
 async def test_main_waits_for_redis(servers: Servers, redis_url: str, job: Recorder) -> None:
     """arq's own `main` would raise."""
     servers.valkey.stop()
@@ -149,6 +150,7 @@ async def test_undecodable_jobs_are_dropped(redis: ArqRedis, redis_url: str, job
     assert await redis.keys("arq:*") == []
 
 
+@pytest.mark.slow
 async def test_ends_of_jobs_are_counted(redis: ArqRedis, redis_url: str) -> None:
     """By `jobs_complete`, `jobs_retried` and `jobs_failed`. arq's maximum of five tries does not hold."""
 

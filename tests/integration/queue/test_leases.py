@@ -86,6 +86,7 @@ async def test_job_that_still_runs_is_not_started_again(redis: ArqRedis, redis_u
         assert worker.running_jobs == 2
 
 
+@pytest.mark.slow
 async def test_lost_result_makes_the_job_run_again(
     redis: ArqRedis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

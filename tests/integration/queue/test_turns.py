@@ -81,6 +81,7 @@ async def find_p95(ask: Callable[[], Awaitable[None]]) -> float:
     return statistics.quantiles(times, n=20)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_slow_pictures_delay_no_other_account(
     api: Client, settings: Settings, connection: Any, new_tenant: NewTenant, processes: int
@@ -99,6 +100,7 @@ async def test_slow_pictures_delay_no_other_account(
         assert await connection.fetchval("select count(*) from images where state = 'pending'") > FLOOD / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_slow_renditions_delay_no_other_account(
     api: Client, settings: Settings, new_tenant: NewTenant, processes: int

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+import pytest
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 
@@ -99,6 +100,7 @@ async def test_token_without_a_slot_goes_back(redis: ArqRedis, redis_url: str, j
         await until(lambda: len(job.runs) == 3)
 
 
+@pytest.mark.slow
 async def test_idle_worker_needs_next_to_no_cpu(redis_url: str) -> None:
     async with run_queue_worker(redis_url, nothing):
         await asyncio.sleep(1)

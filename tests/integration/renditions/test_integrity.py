@@ -24,6 +24,8 @@ from tests.support.api import upload_image
 from tests.support.disks import on_disk
 from tests.support.scrapes import Scrape
 
+pytestmark = pytest.mark.slow
+
 SMALL, LARGE = (96, 64), (700, 500)
 FORMATS: Sequence[Format] = ["jpeg", "png", "webp", "avif", "gif"]
 

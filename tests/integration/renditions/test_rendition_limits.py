@@ -22,6 +22,8 @@ from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
 from tests.support import pictures
 from worker.sandbox.decoder import DecoderLimits
 
+pytestmark = pytest.mark.slow
+
 Upload = Callable[..., Awaitable[str]]
 PROXIES = "127.0.0.0/8"
 

@@ -59,6 +59,7 @@ async def code(answer: ClientResponse) -> tuple[int, str]:
     return answer.status, (await answer.json())["error"]["code"]
 
 
+@pytest.mark.slow
 async def test_lost_result_costs_a_second(
     api: Client, image_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ async def test_lost_result_costs_a_second(
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 400])  # sent along with the result, and not
 async def test_inline_file_equals_the_stored_one(api: Client, settings: Settings, tenant: Tenant, size: int) -> None:
     async with run_worker(settings):
@@ -83,6 +85,7 @@ async def test_inline_file_equals_the_stored_one(api: Client, settings: Settings
     assert (len(await made.read()) > 32 << 10) == (size == 400)
 
 
+@pytest.mark.slow
 async def test_order_that_redis_lost_is_enqueued_again(api: Client, image_id: str, settings: Settings) -> None:
     waiter = resources_of(api).delivery.renditions.waiter
     waiter.lost_after_s, waiter.poll_interval_s = 0.2, 0.1
@@ -94,6 +97,7 @@ async def test_order_that_redis_lost_is_enqueued_again(api: Client, image_id: st
         assert (await asking).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.settings(render_timeout_s=0.1, wait_s=9)
 async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
     api: Client, tenant: Tenant, settings: Settings
@@ -121,6 +125,7 @@ async def test_deleted_image_ends_its_pending_rendition(
     assert await connection.fetchval("select count(*) from renditions") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["", "?width=10"])
 async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Settings, query: str) -> None:
     on_disk(resources_of(api).storage).path(ImageId(image_id)).unlink()
@@ -128,6 +133,7 @@ async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Setting
         assert await code(await api.get(f"/i/{image_id}{query}")) == (410, "image-lost")
 
 
+@pytest.mark.slow
 @pytest.mark.settings(renditions_in_flight=1)
 async def test_waiting_requests_are_bounded(api: Client, image_id: str, settings: Settings) -> None:
     asking = asyncio.create_task(api.get(f"/i/{image_id}?width=10"))
@@ -138,6 +144,7 @@ async def test_waiting_requests_are_bounded(api: Client, image_id: str, settings
         assert (await api.get(f"/i/{image_id}?width=20")).status == 200
 
 
+@pytest.mark.slow
 async def test_cancelled_request_leaves_the_others_waiting(api: Client, image_id: str, settings: Settings) -> None:
     first, second = (asyncio.create_task(api.get(f"/i/{image_id}?width=10")) for _ in range(2))
     await until(lambda: resources_of(api).delivery.renditions.waiting.taken == 2)
@@ -148,6 +155,7 @@ async def test_cancelled_request_leaves_the_others_waiting(api: Client, image_id
     assert making(api) == {}
 
 
+@pytest.mark.slow
 async def test_uses_are_recorded(
     api: Client, image_id: str, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +193,7 @@ async def test_least_recently_used_are_evicted_first(settings: Settings, connect
     await redis.aclose(close_connection_pool=True)
 
 
+@pytest.mark.slow
 async def test_tiny_renditions_count_as_their_blocks(
     api: Client, image_id: str, settings: Settings, connection: Any
 ) -> None:
@@ -295,6 +304,7 @@ async def test_uses_are_recorded_in_key_order(settings: Settings, connection: An
         await task
 
 
+@pytest.mark.slow
 async def test_renditions_folder_may_be_emptied(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         assert (await api.get(f"/i/{image_id}?width=10")).status == 200
@@ -374,6 +384,7 @@ async def test_file_without_row_is_removed(settings: Settings, connection: Any, 
     await redis.aclose(close_connection_pool=True)
 
 
+@pytest.mark.slow
 async def test_deletion_removes_files_without_rows(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, connection: Any
 ) -> None:
@@ -385,6 +396,7 @@ async def test_deletion_removes_files_without_rows(
     assert files(settings) == []
 
 
+@pytest.mark.slow
 async def test_stale_order_is_dropped_and_may_be_repeated(api: Client, image_id: str, settings: Settings) -> None:
     """A rush of orders leaves no hours of work behind."""
     resources_of(api).delivery.renditions.wait_s = 0.1
@@ -421,6 +433,7 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     assert [path.read_bytes() for path in files(settings)] == [pictures.encode("png")]
 
 
+@pytest.mark.slow
 async def test_files_of_a_killed_worker_are_removed(
     api: Client, image_id: str, settings: Settings, tenant: Tenant
 ) -> None:
@@ -441,6 +454,7 @@ async def test_files_of_a_killed_worker_are_removed(
     assert files(settings) == []
 
 
+@pytest.mark.slow
 async def test_renditions_folder_may_be_lost(api: Client, image_id: str, settings: Settings) -> None:
     async with run_worker(settings):
         shutil.rmtree(settings.renditions_folder)

@@ -276,6 +276,7 @@ async def test_stalled_decoder_is_no_slow_disk(liar: Liar) -> None:
         await liar.probe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pictures.every_format())
 async def test_every_format_passes_the_checks(new_pool: NewPool, tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"

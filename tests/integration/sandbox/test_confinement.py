@@ -32,6 +32,8 @@ from worker.sandbox.messages import ProbeRequest, Response
 from worker.sandbox.pool import DecoderPool
 from worker.sandbox.process import DecoderProcess
 
+pytestmark = pytest.mark.slow
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
 
 # Python that runs in the sandbox, and the error that it gets. `picture` is the path of its picture, and `fd` the open

@@ -18,7 +18,7 @@ from worker.sandbox.decoder import DecoderFailed, DecoderLimits
 from worker.sandbox.pool import DecoderPool, SlowAccounts
 from worker.sandbox.process import DecoderUnavailable
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="priorities are of /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="priorities are of /proc")]
 
 # A slow picture takes this long, and a quick one less, also on a machine that does other work.
 TIMEOUT_S = 4

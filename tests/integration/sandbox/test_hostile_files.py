@@ -18,7 +18,7 @@ from tests.support.samples import stored_files
 from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.pool import DecoderPool
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")]
 _MOST_KB = 256 << 10
 SAMPLES = pictures.every_format()
 

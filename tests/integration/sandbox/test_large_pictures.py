@@ -15,6 +15,8 @@ from service.renditions.transformation import Transformation
 from tests.support import large_pictures
 from worker.sandbox.pool import DecoderPool
 
+pytestmark = pytest.mark.slow
+
 _DEFAULTS = Settings.model_construct()
 # All of the picture has to be in memory for it.
 FROM_WHOLE = Transformation(

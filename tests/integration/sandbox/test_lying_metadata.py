@@ -15,7 +15,10 @@ from tests.support import hostile_pictures as hostile
 from tests.support import pictures
 from tests.support.decoders import Child
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets"),
+]
 
 
 def _lies() -> Iterator[tuple[str, list[pictures.Entry]]]:

@@ -26,7 +26,7 @@ from worker.sandbox.messages import LENGTH, ProbeRequest, ReadError, Response, d
 from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
 from worker.sandbox.process import DecoderProcess, DecoderStalled, DecoderUnavailable, ReadStalled
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
 async def warm_up(pool: DecoderPool, picture: str) -> None:

@@ -113,6 +113,7 @@ def open_writer(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
+@pytest.mark.slow
 async def test_renditions_do_not_wait_for_originals(
     api: Client, tenant: Tenant, connection: Any, settings: Settings
 ) -> None:

@@ -133,6 +133,7 @@ async def test_renamed_upload_overwrites_no_other(storage: LocalOriginals) -> No
     assert not storage.incoming_path(own).exists()
 
 
+@pytest.mark.slow
 async def test_upload_gets_a_third_id_if_two_are_taken(
     api: Client, tenant: Tenant, connection: Any, storage: LocalOriginals, monkeypatch: pytest.MonkeyPatch, worker: None
 ) -> None:

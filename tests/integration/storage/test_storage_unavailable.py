@@ -50,6 +50,7 @@ async def code(answer: Any) -> tuple[int, str]:
     return answer.status, (await answer.json())["error"]["code"]
 
 
+@pytest.mark.slow
 @ways
 async def test_delete_takes_effect_when_storage_returns(
     api: Client, image_id: ImageId, settings: Settings, tenant: Tenant, connection: Any, instead: str
@@ -151,6 +152,7 @@ async def test_picture_is_not_lost_while_storage_is_away(
     assert (await api.get(f"/i/{image_id}")).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instead", ["empty folder", "folders"])
 async def test_probe_waits_for_the_storage(
     api: Client, settings: Settings, tenant: Tenant, connection: Any, burst: RunBurst, instead: str, capfd: Any

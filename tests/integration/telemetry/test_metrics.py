@@ -223,6 +223,7 @@ async def test_hanging_redis_delays_a_scrape_by_a_second(api: Client, redis_url:
     assert not OF_QUEUE & shown.names()
 
 
+@pytest.mark.slow
 async def test_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     before = await scrape(api)
     picture = tmp_path / "picture"

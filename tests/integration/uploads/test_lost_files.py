@@ -82,6 +82,7 @@ async def test_upload_waits_no_longer_than_before(api: Client, tenant: Tenant, c
     assert await connection.fetchval("select state from images") == "pending"
 
 
+@pytest.mark.slow
 @pytest.mark.settings(wait_s=1)
 @pytest.mark.parametrize("instead", ["nothing", "folders"])
 async def test_storage_that_leaves_loses_no_row(

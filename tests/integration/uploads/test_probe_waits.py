@@ -106,6 +106,7 @@ async def test_deletion_ends_the_wait(
         await wait
 
 
+@pytest.mark.slow
 @pytest.mark.settings(wait_s=20)
 async def test_reconnected_channel_makes_every_wait_check(
     ingest: Ingest, pending: NewImage, connection: Any, servers: Servers

@@ -179,6 +179,7 @@ async def begin_upload(stack: AsyncExitStack, port: int, key: str) -> None:
     writer.write(f"{head}Content-Length: 1000\r\n\r\nsome".encode())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.settings(upload_idle_timeout_s=60)
 async def test_530_idle_bodies_leave_room_for_others(
@@ -219,6 +220,7 @@ async def test_upload_has_a_minimum_pace(
     assert stored_files(settings) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.settings(upload_idle_timeout_s=1)
 async def test_upload_above_the_minimum_pace_arrives(

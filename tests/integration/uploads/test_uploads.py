@@ -156,6 +156,7 @@ async def test_form_with_one_file_is_an_upload(api: Client, tenant: Tenant, sett
 NAMED = 'form-data; name="file"'
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.filterwarnings("ignore::aiohttp.BadContentDispositionHeader", "ignore::aiohttp.BadContentDispositionParam")
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ async def test_form_of_every_client_is_an_upload(
     assert response.status == 200, await response.text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b'\n<?xml version="1.0"?>\n'])
 @pytest.mark.parametrize("content_type", [None, "text/plain", "text/xml"])

@@ -25,6 +25,8 @@ from tests.support.up import up
 from tests.support.verify import ID, insert, put
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def storage(settings: Settings) -> LocalOriginals:

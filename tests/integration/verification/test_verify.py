@@ -306,6 +306,7 @@ async def test_expected_images_must_be_stored(
     ]
 
 
+@pytest.mark.slow
 async def test_concurrent_work_is_no_problem(settings: Settings, api: Client, tenant: Tenant, worker: None) -> None:
     async def upload_and_delete() -> None:
         headers = tenant.headers | {"Content-Type": "image/jpeg"}

@@ -140,6 +140,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str) 
 UNPRINTABLE = "must be the path of a folder in UTF-8, without control characters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "value", "reason"),
     [

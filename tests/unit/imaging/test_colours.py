@@ -298,6 +298,7 @@ def test_each_code_point_has_a_profile() -> None:
 # Hostile and damaged
 
 
+@pytest.mark.slow
 def test_damaged_profile_does_no_harm(rendition: Callable[..., Image.Image]) -> None:
     noise = random.Random(19)
     profiles = [

@@ -15,6 +15,8 @@ from service.images.probe import Rejected
 from tests.support import hostile_pictures, pictures
 from worker import imaging
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[3] / "docs" / "refusals.md"
 POSITIONS = 40
 DAMAGED_BYTES = 64

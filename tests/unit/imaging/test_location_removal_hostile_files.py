@@ -114,6 +114,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bombs())
 def test_location_removal_is_bounded(find: Find, name: str) -> None:
     data = bombs()[name]()

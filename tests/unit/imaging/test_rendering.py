@@ -71,6 +71,7 @@ def shifted(image: Image.Image, width: int, height: int, filtered: Image.Resampl
     return image.resize((width, height), filtered, box=(x, y, image.width, image.height))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("size", [(800, 600), (803, 597)], ids=str)
 def test_downscaling_matches_pillow(shown: Shown, form: str, size: tuple[int, int]) -> None:

@@ -72,6 +72,7 @@ def test_small_jpeg_keeps_its_profile(open_jpeg: OpenJpeg) -> None:
     assert image.get("icc-profile-data") == profile
 
 
+@pytest.mark.slow
 def test_other_jpegs_are_left_to_libvips(open_jpeg: OpenJpeg) -> None:
     photo = pictures.landscape(64, 48)
     whole = pictures.encode("JPEG", photo)

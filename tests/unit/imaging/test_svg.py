@@ -275,6 +275,7 @@ def test_svg_with_damaged_picture_shows_the_rest(show: Show) -> None:
         assert shown.getpixel((10, 10)) == GREEN
 
 
+@pytest.mark.slow
 def test_svg_picture_conversion_is_bounded(refuse: Refuse) -> None:
     images = image_of(data_uri(green("GIF", (1500, 1500)), "image/gif")) * 9
     assert refuse(svg(images).encode()) == ("too-many-pixels", None)
@@ -284,6 +285,7 @@ def test_svg_picture_conversion_is_bounded(refuse: Refuse) -> None:
     assert refuse(svg(image_of(data_uri(small, "image/gif")) * 2_600).encode()) == ("too-many-pixels", None)
 
 
+@pytest.mark.slow
 def test_svg_with_a_picture_of_12_mb_is_shown(show: Show) -> None:
     png = green("PNG")
     padded = png[:33] + pictures.chunk(b"teSt", bytes(9_000_000)) + png[33:]

@@ -61,3 +61,16 @@ def test_queued_order_keeps_its_bytes() -> None:
     order = RenderOrder.rendition(ImageId("AAAAAAA"), Transformation("avif", 52, width=300))
     assert encode_order(order) == ORDER
     assert decode_order(ORDER) == order
+
+
+def test_order_with_an_unknown_parameter_is_refused() -> None:
+    order = msgspec.msgpack.decode(ORDER)
+    order["transformation"]["sepia"] = True
+    with pytest.raises(msgspec.ValidationError, match="sepia"):
+        decode_order(msgspec.msgpack.encode(order))
+
+
+def test_order_without_a_new_parameter_is_accepted() -> None:
+    order = msgspec.msgpack.decode(ORDER)
+    del order["transformation"]["keep_location"]
+    assert decode_order(msgspec.msgpack.encode(order)) == decode_order(ORDER)
