@@ -7,7 +7,7 @@ import fcntl
 import pytest
 
 from bench.comparators.start import UnavailableError, command
-from bench.targets import INSTALLED
+from bench.targets import INSTALL_FOLDER
 
 
 def command_of(comparator: str) -> list[str]:
@@ -15,10 +15,10 @@ def command_of(comparator: str) -> list[str]:
 
     Skips the test if Node is too old or a registry is out of reach, in CI too: Daguerre itself needs neither.
     """
-    INSTALLED.mkdir(parents=True, exist_ok=True)
-    with (INSTALLED / f"{comparator}.lock").open("w") as lock:
+    INSTALL_FOLDER.mkdir(parents=True, exist_ok=True)
+    with (INSTALL_FOLDER / f"{comparator}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return command(comparator, INSTALLED)
+            return command(comparator, INSTALL_FOLDER)
         except UnavailableError as error:
             pytest.skip(str(error))
