@@ -31,10 +31,10 @@ from service.ids import AccountId
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from tests.chaos.report import show_faults
+from tests.chaos.report import print_faults
 from tests.support.daguerre_processes import Daguerre, processes_of
-from tests.support.emptying import clear_storage, empty_database
 from tests.support.folders import temporary_folder
+from tests.support.resetting import reset_database, reset_storage
 from tests.support.samples import jpeg
 from worker.main import make_probe_worker, make_render_worker
 from worker.resources import open_resources
@@ -114,7 +114,7 @@ def fuzzing(pytestconfig: pytest.Config) -> Fuzzing:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    show_faults(terminalreporter)
+    print_faults(terminalreporter)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -144,8 +144,8 @@ class Servers:
     postgres: Postgres
     valkey: Valkey
     folder: Path
-    emptied: list[str] = field(default_factory=list)  # databases of tests before, as good as new
-    cleared: list[Path] = field(default_factory=list)  # and storages, for making 256 folders takes a while
+    free_databases: list[str] = field(default_factory=list)  # reset after earlier tests
+    free_storages: list[Path] = field(default_factory=list)  # reused, because creating 256 folders takes a while
 
 
 @pytest.fixture(scope="session")
@@ -169,10 +169,10 @@ async def _make_template(postgres: Postgres) -> None:
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
     """A database with the schema and nothing in it. To empty one takes less time than to make one."""
-    name = servers.emptied.pop() if servers.emptied else await _create_database(servers)
+    name = servers.free_databases.pop() if servers.free_databases else await _create_database(servers)
     yield servers.postgres.dsn_of(name)
-    if await empty_database(servers.postgres.dsn_of(name)):
-        servers.emptied.append(name)
+    if await reset_database(servers.postgres.dsn_of(name)):
+        servers.free_databases.append(name)
 
 
 async def _create_database(servers: Servers) -> str:
@@ -186,11 +186,11 @@ async def _create_database(servers: Servers) -> str:
 @pytest.fixture
 def storage_folder(servers: Servers) -> Iterator[Path]:
     """For the storage of images: perhaps with its folders, and without a file."""
-    folder = servers.cleared.pop() if servers.cleared else servers.folder / f"storage-{next(_numbers)}"
+    folder = servers.free_storages.pop() if servers.free_storages else servers.folder / f"storage-{next(_numbers)}"
     folder.mkdir(exist_ok=True)  # as a worker finds it
     yield folder
-    if clear_storage(folder):
-        servers.cleared.append(folder)
+    if reset_storage(folder):
+        servers.free_storages.append(folder)
 
 
 @pytest.fixture

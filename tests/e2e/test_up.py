@@ -1,4 +1,4 @@
-"""`daguerre up` as a process of its own, with all that it starts."""
+"""`daguerre up` as a process, with all processes that it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.up import up
 from tests.support.waiting import wait_for
 
 # Each test starts all servers, some of them three times.
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"), pytest.mark.timeout(180)]
 
 
 class TestUp:
@@ -27,9 +27,9 @@ class TestUp:
         data = place / "data"
         with up(data, "--workers", "1") as first:
             key, sample = first.key, first.sample
-            status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
-            assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
-            image = re.search(r'"id":"(\w+)"', answer)
+            status, body = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
+            assert (status, '"Make":"Daguerre"' in body) == (200, True), body
+            image = re.search(r'"id":"(\w+)"', body)
             assert image
             log = Path(first.find(r"Log +(\S+) "))
             assert log == data / "log" / "daguerre.log"
@@ -37,24 +37,25 @@ class TestUp:
             for path in (log, first.log):
                 wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
             assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
-            found = instance.find(data)
-            assert found is not None
-            assert found.pid == first.process.pid
+            running = instance.find(data)
+            assert running is not None
+            assert running.pid == first.process.pid
             with up(data, ready=False) as second:
                 assert second.process.wait(20) == 1
             assert (
-                f"Error: Daguerre is running on {data} already ({found.local_url}, process {found.pid})" in second.text
+                f"Error: Daguerre is running on {data} already ({running.local_url}, process {running.pid})"
+                in second.text
             )
-            taken = found.local_url.rpartition(":")[2]
-            with up(place / "other", "--port", taken, ready=False) as third:
+            port = running.local_url.rpartition(":")[2]
+            with up(place / "other", "--port", port, ready=False) as third:
                 assert third.process.wait(20) == 1
-            assert f"Port {taken} on 127.0.0.1 is in use" in third.text
+            assert f"Port {port} on 127.0.0.1 is in use" in third.text
             parts = first.parts()
             first.process.terminate()
             assert first.process.wait(20) == 0, first.text
         assert not any(is_alive(pid) for pid in parts)
         assert "Traceback" not in first.text
-        assert key not in first.text  # it may be kept as a log
+        assert key not in first.text  # the output may be stored as a log
         assert instance.find(data) is None
         with up(data, "--workers", "1") as again:
             assert again.find(r"Key +to see it: cat (\S+)") == str(data / "first-key")
@@ -65,7 +66,7 @@ class TestUp:
             again.process.kill()
             wait_for(lambda: not any(is_alive(pid) for pid in parts))
         assert instance.find(data) is None
-        metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
+        metric_files.remove(Settings(data=data).metrics_folder)  # it is outside of the folder of the test
 
     @pytest.mark.needs("curl")
     def test_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
@@ -105,7 +106,7 @@ class TestUp:
             command = second.find(r"list the existing keys: (.+)")
             assert command == f"daguerre keys list default --data {place / 'second'}"
 
-    def test_damaged_server_shows_its_reason(self, place: Path) -> None:
+    def test_failed_server_start_shows_its_reason(self, place: Path) -> None:
         with up(place / "data"):
             pass
         log = place / "data" / "log" / "postgres.log"
@@ -122,7 +123,7 @@ class TestUp:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(place / "data", "--workers", "1", env=servers) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            found = instance.find(place / "data")
-            assert found is not None
-            assert (found.database_url, found.redis_url) == (database_url, redis_url)
+            running = instance.find(place / "data")
+            assert running is not None
+            assert (running.database_url, running.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200

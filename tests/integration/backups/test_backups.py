@@ -28,7 +28,7 @@ from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Servers, Tenant
 from tests.support.api import upload_image
 from tests.support.commands import daguerre, daguerre_process
-from tests.support.disks import WAYS_TO_BE_AWAY, away
+from tests.support.disks import UNMOUNTED_STATES, unmounted
 from tests.support.samples import jpeg, stored_files
 from tests.support.up import up
 
@@ -128,19 +128,19 @@ async def test_later_backup_copies_new_files_only(
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("instead", WAYS_TO_BE_AWAY)
+@pytest.mark.parametrize("instead", UNMOUNTED_STATES)
 async def test_wrong_storage_is_not_backed_up(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path, instead: str
 ) -> None:
     """A disk that is not mounted, or the wrong one; what was backed up before stays."""
     await upload_image(api, tenant, jpeg(64, 48))
-    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
+    with unmounted(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
     await back_up(settings, tmp_path / "backup")
     before = (tmp_path / "backup" / "database.dump").read_bytes()
-    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
+    with unmounted(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     assert (tmp_path / "backup" / "database.dump").read_bytes() == before
 
@@ -155,7 +155,7 @@ async def test_unmount_during_a_backup_is_noticed(
 
         def meanwhile(line: str) -> None:
             if line.startswith("Database:"):
-                stack.enter_context(away(settings.storage_folder, "folders"))
+                stack.enter_context(unmounted(settings.storage_folder, "folders"))
 
         with pytest.raises(StorageUnavailable):
             await back_up(settings, tmp_path / "backup", meanwhile)
