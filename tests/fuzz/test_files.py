@@ -106,9 +106,9 @@ async def test_mutated_picture_is_rendered_or_refused(
         except DecoderFailed:
             tally.outcomes["decoder-failed"] += 1
             tally.decoder_failures.append(number)
-            fuzzing.keep(form, number, data)
+            fuzzing.save(form, number, data)
         except BaseException:
-            fuzzing.keep(form, number, data)
+            fuzzing.save(form, number, data)
             raise
         elapsed_s = time.monotonic() - started
         if elapsed_s > tally.slowest_s:

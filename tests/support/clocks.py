@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import do_without
+from tests.conftest import skip_or_fail
 
 _LIBRARIES = ("/usr/lib", "/usr/local/lib")
 
@@ -18,7 +18,7 @@ def wrong_clock(folder: Path, offset: str, *, moves: bool = False) -> WrongClock
     """
     library = next((path for root in _LIBRARIES for path in Path(root).glob("**/libfaketimeMT.so.1")), None)
     if library is None:
-        do_without("libfaketime is not installed")
+        skip_or_fail("libfaketime is not installed")
     clock = WrongClock(library, folder / "clock" if moves else None)
     clock.set(offset)
     return clock

@@ -15,7 +15,7 @@ from service.storage.identity import record_id
 from service.storage.interface import OriginalStorage
 from service.storage.local.disk import create_id
 from service.storage.local.originals import LocalOriginals
-from tests.conftest import do_without
+from tests.conftest import skip_or_fail
 
 # What a process may find in the folder of a storage whose disk is not mounted.
 UNMOUNTED_STATES = ["nothing", "empty folder", "folders", "other storage"]
@@ -57,10 +57,10 @@ async def prepare_identified(settings: Settings, connection: Any) -> LocalOrigin
 def mounted(folder: Path, size: str) -> Iterator[None]:
     """Mounts a file system in memory within the block. `size` is that of mount(8), e.g. 40m. Skips without root."""
     if os.geteuid() != 0:
-        do_without("only root can mount a small disk")
+        skip_or_fail("only root can mount a small disk")
     folder.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "daguerre", folder], check=False).returncode:
-        do_without("no disk can be mounted here")
+        skip_or_fail("no disk can be mounted here")
     try:
         yield
     finally:
