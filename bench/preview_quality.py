@@ -47,7 +47,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Photograph:
     path: Path
-    shown: Image.Image
+    displayed: Image.Image
     sharp: Reference
     blurred: Reference
 
@@ -103,8 +103,8 @@ def read(paths: list[Path]) -> Iterator[Photograph]:
 def score(photo: Photograph, preview: bytes) -> tuple[float, float]:
     """Returns the SSIM of the preview, unchanged and blurred."""
     with Image.open(io.BytesIO(preview)) as small:
-        shown = small.convert("RGB").resize(photo.shown.size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(shown, dtype=np.float32)
+        preview_pixels = small.convert("RGB").resize(photo.displayed.size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(preview_pixels, dtype=np.float32)
     return photo.sharp.ssim(pixels), photo.blurred.ssim(convolve(pixels, _BLUR))
 
 
@@ -170,7 +170,7 @@ def compare(photos: list[Photograph]) -> None:
     for candidate in CANDIDATES:
         results = []
         for photo in photos:
-            best = best_that_fits(photo.shown, candidate)
+            best = best_that_fits(photo.displayed, candidate)
             if best is not None:
                 results.append((best[0], len(best[1]), *score(photo, best[1])))
         print_row(f"{candidate.px:4}  {candidate.subsampling:6}  {candidate.table:26}", results, len(photos))

@@ -339,7 +339,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def server_folder() -> Iterator[Path]:
     """Yields a folder with a short path, for servers."""
     with temporary_folder() as path:
         yield path

@@ -36,7 +36,7 @@ def _encode_by_sharp(photos: Sequence[quality.Photograph]) -> list[tuple[float, 
     """Returns the mean SSIM and the previews of each setting with which all photographs fit."""
     results = []
     for candidate in quality.SHARP:
-        best = [quality.best_that_fits(photo.shown, candidate) for photo in photos]
+        best = [quality.best_that_fits(photo.displayed, candidate) for photo in photos]
         previews = [result[1] for result in best if result is not None]
         if len(previews) == len(photos):
             results.append((_mean_ssim(photos, previews), previews))

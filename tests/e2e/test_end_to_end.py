@@ -94,8 +94,8 @@ async def test_new_worker_takes_over_a_job(daguerre: Daguerre, stored: StoredSta
     response = await uploading
     assert response.status == 202
     assert response.result["status"] == "processing"
-    shown = await daguerre.wait_processed(response.result["id"], timeout_s=30)
-    assert (shown["width"], shown["height"]) == (380, 290)
+    image = await daguerre.wait_processed(response.result["id"], timeout_s=30)
+    assert (image["width"], image["height"]) == (380, 290)
     await stored.assert_holds({response.result["id"]: SLOW})
 
 

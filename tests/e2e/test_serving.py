@@ -168,10 +168,10 @@ async def test_endless_body_does_not_block_shutdown(daguerre: Daguerre, serve: P
     uploading = asyncio.create_task(send(daguerre, body()))
     incoming = settings.storage_folder / "incoming"
     await until(lambda: list(incoming.iterdir()))
-    began = time.monotonic()
+    started = time.monotonic()
     serve.send(signal.SIGTERM)
     assert await serve.exit_code() == 0
-    assert time.monotonic() - began < settings.drain_s + 4  # after that the supervisor would kill it
+    assert time.monotonic() - started < settings.drain_s + 4  # after that the supervisor would kill it
     assert serve.log.read_text().count('"api.stopped"') == 2
     assert list(incoming.iterdir()) == []
     with pytest.raises(aiohttp.ClientError):

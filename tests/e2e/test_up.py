@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 
 
 class TestUp:
-    def test_serves_and_keeps_data(self, place: Path) -> None:
-        data = place / "data"
+    def test_serves_and_keeps_data(self, server_folder: Path) -> None:
+        data = server_folder / "data"
         with up(data, "--workers", "1") as first:
             key, sample = first.key, first.sample
             status, body = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
@@ -47,7 +47,7 @@ class TestUp:
                 in second.text
             )
             port = running.local_url.rpartition(":")[2]
-            with up(place / "other", "--port", port, ready=False) as third:
+            with up(server_folder / "other", "--port", port, ready=False) as third:
                 assert third.process.wait(20) == 1
             assert f"Port {port} on 127.0.0.1 is in use" in third.text
             parts = first.parts()
@@ -69,8 +69,8 @@ class TestUp:
         metric_files.remove(Settings(data=data).metrics_folder)  # it is outside of the folder of the test
 
     @pytest.mark.needs("curl")
-    def test_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
-        data = place / "some data"
+    def test_terminal_shows_the_first_key_once(self, server_folder: Path, database_url: str, redis_url: str) -> None:
+        data = server_folder / "some data"
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(data, env=servers, on_terminal=True) as first:
             assert first.text.count(first.key) == 1
@@ -81,8 +81,8 @@ class TestUp:
             assert again.key not in again.text
             assert again.find(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
 
-    def test_restarts_killed_processes(self, place: Path) -> None:
-        with up(place / "data", "--workers", "1") as started:
+    def test_restarts_killed_processes(self, server_folder: Path) -> None:
+        with up(server_folder / "data", "--workers", "1") as started:
             killed = []
             for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
                 pid = min(pid for pid, args in started.parts().items() if pattern in args)
@@ -94,36 +94,36 @@ class TestUp:
             wait_for(lambda: started.get("/readyz")[0] == 200)
             wait_for(lambda: started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200)
             assert not any(is_alive(pid) for pid in killed)
-            log = (place / "data" / "log" / "daguerre.log").read_text()
+            log = (server_folder / "data" / "log" / "daguerre.log").read_text()
             assert log.count("program.restarted WARNING") == 4
 
-    def test_restored_key_is_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_restored_key_is_not_called_revoked(self, server_folder: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "first", env=servers):
+        with up(server_folder / "first", env=servers):
             pass
-        with up(place / "second", env=servers) as second:
+        with up(server_folder / "second", env=servers) as second:
             assert "revoked" not in second.text
             command = second.find(r"list the existing keys: (.+)")
-            assert command == f"daguerre keys list default --data {place / 'second'}"
+            assert command == f"daguerre keys list default --data {server_folder / 'second'}"
 
-    def test_failed_server_start_shows_its_reason(self, place: Path) -> None:
-        with up(place / "data"):
+    def test_failed_server_start_shows_its_reason(self, server_folder: Path) -> None:
+        with up(server_folder / "data"):
             pass
-        log = place / "data" / "log" / "postgres.log"
+        log = server_folder / "data" / "log" / "postgres.log"
         with log.open("a") as file:
             file.write("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
-        (place / "data" / "postgres" / "cluster" / "global" / "pg_control").write_bytes(b"")
-        with up(place / "data", ready=False) as again:
+        (server_folder / "data" / "postgres" / "cluster" / "global" / "pg_control").write_bytes(b"")
+        with up(server_folder / "data", ready=False) as again:
             assert again.process.wait(30) == 1
         assert "could not read file" in again.text
         assert "an old reason" not in again.text
         assert "Traceback" not in again.text
 
-    def test_uses_configured_servers(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_uses_configured_servers(self, server_folder: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "data", "--workers", "1", env=servers) as started:
+        with up(server_folder / "data", "--workers", "1", env=servers) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            running = instance.find(place / "data")
+            running = instance.find(server_folder / "data")
             assert running is not None
             assert (running.database_url, running.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200

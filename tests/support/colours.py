@@ -35,7 +35,7 @@ from tests.support.icc_profiles import (
 )
 
 PATCH_PX = 16
-# Greys and colours. Some lie outside of sRGB when they are stored in a wider space.
+# Greys and colours. In a wider colour space some are outside of sRGB.
 CHART: tuple[tuple[int, int, int], ...] = (
     (16, 16, 16), (64, 64, 64), (128, 128, 128), (255, 255, 255),
     (200, 80, 60), (60, 160, 80), (70, 90, 180), (180, 120, 100),

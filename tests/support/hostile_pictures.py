@@ -224,7 +224,7 @@ def svgs_with_too_large_pictures() -> dict[str, bytes]:
         "GIF": svg_with_image(data_uri(gif(1, screen=(60_000, 60_000)), "image/gif")),
         "WebP": svg_with_image(data_uri(webp_animation((16_000, 16_000), 1), "image/webp")),
         "AVIF": svg_with_image(data_uri(heif_sized(pictures.encode("AVIF", speed=10), 90_000, 90_000), "image/avif")),
-        "AVIF behind a thumbnail": svg_with_image(
+        "AVIF after a thumbnail": svg_with_image(
             data_uri(pictures.encode("AVIF", speed=10) + b"ispe" + struct.pack(">III", 0, 90_000, 90_000), "image/avif")
         ),
         "five together": svg(f'<image href="{data_uri(pictures.png_header(5_000, 5_000))}"/>' * 5),

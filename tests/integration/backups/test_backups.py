@@ -318,32 +318,32 @@ def test_missing_database_is_explained(tmp_path: Path, words: tuple[str, ...]) -
     assert not (tmp_path / "none").exists()
 
 
-def test_a_failed_restore_leaves_an_empty_folder(place: Path) -> None:
+def test_a_failed_restore_leaves_an_empty_folder(server_folder: Path) -> None:
     def fill(data: Path) -> None:
         with data_folder.claim_new(data, server_user()) as claimed:
             claimed.postgres.mkdir()
             raise KeyError
 
     with pytest.raises(KeyError):
-        fill(place / "data")
-    assert [path.name for path in (place / "data").iterdir()] == ["lock"]
-    with data_folder.claim_new(place / "data", server_user()):
+        fill(server_folder / "data")
+    assert [path.name for path in (server_folder / "data").iterdir()] == ["lock"]
+    with data_folder.claim_new(server_folder / "data", server_user()):
         pass
     with pytest.raises(EmbeddedError, match="is not empty"):
-        fill(place / "data")
-    (place / "data" / data_folder.RESTORING).touch()  # of one that was killed
+        fill(server_folder / "data")
+    (server_folder / "data" / data_folder.RESTORING).touch()  # of one that was killed
     for claim in (data_folder.claim, data_folder.claim_new):
         with (
             pytest.raises(EmbeddedError, match=r"restore of a backup in .* was interrupted"),
-            claim(place / "data", server_user()),
+            claim(server_folder / "data", server_user()),
         ):
             pass
 
 
 @pytest.mark.timeout(180)
-def test_a_running_daguerre_is_backed_up(place: Path) -> None:
+def test_a_running_daguerre_is_backed_up(server_folder: Path) -> None:
     """End to end, while uploads and deletes run: a new `up` on what was restored has every image of the dump."""
-    data, copy, target = place / "data", place / "backup", place / "new"
+    data, copy, target = server_folder / "data", server_folder / "backup", server_folder / "new"
     with up(data) as first:
         sample, stop = first.sample.read_bytes(), threading.Event()
         path = f"/v1/images?key={first.key}&tags="
@@ -380,5 +380,5 @@ def test_a_running_daguerre_is_backed_up(place: Path) -> None:
         assert verified.stdout.splitlines()[-1].endswith(": no problems.")
         for image_id in before:
             assert second.get(f"/v1/images/{image_id}?key={second.key}")[0] == 200
-    offline = daguerre_process("backup", str(place / "offline"), "--data", str(target))
+    offline = daguerre_process("backup", str(server_folder / "offline"), "--data", str(target))
     assert offline.returncode == 0, offline.stderr
