@@ -21,7 +21,7 @@ RUN groupadd --gid 10001 daguerre && \
     install -d -o daguerre -g daguerre -m 0750 /var/lib/daguerre
 COPY --from=build /opt/daguerre /opt/daguerre
 ENV PATH=/opt/daguerre/bin:$PATH
-# Checks that everything can be imported, libvips included, and compiles the standard library, which the base does not.
+# Checks that everything can be imported, including libvips, and compiles the standard library, unlike the base image.
 RUN cd / && python -c "import service.http.server, service.cli.health, service.launcher.serve, worker.main, worker.imaging"
 ENV PYTHONDONTWRITEBYTECODE=1 \
     DAGUERRE_DATA=/var/lib/daguerre \

@@ -1,51 +1,51 @@
 -- version: 3
--- Daguerre's tables. Every change of this file raises the version above by one. It is applied under an advisory lock at
--- the first start of each version, so every statement can run again; a later version changes a table with `alter table …
--- add column if not exists`. A start of an older version than was applied refuses.
+-- Daguerre's tables. Every change of a statement raises the version above by one. The file is applied under an advisory
+-- lock at the first start of each version, so every statement must be idempotent; a later version changes a table with
+-- `alter table … add column if not exists`. A process of an older version than the applied one refuses to start.
 
--- The version that was applied last, and the SHA-256 of its file: a start that finds its version locks no table.
+-- The last applied version and the SHA-256 of its file. A process that finds its own version here locks no table.
 create table if not exists applied_schema (
     digest     bytea not null,
     applied_at timestamptz not null default now()
 );
 alter table applied_schema add column if not exists version integer not null default 1;
--- Without a default, the first version, which knows of no versions, cannot apply itself over a later one.
+-- No default: so the first version of Daguerre, which inserts no version, cannot apply its schema over a later one.
 alter table applied_schema alter column version drop default;
 
 create table if not exists accounts (
     id           bigint generated always as identity primary key,
     name         text not null unique,
     max_bytes    bigint not null check (max_bytes >= 0),
-    -- Moved by the statement that inserts or deletes images, so the quota is exact; refreshed from the
-    -- images by a periodic job, so an error heals.
+    -- Updated by the statement that inserts or deletes images, so the quota is exact; recomputed from the
+    -- images by a periodic job, so that errors are corrected.
     used_bytes   bigint not null default 0,
     num_images   bigint not null default 0,
     created_at   timestamptz not null default now(),
     changed_at   timestamptz not null default now(),
     refreshed_at timestamptz not null default '-infinity'
-) with (fillfactor = 50);  -- room for the counters' updates to stay on their page
+) with (fillfactor = 50);  -- leaves room on each page for updates of the counters (HOT)
 
 create table if not exists api_keys (
     id           bigint generated always as identity primary key,
     account_id   bigint not null references accounts on delete cascade,
-    key_hash     bytea not null unique,  -- SHA-256; a key is 40 random characters, so no salt or stretching
-    hint         text not null,          -- its first characters, to tell keys apart in a list
+    key_hash     bytea not null unique,  -- SHA-256; a key is 40 random characters, so no salt or key stretching
+    hint         text not null,          -- the first characters, to identify the key in a list
     created_at   timestamptz not null default now(),
-    last_used_at timestamptz,            -- kept to the hour
+    last_used_at timestamptz,            -- accurate to the hour
     revoked_at   timestamptz
 );
 create index if not exists api_keys_of_account on api_keys (account_id);
 
--- How an account's pictures are delivered.
+-- How the pictures of an account are delivered.
 alter table accounts add column if not exists require_signature boolean not null default false;
 alter table accounts add column if not exists strip_location boolean not null default false;
 
--- What the operator has done to an account. The API refuses the keys of one that is suspended, and no image is inserted
--- for it; its pictures are delivered unless that is stopped, too. One whose deletion has begun never comes back.
+-- The state that operators give an account. The keys of a suspended account are refused and no image is inserted for
+-- it; its pictures are delivered unless delivery is stopped as well. A deletion that has begun cannot be undone.
 alter table accounts add column if not exists suspended_at timestamptz;
 alter table accounts add column if not exists delivery_stopped boolean not null default false;
 alter table accounts add column if not exists deletion_began_at timestamptz;
--- An account may store more than a quota that was lowered later, but no image may be younger than that.
+-- An account may be over a quota that was lowered, but no image may be newer than that change.
 alter table accounts add column if not exists max_bytes_set_at timestamptz not null default '-infinity';
 
 create table if not exists images (
@@ -57,43 +57,44 @@ create table if not exists images (
     tags         text[] not null default '{}',
     created_at   timestamptz not null default now(),
 
-    -- what the probe found
+    -- the result of the probe
     format       text,
     width        integer,
     height       integer,
     orientation  smallint,
     pages        integer,
     has_alpha    boolean,
-    exif         json,   -- not jsonb: it is stored and answered, never searched
+    exif         json,   -- not jsonb, because it is only stored and returned, never searched
     mini_preview bytea,
 
-    -- how it failed
+    -- the failure
     error        text,
-    crashes      smallint not null default 0,  -- child processes that died of this picture
+    crashes      smallint not null default 0,  -- decoders that died while they decoded this picture
     failed_at    timestamptz
 );
--- The Idempotency-Key of the request that made the image, for 24 hours. Whether a request is the same one is
--- decided by sha256, or by the SHA-256 of the URL if the picture came from one. A row that fails releases the key.
+-- The Idempotency-Key of the request that created the image, for 24 hours. A request is a repetition if its sha256 is
+-- equal, or the SHA-256 of its URL if it sends one. A failed row releases the key.
 alter table images add column if not exists idempotency_key text collate "C";
 alter table images add column if not exists idempotency_url bytea;
--- What an unsupported picture is, in a few words: "12-bit JPEG".
+-- The kind of an unsupported picture, e.g. "12-bit JPEG".
 alter table images add column if not exists error_kind text;
 create unique index if not exists images_idempotency_key on images (account_id, idempotency_key)
     where idempotency_key is not null;
 create index if not exists images_keys_by_age on images (created_at) where idempotency_key is not null;
 
--- The sweep's: stays as small as what is unfinished.
+-- For the sweep. It only contains unfinished images, so it stays small.
 create index if not exists images_unfinished on images (created_at) where state <> 'ready';
--- An account's images in the order of the search; with their sizes, so that the counters' refresh is an index-only sum.
+-- The images of an account in the order of the search. It includes the sizes, so that refreshing the counters is an
+-- index-only scan.
 create index if not exists images_in_order on images (account_id, created_at, id) include (size)
     where state <> 'failed';
-drop index if exists images_of_account;  -- its first form
--- The search by format and by content, each in its order. Only what is ready is found.
+drop index if exists images_of_account;  -- its predecessor
+-- The search by format and by content, in its order. It only finds ready images.
 create index if not exists images_by_format on images (account_id, format, created_at, id) where state = 'ready';
 create index if not exists images_by_sha256 on images (account_id, sha256, created_at, id) where state = 'ready';
 
--- The tags of ready images in the order of the search: an index over images.tags could find them, not order them.
--- Kept by a trigger, so whatever changes an image keeps it right; an image without tags never calls it.
+-- The tags of ready images in the order of the search. An index on images.tags could find them, but not in order.
+-- Triggers keep this table consistent with every change of an image. They are not called for an image without tags.
 create table if not exists image_tags (
     account_id bigint not null,
     tag        text collate "C" not null,
@@ -118,7 +119,7 @@ begin
 end
 $$;
 
--- Once: making a trigger keeps writers out until the commit, so no tag slips between the trigger and the first copy.
+-- Runs once. Creating a trigger blocks writers until the commit, so the initial copy contains every tag.
 do $$
 begin
     if exists (select from pg_trigger where tgname = 'images_tags_deleted' and tgrelid = 'images'::regclass) then
@@ -137,7 +138,7 @@ begin
 end
 $$;
 
--- What URLs are signed with. Kept as they are: a signature can only be checked by making it again.
+-- The keys that sign URLs. They are not hashed, because checking a signature means computing it.
 create table if not exists signing_keys (
     id         bigint generated always as identity primary key,
     account_id bigint not null references accounts on delete cascade,
@@ -147,55 +148,55 @@ create table if not exists signing_keys (
 );
 create index if not exists signing_keys_of_account on signing_keys (account_id, id);
 
--- Names for parameters of renditions, which URLs may use in place of them.
+-- Names for rendition parameters, which URLs may use instead of the parameters.
 create table if not exists presets (
     account_id bigint not null references accounts on delete cascade,
     name       text collate "C" not null,
-    parameters text not null,  -- as they stand in a URL: width=300&height=300&fit=cover
+    parameters text not null,  -- as in a URL: width=300&height=300&fit=cover
     changed_at timestamptz not null default now(),
     primary key (account_id, name)
 );
 
--- Files to remove: noted by the statement that ends the row, cleared once the file is gone. So a process that
--- dies between the two leaves nothing behind, and no sweep has to read the storage folders.
+-- Files to remove: inserted by the statement that deletes the row of the image, and deleted when the file is removed.
+-- So a crash in between leaves no file behind, and the sweep does not have to list the storage folders.
 create table if not exists removals (
     image_id   text collate "C" primary key,
     removed_at timestamptz not null default now()
 );
 
--- What was made of images and lies in the folder of renditions. `digest` names it among those of its image; one with a
--- watermark goes with that image too. A row may outlive its image until the file is gone.
+-- The renditions in their folder. `digest` identifies a rendition of an image. A rendition with a watermark is deleted
+-- with either image. A row may exist longer than its image, until its file is removed.
 create table if not exists renditions (
     image_id     text collate "C" not null,
     digest       text collate "C" not null,
     watermark_id text collate "C",
     size         bigint not null,  -- bytes
-    used_at      timestamptz not null default now(),  -- kept to some minutes
+    used_at      timestamptz not null default now(),  -- accurate to some minutes
     primary key (image_id, digest)
 );
 create index if not exists renditions_by_use on renditions (used_at) include (size);
 create index if not exists renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;
 
--- How far the background scrub has read the originals: one row. A worker holds it by a lease, of PostgreSQL's clock.
+-- The progress of the background scrub: one row. A worker holds a lease of it, by the clock of PostgreSQL.
 create table if not exists scrub (
     single     boolean primary key default true check (single),
     holder     text not null,
     held_until timestamptz not null,
-    started_at timestamptz,  -- of the round
+    started_at timestamptz,  -- of the current round
     is_over    boolean not null default true,
     after_id   text collate "C" not null default '',
     done_cost  bigint not null default 0  -- bytes, with an allowance for each file
 );
 
--- Images whose file the scrub has found damaged: each is named in the log once, until its file is whole again.
+-- Images whose file the scrub has found damaged. Each is logged once, until its file is intact again.
 create table if not exists damaged_images (
     image_id text collate "C" primary key,
     what     text not null,
     found_at timestamptz not null default now()
 );
 
--- The storage of the images: the id in the file `storage-id` there. In a folder with another id, or none, no file is
--- missing: its disk is not mounted.
+-- The id in the file `storage-id` of the storage of the images. If the folder has another id, or none, its disk is not
+-- mounted, so no file counts as missing.
 create table if not exists storage (
     single boolean primary key default true check (single),
     id     text not null

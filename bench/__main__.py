@@ -52,7 +52,7 @@ ROWS: dict[str, Callable[..., None]] = {
     "faults": faults.run,
 }
 
-# Between rows: after many deletions, the file system creates files slowly for some seconds; see rows/uploads.py.
+# Between rows: after many deletions the file system creates files slowly for some seconds (rows/uploads.py).
 _PAUSE_S = 6
 
 
@@ -66,13 +66,13 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--work",
         default="",
-        help="of growth and renditions: only work whose name begins with one of these (with ; between)",
+        help="of growth and renditions: only work whose name begins with one of these (separated by ;)",
     )
     parser.add_argument("--jobs", type=int, default=workers.JOBS, help=f"of workers: jobs a turn ({workers.JOBS})")
     parser.add_argument(
-        "--uploads", type=int, help=f"of memory and storm: at once ({memory.UPLOADS} and {storm.UPLOADS})"
+        "--uploads", type=int, help=f"of memory and storm: concurrent uploads ({memory.UPLOADS} and {storm.UPLOADS})"
     )
-    parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow ones ({slow.CLIENTS})")
+    parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow clients ({slow.CLIENTS})")
     options = parser.parse_args(arguments)
     # Not `choices`: argparse of Python 3.11 checks the default list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
@@ -84,7 +84,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     options = read_options(sys.argv[1:])
-    own: dict[str, dict[str, Any]] = {
+    row_options: dict[str, dict[str, Any]] = {
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
         "renditions": {"only": options.work.split(";")},
         "workers": {"count": options.jobs},
@@ -101,7 +101,9 @@ def main() -> None:
                 time.sleep(_PAUSE_S)
             with temporary_folder() as folder:
                 sizes = options.sizes.split(",")
-                ROWS[row](folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **own.get(row, {}))
+                ROWS[row](
+                    folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **row_options.get(row, {})
+                )
     except wrk.BenchError as error:
         sys.exit(f"bench: {error}")
 

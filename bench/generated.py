@@ -1,4 +1,4 @@
-"""Images as rows without files, thousands in a statement."""
+"""Inserts many images as rows without files, all in one statement."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from service.ids import AccountId
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PER_MINUTE = 3
 
-# In each fill 20 of the images are rare and 20 others are GIFs; every second one is even and every other odd; the
-# first half is early and the second late. The ids are as scattered as those of uploads.
-_FILL = """
+# All images have the tag "common", and "even" or "odd" alternately; the first half has "early", the second "late"; 20
+# have "rare". 20 others are GIFs, the rest are JPEGs. The ids are as randomly distributed as those of uploads.
+_INSERT_IMAGES = """
 insert into images (id, account_id, state, size, sha256, tags, created_at, format, width, height, orientation, pages,
     has_alpha, exif, mini_preview)
 select left(translate(encode(sha256(($1::bigint || '/' || n)::bytea), 'base64'), '+/', 'Zz'), 11), $1, 'ready', 1000,
@@ -24,20 +24,20 @@ select left(translate(encode(sha256(($1::bigint || '/' || n)::bytea), 'base64'),
     2000, 1500, 1, 1, false, '{}', sha256(n::text::bytea)
 from generate_series(1, $2::int) as k cross join lateral (select $5::int + k) as numbered (n)
 """
-_CHARGE = """
+_ADD_TO_COUNTERS = """
 update accounts set used_bytes = used_bytes + 1000 * $2::bigint, num_images = num_images + $2, changed_at = now()
 where id = $1
 """
 _TIMEOUT_S = 1200
 
 
-async def fill(connection: Connection, account_id: AccountId, images: int, *, after: int = 0) -> None:
-    """Adds `images` images to the account and its counters. `after` is the number added before."""
+async def insert_images(connection: Connection, account_id: AccountId, count: int, *, after: int = 0) -> None:
+    """Inserts `count` images of the account and adds them to its counters. `after` is the number inserted before."""
     async with connection.transaction():
-        await connection.execute(_FILL, account_id, images, START, PER_MINUTE, after, timeout=_TIMEOUT_S)
-        await connection.execute(_CHARGE, account_id, images)
+        await connection.execute(_INSERT_IMAGES, account_id, count, START, PER_MINUTE, after, timeout=_TIMEOUT_S)
+        await connection.execute(_ADD_TO_COUNTERS, account_id, count)
 
 
-async def settle(connection: Connection) -> None:
-    """Does what autovacuum would have done by the time a database has this size."""
+async def vacuum(connection: Connection) -> None:
+    """Vacuums and analyzes the database, as autovacuum does while a real one grows."""
     await connection.execute("vacuum analyze", timeout=_TIMEOUT_S)

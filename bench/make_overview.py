@@ -1,7 +1,7 @@
-"""Make the picture at the top of README.md, by requests to a running Daguerre.
+"""Makes the picture at the top of README.md with requests to a running Daguerre.
 
 Usage: `python -m bench.make_overview --url http://127.0.0.1:8080 --key KEY`. It shows the sample landscape three times:
-its preview, enlarged and blurred as a page does it; a rendition; and a crop by smart gravity.
+its preview, enlarged and blurred like on a page; a rendition; and a crop by smart gravity.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _compose(preview: bytes, rendition: bytes, crop: bytes) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.make_overview", description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="Where Daguerre runs.")
-    parser.add_argument("--key", required=True, help="An API key of an account that the picture is uploaded to.")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="Address of Daguerre.")
+    parser.add_argument("--key", required=True, help="An API key of the account that the picture is uploaded to.")
     arguments = parser.parse_args()
     preview, rendition, crop = asyncio.run(_fetch(arguments.url, arguments.key))
     _compose(preview, rendition, crop).save(FILE, quality=82)

@@ -1,7 +1,7 @@
-"""Make the pictures of docs/renditions.md, by the very URLs that stand there beside them, from the sample landscape.
+"""Makes the pictures of docs/renditions.md from the sample landscape, by requesting the URLs next to them.
 
-`python -m bench.make_pictures --url http://127.0.0.1:8080 --key KEY` asks a running Daguerre for them;
-`--check` says without one whether all of them are there.
+`python -m bench.make_pictures --url http://127.0.0.1:8080 --key KEY` requests them from a running Daguerre.
+`--check` only checks that all pictures exist.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FOLDER = _ROOT / "docs/pictures"
 _PHOTOGRAPH = _ROOT / "service/launcher/embedded/sample.jpg"
 
 MAX_BYTES = 15_000
-MAX_BYTES_TOGETHER = 400_000
+MAX_TOTAL_BYTES = 400_000
 
-_SHOWN = re.compile(r"!\[[^\]]*\]\(pictures/(?P<file>[\w.-]+)\) \| `(?P<target>/i/[^`]+)`")
-_LINKED = re.compile(r"\(pictures/([^)]+)\)")
+_PICTURE_ROW = re.compile(r"!\[[^\]]*\]\(pictures/(?P<file>[\w.-]+)\) \| `(?P<target>/i/[^`]+)`")
+_LINK = re.compile(r"\(pictures/([^)]+)\)")
 _SUFFIXES = {
     "image/jpeg": ".jpg",
     "image/png": ".png",
@@ -47,44 +47,44 @@ _MARK_SVG = b"""\
 _FRAMES, _FRAME_SIZE, _FRAME_MS = 8, (600, 600), 150
 
 
-class Shown(NamedTuple):
-    """A picture of the page: its file in `FOLDER`, and path and query of its URL."""
+class Example(NamedTuple):
+    """A picture of the page: its file name in `FOLDER`, and the path and query of its URL."""
 
     file: str
     target: str
 
 
-def read_page(text: str) -> list[Shown]:
-    return [Shown(match["file"], match["target"]) for match in _SHOWN.finditer(text)]
+def read_page(text: str) -> list[Example]:
+    return [Example(match["file"], match["target"]) for match in _PICTURE_ROW.finditer(text)]
 
 
 def check() -> list[str]:
-    """What is wrong with the pictures that are there, a sentence each."""
+    """Returns the problems of the existing pictures, one sentence each."""
     text = PAGE.read_text()
-    shown = [picture.file for picture in read_page(text)]
+    names = [example.file for example in read_page(text)]
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
-    wrong = [f"{name} is shown without its URL." for name in set(_LINKED.findall(text)) - set(shown)]
-    wrong += [f"{name} is shown twice." for name in sorted(set(shown)) if shown.count(name) > 1]
-    wrong += [f"{name} is missing." for name in shown if name not in sizes]
-    wrong += [f"{name} is shown nowhere." for name in sizes if name not in shown]
-    wrong += [f"{name} has {size} bytes." for name, size in sizes.items() if size > MAX_BYTES]
-    if sum(sizes.values()) > MAX_BYTES_TOGETHER:
-        wrong.append(f"All of them have {sum(sizes.values())} bytes.")
-    return wrong
+    problems = [f"{name} is shown without its URL." for name in set(_LINK.findall(text)) - set(names)]
+    problems += [f"{name} is shown twice." for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [f"{name} is missing." for name in names if name not in sizes]
+    problems += [f"{name} is not shown." for name in sizes if name not in names]
+    problems += [f"{name} has {size} bytes." for name, size in sizes.items() if size > MAX_BYTES]
+    if sum(sizes.values()) > MAX_TOTAL_BYTES:
+        problems.append(f"All pictures together have {sum(sizes.values())} bytes.")
+    return problems
 
 
 async def make(url: str, key: str) -> dict[str, bytes]:
-    """Every picture of the page, by its file's name. Raises RuntimeError for one that is not to be had."""
+    """Returns every picture of the page by its file name. Raises RuntimeError if a response is not the picture."""
     async with aiohttp.ClientSession(url, headers={"X-Api-Key": key}) as session:
         ids = await _upload_all(session)
         return {
-            picture.file: await _get(session, _with_ids(picture.target, ids), Path(picture.file).suffix)
-            for picture in read_page(PAGE.read_text())
+            example.file: await _get(session, _with_ids(example.target, ids), Path(example.file).suffix)
+            for example in read_page(PAGE.read_text())
         }
 
 
 async def _upload_all(session: aiohttp.ClientSession) -> dict[str, str]:
-    """The images of the page, by the ids that they have there."""
+    """Uploads the images of the page. Returns their ids by the ids that the page shows."""
     photograph = _PHOTOGRAPH.read_bytes()
     ids = {PHOTOGRAPH: await _upload(session, photograph)}
     border = "?width=300&height=260&fit=pad&background=f4efe6&format=png"
@@ -96,29 +96,29 @@ async def _upload_all(session: aiohttp.ClientSession) -> dict[str, str]:
 
 async def _upload(session: aiohttp.ClientSession, data: bytes) -> str:
     headers = {"Content-Type": "application/octet-stream"}
-    async with session.post("/v1/images", data=data, headers=headers) as answer:
-        if answer.status != 200:
-            raise RuntimeError(f"An upload was answered {answer.status}: {await answer.text()}")
-        return str((await answer.json())["response"]["id"])
+    async with session.post("/v1/images", data=data, headers=headers) as response:
+        if response.status != 200:
+            raise RuntimeError(f"The response to an upload was {response.status}: {await response.text()}")
+        return str((await response.json())["response"]["id"])
 
 
 async def _get(session: aiohttp.ClientSession, target: str, suffix: str) -> bytes:
-    async with session.get(URL(target, encoded=True)) as answer:
-        if answer.status != 200:
-            raise RuntimeError(f"{target} was answered {answer.status}: {await answer.text()}")
-        if _SUFFIXES[answer.content_type] != suffix:
-            raise RuntimeError(f"{target} is {answer.content_type}, shown as {suffix}")
-        return await answer.read()
+    async with session.get(URL(target, encoded=True)) as response:
+        if response.status != 200:
+            raise RuntimeError(f"The response to {target} was {response.status}: {await response.text()}")
+        if _SUFFIXES[response.content_type] != suffix:
+            raise RuntimeError(f"{target} is {response.content_type}, but its file is {suffix}")
+        return await response.read()
 
 
 def _with_ids(target: str, ids: Mapping[str, str]) -> str:
-    for shown, real in ids.items():
-        target = target.replace(shown, real)
+    for example_id, image_id in ids.items():
+        target = target.replace(example_id, image_id)
     return target
 
 
 def _animate(photograph: bytes) -> bytes:
-    """A look along the shore, from left to right."""
+    """Returns an animation that pans along the shore from left to right."""
     picture = Image.open(io.BytesIO(photograph)).convert("RGB")
     width, height = _FRAME_SIZE
     top, step = (picture.height - height) // 2, (picture.width - width) // (_FRAMES - 1)
@@ -130,27 +130,27 @@ def _animate(photograph: bytes) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.make_pictures", description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="Where Daguerre runs.")
-    parser.add_argument("--key", help="An API key of an account that the images are uploaded to.")
-    parser.add_argument("--check", action="store_true", help="Only tell whether the pictures are there.")
-    asked = parser.parse_args()
-    if not asked.check:
-        if asked.key is None:
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="Address of Daguerre.")
+    parser.add_argument("--key", help="An API key of the account that the images are uploaded to.")
+    parser.add_argument("--check", action="store_true", help="Only check that the pictures exist.")
+    options = parser.parse_args()
+    if not options.check:
+        if options.key is None:
             parser.error("--key is needed, unless with --check")
-        made = asyncio.run(make(asked.url, asked.key))
+        pictures = asyncio.run(make(options.url, options.key))
         FOLDER.mkdir(exist_ok=True)
         for path in FOLDER.iterdir():
-            if path.name not in made:
+            if path.name not in pictures:
                 path.unlink()
-        for name, data in made.items():
+        for name, data in pictures.items():
             (FOLDER / name).write_bytes(data)
-    wrong = check()
-    for sentence in wrong:
-        print(sentence, file=sys.stderr)
-    if not wrong:
+    problems = check()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
         sizes = [path.stat().st_size for path in FOLDER.iterdir()]
         print(f"{len(sizes)} pictures, {sum(sizes)} bytes")
-    return 1 if wrong else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draw the landscape that `./run up` offers to upload.
+"""Draws the landscape that `./run up` suggests to upload.
 
 Usage: `python -m bench.make_sample service/launcher/embedded/sample.jpg`.
 
-Drawn, so that its licence is ours; with the EXIF of a camera, so that an upload of it shows what an upload gives.
+It is drawn, so that its licence is ours. It has the EXIF of a camera, so that an upload of it returns every field.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RANDOM = np.random.default_rng(1839)
 
 
 def noise(length: int, octaves: range, roughness: float) -> Array:
-    """Fractal noise along a line, about -1 to 1."""
+    """Returns fractal noise along a line, from about -1 to 1."""
     total = np.zeros(length)
     for octave in octaves:
         knots = RANDOM.normal(size=2**octave + 3)
@@ -34,7 +34,7 @@ def noise(length: int, octaves: range, roughness: float) -> Array:
 
 
 def plane(across: int, down: int, octaves: int, roughness: float) -> Array:
-    """Fractal noise on the whole picture, about -1 to 1; the first octave has this many cells."""
+    """Returns fractal noise for the whole picture, from about -1 to 1. The first octave has `across` x `down` cells."""
     total = np.zeros((HEIGHT, WIDTH))
     for octave in range(octaves):
         cells = RANDOM.normal(size=(down * 3 * 2**octave, across * 2**octave))
@@ -65,7 +65,7 @@ def sky() -> Array:
 
 
 def mountains(picture: Array) -> None:
-    layers = (  # height of the ridge, its relief, colour, haze at its foot
+    layers = (  # height of the ridge, its relief, colour, colour of the haze at its foot
         (470, 92, "8f86a6", "e8b699"),
         (530, 70, "6c6a90", "d6a294"),
         (575, 46, "4a4f74", "a98490"),

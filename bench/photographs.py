@@ -1,4 +1,4 @@
-"""Photographs to upload, in the sizes that the benchmarks name: made from the sample landscape, with its EXIF."""
+"""Generates the photographs that the benchmarks upload from the sample landscape, with its EXIF."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from PIL import Image
 
 SAMPLE = Path(__file__).parents[1] / "service" / "launcher" / "embedded" / "sample.jpg"
 
-# Width, height and the size that a camera's JPEG of it has.
+# Width, height, and the bytes of a typical JPEG of a camera of this size.
 SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 4_000_000)}
 
 
 def photograph(size: str) -> bytes:
-    """The landscape in one of SIZES."""
+    """Returns the landscape in one of SIZES as a JPEG."""
     return render(*SIZES[size])
 
 
-def render(width: int, height: int, wanted: int) -> bytes:
-    """The landscape with as much grain as brings it within a tenth of the `wanted` bytes.
+def render(width: int, height: int, target_bytes: int) -> bytes:
+    """Returns the landscape as a JPEG whose size is within a tenth of `target_bytes`.
 
-    In the best quality from 82 down that leaves room for some.
+    Grain is added to reach that size. The quality is the best, from 82 down, with which the landscape is smaller.
     """
     with Image.open(SAMPLE) as sample:
         exif = sample.getexif()
         pixels = np.asarray(sample.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
     grain = np.random.default_rng(1839).normal(size=(height, width, 1)).astype(np.float32)
-    quality = next(quality for quality in range(82, 0, -4) if len(_encode(pixels, exif, quality)) < wanted)
+    quality = next(quality for quality in range(82, 0, -4) if len(_encode(pixels, exif, quality)) < target_bytes)
     low, high = 0.0, 40.0
     for _ in range(12):
         strength = (low + high) / 2
         body = _encode(pixels + grain * strength, exif, quality)
-        if abs(len(body) - wanted) < wanted / 10:
+        if abs(len(body) - target_bytes) < target_bytes / 10:
             break
-        low, high = (strength, high) if len(body) < wanted else (low, strength)
+        low, high = (strength, high) if len(body) < target_bytes else (low, strength)
     return body
 
 

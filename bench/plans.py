@@ -1,8 +1,8 @@
-"""The query plans behind the requests and periodic jobs, with many images in the database.
+"""Prints the query plans of requests and periodic jobs, with many images in the database.
 
     python -m bench.plans [1000000]
 
-Starts a PostgreSQL of its own and prints the plan that each statement was run with, as the service sends it.
+Starts its own PostgreSQL and prints the plan with which each statement of the service was executed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-from bench.generated import PER_MINUTE, START, fill, settle
+from bench.generated import PER_MINUTE, START, insert_images, vacuum
 from service.accounts.accounts import create_account
 from service.accounts.counters import list_stale, refresh_counters
 from service.database import Database, apply_schema
@@ -27,7 +27,7 @@ from service.images.updates import change_tags, delete_images
 from service.launcher.embedded.postgres import Postgres
 from tests.support.folders import temporary_folder
 
-# The plan that a statement was run with, and not what EXPLAIN would make of it: that one plans for the values given.
+# The plan that was executed. EXPLAIN might show another one, because it plans for the given parameter values.
 LOG_PLANS = """
 load 'auto_explain';
 set auto_explain.log_min_duration = 0;
@@ -37,11 +37,11 @@ set auto_explain.log_timing = off;
 set client_min_messages = log
 """
 _PAGE = 10
-# A day's images were sent with one.
-_GIVE_KEYS = "update images set idempotency_key = id where created_at > $1"
+# The images of the last day have an idempotency key.
+_SET_IDEMPOTENCY_KEYS = "update images set idempotency_key = id where created_at > $1"
 
 
-def _print(_: object, message: Any) -> None:
+def _print_plan(_: object, message: Any) -> None:
     _, _, plan = message.message.partition("\nQuery Parameters: ")
     print(plan.partition("\n")[2] + "\n")
 
@@ -59,10 +59,10 @@ async def explain(postgres: Postgres, images: int) -> None:
     opened = Database.open(postgres.dsn, connections=1, command_timeout_s=600)
     async with opened as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
-        await fill(connection, account_id, images)
+        await insert_images(connection, account_id, images)
         newest = START + timedelta(minutes=images // PER_MINUTE)
-        await connection.execute(_GIVE_KEYS, newest - timedelta(days=1))
-        await settle(connection)
+        await connection.execute(_SET_IDEMPOTENCY_KEYS, newest - timedelta(days=1))
+        await vacuum(connection)
         deep = Position(newest - timedelta(minutes=min(1000 * _PAGE, images // 2) // PER_MINUTE), ImageId(""))
         image_id = ImageId(
             await connection.fetchval("select id from images order by id offset $1 limit 1", images // 2)
@@ -90,17 +90,17 @@ async def explain(postgres: Postgres, images: int) -> None:
             "refresh, stale accounts": lambda: list_stale(connection, 1000),
             "refresh, one account": lambda: refresh_counters(connection, account_id),
         }
-        for run in statements.values():  # once before, for what asyncpg asks about types
-            tried = connection.transaction()
-            await tried.start()
+        for run in statements.values():  # first without a plan, because asyncpg queries the types
+            transaction = connection.transaction()
+            await transaction.start()
             await run()
-            await tried.rollback()
+            await transaction.rollback()
         await connection.execute(LOG_PLANS)
-        connection.add_log_listener(_print)
+        connection.add_log_listener(_print_plan)
         for name, run in statements.items():
             print(f"\n## {name}\n")
             await run()
-        connection.remove_log_listener(_print)
+        connection.remove_log_listener(_print_plan)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How good previews of at most 500 bytes are, by how they are made; and what a probe costs.
+"""Compares encoders for previews of at most 500 bytes, and measures the CPU time of a probe.
 
-    python -m bench.preview_quality [FOLDER]    a table over the photographs in FOLDER (default: a few generated ones)
-    python -m bench.preview_quality --speed     CPU milliseconds a probe, for photographs of three sizes
+    python -m bench.preview_quality [FOLDER]    a table for the photographs in FOLDER (default: a few generated ones)
+    python -m bench.preview_quality --speed     CPU milliseconds per probe, for photographs of three sizes
 
 Each candidate encodes each photograph at the best quality that fits. The preview is scaled up (bicubic) to a display
-size of 320 pixels and compared with the photograph at that size: SSIM as it is, and with both blurred as a page would
-(sigma 6), averaged over red, green and blue. The rows of libvips are what sharp can do: it has the same encoder.
+size of 320 pixels and compared with the photograph at that size by SSIM, averaged over red, green and blue: unchanged,
+and with both blurred like on a page (sigma 6). The rows of libvips show what sharp can do, which has the same encoder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLUR_SIGMA = 6.0
 QUALITIES = range(1, 101)
 
 Pixels = npt.NDArray[np.float32]
-Encode = Callable[[Image.Image, int], bytes]  # at one of QUALITIES
+Encode = Callable[[Image.Image, int], bytes]  # the int is one of QUALITIES
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Candidate:
 @dataclass(frozen=True)
 class Photograph:
     path: Path
-    shown: Image.Image
+    displayed: Image.Image
     sharp: Reference
     blurred: Reference
 
 
 class Reference:
-    """One side of SSIM, with what does not depend on the other."""
+    """One side of an SSIM comparison, with everything precomputed that does not depend on the other side."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
@@ -61,13 +61,13 @@ class Reference:
         self.variance = convolve(pixels * pixels, _WINDOW) - self.mean**2
 
     def ssim(self, other: Pixels) -> float:
-        """Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5, K = 0.01 and 0.03."""
+        """Returns the SSIM (Wang et al. 2004) with an 11 x 11 Gaussian window of sigma 1.5, K = 0.01 and 0.03."""
         mean = convolve(other, _WINDOW)
         variance = convolve(other * other, _WINDOW) - mean**2
         covariance = convolve(other * self.pixels, _WINDOW) - mean * self.mean
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        likeness = (2 * mean * self.mean + c1) * (2 * covariance + c2)
-        return float((likeness / ((mean**2 + self.mean**2 + c1) * (variance + self.variance + c2))).mean())
+        numerator = (2 * mean * self.mean + c1) * (2 * covariance + c2)
+        return float((numerator / ((mean**2 + self.mean**2 + c1) * (variance + self.variance + c2))).mean())
 
 
 def gaussian(sigma: float, radius: int) -> Pixels:
@@ -80,7 +80,7 @@ _BLUR = gaussian(BLUR_SIGMA, round(3 * BLUR_SIGMA))
 
 
 def convolve(pixels: Pixels, kernel: Pixels) -> Pixels:
-    """Along both sides, the borders repeated."""
+    """Convolves along both axes, with the borders repeated."""
     radius = len(kernel) // 2
     for axis in (0, 1):
         padding = [(radius, radius) if side == axis else (0, 0) for side in range(pixels.ndim)]
@@ -101,9 +101,10 @@ def read(paths: list[Path]) -> Iterator[Photograph]:
 
 
 def score(photo: Photograph, preview: bytes) -> tuple[float, float]:
+    """Returns the SSIM of the preview, unchanged and blurred."""
     with Image.open(io.BytesIO(preview)) as small:
-        shown = small.convert("RGB").resize(photo.shown.size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(shown, dtype=np.float32)
+        preview_pixels = small.convert("RGB").resize(photo.displayed.size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(preview_pixels, dtype=np.float32)
     return photo.sharp.ssim(pixels), photo.blurred.ssim(convolve(pixels, _BLUR))
 
 
@@ -118,15 +119,15 @@ def by_libvips(table: int, *, trellis: bool) -> Encode:
     return encode
 
 
-def by_pillow(slope: float, subsampling: str, *, spare: bool = True) -> Encode:
-    """One table for all components: a step for the lowest frequency that rises by `slope` of it with each other."""
+def by_pillow(slope: float, subsampling: str, *, strip: bool = True) -> Encode:
+    """Returns an encoder with one quantization table, whose steps rise by `slope` of the first with each frequency."""
 
     def encode(image: Image.Image, quality: int) -> bytes:
         step = 255 * 0.955**quality
         table = [min(255, max(1, round(step * (1 + slope * (u + v))))) for v in range(8) for u in range(8)]
         out = io.BytesIO()
         image.save(out, "JPEG", qtables=[table], subsampling=subsampling, optimize=True)
-        return without_spare_headers(out.getvalue()) if spare else out.getvalue()
+        return without_spare_headers(out.getvalue()) if strip else out.getvalue()
 
     return encode
 
@@ -139,7 +140,7 @@ SHARP = [
 ]
 CANDIDATES = [
     *SHARP,
-    Candidate(48, "4:2:0", "one, rising, all headers", by_pillow(0.1, "4:2:0", spare=False)),
+    Candidate(48, "4:2:0", "one, rising, all headers", by_pillow(0.1, "4:2:0", strip=False)),
     Candidate(48, "4:2:0", "one, flat", by_pillow(0.0, "4:2:0")),
     Candidate(48, "4:2:0", "one, rising steeply", by_pillow(0.3, "4:2:0")),
     Candidate(48, "4:4:4", "one, rising", by_pillow(0.1, "4:4:4")),
@@ -148,6 +149,7 @@ CANDIDATES = [
 
 
 def best_that_fits(image: Image.Image, candidate: Candidate) -> tuple[int, bytes] | None:
+    """Returns the highest quality whose preview fits, and that preview. Returns None if none fits."""
     small = image.copy()
     small.thumbnail((candidate.px, candidate.px), Image.Resampling.HAMMING, reducing_gap=None)
     low, high, best = QUALITIES.start, QUALITIES.stop - 1, None
@@ -166,29 +168,29 @@ def compare(photos: list[Photograph]) -> None:
     columns = f"{'Q':>4} {'bytes':>6} {'fits':>5} {'SSIM':>7} {'blurred':>8}"
     print(f"{'px':>4}  {'chroma':6}  {'quantization table':26} {columns}")
     for candidate in CANDIDATES:
-        found = []
+        results = []
         for photo in photos:
-            best = best_that_fits(photo.shown, candidate)
+            best = best_that_fits(photo.displayed, candidate)
             if best is not None:
-                found.append((best[0], len(best[1]), *score(photo, best[1])))
-        show(f"{candidate.px:4}  {candidate.subsampling:6}  {candidate.table:26}", found, len(photos))
-    shipped = []
+                results.append((best[0], len(best[1]), *score(photo, best[1])))
+        print_row(f"{candidate.px:4}  {candidate.subsampling:6}  {candidate.table:26}", results, len(photos))
+    results = []
     for photo in photos:
         data = imaging.probe(str(photo.path), max_pixels=1_000_000_000).mini_preview
-        shipped.append((0, len(data), *score(photo, data)))
-    show(f"{'':14}{'what a probe answers':26}", shipped, len(photos))
+        results.append((0, len(data), *score(photo, data)))
+    print_row(f"{'':14}{'of a probe':26}", results, len(photos))
 
 
-def show(name: str, found: list[tuple[int, int, float, float]], photos: int) -> None:
-    if not found:
+def print_row(name: str, results: list[tuple[int, int, float, float]], photos: int) -> None:
+    if not results:
         print(name, "none fits")
         return
-    quality, size, sharp, blurred = np.mean(found, axis=0)
-    print(f"{name} {quality or float('nan'):4.0f} {size:6.0f} {len(found) / photos:5.0%} {sharp:7.4f} {blurred:8.4f}")
+    quality, size, sharp, blurred = np.mean(results, axis=0)
+    print(f"{name} {quality or float('nan'):4.0f} {size:6.0f} {len(results) / photos:5.0%} {sharp:7.4f} {blurred:8.4f}")
 
 
 def generate(folder: Path) -> None:
-    """Clouds and edges in the spectrum of photographs, of different seeds, and the sample landscape."""
+    """Writes the sample landscape, and pictures of clouds and edges whose spectrum is that of photographs."""
     (folder / "landscape.jpg").write_bytes(photograph("s"))
     for seed in range(5):
         noise = np.random.default_rng(seed)
@@ -202,16 +204,16 @@ def generate(folder: Path) -> None:
 
 
 def measure_speed(folder: Path) -> None:
-    print("CPU milliseconds a probe (the least of 5 rounds)")
+    print("CPU milliseconds per probe (minimum of 5 rounds)")
     for size, rounds in zip(SIZES, (40, 12, 3), strict=True):
         path = folder / f"{size}.jpg"
         path.write_bytes(photograph(size))
         costs = []
         for _ in range(5):
-            begun = time.process_time()
+            started = time.process_time()
             for _ in range(rounds):
                 imaging.probe(str(path), max_pixels=1_000_000_000)
-            costs.append((time.process_time() - begun) / rounds * 1000)
+            costs.append((time.process_time() - started) / rounds * 1000)
         width, height, _ = SIZES[size]
         print(f"{size}  {width} x {height}  {path.stat().st_size / 1000:6.0f} KB  {min(costs):7.2f}")
 
@@ -232,11 +234,11 @@ def main() -> None:
         paths = []
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             try:
-                found = imaging.probe(str(path), max_pixels=1_000_000_000)
-            except Rejected as refusal:
-                print(f"{path.name}: {refusal.code}")
+                probe = imaging.probe(str(path), max_pixels=1_000_000_000)
+            except Rejected as error:
+                print(f"{path.name}: {error.code}")
                 continue
-            if found.format not in {"heic", "svg"}:  # Pillow, which shows the original, cannot read these
+            if probe.format not in {"heic", "svg"}:  # Pillow, which opens the original, cannot read these
                 paths.append(path)
         compare(list(read(paths)))
 

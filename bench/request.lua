@@ -1,9 +1,9 @@
--- Sends one request again and again, or one of many in turn, and checks every answer. Configured by the environment:
+-- Repeats one request, or several round-robin, and checks every response. Configured by the environment:
 --   BENCH_METHOD, BENCH_TYPE, BENCH_BODY   the method, the content type, a file with the body
---   BENCH_PATHS                            a file with a path a line; the connection takes them in turn
---   BENCH_FRESH                            what {fresh} in a path begins to count from, in hexadecimal digits
---   BENCH_STATUS, BENCH_EXPECT             the status of a right answer, and texts that it has, a line each
---   BENCH_JPEG                             anything: a right answer is a JPEG from its first byte to its last
+--   BENCH_PATHS                            a file with one path per line, used round-robin
+--   BENCH_FRESH                            the first value of {fresh} in a path, which counts up in hexadecimal digits
+--   BENCH_STATUS, BENCH_EXPECT             the status of a correct response, and texts that it contains, one per line
+--   BENCH_JPEG                             if not empty, a correct response is a complete JPEG
 -- Prints one line of JSON.
 
 local function read(path)
@@ -32,7 +32,7 @@ function init(_)
       wrk.body = read(body)
       wrk.headers["Content-Type"] = os.getenv("BENCH_TYPE")
    end
-   requests, next_one, fresh = {}, 0, tonumber(os.getenv("BENCH_FRESH"))
+   requests, index, fresh = {}, 0, tonumber(os.getenv("BENCH_FRESH"))
    for path in read(os.getenv("BENCH_PATHS")):gmatch("[^\n]+") do
       table.insert(requests, wrk.format(nil, path))
    end
@@ -40,40 +40,40 @@ function init(_)
 end
 
 function request()
-   next_one = next_one % #requests + 1
+   index = index % #requests + 1
    if not has_fresh then
-      return requests[next_one]
+      return requests[index]
    end
    fresh = fresh + 1
-   return (requests[next_one]:gsub("{fresh}", string.format("%06x", fresh)))
+   return (requests[index]:gsub("{fresh}", string.format("%06x", fresh)))
 end
 
-function response(got, _, body)
-   local right = got == status
+function response(got_status, _, body)
+   local is_correct = got_status == status
    for _, text in ipairs(expected) do
-      right = right and body:find(text, 1, true) ~= nil
+      is_correct = is_correct and body:find(text, 1, true) ~= nil
    end
    if is_jpeg then
-      right = right and body:sub(1, 2) == "\255\216" and body:sub(-2) == "\255\217"
+      is_correct = is_correct and body:sub(1, 2) == "\255\216" and body:sub(-2) == "\255\217"
    end
-   if not right then
+   if not is_correct then
       wrong = wrong + 1
       if wrong == 1 then
-         example = (got .. " " .. body:sub(1, 300)):gsub("[^%g ]", " "):gsub("[\"\\]", " ")
+         example = (got_status .. " " .. body:sub(1, 300)):gsub("[^%g ]", " "):gsub("[\"\\]", " ")
       end
    end
 end
 
 function done(summary, latency, _)
-   local all_wrong, first = 0, ""
+   local total_wrong, first = 0, ""
    for _, thread in ipairs(threads) do
-      all_wrong = all_wrong + thread:get("wrong")
+      total_wrong = total_wrong + thread:get("wrong")
       first = first == "" and thread:get("example") or first
    end
    local errors = summary.errors
    io.write(string.format(
       '{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "wrong": %d, "broken": %d, "example": "%s"}\n',
       summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-      all_wrong, errors.connect + errors.read + errors.write + errors.timeout, first
+      total_wrong, errors.connect + errors.read + errors.write + errors.timeout, first
    ))
 end

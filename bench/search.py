@@ -1,11 +1,11 @@
-"""What a page of a search costs, and what the search's indexes cost an upload.
+"""Measures the time of search pages, and the time that the indexes of the search add to an upload.
 
-    python -m bench.search [10000 300000]    how many images the account has, a table each
+    python -m bench.search [10000 300000]    the number of images in the account, one table for each
 
-Starts a PostgreSQL of its own. For each search: milliseconds (median) of the first page of 20 and of one from halfway
-through the account, on a connection that has done it before, without statistics and after ANALYZE. Below each table:
-microseconds an image for the insert and for writing what its probe found, one at a time and in groups of 16, with the
-search's indexes and triggers and without.
+Starts its own PostgreSQL. For each search it prints the median milliseconds of the first page of 20 images, and of a
+page from the middle of the account, without statistics and after ANALYZE. The connection has run the search before.
+Below each table are the microseconds per image for the insert and for writing the result of its probe, one image at a
+time and in batches of 16, with and without the indexes and triggers of the search.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import asyncpg
 
-from bench.generated import PER_MINUTE, START, fill, settle
+from bench.generated import PER_MINUTE, START, insert_images, vacuum
 from service.accounts.accounts import create_account
 from service.database import Connection, Database, apply_schema
 from service.ids import AccountId, ImageId
@@ -41,8 +41,8 @@ SEARCHES = {
     "rare tag": Filters(tags=["rare"]),
     "common and rare tag": Filters(tags=["common", "rare"]),
     "two common tags": Filters(tags=["common", "even"]),
-    "two that never meet": Filters(tags=["even", "odd"]),
-    "two of other times": Filters(tags=["early", "late"]),
+    "two disjoint tags": Filters(tags=["even", "odd"]),
+    "two disjoint periods": Filters(tags=["early", "late"]),
     "common format": Filters(format="jpeg"),
     "rare format": Filters(format="gif"),
     "common tag, rare format": Filters(tags=["common"], format="gif"),
@@ -52,8 +52,8 @@ SEARCHES = {
     "rare tag in one hour": Filters(tags=["rare"], created_after=START, created_before=START + timedelta(hours=1)),
 }
 
-# The schema before there was a search.
-_WITHOUT = """
+# Brings the schema back to its state before the search was added.
+_REMOVE_SEARCH = """
 drop trigger images_tags_inserted on images;
 drop trigger images_tags_updated on images;
 drop trigger images_tags_deleted on images;
@@ -76,10 +76,10 @@ async def measure(postgres: Postgres, images: int) -> None:
     async with Database.open(postgres.dsn, connections=1) as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
         for owner in (account_id, await create_account(connection, "neighbour", 1 << 60)):
-            await fill(connection, owner, images)
+            await insert_images(connection, owner, images)
         print(f"{images:<26} without statistics     after ANALYZE\n{'images':24}   first halfway     first halfway")
         before = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
-        await settle(connection)
+        await vacuum(connection)
         after = [await time_pages(connection, account_id, filters, images) for filters in SEARCHES.values()]
     for name, (first, deep), (first_analyzed, deep_analyzed) in zip(SEARCHES, before, after, strict=True):
         print(f"{name:24} {first:7.2f} {deep:7.2f}   {first_analyzed:7.2f} {deep_analyzed:7.2f}")
@@ -99,50 +99,50 @@ async def time_pages(
 
 
 async def median_ms(call: Callable[[], Awaitable[Any]]) -> float:
-    taken = []
+    times = []
     for _ in range(15):
         started = time.perf_counter()
         await call()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken) * 1000
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
 
 
 async def compare_writes(postgres: Postgres) -> None:
-    """Two copies of the filled database, in turns, so that what else the machine does falls on both."""
+    """Measures writes to two copies of the database in turns, so that other work of the machine affects both."""
     admin = await asyncpg.connect(postgres.dsn_of("postgres"))
     for name in ("with_search", "without_search"):
         await admin.execute(f"create database {name} template daguerre", timeout=600)
     await admin.close()
     connection = await asyncpg.connect(postgres.dsn_of("without_search"))
-    await connection.execute(_WITHOUT, timeout=600)
+    await connection.execute(_REMOVE_SEARCH, timeout=600)
     await connection.close()
-    print("\nmicroseconds an image           with    without")
+    print("\nmicroseconds per image          with    without")
     for tags in ((), ("a", "b", "c")):
-        for group in (1, 16):
-            taken: dict[str, list[float]] = {"with_search": [], "without_search": []}
+        for batch_size in (1, 16):
+            times_by_database: dict[str, list[float]] = {"with_search": [], "without_search": []}
             for _ in range(10):
-                for name, times in taken.items():
-                    times.append(await time_writes(postgres.dsn_of(name), group, tags))
-            medians = [statistics.median(times) * 1e6 for times in taken.values()]
-            what = f"{len(tags)} tags, {group} at a time"
-            print(f"{what:24} {medians[0]:11.1f} {medians[1]:10.1f}   {medians[0] / medians[1] - 1:+.1%}")
+                for name, times in times_by_database.items():
+                    times.append(await time_writes(postgres.dsn_of(name), batch_size, tags))
+            medians = [statistics.median(times) * 1e6 for times in times_by_database.values()]
+            title = f"{len(tags)} tags, {batch_size} at a time"
+            print(f"{title:24} {medians[0]:11.1f} {medians[1]:10.1f}   {medians[0] / medians[1] - 1:+.1%}")
     print()
 
 
-async def time_writes(dsn: str, group: int, tags: tuple[str, ...]) -> float:
-    """Seconds an image from no row to a ready one."""
-    rounds = 300 if group == 1 else 60
+async def time_writes(dsn: str, batch_size: int, tags: tuple[str, ...]) -> float:
+    """Returns the seconds per image from no row to a ready one."""
+    rounds = 300 if batch_size == 1 else 60
     async with Database.open(dsn, connections=1) as database:
         account_id = AccountId(1)
-        await write(database, account_id, group, tags)
+        await write(database, account_id, batch_size, tags)
         started = time.perf_counter()
         for _ in range(rounds):
-            await write(database, account_id, group, tags)
-        return (time.perf_counter() - started) / rounds / group
+            await write(database, account_id, batch_size, tags)
+        return (time.perf_counter() - started) / rounds / batch_size
 
 
-async def write(database: Database, account_id: AccountId, group: int, tags: tuple[str, ...]) -> None:
-    new = [NewImage(new_image_id(), account_id, 1000, secrets.token_bytes(32), tags) for _ in range(group)]
+async def write(database: Database, account_id: AccountId, batch_size: int, tags: tuple[str, ...]) -> None:
+    new = [NewImage(new_image_id(), account_id, 1000, secrets.token_bytes(32), tags) for _ in range(batch_size)]
     await insert_pending(database, new)
     if None in await mark_ready(database, [(image.id, PROBE) for image in new]):
         raise SystemExit("an image was lost")

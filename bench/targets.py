@@ -1,4 +1,4 @@
-"""The systems under test: Daguerre as `./run up` starts it, and the comparators."""
+"""Starts the systems under test: Daguerre, by `./run up`, and the comparators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.launcher.embedded.postgres import Postgres
 from service.launcher.process import Program, start, stop
 
 _ROOT = Path(__file__).parents[1]
-INSTALLED = _ROOT / ".venv" / "bench"
+INSTALL_FOLDER = _ROOT / ".venv" / "bench"
 _START_TIMEOUT_S = 60
 
 DAGUERRE = "Daguerre"
@@ -51,11 +51,11 @@ class Target:
 
 @contextlib.contextmanager
 def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Target]:
-    """Runs `./run up` on a folder of its own, with the settings in `env`."""
+    """Runs `./run up` in its own folder, with the settings in `env`. Raises BenchError if it does not start."""
     port, data = _free_port(), folder / "daguerre"
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
-    with _running(DAGUERRE, [str(word) for word in argv], {**environment, **(env or {})}, folder) as process:
+    with _running(DAGUERRE, [str(argument) for argument in argv], {**environment, **(env or {})}, folder) as process:
         _wait_ready(process, port, folder)
         key = (data / "first-key").read_text().strip()
         yield Target(DAGUERRE, port, key, (process.pid,), data)
@@ -65,11 +65,14 @@ def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = 
 def comparator(
     name: str, folder: Path, postgres: Postgres | None, *, processes: int = 2, fsync: bool = False
 ) -> Iterator[Target]:
-    """Runs one of bench/comparators. Its PostgreSQL, if it uses one, is configured as Daguerre's own."""
+    """Runs one of bench/comparators. `postgres` has the same settings as Daguerre's.
+
+    Raises BenchError if the comparator cannot be installed.
+    """
     port, key, files = _free_port(), secrets.token_hex(20), folder / f"{_MODULES[name]}-{fsync:d}"
     files.mkdir(parents=True)
     try:
-        argv = start_comparator.command(_MODULES[name], INSTALLED)
+        argv = start_comparator.command(_MODULES[name], INSTALL_FOLDER)
     except start_comparator.UnavailableError as error:
         raise BenchError(str(error)) from None
     with start_comparator.running(
@@ -82,9 +85,9 @@ def comparator(
         processes=processes,
         fsync=fsync,
     ) as process:
-        shown = f"{name}, fsync" if fsync else name
+        title = f"{name}, fsync" if fsync else name
         servers = [postgres.process.pid] if postgres and postgres.process else []
-        yield Target(shown, port, key, (process.pid, *servers), files)
+        yield Target(title, port, key, (process.pid, *servers), files)
 
 
 @contextlib.contextmanager

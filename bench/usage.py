@@ -9,13 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
+# Words in a command line, and the part that they identify.
 _PARTS = (
     ("worker.sandbox.child_main", "libvips"),
     ("cli serve", "api"),
     ("cli worker", "worker"),
-    ("bench.stand_in_worker", "worker"),
+    ("bench.stub_worker", "worker"),
     ("postgres", "postgres"),
     ("valkey", "valkey"),
     ("server.js", "service"),
@@ -27,18 +28,18 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The usage of one part: total CPU seconds of its processes; peak and current memory of the largest one."""
+    """The usage of one part: the CPU seconds of all its processes; peak and current memory of its largest process."""
 
     cpu_s: float = 0
     peak_mb: float = 0
-    now_mb: float = 0
+    current_mb: float = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb), max(self.now_mb, other.now_mb))
+        return Usage(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb), max(self.current_mb, other.current_mb))
 
 
 def by_part(roots: Collection[int]) -> dict[str, Usage]:
-    """Returns the usage of these processes and their descendants. Processes that have ended are not included."""
+    """Returns the usage of these processes and their descendants by part. Ended processes are not included."""
     total: defaultdict[str, Usage] = defaultdict(Usage)
     for part, usage in _read(roots).values():
         total[part] += usage
@@ -62,9 +63,12 @@ def _read(roots: Collection[int]) -> dict[int, tuple[str, Usage]]:
         except OSError:
             continue
         parents[int(entry.name)] = int(fields[1])
-        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-        usages[int(entry.name)] = _part(command), Usage(cpu_s, _megabytes("VmHWM", status), _megabytes("VmRSS", status))
-    return {pid: one for pid, one in usages.items() if _is_below(pid, roots, parents)}
+        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        usages[int(entry.name)] = (
+            _part_of(command),
+            Usage(cpu_s, _megabytes("VmHWM", status), _megabytes("VmRSS", status)),
+        )
+    return {pid: usage for pid, usage in usages.items() if _is_descendant(pid, roots, parents)}
 
 
 def _megabytes(name: str, status: str) -> float:
@@ -72,11 +76,11 @@ def _megabytes(name: str, status: str) -> float:
     return int(match[1]) / 1024 if match else 0
 
 
-def _is_below(pid: int, roots: Collection[int], parents: dict[int, int]) -> bool:
+def _is_descendant(pid: int, roots: Collection[int], parents: dict[int, int]) -> bool:
     while pid and pid not in roots:
         pid = parents.get(pid, 0)
     return pid != 0
 
 
-def _part(command: str) -> str:
-    return next((part for mark, part in _PARTS if mark in command), "other")
+def _part_of(command: str) -> str:
+    return next((part for words, part in _PARTS if words in command), "other")

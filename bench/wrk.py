@@ -1,4 +1,4 @@
-"""Load from wrk, a process of its own that is far from being the bottleneck. Every response is checked."""
+"""Generates load with wrk and checks every response. wrk itself is far from being the bottleneck."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("request.lua")
 
-# In a path: replaced by six hexadecimal digits, different in each request of a run; enough for 1,024 turns.
+# In a path: replaced by six hexadecimal digits, different in each request of a run. Enough for 1,024 turns.
 FRESH = "{fresh}"
 _FRESH_PER_TURN = 1 << 14
 _next_fresh = itertools.count(0, _FRESH_PER_TURN)
@@ -28,8 +28,9 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What to send repeatedly. `paths` are used in turn and may contain FRESH. Every correct response contains all
-    `expected` texts, and is a whole JPEG if `jpeg` is set.
+    """The requests to repeat: one per path, round-robin. A path may contain FRESH.
+
+    A correct response has `status` and contains every text of `expected`. With `jpeg` it is a complete JPEG.
     """
 
     paths: Sequence[str]
@@ -42,7 +43,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The results. `cpu_s` is wrk's own CPU time."""
+    """The result of one wrk run. `cpu_s` is wrk's own CPU time."""
 
     requests: int
     seconds: float
@@ -56,12 +57,13 @@ class Load:
 
 
 def require() -> None:
+    """Raises BenchError if wrk is not installed."""
     if shutil.which("wrk") is None:
         raise BenchError("wrk is needed for the load: install it (Debian: apt install wrk).")
 
 
 def send(requests: Requests, port: int, *, connections: int, seconds: float) -> Load:
-    """Keeps `connections` busy for `seconds`. Raises BenchError if a response was wrong."""
+    """Keeps `connections` busy for `seconds`. Raises BenchError if wrk failed or a response was wrong."""
     with tempfile.NamedTemporaryFile("w", suffix=".paths") as paths:
         paths.write("\n".join(requests.paths))
         paths.flush()
@@ -85,13 +87,18 @@ def send(requests: Requests, port: int, *, connections: int, seconds: float) -> 
         raise BenchError(f"wrk failed: {errors.strip() or output.strip()}")
     result = json.loads(lines[-1])
     if result["wrong"] or result["broken"] or not result["requests"]:
-        raise BenchError(f"{result['wrong']} wrong answers, {result['broken']} broken connections: {result['example']}")
+        raise BenchError(
+            f"{result['wrong']} wrong responses, {result['broken']} broken connections: {result['example']}"
+        )
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return Load(result["requests"], result["seconds"], result["p50_ms"], result["p99_ms"], cpu_s)
 
 
 def _run(argv: Sequence[str], env: Mapping[str, str], seconds: float) -> tuple[int, str, str]:
-    """Runs wrk. It counts whole seconds, so shorter runs are interrupted: it then prints its results and ends."""
+    """Runs wrk and returns its exit code, stdout and stderr.
+
+    wrk only runs for whole seconds, so a shorter run is interrupted. It then still prints its results.
+    """
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         if seconds < 1:
             time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Valkey, one of each a test process; a database of its own for every test."""
+"""Fixtures: a real PostgreSQL and Valkey per test process, and a separate database for every test."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from service.ids import AccountId
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
-from tests.chaos.report import show_faults
+from tests.chaos.report import print_faults
 from tests.support.daguerre_processes import Daguerre, processes_of
-from tests.support.emptying import clear_storage, empty_database
 from tests.support.folders import temporary_folder
+from tests.support.resetting import reset_database, reset_storage
 from tests.support.samples import jpeg
 from worker.main import make_probe_worker, make_render_worker
 from worker.resources import open_resources
@@ -43,8 +43,8 @@ from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
 # Assertions in these helpers show their values.
 pytest.register_assert_rewrite("tests.support.idempotency", "tests.support.locations", "tests.support.renditions")
 
-# Images of Python often say not to keep bytecode. Here hundreds of processes import the same modules, and pytest keeps
-# its rewritten tests with it: they are compiled once.
+# Container images of Python often turn off bytecode files. Tests run hundreds of processes that import the same
+# modules, and pytest caches its rewritten tests in these files, so they are turned on.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -64,20 +64,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos",
         action="store_true",
-        help="Run the faults under load and the benchmark, nothing else.",
+        help="Run only the faults under load and the benchmark.",
     )
     parser.addoption(
         "--fuzz-inputs",
         type=int,
         default=1_000,
         metavar="N",
-        help="How many pictures to mutate, of all formats together.",
+        help="Number of pictures to mutate, of all formats together.",
     )
-    parser.addoption("--fuzz-seed", type=int, default=DEFAULT_FUZZ_SEED, metavar="SEED", help="Which of them to make.")
+    parser.addoption("--fuzz-seed", type=int, default=DEFAULT_FUZZ_SEED, metavar="SEED", help="Seed of the mutations.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hypothesis makes a tenth as many requests as there are mutated pictures, up to 1,000, the same in every run."""
+    """Configures Hypothesis: a tenth as many requests as mutated pictures, at most 1,000, the same in every run."""
     if not hasattr(config, "workerinput"):  # the processes of pytest-xdist get the option
         is_selection = config.args_source is pytest.Config.ArgsSource.ARGS
         config.option.all |= is_selection or bool(config.option.keyword or config.option.markexpr)
@@ -99,17 +99,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @dataclass(frozen=True)
 class Fuzzing:
-    """`keep` leaves a file that was at fault in the checkout."""
+    """The options of fuzz tests. `save` writes a picture that failed to `folder`."""
 
     inputs: int
     seed: int
-    kept: Path
+    folder: Path
 
-    def keep(self, form: str, number: int, data: bytes) -> None:
-        self.kept.mkdir(exist_ok=True)
-        path = self.kept / f"{self.seed}-{number}.{form}"
+    def save(self, form: str, number: int, data: bytes) -> None:
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{self.seed}-{number}.{form}"
         path.write_bytes(data)
-        print(f"kept as {path}")  # noqa: T201 - pytest shows it with the failure
+        print(f"saved as {path}")  # noqa: T201 - pytest shows it with the failure
 
     def report(self, form: str, line: str) -> None:
         print(f"{form}: {line}")  # noqa: T201
@@ -125,11 +125,11 @@ def fuzzing(pytestconfig: pytest.Config) -> Fuzzing:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    show_faults(terminalreporter)
+    print_faults(terminalreporter)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """None leaves it to the other rules."""
+    """Returns True for tests that the option --chaos excludes. None leaves the decision to other rules."""
     if not collection_path.is_file():
         return None
     return True if (_CHAOS in collection_path.parents) != config.getoption("--chaos") else None
@@ -144,17 +144,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`@pytest.mark.needs("exiftool")` skips where the command is missing; CI installs it and requires it."""
+    """Skips a test with `@pytest.mark.needs("exiftool")` if the command is missing. CI installs and requires it."""
     for marker in item.iter_markers("needs"):
         [command] = marker.args
         if shutil.which(command) is None:
-            do_without(f"{command} is not installed")
+            skip_or_fail(f"{command} is not installed")
 
 
-def do_without(reason: str) -> NoReturn:
-    """End the test: what a bare machine may lack is not here, and CI requires it."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skips the test because a tool is missing. Fails it in CI, where all tools are required."""
     if os.environ.get("DAGUERRE_TEST_REQUIRE"):
-        pytest.fail(f"{reason}, and required")
+        pytest.fail(f"{reason}, but it is required")
     pytest.skip(reason)
 
 
@@ -163,8 +163,8 @@ class Servers:
     postgres: Postgres
     valkey: Valkey
     folder: Path
-    emptied: list[str] = field(default_factory=list)  # databases of tests before, as good as new
-    cleared: list[Path] = field(default_factory=list)  # and storages, for making 256 folders takes a while
+    free_databases: list[str] = field(default_factory=list)  # reset after earlier tests
+    free_storages: list[Path] = field(default_factory=list)  # reused, because creating 256 folders takes a while
 
 
 @pytest.fixture(scope="session")
@@ -187,11 +187,11 @@ async def _make_template(postgres: Postgres) -> None:
 
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """A database with the schema and nothing in it. To empty one takes less time than to make one."""
-    name = servers.emptied.pop() if servers.emptied else await _create_database(servers)
+    """Yields the URL of a database with empty tables. Resetting one is faster than creating one."""
+    name = servers.free_databases.pop() if servers.free_databases else await _create_database(servers)
     yield servers.postgres.dsn_of(name)
-    if await empty_database(servers.postgres.dsn_of(name)):
-        servers.emptied.append(name)
+    if await reset_database(servers.postgres.dsn_of(name)):
+        servers.free_databases.append(name)
 
 
 async def _create_database(servers: Servers) -> str:
@@ -204,12 +204,12 @@ async def _create_database(servers: Servers) -> str:
 
 @pytest.fixture
 def storage_folder(servers: Servers) -> Iterator[Path]:
-    """For the storage of images: perhaps with its folders, and without a file."""
-    folder = servers.cleared.pop() if servers.cleared else servers.folder / f"storage-{next(_numbers)}"
-    folder.mkdir(exist_ok=True)  # as a worker finds it
+    """Yields the folder for the storage of images. It may have the folders of a storage, but no files."""
+    folder = servers.free_storages.pop() if servers.free_storages else servers.folder / f"storage-{next(_numbers)}"
+    folder.mkdir(exist_ok=True)  # a worker expects that it exists
     yield folder
-    if clear_storage(folder):
-        servers.cleared.append(folder)
+    if reset_storage(folder):
+        servers.free_storages.append(folder)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def redis_url(servers: Servers) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    """A client of the queue's Redis."""
+    """Yields a client of the Redis of the queue."""
     client = jobs.open_redis(redis_url)
     yield client
     await client.aclose(close_connection_pool=True)
@@ -227,13 +227,13 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture(scope="module")
 def own_valkey() -> Iterator[Valkey]:
-    """For the tests of a module that stop it: their `redis_url` is `empty(own_valkey)`."""
+    """Yields a Valkey for tests of a module that stop it. Their `redis_url` is `empty(own_valkey)`."""
     with temporary_folder() as folder, Valkey(folder / "valkey") as server:
         yield server
 
 
 def empty(valkey: Valkey) -> str:
-    """Its URL, once nothing is in it and nothing counted."""
+    """Deletes all keys and resets the statistics. Returns the URL."""
     with sync_redis.Redis.from_url(valkey.url) as client:
         client.flushall()
         client.config_resetstat()
@@ -244,9 +244,9 @@ def empty(valkey: Valkey) -> str:
 def settings(
     request: pytest.FixtureRequest, database_url: str, redis_url: str, tmp_path: Path, storage_folder: Path
 ) -> Settings:
-    """`@pytest.mark.settings(name=value)` changes some for one test."""
+    """Returns the settings of a test, which `@pytest.mark.settings(name=value)` can change."""
     marker = request.node.get_closest_marker("settings")
-    chosen: dict[str, Any] = {
+    values: dict[str, Any] = {
         "data": tmp_path,
         "metrics_dir": tmp_path / "metrics",
         "storage": storage_folder,
@@ -259,9 +259,9 @@ def settings(
         "probe_processes": 1,
         "render_processes": 1,
     }
-    chosen |= marker.kwargs if marker else {}
-    assert chosen.keys() <= Settings.model_fields.keys(), "a setting of another name"
-    return Settings(**chosen)
+    values |= marker.kwargs if marker else {}
+    assert values.keys() <= Settings.model_fields.keys(), "unknown setting"
+    return Settings(**values)
 
 
 @pytest.fixture
@@ -307,19 +307,19 @@ Client = TestClient[Any, Any]
 
 @pytest.fixture
 async def api(aiohttp_client: Callable[..., Awaitable[Client]], settings: Settings) -> Client:
-    """The application in this process; jobs wait until a test runs a worker."""
+    """Returns a client of the application in this process. Jobs wait until a test runs a worker."""
     return await aiohttp_client(create_app(settings))
 
 
 def resources_of(api: Client) -> Resources:
-    """What the application works with, for a test that reaches inside."""
+    """Returns the resources of the application, for tests of its internals."""
     assert isinstance(api.server, TestServer)
     return api.server.app[RESOURCES]
 
 
 @pytest.fixture
 async def port(settings: Settings) -> AsyncIterator[int]:
-    """The application behind aiohttp's parser, through the runner that serves for real."""
+    """Yields the port of the application in the HTTP server that is used in production."""
     runner = Runner(create_app(settings), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -331,7 +331,7 @@ async def port(settings: Settings) -> AsyncIterator[int]:
 async def run_worker(
     settings: Settings, *, limits: DecoderLimits = DEFAULT_LIMITS, **overrides: Any
 ) -> AsyncIterator[None]:
-    """A worker in this process, with child processes as in production."""
+    """Runs a worker in this process within the block, with decoder processes as in production."""
     changed = settings.model_copy(update=overrides)
     redis = jobs.open_redis(changed.redis_url)
     async with open_resources(changed, redis, limits=limits) as resources:
@@ -358,22 +358,22 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder with a short path, for servers."""
+def server_folder() -> Iterator[Path]:
+    """Yields a folder with a short path, for servers."""
     with temporary_folder() as path:
         yield path
 
 
 @pytest.fixture
 async def daguerre(settings: Settings, tenant: Tenant, tmp_path: Path) -> AsyncIterator[Daguerre]:
-    """Starts processes of Daguerre. Its end checks that none of them has logged the key."""
+    """Yields a helper that starts processes of Daguerre. Asserts at its end that none of them has logged the key."""
     async with processes_of(settings, tenant.key, tmp_path / "logs") as started:
         yield started
 
 
 @pytest.fixture
 async def picture_url() -> AsyncIterator[str]:
-    """The address of a picture, for a service with `fetch_allow="127.0.0.0/8"`."""
+    """Yields the URL of a picture, for a service with `fetch_allow="127.0.0.0/8"`."""
 
     async def picture(_: web.Request) -> web.Response:
         return web.Response(body=jpeg(), content_type="image/jpeg")
@@ -386,7 +386,7 @@ async def picture_url() -> AsyncIterator[str]:
 
 @dataclass(frozen=True)
 class Burst:
-    """How many jobs a burst completed, failed and put off."""
+    """The numbers of completed, failed and retried jobs of a burst."""
 
     complete: int
     failed: int

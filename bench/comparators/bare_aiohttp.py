@@ -1,12 +1,12 @@
-"""Bare aiohttp: the body to a file and nothing else, the row, the bytes. No key, no limit, no middleware.
+"""Bare aiohttp: writes a body to a file, reads a row, sends bytes. It has no keys, limits or middlewares.
 
-What plain handlers can do here, and so what Daguerre's can at most. Tuned on 2 cores with 16 connections, in turns with
-the variant named:
+It shows what plain handlers achieve, which is the upper bound for Daguerre's. Tuned on 2 cores with 16 connections, in
+turns with the variant named (s, m and l are the photographs of bench/photographs.py):
 
-- asyncpg's reset, a round trip at every release, left out: GET 1.5 times as fast
-- pieces of 1 MB through a thread, and no thread for a body that came in one piece: l 1.0 to 1.3 times as fast as each
-  chunk written on the loop, which stands still while the disk is busy; m and s the same. Gathered in a bytearray
-  instead of a list: l 0.6 times
+- without asyncpg's reset, which is a round trip at every release: GET 1.5 times as fast
+- writes of 1 MB in a thread, and no thread for a body that arrives in one chunk: l 1.0 to 1.3 times as fast as a write
+  of each chunk on the event loop, which blocks while the disk is busy; m and s the same. Chunks in a bytearray instead
+  of a list: l 0.6 times
 - `request.read()`: l 0.4 times. A larger `read_bufsize`: l 0.7 times
 - no difference beyond the noise: os.writev, reuse_port instead of one listening socket, 2 to 16 connections to
   PostgreSQL
@@ -36,8 +36,8 @@ FSYNC = bool(os.environ.get("BENCH_FSYNC"))
 
 PICTURES: dict[str, bytes] = {}
 
-PIECE_BYTES = 1 << 20
-SMALL_BYTES = 1 << 16
+WRITE_BYTES = 1 << 20
+MAX_BLOCKING_WRITE_BYTES = 1 << 16
 
 POOL = web.AppKey("POOL", asyncpg.Pool)
 
@@ -56,11 +56,11 @@ def main() -> None:
     for process in processes:
         process.start()
 
-    def end(*_: Any) -> None:
+    def stop(*_: Any) -> None:
         for process in processes:
             process.terminate()
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, stop)
     print(f"bare_aiohttp is listening on http://127.0.0.1:{PORT}", flush=True)
     for process in processes:
         process.join()
@@ -87,19 +87,19 @@ async def serve(listener: socket.socket) -> None:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await stopping.wait()
     await runner.cleanup()
 
 
 async def open_pool(app: web.Application) -> AsyncIterator[None]:
-    async with asyncpg.create_pool(DSN, min_size=8, max_size=8, reset=keep) as app[POOL]:
+    async with asyncpg.create_pool(DSN, min_size=8, max_size=8, reset=skip_reset) as app[POOL]:
         yield
 
 
-async def keep(connection: Any) -> None:
-    """Nothing to reset: no statement changes its session."""
+async def skip_reset(connection: Any) -> None:
+    """Does nothing, because no statement changes the session."""
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -107,16 +107,16 @@ async def upload(request: web.Request) -> web.Response:
     part = FILES / f"{image_id}.part"
     run_in_thread = asyncio.get_running_loop().run_in_executor
     chunks: list[bytes] = []
-    gathered = 0
+    buffered = 0
     try:
         with part.open("wb", buffering=0) as file:
             async for chunk in request.content.iter_any():
                 chunks.append(chunk)
-                gathered += len(chunk)
-                if gathered >= PIECE_BYTES:
+                buffered += len(chunk)
+                if buffered >= WRITE_BYTES:
                     await run_in_thread(None, file.writelines, chunks)
-                    chunks, gathered = [], 0
-            if FSYNC or gathered > SMALL_BYTES:
+                    chunks, buffered = [], 0
+            if FSYNC or buffered > MAX_BLOCKING_WRITE_BYTES:
                 await run_in_thread(None, finish, file, chunks, part)
             else:
                 finish(file, chunks, part)
@@ -145,7 +145,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def send_picture(request: web.Request) -> web.Response:
-    """A file from memory, but for the first time."""
+    """Sends a file from memory, after it was read by the first request."""
     image_id = request.match_info["id"]
     body = PICTURES.get(image_id)
     if body is None:
@@ -157,8 +157,8 @@ async def plain(_: web.Request) -> web.Response:
     return json_response({})
 
 
-def json_response(shown: dict[str, Any]) -> web.Response:
-    body = json.dumps({"success": True, "response": shown}).encode()
+def json_response(content: dict[str, Any]) -> web.Response:
+    body = json.dumps({"success": True, "response": content}).encode()
     return web.Response(body=body, content_type="application/json")
 
 

@@ -1,13 +1,15 @@
 """FastAPI + Pillow + asyncpg: an upload with metadata, EXIF and a preview.
 
-Tuned on 2 cores with 16 connections, in turns with the variant named:
+Tuned on 2 cores with 16 connections, in turns with the variant named (s, m and l are the photographs of
+bench/photographs.py):
 
-- draft(), so that libjpeg decodes at an eighth, and a box down from there: s 1.1 times as fast as thumbnail() alone,
-  m and l the same
-- one thread that examines pictures in each of two processes: two or four threads 3 to 10 % slower, on the loop itself
-  10 % slower, a child process (ProcessPoolExecutor) 10 to 20 %
-- pieces of 1 MB through a thread, the last with the examining: the same as each chunk written on the loop while the
-  disk is idle, m up to 1.5 times as fast while it is busy. The whole body in memory: l 0.6 to 0.8 times
+- draft(), so that libjpeg decodes at an eighth, and a box filter for the rest: s 1.1 times as fast as thumbnail()
+  alone, m and l the same
+- one thread that reads metadata in each of two processes: two or four threads 3 to 10 % slower, on the event loop 10 %
+  slower, a child process (ProcessPoolExecutor) 10 to 20 %
+- writes of 1 MB in a thread, the last one together with reading the metadata: the same as a write of each chunk on the
+  event loop while the disk is idle, m up to 1.5 times as fast while it is busy. The whole body in memory: l 0.6 to 0.8
+  times
 - the key as a parameter instead of a dependency of the application: GET 1.1 times as fast. A dict instead of
   JSONResponse 0.85 times, FastAPI's own `max_body_size` 0.9 times, asyncpg's reset at every release 0.9 times
 - no difference beyond the noise: a response model, uvicorn's headers left out, 2 to 8 connections to PostgreSQL,
@@ -43,13 +45,13 @@ DSN, FILES, KEY = os.environ["BENCH_DSN"], Path(os.environ["BENCH_FILES"]), os.e
 PORT = int(os.environ["BENCH_PORT"])
 PROCESSES = int(os.environ.get("BENCH_PROCESSES", "2"))
 FSYNC = bool(os.environ.get("BENCH_FSYNC"))
-# Eight where they wait for the disk: s 1.5 times as fast as with one.
+# With fsync the threads wait for the disk: with eight, s is 1.5 times as fast as with one.
 THREADS = 8 if FSYNC else 1
 
 MAX_BODY_BYTES = 50 << 20
-PIECE_BYTES = 1 << 20
+WRITE_BYTES = 1 << 20
 MAX_PREVIEW_BYTES = 500
-PREVIEWS = [(32, 50), (32, 40), (24, 40), (16, 30)]  # pixels and quality: four of five photographs fit the first
+PREVIEWS = [(32, 50), (32, 40), (24, 40), (16, 30)]  # pixels and quality; four of five photographs fit with the first
 
 TABLE = """create table if not exists fastapi_pillow (
   id text primary key, width int not null, height int not null, filesize bigint not null, format text not null,
@@ -71,7 +73,7 @@ def main() -> None:
         access_log=False,
         log_level="warning",
     )
-    # As uvicorn.run() does, but listening before the line that says so.
+    # Like uvicorn.run(), but it listens before the line is printed.
     listener = config.bind_socket()
     listener.listen(config.backlog)
     print(f"fastapi_pillow is listening on http://127.0.0.1:{PORT}", flush=True)
@@ -87,12 +89,12 @@ async def make_table() -> None:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with ThreadPoolExecutor(THREADS) as app.state.threads:
-        async with asyncpg.create_pool(DSN, min_size=8, max_size=8, reset=keep) as app.state.pool:
+        async with asyncpg.create_pool(DSN, min_size=8, max_size=8, reset=skip_reset) as app.state.pool:
             yield
 
 
-async def keep(connection: Any) -> None:
-    """Nothing to reset: no statement changes its session."""
+async def skip_reset(connection: Any) -> None:
+    """Does nothing, because no statement changes the session."""
 
 
 app = FastAPI(lifespan=lifespan)
@@ -124,12 +126,19 @@ async def upload(
                 filesize += len(chunk)
                 check_size(filesize)
                 chunks.append(chunk)
-                if filesize - written >= PIECE_BYTES:
+                if filesize - written >= WRITE_BYTES:
                     await run_in_thread(None, file.writelines, chunks)
                     chunks, written = [], filesize
-            found = await run_in_thread(request.app.state.threads, store, file, chunks, part)
+            metadata = await run_in_thread(request.app.state.threads, store, file, chunks, part)
         await request.app.state.pool.execute(
-            INSERT, image_id, found.width, found.height, filesize, found.format, json.dumps(found.exif), found.preview
+            INSERT,
+            image_id,
+            metadata.width,
+            metadata.height,
+            filesize,
+            metadata.format,
+            json.dumps(metadata.exif),
+            metadata.preview,
         )
     except ClientDisconnect as error:
         part.unlink(missing_ok=True)
@@ -137,11 +146,11 @@ async def upload(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    response = {"id": image_id, "width": found.width, "height": found.height, "filesize": filesize, "tags": []}
+    response = {"id": image_id, "width": metadata.width, "height": metadata.height, "filesize": filesize, "tags": []}
     if with_exif:
-        response["exif"] = found.exif
+        response["exif"] = metadata.exif
     if with_mini_preview:
-        response["mini_preview"] = base64.b64encode(found.preview).decode()
+        response["mini_preview"] = base64.b64encode(metadata.preview).decode()
     return JSONResponse({"success": True, "response": response})
 
 
@@ -155,7 +164,7 @@ async def show(request: Request, image_id: str, key: str = "") -> JSONResponse:
 
 
 @dataclass(frozen=True)
-class Found:
+class Metadata:
     format: str
     width: int
     height: int
@@ -163,13 +172,13 @@ class Found:
     preview: bytes
 
 
-def store(file: BinaryIO, chunks: list[bytes], part: Path) -> Found:
-    """What an upload needs of a thread, in one go: its last bytes written, the picture examined, the file kept."""
+def store(file: BinaryIO, chunks: list[bytes], part: Path) -> Metadata:
+    """Writes the last bytes of an upload, reads its metadata and renames the file, all in one thread."""
     file.writelines(chunks)
     if FSYNC:
         os.fsync(file.fileno())
     try:
-        found = examine(part)
+        metadata = read_metadata(part)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise HTTPException(415, "not an image") from error
     part.rename(part.with_suffix(".jpg"))
@@ -177,10 +186,10 @@ def store(file: BinaryIO, chunks: list[bytes], part: Path) -> Found:
         folder = os.open(FILES, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    return found
+    return metadata
 
 
-def examine(path: Path) -> Found:
+def read_metadata(path: Path) -> Metadata:
     with Image.open(path, formats=["JPEG"]) as image:
         exif = image.getexif()
         width, height = image.size
@@ -188,7 +197,7 @@ def examine(path: Path) -> Found:
             width, height = height, width
         image.draft("RGB", (PREVIEWS[0][0], PREVIEWS[0][0]))  # libjpeg decodes at an eighth; thumbnail() to a quarter
         preview = make_preview(ImageOps.exif_transpose(image).convert("RGB"))
-        return Found("jpeg", width, height, shown_exif(exif), preview)
+        return Metadata("jpeg", width, height, convert_exif(exif), preview)
 
 
 def make_preview(image: Image.Image) -> bytes:
@@ -201,7 +210,7 @@ def make_preview(image: Image.Image) -> bytes:
     raise ValueError("no preview is small enough")
 
 
-def shown_exif(exif: Image.Exif) -> dict[str, Any]:
+def convert_exif(exif: Image.Exif) -> dict[str, Any]:
     gps = {ExifTags.GPSTAGS.get(tag): value for tag, value in exif.get_ifd(ExifTags.IFD.GPSInfo).items()}
     tags = {ExifTags.TAGS.get(tag): value for tag, value in {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}.items()}
     for name, negative in (("GPSLatitude", "S"), ("GPSLongitude", "W")):
@@ -209,17 +218,17 @@ def shown_exif(exif: Image.Exif) -> dict[str, Any]:
             degrees, minutes, seconds = map(float, gps[name])
             sign = -1 if gps.get(f"{name}Ref") == negative else 1
             gps[name] = sign * (degrees + minutes / 60 + seconds / 3600)
-    shown = {name: plain(value) for name, value in {**tags, **gps}.items() if name}
-    return {name: value for name, value in shown.items() if value is not None}
+    converted = {name: to_json(value) for name, value in {**tags, **gps}.items() if name}
+    return {name: value for name, value in converted.items() if value is not None}
 
 
-def plain(value: Any) -> Any:
-    """As JSON; None for bytes and for what is no number."""
+def to_json(value: Any) -> Any:
+    """Returns the value as JSON has it, or None for bytes and for infinite or undefined numbers."""
     match value:
         case str():
-            return value.replace("\0", "")  # which jsonb does not take
+            return value.replace("\0", "")  # jsonb does not accept it
         case tuple():
-            return [plain(item) for item in value]
+            return [to_json(item) for item in value]
         case int():
             return value
         case float() | IFDRational():

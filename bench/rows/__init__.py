@@ -1,1 +1,1 @@
-"""What `./run bench` measures, one module a row of its table."""
+"""What `./run bench` measures: one module for each row."""

@@ -1,6 +1,6 @@
-"""The cost of an upload up to its durable row, without the probe, compared with streaming a body to a file.
+"""Uploads until their row is committed, without the probe, compared with streaming a body to a file.
 
-Daguerre answers 202 at once. Its workers are paused, so that they use no CPU.
+Daguerre responds 202 without waiting for a probe. Its workers are suspended, so that they use no CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import turns, usage, wrk
 from bench.photographs import SIZES, photograph
-from bench.rows.uploads import CONNECTIONS, empty
+from bench.rows.uploads import CONNECTIONS, truncate_files
 from bench.targets import BARE, DAGUERRE, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
@@ -29,27 +29,27 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
         daguerre(folder, env={"DAGUERRE_WAIT_S": "0"}) as ours,
         comparator(BARE, folder, postgres) as bare,
         comparator(BARE, folder, postgres, fsync=True) as bare_synced,
-        _paused_workers(ours),
+        _suspended_workers(ours),
     ):
-        first, *others = turns.take(
+        first, *others = turns.measure(
             [ours, bare, bare_synced],
             lambda target: _upload(target, body),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
-            between=empty,
+            after_turn=truncate_files,
         )
         kilobytes = body.stat().st_size // 1000
-        turns.show(
+        turns.print_table(
             f"Accepted without a probe: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections",
             [first, *others],
         )
-        turns.compare(first, others[0], GOAL)
+        turns.print_ratio(first, others[0], GOAL)
 
 
 @contextlib.contextmanager
-def _paused_workers(target: Target) -> Iterator[None]:
-    """Suspends the workers. `up` would restart workers that end."""
+def _suspended_workers(target: Target) -> Iterator[None]:
+    """Suspends the workers within the block. Stopping them is no use, because `up` would restart them."""
     pids = usage.pids_of("worker", target.roots)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The faults of tests/chaos, and the table of what clients saw of each."""
+"""Runs the fault tests of tests/chaos and prints what clients observed during each fault."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - each fault once
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--chaos", f"--basetemp={folder / 'tests'}"],
         cwd=_ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        raise BenchError(f"an invariant did not hold:\n{done.stdout[-5000:]}")
+    if result.returncode != 0:
+        raise BenchError(f"an invariant did not hold:\n{result.stdout[-5000:]}")
     print("\nFaults under load\n")
-    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("|")))
+    print("\n".join(line for line in result.stdout.splitlines() if line.startswith("|")))

@@ -1,4 +1,4 @@
-"""The cost of a photograph on all cores: decoding alone, the whole probe, and a whole rendition."""
+"""The minimum cost of a photograph, on all cores: decoding alone, the complete probe, and a complete rendition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _RENDITION = Transformation("jpeg", 80, width=300)
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class Result:
+    """What one process (or all together) did in one turn."""
+
     files: int
     seconds: float
     cpu_s: float
@@ -32,52 +34,52 @@ class Rate:
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:
     cores = len(os.sched_getaffinity(0))
-    print(f"\nFloor: one process a core, {cores} of them at once\n")
-    print("| photograph | work | files/s, median (least to most) | CPU ms a file |")
+    print(f"\nFloor: {cores} processes, one per core\n")
+    print("| photograph | work | files/s, median (min to max) | CPU ms per file |")
     print("|---|---|---|---|")
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_prepare) as processes:
         for size in sizes:
             path = folder / f"{size}.jpg"
             path.write_bytes(photograph(size))
             width, height, _ = SIZES[size]
-            # The fewest pixels that the rendition needs.
+            # The largest shrink factor that still has enough pixels for the rendition.
             shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink * (_RENDITION.width or 0) <= width)
-            works: dict[str, Callable[[str], object]] = {
+            tasks: dict[str, Callable[[str], object]] = {
                 "decoding alone": _decode,
                 "the whole probe": _probe,
                 f"decoding at 1/{shrink} by libvips": partial(_decode_by_libvips, shrink),
                 f"decoding at 1/{shrink} by Pillow": partial(_decode_by_pillow, width, height, shrink),
                 "a whole rendition, 300 pixels wide": _render,
             }
-            measured: dict[str, list[Rate]] = {name: [] for name in works}
+            results_by_task: dict[str, list[Result]] = {name: [] for name in tasks}
             for _ in range(rounds):
-                for name, work in works.items():
-                    measure = partial(_repeat, work, str(path), seconds)
+                for name, task in tasks.items():
+                    measure = partial(_repeat, task, str(path), seconds)
                     results = list(processes.map(measure, range(cores)))
-                    files, cpu_s = sum(rate.files for rate in results), sum(rate.cpu_s for rate in results)
-                    measured[name].append(Rate(files, max(rate.seconds for rate in results), cpu_s))
-            for name, rates in measured.items():
-                spread = turns.spread([rate.files / rate.seconds for rate in rates], 0)
-                cpu_ms = sum(rate.cpu_s for rate in rates) / sum(rate.files for rate in rates) * 1000
+                    files, cpu_s = sum(result.files for result in results), sum(result.cpu_s for result in results)
+                    results_by_task[name].append(Result(files, max(result.seconds for result in results), cpu_s))
+            for name, results in results_by_task.items():
+                spread = turns.format_spread([result.files / result.seconds for result in results], 0)
+                cpu_ms = sum(result.cpu_s for result in results) / sum(result.files for result in results) * 1000
                 print(f"| {size}, {width} x {height} | {name} | {spread} | {cpu_ms:.2f} |")
 
 
 def _prepare() -> None:
-    """As a child process is."""
+    """Prepares this process as a decoder process prepares itself."""
     limits.keep_freed_memory()
     imaging.prepare()
 
 
-def _repeat(work: Callable[[str], object], path: str, seconds: float, _: int) -> Rate:
-    files, began, cpu_began = 0, time.monotonic(), time.process_time()
-    while files == 0 or time.monotonic() - began < seconds:
-        work(path)
+def _repeat(task: Callable[[str], object], path: str, seconds: float, _: int) -> Result:
+    files, started, cpu_started = 0, time.monotonic(), time.process_time()
+    while files == 0 or time.monotonic() - started < seconds:
+        task(path)
         files += 1
-    return Rate(files, time.monotonic() - began, time.process_time() - cpu_began)
+    return Result(files, time.monotonic() - started, time.process_time() - cpu_started)
 
 
 def _decode(path: str) -> None:
-    """Decodes all of it at an eighth of its size, the cheapest check that it is whole."""
+    """Decodes the whole file at an eighth of its size, which is the cheapest check that it is complete."""
     image = pyvips.Image.jpegload_buffer(Path(path).read_bytes(), shrink=8, fail_on="warning", access="sequential")
     pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
 

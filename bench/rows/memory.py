@@ -1,6 +1,6 @@
-"""The memory of one API process under 64 uploads of 5 MB at once, turn after turn.
+"""The memory of one API process under 64 concurrent uploads of 5 MB.
 
-All of them begin together in every turn, once every picture of the turn before was looked at.
+In every turn all uploads begin at the same time, after all pictures of the last turn were probed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from bench.photographs import render
 from bench.targets import daguerre
 
 UPLOADS = 64
-WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # a tenth less may come out
+WIDTH, HEIGHT, BYTES = 4000, 3000, 5_500_000  # the file may be up to a tenth smaller
 MAX_MB = 150
-_PATIENCE_S = 60
-_LEAST_S, _UPLOAD_S = 2, 5 / 64  # for all to arrive and the first to be answered, on a slow machine too
+_IDLE_TIMEOUT_S = 60
+# Long enough for all uploads to arrive and for the first response, also on a slow machine.
+_MIN_TURN_S, _TURN_S_PER_UPLOAD = 2, 5 / 64
 
 
 def run(
@@ -31,7 +32,7 @@ def run(
 ) -> None:
     body = folder / "upload.jpg"
     body.write_bytes(render(WIDTH, HEIGHT, BYTES))
-    # The longest wait, so that a slow machine answers as a fast one does.
+    # The maximum wait, so that a slow machine responds 200 like a fast one.
     with daguerre(folder, env={"DAGUERRE_API_PROCESSES": "1", "DAGUERRE_WAIT_S": "60"}) as target:
         requests = wrk.Requests(
             paths=[f"/v1/images?key={target.key}"],
@@ -39,31 +40,32 @@ def run(
             method="POST",
             body=body,
         )
-        print(f"\nMemory under {count} uploads at once: {body.stat().st_size / 1e6:.1f} MB each\n")
+        print(f"\nMemory under {count} concurrent uploads: {body.stat().st_size / 1e6:.1f} MB each\n")
         print(
             "| turn | uploads | API: peak so far MB | API: after the turn MB | peak MB of the largest libvips, worker |"
         )
         print("|---|---|---|---|---|")
         print(_row("start", 0, usage.by_part(target.roots)))
         for turn in range(1, rounds + 1):
-            length_s = max(seconds, _LEAST_S, count * _UPLOAD_S)
+            length_s = max(seconds, _MIN_TURN_S, count * _TURN_S_PER_UPLOAD)
             load = wrk.send(requests, target.port, connections=count, seconds=length_s)
             _wait_idle(target.port)
             used = usage.by_part(target.roots)
             print(_row(str(turn), load.requests, used))
-        turns.limit("Peak of the API process, MB", used["api"].peak_mb, MAX_MB)
+        turns.print_maximum("Peak of the API process, MB", used["api"].peak_mb, MAX_MB)
 
 
 def _wait_idle(port: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    """Returns when the queue is empty. Raises BenchError if that takes too long."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
     while time.monotonic() < deadline:
         time.sleep(turns.SETTLE_S)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            if b"\ndaguerre_queue_depth 0.0\n" in answer.read():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            if b"\ndaguerre_queue_depth 0.0\n" in response.read():
                 return
-    raise wrk.BenchError("the queue does not get empty")
+    raise wrk.BenchError(f"the queue was not empty after {_IDLE_TIMEOUT_S} s")
 
 
 def _row(turn: str, uploads: int, used: dict[str, usage.Usage]) -> str:
     api, others = used["api"], f"{used['libvips'].peak_mb:.0f}, {used['worker'].peak_mb:.0f}"
-    return f"| {turn} | {uploads} | {api.peak_mb:.0f} | {api.now_mb:.0f} | {others} |"
+    return f"| {turn} | {uploads} | {api.peak_mb:.0f} | {api.current_mb:.0f} | {others} |"

@@ -1,6 +1,6 @@
-"""How good previews of at most 500 bytes are: what a probe answers, and the best that sharp's encoder can do.
+"""The quality of previews of at most 500 bytes: those of a probe, and the best that sharp's encoder can do.
 
-bench/preview_quality.py says how likeness is measured, and compares more ways to make them.
+bench/preview_quality.py explains how similarity is measured, and compares more encoders.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     quality.generate(folder)
     photos = list(quality.read(sorted(folder.iterdir())))
     ours = [imaging.probe(str(photo.path), max_pixels=1_000_000_000).mini_preview for photo in photos]
-    mean_ours = _mean(photos, ours)
-    mean_theirs, theirs = max(_sharp(photos), key=lambda found: found[0])
+    mean_ours = _mean_ssim(photos, ours)
+    mean_theirs, theirs = max(_encode_by_sharp(photos), key=lambda result: result[0])
     print(f"\nPreviews of {len(photos)} photographs\n")
-    print("| previews | bytes, most | SSIM, mean |")
+    print("| previews | bytes, max | SSIM, mean |")
     print("|---|---|---|")
     for name, previews, mean in (("Daguerre", ours, mean_ours), ("sharp at its best", theirs, mean_theirs)):
         print(f"| {name} | {max(map(len, previews))} | {mean:.4f} |")
@@ -32,16 +32,16 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     print(f"\nDaguerre's SSIM at least sharp's: {verdict}")
 
 
-def _sharp(photos: Sequence[quality.Photograph]) -> list[tuple[float, list[bytes]]]:
-    """For each way that fits all photographs."""
-    found = []
+def _encode_by_sharp(photos: Sequence[quality.Photograph]) -> list[tuple[float, list[bytes]]]:
+    """Returns the mean SSIM and the previews of each setting with which all photographs fit."""
+    results = []
     for candidate in quality.SHARP:
-        bests = [quality.best_that_fits(photo.shown, candidate) for photo in photos]
-        previews = [best[1] for best in bests if best is not None]
+        best = [quality.best_that_fits(photo.displayed, candidate) for photo in photos]
+        previews = [result[1] for result in best if result is not None]
         if len(previews) == len(photos):
-            found.append((_mean(photos, previews), previews))
-    return found
+            results.append((_mean_ssim(photos, previews), previews))
+    return results
 
 
-def _mean(photos: Sequence[quality.Photograph], previews: Sequence[bytes]) -> float:
+def _mean_ssim(photos: Sequence[quality.Photograph], previews: Sequence[bytes]) -> float:
     return statistics.mean(quality.score(photo, preview)[0] for photo, preview in zip(photos, previews, strict=True))

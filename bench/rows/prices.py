@@ -1,7 +1,7 @@
-"""What renditions cost: the seconds of a child that ordinary ones take, and what others take beside their price.
+"""The CPU time of renditions compared with their estimates.
 
-The first is the mean of what browsers ask for, which is one token of DAGUERRE_RENDITION_RATE_LIMIT. Nothing is queued:
-one child of a worker's makes one after the other, the least of several turns counts.
+First the mean of typical renditions, which is one token of DAGUERRE_RENDITION_RATE_LIMIT; then expensive ones. There is
+no queue: one decoder process makes one rendition after the other, and the minimum of several turns counts.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from worker.sandbox.pool import DecoderPool
 
 _MAX_PIXELS = 100_000_000
 _TIMEOUT_S = 60.0
-_TWELVE_MILLION = (4000, 3000, 3_000_000)
-_ORDINARY_SOURCES, _ORDINARY_FORMATS, _ORDINARY_WIDTHS = ("m.jpeg", "t.jpeg"), ("jpeg", "webp", "avif"), (320, 640)
+_TWELVE_MEGAPIXELS = (4000, 3000, 3_000_000)
+_TYPICAL_SOURCES, _TYPICAL_FORMATS, _TYPICAL_WIDTHS = ("m.jpeg", "t.jpeg"), ("jpeg", "webp", "avif"), (320, 640)
 _FRAMES = 40
 
 
-class _Work(NamedTuple):
+class _Case(NamedTuple):
     source: str
-    asked: RenditionParams
+    params: RenditionParams
 
     def __str__(self) -> str:
-        fields = {name: getattr(self.asked, name) for name in self.asked.__struct_fields__}
-        plain = {name: getattr(RenditionParams(), name) for name in self.asked.__struct_fields__}
-        words = (f"{name}={value}" for name, value in fields.items() if value != plain[name])
+        fields = {name: getattr(self.params, name) for name in self.params.__struct_fields__}
+        defaults = {name: getattr(RenditionParams(), name) for name in self.params.__struct_fields__}
+        words = (f"{name}={value}" for name, value in fields.items() if value != defaults[name])
         return f"{self.source} {' '.join(words)}"
 
 
@@ -49,7 +49,7 @@ def run(
     *,
     rounds: int,
     seconds: float,  # noqa: ARG001 - a turn is one rendition
-    sizes: Sequence[str],  # noqa: ARG001 - they are its own
+    sizes: Sequence[str],  # noqa: ARG001 - it has its own
 ) -> None:
     asyncio.run(_run(folder, rounds))
 
@@ -59,45 +59,45 @@ async def _run(folder: Path, rounds: int) -> None:
     pool = DecoderPool(1, max_pixels=_MAX_PIXELS, timeout_s=_TIMEOUT_S)
     await pool.start()
     try:
-        ordinary = [
-            await _measure(pool, folder, images, work, rounds)
-            for work in (
-                _Work(source, RenditionParams(format=form, width=width))
-                for source in _ORDINARY_SOURCES
+        typical = [
+            await _measure(pool, folder, images, case, rounds)
+            for case in (
+                _Case(source, RenditionParams(format=form, width=width))
+                for source in _TYPICAL_SOURCES
                 for form in get_args(Format)
-                if form in _ORDINARY_FORMATS
-                for width in _ORDINARY_WIDTHS
+                if form in _TYPICAL_FORMATS
+                for width in _TYPICAL_WIDTHS
             )
         ]
-        print(f"prices: an ordinary rendition takes {statistics.mean(ordinary) * 1000:.0f} ms, a token is for", end=" ")
-        print(f"{TOKEN_S * 1000:.0f}")
-        for work in _list_dear(list(images)):
-            await _measure(pool, folder, images, work, rounds)
+        mean_ms, token_ms = statistics.mean(typical) * 1000, TOKEN_S * 1000
+        print(f"prices: a typical rendition takes {mean_ms:.0f} ms, one token is {token_ms:.0f} ms")
+        for case in _list_expensive(list(images)):
+            await _measure(pool, folder, images, case, rounds)
     finally:
         await pool.close()
 
 
-async def _measure(pool: DecoderPool, folder: Path, images: dict[str, Image], work: _Work, rounds: int) -> float:
-    image = images[work.source]
-    transformation, plan, frames = normalize(work.asked, image, accepted=(), widths=())
-    least = float("inf")
+async def _measure(pool: DecoderPool, folder: Path, images: dict[str, Image], case: _Case, rounds: int) -> float:
+    image = images[case.source]
+    transformation, plan, frames = normalize(case.params, image, accepted=(), widths=())
+    minimum_s = float("inf")
     for _ in range(rounds):
         usage = Usage()
-        await pool.render([str(folder / work.source)], transformation, usage=usage)
-        least = min(least, usage.seconds)
-    estimated = estimate_rendition_s(image, transformation, plan, frames=frames)
-    print(f"  {least * 1000:6.0f} ms, estimated {estimated * 1000:6.0f} ({estimated / least:4.1f})  {work}")
-    return least
+        await pool.render([str(folder / case.source)], transformation, usage=usage)
+        minimum_s = min(minimum_s, usage.seconds)
+    estimated_s = estimate_rendition_s(image, transformation, plan, frames=frames)
+    print(f"  {minimum_s * 1000:6.0f} ms, estimated {estimated_s * 1000:6.0f} ({estimated_s / minimum_s:4.1f})  {case}")
+    return minimum_s
 
 
-def _list_dear(sources: Sequence[str]) -> Iterator[_Work]:
+def _list_expensive(sources: Sequence[str]) -> Iterator[_Case]:
     for source in sources:
-        yield _Work(source, RenditionParams(format="jpeg", width=320))
-        yield _Work(source, RenditionParams(format="jpeg", width=320, trim=10.0))
-        yield _Work(source, RenditionParams(format="jpeg", width=320, crop=(500, 400), gravity="smart"))
+        yield _Case(source, RenditionParams(format="jpeg", width=320))
+        yield _Case(source, RenditionParams(format="jpeg", width=320, trim=10.0))
+        yield _Case(source, RenditionParams(format="jpeg", width=320, crop=(500, 400), gravity="smart"))
     for form in get_args(Format):
-        yield _Work("l.jpeg", RenditionParams(format=form, width=4000))
-        yield _Work("m.jpeg", RenditionParams(format=form, width=4000, enlarge=True))
+        yield _Case("l.jpeg", RenditionParams(format=form, width=4000))
+        yield _Case("m.jpeg", RenditionParams(format=form, width=4000, enlarge=True))
     steps: Sequence[dict[str, Any]] = (
         {"blur": 5.0},
         {"blur": 100.0},
@@ -107,15 +107,15 @@ def _list_dear(sources: Sequence[str]) -> Iterator[_Work]:
         {"rotate": 90},
     )
     for step in steps:
-        yield _Work("m.jpeg", RenditionParams(format="jpeg", width=2000, **step))
+        yield _Case("m.jpeg", RenditionParams(format="jpeg", width=2000, **step))
     for source in ("moving.gif", "moving.webp"):
         for form in ("gif", "webp"):
-            yield _Work(source, RenditionParams(format="gif" if form == "gif" else "webp", width=320))
+            yield _Case(source, RenditionParams(format="gif" if form == "gif" else "webp", width=320))
 
 
 def _make_sources(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"m.jpeg": photograph("m"), "t.jpeg": render(*_TWELVE_MILLION), "l.jpeg": photograph("l")}
+    data = {"m.jpeg": photograph("m"), "t.jpeg": render(*_TWELVE_MEGAPIXELS), "l.jpeg": photograph("l")}
     still = Pillow.open(io.BytesIO(data["m.jpeg"])).convert("RGB")
     for form in ("png", "webp", "gif", "avif", "tiff"):
         data[f"m.{form}"] = _save([still], form)
@@ -135,7 +135,7 @@ def _save(frames: Sequence[Pillow.Image], form: str, **options: Any) -> bytes:
 
 
 def _describe(path: Path) -> Image:
-    """As its probe would."""
+    """Returns the row that a probe of the file would write."""
     header = pyvips.Image.new_from_file(str(path), n=-1) if path.stem == "moving" else pyvips.Image.new_from_file(path)
     pages = header.get("n-pages") if path.stem == "moving" else 1
     form, size = path.suffix.removeprefix("."), path.stat().st_size

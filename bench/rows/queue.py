@@ -1,10 +1,10 @@
-"""What the queue adds to an upload while there is one at a time, and what a worker costs that has nothing to do.
+"""The latency that the queue adds to a single upload, and the CPU usage of an idle worker.
 
-The API's own code runs in this process, on the database and the queue of a Daguerre with one worker. Timed is what an
-upload waits for once its row is committed: the job enqueued, claimed and done, what was found written to the row, and
-the reply heard. After each, the same file is probed by a child process of this one, without a queue. What the
-queue adds is the first less the median of the second; so the row's second commit counts as the queue's, and so does
-every probe that takes longer than usual.
+The API's code runs in this process, on the database and the queue of a Daguerre with one worker. It measures what an
+upload waits for after its row is committed: the job is enqueued, claimed and finished, its result is written to the
+row, and the reply arrives. After each upload a decoder of this process probes the same file without a queue. The
+latency of the queue is the first time minus the median of the second. So it includes the second commit of the row, and
+all the time by which a probe exceeds the median.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from service.uploads import receiving
 from service.uploads.ingest import IngestItem
 from worker.sandbox.pool import DecoderPool
 
-P50_MS, P99_MS, IDLE_PERCENT = 2.0, 5.0, 1.0
-_WARM_UP = 20
+MAX_P50_MS, MAX_P99_MS, MAX_IDLE_PERCENT = 2.0, 5.0, 1.0
+_WARM_UP_UPLOADS = 20
 
 
 def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:  # noqa: ARG001 - one size
@@ -40,9 +40,11 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     with daguerre(folder) as target:
         time.sleep(turns.SETTLE_S)
         idle = _measure_idle(target, length_s)
-        found = instance.find(target.folder)
-        assert found is not None
-        settings = configuration.load(data=target.folder, database_url=found.database_url, redis_url=found.redis_url)
+        running = instance.find(target.folder)
+        assert running is not None
+        settings = configuration.load(
+            data=target.folder, database_url=running.database_url, redis_url=running.redis_url
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             queued, direct = runner.run(_measure(settings, target.key, body, length_s))
     print(f"\nThe queue, one upload at a time: {len(body) // 1000} KB, {len(queued)} uploads\n")
@@ -50,14 +52,14 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
     print("|---|---|---|")
     for name, times in (("from the job enqueued to the reply", queued), ("the probe alone", direct)):
         print(f"| {name} | {statistics.median(times):.2f} | {_p99(times):.2f} |")
-    usual = statistics.median(direct)
-    turns.limit("Added by the queue, p50 ms", statistics.median(queued) - usual, P50_MS)
-    turns.limit("Added by the queue, p99 ms", _p99(queued) - usual, P99_MS)
-    turns.limit(f"CPU of an idle worker over {length_s:g} s, percent", idle, IDLE_PERCENT)
+    probe_p50 = statistics.median(direct)
+    turns.print_maximum("Added by the queue, p50 ms", statistics.median(queued) - probe_p50, MAX_P50_MS)
+    turns.print_maximum("Added by the queue, p99 ms", _p99(queued) - probe_p50, MAX_P99_MS)
+    turns.print_maximum(f"CPU of an idle worker over {length_s:g} s, percent", idle, MAX_IDLE_PERCENT)
 
 
 def _measure_idle(target: Target, seconds: float) -> float:
-    """Of one core, the worker and its child together."""
+    """Returns the CPU usage of the worker and its decoder in percent of one core."""
     before = usage.by_part(target.roots)
     time.sleep(seconds)
     after = usage.by_part(target.roots)
@@ -65,7 +67,7 @@ def _measure_idle(target: Target, seconds: float) -> float:
 
 
 async def _measure(settings: Settings, key: str, body: bytes, seconds: float) -> tuple[list[float], list[float]]:
-    """Milliseconds through the queue and of the probe alone, in turn."""
+    """Returns the milliseconds of each upload through the queue, and of each probe alone."""
     pool = DecoderPool(1, max_pixels=settings.max_pixels, timeout_s=settings.probe_timeout_s)
     queued: list[float] = []
     direct: list[float] = []
@@ -74,16 +76,16 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
         async with open_resources(settings) as service:
             account = await service.keys.find_account(key)
             deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP:
+            while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP_UPLOADS:
                 new = await _accept(service, account.id, body)
                 queued.append(await _time_job(service, new))
-                places = service.storage.paths_for_decoding(new.id)
+                paths = service.storage.paths_for_decoding(new.id)
                 started = time.perf_counter()
-                await pool.probe(*places)
+                await pool.probe(*paths)
                 direct.append((time.perf_counter() - started) * 1000)
     finally:
         await pool.close()
-    return queued[_WARM_UP:], direct[_WARM_UP:]
+    return queued[_WARM_UP_UPLOADS:], direct[_WARM_UP_UPLOADS:]
 
 
 async def _accept(service: Resources, account_id: AccountId, body: bytes) -> NewImage:
@@ -97,13 +99,13 @@ async def _accept(service: Resources, account_id: AccountId, body: bytes) -> New
 
 
 async def _time_job(service: Resources, new: NewImage) -> float:
-    """As `Ingest.store` waits."""
+    """Waits like `Ingest.store` and returns the milliseconds. Raises BenchError if the image is not ready then."""
     started = time.perf_counter()
     image = await service.ingest.wait(new, "bench")
-    took_ms = (time.perf_counter() - started) * 1000
+    elapsed_ms = (time.perf_counter() - started) * 1000
     if image is None or image.state != "ready":
         raise wrk.BenchError(f"an image is {image.state if image else 'still pending'}")
-    return took_ms
+    return elapsed_ms
 
 
 def _p99(times: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""An image's metadata by its id, one process each: against a bare SELECT by key, and against the same in FastAPI."""
+"""The metadata of an image by its id, with one process each: compared with bare aiohttp and with FastAPI."""
 
 from __future__ import annotations
 
@@ -36,19 +36,22 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
         for name, table in _TABLES.items():
             asyncio.run(_insert(postgres.dsn, table, len(body)))
             ids[name] = [f"image-{i + 1}" for i in range(IMAGES)]
-        first, *others = turns.take(
+        first, *others = turns.measure(
             [ours, bare, fastapi],
             lambda target: read(target, ids[target.name]),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
         )
-        turns.show(f"Metadata of one of {IMAGES} images, {CONNECTIONS} connections, one process", [first, *others])
+        turns.print_table(
+            f"Metadata of one of {IMAGES} images, {CONNECTIONS} connections, one process", [first, *others]
+        )
         for other in others:
-            turns.compare(first, other, GOALS[other.target.name])
+            turns.print_ratio(first, other, GOALS[other.target.name])
 
 
 def upload_all(target: Target, body: bytes, count: int = IMAGES) -> list[str]:
+    """Uploads the body `count` times and returns the ids. Raises BenchError if a response is not 200."""
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
     ids = []
     for _ in range(count):
@@ -56,7 +59,7 @@ def upload_all(target: Target, body: bytes, count: int = IMAGES) -> list[str]:
         response = connection.getresponse()
         text = response.read()
         if response.status != 200:
-            raise wrk.BenchError(f"an upload was answered {response.status}: {text.decode()}")
+            raise wrk.BenchError(f"the response to an upload was {response.status}: {text.decode()}")
         ids.append(json.loads(text)["response"]["id"])
     connection.close()
     return ids
@@ -72,8 +75,13 @@ async def _insert(dsn: str, table: str, filesize: int) -> None:
 
 def read(target: Target, ids: Sequence[str]) -> wrk.Requests:
     width, height, _ = SIZES["s"]
-    gap = " " if target.name == BARE else ""  # json.dumps, as the comparator is written
+    space = " " if target.name == BARE else ""  # the comparator uses json.dumps, which writes spaces
     return wrk.Requests(
         paths=[f"/v1/images/{image_id}?key={target.key}" for image_id in ids],
-        expected=[f'"success":{gap}true', f'"width":{gap}{width}', f'"height":{gap}{height}', f'"tags":{gap}[]'],
+        expected=[
+            f'"success":{space}true',
+            f'"width":{space}{width}',
+            f'"height":{space}{height}',
+            f'"tags":{space}[]',
+        ],
     )

@@ -1,7 +1,7 @@
 """The effect of 1,000 slow clients on others: the p99 of normal requests with and without them, in turns.
 
-They send a byte a second each: 400 of them the body of an upload, which is more than two API processes accept from one
-account at a time, and the others the head of a request. A client that is refused or cut off reconnects.
+Each slow client sends a byte a second. 400 of them send the body of an upload, more than two API processes accept from
+one account at a time; the others send the head of a request. A client that is refused or disconnected reconnects.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bench.rows.uploads import CONNECTIONS, upload
 from bench.targets import Target, daguerre
 
 CLIENTS = 1000
-_PART_IN_BODY = 0.4
+_SHARE_IN_BODY = 0.4
 MAX_RATIO = 3.0
-_READY_S = 60
+_CONNECT_TIMEOUT_S = 60
 
 
 def run(
@@ -40,18 +40,18 @@ def run(
             "metadata": read(target, upload_all(target, body.read_bytes(), 1)),
             "uploads of 640 x 480": upload(target, body, "s"),
         }
-        print(f"\n{clients} slow clients, {CONNECTIONS} connections of others\n")
-        print("| requests | p99 ms without | p99 ms beside them | ratio, median (least to most) |\n|---|---|---|---|")
-        for name, sending in requests.items():
-            quiet, beside = [], []
+        print(f"\n{clients} slow clients, {CONNECTIONS} normal connections\n")
+        print("| requests | p99 ms without them | p99 ms with them | ratio, median (min to max) |\n|---|---|---|---|")
+        for name, repeated in requests.items():
+            without, with_slow = [], []
             for _ in range(rounds):
-                quiet.append(wrk.send(sending, target.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
+                without.append(wrk.send(repeated, target.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
                 with _slow_clients(target, clients):
-                    beside.append(wrk.send(sending, target.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
-            ratios = [slow / fast for slow, fast in zip(beside, quiet, strict=True)]
+                    with_slow.append(wrk.send(repeated, target.port, connections=CONNECTIONS, seconds=seconds).p99_ms)
+            ratios = [slow / fast for slow, fast in zip(with_slow, without, strict=True)]
             ratio = statistics.median(ratios)
             print(
-                f"| {name} | {statistics.median(quiet):.1f} | {statistics.median(beside):.1f} |"
+                f"| {name} | {statistics.median(without):.1f} | {statistics.median(with_slow):.1f} |"
                 f" {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), target at most {MAX_RATIO:g}:"
                 f" {'reached' if ratio <= MAX_RATIO else 'missed'} |"
             )
@@ -59,14 +59,14 @@ def run(
 
 @contextlib.contextmanager
 def _slow_clients(target: Target, count: int) -> Iterator[None]:
-    """Runs the clients. All of them are connected when the block begins."""
+    """Runs the clients within the block. All are connected when it begins. Raises BenchError if they cannot connect."""
     connected, ended = threading.Semaphore(0), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_run_slow_clients(target, count, connected, ended)))
     thread.start()
     try:
         for _ in range(count):
-            if not connected.acquire(timeout=_READY_S):
-                raise wrk.BenchError("the slow clients do not get connected")
+            if not connected.acquire(timeout=_CONNECT_TIMEOUT_S):
+                raise wrk.BenchError("the slow clients could not connect")
         yield
     finally:
         ended.set()
@@ -76,10 +76,12 @@ def _slow_clients(target: Target, count: int) -> Iterator[None]:
 async def _run_slow_clients(target: Target, count: int, connected: threading.Semaphore, ended: threading.Event) -> None:
     async with asyncio.TaskGroup() as clients:
         for number in range(count):
-            clients.create_task(_dawdle(target, connected, ended, in_body=number < count * _PART_IN_BODY))
+            clients.create_task(_send_slowly(target, connected, ended, in_body=number < count * _SHARE_IN_BODY))
 
 
-async def _dawdle(target: Target, connected: threading.Semaphore, ended: threading.Event, *, in_body: bool) -> None:
+async def _send_slowly(
+    target: Target, connected: threading.Semaphore, ended: threading.Event, *, in_body: bool
+) -> None:
     head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nX-Api-Key: {target.key}\r\nContent-Type: image/jpeg\r\n".encode()
     if in_body:
         head += b"Content-Length: 1000000\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Uploads with metadata and preview, over 16 connections, against what people would write instead."""
+"""Uploads with metadata and preview, over 16 connections, compared with what one might write instead."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
             width, height, _ = SIZES[size]
             body = folder / f"{size}.jpg"
             body.write_bytes(photograph(size))
-            first, *others = turns.take(
+            first, *others = turns.measure(
                 [ours, fastify, fastapi, fastify_synced, fastapi_synced],
                 lambda target, body=body, size=size: upload(target, body, size),  # type: ignore[misc]
                 connections=CONNECTIONS,
                 seconds=seconds,
                 rounds=rounds,
-                between=empty,
+                after_turn=truncate_files,
             )
             kilobytes = body.stat().st_size // 1000
-            turns.show(
+            turns.print_table(
                 f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", [first, *others]
             )
             for other in others:
                 goal = GOALS.get(other.target.name, {}).get(size)
                 if goal is not None:
-                    turns.compare(first, other, goal)
+                    turns.print_ratio(first, other, goal)
 
 
 def upload(target: Target, body: Path, size: str) -> wrk.Requests:
@@ -62,11 +62,11 @@ def upload(target: Target, body: Path, size: str) -> wrk.Requests:
     )
 
 
-def empty(target: Target) -> None:
-    """Make room: the comparators' files become empty, which nothing reads. Daguerre keeps what it promised to keep.
+def truncate_files(target: Target) -> None:
+    """Truncates the files of a comparator to free disk space, because nothing reads them. Daguerre keeps its files.
 
-    They are not deleted: to make the next file, ext4 without a journal walks over each inode that was deleted in the
-    last seconds, and the next turn would pay for that.
+    They are not deleted, because ext4 without a journal visits every inode that was deleted in the last seconds when it
+    creates a file. That would slow down the next turn.
     """
     if target.name == DAGUERRE:
         return

@@ -1,1 +1,1 @@
-"""Faults under load, run by `./run test --chaos`: whatever happens, every response that a client got stays true."""
+"""Faults under load, run by `./run test --chaos`. Every response that a client got must still hold after the fault."""

@@ -1,4 +1,4 @@
-"""Assertions in these modules show their values."""
+"""Makes failed assertions in these modules show their values."""
 
 from __future__ import annotations
 

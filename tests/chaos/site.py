@@ -1,5 +1,6 @@
-"""A Daguerre of its own for each fault: PostgreSQL and Valkey with durable settings, the API behind its supervisor, and
-two workers; and the invariants that hold after every fault.
+"""A separate deployment of Daguerre for each fault, and the invariants that are checked after it.
+
+It has PostgreSQL and Valkey with durable settings, two API processes with their supervisor, and two workers.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.folders import temporary_folder
 from tests.support.waiting import until
 
-# The last one is full again and again.
+# The last account reaches its quota often.
 _QUOTAS = (10 << 30, 10 << 30, 2 << 20)
 _CLIENTS = 8
-# From the end of a fault until every client is served again, and until nothing is left of it.
-RECOVERY_S = 30
-_SETTLING_S = 60
-# What no process says, whatever is done to it.
-UNEXPECTED = (
+# The maximum time from the end of a fault until every client has a successful request.
+RECOVERY_TIMEOUT_S = 30
+# The maximum time from the end of the load until the stored data is consistent.
+_CONSISTENCY_TIMEOUT_S = 60
+# Must be in no log, during any fault.
+UNEXPECTED_IN_LOGS = (
     "Traceback (most recent call last)",
     '"task.died"',
     '"request.failed"',
@@ -53,13 +55,13 @@ UNEXPECTED = (
 
 
 class Clocks(NamedTuple):
-    """What the environment of each part says of its clock: nothing if that is right."""
+    """Environment variables that change the clock of each process; None for a correct clock."""
 
     api: Mapping[str, str] | None = None
     workers: Sequence[Mapping[str, str] | None] = (None, None)
 
 
-RIGHT_CLOCKS = Clocks()
+CORRECT_CLOCKS = Clocks()
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Site:
         return self.workers[-1]
 
     async def wait_ready(self) -> None:
-        await until(self._is_ready, RECOVERY_S)
+        await until(self._is_ready, RECOVERY_TIMEOUT_S)
 
     async def _is_ready(self) -> bool:
         with contextlib.suppress(aiohttp.ClientError):
@@ -96,53 +98,53 @@ class Site:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[list[ChaosClient]]:
-        """Clients at work before, while and after the block does its harm; then everything is as it was promised."""
+        """Runs clients before, during and after the block, which causes the fault. Then asserts the invariants."""
         async with mixed_load(self.base_url, self.keys, clients=_CLIENTS) as clients:
             await self._wait_served(clients)
             yield clients
-            began = time.monotonic()
+            started = time.monotonic()
             await self._wait_served(clients)
-            self.record("served again after ms", round((time.monotonic() - began) * 1000))
-        began = time.monotonic()
+            self.record("served after ms", round((time.monotonic() - started) * 1000))
+        started = time.monotonic()
         await self.assert_invariants(clients)
-        self.record("whole after ms", round((time.monotonic() - began) * 1000))
-        self._record_answers(clients)
+        self.record("consistent after ms", round((time.monotonic() - started) * 1000))
+        self._record_responses(clients)
 
-    def _record_answers(self, clients: Sequence[ChaosClient]) -> None:
-        answers = sum((client.memory.answers for client in clients), Counter[str]())
-        refused = {name: times for name, times in sorted(answers.items()) if name.startswith("503")}
-        self.record("done", answers["200"] + answers["202"])
-        self.record("503", ", ".join(f"{times} {name.partition(' ')[2]}" for name, times in refused.items()))
-        self.record("unanswered", answers["none"])
-        self.record("slowest ms", round(1000 * max(client.memory.slowest_s for client in clients)))
+    def _record_responses(self, clients: Sequence[ChaosClient]) -> None:
+        responses = sum((client.history.responses for client in clients), Counter[str]())
+        refused = {name: count for name, count in sorted(responses.items()) if name.startswith("503")}
+        self.record("done", responses["200"] + responses["202"])
+        self.record("503", ", ".join(f"{count} {name.partition(' ')[2]}" for name, count in refused.items()))
+        self.record("no response", responses["none"])
+        self.record("slowest ms", round(1000 * max(client.history.slowest_s for client in clients)))
 
     async def _wait_served(self, clients: Sequence[ChaosClient]) -> None:
-        """Until each client has got something done after now."""
+        """Returns when every client has had a successful request after this call."""
         now = time.monotonic()
-        await until(lambda: all(client.memory.succeeded_at > now for client in clients), RECOVERY_S)
+        await until(lambda: all(client.history.succeeded_at > now for client in clients), RECOVERY_TIMEOUT_S)
 
     async def assert_invariants(self, clients: Sequence[ChaosClient]) -> None:
         for client in clients:
-            assert client.memory.wrong == []
-        await self._assert_whole({k: v for client in clients for k, v in client.memory.stored.items()})
+            assert client.history.errors == []
+        await self._assert_consistent({k: v for client in clients for k, v in client.history.stored.items()})
         for client in clients:
             await self._assert_unchanged(client)
         for part in self.daguerre.parts:  # including those that were killed or stopped
             lines = part.log.read_text(errors="replace").splitlines()
-            wrong = [line for line in lines if any(sign in line for sign in UNEXPECTED)]
-            assert not wrong, f"{part.log.name}: {wrong[0]}"
+            unexpected = [line for line in lines if any(text in line for text in UNEXPECTED_IN_LOGS)]
+            assert not unexpected, f"{part.log.name}: {unexpected[0]}"
         assert self.serve.is_alive()
 
-    async def _assert_whole(self, stored: dict[str, bytes]) -> None:
-        """By the command that operators run: at the latest a minute after the load."""
+    async def _assert_consistent(self, stored: dict[str, bytes]) -> None:
+        """Asserts that `daguerre verify` finds no problem and no image is pending, within _CONSISTENCY_TIMEOUT_S."""
         lines = "".join(f"{image_id} {sha256.hex()}\n" for image_id, sha256 in stored.items())
-        deadline = time.monotonic() + _SETTLING_S
+        deadline = time.monotonic() + _CONSISTENCY_TIMEOUT_S
         while True:
-            found = await asyncio.to_thread(self._verify, lines)
+            result = await asyncio.to_thread(self._verify, lines)
             pending = await self._count_pending()
-            if found.returncode == 0 and not pending:
+            if result.returncode == 0 and not pending:
                 return
-            assert time.monotonic() < deadline, f"{found.stdout}{found.stderr}, {pending} pending"
+            assert time.monotonic() < deadline, f"{result.stdout}{result.stderr}, {pending} pending"
             await asyncio.sleep(1)
 
     def _verify(self, expected: str) -> subprocess.CompletedProcess[str]:
@@ -169,28 +171,28 @@ class Site:
             await connection.close()
 
     async def _assert_unchanged(self, client: ChaosClient) -> None:
-        """Each client still gets its images, ready and with their tags, and none that it deleted."""
-        memory = client.memory
+        """Asserts that a client still gets its images, ready and with their tags, and none that it deleted."""
+        history = client.history
         async with aiohttp.ClientSession(self.base_url, headers={"X-Api-Key": client.key}) as session:
-            for image_id in memory.stored:
-                shown = await send(session.get(f"/v1/images/{image_id}"))
-                assert shown.status == 200, (image_id, shown)
-                assert "status" not in shown.body["response"], shown
-                assert memory.tags[image_id] <= set(shown.body["response"]["tags"]), (image_id, shown)
-            for image_id in memory.deleted:
+            for image_id in history.stored:
+                response = await send(session.get(f"/v1/images/{image_id}"))
+                assert response.status == 200, (image_id, response)
+                assert "status" not in response.body["response"], response
+                assert history.tags[image_id] <= set(response.body["response"]["tags"]), (image_id, response)
+            for image_id in history.deleted:
                 assert (await send(session.get(f"/v1/images/{image_id}"))).status == 404
 
     async def stop_server(self, server: Server) -> None:
         await asyncio.to_thread(server.stop)
 
     async def start_server(self, server: Server) -> None:
-        """The clients go on meanwhile."""
+        """Starts a server in a thread, because the clients run on the event loop."""
         program = server.program()
         server.process = start(program)
         await asyncio.to_thread(wait_ready, program, server.process)
 
     def kill_server(self, server: Server) -> None:
-        """With no time to write anything, its children too."""
+        """Kills a server and its child processes."""
         assert server.process is not None
         end_orphans(server.process)
         server.process.wait()
@@ -203,16 +205,19 @@ class Site:
 
 
 @asynccontextmanager
-async def site_in(
-    folder: Path, record: Callable[[str, object], None], clocks: Clocks = RIGHT_CLOCKS, **changes: object
+async def run_site(
+    folder: Path, record: Callable[[str, object], None], clocks: Clocks = CORRECT_CLOCKS, **changes: object
 ) -> AsyncIterator[Site]:
-    """`record` gets each measurement and its name."""
-    with temporary_folder() as place, Postgres(place / "pg") as postgres, Valkey(place / "valkey") as valkey:
+    """Runs a deployment within the block. `record` is called with the name and value of each measurement.
+
+    `changes` are settings.
+    """
+    with temporary_folder() as servers, Postgres(servers / "pg") as postgres, Valkey(servers / "valkey") as valkey:
         await apply_schema(postgres.dsn)
         keys = await _make_accounts(postgres.dsn)
         settings = Settings(
             data=folder,
-            storage=place / "storage",
+            storage=servers / "storage",
             metrics_dir=folder / "metrics",
             database_url=postgres.dsn,
             redis_url=valkey.url,
@@ -220,7 +225,7 @@ async def site_in(
         async with processes_of(settings, keys[0], folder / "logs") as daguerre:
             host, port = daguerre.listener.getsockname()
             site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", record, clocks)
-            # Else a worker waits for the folders by time.sleep, which fails under libfaketime (EINVAL).
+            # Otherwise a worker waits for the folders with time.sleep, which fails under libfaketime (EINVAL).
             LocalOriginals(settings.storage_folder).prepare()
             site.start()
             await site.wait_ready()

@@ -1,4 +1,4 @@
-"""Each row of the benchmark runs to its end and prints its tables; how fast anything is, is not asked here."""
+"""Every row of the benchmark runs and prints its tables. No speed is checked."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.support.comparators import command_of
 
 def run_bench(*options: str) -> str:
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "bench", *options], cwd=root, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def run_row(name: str, *options: str, seconds: float = 0.4) -> str:
-    """In `seconds` each service has to answer once, on a busy machine too."""
+    """Runs a row with short turns. Each service must respond at least once in `seconds`, also on a busy machine."""
     return run_bench(name, "--rounds", "1", "--seconds", str(seconds), *options)
 
 

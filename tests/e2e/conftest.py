@@ -1,4 +1,4 @@
-"""What is stored after a test of real processes."""
+"""Fixtures for tests of real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/backup.md: a copy made in its order is complete elsewhere."""
+"""docs/backup.md: a backup that is made in the documented order can be restored."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def elsewhere(servers: Servers, connection: Any) -> AsyncIterator[str]:
-    """An empty database."""
-    await connection.execute("create database elsewhere")
-    yield servers.postgres.dsn_of("elsewhere")
-    await connection.execute("drop database elsewhere with (force)")
+async def target_database(servers: Servers, connection: Any) -> AsyncIterator[str]:
+    """Yields the URL of an empty database."""
+    await connection.execute("create database restored")
+    yield servers.postgres.dsn_of("restored")
+    await connection.execute("drop database restored with (force)")
 
 
 def run_program(postgres: Postgres, name: str, *arguments: str | Path) -> None:
@@ -36,13 +36,13 @@ def run_program(postgres: Postgres, name: str, *arguments: str | Path) -> None:
     subprocess.run([programs / name, *arguments], check=True, timeout=60)
 
 
-async def test_live_backup_restores_elsewhere(
+async def test_live_backup_can_be_restored(
     settings: Settings,
     servers: Servers,
     api: Client,
     tenant: Tenant,
     worker: None,
-    elsewhere: str,
+    target_database: str,
     tmp_path: Path,
     aiohttp_client: Callable[..., Awaitable[Client]],
 ) -> None:
@@ -54,11 +54,11 @@ async def test_live_backup_restores_elsewhere(
     assert (await api.delete(f"/v1/images/{deleted}", headers=tenant.headers)).status == 200
     late = await upload_image(api, tenant, jpeg(50))
     shutil.copytree(settings.storage_folder, tmp_path / "copy")
-    run_program(servers.postgres, "pg_restore", "-d", elsewhere, "--exit-on-error", tmp_path / "dump")
+    run_program(servers.postgres, "pg_restore", "-d", target_database, "--exit-on-error", tmp_path / "dump")
 
     restored = settings.model_copy(
         update={
-            "database_url": elsewhere,
+            "database_url": target_database,
             "storage": tmp_path / "copy",
             "redis_url": settings.redis_url.replace("db=0", "db=1"),
         }
@@ -68,14 +68,14 @@ async def test_live_backup_restores_elsewhere(
     assert result.problems[0] == f"image {deleted}: its file is missing; deleted"
     assert f"{late}: no image belongs to it; moved to" in result.problems[1]
     assert len(result.problems) == 2
-    kept = {image_id: hashlib.sha256(body).digest() for image_id, body in stored.items() if image_id != deleted}
-    assert (await verify(restored, expected=kept)).problems == []
+    expected = {image_id: hashlib.sha256(body).digest() for image_id, body in stored.items() if image_id != deleted}
+    assert (await verify(restored, expected=expected)).problems == []
 
-    there = await aiohttp_client(create_app(restored))
+    restored_api = await aiohttp_client(create_app(restored))
     async with run_worker(restored):
-        for image_id in kept:
-            assert (await there.get(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
-        await upload_image(there, tenant, jpeg(60))
+        for image_id in expected:
+            assert (await restored_api.get(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
+        await upload_image(restored_api, tenant, jpeg(60))
     assert (await verify(restored)).problems == []
 
 

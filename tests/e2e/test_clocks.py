@@ -1,4 +1,4 @@
-"""Hosts whose clocks are wrong: nothing is decided by them, so nothing is lost, late or taken for dead."""
+"""Hosts with wrong clocks: no decision depends on them, so no work is lost or late and no process counts as dead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
-    """A file of an upload that has no row yet."""
+    """Writes the file of an upload that has no row yet."""
     path = LocalOriginals(settings.storage_folder).incoming_path(ImageId(image_id))
     path.write_bytes(jpeg())
     os.utime(path, (time.time() - age_s,) * 2)
@@ -38,7 +38,7 @@ def receive(settings: Settings, image_id: str, *, age_s: float = 0) -> Path:
 
 
 async def start_both(daguerre: Daguerre, api_clock: WrongClock, worker_clock: WrongClock) -> tuple[Part, Part]:
-    """Returns once /readyz says that they work together."""
+    """Starts an API process and a worker. Returns when /readyz is 200."""
     api = daguerre.start_api(api_clock.environment)
     await api.wait_logged("api.listening")
     worker = daguerre.start_worker(worker_clock.environment)
@@ -51,7 +51,7 @@ async def start_both(daguerre: Daguerre, api_clock: WrongClock, worker_clock: Wr
 async def test_wrong_clocks_stop_no_work(
     daguerre: Daguerre, settings: Settings, connection: Any, tmp_path: Path, api: str, worker: str
 ) -> None:
-    """The worker probes, is taken for alive, counts, and sweeps what is old and nothing else."""
+    """The worker probes, counts as alive, refreshes the counters, and sweeps only old files."""
     LocalOriginals(settings.storage_folder).prepare()
     young, old = receive(settings, "Young01"), receive(settings, "Old0001", age_s=3700)
     await start_both(daguerre, wrong_clock(tmp_path, api), wrong_clock(tmp_path, worker))
@@ -77,7 +77,7 @@ def check_health(settings: Settings) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_periodic_jobs_outlast_a_clock_that_jumps(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
+async def test_clock_jump_stops_no_periodic_job(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
     clock = wrong_clock(tmp_path, "+0", moves=True)
     await start_both(daguerre, wrong_clock(tmp_path, "+0"), clock)
     assert (await daguerre.upload(jpeg())).status == 200
@@ -89,14 +89,14 @@ async def test_periodic_jobs_outlast_a_clock_that_jumps(daguerre: Daguerre, sett
     assert (await daguerre.upload(jpeg())).status == 200
 
 
-async def test_dead_worker_is_noticed_by_a_wrong_clock(daguerre: Daguerre, tmp_path: Path) -> None:
+async def test_dead_worker_is_detected_by_a_wrong_clock(daguerre: Daguerre, tmp_path: Path) -> None:
     _, worker = await start_both(daguerre, wrong_clock(tmp_path, "-1d"), wrong_clock(tmp_path, "+2h"))
     worker.send(signal.SIGKILL)
     await daguerre.wait_unavailable("worker", timeout_s=40)
 
 
 @pytest.fixture
-def wrong_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Valkey, WrongClock]]:
+def valkey_with_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Valkey, WrongClock]]:
     clock = wrong_clock(tmp_path, "+0", moves=True)
     with temporary_folder() as folder:
         valkey = Valkey(folder / "valkey")
@@ -109,10 +109,10 @@ def wrong_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
 
 
 @pytest.mark.parametrize("offset", ["-1d", "+2h"])
-async def test_jump_of_the_clock_of_redis_stops_no_work(
-    settings: Settings, tenant: Tenant, tmp_path: Path, wrong_valkey: tuple[Valkey, WrongClock], offset: str
+async def test_clock_jump_of_redis_stops_no_work(
+    settings: Settings, tenant: Tenant, tmp_path: Path, valkey_with_clock: tuple[Valkey, WrongClock], offset: str
 ) -> None:
-    valkey, clock = wrong_valkey
+    valkey, clock = valkey_with_clock
     changed = settings.model_copy(update={"redis_url": valkey.url})
     async with processes_of(changed, tenant.key, tmp_path / "logs") as daguerre:
         _, worker = await daguerre.start()
@@ -128,10 +128,10 @@ async def test_jump_of_the_clock_of_redis_stops_no_work(
 
         await until(has_jumped)
         os.kill(worker.pid, signal.SIGCONT)
-        assert {answer.status for answer in await asyncio.gather(*uploading)} <= {200, 202}
+        assert {response.status for response in await asyncio.gather(*uploading)} <= {200, 202}
         await redis.aclose(close_connection_pool=True)
         await daguerre.wait_ready(timeout_s=40)
-        for answer in [await upload for upload in uploading]:
-            await daguerre.wait_shown(answer.shown["id"])
+        for response in [await upload for upload in uploading]:
+            await daguerre.wait_processed(response.result["id"])
         old = receive(changed, "Old0001", age_s=3700)
         await until(lambda: not old.exists(), timeout_s=40)

@@ -1,4 +1,4 @@
-"""The services that the benchmark compares with do what it measures them by."""
+"""The comparators of the benchmark do the work that it measures."""
 
 from __future__ import annotations
 
@@ -71,27 +71,27 @@ def named(*names: str) -> pytest.MarkDecorator:
 @named("fastify_sharp", "fastapi_pillow")
 async def test_upload_is_probed_and_read(comparator: Comparator, connection: Any) -> None:
     small, large = photograph("s"), photograph("m")
-    for body, width, height in ((small, 640, 480), (_turned(large), 1500, 2000)):
-        answer = comparator.post(body, with_exif="1", with_mini_preview="1")
-        assert answer.status_code == 200, answer.text
-        shown = answer.json()["response"]
-        exif, preview = shown.pop("exif"), base64.b64decode(shown.pop("mini_preview"))
-        assert shown == {"id": shown["id"], "width": width, "height": height, "filesize": len(body), "tags": []}
+    for body, width, height in ((small, 640, 480), (_rotate(large), 1500, 2000)):
+        response = comparator.post(body, with_exif="1", with_mini_preview="1")
+        assert response.status_code == 200, response.text
+        image = response.json()["response"]
+        exif, preview = image.pop("exif"), base64.b64decode(image.pop("mini_preview"))
+        assert image == {"id": image["id"], "width": width, "height": height, "filesize": len(body), "tags": []}
         assert (exif["Make"], exif["Model"], exif["FNumber"]) == ("Daguerre", "Plate 1839", 8)
         assert exif["GPSLatitude"] == pytest.approx(46.52, abs=0.01)
         assert len(preview) <= 500
-        with Image.open(io.BytesIO(preview)) as image:
-            assert image.format == "JPEG"
-            assert (image.width < image.height) == (width < height)
-        assert (comparator.files / f"{shown['id']}.jpg").read_bytes() == body
+        with Image.open(io.BytesIO(preview)) as decoded:
+            assert decoded.format == "JPEG"
+            assert (decoded.width < decoded.height) == (width < height)
+        assert (comparator.files / f"{image['id']}.jpg").read_bytes() == body
 
-        assert comparator.get(shown["id"]).json() == {"success": True, "response": shown}
-        row = await connection.fetchrow(f"select * from {comparator.name} where id = $1", shown["id"])
+        assert comparator.get(image["id"]).json() == {"success": True, "response": image}
+        row = await connection.fetchrow(f"select * from {comparator.name} where id = $1", image["id"])
         assert (row["format"], row["preview"]) == ("jpeg", preview)
 
     assert comparator.post(small).json()["response"].keys() == {"id", "width", "height", "filesize", "tags"}
     assert comparator.post(small, key="another").status_code == 401
-    assert comparator.get(shown["id"], key="another").status_code == 401
+    assert comparator.get(image["id"], key="another").status_code == 401
     assert comparator.get("nothing").status_code == 404
     for damaged in (small[:20_000], b"not a picture"):
         assert comparator.post(damaged).status_code == 415
@@ -99,7 +99,7 @@ async def test_upload_is_probed_and_read(comparator: Comparator, connection: Any
 
 
 @named("bare_aiohttp")
-async def test_the_ceiling_stores_and_reads_rows(comparator: Comparator, connection: Any) -> None:
+async def test_bare_aiohttp_stores_files_and_reads_rows(comparator: Comparator, connection: Any) -> None:
     for body in (photograph("s"), os.urandom(3 << 20)):
         image_id = comparator.post(body).json()["response"]["id"]
         assert (comparator.files / f"{image_id}.jpg").read_bytes() == body
@@ -122,18 +122,18 @@ async def test_the_ceiling_stores_and_reads_rows(comparator: Comparator, connect
     indirect=["comparator"],
 )
 def test_photograph_is_resized_and_rotated(comparator: Comparator, path: str) -> None:
-    photographs = {(300, 225): photograph("m"), (300, 400): _turned(photograph("m"))}
-    for size, body in photographs.items():  # the second is not what was kept of the first
+    photographs = {(300, 225): photograph("m"), (300, 400): _rotate(photograph("m"))}
+    for size, body in photographs.items():  # the second must not come from a cache of the first
         (comparator.files / "picture.jpg").write_bytes(body)
-        answer = comparator.show(path)
-        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
-        with Image.open(io.BytesIO(answer.content)) as image:
+        response = comparator.show(path)
+        assert (response.status_code, response.headers["Content-Type"]) == (200, "image/jpeg")
+        with Image.open(io.BytesIO(response.content)) as image:
             assert (image.format, image.size) == ("JPEG", size)
     assert comparator.show(path.replace("picture", "another")).status_code == 404
 
 
-def _turned(body: bytes) -> bytes:
-    """The same photograph as a camera held upright writes it: turned by its EXIF."""
+def _rotate(body: bytes) -> bytes:
+    """Returns the photograph with an EXIF orientation of 6, like that of a camera in portrait orientation."""
     with Image.open(io.BytesIO(body)) as image:
         exif = image.getexif()
         exif[0x0112] = 6

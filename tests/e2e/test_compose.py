@@ -1,4 +1,4 @@
-"""compose.yaml and Dockerfile: what they promise an operator, as far as it shows without an engine."""
+"""compose.yaml and Dockerfile, as far as they can be tested without a container engine."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = YAML(typ="safe").load(ROOT / "compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+OWN_SERVICES = {name: service for name, service in SERVICES.items() if "build" in service}
 
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
-every_one_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
+every_own_service = pytest.mark.parametrize("service", OWN_SERVICES.values(), ids=OWN_SERVICES)
 
 
-def test_file_follows_the_compose_specification() -> None:
-    done = subprocess.run(
+def test_compose_file_is_valid() -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @every_service
@@ -54,7 +54,7 @@ def test_every_image_has_a_version(service: dict[str, Any]) -> None:
     assert re.match(r"\d", tag)
 
 
-@every_one_of_ours
+@every_own_service
 def test_image_has_the_version_of_the_project(service: dict[str, Any]) -> None:
     assert service["image"] == f"daguerre:{PROJECT['version']}"
 
@@ -64,19 +64,19 @@ def test_only_a_local_port_is_published_by_default() -> None:
     assert published == {"service": ["${DAGUERRE_PUBLISH:-127.0.0.1:8080}:8080"]}
 
 
-def test_only_the_service_has_a_way_out() -> None:
+def test_only_the_service_has_external_network() -> None:
     assert COMPOSE["networks"]["backend"] == {"internal": True}
     assert {name for name, service in SERVICES.items() if service["networks"] != ["backend"]} == {"service"}
 
 
 def test_variables_are_settings() -> None:
-    named = {name for service in OURS.values() for name in service["environment"]}
-    named |= set(re.findall(r"\b(DAGUERRE_\w+)=", DOCKERFILE))
+    names = {name for service in OWN_SERVICES.values() for name in service["environment"]}
+    names |= set(re.findall(r"\b(DAGUERRE_\w+)=", DOCKERFILE))
     settings = {f"DAGUERRE_{name.upper()}" for name in Settings.model_fields}
-    assert {name for name in named if name.startswith("DAGUERRE_")} - settings == set()
+    assert {name for name in names if name.startswith("DAGUERRE_")} - settings == set()
 
 
-@every_one_of_ours
+@every_own_service
 def test_commands_and_health_checks_exist(service: dict[str, Any]) -> None:
     assert service["command"][0] in cli.commands
     _, *check = service.get("healthcheck", {"test": ["NONE"]})["test"]
@@ -97,29 +97,29 @@ def test_health_checks_do_not_block_the_start() -> None:
 
 
 @pytest.mark.parametrize("name", ["service", "worker"])
-def test_there_is_time_to_drain(name: str) -> None:
+def test_grace_period_exceeds_the_drain(name: str) -> None:
     grace_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     supervisor_s = 5
     assert grace_s > Settings().drain_s + supervisor_s
 
 
 def test_pools_of_17_workers_fit_the_database() -> None:
-    given = dict(word.split("=") for word in SERVICES["postgres"]["command"] if "=" in word)
-    assert int(given["max_connections"]) >= database_connections(17, Settings())
+    options = dict(word.split("=") for word in SERVICES["postgres"]["command"] if "=" in word)
+    assert int(options["max_connections"]) >= database_connections(17, Settings())
 
 
 def test_rate_limit_is_on_by_default() -> None:
-    given = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
-    match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", given)  # with `:-` an empty one could not turn it off
+    value = SERVICES["service"]["environment"]["DAGUERRE_RATE_LIMIT"]
+    match = re.fullmatch(r"\$\{DAGUERRE_RATE_LIMIT-(.+)\}", value)  # with `:-` an empty value would not turn it off
     assert match is not None
     assert parse_rate(match[1]) is not None
     assert f"`DAGUERRE_RATE_LIMIT` (`{match[1]}`)" in (ROOT / "docs/operations.md").read_text()
 
 
-def test_the_queue_is_durable_and_forgets_nothing() -> None:
-    given = " ".join(SERVICES["valkey"]["command"])
-    assert "--appendonly yes" in given
-    assert "--maxmemory-policy noeviction" in given
+def test_queue_is_durable_and_evicts_nothing() -> None:
+    command = " ".join(SERVICES["valkey"]["command"])
+    assert "--appendonly yes" in command
+    assert "--maxmemory-policy noeviction" in command
 
 
 def test_volumes_are_named_and_images_shared() -> None:
@@ -138,12 +138,12 @@ def test_python_of_the_image_is_supported() -> None:
 
 
 def test_build_context_is_complete() -> None:
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert let_in == {"pyproject.toml", PROJECT["readme"], "LICENSE", "schema.sql", "service", "worker"}
+    included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert included == {"pyproject.toml", PROJECT["readme"], "LICENSE", "schema.sql", "service", "worker"}
     assert (ROOT / "service" / "schema.sql").resolve() == ROOT / "schema.sql"
 
 
 def test_readme_shows_existing_commands() -> None:
-    shown = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "docs/operations.md").read_text())
-    assert shown
-    assert all(name in OURS and command in cli.commands for name, command in shown)
+    commands = re.findall(r"docker compose exec (\w+) daguerre (\w+)", (ROOT / "docs/operations.md").read_text())
+    assert commands
+    assert all(name in OWN_SERVICES and command in cli.commands for name, command in commands)

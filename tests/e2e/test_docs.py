@@ -1,4 +1,4 @@
-"""The documents against the source: settings, routes, metrics, commands, links and anchors."""
+"""The documentation matches the source: settings, routes, metrics, commands, links and anchors."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def test_routes_are_documented() -> None:
         for route in create_app(Settings()).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
-    listed = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", API, re.MULTILINE))
-    assert listed == routes
+    documented = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", API, re.MULTILINE))
+    assert documented == routes
 
 
 def test_metrics_are_documented() -> None:
-    listed = re.findall(r"^\| `(daguerre_\w+)` \| (.*?)\| (.+) \|$", OPERATIONS, re.MULTILINE)
-    shown = {
+    documented = re.findall(r"^\| `(daguerre_\w+)` \| (.*?)\| (.+) \|$", OPERATIONS, re.MULTILINE)
+    declared = {
         (family.name + ("_total" if family.type == "counter" else ""), family.documentation)
         for family in metrics.describe()
     }
-    assert {(name, meaning) for name, _, meaning in listed} == shown
-    assert len(listed) == len(shown)
+    assert {(name, meaning) for name, _, meaning in documented} == declared
+    assert len(documented) == len(declared)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", _without_code(page.read_text())):
         if target.startswith("https://"):
             continue
@@ -69,7 +69,7 @@ def _without_code(text: str) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """Those that GitHub gives to headings: lower case, without punctuation, hyphens for spaces."""
+    """Returns the anchors of headings on GitHub: lower case, without punctuation, hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", _without_code(page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -85,15 +85,15 @@ def test_account_commands_are_documented() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/renditions.md", "docs/signed-urls.md"])
 async def test_documented_commands_work(database_url: str, tmp_path: Path, page: str) -> None:
-    """They name an account that `up` made, and come in an order that works; in prose, too."""
+    """Runs the commands of a page in their order, also those in prose, with the account that `up` creates."""
     await first_key.prepare(database_url, tmp_path)
     groups = "accounts|keys|signing-keys|presets|sign"
-    shown = rf"(?:^\./run (?P<line>(?:{groups}) [^#\n]+))|(?:`\./run (?P<prose>(?:{groups})\s[^`]+)`)"
+    pattern = rf"(?:^\./run (?P<line>(?:{groups}) [^#\n]+))|(?:`\./run (?P<prose>(?:{groups})\s[^`]+)`)"
     commands = [
         shlex.split(match["line"] or match["prose"])
-        for match in re.finditer(shown, (ROOT / page).read_text(), re.MULTILINE)
+        for match in re.finditer(pattern, (ROOT / page).read_text(), re.MULTILINE)
     ]
     assert commands
     for command in commands:
-        done = daguerre(*command, database_url=database_url)
-        assert done.returncode == 0, (command, done.stderr)
+        result = daguerre(*command, database_url=database_url)
+        assert result.returncode == 0, (command, result.stderr)

@@ -1,4 +1,4 @@
-"""Uploads while PostgreSQL or Valkey is away, and while processes are asked to stop."""
+"""Uploads while PostgreSQL or Valkey is unavailable, and while processes shut down."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ from service.launcher.embedded.valkey import Valkey
 from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import PROBE_QUEUE
 from tests.conftest import Servers, empty
-from tests.support.daguerre_processes import Answer, Daguerre, catch_child, stop_process
+from tests.support.daguerre_processes import Daguerre, Response, stop_process, suspend_decoder
 from tests.support.processes import is_alive
 from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg, slow_svg
 from tests.support.stored_state import StoredState
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
-# Half a second of work for a child, so that it can be caught at it.
+# Takes a decoder half a second, so that a test can suspend it meanwhile.
 SLOW = slow_svg(10)
-# More work than any time limit here.
-ENDLESS = slow_svg(1000)
 
 
 @pytest.fixture
@@ -56,11 +54,11 @@ async def test_lost_job_is_enqueued_again_while_client_waits(
     await redis.connection_pool.disconnect()
     assert await redis.keys() == []
     worker.send(signal.SIGCONT)
-    answer = await uploading
-    assert answer.status == 200
-    assert answer.seconds < 8  # the sweep would not have come before ten seconds
-    assert answer.shown["id"] == image_id
-    assert answer.shown["width"] == 64
+    response = await uploading
+    assert response.status == 200
+    assert response.seconds < 8  # the sweep only retries after ten seconds
+    assert response.result["id"] == image_id
+    assert response.result["width"] == 64
     await stored.assert_holds({image_id: jpeg()})
 
 
@@ -74,7 +72,7 @@ async def test_uploads_recover_from_a_valkey_outage(
     daguerre: Daguerre, stored: StoredState, own_valkey: Valkey
 ) -> None:
     await daguerre.start()
-    first = (await daguerre.upload(jpeg())).shown["id"]
+    first = (await daguerre.upload(jpeg())).result["id"]
     own_valkey.stop()
     await daguerre.wait_unavailable("queue", "worker")
     large = jpeg(2400, 1600, quality=95)
@@ -82,8 +80,8 @@ async def test_uploads_recover_from_a_valkey_outage(
         assert (refused.status, refused.code) == (503, "queue-unavailable")
         assert int(refused.headers["Retry-After"]) >= 1
         assert refused.seconds < 1
-    assert (await daguerre.show(first, verbose="1")).shown["width"] == 64
-    assert (await daguerre.get("/v1/account")).shown["num_images"] == 1
+    assert (await daguerre.show(first, verbose="1")).result["width"] == 64
+    assert (await daguerre.get("/v1/account")).result["num_images"] == 1
     await stored.assert_holds({first: jpeg()})
 
     own_valkey.start()
@@ -93,47 +91,50 @@ async def test_uploads_recover_from_a_valkey_outage(
 
 
 async def wait_accepted(daguerre: Daguerre, *, within_s: float) -> str:
-    """The id of the first upload that is answered 200; until then they are 503."""
+    """Uploads until a response is 200 and returns its id. The responses before must be 503."""
 
     async def accepted() -> str | None:
-        answer = await daguerre.upload(jpeg())
-        assert answer.status in (200, 503), answer
-        return str(answer.shown["id"]) if answer.status == 200 else None
+        response = await daguerre.upload(jpeg())
+        assert response.status in (200, 503), response
+        return str(response.result["id"]) if response.status == 200 else None
 
     return str(await until(accepted, within_s))
 
 
 @dataclass
 class Load:
-    """Clients who upload one picture after the other. `answers` is what they got, `failures` where they got none."""
+    """Clients that upload one picture after the other, with their responses and connection errors."""
 
     body: bytes
-    answers: list[Answer] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
     stopping: bool = False
 
     def count(self, *statuses: int) -> int:
-        return sum(answer.status in statuses for answer in self.answers)
+        return sum(response.status in statuses for response in self.responses)
 
     def ids(self) -> set[str]:
-        return {answer.shown["id"] for answer in self.answers if answer.status in (200, 202)}
+        return {response.result["id"] for response in self.responses if response.status in (200, 202)}
 
     async def run_client(self, daguerre: Daguerre, *, keep_alive: bool) -> None:
         async with daguerre.connect(keep_alive=keep_alive) as client:
             while not self.stopping:
                 try:
-                    answer = await client.upload(self.body)
+                    response = await client.upload(self.body)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    self.failures.append(error)
+                    self.errors.append(error)
                     return
-                self.answers.append(answer)
-                if answer.status == 503:
+                self.responses.append(response)
+                if response.status == 503:
                     await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
 async def load(daguerre: Daguerre, body: bytes, *, keep_alive: int, one_shot: int = 0) -> AsyncIterator[Load]:
-    """Some clients on connections that they keep, and some on a new one for each upload; their last ones end."""
+    """Runs clients within the block, some on persistent connections and some with a new connection per upload.
+
+    It ends when they have the responses to their last uploads.
+    """
     running = Load(body)
     async with asyncio.TaskGroup() as clients:
         for number in range(keep_alive + one_shot):
@@ -151,13 +152,13 @@ async def test_uploads_survive_a_postgres_outage(
     await daguerre.start()
     async with load(daguerre, jpeg(), keep_alive=4) as clients:
         await until(lambda: clients.count(200) >= 8)
-        async with cut_off(servers.postgres, end):
+        async with without_postgres(servers.postgres, end):
             await until(lambda: clients.count(503) >= 20)
         before = clients.count(200)
         await until(lambda: clients.count(200) >= before + 8, timeout_s=5)
-    assert clients.failures == []
-    assert {answer.status for answer in clients.answers} <= {200, 202, 503}
-    for refused in (answer for answer in clients.answers if answer.status == 503):
+    assert clients.errors == []
+    assert {response.status for response in clients.responses} <= {200, 202, 503}
+    for refused in (response for response in clients.responses if response.status == 503):
         assert refused.code == "database-unavailable"
         assert int(refused.headers["Retry-After"]) >= 1
         assert refused.seconds < 2.5
@@ -176,8 +177,8 @@ async def test_uploads_survive_a_postgres_outage(
 
 
 @asynccontextmanager
-async def cut_off(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None]:
-    """Runs a block without PostgreSQL: it is stopped, or killed without time to write."""
+async def without_postgres(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None]:
+    """Stops PostgreSQL with this signal, e.g. SIGQUIT for a crash. Starts it again at the end of the block."""
     assert postgres.process is not None
     postgres.process.send_signal(end)
     try:
@@ -187,37 +188,37 @@ async def cut_off(postgres: Postgres, end: signal.Signals) -> AsyncIterator[None
         postgres.start()
 
 
-async def test_sigterm_under_load_cuts_no_request(daguerre: Daguerre, stored: StoredState) -> None:
+async def test_sigterm_under_load_aborts_no_request(daguerre: Daguerre, stored: StoredState) -> None:
     await daguerre.start()
     apis = [daguerre.parts[0], daguerre.start_api()]
     body = jpeg(320, 240)
     async with load(daguerre, body, keep_alive=12, one_shot=4) as first:
         await until(lambda: all(part.count_requests(method="POST", status=200) for part in apis))
     reader, writer = await asyncio.open_connection(*daguerre.listener.getsockname())
-    slow = body + bytes(600_000)  # enough for its file to be opened before all of it is there
+    slow = body + bytes(600_000)  # enough that its file is opened before the body is complete
     writer.write(upload_head(daguerre.key, len(slow)) + slow[:500_000])
     incoming = stored.settings.storage_folder / "incoming"
-    [arriving] = await until(lambda: list(incoming.iterdir()))
-    [ending] = [part for part in apis if part.has_open(arriving)]
+    [received] = await until(lambda: list(incoming.iterdir()))
+    [stopped] = [part for part in apis if part.has_open(received)]
 
     async with load(daguerre, body, keep_alive=12, one_shot=4) as clients:
-        served = ending.count_requests(method="POST", status=200)
-        await until(lambda: ending.count_requests(method="POST", status=200) > served + 16)
-        ending.send(signal.SIGTERM)
-        await ending.wait_logged("api.draining")
-        await asyncio.sleep(1)  # a slow client: longer than an idle connection would be stored open
+        served = stopped.count_requests(method="POST", status=200)
+        await until(lambda: stopped.count_requests(method="POST", status=200) > served + 16)
+        stopped.send(signal.SIGTERM)
+        await stopped.wait_logged("api.draining")
+        await asyncio.sleep(1)  # longer than an idle connection would stay open
         writer.write(slow[500_000:])
-        answer = await reader.read()
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
-        assert await ending.exit_code() == 0
+        response = await reader.read()
+        assert response.startswith(b"HTTP/1.1 200 "), response
+        assert await stopped.exit_code() == 0
         before = clients.count(200)
         await until(lambda: clients.count(200) > before + 32)
     writer.close()
-    assert clients.failures == []
-    assert clients.count(200) == len(clients.answers)
-    ids = first.ids() | clients.ids() | {arriving.name}
+    assert clients.errors == []
+    assert clients.count(200) == len(clients.responses)
+    ids = first.ids() | clients.ids() | {received.name}
     assert await stored.connection.fetchval("select count(*) from images") == len(ids)
-    await stored.assert_holds(dict.fromkeys(ids, body) | {arriving.name: slow})
+    await stored.assert_holds(dict.fromkeys(ids, body) | {received.name: slow})
 
 
 async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, stored: StoredState) -> None:
@@ -228,10 +229,10 @@ async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, stor
     api.send(signal.SIGTERM)
     await api.wait_logged("api.draining")
     writer.write(upload_head(daguerre.key, len(jpeg())) + jpeg())
-    answer = await reader.read()
+    response = await reader.read()
     writer.close()
-    assert answer.startswith(b"HTTP/1.1 200 "), answer
-    assert b"\r\nConnection: close\r\n" in answer
+    assert response.startswith(b"HTTP/1.1 200 "), response
+    assert b"\r\nConnection: close\r\n" in response
     assert await api.exit_code() == 0
     [image] = await stored.connection.fetch("select id from images")
     await stored.assert_holds({image["id"]: jpeg()})
@@ -240,17 +241,17 @@ async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, stor
 async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: StoredState, redis: ArqRedis) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
-    child = await catch_child(worker, await stored.wait_stored())
+    decoder = await suspend_decoder(worker, await stored.wait_stored())
     worker.send(signal.SIGTERM)
     signalled_at = time.time()
-    await until(lambda: redis.zcount(WORKERS_KEY, signalled_at + 0.5, "+inf"))  # it lives on
-    os.kill(child, signal.SIGCONT)
-    answer = await uploading
-    assert answer.status == 200
+    await until(lambda: redis.zcount(WORKERS_KEY, signalled_at + 0.5, "+inf"))  # it still sends heartbeats
+    os.kill(decoder, signal.SIGCONT)
+    response = await uploading
+    assert response.status == 200
     assert await worker.exit_code() == 0
-    assert not is_alive(child)
+    assert not is_alive(decoder)
     assert await redis.zcard(WORKERS_KEY) == 0
-    await stored.assert_holds({answer.shown["id"]: SLOW})
+    await stored.assert_holds({response.result["id"]: SLOW})
 
 
 async def test_readyz_names_failures_and_healthz_is_200(
@@ -270,6 +271,6 @@ async def test_readyz_names_failures_and_healthz_is_200(
     await daguerre.wait_unavailable("queue", "worker", timeout_s=10)
     own_valkey.start()
     await daguerre.wait_ready(timeout_s=10)
-    async with cut_off(servers.postgres, signal.SIGINT):
+    async with without_postgres(servers.postgres, signal.SIGINT):
         await daguerre.wait_unavailable("database", timeout_s=10)
     await daguerre.wait_ready(timeout_s=10)

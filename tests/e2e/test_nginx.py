@@ -1,4 +1,4 @@
-"""deploy/nginx.conf as a real nginx runs it in front of the API."""
+"""deploy/nginx.conf in a real nginx in front of the API."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running nginx; `session` trusts its certificate, and sends every request to it."""
+    """A running nginx. `session` sends requests to it and trusts its certificate."""
 
     session: aiohttp.ClientSession
     folder: Path
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate and its key, named as certbot names them."""
+    """Returns a folder with a certificate and its key, with the file names of certbot."""
     folder = tmp_path_factory.mktemp("certificate")
     kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     names = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST},IP:127.0.0.1"]
@@ -73,7 +73,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configure(
     folder: Path, settings: Settings, certificate: Path, *, port: int, http_port: int, https_port: int
 ) -> Path:
-    """The file as it is, but for addresses and folders, in a main configuration as a distribution's."""
+    """Writes the configuration with the addresses and folders of the test. Returns the path of the main file."""
     conf = re.sub(r" *listen \[::\].*\n", "", CONF)
     for old, new in {
         "server 127.0.0.1:8080;": f"server 127.0.0.1:{port};",
@@ -127,9 +127,9 @@ async def is_up(proxy: Proxy) -> bool:
         return False
 
 
-async def code_of(answer: aiohttp.ClientResponse) -> tuple[int, str]:
-    assert answer.content_type == "application/json"
-    return answer.status, (await answer.json())["error"]["code"]
+async def error_of(response: aiohttp.ClientResponse) -> tuple[int, str]:
+    assert response.content_type == "application/json"
+    return response.status, (await response.json())["error"]["code"]
 
 
 async def upload(proxy: Proxy, tenant: Tenant, data: bytes, **headers: str) -> aiohttp.ClientResponse:
@@ -137,19 +137,19 @@ async def upload(proxy: Proxy, tenant: Tenant, data: bytes, **headers: str) -> a
 
 
 @pytest.mark.usefixtures("worker")
-async def test_pictures_pass_nginx_both_ways(proxy: Proxy, tenant: Tenant) -> None:
-    """The large one is sent by nginx from the disk."""
+async def test_uploads_and_downloads_pass_nginx(proxy: Proxy, tenant: Tenant) -> None:
+    """nginx sends the large picture from the disk."""
     for picture in (jpeg(), jpeg(900, 700) + bytes(400 << 10)):
-        answer = await upload(proxy, tenant, picture)
-        assert answer.status == 200, await answer.text()
-        image_id = (await answer.json())["response"]["id"]
-        shown = await proxy.session.get(f"/i/{image_id}")
-        assert (shown.status, await shown.read()) == (200, picture)
-        assert shown.headers["Surrogate-Key"] == image_id
-        again = await proxy.session.get(f"/i/{image_id}", headers={"If-None-Match": shown.headers["ETag"]})
+        response = await upload(proxy, tenant, picture)
+        assert response.status == 200, await response.text()
+        image_id = (await response.json())["response"]["id"]
+        original = await proxy.session.get(f"/i/{image_id}")
+        assert (original.status, await original.read()) == (200, picture)
+        assert original.headers["Surrogate-Key"] == image_id
+        again = await proxy.session.get(f"/i/{image_id}", headers={"If-None-Match": original.headers["ETag"]})
         assert again.status == 304
-        part = await proxy.session.get(f"/i/{image_id}", headers={"Range": "bytes=10-19"})
-        assert (part.status, await part.read()) == (206, picture[10:20])
+        partial = await proxy.session.get(f"/i/{image_id}", headers={"Range": "bytes=10-19"})
+        assert (partial.status, await partial.read()) == (206, picture[10:20])
 
 
 @pytest.mark.usefixtures("worker")
@@ -160,39 +160,39 @@ async def test_the_largest_form_passes_nginx(proxy: Proxy, tenant: Tenant) -> No
         b"--b\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n"
         for head, value in parts
     )
-    answer = await upload(proxy, tenant, body + b"--b--\r\n", **{"Content-Type": "multipart/form-data; boundary=b"})
-    assert answer.status == 200, await answer.text()
-    assert (await answer.json())["response"]["tags"] == ["lake"]
+    response = await upload(proxy, tenant, body + b"--b--\r\n", **{"Content-Type": "multipart/form-data; boundary=b"})
+    assert response.status == 200, await response.text()
+    assert (await response.json())["response"]["tags"] == ["lake"]
 
 
 async def test_large_body_is_413(proxy: Proxy, tenant: Tenant) -> None:
-    """Some sizes are refused by Daguerre, others by nginx."""
+    """Daguerre refuses some sizes, nginx others."""
     for size in (MAX_UPLOAD + 1, (2 << 20) + 1, 20 << 20):
-        answer = await upload(proxy, tenant, bytes(size))
-        assert await code_of(answer) == (413, "upload-too-large")
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        response = await upload(proxy, tenant, bytes(size))
+        assert await error_of(response) == (413, "upload-too-large")
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
 
 
 async def test_early_response_passes_nginx(proxy: Proxy, tenant: Tenant) -> None:
     nobody = Tenant(tenant.id, "nobody", "x" * 40)
-    assert await code_of(await upload(proxy, nobody, bytes(MAX_UPLOAD))) == (401, "unauthorized")
+    assert await error_of(await upload(proxy, nobody, bytes(MAX_UPLOAD))) == (401, "unauthorized")
 
 
 async def test_metrics_are_closed(proxy: Proxy) -> None:
     base = str(proxy.session._base_url).rstrip("/")
     for path in ("/metrics", "//metrics", "/%6detrics", "/i/../metrics", "/metrics?x=1"):
-        assert await code_of(await proxy.session.get(URL(base + path, encoded=True))) == (404, "not-found")
+        assert await error_of(await proxy.session.get(URL(base + path, encoded=True))) == (404, "not-found")
 
 
 async def test_plain_http_redirects_to_tls(proxy: Proxy) -> None:
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{proxy.http_port}/v1/images?verbose"
-        answer = await session.post(url, headers={"Host": HOST}, allow_redirects=False)
-    assert (answer.status, answer.headers["Location"]) == (308, f"https://{HOST}/v1/images?verbose")
+        response = await session.post(url, headers={"Host": HOST}, allow_redirects=False)
+    assert (response.status, response.headers["Location"]) == (308, f"https://{HOST}/v1/images?verbose")
 
 
 async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings: Settings) -> None:
-    """Also of requests that fail, which nginx's error log would quote."""
+    """Includes failed requests, which the error log of nginx would quote."""
     key = tenant.key
     paths = [f"/v1/account?key={key}", f"/v1/images/{key}", f"/v1/account?a=/b&key={key}#x", f"/?key={key}&?key={key}"]
     for path in paths:
@@ -203,17 +203,17 @@ async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings:
         await session.get(f"http://127.0.0.1:{proxy.http_port}/v1/account?key={key}", allow_redirects=False)
     conf = proxy.folder / "daguerre.conf"
     conf.write_text(re.sub(r"server 127\.0\.0\.1:\d+;", f"server 127.0.0.1:{free_port()};", conf.read_text()))
-    os.kill(int((proxy.folder / "pid").read_text()), signal.SIGHUP)  # reads its configuration anew
+    os.kill(int((proxy.folder / "pid").read_text()), signal.SIGHUP)  # reloads the configuration
 
-    async def is_away() -> bool:
-        answer = await proxy.session.get(f"/v1/account?key={key}")
-        if answer.status == 200:
+    async def is_unavailable() -> bool:
+        response = await proxy.session.get(f"/v1/account?key={key}")
+        if response.status == 200:
             return False
-        assert await code_of(answer) == (503, "busy")
-        assert answer.headers["Retry-After"] == "1"
+        assert await error_of(response) == (503, "busy")
+        assert response.headers["Retry-After"] == "1"
         return True
 
-    await until(is_away)
+    await until(is_unavailable)
     assert key not in proxy.read_logs()
     log = proxy.read_access_log()
     assert {"/v1/account", "[key]", "/v1/images", "/"} <= {line["path"] for line in log}
@@ -221,9 +221,9 @@ async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings:
 
 
 def test_nginx_errors_look_like_the_api() -> None:
-    found = re.findall(r"return (\d+) '(.+)';", CONF)
-    assert len(found) == 4
-    for status, text in found:
+    errors = re.findall(r"return (\d+) '(.+)';", CONF)
+    assert len(errors) == 4
+    for status, text in errors:
         error = json.loads(text)["error"]
         assert CATALOGUE[error["code"]][0] == int(status)
         assert error["message"] == CATALOGUE[error["code"]][1] or error["code"] == "busy"

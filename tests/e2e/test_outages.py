@@ -1,4 +1,4 @@
-"""What the log says of a dependency that is away: a line at the start, one a minute and one at the end."""
+"""The log of an outage of a dependency: a line at the start, one per minute and one at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
-AWAY = OSError(28, "No space left on device")
+DISK_FULL = OSError(28, "No space left on device")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def settings(settings: Settings, own_valkey: Valkey) -> Settings:
 
 
 def lines_of(part: Part) -> list[dict[str, Any]]:
-    """Returns the events of its log without the requests."""
+    """Returns the log lines of a process without those of requests."""
     return [line for line in part.read_events() if line["event"] != "request"]
 
 
@@ -39,7 +39,7 @@ def events_of(part: Part, dependency: str) -> list[str]:
 
 
 async def wait_events(part: Part, dependency: str, *events: str) -> None:
-    """Returns once these and no others were logged of the dependency."""
+    """Returns when these events of the dependency were logged. Asserts that no others were."""
     await until(lambda: len(events_of(part, dependency)) >= len(events))
     assert events_of(part, dependency) == [f"{dependency}.{event}" for event in events]
 
@@ -50,14 +50,14 @@ async def test_redis_outage_is_logged_once(daguerre: Daguerre, own_valkey: Valke
     own_valkey.stop()
     try:
         await daguerre.wait_unavailable("queue", "worker")
-        for _ in range(5):  # each request and each worker meets the error again
+        for _ in range(5):  # each request and each worker fails again
             assert (await daguerre.upload(jpeg())).status in {202, 503}
     finally:
         own_valkey.start()
     await daguerre.wait_ready()
     for part, count in zip(parts, before, strict=True):
         await wait_events(part, "queue", "unavailable", "available")
-        assert len(lines_of(part)) <= count + 2 + 6, lines_of(part)[count:]  # limits have lines of their own
+        assert len(lines_of(part)) <= count + 2 + 6, lines_of(part)[count:]  # rate limits have their own lines
     assert lines_of(parts[0])[before[0]]["reason"] in {"the connection was lost", "its socket does not exist"}
 
 
@@ -88,7 +88,7 @@ async def test_start_logs_unavailable_servers(
         async with processes_of(changed, tenant.key, tmp_path / "logs") as daguerre:
             api = daguerre.start_serve(2)
             await until(lambda: len(events_of(api, "database")) == len(events_of(api, "queue")) == 2)
-            worker = daguerre.start_worker()  # finds the folders that the API made
+            worker = daguerre.start_worker()  # the API has created its folders
             await wait_events(worker, "database", "unavailable")
             await wait_events(worker, "queue", "unavailable")
             [line] = [line for line in lines_of(worker) if line["event"] == "database.unavailable"]
@@ -107,8 +107,8 @@ async def test_start_without_tables_is_explained(
 ) -> None:
     (settings.storage_folder / "incoming").mkdir(exist_ok=True)
     admin = await asyncpg.connect(servers.postgres.dsn)
-    await admin.execute("create database untouched")
-    changed = settings.model_copy(update={"database_url": servers.postgres.dsn_of("untouched")})
+    await admin.execute("create database without_tables")
+    changed = settings.model_copy(update={"database_url": servers.postgres.dsn_of("without_tables")})
     try:
         async with processes_of(changed, tenant.key, tmp_path / "logs") as daguerre:
             for part in (daguerre.start_api(), daguerre.start_worker()):
@@ -117,7 +117,7 @@ async def test_start_without_tables_is_explained(
                 assert "daguerre schema" in line["reason"]
                 assert "Traceback" not in part.log.read_text()
     finally:
-        await admin.execute("drop database untouched with (force)")
+        await admin.execute("drop database without_tables with (force)")
         await admin.close()
 
 
@@ -126,8 +126,8 @@ def test_long_outage_is_logged_every_minute(monkeypatch: pytest.MonkeyPatch) -> 
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:
         for _ in range(2000):
-            outage.report(AWAY)
-            outage.pass_check()  # e.g. a check that does not see what calls meet
+            outage.report(DISK_FULL)
+            outage.pass_check()  # e.g. a check that passes although calls fail
             clock.now += 0.1
         clock.now += 2
         outage.pass_check()
@@ -143,7 +143,7 @@ def test_intermittent_outage_is_logged_as_one(monkeypatch: pytest.MonkeyPatch) -
     outage = Outage("storage", explain_storage)
     with capture_logs() as logs:
         for _ in range(100):  # 10 minutes
-            outage.report(AWAY)
+            outage.report(DISK_FULL)
             clock.now += 3
             outage.pass_check()
             clock.now += 3

@@ -1,4 +1,4 @@
-"""The reference at `/docs` in a real Chromium."""
+"""The API reference at `/docs` in a real Chromium."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def open_reference(page: Page, port: int, route: str = "") -> None:
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
-async def test_page_asks_no_other_host(port: int, color_scheme: str) -> None:
+async def test_page_requests_no_other_host(port: int, color_scheme: str) -> None:
     async with open_page(color_scheme="dark" if color_scheme == "dark" else "light") as page:
         hosts, errors = set(), []
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
@@ -47,7 +47,7 @@ async def test_operation_shows_seven_samples(port: int) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_upload_is_tried_with_the_readers_key(port: int, tenant: Tenant, tmp_path: Path) -> None:
+async def test_upload_can_be_executed_with_a_key(port: int, tenant: Tenant, tmp_path: Path) -> None:
     picture = tmp_path / "picture.jpg"
     picture.write_bytes(jpeg())
     async with open_page() as page:
@@ -57,10 +57,10 @@ async def test_upload_is_tried_with_the_readers_key(port: int, tenant: Tenant, t
         await page.get_by_role("button", name="SET").nth(1).click()
         await page.evaluate(f"location.hash = '{UPLOAD}'")
         await page.locator("input[type=file]").first.set_input_files(picture)
-        async with page.expect_response(lambda response: "/v1/images" in response.url) as response:
+        async with page.expect_response(lambda response: "/v1/images" in response.url) as expected:
             await page.get_by_role("button", name="Execute").first.click()
-        answer = await response.value
-        assert (answer.status, answer.request.headers["x-api-key"]) == (200, tenant.key)
+        response = await expected.value
+        assert (response.status, response.request.headers["x-api-key"]) == (200, tenant.key)
 
 
 async def test_narrow_page_needs_no_sideways_scrolling(port: int) -> None:

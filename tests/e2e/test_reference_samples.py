@@ -1,4 +1,4 @@
-"""The code samples of the reference are run: each language against every operation of the API."""
+"""Runs the code samples of the reference: every language, for every operation of the API."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ JQUERY = files("xstatic.pkg.jquery") / "data" / "jquery.min.js"
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader of the reference, who pastes its samples beside a picture."""
+    """A reader of the reference, who runs its samples in a folder with a picture."""
 
     port: int
     key: str
@@ -52,25 +52,25 @@ class Reader:
         return str(json.loads(body)["response"]["id"])
 
     async def samples(self, label: str) -> AsyncIterator[tuple[str, str]]:
-        """Yields each operation's name with its sample, filled in for this reader, and a new image for each."""
+        """Yields the name of each operation with its sample, filled in with the key and the id of a new image."""
         document = make_document(Settings(public_url=f"http://127.0.0.1:{self.port}"))
         for operation in OPERATIONS:
-            described = document["paths"][operation.path][operation.method.lower()]
-            [source] = [sample["source"] for sample in described["x-codeSamples"] if sample["label"] == label]
+            description = document["paths"][operation.path][operation.method.lower()]
+            [source] = [sample["source"] for sample in description["x-codeSamples"] if sample["label"] == label]
             yield operation.name, self._fill_in(source, await self.create())
 
     def _fill_in(self, source: str, image_id: str) -> str:
-        for example, own in (
+        for example, value in (
             (KEY, self.key),
             (EXAMPLE_ID, image_id),
             (quote(examples.SOURCE_URL, safe=""), quote(self.picture_url, safe="")),
             (examples.SOURCE_URL, self.picture_url),
         ):
-            source = source.replace(example, own)
+            source = source.replace(example, value)
         return source
 
     async def run(self, *command: str) -> str:
-        """Returns what the command prints."""
+        """Returns the stdout of the command."""
         return await run_program(*command, folder=self.folder, timeout_s=60)
 
     def take_saved(self) -> bytes | None:
@@ -90,7 +90,7 @@ def reader(port: int, tenant: Tenant, picture_url: str, tmp_path: Path) -> Reade
 
 
 def check(name: str, output: str, saved: bytes | None) -> None:
-    """A sample saves a picture, prints the envelope of a success, or prints what a route for operators says."""
+    """Asserts that a sample saved a picture, printed a success, or printed the response of a route for operators."""
     if name in {"showPicture", "showNamedPicture"}:
         assert saved is not None, name
         assert saved.startswith(b"\xff\xd8"), name
@@ -122,7 +122,7 @@ async def run_ruby(reader: Reader, source: str) -> str:
 
 
 async def run_http(reader: Reader, source: str) -> str:
-    """The lines as they stand are sent, with the bytes of the picture in their place."""
+    """Sends the lines of the sample unchanged, except that its placeholders are replaced by the picture."""
     picture = jpeg()
     request = source.replace(f"[the size of {FILE_NAME}]", str(len(picture))).replace("\n", "\r\n").encode()
     request = request.replace(f"[the bytes of {FILE_NAME}]".encode(), picture)
@@ -145,9 +145,7 @@ async def run_http(reader: Reader, source: str) -> str:
         pytest.param("Ruby", run_ruby, marks=pytest.mark.needs("ruby")),
     ],
 )
-async def test_samples_run_as_they_stand(
-    reader: Reader, label: str, run: Callable[[Reader, str], Awaitable[str]]
-) -> None:
+async def test_samples_run_unchanged(reader: Reader, label: str, run: Callable[[Reader, str], Awaitable[str]]) -> None:
     async for name, source in reader.samples(label):
         output = await run(reader, source)
         check(name, output, reader.take_saved())
@@ -171,9 +169,9 @@ async def test_jquery_samples_run_in_a_page(reader: Reader) -> None:
 
 
 async def run_script(page: Page, source: str) -> Any:
-    """A block of its own, since the samples declare the same names."""
+    """Runs a sample in its own function, because all samples declare the same names."""
     return await page.evaluate(f"() => {{ {source} }}")
 
 
-def test_samples_come_in_the_contracts_languages() -> None:
+def test_samples_exist_in_the_required_languages() -> None:
     assert set(LABELS) == {"HTTP", "cURL", "jQuery", "Node.js", "Java", "Python", "Ruby"}

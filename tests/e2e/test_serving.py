@@ -1,4 +1,4 @@
-"""`daguerre serve` as an operator runs it: API processes behind one port, and the health checks beside them."""
+"""`daguerre serve`: several API processes on one port, and the health checks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.processes import is_alive
 from tests.support.samples import jpeg
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
 @pytest.fixture
 async def serve(daguerre: Daguerre) -> Part:
-    """Two API processes, both listening."""
+    """Starts two API processes. Both listen."""
     return await start_two(daguerre)
 
 
@@ -40,27 +40,27 @@ async def start_two(daguerre: Daguerre) -> Part:
 
 
 def api_processes(serve: Part) -> list[int]:
-    return serve.children("serve --fd")
+    return serve.child_pids("serve --fd")
 
 
 async def test_all_processes_share_the_port(daguerre: Daguerre, serve: Part) -> None:
     one, other = api_processes(serve)
-    for stopped, answering in ((one, other), (other, one)):
+    for stopped, running in ((one, other), (other, one)):
         stop_process(stopped)
         assert (await daguerre.get("/v1/account")).status == 200
-        await serve.wait_requests(1, pid=answering, path="/v1/account")
+        await serve.wait_requests(1, pid=running, path="/v1/account")
         os.kill(stopped, signal.SIGCONT)
 
 
 async def test_folders_are_private(daguerre: Daguerre, settings: Settings, tmp_path: Path) -> None:
-    chosen = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions_dir"})
-    chosen |= {"data": tmp_path / "new" / "data", "metrics_dir": tmp_path / "counts" / "metrics"}
-    daguerre.settings = Settings(**chosen)
+    values = settings.model_dump(exclude_unset=True, exclude={"storage", "renditions_dir"})
+    values |= {"data": tmp_path / "new" / "data", "metrics_dir": tmp_path / "counts" / "metrics"}
+    daguerre.settings = Settings(**values)
     await start_two(daguerre)
     daguerre.start_worker()
     await daguerre.wait_ready()
     image = await daguerre.upload(jpeg())
-    assert (await daguerre.session.get(f"/i/{image.shown['id']}?width=8")).status == 200
+    assert (await daguerre.session.get(f"/i/{image.result['id']}?width=8")).status == 200
     folders = [folder for top in (tmp_path / "new", tmp_path / "counts") for folder in (top, *top.rglob("*/"))]
     assert {folder.name for folder in folders} >= {"new", "data", "storage", "incoming", "renditions", "00", "counts"}
     assert [folder for folder in folders if folder.is_dir() and folder.stat().st_mode & 0o777 != 0o700] == []
@@ -99,19 +99,19 @@ def test_only_misleading_public_urls_are_logged(
 
 
 async def test_burst_of_connections_is_balanced(daguerre: Daguerre) -> None:
-    found = api_processes(await start_two(daguerre))
-    before = [count_sockets(pid) for pid in found]
+    pids = api_processes(await start_two(daguerre))
+    before = [count_sockets(pid) for pid in pids]
     for _ in range(2):  # closed connections free their slots
         opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(40)))
 
-        def held() -> list[int]:
-            return [count_sockets(pid) - earlier for pid, earlier in zip(found, before, strict=True)]
+        def opened_per_process() -> list[int]:
+            return [count_sockets(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
 
-        await until(lambda: sum(held()) == 40)
-        assert min(held()) >= 15, held()
+        await until(lambda: sum(opened_per_process()) == 40)
+        assert min(opened_per_process()) >= 15, opened_per_process()
         for _, writer in opened:
             writer.close()
-        await until(lambda: sum(held()) == 0)
+        await until(lambda: sum(opened_per_process()) == 0)
 
 
 def count_sockets(pid: int) -> int:
@@ -121,7 +121,7 @@ def count_sockets(pid: int) -> int:
 def read_link(path: Path) -> str:
     try:
         return str(path.readlink())
-    except FileNotFoundError:  # closed meanwhile
+    except FileNotFoundError:  # it was closed meanwhile
         return ""
 
 
@@ -130,16 +130,16 @@ async def test_killed_process_is_replaced(daguerre: Daguerre, serve: Part) -> No
     os.kill(killed, signal.SIGKILL)
     assert (await daguerre.get("/v1/account")).status == 200
     await serve.wait_logged("api.listening", 3)
-    found = api_processes(serve)
-    assert len(found) == 2
-    assert other in found
-    assert killed not in found
+    pids = api_processes(serve)
+    assert len(pids) == 2
+    assert other in pids
+    assert killed not in pids
     assert f"(process {killed}) was killed by signal 9: starting it again" in serve.log.read_text()
 
 
 async def test_sigterm_finishes_the_upload_in_flight(daguerre: Daguerre, serve: Part, settings: Settings) -> None:
     await daguerre.start_worker().wait_logged("worker.started")
-    picture, draining = jpeg(300, 200) + bytes(600_000), asyncio.Event()  # enough to open its file early
+    picture, draining = jpeg(300, 200) + bytes(600_000), asyncio.Event()  # enough that its file is opened early
 
     async def body() -> AsyncIterator[bytes]:
         yield picture[:500_000]
@@ -168,10 +168,10 @@ async def test_endless_body_does_not_block_shutdown(daguerre: Daguerre, serve: P
     uploading = asyncio.create_task(send(daguerre, body()))
     incoming = settings.storage_folder / "incoming"
     await until(lambda: list(incoming.iterdir()))
-    began = time.monotonic()
+    started = time.monotonic()
     serve.send(signal.SIGTERM)
     assert await serve.exit_code() == 0
-    assert time.monotonic() - began < settings.drain_s + 4  # then their supervisor would have killed it
+    assert time.monotonic() - started < settings.drain_s + 4  # after that the supervisor would kill it
     assert serve.log.read_text().count('"api.stopped"') == 2
     assert list(incoming.iterdir()) == []
     with pytest.raises(aiohttp.ClientError):
@@ -185,10 +185,10 @@ async def send(daguerre: Daguerre, body: AsyncIterator[bytes]) -> int:
 
 
 async def test_processes_end_with_a_killed_parent(serve: Part) -> None:
-    found = api_processes(serve)
+    pids = api_processes(serve)
     serve.send(signal.SIGKILL)
     await serve.exit_code()
-    await until(lambda: not any(is_alive(pid) for pid in found))
+    await until(lambda: not any(is_alive(pid) for pid in pids))
     assert serve.log.read_text().count('"api.stopped"') == 2
 
 
@@ -203,19 +203,19 @@ async def test_single_process_has_no_supervisor(daguerre: Daguerre) -> None:
 async def test_health_of_the_api(daguerre: Daguerre) -> None:
     port = str(daguerre.listener.getsockname()[1])
     serve = await start_two(daguerre)
-    everywhere = {"DAGUERRE_HOST": "0.0.0.0", "DAGUERRE_PORT": port}
-    assert (await asyncio.to_thread(run_command, "health", "api", **everywhere)).returncode == 0
+    address = {"DAGUERRE_HOST": "0.0.0.0", "DAGUERRE_PORT": port}
+    assert (await asyncio.to_thread(run_command, "health", "api", **address)).returncode == 0
     serve.send(signal.SIGTERM)
     await serve.exit_code()
-    done = await asyncio.to_thread(run_command, "health", "api", **everywhere)
-    assert (done.returncode, done.stderr) == (1, f"Error: The API on 0.0.0.0, port {port}, does not answer\n")
+    result = await asyncio.to_thread(run_command, "health", "api", **address)
+    assert (result.returncode, result.stderr) == (1, f"Error: The API on 0.0.0.0, port {port}, does not answer\n")
 
 
 async def test_health_of_the_worker(daguerre: Daguerre, serve: Part, settings: Settings) -> None:
     queue = {"DAGUERRE_REDIS_URL": settings.redis_url}
-    done = await asyncio.to_thread(run_command, "health", "worker", **queue)
-    assert done.returncode == 1
-    assert "has sent a heartbeat" in done.stderr
+    result = await asyncio.to_thread(run_command, "health", "worker", **queue)
+    assert result.returncode == 1
+    assert "has sent a heartbeat" in result.stderr
     worker = daguerre.start_worker()
     await daguerre.wait_ready()
     assert (await asyncio.to_thread(run_command, "health", "worker", **queue)).returncode == 0
@@ -239,23 +239,23 @@ async def test_process_without_descriptors_recovers(daguerre: Daguerre, settings
     await serve.wait_logged("api.listening")
     async with daguerre.connect(keep_alive=True) as early:
         assert (await early.get("/v1/account")).status == 200
-        used = count_descriptors(serve.pid)
-        resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
-        opened = [await asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(6)]
+        descriptors = count_descriptors(serve.pid)
+        resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (descriptors + 2, descriptors + 2))
+        connections = [await asyncio.open_connection("127.0.0.1", daguerre.port) for _ in range(6)]
         await serve.wait_logged("api.accept_failed")
 
         before = cpu_s(serve.pid)
-        await assert_has_no_file(early, jpeg())
-        assert (await early.get("/v1/account")).shown["num_images"] == 0
+        await assert_storage_unavailable(early, jpeg())
+        assert (await early.get("/v1/account")).result["num_images"] == 0
         await asyncio.sleep(1.2)
         assert cpu_s(serve.pid) - before < 0.5
-        assert serve.log.read_text().count("api.accept_failed") == 1  # though it has looked again
-        await assert_has_no_file(early, jpeg() + bytes(600_000))  # one that is opened early
+        assert serve.log.read_text().count("api.accept_failed") == 1  # although it has retried
+        await assert_storage_unavailable(early, jpeg() + bytes(600_000))  # its file is opened early
         assert list((settings.storage_folder / "incoming").iterdir()) == []
 
-        for _, writer in opened[:2]:
+        for _, writer in connections[:2]:
             writer.close()
-        for reader, writer in opened[2:]:
+        for reader, writer in connections[2:]:
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             async with asyncio.timeout(5):
                 assert (await reader.read()).startswith(b"HTTP/1.1 200")
@@ -265,11 +265,11 @@ async def test_process_without_descriptors_recovers(daguerre: Daguerre, settings
     assert await serve.exit_code() == 0
 
 
-async def assert_has_no_file(client: Client, body: bytes) -> None:
-    answer = await client.upload(body)
-    assert (answer.status, answer.code) == (503, "storage-unavailable")
-    assert answer.headers["Retry-After"]
-    assert answer.seconds < 4  # it does not wait for a descriptor
+async def assert_storage_unavailable(client: Client, body: bytes) -> None:
+    response = await client.upload(body)
+    assert (response.status, response.code) == (503, "storage-unavailable")
+    assert response.headers["Retry-After"]
+    assert response.seconds < 4  # it does not wait for a descriptor
 
 
 def count_descriptors(pid: int) -> int:

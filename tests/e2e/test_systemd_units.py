@@ -1,4 +1,4 @@
-"""deploy/*.service: what systemd makes of them, and what they promise an operator."""
+"""deploy/*.service: systemd accepts them, and they allow what Daguerre needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.config.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = {path.stem: path.read_text() for path in sorted(DEPLOY.glob("*.service"))}
-# Landlock and seccomp, which children confine themselves with, are in no group of systemd 252.
+# The calls for Landlock and seccomp, with which decoders enter their sandbox, are in no group of systemd 252.
 SANDBOX_CALLS = "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 
 every_unit = pytest.mark.parametrize("text", UNITS.values(), ids=UNITS)
@@ -26,13 +26,13 @@ def read(text: str, name: str) -> list[str]:
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     for name, text in UNITS.items():
-        # The programs are not there; verify looks for them.
+        # The programs are not installed, and verify checks that they exist.
         (tmp_path / f"{name}.service").write_text(re.sub(r"=/opt/daguerre/bin/daguerre", "=/bin/true", text))
-    done = subprocess.run(
+    result = subprocess.run(
         ["systemd-analyze", "verify", *sorted(tmp_path.iterdir())], capture_output=True, text=True, check=False
     )
-    ours = [line for line in done.stderr.splitlines() if "daguerre" in line]
-    assert (done.returncode, ours) == (0, [])
+    messages = [line for line in result.stderr.splitlines() if "daguerre" in line]
+    assert (result.returncode, messages) == (0, [])
 
 
 @every_unit
@@ -44,8 +44,8 @@ def test_unit_runs_an_existing_command(text: str) -> None:
 
 
 @every_unit
-def test_unit_leaves_time_to_drain(text: str) -> None:
-    """The signal goes to the main process alone: it must not end a decoding child."""
+def test_stop_timeout_exceeds_the_drain(text: str) -> None:
+    """Also, the signal is sent to the main process only, because it must not end a decoder."""
     [seconds] = read(text, "TimeoutStopSec")
     assert int(seconds) > Settings.model_fields["drain_s"].default
     assert read(text, "KillMode") == ["mixed"]
@@ -62,7 +62,7 @@ def test_unit_allows_the_sandbox() -> None:
 
 
 def test_units_share_the_metrics_folder() -> None:
-    """It is in /dev/shm, where RemoveIPC would remove what the other unit has, and PrivateIPC hide it."""
+    """It is in /dev/shm: RemoveIPC would remove the files of the other unit, and PrivateIPC would hide them."""
     for text in UNITS.values():
         assert read(text, "(?:RemoveIPC|PrivateIPC|DynamicUser)") == []
         assert read(text, "User") == ["daguerre"]

@@ -1,4 +1,4 @@
-"""`daguerre up` as a process of its own, with all that it starts."""
+"""`daguerre up` as a process, with all processes that it starts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tests.support.waiting import wait_for
 # Each test starts all servers, some of them three times.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(180),
 ]
 
 
 class TestUp:
-    def test_serves_and_keeps_data(self, place: Path) -> None:
-        data = place / "data"
+    def test_serves_and_keeps_data(self, server_folder: Path) -> None:
+        data = server_folder / "data"
         with up(data, "--workers", "1") as first:
             key, sample = first.key, first.sample
-            status, answer = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
-            assert (status, '"Make":"Daguerre"' in answer) == (200, True), answer
-            image = re.search(r'"id":"(\w+)"', answer)
+            status, body = first.get(f"/v1/images?key={key}&with_exif=true", sample.read_bytes())
+            assert (status, '"Make":"Daguerre"' in body) == (200, True), body
+            image = re.search(r'"id":"(\w+)"', body)
             assert image
             log = Path(first.find(r"Log +(\S+) "))
             assert log == data / "log" / "daguerre.log"
@@ -41,24 +41,25 @@ class TestUp:
             for path in (log, first.log):
                 wait_for(lambda: re.search(line, path.read_text(), re.MULTILINE) is not None)  # noqa: B023
             assert max(map(len, first.text.splitlines() + log.read_text().splitlines())) <= 100, first.text
-            found = instance.find(data)
-            assert found is not None
-            assert found.pid == first.process.pid
+            running = instance.find(data)
+            assert running is not None
+            assert running.pid == first.process.pid
             with up(data, ready=False) as second:
                 assert second.process.wait(20) == 1
             assert (
-                f"Error: Daguerre is running on {data} already ({found.local_url}, process {found.pid})" in second.text
+                f"Error: Daguerre is running on {data} already ({running.local_url}, process {running.pid})"
+                in second.text
             )
-            taken = found.local_url.rpartition(":")[2]
-            with up(place / "other", "--port", taken, ready=False) as third:
+            port = running.local_url.rpartition(":")[2]
+            with up(server_folder / "other", "--port", port, ready=False) as third:
                 assert third.process.wait(20) == 1
-            assert f"Port {taken} on 127.0.0.1 is in use" in third.text
+            assert f"Port {port} on 127.0.0.1 is in use" in third.text
             parts = first.parts()
             first.process.terminate()
             assert first.process.wait(20) == 0, first.text
         assert not any(is_alive(pid) for pid in parts)
         assert "Traceback" not in first.text
-        assert key not in first.text  # it may be kept as a log
+        assert key not in first.text  # the output may be stored as a log
         assert instance.find(data) is None
         with up(data, "--workers", "1") as again:
             assert again.find(r"Key +to see it: cat (\S+)") == str(data / "first-key")
@@ -69,11 +70,11 @@ class TestUp:
             again.process.kill()
             wait_for(lambda: not any(is_alive(pid) for pid in parts))
         assert instance.find(data) is None
-        metric_files.remove(Settings(data=data).metrics_folder)  # outside the test's own folder
+        metric_files.remove(Settings(data=data).metrics_folder)  # it is outside of the folder of the test
 
     @pytest.mark.needs("curl")
-    def test_terminal_shows_the_first_key_once(self, place: Path, database_url: str, redis_url: str) -> None:
-        data = place / "some data"
+    def test_terminal_shows_the_first_key_once(self, server_folder: Path, database_url: str, redis_url: str) -> None:
+        data = server_folder / "some data"
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
         with up(data, env=servers, on_terminal=True) as first:
             assert first.text.count(first.key) == 1
@@ -84,8 +85,8 @@ class TestUp:
             assert again.key not in again.text
             assert again.find(r"to see it: (.+)\r?\n").rstrip() == f"cat '{data}/first-key'"
 
-    def test_restarts_killed_processes(self, place: Path) -> None:
-        with up(place / "data", "--workers", "1") as started:
+    def test_restarts_killed_processes(self, server_folder: Path) -> None:
+        with up(server_folder / "data", "--workers", "1") as started:
             killed = []
             for pattern in ("service.cli serve", "service.cli worker", "valkey-server", "bin/postgres -D"):
                 pid = min(pid for pid, args in started.parts().items() if pattern in args)
@@ -97,36 +98,36 @@ class TestUp:
             wait_for(lambda: started.get("/readyz")[0] == 200)
             wait_for(lambda: started.get(f"/v1/images?key={key}", sample.read_bytes())[0] == 200)
             assert not any(is_alive(pid) for pid in killed)
-            log = (place / "data" / "log" / "daguerre.log").read_text()
+            log = (server_folder / "data" / "log" / "daguerre.log").read_text()
             assert log.count("program.restarted WARNING") == 4
 
-    def test_restored_key_is_not_called_revoked(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_restored_key_is_not_called_revoked(self, server_folder: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "first", env=servers):
+        with up(server_folder / "first", env=servers):
             pass
-        with up(place / "second", env=servers) as second:
+        with up(server_folder / "second", env=servers) as second:
             assert "revoked" not in second.text
             command = second.find(r"list the existing keys: (.+)")
-            assert command == f"daguerre keys list default --data {place / 'second'}"
+            assert command == f"daguerre keys list default --data {server_folder / 'second'}"
 
-    def test_damaged_server_shows_its_reason(self, place: Path) -> None:
-        with up(place / "data"):
+    def test_failed_server_start_shows_its_reason(self, server_folder: Path) -> None:
+        with up(server_folder / "data"):
             pass
-        log = place / "data" / "log" / "postgres.log"
+        log = server_folder / "data" / "log" / "postgres.log"
         with log.open("a") as file:
             file.write("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
-        (place / "data" / "postgres" / "cluster" / "global" / "pg_control").write_bytes(b"")
-        with up(place / "data", ready=False) as again:
+        (server_folder / "data" / "postgres" / "cluster" / "global" / "pg_control").write_bytes(b"")
+        with up(server_folder / "data", ready=False) as again:
             assert again.process.wait(30) == 1
         assert "could not read file" in again.text
         assert "an old reason" not in again.text
         assert "Traceback" not in again.text
 
-    def test_uses_configured_servers(self, place: Path, database_url: str, redis_url: str) -> None:
+    def test_uses_configured_servers(self, server_folder: Path, database_url: str, redis_url: str) -> None:
         servers = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_REDIS_URL": redis_url}
-        with up(place / "data", "--workers", "1", env=servers) as started:
+        with up(server_folder / "data", "--workers", "1", env=servers) as started:
             assert not [args for args in started.parts().values() if "postgres" in args or "valkey" in args]
-            found = instance.find(place / "data")
-            assert found is not None
-            assert (found.database_url, found.redis_url) == (database_url, redis_url)
+            running = instance.find(server_folder / "data")
+            assert running is not None
+            assert (running.database_url, running.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200

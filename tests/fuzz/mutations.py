@@ -1,4 +1,4 @@
-"""Mutated files. A number and the seeds of its format determine each, so that any of them can be reproduced."""
+"""Mutates files. The seed, the format and a number determine each file, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -8,18 +8,36 @@ import zlib
 from collections.abc import Callable, Sequence
 
 # Numbers at which signs, sizes and sums overflow.
-_INTERESTING = (0, 1, 2, 7, 8, 16, 0x7F, 0x80, 0xFE, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 2**24, 2**31 - 1, 2**31)
-_LARGEST = 2**32 - 1
-# Most fields that decide how a file is read are near its start.
+_BOUNDARY_NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    16,
+    0x7F,
+    0x80,
+    0xFE,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x10000,
+    2**24,
+    2**31 - 1,
+    2**31,
+)
+_MAX_UINT32 = 2**32 - 1
+# Most fields that control how a file is read are near its start.
 _HEAD_BYTES = 512
 _MAX_BLOCK_BYTES = 256
 _MAX_BYTES = 1 << 20
 
 _MAX_STEPS = 8
-# The share of PNGs whose checksums are repaired: without it, hardly any mutation gets past the first chunk.
-_MENDED_SHARE = 0.8
-# An SVG is refused at its first byte that is no XML, so most of its mutations are such.
-_WORDS_SHARE = 0.8
+# The share of PNGs whose checksums are repaired. Otherwise almost every mutation fails at the first chunk.
+_REPAIRED_SHARE = 0.8
+# The share of SVG mutations that are valid XML, because others are refused at the first invalid byte.
+_SVG_INSERTION_SHARE = 0.8
 
 _SVG_ELEMENTS = (
     b'<g id="a"><use href="#a"/></g>',
@@ -56,19 +74,20 @@ _SVG_ATTRIBUTES = (
 
 
 def mutate(form: str, seeds: Sequence[bytes], number: int, seed: int) -> bytes:
-    """Returns the mutated file of this number: equal for equal arguments, on every machine."""
+    """Returns the mutated file of this number. Equal arguments return equal files on every machine."""
     rng = random.Random(f"{seed}/{form}/{number}")
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.randint(1, rng.choice((1, 2, _MAX_STEPS)))):
-        step = _insert_word if form == "svg" and rng.random() < _WORDS_SHARE else rng.choice(_STEPS)
+        step = _insert_svg if form == "svg" and rng.random() < _SVG_INSERTION_SHARE else rng.choice(_STEPS)
         step(rng, data, seeds)
     del data[_MAX_BYTES:]
-    if form == "png" and rng.random() < _MENDED_SHARE:
-        mend_png_checksums(data)
+    if form == "png" and rng.random() < _REPAIRED_SHARE:
+        repair_png_checksums(data)
     return bytes(data)
 
 
-def mend_png_checksums(data: bytearray) -> None:
+def repair_png_checksums(data: bytearray) -> None:
+    """Corrects the checksums of all complete chunks in place."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -78,39 +97,45 @@ def mend_png_checksums(data: bytearray) -> None:
         at = end + 4
 
 
-def _place(rng: random.Random, data: bytearray) -> int:
+def _position(rng: random.Random, data: bytearray) -> int:
     return rng.randrange(min(len(data), rng.choice((_HEAD_BYTES, _MAX_BYTES)))) if data else 0
 
 
-def _block(rng: random.Random, data: bytearray) -> slice:
-    start = _place(rng, data)
+def _range(rng: random.Random, data: bytearray) -> slice:
+    start = _position(rng, data)
     return slice(start, start + rng.randint(1, rng.choice((4, 16, _MAX_BLOCK_BYTES))))
 
 
 def _flip_bit(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
     if data:
-        data[_place(rng, data)] ^= 1 << rng.randrange(8)
+        data[_position(rng, data)] ^= 1 << rng.randrange(8)
 
 
 def _set_byte(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
     if data:
-        data[_place(rng, data)] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        data[_position(rng, data)] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
 
 
 def _set_integer(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
     size, order = rng.choice((1, 2, 4, 8)), rng.choice(("big", "little"))
-    _put(data, _place(rng, data), size, order, rng.choice((*_INTERESTING, _LARGEST, len(data), rng.getrandbits(32))))
+    _put(
+        data,
+        _position(rng, data),
+        size,
+        order,
+        rng.choice((*_BOUNDARY_NUMBERS, _MAX_UINT32, len(data), rng.getrandbits(32))),
+    )
 
 
 def _edit_length(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    """Changes a number that may be a length, a count or an offset, since it is small."""
+    """Changes a number that is small enough to be a length, a count or an offset."""
     size, order = rng.choice((2, 4)), rng.choice(("big", "little"))
     for _attempt in range(20):
-        at = _place(rng, data)
+        at = _position(rng, data)
         value = int.from_bytes(data[at : at + size], "big" if order == "big" else "little")
         if 0 < value <= len(data):
-            nudged = value + rng.choice((-8, -1, 1, 8, value, len(data)))
-            _put(data, at, size, order, rng.choice((0, nudged, at, len(data), 2**31 - 1, _LARGEST)))
+            changed = value + rng.choice((-8, -1, 1, 8, value, len(data)))
+            _put(data, at, size, order, rng.choice((0, changed, at, len(data), 2**31 - 1, _MAX_UINT32)))
             return
 
 
@@ -120,48 +145,48 @@ def _put(data: bytearray, at: int, size: int, order: str, value: int) -> None:
 
 
 def _remove(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    del data[_block(rng, data)]
+    del data[_range(rng, data)]
 
 
-def _cut(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
+def _truncate(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
     del data[rng.randrange(len(data) + 1) :]
 
 
 def _duplicate(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    block = bytes(data[_block(rng, data)])
-    at = _place(rng, data)
+    block = bytes(data[_range(rng, data)])
+    at = _position(rng, data)
     data[at:at] = block * rng.choice((1, 1, 2, 50))
 
 
 def _move(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    block = data[_block(rng, data)]
-    at = _place(rng, data)
+    block = data[_range(rng, data)]
+    at = _position(rng, data)
     data[at : at + len(block)] = block
 
 
 def _splice(rng: random.Random, data: bytearray, seeds: Sequence[bytes]) -> None:
-    """Overwrites, inserts or ends with a piece of another seed."""
+    """Overwrites bytes with bytes of another seed, inserts them, or replaces the end of the file with them."""
     other = bytearray(rng.choice(seeds))
     match rng.randrange(3):
         case 0:
-            block = other[_block(rng, other)]
-            at = _place(rng, data)
+            block = other[_range(rng, other)]
+            at = _position(rng, data)
             data[at : at + len(block)] = block
         case 1:
-            at = _place(rng, data)
-            data[at:at] = other[_block(rng, other)]
+            at = _position(rng, data)
+            data[at:at] = other[_range(rng, other)]
         case _:
             at = rng.randrange(min(len(data), len(other)) + 1)
             data[at:] = other[at:]
 
 
 def _fill(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
-    block = _block(rng, data)
+    block = _range(rng, data)
     size = len(data[block])
     data[block] = bytes([rng.choice((0, 0xFF))]) * size if rng.random() < 0.5 else rng.randbytes(size)
 
 
-def _insert_word(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
+def _insert_svg(rng: random.Random, data: bytearray, _: Sequence[bytes]) -> None:
     ends = [at for at, byte in enumerate(data) if byte == ord(">")]
     if not ends:
         return
@@ -183,7 +208,7 @@ _STEPS: tuple[Callable[[random.Random, bytearray, Sequence[bytes]], None], ...] 
     _edit_length,
     _edit_length,
     _remove,
-    _cut,
+    _truncate,
     _duplicate,
     _move,
     _splice,

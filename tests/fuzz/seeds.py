@@ -1,4 +1,4 @@
-"""The files to mutate: small, of every format and kind, and equal in every run."""
+"""Small files of every format and kind to mutate. They are equal in every run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support import pictures
 
 @cache
 def seeds_of(form: str) -> list[bytes]:
-    return _MAKERS[form]()
+    return _SEEDS[form]()
 
 
 def _photo(mode: str = "RGB") -> Image.Image:
-    """Returns patches of colour, which use all of a coder. It is small, so that most mutations hit structure."""
+    """Returns patches of colour, which use all features of an encoder, in a small picture with few bytes of pixels."""
     noise = random.Random(1839).randbytes(12 * 9 * len(mode))
     return Image.frombytes(mode, (12, 9), noise).resize((48, 36), Image.Resampling.BICUBIC)
 
@@ -109,7 +109,7 @@ def _svgs() -> list[bytes]:
     ]
 
 
-_MAKERS = {
+_SEEDS = {
     "jpeg": _jpegs,
     "png": _pngs,
     "webp": _webps,

@@ -1,7 +1,7 @@
-"""Mutated pictures in the child processes of a worker: each is probed or refused, in bounded time and memory, and every
-accepted picture is rendered in many ways.
+"""Probes mutated pictures in decoder processes. Each is accepted or refused, within limits of time and memory.
 
-`./run test --fuzz-inputs 100000 tests/fuzz` makes more of them, and `--fuzz-seed` others.
+Every accepted picture is rendered in many ways. `./run test --fuzz-inputs 100000 tests/fuzz` tests more pictures, and
+`--fuzz-seed` other ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.errors import CATALOGUE
 from service.images.probe import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
 from service.renditions.transformation import Transformation
 from tests.conftest import Fuzzing
-from tests.fuzz.mutations import mend_png_checksums, mutate
+from tests.fuzz.mutations import mutate, repair_png_checksums
 from tests.fuzz.seeds import seeds_of
 from tests.support.processes import peak_kb
 from worker.sandbox.decoder import DecoderFailed
@@ -32,21 +32,21 @@ from worker.sandbox.pool import DecoderPool
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")]
 
 _DEFAULTS = Settings.model_construct()
-_SLOWEST_S = 10
-_MAX_KB = 2 << 20  # half of the 4 GB at which a child's allocations fail
-_INPUTS_A_SECOND = 10  # even the slowest of them, on a machine that has other things to do
+_MAX_S = 10
+_MAX_KB = 2 << 20  # half of the 4 GB at which allocations of a decoder fail
+_MIN_INPUTS_PER_S = 10  # for the slowest format, on a busy machine
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "form" in metafunc.fixturenames:
-        seconds = 60 + metafunc.config.getoption("--fuzz-inputs") // len(MIME_TYPES) // _INPUTS_A_SECOND
+        seconds = 60 + metafunc.config.getoption("--fuzz-inputs") // len(MIME_TYPES) // _MIN_INPUTS_PER_S
         metafunc.parametrize("form", [pytest.param(form, marks=pytest.mark.timeout(seconds)) for form in MIME_TYPES])
 
 
 @dataclass
 class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
-    deaths: list[int] = field(default_factory=list)
+    decoder_failures: list[int] = field(default_factory=list)
     slowest_s: float = 0
     slowest: int = -1
     peak_kb: int = 0
@@ -54,7 +54,8 @@ class Tally:
     def __str__(self) -> str:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
         return (
-            f"{self.outcomes.total()} inputs: {outcomes}; {len(self.deaths)} deaths {self.deaths}; "
+            f"{self.outcomes.total()} inputs: {outcomes}; "
+            f"{len(self.decoder_failures)} decoder failures {self.decoder_failures}; "
             f"slowest {self.slowest_s:.2f} s ({self.slowest}); peak {self.peak_kb / 1024:.0f} MB"
         )
 
@@ -77,17 +78,17 @@ def test_mutations_are_repeatable() -> None:
 
 def test_png_mutations_have_valid_checksums() -> None:
     data = bytearray(seeds_of("png")[0])
-    whole = bytes(data)
+    original = bytes(data)
     data[20] ^= 1
-    mend_png_checksums(data)
-    assert data[:29] != whole[:29]
-    assert data[29:33] != whole[29:33]
+    repair_png_checksums(data)
+    assert data[:29] != original[:29]
+    assert data[29:33] != original[29:33]
     data[20] ^= 1
-    mend_png_checksums(data)
-    assert data == whole
+    repair_png_checksums(data)
+    assert data == original
 
 
-async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
+async def test_mutated_picture_is_rendered_or_refused(
     pool: DecoderPool, form: str, fuzzing: Fuzzing, tmp_path: Path
 ) -> None:
     tally = Tally()
@@ -95,43 +96,43 @@ async def test_a_mutated_picture_is_probed_and_rendered_or_refused(
     for number in range(fuzzing.inputs // len(MIME_TYPES)):
         data = mutate(form, seeds_of(form), number, fuzzing.seed)
         path.write_bytes(data)
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             check(await pool.probe(str(path)))
             await render_all(pool, path, number)
             tally.outcomes["accepted"] += 1
-        except Rejected as refusal:
-            tally.outcomes[refusal.code] += 1
+        except Rejected as error:
+            tally.outcomes[error.code] += 1
         except DecoderFailed:
-            tally.outcomes["lost"] += 1
-            tally.deaths.append(number)
-            fuzzing.keep(form, number, data)
+            tally.outcomes["decoder-failed"] += 1
+            tally.decoder_failures.append(number)
+            fuzzing.save(form, number, data)
         except BaseException:
-            fuzzing.keep(form, number, data)
+            fuzzing.save(form, number, data)
             raise
-        took = time.monotonic() - began
-        if took > tally.slowest_s:
-            tally.slowest_s, tally.slowest = took, number
+        elapsed_s = time.monotonic() - started
+        if elapsed_s > tally.slowest_s:
+            tally.slowest_s, tally.slowest = elapsed_s, number
         tally.peak_kb = max(tally.peak_kb, peak_kb(pool.decoders[0].process.pid))
     fuzzing.report(form, str(tally))
-    assert set(tally.outcomes) - {"accepted", "lost"} <= set(CATALOGUE)
-    assert not tally.deaths
-    assert tally.slowest_s < _SLOWEST_S
+    assert set(tally.outcomes) - {"accepted", "decoder-failed"} <= set(CATALOGUE)
+    assert not tally.decoder_failures
+    assert tally.slowest_s < _MAX_S
     assert tally.peak_kb < _MAX_KB
 
 
 async def render_all(pool: DecoderPool, path: Path, number: int) -> None:
-    """An accepted picture can be shown in every way: no refusal of a rendition says that it is damaged."""
-    for transformation in (*_RENDITIONS, some_transformation(number)):
+    """Asserts that every rendition of an accepted picture succeeds or is too large."""
+    for transformation in (*_RENDITIONS, random_transformation(number)):
         try:
             rendered = await pool.render([str(path)], transformation)
-        except Rejected as refusal:
-            assert refusal.code == "rendition-too-large", transformation  # noqa: PT017 - any other is a fault
+        except Rejected as error:
+            assert error.code == "rendition-too-large", transformation  # noqa: PT017 - any other code is a bug
             continue
         Image.open(io.BytesIO(rendered)).load()
 
 
-# What decodes all of a picture, a small copy, one of its frames, and all of them.
+# They decode the whole picture, a small copy, one frame, and all frames.
 _RENDITIONS = (
     Transformation(format="png", quality=80),
     Transformation(format="jpeg", quality=80, width=20),
@@ -142,8 +143,8 @@ _RENDITIONS = (
 )
 
 
-def some_transformation(number: int) -> Transformation:
-    """Each has other parameters. None is an AVIF, which takes as long as all others together."""
+def random_transformation(number: int) -> Transformation:
+    """Returns a transformation that depends on the number. AVIF is left out, because it is slow."""
     rng = random.Random(number)
     return Transformation(
         format=rng.choice(("jpeg", "png", "webp", "gif")),
@@ -166,7 +167,7 @@ def some_transformation(number: int) -> Transformation:
 
 
 def check(result: Probe) -> None:
-    """Checks the invariants of every probe."""
+    """Asserts the invariants of every probe."""
     assert result.format in MIME_TYPES
     assert 0 < result.width * result.height * result.pages <= _DEFAULTS.max_pixels
     assert 1 <= result.orientation <= 8

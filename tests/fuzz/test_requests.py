@@ -1,6 +1,6 @@
-"""Malformed requests as bytes on a socket: each gets a response, an error has a reason, and none is a 500.
+"""Sends malformed requests as bytes. Each gets a response, an error has a code, and none is a 500.
 
-What the OpenAPI document allows, and what it forbids, is sent by tests/integration/api/test_openapi.py.
+Requests that follow or violate the OpenAPI document are sent by tests/integration/api/test_openapi.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.samples import jpeg
 
 pytestmark = pytest.mark.slow
 
-_SLOWEST_S = 10
+_MAX_S = 10
 
 
 def _quote(text: str) -> str:
@@ -293,21 +293,21 @@ async def ready_image(port: int, connection: Any, tenant: Tenant) -> None:
 @pytest.mark.usefixtures("ready_image")
 @given(request=_REQUESTS)
 @example(request=b"GET /v1/images/search?key={key}&cursor=%ff HTTP/1.1\r\nHost: x\r\n\r\n")
-async def test_any_request_gets_a_response_but_no_500(
+async def test_any_request_gets_a_response_and_no_500(
     port: int, tenant: Tenant, caplog: pytest.LogCaptureFixture, fuzzing: Fuzzing, request: bytes
 ) -> None:
     caplog.clear()
     sent = request.replace(b"{key}", tenant.key.encode())
     try:
-        async with asyncio.timeout(_SLOWEST_S):
-            answer = await _exchange(port, sent)
+        async with asyncio.timeout(_MAX_S):
+            response = await _exchange(port, sent)
     except TimeoutError:
-        pytest.fail(f"no answer to {request!r}")
+        pytest.fail(f"no response to {request!r}")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     status = int(head.split()[1])
-    assert status < 500 or status == 503, answer[:1_000]
-    if status >= 400 and body and b"/readyz" not in sent:  # whose 503 names what does not work, here the workers
+    assert status < 500 or status == 503, response[:1_000]
+    if status >= 400 and body and b"/readyz" not in sent:  # its 503 has another form, and names the failing checks
         error = json.loads(body)["error"]
         assert CATALOGUE[error["code"]][0] == status
         assert tenant.key not in error["message"]

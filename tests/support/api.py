@@ -1,4 +1,4 @@
-"""Requests to the application in this process, and what its responses say."""
+"""Sends requests to the application in this process and reads its responses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ async def upload_image(api: Client, tenant: Tenant, body: bytes | None = None) -
 
 
 async def error_of(response: Any) -> tuple[int, str, str]:
-    answer = await response.json()
-    assert answer["success"] is False
-    assert set(answer) == {"success", "error"}
-    assert set(answer["error"]) == {"code", "message"}
+    """Returns status, code and message of an error. Asserts that the response has the form of an error."""
+    body = await response.json()
+    assert body["success"] is False
+    assert set(body) == {"success", "error"}
+    assert set(body["error"]) == {"code", "message"}
     assert response.headers["Cache-Control"] == "no-store"
-    return response.status, answer["error"]["code"], answer["error"]["message"]
+    return response.status, body["error"]["code"], body["error"]["message"]

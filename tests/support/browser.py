@@ -1,4 +1,4 @@
-"""A real Chromium, for tests of pages."""
+"""Opens pages in a real Chromium."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from playwright.async_api import Page, async_playwright
 async def open_page(
     width: int = 1280, height: int = 900, color_scheme: Literal["dark", "light"] = "light"
 ) -> AsyncIterator[Page]:
-    """A page of the system's Chromium without cookies or cache. Tests that open one need `chromium`."""
+    """Yields a page of the system's Chromium, without cookies or cache. The test must have the mark `needs`."""
     async with async_playwright() as playwright:
-        # Without its sandbox, since CI runs as root; it opens pages of the tests alone.
+        # Without its sandbox, because CI runs as root. It only opens pages of the tests.
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
             yield await browser.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)

@@ -1,9 +1,9 @@
-"""What Chromium shows of the samples in `tests.support.colours`: writes `tests/support/chromium.py`.
+"""Writes `tests/support/chromium.py`: the colours of the samples in `tests.support.colours` as Chromium shows them.
 
     python -m tests.support.browser_colours [CHROMIUM]
 
-A page of all of them is opened without a window, on a screen of sRGB, and the middle of each patch is read from a
-picture of the screen.
+It opens a page with all samples in headless mode, with sRGB as the colour space of the screen, takes a screenshot, and
+reads the pixel in the middle of each patch.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ _STYLE = "body { margin: 0; background: #fff } img { display: block; image-rende
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "jpg", b"RIFF": "webp"}
 
 
-def show(samples: dict[str, bytes], chromium: str) -> dict[str, list[tuple[int, ...]]]:
+def take_colours(samples: dict[str, bytes], chromium: str) -> dict[str, list[tuple[int, ...]]]:
+    """Returns the colours of the patches of each sample."""
     width, height = colours.SIZE
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         images = []
         for number, data in enumerate(samples.values()):
             name = f"{number}.{_SUFFIXES.get(data[:4], 'avif')}"
             (folder / name).write_bytes(data)
             images.append(f'<img src="{name}" width="{width}" height="{height}" decoding="sync">')
-        page, screen = folder / "page.html", folder / "screen.png"
+        page, screenshot = folder / "page.html", folder / "screen.png"
         page.write_text(f"<!doctype html><style>{_STYLE}</style>{''.join(images)}")
         size = f"--window-size={max(width, 500)},{height * len(samples)}"
-        options = [*OPTIONS, size, f"--screenshot={screen}", f"--user-data-dir={folder / 'user'}"]
+        options = [*OPTIONS, size, f"--screenshot={screenshot}", f"--user-data-dir={folder / 'user'}"]
         subprocess.run([chromium, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
-        with Image.open(screen) as shown:
+        with Image.open(screenshot) as image:
             tops = range(0, height * len(samples), height)
             return {
-                name: colours.patches(shown.crop((0, top, width, top + height)))
+                name: colours.patches(image.crop((0, top, width, top + height)))
                 for name, top in zip(samples, tops, strict=True)
             }
 
@@ -55,9 +56,9 @@ def main() -> None:
         "Hexadecimal; written by `python -m tests.support.browser_colours`.",
         '"""',
         "",
-        "SHOWN = {",
+        "CHROMIUM_COLOURS = {",
     ]
-    for name, patches in show(colours.samples(), chromium).items():
+    for name, patches in take_colours(colours.samples(), chromium).items():
         lines.append(f'    "{name}": "{" ".join(bytes(patch).hex() for patch in patches)}",')
     RESULT.write_text("\n".join([*lines, "}", ""]))
 

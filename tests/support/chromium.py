@@ -4,7 +4,7 @@ Chromium 156.0.8078.108 built on Debian GNU/Linux 12 (bookworm).
 Hexadecimal; written by `python -m tests.support.browser_colours`.
 """
 
-SHOWN = {
+CHROMIUM_COLOURS = {
     "iCCP P3": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "iCCP P3, named sRGB": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "iCCP P3, palette": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
@@ -18,8 +18,8 @@ SHOWN = {
     "iCCP of sRGB": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "iCCP table": "0f1011 3f4041 7e8080 fcfeff 3950c8 4ea03d b35a47 6278b4",
     "iCCP table of version 4": "0f1011 3f4041 7e8080 fcfeff 3950c8 4ea03d b35a47 6278b4",
-    "iCCP of black that is none": "191a1a 3f4141 7a7b7c fcfeff c2c3c4 3c3d3e 454646 adafaf",
-    "iCCP of black that is none, version 4": "191a1a 3f4141 7a7b7c fcfeff c2c3c4 3c3d3e 454646 adafaf",
+    "iCCP of lifted black": "191a1a 3f4141 7a7b7c fcfeff c2c3c4 3c3d3e 454646 adafaf",
+    "iCCP of lifted black, version 4": "191a1a 3f4141 7a7b7c fcfeff c2c3c4 3c3d3e 454646 adafaf",
     "iCCP of two tables": "131415 3a3c3c 767778 fcfeff c0c2c2 373839 404141 abacad",
     "iCCP grey": "222222 595959 959595 ffffff 898989 8f8f8f 767676 9c9c9c",
     "iCCP grey, alpha": "222222 595959 959595 ffffff 898989 8f8f8f 767676 9c9c9c",
@@ -29,9 +29,9 @@ SHOWN = {
     "iCCP grey on RGB": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "iCCP cicp P3": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "iCCP cicp alone": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
-    "iCCP behind PLTE": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
+    "iCCP after PLTE": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "iCCP damaged, gAMA": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
-    "iCCP of nothing, gAMA": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
+    "iCCP invalid, gAMA": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
     "iCCP CMYK, gAMA": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "iCCP, sRGB": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "cICP P3": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
@@ -48,7 +48,7 @@ SHOWN = {
     "cICP unknown, iCCP": "101010 404040 808080 ffffff d84532 00a345 405bba be7560",
     "cICP limited, iCCP": "070707 3e3e3e 818181 ffffff e64f38 00a149 395ab8 c77963",
     "cICP too short, gAMA": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
-    "cICP behind PLTE": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
+    "cICP after PLTE": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "cICP PQ": "020202 2c2c2c b5b5b5 ffffff ff0000 00ff00 004dff ff004b",
     "cICP PQ, 16 bits": "020202 2c2c2c b5b5b5 ffffff ff0000 00ff00 004dff ff004b",
     "cICP PQ, P3": "020202 2c2c2c b5b5b5 ffffff ff0000 00ff00 2957ff ff804b",
@@ -65,8 +65,8 @@ SHOWN = {
     "gAMA 0": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "gAMA too long": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "gAMA twice": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
-    "gAMA behind PLTE": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
-    "gAMA behind IDAT": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
+    "gAMA after PLTE": "474747 898989 bcbcbc ffffff e59885 85d098 8fa0db dbb7a8",
+    "gAMA after IDAT": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "gAMA damaged": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "cHRM": "101010 404040 808080 ffffff c8503c 3ca050 465ab4 b47864",
     "cHRM, gAMA 0.45455": "070707 3e3e3e 818181 ffffff da432f 00a443 3e5abc c07560",

@@ -1,10 +1,10 @@
-"""Processes with a wrong clock, by libfaketime. Their monotonic clock and the times of files stay correct."""
+"""Gives processes a wrong clock with libfaketime. Their monotonic clock and the times of files stay correct."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import do_without
+from tests.conftest import skip_or_fail
 
 _LIBRARIES = ("/usr/lib", "/usr/local/lib")
 
@@ -12,20 +12,20 @@ _LIBRARIES = ("/usr/lib", "/usr/local/lib")
 def wrong_clock(folder: Path, offset: str, *, moves: bool = False) -> WrongClock:
     """Returns a clock with an offset from the true time, e.g. "+2h" or "-90" (seconds).
 
-    If it `moves`, its offset is in a file in `folder`, which is read whenever a process reads the clock.
+    If it `moves`, its offset is in a file in `folder`, which processes read each time they read the clock.
 
-    Skips where libfaketime is missing; CI installs it and requires it.
+    Skips the test if libfaketime is missing. CI installs and requires it.
     """
     library = next((path for root in _LIBRARIES for path in Path(root).glob("**/libfaketimeMT.so.1")), None)
     if library is None:
-        do_without("libfaketime is not installed")
+        skip_or_fail("libfaketime is not installed")
     clock = WrongClock(library, folder / "clock" if moves else None)
     clock.set(offset)
     return clock
 
 
 class WrongClock:
-    """`environment` are variables for the processes that use the clock."""
+    """A clock with an offset. `environment` are the variables for the processes that use it."""
 
     def __init__(self, library: Path, file: Path | None) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Samples of one chart in many colour spaces: ICC profiles, chunks of PNG, code points of AVIF and HEIC."""
+"""Samples of one chart in many colour spaces: by ICC profiles, PNG chunks, and code points of AVIF and HEIC."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.icc_profiles import (
 )
 
 PATCH_PX = 16
-# Greys and colours. Some lie outside of sRGB when they are stored in a wider space.
+# Greys and colours. In a wider colour space some are outside of sRGB.
 CHART: tuple[tuple[int, int, int], ...] = (
     (16, 16, 16), (64, 64, 64), (128, 128, 128), (255, 255, 255),
     (200, 80, 60), (60, 160, 80), (70, 90, 180), (180, 120, 100),
@@ -44,10 +44,10 @@ SIZE = (PATCH_PX * len(CHART), PATCH_PX)
 
 
 def chart(mode: str = "RGB") -> Image.Image:
-    """The patches in a row. In CMYK and LA the bands are those of the chart as they are, not converted."""
+    """Returns the patches in a row. In CMYK the first bands are those of RGB, without a conversion."""
     image = Image.new("RGB", SIZE)
-    for place, colour in enumerate(CHART):
-        image.paste(colour, (PATCH_PX * place, 0, PATCH_PX * (place + 1), PATCH_PX))
+    for index, colour in enumerate(CHART):
+        image.paste(colour, (PATCH_PX * index, 0, PATCH_PX * (index + 1), PATCH_PX))
     if mode == "CMYK":
         red, green, blue = image.split()
         return Image.merge("CMYK", (red, green, blue, red.point(lambda value: value // 4)))
@@ -55,10 +55,10 @@ def chart(mode: str = "RGB") -> Image.Image:
 
 
 def patches(image: Image.Image) -> list[tuple[int, ...]]:
-    """The colour in the middle of each patch."""
+    """Returns the colour in the middle of each patch."""
     rgb = image.convert("RGB")
     middle = PATCH_PX // 2
-    return [rgb.getpixel((PATCH_PX * place + middle, middle)) for place in range(len(CHART))]  # type: ignore[misc]
+    return [rgb.getpixel((PATCH_PX * index + middle, middle)) for index in range(len(CHART))]  # type: ignore[misc]
 
 
 # PNG
@@ -71,13 +71,13 @@ def png(
     *chunks: Chunk,
     image: Image.Image | None = None,
     before_pixels: Sequence[Chunk] = (),
-    behind_pixels: Sequence[Chunk] = (),
+    after_pixels: Sequence[Chunk] = (),
 ) -> bytes:
-    """With chunks behind IHDR, before IDAT and behind it."""
+    """Returns a PNG with additional chunks: after IHDR, before IDAT, and after IDAT."""
     data = pictures.encode("PNG", image or chart())
     pixels, end = data.index(b"IDAT") - 4, len(data) - 12
     front, middle, back = (
-        b"".join(pictures.chunk(*chunk) for chunk in some) for some in (chunks, before_pixels, behind_pixels)
+        b"".join(pictures.chunk(*chunk) for chunk in some) for some in (chunks, before_pixels, after_pixels)
     )
     return data[:33] + front + data[33:pixels] + middle + data[pixels:end] + back + data[end:]
 
@@ -104,7 +104,7 @@ def chrm(primaries: Sequence[float]) -> Chunk:
 
 
 def png16(*chunks: Chunk) -> bytes:
-    """The chart in 16 bits a band."""
+    """Returns the chart as a PNG with 16 bits per band."""
     rows = np.asarray(chart()).astype(">u2") * 257
     body = b"".join(b"\0" + row.tobytes() for row in rows)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -122,7 +122,7 @@ def png16(*chunks: Chunk) -> bytes:
 
 
 def nclx(primaries: int, transfer: int, matrix: int, *, full: bool = True) -> bytes:
-    """The contents of a `colr`."""
+    """Returns the contents of a `colr` box."""
     return b"nclx" + struct.pack(">HHHB", primaries, transfer, matrix, full << 7)
 
 
@@ -130,7 +130,7 @@ def avif(
     primaries: int = 1, transfer: int = 13, matrix: int = 6, *, full: bool = True, bits: int = 8, mode: str = "RGB",
     profile: bytes | None = None,
 ) -> bytes:  # fmt: skip
-    """With these code points, and a profile beside them. The pixels are stored as those of sRGB would be."""
+    """Returns the chart as an AVIF with these code points and, if given, a profile. Its pixels are not converted."""
     if bits == 8:
         subsampling = "4:0:0" if mode == "L" else "4:4:4"
         data = pictures.encode("AVIF", chart(mode), quality=100, subsampling=subsampling, speed=9)
@@ -145,8 +145,8 @@ def avif(
     return with_colr(data, b"prof" + profile) if profile else data
 
 
-def named_in_av1(primaries: int) -> bytes:
-    """An AVIF without `colr`, whose sequence header has these primaries."""
+def avif_with_av1_primaries(primaries: int) -> bytes:
+    """Returns an AVIF without `colr`, whose AV1 sequence header has these primaries."""
     data = avif()
     data = data.replace(b"colr", b"free")
     start = data.index(b"mdat") + 4
@@ -157,7 +157,7 @@ def named_in_av1(primaries: int) -> bytes:
 
 
 def with_colr(data: bytes, contents: bytes) -> bytes:
-    """With one more property of the primary item, the first in `ipma`. Pixels are stored in `mdat`, behind `meta`."""
+    """Returns the AVIF with a `colr` as the first property in `ipma`. The file must have `mdat` after `meta`."""
     box = struct.pack(">I", len(contents) + 8) + b"colr" + contents
     ipco = data.index(b"ipco") - 4
     end = ipco + _size(data, ipco)
@@ -176,15 +176,15 @@ def with_colr(data: bytes, contents: bytes) -> bytes:
         if kind == b"ipma":
             at = out.index(kind, end + len(box)) - 4
         out[at : at + 4] = struct.pack(">I", _size(out, at) + more)
-    return _moved(out, grown)
+    return _shift_offsets(out, grown)
 
 
 def _size(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 4])
 
 
-def _moved(data: bytearray, by: int) -> bytes:
-    """With offsets of four bytes in `iloc`, of items that lie in the file, pushed back."""
+def _shift_offsets(data: bytearray, by: int) -> bytes:
+    """Returns the file with the offsets in `iloc` increased by `by`."""
     at = data.index(b"iloc") + 4
     version, sizes = data[at], int.from_bytes(data[at + 4 : at + 6])
     of_offset, of_length, of_base = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
@@ -204,13 +204,13 @@ def _moved(data: bytearray, by: int) -> bytes:
     return bytes(data)
 
 
-# All of them, by names
+# All samples by name
 
 
 def _pngs() -> dict[str, bytes]:
     p3, grey = rgb_profile(P3, SRGB_CURVE_TAG), grey_profile(table(dot_gain, 256))
     dark, adobe = rgb_profile(SRGB, gamma(1.8)), rgb_profile(ADOBE_RGB, gamma(2.2))
-    sdr_only = (b"cLLI", struct.pack(">II", 2_030_000, 1_000_000))  # nothing is brighter than SDR white
+    sdr_only = (b"cLLI", struct.pack(">II", 2_030_000, 1_000_000))  # no pixel is brighter than SDR white
     return {
         "iCCP P3": png(iccp(p3)),
         "iCCP P3, named sRGB": png(iccp(rgb_profile(P3, SRGB_CURVE_TAG, name="Display P3 with sRGB Transfer"))),
@@ -225,8 +225,8 @@ def _pngs() -> dict[str, bytes]:
         "iCCP of sRGB": png(iccp(rgb_profile(SRGB, table(srgb_light, 26)))),
         "iCCP table": png(iccp(lut_profile())),
         "iCCP table of version 4": png(iccp(lut_profile(version=4))),
-        "iCCP of black that is none": png(iccp(lifted_profile())),
-        "iCCP of black that is none, version 4": png(iccp(lifted_profile(version=4))),
+        "iCCP of lifted black": png(iccp(lifted_profile())),
+        "iCCP of lifted black, version 4": png(iccp(lifted_profile(version=4))),
         "iCCP of two tables": png(iccp(two_tables_profile())),
         "iCCP grey": png(iccp(grey), image=chart("L")),
         "iCCP grey, alpha": png(iccp(grey), image=chart("LA")),
@@ -236,9 +236,9 @@ def _pngs() -> dict[str, bytes]:
         "iCCP grey on RGB": png(iccp(grey)),
         "iCCP cicp P3": png(iccp(with_cicp(12, 13))),
         "iCCP cicp alone": png(iccp(profile({b"cicp": cicp_tag(12, 13)}, version=4))),
-        "iCCP behind PLTE": png(image=chart().quantize(64), before_pixels=[iccp(p3)]),
+        "iCCP after PLTE": png(image=chart().quantize(64), before_pixels=[iccp(p3)]),
         "iCCP damaged, gAMA": png((b"iCCP", b"icc\0\0" + zlib.compress(p3)[:50]), gama(1)),
-        "iCCP of nothing, gAMA": png(iccp(b"nothing" * 40), gama(1)),
+        "iCCP invalid, gAMA": png(iccp(b"nothing" * 40), gama(1)),
         "iCCP CMYK, gAMA": png(iccp(cmyk_profile()), gama(1)),
         "iCCP, sRGB": png(srgb_chunk(), iccp(p3)),
         "cICP P3": png(cicp(12, 13)),
@@ -255,7 +255,7 @@ def _pngs() -> dict[str, bytes]:
         "cICP unknown, iCCP": png(cicp(99, 13), iccp(p3)),
         "cICP limited, iCCP": png(cicp(12, 13, 0, 0), iccp(adobe)),
         "cICP too short, gAMA": png((b"cICP", b"\x0c\x0d\0"), gama(1)),
-        "cICP behind PLTE": png(image=chart().quantize(64), before_pixels=[cicp(12, 13)]),
+        "cICP after PLTE": png(image=chart().quantize(64), before_pixels=[cicp(12, 13)]),
         "cICP PQ": png(cicp(9, 16), sdr_only),
         "cICP PQ, 16 bits": png16(cicp(9, 16), sdr_only),
         "cICP PQ, P3": png(cicp(12, 16), sdr_only),
@@ -272,8 +272,8 @@ def _pngs() -> dict[str, bytes]:
         "gAMA 0": png(gama(0)),
         "gAMA too long": png((b"gAMA", gama(1)[1] + b"\0")),
         "gAMA twice": png(gama(1), gama(0.55)),
-        "gAMA behind PLTE": png(image=chart().quantize(64), before_pixels=[gama(1)]),
-        "gAMA behind IDAT": png(behind_pixels=[gama(1)]),
+        "gAMA after PLTE": png(image=chart().quantize(64), before_pixels=[gama(1)]),
+        "gAMA after IDAT": png(after_pixels=[gama(1)]),
         "gAMA damaged": png(gama(1)).replace(pictures.chunk(*gama(1))[-4:], bytes(4)),
         "cHRM": png(chrm(P3)),
         "cHRM, gAMA 0.45455": png(chrm(P3), gama(0.45455)),
@@ -336,10 +336,10 @@ def _others() -> dict[str, bytes]:
         "AVIF grey, limited": avif(mode="L", full=False),
         "AVIF grey, linear": avif(1, 8, mode="L"),
         "AVIF iCCP P3, nclx": avif(9, 16, profile=p3),
-        "AVIF P3 in AV1 only": named_in_av1(12),
+        "AVIF P3 in AV1 only": avif_with_av1_primaries(12),
     }
 
 
 def samples() -> dict[str, bytes]:
-    """Pictures of the chart that browsers show, by what is particular about them."""
+    """Returns all pictures of the chart by name."""
     return {**_pngs(), **_jpegs(), **_others()}

@@ -1,4 +1,4 @@
-"""The operator's commands, called in this process or run as processes; and other programs."""
+"""Runs the operator's commands, in this process or as processes, and other programs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from service.cli import cli
 
 
 def daguerre(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a thread of this process, because it has its own event loop. Unexpected errors are raised."""
-    structlog.reset_defaults()  # `capture_logs` of another test leaves it configured, unlike in a real command
+    """Runs a command in this process, in a thread because it has its own event loop. Raises unexpected errors."""
+    structlog.reset_defaults()  # a real command does not inherit the configuration by `capture_logs` of another test
     configured = dict.fromkeys(name for name in os.environ if name.startswith("DAGUERRE_"))
     urls = {"DAGUERRE_DATABASE_URL": database_url} if database_url else {}
     with ThreadPoolExecutor(1) as thread:
         invoke = thread.submit(
             CliRunner().invoke, cli, arguments, env={**configured, **urls, **environment}, catch_exceptions=False
         )
-        done = invoke.result()
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+        result = invoke.result()
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def daguerre_process(*arguments: str, database_url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def daguerre_process(*arguments: str, database_url: str = "", **environment: str
 
 
 async def run_program(*command: str, folder: Path, timeout_s: float) -> str:
-    """Returns what the program prints. It fails, with what the program says, unless it succeeds in time."""
+    """Returns the stdout of a program. Fails with its stderr if the exit code is not 0, or after `timeout_s`."""
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Daguerre as it is run: API processes on one listening socket and workers, each a process of its own."""
+"""Runs Daguerre as processes: API processes with a common listening socket, and workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Part:
-    """One process; all that it and its children print goes to `log`."""
+    """One process. `log` has its output and that of its child processes."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -49,50 +49,55 @@ class Part:
         return self.process.wait()
 
     async def wait_logged(self, event: str, times: int = 1) -> None:
-        """Returns when the event is in its log that many times. Fails if the process ends before."""
+        """Returns when the event is in its log this many times. Fails if the process ends before."""
         await until(lambda: self.log.read_text().count(f'"{event}"') >= times or not self.is_alive())
         assert self.log.read_text().count(f'"{event}"') == times, self.log.read_text()
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Returns the lines of its log; the last one may still be being written, and is left out then."""
+        """Returns the lines of its log, without the last one if it is incomplete."""
         lines = self.log.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
     def count_requests(self, **fields: object) -> int:
-        """Returns the number of request lines with these fields. A line may be written after its response is sent."""
+        """Returns the number of log lines of requests with these fields. A line may follow after the response."""
         return sum(line.items() >= fields.items() for line in self.read_events() if line["event"] == "request")
 
     async def wait_requests(self, times: int, **fields: object) -> None:
-        """Returns when that many request lines have these fields."""
+        """Returns when this many log lines of requests have these fields."""
         await until(lambda: self.count_requests(**fields) >= times)
 
-    def children(self, words: str = "worker.sandbox.child_main") -> list[int]:
-        found = processes()
-        return [pid for pid, (parent, _, args) in found.items() if parent == self.pid and words in args]
+    def child_pids(self, words: str) -> list[int]:
+        """Returns the child processes whose command line contains these words."""
+        table = processes()
+        return [pid for pid, (parent, _, args) in table.items() if parent == self.pid and words in args]
+
+    def decoders(self) -> list[int]:
+        """Returns the decoder processes of a worker."""
+        return self.child_pids("worker.sandbox.child_main")
 
     def has_open(self, path: Path) -> bool:
         return _has_open(self.pid, path)
 
 
 def stop_process(pid: int) -> None:
-    """Suspends a process. Returns when it stands still."""
+    """Suspends a process. Returns when it is suspended."""
     os.kill(pid, signal.SIGSTOP)
     while processes()[pid][1] != "T":
         time.sleep(0.001)
 
 
-async def catch_child(worker: Part, picture: Path) -> int:
-    """Suspends the child of `worker` that decodes `picture`, which must take a while, and returns its pid."""
+async def suspend_decoder(worker: Part, picture: Path) -> int:
+    """Suspends the decoder of `worker` that decodes `picture` and returns its pid. Decoding it must take a while."""
 
-    def caught() -> int | None:
-        for pid in worker.children():
+    def suspend() -> int | None:
+        for pid in worker.decoders():
             if _has_open(pid, picture):
                 stop_process(pid)
                 assert _has_open(pid, picture), "the picture was decoded too soon"
                 return pid
         return None
 
-    return int(await until(caught))
+    return int(await until(suspend))
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -104,14 +109,14 @@ def _has_open(pid: int, path: Path) -> bool:
     return False
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: dict[str, str]
     body: dict[str, Any]
     seconds: float
 
     @property
-    def shown(self) -> Any:
+    def result(self) -> Any:
         return self.body["response"]
 
     @property
@@ -121,36 +126,36 @@ class Answer(NamedTuple):
 
 @dataclass
 class Client:
-    """Sends its key in the query, where a careless log line would show it."""
+    """Sends its key in the query, so that tests notice if it is logged."""
 
     key: str
     session: aiohttp.ClientSession
 
-    async def upload(self, body: bytes, **parameters: str) -> Answer:
+    async def upload(self, body: bytes, **parameters: str) -> Response:
         headers = {"Content-Type": "application/octet-stream"}
         query = {"key": self.key, **parameters}
-        return await _answer(self.session.post("/v1/images", params=query, data=io.BytesIO(body), headers=headers))
+        return await _receive(self.session.post("/v1/images", params=query, data=io.BytesIO(body), headers=headers))
 
-    async def get(self, path: str, **parameters: str) -> Answer:
-        return await _answer(self.session.get(path, params={"key": self.key, **parameters}))
+    async def get(self, path: str, **parameters: str) -> Response:
+        return await _receive(self.session.get(path, params={"key": self.key, **parameters}))
 
-    async def show(self, image_id: str, **parameters: str) -> Answer:
+    async def show(self, image_id: str, **parameters: str) -> Response:
         return await self.get(f"/v1/images/{image_id}", **parameters)
 
-    async def wait_shown(self, image_id: str, timeout_s: float = 20) -> Any:
-        """Returns the image as GET shows it when it is no longer pending."""
+    async def wait_processed(self, image_id: str, timeout_s: float = 20) -> Any:
+        """Returns the response of GET for the image when it is no longer pending."""
 
-        async def shown() -> Any:
-            answer = await self.show(image_id)
-            assert answer.status == 200, answer
-            return None if "status" in answer.shown else answer.shown
+        async def get_processed() -> Any:
+            response = await self.show(image_id)
+            assert response.status == 200, response
+            return None if "status" in response.result else response.result
 
-        return await until(shown, timeout_s)
+        return await until(get_processed, timeout_s)
 
 
 @dataclass
 class Daguerre(Client):
-    """Starts processes with these settings."""
+    """Starts processes with these settings. They write their logs to the folder `logs`."""
 
     settings: Settings
     logs: Path
@@ -165,7 +170,7 @@ class Daguerre(Client):
         return self._start("serve", "--fd", str(self.listener.fileno()), environment=environment)
 
     def start_serve(self, processes: int, environment: Mapping[str, str] | None = None) -> Part:
-        """Starts that many API processes and their supervisor. They open the port themselves."""
+        """Starts a supervisor with this many API processes. They open the port themselves."""
         self.listener.close()
         words = ("serve", "--port", str(self.port), "--processes", str(processes))
         return self._start(*words, environment=environment)
@@ -174,22 +179,22 @@ class Daguerre(Client):
         return self._start("worker", environment=environment)
 
     async def start(self) -> tuple[Part, Part]:
-        """Starts one API process and one worker. Returns when /readyz reports that they work together."""
+        """Starts one API process and one worker. Returns when /readyz is 200."""
         api, worker = self.start_api(), self.start_worker()
         await worker.wait_logged("worker.started")
         await self.wait_ready()
         return api, worker
 
     async def list_unavailable(self) -> set[str]:
-        """Returns the names of the failing checks of /readyz. Asserts that /healthz is 200 all the same."""
+        """Returns the names of the failing checks of /readyz. Asserts that /healthz is 200."""
         assert (await self.get("/healthz")).status == 200
-        answer = await self.get("/readyz")
-        names = {name for name, state in answer.body["checks"].items() if state != "ok"}
-        assert answer.status == (503 if names else 200)
+        response = await self.get("/readyz")
+        names = {name for name, state in response.body["checks"].items() if state != "ok"}
+        assert response.status == (503 if names else 200)
         return names
 
     async def wait_ready(self, timeout_s: float = 20) -> None:
-        """Returns when /readyz reports that everything works."""
+        """Returns when /readyz is 200."""
         await self.wait_unavailable(timeout_s=timeout_s)
 
     async def wait_unavailable(self, *names: str, timeout_s: float = 20) -> None:
@@ -227,11 +232,11 @@ class Daguerre(Client):
             yield Client(self.key, session)
 
 
-async def _answer(request: contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Answer:
-    began = time.monotonic()
-    async with request as response:
-        body = await response.json()
-        return Answer(response.status, dict(response.headers), body, time.monotonic() - began)
+async def _receive(request: contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Response:
+    started = time.monotonic()
+    async with request as received:
+        body = await received.json()
+        return Response(received.status, dict(received.headers), body, time.monotonic() - started)
 
 
 def _session(listener: socket.socket, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
@@ -253,7 +258,7 @@ async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterato
                     part.process.wait()
                     end_orphans(part.process)
     texts = {part.log: part.log.read_text() for part in daguerre.parts}
-    # A process that was killed while it started has written nothing.
-    assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "no log of a process"
+    # A process that was killed during its start has an empty log.
+    assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "all logs are empty"
     for log, text in texts.items():
         assert key[:10] not in text, f"{log} contains the key"

@@ -27,7 +27,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 
 
 async def start_request(pool: DecoderPool, path: str, account: str = "") -> asyncio.Task[object]:
-    """Starts a probe, and returns once a decoder works on it or it waits behind others."""
+    """Starts a probe. Returns when a decoder works on it or it waits in the queue."""
     before = pool.in_flight
     task: asyncio.Task[object] = asyncio.create_task(pool.probe(path, account=account))
     await until(lambda: task.done() or pool.in_flight > before)

@@ -1,4 +1,4 @@
-"""Disks of the tests: small ones, which only root can mount, and those that are not mounted."""
+"""Disks for tests: small disks, which only root can mount, and unmounted disks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from service.storage.identity import record_id
 from service.storage.interface import OriginalStorage
 from service.storage.local.disk import create_id
 from service.storage.local.originals import LocalOriginals
-from tests.conftest import do_without
+from tests.conftest import skip_or_fail
 
-# What a start may find if the disk of a storage is not mounted.
-WAYS_TO_BE_AWAY = ["nothing", "empty folder", "folders", "other storage"]
+# What a process may find in the folder of a storage whose disk is not mounted.
+UNMOUNTED_STATES = ["nothing", "empty folder", "folders", "other storage"]
 
 
 def on_disk(storage: OriginalStorage) -> LocalOriginals:
-    """Returns a storage as that of a disk, for tests that look at its files."""
+    """Returns the storage with its type, for tests that read its files."""
     assert isinstance(storage, LocalOriginals)
     return storage
 
 
 @contextmanager
-def away(storage: Path, instead: str) -> Iterator[None]:
-    """Within the block the storage is not in its folder; one of WAYS_TO_BE_AWAY is."""
+def unmounted(storage: Path, instead: str) -> Iterator[None]:
+    """Replaces the folder of the storage within the block. `instead` is one of UNMOUNTED_STATES."""
     disk = storage.with_name(f"{storage.name}-disk")
     storage.rename(disk)
     if instead != "nothing":
@@ -45,8 +45,8 @@ def away(storage: Path, instead: str) -> Iterator[None]:
         disk.rename(storage)
 
 
-async def prepare_known(settings: Settings, connection: Any) -> LocalOriginals:
-    """The storage as the first start of an API process leaves it."""
+async def prepare_identified(settings: Settings, connection: Any) -> LocalOriginals:
+    """Prepares the storage and records its id, like the first start of an API process."""
     storage = LocalOriginals(settings.storage_folder)
     storage.prepare()
     await record_id(connection, create_id(settings.storage_folder), instead_of=None)
@@ -55,12 +55,12 @@ async def prepare_known(settings: Settings, connection: Any) -> LocalOriginals:
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A file system in memory; `size` is of mount(8), e.g. 40m. Skips the test if this is not root."""
+    """Mounts a file system in memory within the block. `size` is that of mount(8), e.g. 40m. Skips without root."""
     if os.geteuid() != 0:
-        do_without("only root can mount a small disk")
+        skip_or_fail("only root can mount a small disk")
     folder.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "daguerre", folder], check=False).returncode:
-        do_without("no disk can be mounted here")
+        skip_or_fail("no disk can be mounted here")
     try:
         yield
     finally:
@@ -68,12 +68,12 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
 
 
 def remount(folder: Path, options: str) -> None:
-    """E.g. `ro`, which fails while a file is open to be written."""
+    """Remounts with options, e.g. `ro`, which fails while a file is open for writing."""
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
 def fill(folder: Path) -> Path:
-    """Returns a file that takes all that is free, or may take what others free."""
+    """Fills the disk and returns the file that does it. It may exist already."""
     path = folder / "filling"
     with suppress(OSError), path.open("ab", buffering=0) as file:
         while file.write(bytes(1 << 20)):

@@ -1,4 +1,4 @@
-"""A temporary folder for servers."""
+"""Temporary folders for servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yields a folder with a short path, as sockets need, which `nobody` can enter: pytest's own has neither."""
+    """Yields a folder with a path short enough for sockets, which `nobody` can enter. pytest's tmp_path is neither."""
     path = Path(tempfile.mkdtemp(prefix="daguerre-", dir="/tmp"))
     path.chmod(0o711)
     try:

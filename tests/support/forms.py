@@ -1,4 +1,4 @@
-"""Parts of multipart forms."""
+"""Parts of multipart forms: headers and value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GIFs of a few coloured pixels, put together block by block, and what a decoder made of them, as letters."""
+"""Builds GIFs of a few coloured pixels block by block, and shows decoded pixels as letters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LETTERS = {(*colour, 255): letter for letter, colour in COLOURS.items()} | {(0,
 
 
 def gif(screen: tuple[int, int], *frames: bytes, palette: Sequence[tuple[int, ...]] = tuple(COLOURS.values())) -> bytes:
-    """The background colour is blue, which no browser shows."""
+    """Returns a GIF. Its background colour is blue, which browsers do not show."""
     flags, table = _table(palette)
     return b"GIF89a" + struct.pack("<HHBBB", *screen, flags, BLUE, 0) + table + b"".join(frames) + b";"
 
@@ -30,7 +30,7 @@ def frame(
     interlaced: bool = False,
     palette: Sequence[tuple[int, ...]] = (),
 ) -> bytes:
-    """`pixels` are indexes of 2 bits, or one for all."""
+    """Returns a frame. `pixels` are colour indexes of 2 bits, or one index for all pixels."""
     indexes = [pixels] * (width * height) if isinstance(pixels, int) else pixels
     control = struct.pack("<BHB", disposal << 2 | (transparent is not None), 10, transparent or 0)
     flags, table = _table(palette)
@@ -39,7 +39,7 @@ def frame(
 
 
 def lzw(indexes: Sequence[int]) -> bytes:
-    """Codes of 3 bits that stand for one index each: a clear code (4) in time keeps them from growing."""
+    """Returns LZW data with one code of 3 bits per index. Frequent clear codes (4) keep the codes at 3 bits."""
     codes = [code for at, index in enumerate(indexes) for code in ([4, index] if at % 2 == 0 else [index])]
     bits = sum(code << 3 * at for at, code in enumerate([*codes, 5]))
     data = bits.to_bytes((3 * len(codes) + 10) // 8, "little")
@@ -55,7 +55,7 @@ def _table(palette: Sequence[tuple[int, ...]]) -> tuple[int, bytes]:
 
 
 def letters(image: pyvips.Image) -> str:
-    """The rows of an image, with spaces between them: a letter a pixel."""
+    """Returns one letter per pixel, with spaces between the rows."""
     if image.bands == 3:
         image = image.bandjoin(255)
     data = bytes(image.write_to_memory())

@@ -1,4 +1,4 @@
-"""Pictures made to do harm: small files that claim, or unfold to, much more than they are."""
+"""Hostile pictures: small files that declare, or decompress to, very large pictures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _png_head(width: int, height: int, *, depth: int = 8, colour: int = 0) -> tu
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
 
 
-def _png_of_text(kind: bytes) -> bytes:
-    """A compressed text of 50 MB in 50 KB, before the one pixel."""
-    squeezed = zlib.compressobj(9)
+def _png_with_text(kind: bytes) -> bytes:
+    """Returns a PNG of one pixel with a text of 50 MB, compressed to 50 KB."""
+    compressor = zlib.compressobj(9)
     zeros = bytes(1 << 20)
-    text = b"".join(squeezed.compress(zeros) for _ in range(50)) + squeezed.flush()
+    text = b"".join(compressor.compress(zeros) for _ in range(50)) + compressor.flush()
     return png(_png_head(1, 1), (kind, b"a\0\0" + text), (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
 
 
@@ -51,27 +51,30 @@ def gif(frames: int, *, width: int = 1, height: int = 1, screen: tuple[int, int]
     return head + image * frames + b";"
 
 
-def tiff(directories: int, *, then: int = 0) -> bytes:
-    """A chain of equal directories of one grey pixel; the last one points to the directory numbered `then` or, for 0,
-    nowhere.
+def tiff(directories: int, *, loop_to: int = 0) -> bytes:
+    """Returns a chain of equal directories of one grey pixel.
+
+    The last directory links to the one numbered `loop_to`, counted from 1, or to none if it is 0.
     """
     pixel = struct.pack("<H", len(ONE_PIXEL))
     pixel += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in ONE_PIXEL.items())
     size = len(pixel) + 4
     starts = [8 + size * number for number in range(directories)]
-    following = [*starts[1:], starts[then - 1] if then else 0]
-    return b"II*\0" + struct.pack("<I", 8) + b"".join(pixel + struct.pack("<I", start) for start in following)
+    next_starts = [*starts[1:], starts[loop_to - 1] if loop_to else 0]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(pixel + struct.pack("<I", start) for start in next_starts)
 
 
-# Width, height, bits, no compression, black is 0, the pixel is the file's first byte, one band, one row, one byte.
+# Width, height, bits, no compression, black is 0, the offset of the pixel, one band, one row, one byte.
 ONE_PIXEL = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 1}
 
 
-def tiff_of(*lies: pictures.Entry, width: int = 1, height: int = 1, compression: int = 1) -> bytes:
-    """One grey pixel, or what claims to be more, with these tags beside its own."""
+def tiff_of(*overrides: pictures.Entry, width: int = 1, height: int = 1, compression: int = 1) -> bytes:
+    """Returns a TIFF of one grey pixel that declares this size, with tags that replace its own or are added."""
     own = ONE_PIXEL | {256: width, 257: height, 259: compression, 278: height}
-    entries = [(tag, 4, 1, struct.pack("<I", value)) for tag, value in own.items() if tag not in {t for t, *_ in lies}]
-    return pictures.exif_block(sorted([*entries, *lies], key=lambda entry: entry[0]))
+    entries = [
+        (tag, 4, 1, struct.pack("<I", value)) for tag, value in own.items() if tag not in {t for t, *_ in overrides}
+    ]
+    return pictures.exif_block(sorted([*entries, *overrides], key=lambda entry: entry[0]))
 
 
 def jpeg_with(*segments: bytes) -> bytes:
@@ -85,7 +88,7 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 
 def jpeg_sized(width: int, height: int) -> bytes:
-    """The header is a lie."""
+    """Returns a JPEG whose header declares another size than it has."""
     data = bytearray(pictures.encode("JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -93,18 +96,18 @@ def jpeg_sized(width: int, height: int) -> bytes:
 
 
 def jpeg_of_scans(scans: int, *, side: int) -> bytes:
-    """A progressive JPEG whose scans after the first say nothing, and each of which is a walk over all blocks."""
+    """Returns a progressive JPEG whose scans are empty, but each of which makes a decoder visit all blocks."""
     out = io.BytesIO()
     Image.new("L", (side, side), 90).save(out, "JPEG", progressive=True, optimize=False)
     data = out.getvalue()
     starts = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
     last = bytearray(data[starts[-1] : -2])
-    last[9] = 0  # not a refinement of the scan before it, of which there can be only one for each bit
+    last[9] = 0  # not a refinement of the previous scan, because only one is allowed for each bit
     return data[:-2] + last * (scans - len(starts)) + b"\xff\xd9"
 
 
 def webp_animation(canvas: tuple[int, int], frames: int) -> bytes:
-    """Frames of one pixel on a large canvas."""
+    """Returns an animation of frames of one pixel on a large canvas."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
@@ -120,38 +123,38 @@ def webp_animation(canvas: tuple[int, int], frames: int) -> bytes:
 
 
 def heic_of_item_type(kind: bytes) -> bytes:
-    """The sample with another type of its EXIF item."""
+    """Returns the sample with another type of its EXIF item."""
     return pictures.HEIC.replace(b"\0\2\0\0Exif\0", b"\0\2\0\0" + kind + b"\0")
 
 
 def heif_sized(data: bytes, width: int, height: int) -> bytes:
-    """The first size that the container gives is false."""
+    """Returns the file with another size in its first `ispe`."""
     at = data.index(b"ispe") + 8
     return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
 
 
 def heic_grid(rows: int, columns: int, width: int, height: int, *, apart: bool = False) -> bytes:
-    """A grid whose cells, of 64 x 64, are items of their own with one and the same content: the sample's. If `apart`,
-    each has a copy of its own behind that.
-    """
+    """Returns a grid of items of 64 x 64 that all have the content of the sample. If `apart`, each has its own copy."""
     sample = pictures.HEIC
     coded = sample[sample.index(b"mdat") + 4 :][:56]
-    properties = sample[sample.index(b"hvcC") - 4 :][: 118 + 20]  # hvcC and ispe, as they stand there
+    properties = sample[sample.index(b"hvcC") - 4 :][: 118 + 20]  # hvcC and ispe of the sample
     grid, cells = 1, range(2, 2 + rows * columns)
     layout = struct.pack(">BBBBII", 0, 1, rows - 1, columns - 1, width, height)
     count = struct.pack(">H", 1 + len(cells))
 
     def meta(coded_at: int, layout_at: int) -> bytes:
         step = len(coded) if apart else 0
-        places = [(cell, coded_at + step * number, len(coded)) for number, cell in enumerate(cells)]
-        places.append((grid, layout_at, len(layout)))
+        extents = [(cell, coded_at + step * number, len(coded)) for number, cell in enumerate(cells)]
+        extents.append((grid, layout_at, len(layout)))
         kinds = [(grid, b"grid\0"), *((cell, b"hvc1\0") for cell in cells)]
         uses = [struct.pack(">HBB", grid, 1, 3), *(struct.pack(">HBBB", cell, 2, 0x81, 2) for cell in cells)]
         return _full_box(
             b"meta",
             _full_box(b"hdlr", bytes(4), b"pict", bytes(13)),
             _full_box(b"pitm", struct.pack(">H", grid)),
-            _full_box(b"iloc", b"\x44\0", count, *(struct.pack(">HHHII", i, 0, 1, at, size) for i, at, size in places)),
+            _full_box(
+                b"iloc", b"\x44\0", count, *(struct.pack(">HHHII", i, 0, 1, at, size) for i, at, size in extents)
+            ),
             _full_box(
                 b"iinf", count, *(_full_box(b"infe", struct.pack(">HH", i, 0), kind, version=2) for i, kind in kinds)
             ),
@@ -180,12 +183,12 @@ def _full_box(kind: bytes, *parts: bytes, version: int = 0) -> bytes:
 
 
 def heic_with_exif(block: bytes) -> bytes:
-    """The sample with another EXIF item, which is the last that lies in it."""
+    """Returns the sample with another EXIF item, which is at the end of the file."""
     item = b"\0\0\0\6Exif\0\0" + block
     at = pictures.HEIC.index(b"\0\0\0\6Exif")
     data = bytearray(pictures.HEIC[:at] + item)
-    place = data.index(struct.pack(">IHII", at, 1, 0, len(pictures.HEIC) - at))  # base, one extent, offset, length
-    data[place + 10 : place + 14] = struct.pack(">I", len(item))
+    extent = data.index(struct.pack(">IHII", at, 1, 0, len(pictures.HEIC) - at))  # base, one extent, offset, length
+    data[extent + 10 : extent + 14] = struct.pack(">I", len(item))
     box = data.index(b"mdat") - 4
     data[box : box + 4] = struct.pack(">I", len(data) - box)
     return bytes(data)
@@ -206,45 +209,45 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def svg_showing(uri: str, before: str = "") -> bytes:
+def svg_with_image(uri: str, before: str = "") -> bytes:
     return svg(f'<image width="96" height="64" xlink:href="{uri}"/>', before=before)
 
 
-def pictures_too_large_in_svgs() -> dict[str, bytes]:
-    """Ways to say the same."""
+def svgs_with_too_large_pictures() -> dict[str, bytes]:
+    """Returns SVGs that contain a too large picture in different ways."""
     data = pictures.png_header(30_000, 30_000)
     uri = data_uri(data)
-    plain, coded = svg_showing(uri), base64.b64encode(data).decode()
+    plain, coded = svg_with_image(uri), base64.b64encode(data).decode()
     return {
         "PNG": plain,
-        "JPEG": svg_showing(data_uri(jpeg_sized(60_000, 60_000), "image/jpeg")),
-        "GIF": svg_showing(data_uri(gif(1, screen=(60_000, 60_000)), "image/gif")),
-        "WebP": svg_showing(data_uri(webp_animation((16_000, 16_000), 1), "image/webp")),
-        "AVIF": svg_showing(data_uri(heif_sized(pictures.encode("AVIF", speed=10), 90_000, 90_000), "image/avif")),
-        "AVIF behind a thumbnail": svg_showing(
+        "JPEG": svg_with_image(data_uri(jpeg_sized(60_000, 60_000), "image/jpeg")),
+        "GIF": svg_with_image(data_uri(gif(1, screen=(60_000, 60_000)), "image/gif")),
+        "WebP": svg_with_image(data_uri(webp_animation((16_000, 16_000), 1), "image/webp")),
+        "AVIF": svg_with_image(data_uri(heif_sized(pictures.encode("AVIF", speed=10), 90_000, 90_000), "image/avif")),
+        "AVIF after a thumbnail": svg_with_image(
             data_uri(pictures.encode("AVIF", speed=10) + b"ispe" + struct.pack(">III", 0, 90_000, 90_000), "image/avif")
         ),
         "five together": svg(f'<image href="{data_uri(pictures.png_header(5_000, 5_000))}"/>' * 5),
-        "another type": svg_showing(data_uri(data, "text/plain")),
-        "no type": svg_showing(f"data:;base64,{coded}"),
-        "capitals": svg_showing(f"DATA:image/png;Base64,{coded}"),
-        "white space": svg_showing("&#10; da&#9;ta:image/png;base64, " + "&#10;".join(coded[:40]) + coded[40:]),
-        "percent": svg_showing("data:image/png," + "".join(f"%{byte:02x}" for byte in data)),
-        "both": svg_showing("data:image/png;base64," + "".join(f"%{ord(letter):02x}" for letter in coded)),
-        "no padding": svg_showing(uri.rstrip("=")),
-        "a fragment": svg_showing(uri + "#a"),
-        "character references": svg_showing("".join(f"&#{ord(letter)};" for letter in uri)),
-        "an entity": svg_showing("&a;", before=f'<!DOCTYPE svg [<!ENTITY a "{uri}">]>'),
+        "another type": svg_with_image(data_uri(data, "text/plain")),
+        "no type": svg_with_image(f"data:;base64,{coded}"),
+        "capitals": svg_with_image(f"DATA:image/png;Base64,{coded}"),
+        "white space": svg_with_image("&#10; da&#9;ta:image/png;base64, " + "&#10;".join(coded[:40]) + coded[40:]),
+        "percent": svg_with_image("data:image/png," + "".join(f"%{byte:02x}" for byte in data)),
+        "both": svg_with_image("data:image/png;base64," + "".join(f"%{ord(letter):02x}" for letter in coded)),
+        "no padding": svg_with_image(uri.rstrip("=")),
+        "a fragment": svg_with_image(uri + "#a"),
+        "character references": svg_with_image("".join(f"&#{ord(letter)};" for letter in uri)),
+        "an entity": svg_with_image("&a;", before=f'<!DOCTYPE svg [<!ENTITY a "{uri}">]>'),
         "an entity's element": svg(
             "&a;", before=f'<!DOCTYPE svg [<!ENTITY a \'<image width="9" height="9" href="{uri}"/>\'>]>'
         ),
         "a default": svg("<image/>", before=f'<!DOCTYPE svg [<!ATTLIST image href CDATA "{uri}">]>'),
-        "an SVG in UTF-16": svg_showing(data_uri(plain.decode().encode("utf-16"), "image/svg+xml")),
+        "an SVG in UTF-16": svg_with_image(data_uri(plain.decode().encode("utf-16"), "image/svg+xml")),
         "a filter": svg(f'<filter id="f"><feImage href="{uri}"/></filter><rect filter="url(#f)"/>'),
         "a pattern": svg(f'<pattern id="p"><image href="{uri}"/></pattern><rect fill="url(#p)"/>'),
-        "an SVG": svg_showing(data_uri(plain, "image/svg+xml")),
-        "a packed SVG": svg_showing(data_uri(gzip.compress(plain), "image/svg+xml")),
-        "an SVG of 50 MB, packed": svg_showing(data_uri(gzip.compress(svg(" " * 50_000_000)), "image/svg+xml")),
+        "an SVG": svg_with_image(data_uri(plain, "image/svg+xml")),
+        "a packed SVG": svg_with_image(data_uri(gzip.compress(plain), "image/svg+xml")),
+        "an SVG of 50 MB, packed": svg_with_image(data_uri(gzip.compress(svg(" " * 50_000_000)), "image/svg+xml")),
         "SVGs of 9 MB each, packed": svg(
             f'<image href="{data_uri(gzip.compress(bytes(9_000_000)), "image/svg+xml")}"/>' * 50
         ),
@@ -262,17 +265,17 @@ def pictures_too_large_in_svgs() -> dict[str, bytes]:
 
 def _nested_svg(document: bytes, times: int) -> bytes:
     for _ in range(times):
-        document = svg_showing(data_uri(document, "image/svg+xml"))
+        document = svg_with_image(data_uri(document, "image/svg+xml"))
     return document
 
 
-# By names that start with the format's.
+# Each name starts with the format.
 BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG of 50,000 x 50,000": lambda: pictures.png_header(50_000, 50_000),
     "PNG of 2^31 - 1 squared": lambda: pictures.png_header(2**31 - 1, 2**31 - 1),
-    "PNG of no size": lambda: pictures.png_header(0, 10),
-    "PNG with 50 MB of zTXt": lambda: _png_of_text(b"zTXt"),
-    "PNG with 50 MB of iCCP": lambda: _png_of_text(b"iCCP"),
+    "PNG of zero width": lambda: pictures.png_header(0, 10),
+    "PNG with 50 MB of zTXt": lambda: _png_with_text(b"zTXt"),
+    "PNG with 50 MB of iCCP": lambda: _png_with_text(b"iCCP"),
     "PNG of 100,001 chunks": lambda: png(_png_head(1, 1), *[(b"tEXt", b"a\0b")] * 100_001, (b"IEND", b"")),
     "PNG of 10,000 x 10,000": lambda: _solid_png(10_000),
     "APNG of 2^31 frames": lambda: apng(declared=2**31, frames=1),
@@ -281,8 +284,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "GIF of 100,000 frames": lambda: gif(100_000),
     "GIF of 65,535 x 65,535": lambda: gif(1, screen=(65_535, 65_535)),
     "GIF of 10,000 frames of 100 x 100": lambda: gif(10_000, width=100, height=100),
-    "TIFF that is its own next page": lambda: tiff(1, then=1),
-    "TIFF whose last page is its second": lambda: tiff(50, then=2),
+    "TIFF whose page links to itself": lambda: tiff(1, loop_to=1),
+    "TIFF whose last page links to its second": lambda: tiff(50, loop_to=2),
     "TIFF of 50,000 pages": lambda: tiff(50_000),
     "TIFF of 5,000 pages": lambda: tiff(5_000),
     "TIFF of 50,000 x 50,000": lambda: tiff_of(width=50_000, height=50_000),
@@ -297,7 +300,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG of 500 XMP of 64 KB": lambda: jpeg_with(
         segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + bytes(65_000)) * 500
     ),
-    "JPEG of 255 pieces of a profile": lambda: jpeg_with(
+    "JPEG of 255 segments of a profile": lambda: jpeg_with(
         *(segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 255]) + bytes(65_000)) for n in range(1, 256))
     ),
     "JPEG of 100,000 restart markers": lambda: (
@@ -313,7 +316,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "HEIC grid of 961 cells": lambda: heic_grid(31, 31, 1_984, 1_984),
     "HEIC grid larger than its cells": lambda: heic_grid(2, 2, 10_000, 10_000),
     "HEIC grid of 2^32 - 1 squared": lambda: heic_grid(1, 1, 2**32 - 1, 2**32 - 1),
-    "HEIC of a million entries in each other": lambda: (
+    "HEIC of a million nested entries": lambda: (
         _box(b"ftyp", b"heic", bytes(4), b"mif1heic") + _full_box(b"meta", b"infe" * 1_000_000)
     ),
     "AVIF of 100,000 x 100,000": lambda: heif_sized(pictures.encode("AVIF", speed=10), 100_000, 100_000),
@@ -322,14 +325,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "SVG with a huge view box": lambda: svg("", 'viewBox="0 0 1e9 1e9"'),
     "SVG of a million by 1": lambda: svg("<rect width='9' height='9'/>", 'width="1000000" height="1"'),
     "SVG 100,000 deep": lambda: svg("<g>" * 100_000 + "</g>" * 100_000),
-    "SVG 200 deep, each half seen": lambda: svg(
+    "SVG 200 deep, half transparent": lambda: svg(
         "<g opacity='.5'>" * 200 + "<rect width='9' height='9'/>" + "</g>" * 200
     ),
     "SVG that uses itself": lambda: svg('<g id="a"><use href="#a"/></g>'),
     "SVG that uses itself twice": lambda: svg(
         '<g id="a"><use href="#b"/><use href="#b"/></g><g id="b"><use href="#a"/><use href="#a"/></g>'
     ),
-    "SVG of a large entity often": lambda: svg(
+    "SVG of a repeated large entity": lambda: svg(
         f"<text>{'&a;' * 300_000}</text>", before=f'<!DOCTYPE svg [<!ENTITY a "{"x" * 3_000}">]>'
     ),
     "SVG of entities in an attribute": lambda: svg(
@@ -338,7 +341,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         + "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))
         + "]>",
     ),
-    "SVG whose entity is itself": lambda: svg("<text>&a;</text>", before='<!DOCTYPE svg [<!ENTITY a "&a;">]>'),
+    "SVG of a recursive entity": lambda: svg("<text>&a;</text>", before='<!DOCTYPE svg [<!ENTITY a "&a;">]>'),
     "SVG of 50,000 elements": lambda: svg("<rect/>" * 50_000),
     "SVG of tiny dashes": lambda: svg('<path d="M0 0H1e9" stroke="red" stroke-dasharray="1e-9"/>'),
     "SVG of a huge blur": lambda: svg(
@@ -360,7 +363,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
-# What takes longer than any time limit.
+# Pictures that take longer than any time limit.
 ENDLESS: dict[str, Callable[[], bytes]] = {
     "SVG of doubling uses": lambda: svg(
         '<g id="a0"><rect width="1" height="1"/></g>'

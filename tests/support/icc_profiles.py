@@ -1,4 +1,4 @@
-"""ICC profiles, generated: matrices and curves, grey, and tables of RGB and CMYK."""
+"""Generates ICC profiles: matrices and curves, grey, and lookup tables of RGB and CMYK."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROPHOTO = (0.734699, 0.265301, 0.159597, 0.840403, 0.036598, 0.000105, 0.345704
 
 
 def colorants(primaries: Sequence[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """XYZ of red, green and blue, a column each, adapted to D50 by Bradford's matrix."""
+    """Returns XYZ of red, green and blue as columns, adapted to D50 by Bradford's matrix."""
     xyz = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]
     white = xyz[3]
     matrix = np.array(xyz[:3]).T
@@ -41,7 +41,7 @@ def gamma(value: float) -> bytes:
 
 
 def parametric(*values: float) -> bytes:
-    """By the number of its values: 1, 3, 4, 5 or 7 (ICC.1, 10.18)."""
+    """Returns a parametric curve. Its type follows from the number of values: 1, 3, 4, 5 or 7 (ICC.1, 10.18)."""
     kind = {1: 0, 3: 1, 4: 2, 5: 3, 7: 4}[len(values)]
     return b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + _s15(*values)
 
@@ -50,7 +50,7 @@ SRGB_CURVE_TAG = parametric(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
 def table(curve: Callable[[float], float], size: int = 1024) -> bytes:
-    points = [round(65535 * curve(place / (size - 1))) for place in range(size)]
+    points = [round(65535 * curve(i / (size - 1))) for i in range(size)]
     return b"curv\0\0\0\0" + struct.pack(f">I{size}H", size, *points)
 
 
@@ -59,7 +59,7 @@ def srgb_light(value: float) -> float:
 
 
 def dot_gain(value: float) -> float:
-    """About that of a press with a gain of 20 % in the middle."""
+    """Returns the light of a value on a press with a dot gain of about 20 % in the middle."""
     ink = 1 - value
     return max(0.0, 1 - (ink + 0.8 * ink * (1 - ink)))
 
@@ -105,7 +105,7 @@ def grey_profile(curve: bytes, *, pcs: bytes = b"XYZ ") -> bytes:
 
 
 def lab_of_xyz(values: Sequence[float]) -> tuple[float, float, float]:
-    """Of XYZ against D50."""
+    """Returns Lab of XYZ relative to D50."""
     x, y, z = (
         ratio ** (1 / 3) if ratio > 216 / 24389 else (24389 / 27 * ratio + 16) / 116
         for ratio in (max(0.0, value / white) for value, white in zip(values, D50, strict=True))
@@ -114,25 +114,25 @@ def lab_of_xyz(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def lut(bands: int, grid: int, lab: Callable[..., tuple[float, float, float]]) -> bytes:
-    """A lut16Type of so many bands to Lab, by a function of values from 0 to 1."""
+    """Returns a lut16Type from `bands` bands to Lab. `lab` is a function of values from 0 to 1."""
     nodes = b""
-    for place in np.ndindex(*[grid] * bands):
-        light, a, b = lab(*(value / (grid - 1) for value in place))
+    for node in np.ndindex(*[grid] * bands):
+        light, a, b = lab(*(value / (grid - 1) for value in node))
         words = (light * 652.8, (a + 128) * 256, (b + 128) * 256)
         nodes += struct.pack(">3H", *(min(65535, max(0, round(word))) for word in words))
-    straight = struct.pack(">HH", 0, 65535)
+    identity = struct.pack(">HH", 0, 65535)
     head = b"mft2\0\0\0\0" + bytes([bands, 3, grid, 0]) + _s15(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack(">HH", 2, 2)
-    return head + straight * bands + nodes + straight * 3
+    return head + identity * bands + nodes + identity * 3
 
 
 def _ink(cyan: float, magenta: float, yellow: float, black: float) -> tuple[float, float, float]:
-    """Inks that take away from paper, of which none is pure."""
+    """Returns Lab of subtractive, impure inks on paper."""
     light = np.ones(3)
-    for amount, passed in zip(
+    for amount, transmitted in zip(
         (cyan, magenta, yellow, black), ((0.1, 0.3, 0.5), (0.5, 0.1, 0.2), (0.8, 0.75, 0.1), (0.02, 0.02, 0.02)),
         strict=True,
     ):  # fmt: skip
-        light = light * (1 - amount * (1 - np.array(passed)))
+        light = light * (1 - amount * (1 - np.array(transmitted)))
     paper = np.array(D50) * (colorants(SRGB) @ light / (colorants(SRGB) @ np.ones(3)))
     return lab_of_xyz([float(value) for value in paper])
 
@@ -149,17 +149,17 @@ def cmyk_profile() -> bytes:
 
 @functools.cache
 def lut_profile(*, version: int = 2) -> bytes:
-    """RGB by a table that exchanges red and blue."""
+    """Returns an RGB profile with a table that exchanges red and blue."""
     return profile({b"A2B0": lut(3, 17, _swapped)}, pcs=b"Lab ", version=version)
 
 
 def lifted_profile(*, version: int = 2) -> bytes:
-    """A table whose black is that of a print, as perceptual tables of version 4 have it."""
+    """Returns a profile whose table maps black to that of a print, as perceptual tables of version 4 do."""
     return profile({b"A2B0": lut(3, 9, lambda red, *_: (3.1373 + 96.8627 * red, 0, 0))}, pcs=b"Lab ", version=version)
 
 
 def two_tables_profile() -> bytes:
-    """Perceptual by red, colorimetric by green."""
+    """Returns a profile whose perceptual table uses only red, and whose colorimetric table uses only green."""
     tags = {
         b"A2B0": lut(3, 9, lambda red, *_: (100 * red, 0, 0)),
         b"A2B1": lut(3, 9, lambda _, green, __: (100 * green, 0, 0)),
@@ -168,7 +168,7 @@ def two_tables_profile() -> bytes:
 
 
 def with_cicp(primaries: int, transfer: int) -> bytes:
-    """sRGB by its matrix, and something else by the tag `cicp`."""
+    """Returns a profile whose matrix is that of sRGB, and whose tag `cicp` has other code points."""
     red, green, blue = colorants(SRGB).T
     tags = {b"rXYZ": xyz(red), b"gXYZ": xyz(green), b"bXYZ": xyz(blue), b"cicp": cicp_tag(primaries, transfer)}
     return profile(tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), SRGB_CURVE_TAG), version=4)

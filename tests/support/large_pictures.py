@@ -1,4 +1,4 @@
-"""Pictures of as many pixels as are accepted, in few bytes, made in some milliseconds if the format allows that."""
+"""Pictures with the maximum number of pixels, in few bytes. Most are generated in some milliseconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import pictures
 
 # The default of DAGUERRE_MAX_PIXELS.
 SIDE = 10_000
-# 100 MB of pixels, from which libvips prefers a temporary file: for formats that take long at 100 million pixels.
+# 100 MB of pixels, above which libvips uses a temporary file. For formats that are slow at 100 million pixels.
 THRESHOLD_SIDE = 5_920
 SVG = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIDE}" height="{SIDE}"><rect width="500" height="400"/></svg>'
 
@@ -23,7 +23,7 @@ _TILE = 400
 
 
 def deflate_zeros(size: int) -> bytes:
-    """A zlib stream of at least two million zeros: one compressed block, repeated."""
+    """Returns a zlib stream of `size` zeros, at least two million: one compressed block, repeated."""
     stream = zlib.compressobj(9)
     head = stream.compress(bytes(_BLOCK)) + stream.flush(zlib.Z_FULL_FLUSH)
     block = stream.compress(bytes(_BLOCK)) + stream.flush(zlib.Z_FULL_FLUSH)
@@ -34,7 +34,7 @@ def deflate_zeros(size: int) -> bytes:
 
 
 def png(side: int = SIDE, *, interlaced: bool = False) -> bytes:
-    """Black, 8 bits, RGB."""
+    """Returns a black RGB PNG of 8 bits per band."""
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     size = sum((1 + 3 * len(range(x, side, right))) * len(range(y, side, down)) for x, y, right, down in passes)
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, interlaced)
@@ -54,7 +54,7 @@ def webp_animation(side: int, count: int) -> bytes:
 
 
 def _lossless(side: int) -> bytes:
-    """Transparent black in 20 bytes: each of the five codes has one symbol, of no bits (RFC 9649, section 3.7)."""
+    """Returns transparent black in 20 bytes: each of the five codes has one symbol of 0 bits (RFC 9649, 3.7)."""
     size = (side - 1) | (side - 1) << 14
     no_transform_cache_or_groups = 0b000
     one_symbol = 0b0001  # a simple code, of one symbol, written in one bit: 0
@@ -72,7 +72,7 @@ def _riff(chunks: bytes) -> bytes:
 
 
 def tiff(side: int = SIDE, *, tiled: bool = False) -> bytes:
-    """Black, 8 bits, RGB: all strips, or tiles, are the same bytes of the file."""
+    """Returns a black RGB TIFF of 8 bits per band. All strips or tiles have the same offset in the file."""
     pixels = zlib.compress(bytes(3 * _TILE * (_TILE if tiled else side)), 9)
     count = (side // _TILE) ** (2 if tiled else 1)
     if tiled:
@@ -81,13 +81,13 @@ def tiff(side: int = SIDE, *, tiled: bool = False) -> bytes:
         parts = [_longs(273, *[0] * count), _longs(278, _TILE), _longs(279, *[len(pixels)] * count)]
     bits = (258, 3, 3, struct.pack("<3H", 8, 8, 8))
     common = [_longs(tag, value) for tag, value in ((256, side), (257, side), (259, 8), (262, 2), (277, 3))]
-    places = 324 if tiled else 273
+    offsets_tag = 324 if tiled else 273
 
-    def lay_out(at: int) -> bytes:
-        own = [_longs(places, *[at] * count) if entry[0] == places else entry for entry in parts]
+    def build_header(at: int) -> bytes:
+        own = [_longs(offsets_tag, *[at] * count) if entry[0] == offsets_tag else entry for entry in parts]
         return pictures.exif_block(sorted([*common, *own, bits], key=lambda entry: entry[0]))
 
-    return lay_out(len(lay_out(0))) + pixels
+    return build_header(len(build_header(0))) + pixels
 
 
 def _longs(tag: int, *values: int) -> pictures.Entry:
@@ -98,7 +98,7 @@ def _black(form: str, side: int = SIDE, *, mode: str = "RGB", **options: object)
     return pictures.encode(form, Image.new(mode, (side, side)), **options)
 
 
-# HEIC is missing: there is no encoder, and a grid of a small one has no more cells than libheif's limit.
+# HEIC is missing, because there is no encoder, and libheif limits the number of cells of a grid.
 LARGE: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: _black("JPEG"),
     "jpeg, progressive": lambda: _black("JPEG", THRESHOLD_SIDE, progressive=True),

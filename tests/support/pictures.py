@@ -1,4 +1,4 @@
-"""Sample pictures of every format, generated."""
+"""Generates sample pictures of every format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter
 WIDTH, HEIGHT = 96, 64
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
-# 32 x 48 as displayed: 48 x 32, red falling to the right and green to the bottom, turned a quarter by the container's
-# irot, and with EXIF: Make "Daguerre", Orientation 6 (already applied by irot), 33 degrees 30 minutes south.
-# No encoder is at hand here; made with pillow-heif 1.x (x265, quality 20).
+# 32 x 48 when displayed: 48 x 32 pixels, with red decreasing to the right and green to the bottom, rotated by 90
+# degrees by irot. EXIF: Make "Daguerre", Orientation 6 (already applied by irot), 33 degrees 30 minutes south. There is
+# no encoder in the test environment, so it was made with pillow-heif 1.x (x265, quality 20).
 HEIC = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAbRtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRp"
     "bG9jAAAAAERAAAIAAQAAAAAB2AABAAAAAAAAADgAAgAAAAACEAABAAAAAAAAAHwAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABo"
@@ -35,7 +35,7 @@ SVG = b"""<?xml version="1.0" encoding="UTF-8"?>
 
 
 def quarters(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Red, green; blue, white: every turn of it differs."""
+    """Returns quarters of red, green, blue and white, which differ in every orientation."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height))
     image.paste(BLUE, (0, height // 2, width // 2, height))
@@ -44,7 +44,7 @@ def quarters(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def landscape(width: int, height: int) -> Image.Image:
-    """Noise of several sizes, as in a photograph."""
+    """Returns noise of several frequencies, like in a photograph."""
     bands = []
     for _ in range(3):
         band = Image.linear_gradient("L").resize((width, height))
@@ -56,7 +56,7 @@ def landscape(width: int, height: int) -> Image.Image:
 
 
 def encode(form: str, image: Image.Image | None = None, **options: Any) -> bytes:
-    """`form` is Pillow's name of the format."""
+    """Returns the image, by default `quarters()`, in a format. `form` is Pillow's name of it."""
     out = io.BytesIO()
     (image or quarters()).save(out, form, **options)
     return out.getvalue()
@@ -72,7 +72,7 @@ def animate(form: str, count: int = 4) -> bytes:
 
 
 def transparent() -> Image.Image:
-    """Black, transparent on the left half."""
+    """Returns a black image whose left half is transparent."""
     image = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, WIDTH // 2, HEIGHT))
     return image
@@ -80,7 +80,7 @@ def transparent() -> Image.Image:
 
 @functools.cache
 def every_format() -> dict[str, bytes]:
-    """A complete sample of each kind of file, by a name that starts with the format's."""
+    """Returns a complete sample of each kind of file by name. The name starts with the format."""
     photo = landscape(160, 120)
     return {
         "jpeg": encode("JPEG", photo),
@@ -107,7 +107,7 @@ def every_format() -> dict[str, bytes]:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has next to nothing of it."""
+    """Returns a PNG that declares a size and has almost no pixels."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(kind, body)
         for kind, body in (
@@ -119,7 +119,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def deep_png(alpha: int) -> bytes:
-    """16 bits a band, mid grey, with the alpha given."""
+    """Returns a mid-grey PNG with 16 bits per band and this alpha."""
     row = b"\0" + struct.pack(">4H", 32768, 32768, 32768, alpha) * WIDTH
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(kind, body)
@@ -141,7 +141,7 @@ Entry = tuple[int, int, int, bytes]  # tag, type, count, value in the byte order
 def exif_block(
     image: list[Entry], photo: list[Entry] | None = None, gps: list[Entry] | None = None, order: str = "<"
 ) -> bytes:
-    """A TIFF structure with the directories given, well-formed as long as the entries are."""
+    """Returns a TIFF structure with these directories. It is well-formed if the entries are."""
     directories = {0: list(image)}
     for tag, entries in ((0x8769, photo), (0x8825, gps)):
         if entries is not None:
@@ -183,7 +183,7 @@ def icc_profile(
     blue: tuple[float, float, float],
     green: tuple[float, float, float] = (0.3851, 0.7169, 0.0971),
 ) -> bytes:
-    """A linear RGB profile (version 2) with its colorants given in XYZ; green is that of sRGB by default."""
+    """Returns a linear RGB profile (version 2) with these colorants in XYZ. The default green is that of sRGB."""
 
     def xyz(values: tuple[float, float, float]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))

@@ -1,4 +1,4 @@
-"""Workers of a queue that run in the test's process, jobs for them, and conditions to wait for."""
+"""Runs workers of a queue in the process of the test, and enqueues jobs for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.queue.arq_worker import PushWorker
 
 Job: TypeAlias = Callable[..., Coroutine[Any, Any, object]]
 
-# As long as Redis's clients wait for an answer at most. A test that takes less did not wait for the next poll.
+# The maximum time that clients of Redis wait for a response. A faster test did not wait for the next poll.
 LONG_POLL_S = 4.0
 
 
@@ -44,7 +44,7 @@ async def nothing(ctx: Any, image_id: str, **_: Any) -> None: ...
 
 @asynccontextmanager
 async def run_queue_worker(url: str, job: Job, *, max_jobs: int = 4, **options: Any) -> AsyncIterator[PushWorker]:
-    """A worker of the probe queue that runs `job` for each image. It is closed with the context."""
+    """Yields a worker of the probe queue that calls `job` for each image. Closes it at the end."""
 
     async def run(*args: Any, **options: Any) -> object:
         return await job(*args, **options)

@@ -1,4 +1,4 @@
-"""Requests as bytes on a connection, and the bytes of their responses."""
+"""Sends requests as bytes and returns the bytes of their responses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import re
 
 
-async def exchange(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+async def exchange(port: int, *chunks: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Sends a request in chunks. Returns status, headers with lower-case names, and body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for piece in pieces:
-        writer.write(piece)
+    for chunk in chunks:
+        writer.write(chunk)
         await asyncio.sleep(0.02)
     async with asyncio.timeout(5):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -30,12 +31,12 @@ BAD_REQUESTS = {
 }
 
 
-async def send_raw(port: int, *pieces: bytes) -> bytes:
-    """Everything that is answered, up to the end of the connection."""
+async def send_raw(port: int, *chunks: bytes) -> bytes:
+    """Sends bytes in chunks. Returns everything that is received until the connection is closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        for piece in pieces:
-            writer.write(piece)
+        for chunk in chunks:
+            writer.write(chunk)
             await asyncio.sleep(0.05)
         async with asyncio.timeout(10):
             return await reader.read()
@@ -43,12 +44,13 @@ async def send_raw(port: int, *pieces: bytes) -> bytes:
         writer.close()
 
 
-def statuses(answers: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
+def statuses(responses: bytes) -> list[int]:
+    """Returns the status codes of all responses."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", responses)]
 
 
 def upload_head(key: str, length: int) -> bytes:
-    """Returns an upload up to its body. The key is in the query, where a careless log line would show it."""
+    """Returns the head of an upload. The key is in the query, so that a test notices if it is logged."""
     return (
         f"POST /v1/images?key={key} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
     ).encode()

@@ -1,4 +1,4 @@
-"""Small helpers that several test modules need: bodies to send, and what lies in the storage."""
+"""Sample bodies, rows and tags, and the files of the storage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def jpeg(width: int = 64, height: int = 48, *, quality: int = 80, exif: dict[int, object] | None = None) -> bytes:
-    """A noisy picture, so that it has some bytes."""
+    """Returns a JPEG of noise, which does not compress well."""
     return _jpeg(width, height, quality, tuple((exif or {}).items()))
 
 
@@ -33,17 +33,17 @@ def _jpeg(width: int, height: int, quality: int, tags: tuple[tuple[int, object],
     return out.getvalue()
 
 
-def slow_svg(turns: int) -> bytes:
-    """A picture that a child computes on: for some twentieth of a second a turn."""
+def slow_svg(filters: int) -> bytes:
+    """Returns a picture that takes a decoder about a twentieth of a second per filter."""
     return (
         b'<svg xmlns="http://www.w3.org/2000/svg" width="380" height="290"><filter id="slow">'
-        + b'<feTurbulence baseFrequency="0.05" numOctaves="10"/>' * turns
+        + b'<feTurbulence baseFrequency="0.05" numOctaves="10"/>' * filters
         + b'</filter><rect width="380" height="290" filter="url(#slow)"/></svg>'
     )
 
 
 def stored_files(settings: Settings) -> list[Path]:
-    """Every file of the storage, wherever it lies; not the one that says which storage it is."""
+    """Returns every file of the storage except the one with its id."""
     return sorted(path for path in settings.storage_folder.rglob("*") if path.is_file() and path.name != ID_FILE)
 
 
@@ -59,7 +59,7 @@ async def insert_image(
     sha256: bytes = bytes(32),
     created_at: datetime | None = None,
 ) -> None:
-    """A row as an upload leaves it, charged to its account; there is no file."""
+    """Inserts the row of an upload and adds it to the counters of its account. There is no file."""
     await connection.execute(
         """
         with charged as (

@@ -1,4 +1,4 @@
-"""Responses of `/metrics`, read with Prometheus's own parser."""
+"""Reads responses of `/metrics` with Prometheus's parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Scrape:
     text: str
 
     def value(self, name: str, **labels: str) -> float:
-        """Returns the sum of all series of this name with these labels, 0 without any."""
+        """Returns the sum of all series of this name with these labels, or 0 if there are none."""
         return sum(
             sample.value
             for family in text_string_to_metric_families(self.text)

@@ -1,8 +1,8 @@
-"""The calls that the original API's documentation shows, and the code that it gives for each in some languages.
+"""The calls in the documentation of the original API, and its code samples for each in some languages.
 
-The code is in the documentation's own shape, mistakes included: lower-case methods, URLs that a shell cuts at `&`, no
-body in most samples of the upload, no key in the samples about tags, Python 2's print. `REPAIRS` lists what has to be
-changed for it to work, and nothing else is.
+The samples are those of the documentation, including their mistakes: lower-case methods, URLs that a shell splits at
+`&`, no body in most samples of the upload, no key in the samples for tags, and the print of Python 2. `REPAIRS` lists
+all changes that are needed to run them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Language = Literal["curl", "node", "python"]
 
 @dataclass(frozen=True)
 class Call:
-    """`query` is what the samples send, and `answer` the example of the response. `{IMAGE_ID}` stands for an id."""
+    """`query` is sent by the samples; `response` is the example of the response. `{IMAGE_ID}` is a placeholder."""
 
     name: str
     path: str
-    answer: Any
+    response: Any
     method: Literal["get", "post"] = "get"
     query: dict[str, str] = field(default_factory=lambda: {"key": "YOUR_API_KEY"})
 
@@ -96,16 +96,16 @@ RepairName = Literal["quotes", "body", "key", "print"]
 
 @dataclass(frozen=True)
 class Repair:
-    why: str
-    changes: dict[Language, tuple[str, str]]  # a pattern, and what takes the place of all that matches
+    reason: str
+    changes: dict[Language, tuple[str, str]]  # a pattern and its replacement
 
 
 IMAGE_FILE = "image.jpg"
 
 REPAIRS: dict[RepairName, Repair] = {
-    "quotes": Repair("a shell ends the command at an & that is not quoted", {"curl": (r"(https://\S+)", r"'\1'")}),
+    "quotes": Repair("a shell ends the command at an unquoted &", {"curl": (r"(https://\S+)", r"'\1'")}),
     "body": Repair(
-        "there is no picture in the request",
+        "the request has no picture",
         {
             "curl": (r"(?<=application/octet-stream')", f" --data-binary @{IMAGE_FILE}"),
             "node": (r"'\{\}'", f"require('fs').readFileSync('{IMAGE_FILE}')"),
@@ -113,14 +113,14 @@ REPAIRS: dict[RepairName, Repair] = {
         },
     ),
     "key": Repair(
-        "the samples about tags have no key",
+        "the samples for tags have no key",
         {
             "curl": (r"\?tags=", "?key=YOUR_API_KEY&tags="),
             "node": (r"\?tags=", "?key=YOUR_API_KEY&tags="),
             "python": (r"(?=  'tags':)", "  'key': 'YOUR_API_KEY',\n"),
         },
     ),
-    "print": Repair("Python 3's print is a function", {"python": (r"print (.+)", r"print(\1)")}),
+    "print": Repair("print is a function in Python 3", {"python": (r"print (.+)", r"print(\1)")}),
 }
 
 

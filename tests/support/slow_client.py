@@ -14,9 +14,9 @@ from service.http.server import Runner
 
 @asynccontextmanager
 async def connect_slow_client(runner: Runner, *, send_buffer: int) -> AsyncIterator[socket.socket]:
-    """Starts the server and yields the socket of its client. Ends the server.
+    """Starts the server and yields the socket of a client. Stops the server at the end.
 
-    `send_buffer` is that of the server, in bytes. The client's is as small as the system allows.
+    `send_buffer` is the size of the server's send buffer in bytes. The client's receive buffer has the minimum size.
     """
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:

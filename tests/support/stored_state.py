@@ -19,7 +19,7 @@ from worker.resources import open_resources
 
 @dataclass(frozen=True)
 class StoredState:
-    """What PostgreSQL and the storage contain. The account is the only one of the test."""
+    """What PostgreSQL and the storage contain. The test has only one account."""
 
     connection: Any
     settings: Settings
@@ -28,17 +28,17 @@ class StoredState:
         return LocalOriginals(self.settings.storage_folder).path(ImageId(image_id))
 
     async def wait_row(self) -> str:
-        """The id of the one image, as soon as its row is committed."""
+        """Returns the id of the only image when its row is committed."""
         return str(await until(lambda: self.connection.fetchval("select id from images")))
 
     async def wait_stored(self) -> Path:
-        """Where the one image lies, as soon as it lies there."""
+        """Returns the path of the only image when its file is published."""
         path = self.path(await self.wait_row())
         await until(path.exists)
         return path
 
     async def assert_holds(self, bodies: dict[str, bytes]) -> None:
-        """These images and nothing else: all of them ready, and each counted once."""
+        """Asserts that exactly these images are stored, by id, and that all are ready and counted."""
         rows = await self.connection.fetch(
             "select id, size from images where state = 'ready' and width is not null and mini_preview is not null"
         )
@@ -49,7 +49,7 @@ class StoredState:
         assert {path.name: path.read_bytes() for path in stored_files(self.settings)} == bodies
 
     async def sweep_after(self, seconds: float) -> None:
-        """Let some time pass for all that is unfinished, then sweep once."""
+        """Makes all unfinished work `seconds` older, then sweeps once."""
         for table, column in (("images", "created_at"), ("removals", "removed_at")):
             await self.connection.execute(
                 f"update {table} set {column} = {column} - $1::float8 * interval '1 s'", seconds

@@ -1,4 +1,4 @@
-"""TIFFs of any kind of sample, put together tag by tag (TIFF 6.0)."""
+"""Builds TIFFs with any kind of sample, tag by tag (TIFF 6.0)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ def tiff(
     order: str = "<",
     more: Mapping[int, Sequence[int] | Sequence[Rational]] | None = None,
 ) -> bytes:
-    """One strip (or tile or, if planar, a strip a sample) of `data`, not compressed. `more` are further tags."""
-    pieces = samples if planar else 1
-    places, lengths = [8 + at * (len(data) // pieces) for at in range(pieces)], [len(data) // pieces] * pieces
+    """Returns an uncompressed TIFF with `data` in one strip, one tile, or, if planar, one strip per sample.
+
+    `more` are additional tags.
+    """
+    strips = samples if planar else 1
+    offsets, lengths = [8 + i * (len(data) // strips) for i in range(strips)], [len(data) // strips] * strips
     tags: dict[int, Sequence[int] | Sequence[Rational]] = {
         _WIDTH: [size[0]],
         _HEIGHT: [size[1]],
@@ -44,7 +47,7 @@ def tiff(
         **({_EXTRA: extra} if extra else {}),
         **(more or {}),
     }
-    tags |= {TILE: places, TILE_BYTES: lengths} if TILE_WIDTH in tags else {_STRIP: places, _STRIP_BYTES: lengths}
+    tags |= {TILE: offsets, TILE_BYTES: lengths} if TILE_WIDTH in tags else {_STRIP: offsets, _STRIP_BYTES: lengths}
     tags.setdefault(_ROWS, [size[1]])
     data += bytes(len(data) % 2)
     at = 8 + len(data)

@@ -1,4 +1,4 @@
-"""`daguerre up` as a process of its own, with all that it starts."""
+"""Runs `daguerre up` as a process, with all processes that it starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Up:
-    """A `daguerre up` on a free port."""
+    """A running `daguerre up` on a free port."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -39,7 +39,7 @@ class Up:
         return self.log.read_text()
 
     def find(self, pattern: str) -> str:
-        """Returns the first group of the pattern in what it printed."""
+        """Returns the first group of the pattern in its output. Fails if there is no match."""
         match = re.search(pattern, self.text)
         assert match, self.text
         return match[1]
@@ -49,31 +49,31 @@ class Up:
         return Path(shlex.split(self.find(r"--data-binary (.+)"))[0].removeprefix("@"))
 
     def parts(self) -> dict[int, str]:
-        """Returns the command lines of all processes below it."""
-        everything = processes()
-        below = {self.process.pid}
+        """Returns the command lines of all descendant processes by pid."""
+        table = processes()
+        descendants = {self.process.pid}
         for _ in range(4):
-            below |= {pid for pid, (parent, _, _) in everything.items() if parent in below}
-        return {pid: args for pid, (_, _, args) in everything.items() if pid in below - {self.process.pid}}
+            descendants |= {pid for pid, (parent, _, _) in table.items() if parent in descendants}
+        return {pid: args for pid, (_, _, args) in table.items() if pid in descendants - {self.process.pid}}
 
     def get(self, path: str, body: bytes | None = None) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", int(self.find(r"http://127.0.0.1:(\d+)")), timeout=10)
         with contextlib.closing(connection):
             headers = {"Content-Type": "image/jpeg"} if body else {}
             connection.request("POST" if body else "GET", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            response = connection.getresponse()
+            return response.status, response.read().decode()
 
 
 @contextlib.contextmanager
 def terminal(log: Path) -> Iterator[int]:
-    """Yields the descriptor of a terminal whose output goes to the log."""
+    """Yields the descriptor of a terminal whose output is written to the log."""
     ours, theirs = pty.openpty()
 
     def copy() -> None:
         with log.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # EIO at the end
-            while piece := os.read(ours, 4096):
-                file.write(piece)
+            while chunk := os.read(ours, 4096):
+                file.write(chunk)
 
     copying = threading.Thread(target=copy)
     copying.start()
@@ -93,7 +93,7 @@ def up(
     ready: bool = True,
     on_terminal: bool = False,
 ) -> Iterator[Up]:
-    """Runs `daguerre up` with the variables `env` for the length of a block, which ends it with SIGTERM."""
+    """Runs `daguerre up` with the variables `env` within the block. Stops it with SIGTERM at the end."""
     log = data.with_suffix(".log")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
     with terminal(log) if on_terminal else log.open("w") as output:
@@ -104,12 +104,12 @@ def up(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        started = Up(process, log, data)
+        running = Up(process, log, data)
         try:
             if ready:
-                wait_for(lambda: "Press Ctrl-C to stop" in started.text or process.poll() is not None, 60)
-                assert process.poll() is None, started.text
-            yield started
+                wait_for(lambda: "Press Ctrl-C to stop" in running.text or process.poll() is not None, 60)
+                assert process.poll() is None, running.text
+            yield running
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -1,4 +1,4 @@
-"""`daguerre verify` in the process of a test, and rows and files for it to compare."""
+"""Runs `daguerre verify` in the process of a test, and creates rows and files for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURE = jpeg()
 
 
 class VerifyResult(NamedTuple):
-    """`is_well` says that nothing is wrong any more."""
+    """`is_well` is whether no unrepaired problem is left."""
 
     is_well: bool
     problems: list[str]
@@ -46,7 +46,7 @@ async def verify(
 async def insert(
     connection: Any, tenant: Tenant, *, image_id: str = ID, state: str = "ready", age_s: float = 0
 ) -> None:
-    """Inserts a row, which its account counts."""
+    """Inserts a row and adds it to the counters of its account."""
     await connection.execute(
         "insert into images (id, account_id, size, sha256, state, created_at, failed_at)"
         " values ($1, $2, $3, $4, $5, now() - $6::float8 * interval '1 s', now())",

@@ -1,4 +1,4 @@
-// sharp behind node:http: a file made smaller for each request, and nothing kept. See bench/comparators/__init__.py.
+// sharp behind node:http: resizes a file for every request, without a cache. See bench/comparators/__init__.py.
 import { mkdir } from "node:fs/promises";
 import { createServer } from "node:http";
 import { join } from "node:path";

@@ -1,8 +1,9 @@
 // fastify + sharp + PostgreSQL: an upload with metadata, EXIF and a preview. See bench/comparators/__init__.py.
 //
-// Tuned on 2 cores with 16 connections, in turns with the variant named:
-// - the body in memory up to 1 MB, and decoded from there while it is written: s 1.1 to 1.2 times as fast as a stream
-//   to disk that sharp then reads, m the same. Above that the stream: l up to 1.1 times as fast, and less memory
+// Tuned on 2 cores with 16 connections, in turns with the variant named (s, m and l are the photographs of
+// bench/photographs.py):
+// - bodies up to 1 MB in memory, decoded there while they are written: s 1.1 to 1.2 times as fast as a stream to disk
+//   that sharp then reads, m the same. Larger bodies as a stream: l up to 1.1 times as fast, and less memory
 // - two libuv threads a process: l 1.1 times as fast as with Node's four; s and m the same with 2, 4 and 8
 // - two processes: one with four threads s 0.95 times, m and l the same; one with two threads m 0.85 times
 // - no difference beyond the noise: sharp.concurrency 1 or 2, its cache on or off, metadata() at the same time as the
@@ -25,9 +26,9 @@ const processes = Number(process.env.BENCH_PROCESSES ?? 2);
 const fsync = Boolean(process.env.BENCH_FSYNC);
 
 const MAX_BODY_BYTES = 50 * 1024 * 1024;
-const IN_MEMORY_BYTES = 1024 * 1024;
+const MAX_IN_MEMORY_BYTES = 1024 * 1024;
 const MAX_PREVIEW_BYTES = 500;
-const PREVIEWS = [[32, 50], [32, 40], [24, 40], [16, 30]]; // pixels and quality: four of five photographs fit the first
+const PREVIEWS = [[32, 50], [32, 40], [24, 40], [16, 30]]; // pixels and quality; four of five photographs fit with the first
 
 const TABLE = `create table if not exists fastify_sharp (
   id text primary key, width int not null, height int not null, filesize bigint not null, format text not null,
@@ -69,26 +70,26 @@ async function serve() {
   app.addContentTypeParser("image/jpeg", (request, body, done) => done(null, body));
 
   app.addHook("onRequest", async (request, reply) => {
-    if (request.query.key !== key) return refuse(reply, 401, "unauthorized");
+    if (request.query.key !== key) return sendError(reply, 401, "unauthorized");
   });
 
   app.post("/v1/images", async (request, reply) => {
     const filesize = Number(request.headers["content-length"]);
-    if (!filesize) return refuse(reply, 411, "length-required");
-    if (filesize > MAX_BODY_BYTES) return refuse(reply, 413, "too-large");
+    if (!filesize) return sendError(reply, 411, "length-required");
+    if (filesize > MAX_BODY_BYTES) return sendError(reply, 413, "too-large");
     const id = randomBytes(9).toString("base64url");
     const part = join(files, `${id}.part`);
     let source = part;
     let written;
     try {
-      if (filesize <= IN_MEMORY_BYTES) {
+      if (filesize <= MAX_IN_MEMORY_BYTES) {
         source = await readAll(request.body);
         written = writeFile(part, source, { flush: fsync });
-        written.catch(() => {}); // awaited below; until then it may fail without being unhandled
+        written.catch(() => {}); // awaited below; prevents an unhandled rejection until then
       } else {
         await pipeline(request.body, createWriteStream(part, { highWaterMark: 1024 * 1024, flush: fsync }));
       }
-      const { format, width, height, exif, preview } = await examine(source);
+      const { format, width, height, exif, preview } = await readMetadata(source);
       await written;
       await rename(part, join(files, `${id}.jpg`));
       if (fsync) await folder.sync();
@@ -101,14 +102,14 @@ async function serve() {
     } catch (error) {
       await written?.catch(() => {});
       await rm(part, { force: true });
-      if (error instanceof BadPicture) return refuse(reply, 415, "not-an-image");
+      if (error instanceof InvalidPicture) return sendError(reply, 415, "not-an-image");
       throw error;
     }
   });
 
   app.get("/v1/images/:id", async (request, reply) => {
     const { rows } = await pool.query({ name: "select", text: SELECT, values: [request.params.id] });
-    if (rows.length === 0) return refuse(reply, 404, "not-found");
+    if (rows.length === 0) return sendError(reply, 404, "not-found");
     return { success: true, response: { ...rows[0], tags: [] } };
   });
 
@@ -121,7 +122,7 @@ async function serve() {
   await app.listen({ host: "127.0.0.1", port });
 }
 
-function refuse(reply, status, code) {
+function sendError(reply, status, code) {
   return reply.code(status).send({ success: false, error: { code } });
 }
 
@@ -131,15 +132,15 @@ async function readAll(body) {
   return Buffer.concat(chunks);
 }
 
-class BadPicture extends Error {}
+class InvalidPicture extends Error {}
 
-// `source` is a path or the bytes. For resize(), sharp has a JPEG decoded at an eighth; it refuses a truncated one.
-async function examine(source) {
+// `source` is a path or the bytes. For resize(), sharp decodes a JPEG at an eighth. It rejects truncated files.
+async function readMetadata(source) {
   try {
     const { format, autoOrient, exif } = await sharp(source).metadata();
-    return { format, ...autoOrient, exif: exif ? shownExif(readExif(exif)) : {}, preview: await makePreview(source) };
+    return { format, ...autoOrient, exif: exif ? convertExif(readExif(exif)) : {}, preview: await makePreview(source) };
   } catch (error) {
-    throw new BadPicture(error.message);
+    throw new InvalidPicture(error.message);
   }
 }
 
@@ -151,16 +152,16 @@ async function makePreview(source) {
   throw new Error("no preview is small enough");
 }
 
-function shownExif({ Image, Photo, GPSInfo }) {
-  const shown = {};
+function convertExif({ Image, Photo, GPSInfo }) {
+  const converted = {};
   for (const [name, value] of Object.entries({ ...Image, ...Photo, ...GPSInfo })) {
-    if (typeof value === "string") shown[name] = value.replaceAll("\0", ""); // which jsonb does not take
-    else if (!Buffer.isBuffer(value)) shown[name] = value;
+    if (typeof value === "string") converted[name] = value.replaceAll("\0", ""); // jsonb does not accept it
+    else if (!Buffer.isBuffer(value)) converted[name] = value;
   }
   for (const [name, negative] of [["GPSLatitude", "S"], ["GPSLongitude", "W"]]) {
-    const [degrees, minutes, seconds] = shown[name] ?? [];
-    const sign = shown[`${name}Ref`] === negative ? -1 : 1;
-    if (seconds !== undefined) shown[name] = sign * (degrees + minutes / 60 + seconds / 3600);
+    const [degrees, minutes, seconds] = converted[name] ?? [];
+    const sign = converted[`${name}Ref`] === negative ? -1 : 1;
+    if (seconds !== undefined) converted[name] = sign * (degrees + minutes / 60 + seconds / 3600);
   }
-  return shown;
+  return converted;
 }

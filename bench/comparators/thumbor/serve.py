@@ -1,4 +1,4 @@
-"""thumbor with the settings beside this file; it runs in a virtual environment of its own."""
+"""Runs thumbor with the settings in thumbor.conf. It is started in its own virtual environment."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PORT = os.environ["BENCH_PORT"]
 PROCESSES = os.environ.get("BENCH_PROCESSES", "2")
 
 
-class Announced(server.HTTPServer):  # type: ignore[misc]
-    """thumbor itself says nothing once it listens."""
+class AnnouncingServer(server.HTTPServer):  # type: ignore[misc]
+    """Prints a line when it listens, which thumbor does not do."""
 
     def bind(self, *args: Any, **options: Any) -> None:
         super().bind(*args, **options)
@@ -26,9 +26,9 @@ class Announced(server.HTTPServer):  # type: ignore[misc]
 def main() -> None:
     Path(os.environ["BENCH_FILES"]).mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    server.HTTPServer = Announced
-    # Connections that a process accepts at a time: with 128 of them the first that wakes takes all there are, and the
-    # other has nothing to do.
+    server.HTTPServer = AnnouncingServer
+    # The maximum number of connections that a process accepts at a time. With the default, 128, the process that wakes
+    # first accepts all, and the other is idle.
     netutil._DEFAULT_BACKLOG = 1
     conf = Path(__file__).with_name("thumbor.conf")
     server.main(["--ip", "127.0.0.1", "--port", PORT, "--processes", PROCESSES, "--conf", str(conf)])

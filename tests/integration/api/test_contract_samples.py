@@ -122,7 +122,7 @@ async def test_samples_return_the_documented_shape(reader: Reader, language: Lan
     image_id = await reader.create()
     for call in CALLS:
         shown = await reader.run(call, language, REPAIRS, await reader.create() if call is DELETE else image_id)
-        assert shape(shown) == shape(call.answer), call.name
+        assert shape(shown) == shape(call.response), call.name
 
 
 @pytest.mark.needs("curl")
@@ -136,7 +136,7 @@ async def test_unrepaired_curl_samples_get_clear_errors(reader: Reader) -> None:
     ):
         assert (await reader.run(call, "curl", (), image_id))["error"]["code"] == code, call.name
     for call in (SHOW, ACCOUNT, DELETE):  # nothing to repair
-        assert shape(await reader.run(call, "curl", (), image_id)) == shape(call.answer), call.name
+        assert shape(await reader.run(call, "curl", (), image_id)) == shape(call.response), call.name
 
 
 @pytest.mark.needs("node")
@@ -164,7 +164,7 @@ async def test_query_after_two_question_marks_is_read(reader: Reader) -> None:
         target = f"/v1{call.path}??{urlencode(repaired)}"
         status, answer = await reader.send(call, target, PAGE, image_id=image_id)
         assert status == 200, call.name
-        assert shape(answer) == shape(call.answer), call.name
+        assert shape(answer) == shape(call.response), call.name
 
 
 async def test_value_after_two_question_marks_is_decoded_once(reader: Reader) -> None:
@@ -195,7 +195,7 @@ async def test_java_and_ruby_requests_equal_those_of_curl(reader: Reader, header
     image_id = await reader.create()
     for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, headers, image_id=image_id)
-        assert (status, shape(answer)) == (200, shape(call.answer)), call.name
+        assert (status, shape(answer)) == (200, shape(call.response)), call.name
     for call in (ADD_TAGS, REMOVE_TAGS):  # without a key
         status, answer = await reader.send(call, call.url, headers, image_id=image_id)
         assert (status, answer["error"]["code"]) == (401, "unauthorized")
@@ -215,4 +215,4 @@ async def test_absolute_urls_of_http_samples_are_accepted(reader: Reader) -> Non
     image_id = await reader.create()
     for call in (CREATE_FROM_URL, SHOW, ACCOUNT, DELETE):
         status, answer = await reader.send(call, call.url, "Accept: application/json\r\n", image_id=image_id)
-        assert (status, shape(answer)) == (200, shape(call.answer)), call.name
+        assert (status, shape(answer)) == (200, shape(call.response)), call.name

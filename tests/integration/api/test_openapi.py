@@ -208,7 +208,7 @@ async def run_schemathesis(
             "PYTHONPATH": str(ROOT),
             "PICTURE_TYPES": " ".join(MIME_TYPES.values()),
             "PICTURE_URL": picture_url,
-            "SHOWN_ID": shown_id,
+            "IMAGE_ID": shown_id,
         },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

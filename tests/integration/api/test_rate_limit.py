@@ -16,7 +16,7 @@ from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS
 from service.config.settings import Settings
 from service.launcher.embedded.valkey import Valkey
 from tests.conftest import Client, NewTenant, Tenant, empty
-from tests.support.daguerre_processes import Answer, Daguerre, Part, stop_process
+from tests.support.daguerre_processes import Daguerre, Part, Response, stop_process
 from tests.support.samples import jpeg, stored_files
 from tests.support.scrapes import Scrape
 from tests.support.waiting import until
@@ -108,9 +108,9 @@ async def serve(daguerre: Daguerre) -> Part:
     return serve
 
 
-async def ask(daguerre: Daguerre, times: int) -> list[Answer]:
+async def ask(daguerre: Daguerre, times: int) -> list[Response]:
     """Each request has its own connection; connections are distributed among the processes."""
-    answers: list[Answer] = []
+    answers: list[Response] = []
     while len(answers) < times:
         answers += await asyncio.gather(*(daguerre.get("/v1/account") for _ in range(min(40, times - len(answers)))))
     return answers
@@ -126,7 +126,7 @@ async def test_processes_share_the_rate_limit(daguerre: Daguerre, serve: Part) -
     assert set(statuses) == {200, 429}
     # Each process may hold back a lease of 5 tokens, and none lets through more than there are.
     assert 100 - 2 * 5 <= statuses[200] <= 100 + math.ceil(10 * took)
-    for pid in serve.children("serve --fd"):
+    for pid in serve.child_pids("serve --fd"):
         await serve.wait_requests(11, pid=pid, status=200)
     refused = [answer for answer in answers if answer.status == 429]
     assert all(answer.code == "rate-limited" for answer in refused)

@@ -37,7 +37,7 @@ def test_pictures_are_checked_against_the_page(tmp_path: Path, monkeypatch: pyte
     assert make_pictures.check() == [
         "b.jpg is shown without its URL.",
         "a.jpg is missing.",
-        "c.jpg is shown nowhere.",
+        "c.jpg is not shown.",
         f"c.jpg has {make_pictures.MAX_BYTES + 1} bytes.",
     ]
 

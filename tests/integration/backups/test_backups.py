@@ -28,7 +28,7 @@ from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Servers, Tenant
 from tests.support.api import upload_image
 from tests.support.commands import daguerre, daguerre_process
-from tests.support.disks import WAYS_TO_BE_AWAY, away
+from tests.support.disks import UNMOUNTED_STATES, unmounted
 from tests.support.samples import jpeg, stored_files
 from tests.support.up import up
 
@@ -130,19 +130,19 @@ async def test_later_backup_copies_new_files_only(
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("instead", WAYS_TO_BE_AWAY)
+@pytest.mark.parametrize("instead", UNMOUNTED_STATES)
 async def test_wrong_storage_is_not_backed_up(
     api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, tmp_path: Path, instead: str
 ) -> None:
     """A disk that is not mounted, or the wrong one; what was backed up before stays."""
     await upload_image(api, tenant, jpeg(64, 48))
-    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
+    with unmounted(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="holds no finished backup"):
         await restore(new_settings, tmp_path / "backup")
     await back_up(settings, tmp_path / "backup")
     before = (tmp_path / "backup" / "database.dump").read_bytes()
-    with away(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
+    with unmounted(settings.storage_folder, instead), pytest.raises(StorageUnavailable):
         await back_up(settings, tmp_path / "backup")
     assert (tmp_path / "backup" / "database.dump").read_bytes() == before
 
@@ -157,7 +157,7 @@ async def test_unmount_during_a_backup_is_noticed(
 
         def meanwhile(line: str) -> None:
             if line.startswith("Database:"):
-                stack.enter_context(away(settings.storage_folder, "folders"))
+                stack.enter_context(unmounted(settings.storage_folder, "folders"))
 
         with pytest.raises(StorageUnavailable):
             await back_up(settings, tmp_path / "backup", meanwhile)
@@ -320,32 +320,32 @@ def test_missing_database_is_explained(tmp_path: Path, words: tuple[str, ...]) -
     assert not (tmp_path / "none").exists()
 
 
-def test_a_failed_restore_leaves_an_empty_folder(place: Path) -> None:
+def test_a_failed_restore_leaves_an_empty_folder(server_folder: Path) -> None:
     def fill(data: Path) -> None:
         with data_folder.claim_new(data, server_user()) as claimed:
             claimed.postgres.mkdir()
             raise KeyError
 
     with pytest.raises(KeyError):
-        fill(place / "data")
-    assert [path.name for path in (place / "data").iterdir()] == ["lock"]
-    with data_folder.claim_new(place / "data", server_user()):
+        fill(server_folder / "data")
+    assert [path.name for path in (server_folder / "data").iterdir()] == ["lock"]
+    with data_folder.claim_new(server_folder / "data", server_user()):
         pass
     with pytest.raises(EmbeddedError, match="is not empty"):
-        fill(place / "data")
-    (place / "data" / data_folder.RESTORING).touch()  # of one that was killed
+        fill(server_folder / "data")
+    (server_folder / "data" / data_folder.RESTORING).touch()  # of one that was killed
     for claim in (data_folder.claim, data_folder.claim_new):
         with (
             pytest.raises(EmbeddedError, match=r"restore of a backup in .* was interrupted"),
-            claim(place / "data", server_user()),
+            claim(server_folder / "data", server_user()),
         ):
             pass
 
 
 @pytest.mark.timeout(180)
-def test_a_running_daguerre_is_backed_up(place: Path) -> None:
+def test_a_running_daguerre_is_backed_up(server_folder: Path) -> None:
     """End to end, while uploads and deletes run: a new `up` on what was restored has every image of the dump."""
-    data, copy, target = place / "data", place / "backup", place / "new"
+    data, copy, target = server_folder / "data", server_folder / "backup", server_folder / "new"
     with up(data) as first:
         sample, stop = first.sample.read_bytes(), threading.Event()
         path = f"/v1/images?key={first.key}&tags="
@@ -382,5 +382,5 @@ def test_a_running_daguerre_is_backed_up(place: Path) -> None:
         assert verified.stdout.splitlines()[-1].endswith(": no problems.")
         for image_id in before:
             assert second.get(f"/v1/images/{image_id}?key={second.key}")[0] == 200
-    offline = daguerre_process("backup", str(place / "offline"), "--data", str(target))
+    offline = daguerre_process("backup", str(server_folder / "offline"), "--data", str(target))
     assert offline.returncode == 0, offline.stderr

@@ -18,7 +18,7 @@ from service.queue.jobs import PROBE_QUEUE
 from service.storage.interface import RenditionKey
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, RunBurst, Tenant
-from tests.support.disks import away, on_disk, prepare_known
+from tests.support.disks import on_disk, prepare_identified, unmounted
 from tests.support.samples import jpeg, stored_files
 from worker.cron.counters import refresh_accounts
 from worker.cron.eviction import evict_renditions
@@ -30,7 +30,7 @@ ID = ImageId("AAAAAAA")
 
 @pytest.fixture
 async def resources(settings: Settings, connection: Any) -> AsyncIterator[Resources]:
-    await prepare_known(settings, connection)
+    await prepare_identified(settings, connection)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as opened:
         yield opened
@@ -124,7 +124,7 @@ async def test_removals_wait_while_storage_is_away(
         "insert into removals select 'Gone' || to_char(n, 'FM0000'), now() - interval '1 hour'"
         " from generate_series(0, 1199) as n"
     )
-    with away(settings.storage_folder, "empty folder"):
+    with unmounted(settings.storage_folder, "empty folder"):
         for _ in range(3):
             await sweep({"resources": resources})
     lines = [line for line in capfd.readouterr().out.splitlines() if "[warning" in line or '"warning"' in line]

@@ -28,7 +28,7 @@ from tests.support.waiting import wait_for
 ROOT = Path(__file__).parents[3]
 AS_ROOT = os.geteuid() == 0
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
 def query(dsn: str, statement: str) -> Any:
@@ -43,8 +43,11 @@ def query(dsn: str, statement: str) -> Any:
 
 
 class TestServers:
-    def test_data_survives_restart_and_kill(self, place: Path) -> None:
-        with Postgres(place / "pg", settings={"io_method": "sync"}) as postgres, Valkey(place / "valkey") as valkey:
+    def test_data_survives_restart_and_kill(self, server_folder: Path) -> None:
+        with (
+            Postgres(server_folder / "pg", settings={"io_method": "sync"}) as postgres,
+            Valkey(server_folder / "valkey") as valkey,
+        ):
             assert query(postgres.dsn, "show fsync") == "on"
             assert query(postgres.dsn, "show synchronous_commit") == "on"
             query(postgres.dsn, "create table kept (n int)")
@@ -68,18 +71,18 @@ class TestServers:
             with redis.Redis.from_url(valkey.url) as client:
                 assert client.get("kept") == b"1"
 
-    def test_die_with_a_killed_parent(self, place: Path) -> None:
+    def test_die_with_a_killed_parent(self, server_folder: Path) -> None:
         program = (
             "import sys, time; from pathlib import Path\n"
             "from service.launcher.embedded.postgres import Postgres\n"
             "from service.launcher.embedded.valkey import Valkey\n"
-            "place = Path(sys.argv[1])\n"
-            "servers = Postgres(place / 'pg', settings={'fsync': 'off'}), Valkey(place / 'valkey')\n"
+            "server_folder = Path(sys.argv[1])\n"
+            "servers = Postgres(server_folder / 'pg', settings={'fsync': 'off'}), Valkey(server_folder / 'valkey')\n"
             "[server.start() for server in servers]\n"
             "print(*(server.process.pid for server in servers), flush=True); time.sleep(60)\n"
         )
         with subprocess.Popen(
-            [sys.executable, "-c", program, str(place)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program, str(server_folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as parent:
             assert parent.stdout is not None
             pids = [int(word) for word in parent.stdout.readline().split()]
@@ -88,9 +91,9 @@ class TestServers:
             parent.kill()
         wait_for(lambda: not any(is_alive(pid) for pid in pids), 5)
 
-    def test_orphaned_server_is_replaced(self, place: Path) -> None:
+    def test_orphaned_server_is_replaced(self, server_folder: Path) -> None:
         """What a hard kill leaves where the kernel sends no death signal."""
-        postgres = Postgres(place / "pg", settings={"fsync": "off"})
+        postgres = Postgres(server_folder / "pg", settings={"fsync": "off"})
         user = server_user()
         program = postgres.program()
         left = subprocess.Popen(
@@ -110,23 +113,23 @@ class TestServers:
         finally:
             left.kill()
 
-    def test_reused_pid_is_not_a_server(self, place: Path) -> None:
-        with Postgres(place / "pg", settings={"fsync": "off"}) as postgres:
+    def test_reused_pid_is_not_a_server(self, server_folder: Path) -> None:
+        with Postgres(server_folder / "pg", settings={"fsync": "off"}) as postgres:
             postgres.stop()
             (postgres.cluster / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.cluster}\n0\n5432\n\n\n0 0\n")
             postgres.start()
             assert query(postgres.dsn, "select 1") == 1
 
-    def test_other_major_version_is_refused(self, place: Path) -> None:
-        cluster = place / "pg" / "cluster"
+    def test_other_major_version_is_refused(self, server_folder: Path) -> None:
+        cluster = server_folder / "pg" / "cluster"
         cluster.mkdir(parents=True)
         (cluster / "PG_VERSION").write_text("17\n")
         with pytest.raises(EmbeddedError, match="was created by PostgreSQL 17, and this Daguerre includes 18"):
-            Postgres(place / "pg").start()
+            Postgres(server_folder / "pg").start()
 
-    def test_failed_start_shows_its_reason(self, place: Path) -> None:
+    def test_failed_start_shows_its_reason(self, server_folder: Path) -> None:
         with pytest.raises(StartError, match=r"PostgreSQL did not start: .*shared_buffers.*postgres\.log"):
-            Postgres(place / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
+            Postgres(server_folder / "pg", settings={"fsync": "off", "shared_buffers": "nonsense"}).start()
 
 
 def zero_wal(cluster: Path) -> None:
@@ -144,14 +147,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 class TestDamage:
-    def test_reason_of_this_start_is_shown(self, place: Path) -> None:
+    def test_reason_of_this_start_is_shown(self, server_folder: Path) -> None:
         """And not the one of an earlier start, which stands in the same log."""
         settings = {"fsync": "off", "io_method": "sync"}
-        with Postgres(place / "pg", settings=settings):
+        with Postgres(server_folder / "pg", settings=settings):
             pass
         for number, (reason, damage) in enumerate(DAMAGE.items()):
-            copy = place / str(number)
-            subprocess.run(["cp", "-a", place / "pg", copy], check=True)
+            copy = server_folder / str(number)
+            subprocess.run(["cp", "-a", server_folder / "pg", copy], check=True)
             log = copy / "postgres.log"
             log.write_text("2026-11-28 10:00:00.000 UTC [1] FATAL:  an old reason\n")
             damage(copy / "cluster")
@@ -160,8 +163,8 @@ class TestDamage:
 
 
 class TestFolder:
-    def test_is_made_private_and_locked(self, place: Path) -> None:
-        with data_folder.claim(place / "a" / "data", server_user()) as claimed:
+    def test_is_made_private_and_locked(self, server_folder: Path) -> None:
+        with data_folder.claim(server_folder / "a" / "data", server_user()) as claimed:
             assert claimed.path.stat().st_mode & 0o777 == (0o711 if AS_ROOT else 0o700)
             assert claimed.run == claimed.path / "run"
             with pytest.raises(EmbeddedError, match=r"Daguerre is running on .* already"):  # noqa: SIM117
@@ -176,17 +179,17 @@ class TestFolder:
             ("full", r"holds other files \(a, b, c, …\)"),
         ],
     )
-    def test_refuses(self, place: Path, name: str, reason: str) -> None:
-        (place / "file").touch()
-        (place / "full").mkdir()
+    def test_refuses(self, server_folder: Path, name: str, reason: str) -> None:
+        (server_folder / "file").touch()
+        (server_folder / "full").mkdir()
         for other in "abcd":
-            (place / "full" / other).touch()
-        with pytest.raises(EmbeddedError, match=reason), data_folder.claim(place / name, server_user()):
+            (server_folder / "full" / other).touch()
+        with pytest.raises(EmbeddedError, match=reason), data_folder.claim(server_folder / name, server_user()):
             pass
 
     @pytest.mark.skipif(not AS_ROOT, reason="only root's PostgreSQL runs as another user")
-    def test_refuses_folder_closed_to_nobody(self, place: Path) -> None:
-        closed = place / "closed"
+    def test_refuses_folder_closed_to_nobody(self, server_folder: Path) -> None:
+        closed = server_folder / "closed"
         closed.mkdir(mode=0o700)
         with pytest.raises(EmbeddedError, match=r"who cannot enter .*/closed \(mode 700\)"):  # noqa: SIM117
             with data_folder.claim(closed / "data", server_user()):
@@ -196,42 +199,42 @@ class TestFolder:
             pass
         assert closed.stat().st_mode & 0o777 == 0o700
 
-    def test_refuses_read_only_folder(self, place: Path) -> None:
-        (place / "closed").mkdir(mode=0o500)
-        closed = [Path("/proc/data")] if AS_ROOT else [place / "closed", place / "closed" / "data"]
+    def test_refuses_read_only_folder(self, server_folder: Path) -> None:
+        (server_folder / "closed").mkdir(mode=0o500)
+        closed = [Path("/proc/data")] if AS_ROOT else [server_folder / "closed", server_folder / "closed" / "data"]
         for path in closed:
             with pytest.raises(EmbeddedError, match=r"not writable|may not write|cannot be used: no such file"):  # noqa: SIM117
                 with data_folder.claim(path, None):
                     pass
 
     @pytest.mark.parametrize("name", ["long" * 30, "with space"])
-    def test_unusable_socket_path_gets_another_folder(self, place: Path, name: str) -> None:
-        with data_folder.claim(place / name, server_user()) as claimed:
+    def test_unusable_socket_path_gets_another_folder(self, server_folder: Path, name: str) -> None:
+        with data_folder.claim(server_folder / name, server_user()) as claimed:
             assert re.fullmatch(r"/tmp/daguerre-\d+-[0-9a-f]{12}", str(claimed.run))
             assert claimed.run.stat().st_mode & 0o077 == (0o011 if AS_ROOT else 0)
         assert not claimed.run.exists()
-        claimed.run.symlink_to(place)  # as another user might, beforehand
+        claimed.run.symlink_to(server_folder)  # as another user might, beforehand
         try:
             with (
                 pytest.raises(EmbeddedError, match="is another user's"),
-                data_folder.claim(place / name, server_user()),
+                data_folder.claim(server_folder / name, server_user()),
             ):
                 pass
         finally:
             claimed.run.unlink()
 
-    def test_instance_is_found_by_its_lock(self, place: Path) -> None:
+    def test_instance_is_found_by_its_lock(self, server_folder: Path) -> None:
         found = instance.Instance(1, "postgresql://x", "unix:///x", "http://127.0.0.1:1", "https://img.example.com")
-        assert instance.find(place / "missing") is None
-        instance.announce(place, found)
-        assert instance.state_file(place).stat().st_mode & 0o777 == 0o600
-        assert instance.find(place) is None
-        with instance.lock(place):
-            assert instance.find(place) == found
-            instance.state_file(place).unlink()
+        assert instance.find(server_folder / "missing") is None
+        instance.announce(server_folder, found)
+        assert instance.state_file(server_folder).stat().st_mode & 0o777 == 0o600
+        assert instance.find(server_folder) is None
+        with instance.lock(server_folder):
+            assert instance.find(server_folder) == found
+            instance.state_file(server_folder).unlink()
             with pytest.raises(EmbeddedError, match="still starting"):
-                instance.find(place, wait_s=0)
-        assert instance.find(place) is None
+                instance.find(server_folder, wait_s=0)
+        assert instance.find(server_folder) is None
 
 
 class TestFirstKey:

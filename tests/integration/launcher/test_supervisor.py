@@ -22,7 +22,7 @@ from tests.support.waiting import wait_for
 
 WRAPPER = Path(parent_death.__file__)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_logs_are_bounded(tmp_path: Path) -> None:

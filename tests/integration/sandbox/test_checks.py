@@ -17,7 +17,7 @@ from service.images.probe import MAX_PREVIEW_BYTES, Probe
 from service.renditions.transformation import Transformation
 from tests.integration.sandbox.conftest import NewPool
 from tests.support import pictures
-from tests.support.lying_child import TOKEN
+from tests.support.lying_decoder import TOKEN
 from tests.support.samples import jpeg
 from worker.file_headers import read_size
 from worker.sandbox.decoder import DecoderFailed
@@ -76,7 +76,7 @@ class Liar:
 @pytest.fixture
 async def liar(new_pool: NewPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Liar:
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.lying_child "{tmp_path / "lie"}"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.lying_decoder "{tmp_path / "lie"}"\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     pool = new_pool(max_pixels=MAX_PIXELS, timeout_s=0.5)

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from service.ids import ImageId
 from service.renditions.transformation import Transformation, Watermark
 from service.storage.local.originals import LocalOriginals
-from tests.conftest import do_without
+from tests.conftest import skip_or_fail
 from tests.integration.sandbox.conftest import NewPool
 from tests.support import pictures
 from tests.support.decoders import until
@@ -231,7 +231,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert sorted(path.name for path in storage.iterdir()) == ["link", "picture"]
     found: dict[str, Any] = json.loads(done.stdout)
     if found["missing"]:
-        do_without(f"this kernel lacks {', '.join(found['missing'])}")
+        skip_or_fail(f"this kernel lacks {', '.join(found['missing'])}")
     return found
 
 

@@ -18,7 +18,7 @@ from tests.support.samples import stored_files
 from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.pool import DecoderPool
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")]
 _MOST_KB = 256 << 10
 SAMPLES = pictures.every_format()
 
@@ -32,13 +32,13 @@ OUTCOMES = {
         "GIF of 10,000 frames of 100 x 100",
         "HEIC grid of 961 cells",
         "JPEG of 100,000 restart markers",
-        "JPEG of 255 pieces of a profile",
+        "JPEG of 255 segments of a profile",
         "JPEG of 50,000 APP1",
         "JPEG of 500 XMP of 64 KB",
         "PNG of 10,000 x 10,000",
         "PNG with 50 MB of iCCP",
         "PNG with 50 MB of zTXt",
-        "SVG 200 deep, each half seen",
+        "SVG 200 deep, half transparent",
         "SVG of 50,000 elements",
         "SVG of a huge blur",
         "SVG of a million by 1",
@@ -51,8 +51,8 @@ OUTCOMES = {
         "SVG that uses itself",
         "SVG with a huge view box",  # it is 150 pixels wide
         "TIFF of 5,000 pages",
-        "TIFF that is its own next page",
-        "TIFF whose last page is its second",
+        "TIFF whose page links to itself",
+        "TIFF whose last page links to its second",
         "WebP of 100 frames of 1,000 squared",
         "WebP of 9,999 frames",
     },
@@ -110,7 +110,7 @@ async def test_svg_side_beyond_libvips_is_refused(child: Child) -> None:
 
 
 async def test_svg_picture_counts_towards_the_limit(child: Child) -> None:
-    for name, data in hostile.pictures_too_large_in_svgs().items():
+    for name, data in hostile.svgs_with_too_large_pictures().items():
         began = time.monotonic()
         assert await child.outcome(data) == "too-many-pixels", name
         assert time.monotonic() - began < 3, name
@@ -119,11 +119,11 @@ async def test_svg_picture_counts_towards_the_limit(child: Child) -> None:
 
 async def test_svg_with_a_photo_is_accepted(child: Child) -> None:
     for form in ("PNG", "JPEG"):
-        photo = hostile.svg_showing(hostile.data_uri(pictures.encode(form), f"image/{form.lower()}"))
+        photo = hostile.svg_with_image(hostile.data_uri(pictures.encode(form), f"image/{form.lower()}"))
         assert (await child.look(photo)).mini_preview != (await child.look(hostile.svg(""))).mini_preview, form
-        nested = hostile.svg_showing(hostile.data_uri(photo, "image/svg+xml"))
+        nested = hostile.svg_with_image(hostile.data_uri(photo, "image/svg+xml"))
         assert await child.outcome(nested) == "accepted", form
-    assert await child.outcome(hostile.svg_showing("data:image/png;base64,!!!")) == "accepted"
+    assert await child.outcome(hostile.svg_with_image("data:image/png;base64,!!!")) == "accepted"
 
 
 async def test_decoder_message_with_any_bytes(child: Child) -> None:

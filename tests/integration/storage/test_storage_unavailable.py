@@ -19,14 +19,14 @@ from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
 from service.storage.local.renditions import LocalRenditions
 from tests.conftest import Client, RunBurst, Tenant, resources_of
-from tests.support.disks import WAYS_TO_BE_AWAY, away, on_disk
+from tests.support.disks import UNMOUNTED_STATES, on_disk, unmounted
 from tests.support.samples import insert_image, jpeg, stored_files
 from tests.support.verify import verify
 from worker.cron.sweep import sweep
 from worker.resources import open_resources
 
 IMAGE = {"Content-Type": "image/jpeg"}
-ways = pytest.mark.parametrize("instead", WAYS_TO_BE_AWAY)
+ways = pytest.mark.parametrize("instead", UNMOUNTED_STATES)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def code(answer: Any) -> tuple[int, str]:
 async def test_delete_takes_effect_when_storage_returns(
     api: Client, image_id: ImageId, settings: Settings, tenant: Tenant, connection: Any, instead: str
 ) -> None:
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
         await run_sweep(settings, connection)
         assert await connection.fetchval("select array_agg(image_id) from removals") == [image_id]
@@ -127,12 +127,12 @@ async def test_emptied_renditions_hold_up_no_delete(
     assert await connection.fetchval("select count(*) from removals") == 0
 
 
-@pytest.mark.parametrize(("instead", "size"), [*((way, 5_000) for way in WAYS_TO_BE_AWAY), ("folders", 600_000)])
+@pytest.mark.parametrize(("instead", "size"), [*((way, 5_000) for way in UNMOUNTED_STATES), ("folders", 600_000)])
 async def test_upload_is_refused_while_storage_is_away(
     api: Client, settings: Settings, tenant: Tenant, connection: Any, instead: str, size: int
 ) -> None:
     storage = on_disk(resources_of(api).storage)
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         answer = await api.post("/v1/images", data=bytes(size), headers=tenant.headers | IMAGE)
         assert await code(answer) == (503, "storage-unavailable")
         assert stored_files(settings) == []
@@ -147,7 +147,7 @@ async def test_upload_is_refused_while_storage_is_away(
 async def test_picture_is_not_lost_while_storage_is_away(
     api: Client, image_id: ImageId, settings: Settings, instead: str
 ) -> None:
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         assert await code(await api.get(f"/i/{image_id}")) == (503, "storage-unavailable")
     assert (await api.get(f"/i/{image_id}")).status == 200
 
@@ -160,7 +160,7 @@ async def test_probe_waits_for_the_storage(
     await insert_image(connection, tenant, "AAAAAAA", state="pending")
     await connection.execute("update images set created_at = now() - interval '1 day'")
     on_disk(resources_of(api).storage).path(ImageId("AAAAAAA")).write_bytes(jpeg())
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         await run_sweep(settings, connection)
         finished = asyncio.ensure_future(burst())
         async with asyncio.timeout(10):
@@ -172,7 +172,7 @@ async def test_probe_waits_for_the_storage(
 
 
 async def test_sweep_leaves_another_storage_alone(api: Client, settings: Settings, connection: Any) -> None:
-    with away(settings.storage_folder, "other storage"):
+    with unmounted(settings.storage_folder, "other storage"):
         other = settings.storage_folder / "incoming" / "AAAAAAA"
         other.write_bytes(b"x")
         os.utime(other, (0, 0))
@@ -183,14 +183,14 @@ async def test_sweep_leaves_another_storage_alone(api: Client, settings: Setting
 @ways
 @pytest.mark.usefixtures("image_id")
 async def test_verify_refuses_a_storage_that_is_away(settings: Settings, instead: str) -> None:
-    with away(settings.storage_folder, instead), pytest.raises(SettingsError, match="cannot be used"):
+    with unmounted(settings.storage_folder, instead), pytest.raises(SettingsError, match="cannot be used"):
         await verify(settings, repair=True, drop_missing=True)
 
 
 async def test_file_is_not_missing_while_storage_is_away(settings: Settings, api: Client) -> None:
     storage = on_disk(resources_of(api).storage)
     await storage.require_available()
-    with away(settings.storage_folder, "folders"), pytest.raises(StorageUnavailable):
+    with unmounted(settings.storage_folder, "folders"), pytest.raises(StorageUnavailable):
         storage.examine(ImageId("AAAAAAA"), read=False)
     with pytest.raises(FileNotFoundError):
         storage.examine(ImageId("AAAAAAA"), read=False)
@@ -203,7 +203,7 @@ async def test_start_beside_another_storage_is_refused(
     known = (settings.storage_folder / ID_FILE).read_text().strip()
     # What is deleted needs the storage no less.
     assert (await api.get(f"/i/{image_id}")).status == 200
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
         before = list_names(settings.storage_folder)
         with pytest.raises(SettingsError, match=f"echo {known} >{settings.storage_folder}/{ID_FILE}"):
@@ -260,7 +260,7 @@ async def test_id_of_a_wrong_folder_is_not_recorded(
     await connection.execute("delete from storage")
     (settings.storage_folder / ID_FILE).unlink()
     storage.root.id = None
-    with away(settings.storage_folder, "folders"):
+    with unmounted(settings.storage_folder, "folders"):
         with pytest.raises(StorageUnavailable, match="none of the files"):
             await storage.check()
         with pytest.raises(SettingsError, match="none of the files of this database's images is there"):

@@ -21,7 +21,7 @@ from tests.support.scrapes import Scrape
 from tests.support.up import up
 from tests.support.waiting import until, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
 async def scrape(daguerre: Daguerre) -> Scrape:

@@ -15,7 +15,7 @@ from service.images.models import NewImage
 from service.images.pending import insert_pending
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, RunBurst, Tenant, resources_of, run_worker
-from tests.support.disks import away, on_disk
+from tests.support.disks import on_disk, unmounted
 from tests.support.samples import jpeg, stored_files
 
 IMAGE = {"Content-Type": "image/jpeg"}
@@ -90,7 +90,7 @@ async def test_storage_that_leaves_loses_no_row(
 ) -> None:
     posted = asyncio.create_task(upload(api, tenant))
     await wait_kept(on_disk(resources_of(api).storage), await wait_pending(connection))
-    with away(settings.storage_folder, instead):
+    with unmounted(settings.storage_folder, instead):
         assert await posted == (503, "storage-unavailable")
         assert await connection.fetchval("select state from images") == "pending"
     assert (await burst()).complete == 1
@@ -137,7 +137,7 @@ async def test_repeat_is_refused_while_storage_is_away(
     async with run_worker(settings):
         status, first = await upload(api, tenant, **KEY)
         assert status == 200
-    with away(settings.storage_folder, "folders"):
+    with unmounted(settings.storage_folder, "folders"):
         assert await upload(api, tenant, **KEY) == (503, "storage-unavailable")
     assert await upload(api, tenant, **KEY) == (200, first)
     assert await connection.fetchval("select count(*) from images") == 1

@@ -62,7 +62,7 @@ async def send(port: int, request: bytes, body: bytes, *, is_chunked: bool) -> s
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_bodies_in_flight_keep_to_the_quota(settings: Settings, new_tenant: NewTenant, tmp_path: Path) -> None:
     """Over both processes, declared and chunked, with and without a key for repeats."""
     tenant = await new_tenant(max_bytes=MB)

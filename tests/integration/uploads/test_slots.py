@@ -180,7 +180,7 @@ async def begin_upload(stack: AsyncExitStack, port: int, key: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.settings(upload_idle_timeout_s=60)
 async def test_530_idle_bodies_leave_room_for_others(
     settings: Settings, tenant: Tenant, new_tenant: NewTenant, tmp_path: Path

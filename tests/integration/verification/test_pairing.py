@@ -186,16 +186,18 @@ class TestServe:
 
 class TestUp:
     @pytest.mark.usefixtures("storage")
-    async def test_refused_start_changes_nothing(self, place: Path, settings: Settings, connection: Any) -> None:
+    async def test_refused_start_changes_nothing(
+        self, server_folder: Path, settings: Settings, connection: Any
+    ) -> None:
         done = await asyncio.to_thread(
-            daguerre_process, "up", "--port", "0", "--data", str(place / "data"), **environment(settings)
+            daguerre_process, "up", "--port", "0", "--data", str(server_folder / "data"), **environment(settings)
         )
         assert done.returncode == 1
         assert "the database has no image" in done.stderr
         assert "Traceback" not in done.stderr
         assert await connection.fetchval("select count(*) from accounts") == 0
 
-    def test_starts_with_the_flag(self, place: Path, settings: Settings, storage: LocalOriginals) -> None:
-        with up(place / "data", "--new-database", env=environment(settings)) as started:
+    def test_starts_with_the_flag(self, server_folder: Path, settings: Settings, storage: LocalOriginals) -> None:
+        with up(server_folder / "data", "--new-database", env=environment(settings)) as started:
             assert started.get("/readyz")[0] == 200
         assert storage.path(ImageId(ID)).exists()

@@ -19,14 +19,14 @@ from service.queue.jobs import PROBE_QUEUE
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
 from tests.support.commands import daguerre
-from tests.support.disks import prepare_known
+from tests.support.disks import prepare_identified
 from tests.support.samples import jpeg, stored_files
 from tests.support.verify import ID, PICTURE, insert, put, verify
 
 
 @pytest.fixture(autouse=True)
 async def storage(settings: Settings, connection: Any) -> LocalOriginals:
-    return await prepare_known(settings, connection)
+    return await prepare_identified(settings, connection)
 
 
 async def test_uploaded_images_have_no_problems(settings: Settings, api: Client, tenant: Tenant, worker: None) -> None:

@@ -17,7 +17,7 @@ from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Tenant
 from tests.support.commands import daguerre
-from tests.support.disks import prepare_known
+from tests.support.disks import prepare_identified
 from tests.support.verify import ID, PICTURE, insert, put, verify
 
 IDS = [ImageId(f"Image{number:02}") for number in range(30)]
@@ -25,7 +25,7 @@ IDS = [ImageId(f"Image{number:02}") for number in range(30)]
 
 @pytest.fixture
 async def storage(settings: Settings, connection: Any) -> LocalOriginals:
-    return await prepare_known(settings, connection)
+    return await prepare_identified(settings, connection)
 
 
 def aside(settings: Settings, name: str) -> Path:

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from service.images.probe import Rejected
 from service.renditions.transformation import Transformation
 from tests.support import colours, icc_profiles, pictures
-from tests.support.chromium import SHOWN
+from tests.support.chromium import CHROMIUM_COLOURS
 from tests.support.colours import SIZE, chart, patches, samples
 from tests.support.icc_profiles import ADOBE_RGB, BT2020, P3, PROPHOTO, SRGB, SRGB_CURVE_TAG, gamma, parametric, table
 from worker import imaging
@@ -78,7 +78,7 @@ def pixels(image: Image.Image) -> Patches:
 
 
 def shown_by_chromium(name: str) -> Patches:
-    return [tuple(bytes.fromhex(patch)) for patch in SHOWN[name].split()]
+    return [tuple(bytes.fromhex(patch)) for patch in CHROMIUM_COLOURS[name].split()]
 
 
 # What a browser shows
@@ -343,7 +343,11 @@ def test_profile_length_is_bounded(rendition: Callable[..., Image.Image]) -> Non
 
 def test_damaged_colour_boxes_do_no_harm(stored: Callable[[bytes], str]) -> None:
     noise = random.Random(21)
-    seeds = [colours.avif(12, 13, mode="L"), colours.named_in_av1(12), colours.with_colr(pictures.HEIC, b"nclx")]
+    seeds = [
+        colours.avif(12, 13, mode="L"),
+        colours.avif_with_av1_primaries(12),
+        colours.with_colr(pictures.HEIC, b"nclx"),
+    ]
     for number in range(150):
         data = bytearray(seeds[number % len(seeds)])
         start = data.index(b"meta")

@@ -1,4 +1,4 @@
-"""Empties databases and storages for the next test, which takes less time than making new ones."""
+"""Resets databases and storages for the next test, which is faster than creating new ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import asyncpg
 
 from service.storage.local.disk import ID_FILE
 
-_END_OTHERS = """
+_END_OTHER_SESSIONS = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
 """
 _TABLES = {
@@ -27,28 +27,28 @@ _TABLES = {
 }
 
 
-_EMPTIED = sorted(_TABLES - {"applied_schema"})
-# Without triggers, so in any order. This takes a quarter of the time of TRUNCATE, which leaves no dead rows behind.
-# Like TRUNCATE, the lock waits for writers that are still ending.
+_DELETED_FROM = sorted(_TABLES - {"applied_schema"})
+# The order does not matter, because triggers are off. It takes a quarter of the time of TRUNCATE, but leaves dead rows.
+# Like TRUNCATE, the lock waits for transactions that have not ended.
 _DELETE = f"""
-lock table {", ".join(_EMPTIED)} in exclusive mode;
+lock table {", ".join(_DELETED_FROM)} in exclusive mode;
 set local session_replication_role = replica;
-{"".join(f"delete from {table};" for table in _EMPTIED)}
+{"".join(f"delete from {table};" for table in _DELETED_FROM)}
 select setval(seqrelid::regclass, 1, false) from pg_sequence
 """
 _SIZES = """
 select relname::text as name, pg_relation_size(oid) as size from pg_class
 where relnamespace = 'public'::regnamespace and relkind = 'r'
 """
-_TRUNCATE = f"truncate {', '.join(_EMPTIED)} restart identity"
+_TRUNCATE = f"truncate {', '.join(_DELETED_FROM)} restart identity"
 _LARGE_BYTES = 64 << 10
 
 
-async def empty_database(url: str) -> bool:
-    """Returns whether the database is as good as new: False if a test left other tables than the schema's."""
+async def reset_database(url: str) -> bool:
+    """Deletes all rows. Returns False if the database cannot be reused, because a test changed its tables."""
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(_END_OTHERS)
+        await connection.execute(_END_OTHER_SESSIONS)
         sizes = {row["name"]: row["size"] for row in await connection.fetch(_SIZES)}
         if sizes.keys() != _TABLES:
             return False
@@ -61,8 +61,8 @@ async def empty_database(url: str) -> bool:
 _STORAGE_FOLDERS = {"incoming", *(f"{shard:02x}" for shard in range(256))}
 
 
-def clear_storage(storage: Path) -> bool:
-    """Returns whether the storage is as good as new: False if a test left other things than files in its folders."""
+def reset_storage(storage: Path) -> bool:
+    """Deletes all files. Returns False if the storage cannot be reused, because a test changed its folders."""
     (storage / ID_FILE).unlink(missing_ok=True)
     if not storage.is_dir() or {path.name for path in storage.iterdir()} != _STORAGE_FOLDERS:
         return False

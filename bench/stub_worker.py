@@ -1,6 +1,6 @@
-"""A worker with a fake probe, which returns the same result for every picture without decoding it.
+"""A worker with a stub for the probe, which returns the same result for every picture without decoding it.
 
-So a benchmark measures the queue, the rows and the worker itself. Run it like `daguerre worker`, with the same
+It lets a benchmark measure the queue, the rows and the worker itself. It is run like `daguerre worker`, with the same
 environment.
 """
 
@@ -18,8 +18,8 @@ from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
 _PROBE = Probe("jpeg", 640, 480, 1, 1, False, {"Make": "Daguerre"}, bytes(480))
 
 
-class StandIns(DecoderPool):
-    """No processes; an answer at once."""
+class StubDecoderPool(DecoderPool):
+    """Has no processes and returns immediately."""
 
     @property
     def prefetch(self) -> int:
@@ -36,5 +36,5 @@ class StandIns(DecoderPool):
 
 
 if __name__ == "__main__":
-    with patch.object(worker.resources, "DecoderPool", StandIns):
+    with patch.object(worker.resources, "DecoderPool", StubDecoderPool):
         run(load())

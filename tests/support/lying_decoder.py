@@ -1,4 +1,4 @@
-"""A decoder process that responds to each request with the bytes of a file."""
+"""A fake decoder process that responds to each request with the bytes of a file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from worker.sandbox.messages import (
     encode_response,
 )
 
-# In the file: stands for the token of the request.
+# In the file: replaced by the token of the request.
 TOKEN = b"<token>"
 
 
 def main() -> None:
     requests = socket.socket(fileno=0)
-    lie = Path(sys.argv[1])
+    response_file = Path(sys.argv[1])
     with open(1, "wb", closefd=False) as responses:
         responses.write(GREETING_TOKEN + encode_response(Response.greeting(cpu_s=time.process_time(), missing=[])))
         responses.flush()
         while header := socket.recv_fds(requests, HEADER_BYTES, MAX_FILES)[0]:
             requests.recv(LENGTH.unpack_from(header, TOKEN_BYTES)[0], socket.MSG_WAITALL)
             token = header[:TOKEN_BYTES]
-            if not lie.exists():  # it does not respond
+            if not response_file.exists():  # hangs without a response
                 time.sleep(60)
-            responses.write(token + lie.read_bytes().replace(TOKEN, token))
+            responses.write(token + response_file.read_bytes().replace(TOKEN, token))
             responses.flush()
 
 
