@@ -83,6 +83,7 @@ def test_account_commands_are_documented() -> None:
             assert f"./run {group} {name}" in OPERATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/renditions.md", "docs/signed-urls.md"])
 async def test_documented_commands_work(database_url: str, tmp_path: Path, page: str) -> None:
     """Runs the commands of a page in their order, also those in prose, with the account that `up` creates."""

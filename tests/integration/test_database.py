@@ -114,6 +114,7 @@ class TestVersions:
         assert await connection.fetchval("select array_agg(version) from applied_schema") == [Schema.load().version]
 
 
+@pytest.mark.slow
 async def test_up_refuses_newer_tables(database_url: str, connection: Any, restored: None, tmp_path: Path) -> None:
     await connection.execute("update applied_schema set version = version + 1")
     environment = {"DAGUERRE_DATABASE_URL": database_url, "DAGUERRE_DATA": str(tmp_path / "data")}

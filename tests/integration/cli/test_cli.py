@@ -234,6 +234,7 @@ def test_unusable_storage_is_one_sentence(arguments: tuple[str, ...], tmp_path: 
     assert done.stderr == f"Error: DAGUERRE_STORAGE (or DAGUERRE_DATA): {storage} cannot be used: not a directory\n"
 
 
+@pytest.mark.slow
 def test_port_in_use_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -258,6 +259,7 @@ def test_failed_schema_is_one_sentence(url: str, reason: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 async def test_schema_waits_for_a_starting_database() -> None:
     with temporary_folder() as place:
         postgres = Postgres(place / "pg", settings={"fsync": "off"})
@@ -268,6 +270,7 @@ async def test_schema_waits_for_a_starting_database() -> None:
             await applying
 
 
+@pytest.mark.slow
 def test_metrics_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     LocalOriginals(tmp_path / "storage").prepare()
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -39,6 +39,7 @@ async def repeating(
         await running
 
 
+@pytest.mark.slow
 async def test_job_runs_in_one_of_several_workers(redis: ArqRedis) -> None:
     runs: list[float] = []
 
@@ -124,6 +125,7 @@ async def test_run_that_outlasts_the_drain_is_cancelled(redis: ArqRedis) -> None
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 async def test_jobs_continue_after_an_outage_of_redis(servers: Servers, redis: ArqRedis) -> None:
     runs: list[float] = []
 

@@ -171,6 +171,7 @@ async def test_clock_set_back_stops_no_scrub(storage: LocalOriginals, database: 
         await until(lambda: connection.fetchval("select holder <> 'dead' and is_over from scrub"))
 
 
+@pytest.mark.slow
 async def test_reads_are_spread_over_the_period(storage: LocalOriginals, database: Database, connection: Any) -> None:
     async with scrubbing(database, storage, 3, min_bytes_per_s=1):
         begun = time.monotonic()

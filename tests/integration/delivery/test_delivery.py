@@ -128,6 +128,7 @@ async def test_preset_stands_for_parameters(api: Client, image_id: str, connecti
     assert (other.size, other.format) == ((80, 40), "PNG")
 
 
+@pytest.mark.slow
 async def test_rendition_is_made_once_by_all_processes(
     api: Client, image_id: str, settings: Settings, aiohttp_client: Any
 ) -> None:

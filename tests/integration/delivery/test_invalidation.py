@@ -69,6 +69,7 @@ async def test_deleted_image_is_not_reported_lost(
     assert (answer.status, await code(answer)) == (404, "image-not-found")
 
 
+@pytest.mark.slow
 async def test_deleted_watermark_ends_its_renditions(
     api: Client, image_id: str, upload: Upload, new_tenant: NewTenant, tenant: Tenant
 ) -> None:

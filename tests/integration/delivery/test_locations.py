@@ -50,6 +50,7 @@ async def test_location_can_be_stripped_from_raw_files(
     assert location_of(await kept.read()) == {}
 
 
+@pytest.mark.slow
 async def test_headers_of_a_stripped_file_confirm_no_guess(
     api: Client, upload: Upload, connection: Any, tenant: Tenant
 ) -> None:

@@ -226,6 +226,7 @@ def at_postgres(settings: Settings, own_postgres: Postgres) -> Callable[..., Set
     return use
 
 
+@pytest.mark.slow
 async def test_a_wrong_database_password_is_named(
     admin: Any, at_postgres: Callable[..., Settings], own_postgres: Postgres
 ) -> None:
@@ -387,6 +388,7 @@ async def test_a_storage_without_inodes_is_named(settings: Settings, tmp_path: P
             await wait_reason(api, "storage", "no inode")
 
 
+@pytest.mark.slow
 async def test_a_read_only_storage_is_named(settings: Settings, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "8m"):

@@ -200,6 +200,7 @@ async def test_unread_body_closes_the_connection(port: int) -> None:
     assert headers["connection"] == "close"
 
 
+@pytest.mark.slow
 async def test_endless_letters_do_not_block_others(port: int) -> None:
     writers = []
     for piece in (b"x" * 32_000, b"GET /" + b"x" * 7_000, b"x" * 256_000, b"GET / HTTP/1.1\r\nX: "):
@@ -342,6 +343,7 @@ def test_stalled_client_is_disconnected(play: Play, requests: bytes, capfd: pyte
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_slow_client_gets_the_whole_response(play: Play) -> None:
     async def scenario(runner: Runner, client: socket.socket) -> None:
         began = time.monotonic()

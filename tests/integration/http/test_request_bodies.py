@@ -204,6 +204,7 @@ async def loop_turns() -> AsyncIterator[list[float]]:
     ticking.cancel()
 
 
+@pytest.mark.slow
 async def test_bodies_in_tiny_chunks_take_turns(port: int, tenant: Tenant) -> None:
     lines = [f"X-Api-Key: {tenant.key}", "Transfer-Encoding: chunked"]
     request = head("/v1/images", 0, *lines).replace(b"Content-Length: 0\r\n", b"")
@@ -224,6 +225,7 @@ async def test_bodies_in_tiny_chunks_take_turns(port: int, tenant: Tenant) -> No
     assert max(turns) < 0.08  # it was 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [

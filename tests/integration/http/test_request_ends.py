@@ -87,6 +87,7 @@ async def slow_client(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
         writer.close()
 
 
+@pytest.mark.slow
 async def test_slow_download_is_counted_at_its_end(port: int, records: Records, large_file: bytes) -> None:
     async with slow_client(port) as (reader, _):
         began = time.monotonic()
@@ -109,6 +110,7 @@ async def test_client_that_leaves_is_counted_as_499(port: int, records: Records)
     assert records.logged() == [499]
 
 
+@pytest.mark.slow
 async def test_file_read_error_is_counted_as_503(
     port: int, records: Records, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

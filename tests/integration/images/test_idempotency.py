@@ -226,6 +226,7 @@ async def test_many_keys_sent_twice_make_an_image_each(
     assert (await verify(settings)).is_well
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_two_services_make_one_image(
     api: Client, other_api: Client, tenant: Tenant, settings: Settings, connection: Any

@@ -137,6 +137,7 @@ class TestSupervisor:
             " ended with exit code 3: starting it again in 2 s",
         ]
 
+    @pytest.mark.slow
     def test_last_group_stops_first_and_a_second_signal_hurries(self, tmp_path: Path) -> None:
         order, signalled = tmp_path / "order", tmp_path / "signalled"
         stubborn = trapping("Stubborn", f"touch {signalled}", tmp_path, grace_s=60)

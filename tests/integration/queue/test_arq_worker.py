@@ -191,6 +191,7 @@ async def test_context_reaches_jobs(redis: ArqRedis, redis_url: str) -> None:
     assert 0 <= context["waited_s"] < 60
 
 
+@pytest.mark.slow
 async def test_job_at_its_time_limit_is_retried(redis: ArqRedis, redis_url: str) -> None:
     """By `job_timeout_s`: most likely it waited for a decoder."""
     tries: list[int] = []

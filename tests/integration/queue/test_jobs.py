@@ -7,6 +7,7 @@ import dataclasses
 import time
 from typing import Any
 
+import pytest
 from arq import Retry
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
@@ -34,6 +35,7 @@ async def test_job_is_enqueued_once(redis: ArqRedis, redis_url: str, job: Record
     assert job.runs == ["image01"]
 
 
+@pytest.mark.slow
 async def test_retried_job_runs_after_its_delay(redis: ArqRedis, redis_url: str) -> None:
     tries: list[float] = []
 

@@ -24,6 +24,7 @@ from worker import probe, render
 from worker.queue.claims import LEASE_S, MAX_DEFER_S, ClaimLimits, Claims, JobResult
 
 
+@pytest.mark.slow
 async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis, redis_url: str) -> None:
     started: list[float] = []
 

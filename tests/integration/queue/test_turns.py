@@ -231,6 +231,7 @@ async def test_jobs_of_a_dead_worker_keep_their_account(redis: ArqRedis) -> None
     assert await claim(redis, 10, ClaimLimits(10, [("1", "1", 1)])) == ["a1", "b1"]
 
 
+@pytest.mark.slow
 async def test_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) -> None:
     accounts: list[str] = []
 

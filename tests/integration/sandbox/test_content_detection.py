@@ -41,6 +41,7 @@ POLYGLOTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_polyglot_is_what_its_first_bytes_say(api: Client, tenant: Tenant) -> None:
     assert {form.strip() for form in POLYGLOTS} == set(MIME_TYPES)

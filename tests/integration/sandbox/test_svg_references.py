@@ -88,6 +88,7 @@ REFERENCES: dict[str, Callable[[str], bytes]] = {
 UNREADABLE = {"entity", "parameter entity"}
 
 
+@pytest.mark.slow
 async def test_svg_fetches_and_reads_nothing(child: Child, canary: Canary) -> None:
     white = (await child.look(hostile.svg(""))).mini_preview
     links = (

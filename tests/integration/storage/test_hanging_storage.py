@@ -46,6 +46,7 @@ async def checks(api: Client) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 async def test_readiness_uses_one_thread(api: Client, hanging: list[threading.Thread]) -> None:
     began = time.monotonic()
     answers = await asyncio.gather(*(checks(api) for _ in range(MANY)))
@@ -58,6 +59,7 @@ async def test_readiness_uses_one_thread(api: Client, hanging: list[threading.Th
     assert len(hanging) == 1
 
 
+@pytest.mark.slow
 async def test_readiness_returns_with_the_storage(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     going_on = threading.Event()
     monkeypatch.setattr(disk, "try_write", lambda _: going_on.wait(30))

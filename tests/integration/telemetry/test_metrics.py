@@ -238,6 +238,7 @@ async def test_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     assert after.rise(before, "daguerre_probe_duration_seconds_sum") >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.settings(wait_s=0.1)
 async def test_repairs_of_periodic_jobs_are_counted(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, redis_url: str

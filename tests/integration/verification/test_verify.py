@@ -251,6 +251,7 @@ class TestFiles:
         ]
 
 
+@pytest.mark.slow
 async def test_overdue_image_is_enqueued(
     settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
 ) -> None:

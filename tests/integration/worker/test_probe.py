@@ -65,6 +65,7 @@ async def test_oldest_job_is_by_the_clock_of_redis(settings: Settings) -> None:
     assert 3600 <= state.oldest_s < 3630
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pending")
 async def test_tables_of_another_version_defer_a_job(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
@@ -81,6 +82,7 @@ async def test_tables_of_another_version_defer_a_job(
     assert tuple(await connection.fetchrow("select state, crashes from images")) == ("ready", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pending")
 async def test_result_that_no_row_can_hold_fails_the_image(
     connection: Any, burst: RunBurst, monkeypatch: pytest.MonkeyPatch
@@ -95,6 +97,7 @@ async def test_result_that_no_row_can_hold_fails_the_image(
     assert tuple(await connection.fetchrow("select state, crashes, error from images")) == ("failed", 2, "probe-failed")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pending")
 async def test_decoder_that_never_reads_fails_the_image(
     settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch

@@ -97,6 +97,7 @@ async def read(client: socket.socket, *, pauses: int = 0) -> int:
     return len(received.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.slow
 def test_slow_client_gets_the_whole_file(play: Play) -> None:
     """The kernel takes new bytes only when a third of its buffer is free."""
 

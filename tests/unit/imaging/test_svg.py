@@ -203,6 +203,7 @@ def test_truncated_compressed_svg_is_damaged(refuse: Refuse) -> None:
         assert refuse(data[:cut]) == ("damaged-image", None)
 
 
+@pytest.mark.slow
 def test_compressed_svg_is_bounded(refuse: Refuse) -> None:
     bomb = gzip.compress(svg(before=f"<!-- {' ' * MAX_DOCUMENT_BYTES} -->").encode())
     assert len(bomb) < 100_000
@@ -294,6 +295,7 @@ def test_svg_with_a_picture_of_12_mb_is_shown(show: Show) -> None:
     assert show(data).getpixel((10, 10)) == GREEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["<g>" * 300 + "</g>" * 300, f"<title>{'x' * 11_000_000}</title>"])
 def test_svg_with_large_picture_has_other_limits(refuse: Refuse, harm: str) -> None:
     large = image_of(f"data:image/png;base64,{'A' * 12_000_000}")

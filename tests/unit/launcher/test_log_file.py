@@ -98,6 +98,7 @@ def test_closed_terminal_ends_nothing(tmp_path: Path) -> None:
     assert "nor this" in log.read_text()
 
 
+@pytest.mark.slow
 def test_paused_terminal_blocks_nothing(tmp_path: Path, screen: Screen) -> None:
     """The pipe is full, as the terminal is after Ctrl-S."""
     log = tmp_path / "daguerre.log"
