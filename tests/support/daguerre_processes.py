@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -259,6 +258,6 @@ async def processes_of(settings: Settings, key: str, logs: Path) -> AsyncIterato
                     end_orphans(part.process)
     texts = {part.log: part.log.read_text() for part in daguerre.parts}
     # A process that was killed during its start has an empty log.
-    assert any(re.search(r"api\.listening|worker\.started", text) for text in texts.values()), "all logs are empty"
+    assert any(texts.values()), "all logs are empty"
     for log, text in texts.items():
         assert key[:10] not in text, f"{log} contains the key"

@@ -156,7 +156,7 @@ class DecoderPool:
                 raise
 
     async def close(self) -> None:
-        self._dispatcher.clear()
+        self._dispatcher.close()
         await asyncio.gather(*(decoder.close() for decoder in self.decoders))
         self.files.close()
 
@@ -221,8 +221,12 @@ class Dispatcher:
         self._share = share
         self._slow = slow
         self._queues: OrderedDict[str, deque[PendingRequest]] = OrderedDict()  # the account with the next turn first
+        self._is_closed = False
 
     def add(self, pending: PendingRequest) -> None:
+        if self._is_closed:
+            pending.result.cancel()
+            return
         self._queues.setdefault(pending.account, deque()).append(pending)
 
     def slow_accounts(self) -> Collection[str]:
@@ -261,8 +265,9 @@ class Dispatcher:
                 return self._pop(account), decoder
         return None
 
-    def clear(self) -> None:
-        """Cancels all queued requests."""
+    def close(self) -> None:
+        """Cancels all queued requests, and later ones: their files may have been opened meanwhile."""
+        self._is_closed = True
         for queue in self._queues.values():
             for pending in queue:
                 pending.result.cancel()

@@ -328,8 +328,9 @@ async def test_close_cancels_waiting_requests(pool: DecoderPool, picture: str) -
     probing = [asyncio.create_task(pool.probe(picture)) for _ in range(3)]
     await until(lambda: pool.in_flight == 1)
     await pool.close()
+    probing.append(asyncio.create_task(pool.probe(picture)))
     outcomes = await asyncio.gather(*probing, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 4
 
 
 async def test_signals_are_left_to_the_worker(pool: DecoderPool, picture: str) -> None:
