@@ -185,13 +185,34 @@ async def _make_template(postgres: Postgres) -> None:
     await apply_schema(postgres.dsn_of("template_daguerre"))
 
 
+@dataclass(frozen=True)
+class EmptyDatabase:
+    url: str
+    connection: Any
+
+
 @pytest.fixture
-async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """Yields the URL of a database with empty tables. Resetting one is faster than creating one."""
+async def empty_database(servers: Servers) -> AsyncIterator[EmptyDatabase]:
+    """Yields a database with empty tables, and a connection to it. Resetting one is faster than creating one."""
     name = servers.free_databases.pop() if servers.free_databases else await _create_database(servers)
-    yield servers.postgres.dsn_of(name)
-    if await reset_database(servers.postgres.dsn_of(name)):
+    url = servers.postgres.dsn_of(name)
+    connection = await asyncpg.connect(url)
+    yield EmptyDatabase(url, connection)
+    if connection.is_closed():  # by the test, or by the server that it stopped
+        connection = await asyncpg.connect(url)
+    if await reset_database(connection):
         servers.free_databases.append(name)
+    await connection.close()
+
+
+@pytest.fixture
+def database_url(empty_database: EmptyDatabase) -> str:
+    return empty_database.url
+
+
+@pytest.fixture
+def connection(empty_database: EmptyDatabase) -> Any:
+    return empty_database.connection
 
 
 async def _create_database(servers: Servers) -> str:
@@ -262,13 +283,6 @@ def settings(
     values |= marker.kwargs if marker else {}
     assert values.keys() <= Settings.model_fields.keys(), "unknown setting"
     return Settings(**values)
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import asyncpg
+from typing import Any
 
 from service.storage.local.disk import ID_FILE
 
@@ -44,18 +43,15 @@ _TRUNCATE = f"truncate {', '.join(_DELETED_FROM)} restart identity"
 _LARGE_BYTES = 64 << 10
 
 
-async def reset_database(url: str) -> bool:
+async def reset_database(connection: Any) -> bool:
     """Deletes all rows. Returns False if the database cannot be reused, because a test changed its tables."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(_END_OTHER_SESSIONS)
-        sizes = {row["name"]: row["size"] for row in await connection.fetch(_SIZES)}
-        if sizes.keys() != _TABLES:
-            return False
-        await connection.execute(_TRUNCATE if max(sizes.values()) > _LARGE_BYTES else _DELETE)
-        return True
-    finally:
-        await connection.close()
+    await connection.reset()  # a test may have left a transaction open
+    await connection.execute(_END_OTHER_SESSIONS)
+    sizes = {row["name"]: row["size"] for row in await connection.fetch(_SIZES)}
+    if sizes.keys() != _TABLES:
+        return False
+    await connection.execute(_TRUNCATE if max(sizes.values()) > _LARGE_BYTES else _DELETE)
+    return True
 
 
 _STORAGE_FOLDERS = {"incoming", *(f"{shard:02x}" for shard in range(256))}
