@@ -17,6 +17,7 @@ from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.api import error_of
 from tests.support.samples import jpeg, stored_files
+from tests.support.waiting import until
 
 IMAGE = {"Content-Type": "image/jpeg"}
 
@@ -263,6 +264,7 @@ async def test_uploads_over_the_limit_get_retry_after(api: Client, tenant: Tenan
     first.cancel()
     with suppress(asyncio.CancelledError):
         await first
+    await until(lambda: not stored_files(settings))
 
 
 @pytest.mark.usefixtures("nothing_stored")
