@@ -111,11 +111,11 @@ class Batcher(Generic[Item, Outcome]):
         if not batch:
             return
         outcomes: Sequence[Outcome | Exception]
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             outcomes = await self._write([item for item, _ in batch])
         except ServiceError as error:
-            if time.monotonic() - began > self._slow_s:
+            if time.monotonic() - started_at > self._slow_s:
                 batch = [*batch, *self._backlog]
                 self._backlog.clear()
             outcomes = [error] * len(batch)
@@ -204,7 +204,7 @@ class WriteBehind(Generic[Item]):
 async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Owns a task for the length of a block."""
     task = asyncio.create_task(loop)
-    task.add_done_callback(_expect_cancelled)
+    task.add_done_callback(_terminate_on_error)
     try:
         yield
     finally:
@@ -214,7 +214,7 @@ async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
-def _expect_cancelled(task: asyncio.Task[None]) -> None:
+def _terminate_on_error(task: asyncio.Task[None]) -> None:
     """Ends the process if one of its tasks dies, since its clients would hang; its supervisor starts another."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("task.died", exc_info=error)

@@ -94,7 +94,7 @@ async def _set_planning(connection: Connection) -> None:
     await connection.execute(_PLANNING)
 
 
-async def _keep_session(_: Connection) -> None:
+async def _skip_reset(_: Connection) -> None:
     """Replaces asyncpg's reset, a round trip at each release: no code changes the session, so there is nothing to
     reset.
     """
@@ -118,7 +118,7 @@ class Database:
             command_timeout=command_timeout_s,
             timeout=_ACQUIRE_TIMEOUT_S,
             init=_set_planning,
-            reset=_keep_session,
+            reset=_skip_reset,
             server_settings={"application_name": "daguerre"},
         )
         try:
@@ -167,7 +167,7 @@ async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Re
             await asyncio.sleep(0.5)
 
 
-class SchemaNewer(Exception):
+class SchemaTooNew(Exception):
     """The tables are those of a later version of Daguerre. The message is for the operator and says what to do."""
 
     def __init__(self, applied: int, known: int) -> None:
@@ -207,7 +207,7 @@ async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None
     """Creates or updates the tables if needed. Several processes may run it at once.
 
     `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
-    Raises SchemaNewer, and SettingsError for a server that is too old.
+    Raises SchemaTooNew, and SettingsError for a server that is too old.
     """
     schema = schema or Schema.load()
     connection = await _connect(url, patience_s)
@@ -231,7 +231,7 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
         if applied == schema.version:
             return
         if applied > schema.version:
-            raise SchemaNewer(applied, schema.version)
+            raise SchemaTooNew(applied, schema.version)
         # A statement that waits for a table lock, e.g. behind a vacuum, makes all others wait behind it.
         await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
         await connection.execute(schema.text)

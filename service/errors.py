@@ -18,7 +18,7 @@ class ServiceError(Exception):
         super().__init__(f"{code}: {self.message}")
 
 
-def refuse_picture(code: str, kind: str | None) -> ServiceError:
+def picture_error(code: str, kind: str | None) -> ServiceError:
     """Returns the error of a file that was refused with `code`. `kind` names its kind, if that is known and no decoder
     supports it, e.g. "12-bit JPEG".
     """

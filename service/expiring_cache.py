@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 # How long a process trusts what it read from the database, e.g. the account of an API key. A change in the database,
 # such as a revoked key, takes effect in every process within this time.
-TRUST_S = 4.0
+LOOKUP_TTL_S = 4.0
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")

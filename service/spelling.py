@@ -24,7 +24,7 @@ def find_near_miss(name: str, known: Iterable[str]) -> str | None:
     """
     if len(_letters(name)) < _MIN_LETTERS:
         return None
-    return _find_nearest(name, {other: _max_slips(other) for other in known})
+    return _find_nearest(name, {other: _max_edits(other) for other in known})
 
 
 def find_nearest(name: str, known: Collection[str]) -> str | None:
@@ -38,17 +38,17 @@ def find_nearest(name: str, known: Collection[str]) -> str | None:
     return containing[0] if nearest is None and is_part else nearest
 
 
-def _find_nearest(name: str, max_slips: Mapping[str, int]) -> str | None:
-    """`max_slips` maps each known name to the largest distance at which `name` is near to it."""
+def _find_nearest(name: str, max_edits: Mapping[str, int]) -> str | None:
+    """`max_edits` maps each known name to the largest distance at which `name` is near to it."""
     letters = _letters(name)
     if len(letters) > _MAX_LETTERS:
         return None
     distances = {
         other: distance(letters, _letters(other))
-        for other, limit in max_slips.items()
+        for other, limit in max_edits.items()
         if limit >= 0 and abs(len(letters) - len(_letters(other))) <= limit
     }
-    near = [other for other in distances if distances[other] <= max_slips[other]]
+    near = [other for other in distances if distances[other] <= max_edits[other]]
     return min(near, key=distances.__getitem__, default=None)
 
 
@@ -78,6 +78,6 @@ def _letters(name: str) -> str:
     return _SEPARATORS.sub("", name.lower())
 
 
-def _max_slips(known: str) -> int:
+def _max_edits(known: str) -> int:
     length = len(_letters(known))
     return -1 if length < _MIN_KNOWN_LETTERS else 1 if length < _LONG_LETTERS else 2

@@ -18,7 +18,7 @@ import asyncpg
 from service.batcher import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
-from service.expiring_cache import TRUST_S, ExpiringCache
+from service.expiring_cache import LOOKUP_TTL_S, ExpiringCache
 from service.ids import BASE62, KEY_LENGTH, KEY_PATTERN, AccountId
 
 
@@ -162,7 +162,7 @@ async def _raise_refusal(connection: Connection, name: str) -> NoReturn:
 
 
 # After this commit no image is inserted for the account, so its deletion comes to an end.
-_BEGIN_DELETION = """
+_START_DELETION = """
 update accounts set
     suspended_at = coalesce(suspended_at, now()), delivery_stopped = true,
     deletion_began_at = coalesce(deletion_began_at, now())
@@ -171,15 +171,15 @@ returning id
 """
 
 
-async def begin_deletion(connection: Connection, account_id: AccountId) -> bool:
+async def start_deletion(connection: Connection, account_id: AccountId) -> bool:
     """Suspends the account for good. Returns False if it does not exist any more.
 
     Takes the id, because another account may have the name by now.
     """
-    return await connection.fetchval(_BEGIN_DELETION, account_id) is not None
+    return await connection.fetchval(_START_DELETION, account_id) is not None
 
 
-async def end_deletion(connection: Connection, account_id: AccountId) -> bool:
+async def finish_deletion(connection: Connection, account_id: AccountId) -> bool:
     """Deletes the account with its keys, signing keys and presets, if it still exists.
 
     Returns False, and changes nothing, if it has an image: a process of an older version may have inserted one.
@@ -285,7 +285,7 @@ async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> 
 
 
 class KeyRing:
-    """Finds the account of a key. Asks PostgreSQL once in `TRUST_S` for each key in use.
+    """Finds the account of a key. Asks PostgreSQL once in `LOOKUP_TTL_S` for each key in use.
 
     Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
     """
@@ -294,28 +294,28 @@ class KeyRing:
         self._database = database
         self._clock = clock
         self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS, clock=clock)
-        self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
+        self._lookups: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
         """Looks keys up until it is cancelled. Runs once, as a task of the ring's owner."""
-        await self._asking.run()
+        await self._lookups.run()
 
     async def find_account(self, key: str) -> Account:
-        """Returns the account as it was at most `TRUST_S` ago. Raises `unauthorized`."""
+        """Returns the account as it was at most `LOOKUP_TTL_S` ago. Raises `unauthorized`."""
         account = self._owners.get(key)
         if account is None and KEY_PATTERN.fullmatch(key):
-            account = await self._asking.submit(key)
+            account = await self._lookups.submit(key)
         if account is None:
             raise ServiceError("unauthorized")
         return account
 
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
-        looked_at = self._clock()
+        looked_up_at = self._clock()
         async with self._database.connection() as connection:
             owners = await find_accounts_by_keys(connection, keys)
         for key, account in zip(keys, owners, strict=True):
             if account is None:
                 self._owners.remove(key)
             else:
-                self._owners.put(key, account, looked_at + TRUST_S)
+                self._owners.put(key, account, looked_up_at + LOOKUP_TTL_S)
         return owners

@@ -9,7 +9,7 @@ from datetime import datetime
 from service.accounts.accounts import lock_account
 from service.database import Connection
 
-MAX_LIVE = 2
+MAX_ACTIVE = 2
 
 _SECRET_BYTES = 32
 
@@ -25,7 +25,7 @@ class SigningKey:
 
 
 class TooManySigningKeys(Exception):
-    """The account has `MAX_LIVE` live keys already."""
+    """The account has `MAX_ACTIVE` live keys already."""
 
 
 # The statement before locks the account, so no concurrent transaction can add a key that this count misses.
@@ -41,7 +41,7 @@ async def create_signing_key(connection: Connection, account_name: str) -> str:
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     async with connection.transaction():
         account_id = await lock_account(connection, account_name)
-        if await connection.fetchval(_CREATE, account_id, secret, MAX_LIVE) is None:
+        if await connection.fetchval(_CREATE, account_id, secret, MAX_ACTIVE) is None:
             raise TooManySigningKeys(account_name)
     return secret
 

@@ -20,7 +20,7 @@ from service.config.values import Rate
 from service.errors import ServiceError
 from service.http.file_sending import SendfileResponse, SendResult
 from service.telemetry.metrics import metrics
-from service.telemetry.requests import CLIENT_LEFT, UNMATCHED, choose_request_id, log_request, redact_keys
+from service.telemetry.requests import CLIENT_DISCONNECTED, UNMATCHED, choose_request_id, log_request, redact_keys
 
 log = structlog.get_logger("service.api")
 
@@ -58,15 +58,15 @@ class _Exchange:
 
     def abort(self) -> None:
         """Counts a request whose client left before there was a response."""
-        self._count(CLIENT_LEFT)
+        self._count(CLIENT_DISCONNECTED)
 
     def _count(self, status: int) -> float:
         """Returns the duration in seconds."""
         seconds = time.perf_counter() - self.started
         resource = self.request.match_info.route.resource
         route = UNMATCHED if resource is None else resource.canonical
-        if status == CLIENT_LEFT:
-            metrics.requests.count_cut_off(self.request.method, route)
+        if status == CLIENT_DISCONNECTED:
+            metrics.requests.count_disconnect(self.request.method, route)
         else:
             metrics.requests.count_response(self.request.method, route, status, self.code, seconds)
         return seconds
@@ -99,7 +99,7 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
     if isinstance(response, SendfileResponse):
         response.on_end = exchange.end  # it is sent after this, and may take minutes
     else:
-        exchange.end(SendResult(response.status if request.transport is not None else CLIENT_LEFT))
+        exchange.end(SendResult(response.status if request.transport is not None else CLIENT_DISCONNECTED))
     return response
 
 
@@ -129,22 +129,22 @@ _PREFLIGHT_MAX_AGE_S = 86_400  # Firefox's maximum; Chromium's is two hours
 _SAME_ORIGIN_PATHS = frozenset({"/metrics"})
 
 
-def allow_pages(headers: CIMultiDict[str]) -> None:
+def add_cors_headers(headers: CIMultiDict[str]) -> None:
     """Lets any page read the response with these headers."""
     headers.update(CORS_HEADERS)
 
 
-def refusal_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
+def protocol_error_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
     """Returns the response to a request that the application never sees, e.g. one that is not valid HTTP."""
     response = error_response(error, headers)
-    allow_pages(response.headers)
+    add_cors_headers(response.headers)
     return response
 
 
-async def allow_response(request: web.Request, response: web.StreamResponse) -> None:
+async def allow_cross_origin(request: web.Request, response: web.StreamResponse) -> None:
     """For `on_response_prepare`: every response of the application, also one that its handler prepares itself."""
     if request.path not in _SAME_ORIGIN_PATHS:
-        allow_pages(response.headers)
+        add_cors_headers(response.headers)
 
 
 @web.middleware
@@ -187,10 +187,10 @@ async def authenticate(request: web.Request, service: Resources) -> Account:
         raise ServiceError("unauthorized")
     account = await service.keys.find_account(key)
     if service.rate_limiter is not None:
-        standing = await service.rate_limiter.admit(key)
-        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.retry_after_s}' if standing else ""
-        if standing is not None and standing.refused:
-            raise ServiceError("rate-limited", retry_after_s=standing.retry_after_s)
+        status = await service.rate_limiter.admit(key)
+        request[_RATE_LIMIT] = f'"key";r={status.remaining};t={status.retry_after_s}' if status else ""
+        if status is not None and status.refused:
+            raise ServiceError("rate-limited", retry_after_s=status.retry_after_s)
     if account.is_suspended:
         raise ServiceError("account-suspended")
     return account

@@ -52,7 +52,7 @@ class Detail:
     with_account: bool
 
     @property
-    def large(self) -> Include:
+    def include(self) -> Include:
         return Include(self.with_exif, self.with_mini_preview)
 
 

@@ -19,7 +19,7 @@ from service.accounts.accounts import Account, AccountUnknown, load_account
 from service.api.parameters import Detail
 from service.api.resources import Resources
 from service.config.values import format_size
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
 from service.images.probe import MIME_TYPES
@@ -176,7 +176,7 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
 def describe_image(image: Image, detail: Detail, public_url: str) -> ImageView:
     """Raises the error of an image whose probe failed."""
     if image.state == "failed":
-        raise refuse_picture(image.error or "unsupported-image", image.error_kind)
+        raise picture_error(image.error or "unsupported-image", image.error_kind)
     if image.state == "pending":
         return describe_new(image)
     return describe_ready(image, detail, public_url)

@@ -67,9 +67,9 @@ def restore(folder: Path, data: Path | None) -> None:
     with _error_sentences():
         check_backup(folder.expanduser())
         with _new_servers(settings) as located:
-            is_well = _run(restore_backup(located, folder.expanduser(), write=_write))
+            succeeded = _run(restore_backup(located, folder.expanduser(), write=_write))
     click.echo(f"The backup in {folder} is restored.", err=True)
-    if not is_well:
+    if not succeeded:
         sys.exit(1)
 
 
@@ -103,12 +103,12 @@ def _run(work: Coroutine[None, None, Result]) -> Result:
 @contextmanager
 def _error_sentences() -> Iterator[None]:
     from service.backups import BackupError  # noqa: PLC0415
-    from service.database import SchemaNewer  # noqa: PLC0415
+    from service.database import SchemaTooNew  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
 
     try:
         yield
-    except (BackupError, StartError, SettingsError, SchemaNewer) as error:
+    except (BackupError, StartError, SettingsError, SchemaTooNew) as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(f"Not finished: {error.code}") from None

@@ -40,8 +40,8 @@ def verify(
     settings = locate(data)
     options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
     with readable_errors():
-        is_well = _run(report.verify(settings, options, expected, write=click.echo))
-    if not is_well:
+        succeeded = _run(report.verify(settings, options, expected, write=click.echo))
+    if not succeeded:
         sys.exit(1)
 
 

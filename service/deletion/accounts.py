@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from service.accounts.accounts import end_deletion
+from service.accounts.accounts import finish_deletion
 from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
@@ -21,7 +21,7 @@ _BATCH_SIZE = 500
 
 @dataclass(frozen=True, slots=True)
 class AccountDeletion:
-    """Removes the rows and files of an account whose deletion has begun (`suspensions.begin_deletion`).
+    """Removes the rows and files of an account whose deletion has begun (`suspensions.start_deletion`).
 
     Files that are not in this storage keep their row in `removals` for the workers' sweep, since this process may have
     been started with another storage than theirs.
@@ -46,7 +46,7 @@ class AccountDeletion:
             while image_ids := await self._delete_batch(delete_failed_batch, account_id):
                 await self._remove(image_ids)
             async with self.database.connection() as connection:
-                is_deleted = await end_deletion(connection, account_id)
+                is_deleted = await finish_deletion(connection, account_id)
 
     async def remove_remaining(self) -> int:
         """Removes the files of all images in `removals`, also those of an interrupted run.

@@ -56,16 +56,16 @@ class DeliveryContext:
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)
-        enqueuing: Batcher[Job, None] = Batcher(queue.enqueue)
+        enqueue_batcher: Batcher[Job, None] = Batcher(queue.enqueue)
         async with AsyncExitStack() as stack:
-            for batcher in (image_cache.finding_images, image_cache.finding_policies, enqueuing):
+            for batcher in (image_cache.image_lookups, image_cache.policy_lookups, enqueue_batcher):
                 await stack.enter_async_context(running(batcher.run()))
             renditions = await stack.enter_async_context(
                 Renditions.open(
                     redis,
                     database,
                     files,
-                    enqueuing,
+                    enqueue_batcher,
                     (image_cache, memory_cache),
                     wait_s=settings.wait_s,
                     max_in_flight=settings.renditions_in_flight,

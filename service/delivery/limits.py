@@ -31,9 +31,9 @@ class NotFoundLimiter:
         """Counts one id that was not found. Raises `too-many-misses`."""
         if self._limiter is None:
             return
-        standing = await self._limiter.admit(client_network(address))
-        if standing is not None and standing.refused:
-            raise ServiceError("too-many-misses", retry_after_s=standing.retry_after_s)
+        status = await self._limiter.admit(client_network(address))
+        if status is not None and status.refused:
+            raise ServiceError("too-many-misses", retry_after_s=status.retry_after_s)
 
 
 class MemoryBudget:

@@ -26,8 +26,8 @@ class CachePolicy(NamedTuple):
 
     def header(self, now: float) -> str:
         """Returns the Cache-Control of a response sent at `now`, a Unix time: no cache outlives the signature."""
-        left_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
-        return f"public, max-age={max(0, left_s)}{', immutable' if self.immutable else ''}"
+        remaining_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
+        return f"public, max-age={max(0, remaining_s)}{', immutable' if self.immutable else ''}"
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ class PictureRequest:
     """One request for a picture. `id_text` is the id in the path, not yet checked. `raw_path` (with the query) and
     `raw_query` are as received, because signatures are. `accepted` are the negotiated formats that the client accepts.
 
-    Finding the picture sets the last two fields: `trusted_until` is the monotonic time until which everything that was
+    Finding the picture sets the last two fields: `valid_until` is the monotonic time until which everything that was
     looked up holds, and `varies_by_accept` says whether the response depends on Accept, errors included.
     """
 
@@ -60,7 +60,7 @@ class PictureRequest:
     is_signed: bool
     address: str
     request_id: str
-    trusted_until: float = math.inf
+    valid_until: float = math.inf
     varies_by_accept: bool = False
 
 
@@ -75,9 +75,9 @@ async def find_picture(request: PictureRequest) -> ServedPicture:
     expires = await _authorize(request, served)
     picture = await _build_picture(request, served, CachePolicy(request.context.max_age_s, expires))
     if expires is not None:
-        request.trusted_until = min(request.trusted_until, time.monotonic() + expires - time.time())
+        request.valid_until = min(request.valid_until, time.monotonic() + expires - time.time())
     if len(request.raw_path) <= _MAX_CACHED_PATH_CHARACTERS:
-        cache.put((request.raw_path, request.accepted), picture, until=request.trusted_until, generation=generation)
+        cache.put((request.raw_path, request.accepted), picture, until=request.valid_until, generation=generation)
     return picture
 
 
@@ -98,7 +98,7 @@ async def _look_up(request: PictureRequest, image_id: ImageId) -> ServedImage | 
     if served is None or served.image.state == "failed":
         await request.context.not_found_limiter.count(request.address)
         return None
-    request.trusted_until = min(request.trusted_until, served.trusted_until)
+    request.valid_until = min(request.valid_until, served.valid_until)
     return served
 
 

@@ -46,7 +46,7 @@ class Dependency:
             self.outage.report(error)
             self._problem = self.outage.explain(error)
         else:
-            self.outage.pass_check()
+            self.outage.report_success()
             self._problem = None
         self._check_again_at = time.monotonic() + _PROBLEM_TTL_S
         return self._problem

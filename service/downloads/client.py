@@ -87,8 +87,8 @@ class Download:
     async def _read(self) -> AsyncIterator[bytes]:
         """Yields the body as it arrives. Raises TimeoutError if it is slower than the minimum pace."""
         while True:
-            self._pace.begin_wait()
-            async with asyncio.timeout(self._pace.left_s):
+            self._pace.start_wait()
+            async with asyncio.timeout(self._pace.remaining_s):
                 chunk = await self._response.content.readany()
             if not chunk:
                 return

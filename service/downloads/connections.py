@@ -165,7 +165,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
     connector = TCPConnector(
         resolver=resolver,
         socket_factory=open_socket,
-        ssl=_trust(),
+        ssl=_ssl_context(),
         use_dns_cache=False,
         force_close=True,
         limit=0,
@@ -176,7 +176,7 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
 
 
 @cache
-def _trust() -> ssl.SSLContext:
+def _ssl_context() -> ssl.SSLContext:
     """Returns a context with Mozilla's certificates, for machines that have none, and with those of the machine.
 
     It is cached, because reading the certificates takes long.

@@ -83,12 +83,12 @@ class _Inflater:
                 if len(data) < _MAGIC_BYTES:
                     self._pending = data
                     return
-                self._begin(data[:_MAGIC_BYTES])
+                self._start_member(data[:_MAGIC_BYTES])
             if not self._is_skipping:
                 yield from self._drain(data)
                 data = self._stream.unused_data
 
-    def _begin(self, magic: bytes) -> None:
+    def _start_member(self, magic: bytes) -> None:
         if self._members and (not self._gzip or magic != _GZIP_MAGIC):
             self._is_skipping = True
             return

@@ -115,12 +115,12 @@ class StorageCheck:
 class QueueCheck:
     """Checks that Redis accepts jobs and that this process receives their replies.
 
-    `find_deafness` returns the error that keeps it from receiving them, or None.
+    `find_reply_error` returns the error that keeps it from receiving them, or None.
     """
 
-    def __init__(self, jobs: JobQueue, find_deafness: Callable[[], BaseException | None] = lambda: None) -> None:
+    def __init__(self, jobs: JobQueue, find_reply_error: Callable[[], BaseException | None] = lambda: None) -> None:
         self._jobs = jobs
-        self._find_deafness = find_deafness
+        self._find_deafness = find_reply_error
 
     async def run(self) -> None:
         """Raises the errors of redis-py."""

@@ -68,7 +68,7 @@ class FastPath:
 
     def _flush(self) -> None:
         for tally in self._tallies:
-            tally.put()
+            tally.flush()
 
     def respond(self, request: web.BaseRequest) -> bytes | None:
         """Returns the whole response to a request under `prefix`, counted and logged, or None if the application has to
@@ -76,13 +76,13 @@ class FastPath:
         """
         if request.method != "GET" or not _is_plain(request):
             return None
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         file = self._find(request)
         if file is None or (body := file.stored.data) is None:
             return None
         request_id = choose_request_id(request.headers.get("X-Request-Id"))
         head = file.head or _write_head(file, self._common_headers)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started_at
         self._tallies["/" in request.path.removeprefix(self.prefix)].add(seconds)
         log_request(request_id, "GET", request.path, 200, seconds)
         tail = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}\r\n\r\n".encode("ascii")

@@ -80,7 +80,7 @@ class HttpConnection(RequestHandler):
         "_body",
         "_client",
         "_dropped_bytes",
-        "_head_begun",
+        "_head_started",
         "_is_last",
         "_lingering",
         "_resuming",
@@ -100,7 +100,7 @@ class HttpConnection(RequestHandler):
         super().__init__(manager, auto_decompress=False, lingering_time=0, **options)
         self._state = state
         self._body: StreamReader = EMPTY_PAYLOAD
-        self._head_begun = False
+        self._head_started = False
         self._is_last = False
         self._dropped_bytes = 0
         self._lingering: asyncio.Event | None = None
@@ -161,11 +161,11 @@ class HttpConnection(RequestHandler):
         if self._lingering is not None or (self._is_last and not in_body):
             self._drop(data)
             return
-        if not in_body and not self._head_begun and (method := _METHOD.match(data)) and not method[0].isupper():
+        if not in_body and not self._head_started and (method := _METHOD.match(data)) and not method[0].isupper():
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
         if data:  # aiohttp calls this without data to go on after a pause
-            self._head_begun = not in_body and self._request_count == requests
+            self._head_started = not in_body and self._request_count == requests
         if self._request_count > requests:
             self._check_new_messages(body, self._request_count - requests)
 
@@ -192,7 +192,7 @@ class HttpConnection(RequestHandler):
             message, payload = self._messages[index]
             if isinstance(message, _ErrInfo) or message.upgrade:  # as for CONNECT
                 self._is_last = True
-            elif (fault := find_fault(message, payload)) is not None:
+            elif (fault := find_framing_error(message, payload)) is not None:
                 self._messages[index] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
                 self._is_last = True
             if self._is_last:
@@ -343,7 +343,7 @@ def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
     )
 
 
-def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
+def find_framing_error(message: RawRequestMessage, payload: StreamReader) -> str | None:
     """Returns what is wrong with a head that the parser accepted, or None if it is valid.
 
     The only transfer coding is `chunked`, and HTTP/1.0 has none (RFC 9112, section 6.1).

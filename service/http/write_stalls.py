@@ -46,7 +46,7 @@ class WriteStallWatch:
 
     def start(self) -> None:
         pace = Pace(self._timeout_s)
-        pace.begin_wait()
+        pace.start_wait()
         self._schedule(self._count_unsent(), self._loop.time(), pace)
 
     def stop(self) -> None:
@@ -63,8 +63,8 @@ class WriteStallWatch:
         if unsent < before:
             progress_at = now
             pace.end_wait(before - unsent)
-            pace.begin_wait()
-        if now - progress_at < self._timeout_s and pace.left_s > 0:
+            pace.start_wait()
+        if now - progress_at < self._timeout_s and pace.remaining_s > 0:
             self._schedule(unsent, progress_at, pace)
         else:
             self._on_stall(unsent)
@@ -86,15 +86,15 @@ async def wait_writable(descriptor: int, sent: int, pace: Pace, timeout_s: float
     try:
         unacked, progress_at = unacked_bytes(descriptor), loop.time()
         while not writable.is_set():
-            pace.begin_wait()
+            pace.start_wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(pace.left_s, timeout_s / CHECKS_PER_TIMEOUT)):
+                async with asyncio.timeout(min(pace.remaining_s, timeout_s / CHECKS_PER_TIMEOUT)):
                     await writable.wait()
             before, unacked = unacked, unacked_bytes(descriptor)
             pace.end_wait(max(0, sent - unacked - pace.size))
             if unacked < before:
                 progress_at = loop.time()
-            if not writable.is_set() and (loop.time() - progress_at >= timeout_s or pace.left_s == 0):
+            if not writable.is_set() and (loop.time() - progress_at >= timeout_s or pace.remaining_s == 0):
                 raise ConnectionResetError("the client reads nothing, or too slowly")
     finally:
         loop.remove_writer(descriptor)

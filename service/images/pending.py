@@ -113,9 +113,9 @@ async def insert_pending(
         elif outage is not None:
             result = outage
         else:
-            began = time.monotonic()
+            started_at = time.monotonic()
             result = await _insert_alone(database, image)
-            if _is_outage(result) and time.monotonic() - began > max_outage_wait_s:
+            if _is_outage(result) and time.monotonic() - started_at > max_outage_wait_s:
                 outage = result
         if key is not None and result is None:
             used_keys.add(key)

@@ -46,11 +46,11 @@ async def release_lease(connection: Connection, holder: str) -> None:
     await connection.execute(_RELEASE, holder)
 
 
-_BEGIN = "update scrub set started_at = now(), is_over = false, after_id = '', done_cost = 0 where holder = $1"
+_START = "update scrub set started_at = now(), is_over = false, after_id = '', done_cost = 0 where holder = $1"
 
 
-async def begin_round(connection: Connection, holder: str) -> None:
-    await connection.execute(_BEGIN, holder)
+async def start_round(connection: Connection, holder: str) -> None:
+    await connection.execute(_START, holder)
 
 
 _ADVANCE = "update scrub set after_id = $2, done_cost = done_cost + $3 where holder = $1"
@@ -61,17 +61,17 @@ async def advance(connection: Connection, holder: str, after_id: ImageId, cost: 
     await connection.execute(_ADVANCE, holder, after_id, cost)
 
 
-_END = "update scrub set is_over = true where holder = $1"
+_FINISH = "update scrub set is_over = true where holder = $1"
 _DROP_DELETED = """
 delete from damaged_images
 where not exists (select from images where images.id = damaged_images.image_id and images.state <> 'failed')
 """
 
 
-async def end_round(connection: Connection, holder: str) -> int:
+async def finish_round(connection: Connection, holder: str) -> int:
     """Ends the round. Returns the number of images that are damaged now."""
     await connection.execute(_DROP_DELETED)
-    await connection.execute(_END, holder)
+    await connection.execute(_FINISH, holder)
     return int(await connection.fetchval("select count(*) from damaged_images"))
 
 

@@ -71,8 +71,8 @@ def _read_lines(program: Program, since: int) -> list[str]:
         return []
     with program.log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        begin = since if since <= size else 0  # it was trimmed meanwhile
-        file.seek(max(begin, size - _TAIL_BYTES))
+        start = since if since <= size else 0  # it was trimmed meanwhile
+        file.seek(max(start, size - _TAIL_BYTES))
         return [line for line in file.read(_TAIL_BYTES).decode(errors="replace").splitlines() if line.strip()]
 
 

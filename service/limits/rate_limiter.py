@@ -95,7 +95,7 @@ class Lease:
     expires_at: float = 0
     remaining: int = 0  # tokens in the bucket after the last request to it
     forgiven: float = 0.0  # of debts that came from here
-    ask_at: float = 0
+    next_request_at: float = 0
     next_token_at: float = 0
     renewal: asyncio.Task[None] | None = None
 
@@ -122,7 +122,7 @@ class RateLimiter:
         self._redis = redis
         self._script = redis.register_script(_LEASE_TOKENS)
         self._batcher: Batcher[_LeaseRequest, _Leased | None] = Batcher(self._lease_batch)
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
         self._retry_at = 0.0
         self._retrying = False
 
@@ -150,9 +150,9 @@ class RateLimiter:
                 self._add(lease, -cost)
                 remaining = max(0, int(lease.tokens + lease.remaining))
                 return RateLimitStatus(remaining, self.rate.next_after_s, refused=False)
-            if now < lease.ask_at:
+            if now < lease.next_request_at:
                 return RateLimitStatus(0, max(1, math.ceil(lease.next_token_at - now)), refused=True)
-            if self._away_since is not None:
+            if self._unavailable_since is not None:
                 if now >= self._retry_at and lease.renewal is None:
                     self._retry_at = now + self.timings.retry_s
                     self._retrying = True
@@ -193,8 +193,8 @@ class RateLimiter:
             lease.forgiven -= unpaid
             tokens -= unpaid
         lease.tokens += tokens
-        in_debt = lease.tokens < 0 or (tokens > 0 and time.monotonic() < lease.ask_at)
-        if in_debt and lease.renewal is None and self._away_since is None:
+        in_debt = lease.tokens < 0 or (tokens > 0 and time.monotonic() < lease.next_request_at)
+        if in_debt and lease.renewal is None and self._unavailable_since is None:
             self._renew(lease)
 
     def _renew(self, lease: Lease) -> asyncio.Task[None]:
@@ -218,11 +218,11 @@ class RateLimiter:
         lease.next_token_at = now + leased.next_token_s
         is_full = leased.tokens == self.lease_size
         pause_s = 0.0 if is_full else min(max(leased.next_token_s, _MIN_PAUSE_S), self.timings.max_pause_s)
-        lease.ask_at = now + pause_s
+        lease.next_request_at = now + pause_s
 
     async def _lease_batch(self, requests: Sequence[_LeaseRequest]) -> list[_Leased | None]:
         """Leases tokens of all these buckets in one step. Returns None for each if Redis is away."""
-        if self._away_since is not None and not self._retrying:  # they waited while the previous batch failed
+        if self._unavailable_since is not None and not self._retrying:  # they waited while the previous batch failed
             return [None] * len(requests)
         self._retrying = False
         args: list[Any] = [self.rate.per_s / 1000, self.rate.burst, self.rate.per_s * self.timings.max_debt_s]
@@ -230,26 +230,26 @@ class RateLimiter:
             args += (self.lease_size, request.returned)
         try:
             async with asyncio.timeout(self.timings.timeout_s):
-                if self._away_since is not None:
+                if self._unavailable_since is not None:
                     await self._redis.ping()  # a Redis that hangs runs the script later: it must not lease tokens then
                 answer = await self._script(keys=[request.bucket for request in requests], args=args)
         except UNAVAILABLE as error:
-            self._note_away(error)
+            self._record_outage(error)
             return [None] * len(requests)
-        self._note_back()
+        self._record_recovery()
         return [
             _Leased(tokens, remaining, wait_ms / 1000, forgiven)
             for tokens, remaining, wait_ms, forgiven in zip(*(answer[at::4] for at in range(4)), strict=True)
         ]
 
-    def _note_away(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         now = time.monotonic()
         self._retry_at = now + self.timings.retry_s
-        if self._away_since is None:
-            self._away_since = now
+        if self._unavailable_since is None:
+            self._unavailable_since = now
             log.warning("rate_limit.suspended", error=repr(error))
 
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            log.info("rate_limit.recovered", seconds=round(time.monotonic() - self._away_since, 1))
-            self._away_since = None
+    def _record_recovery(self) -> None:
+        if self._unavailable_since is not None:
+            log.info("rate_limit.recovered", seconds=round(time.monotonic() - self._unavailable_since, 1))
+            self._unavailable_since = None

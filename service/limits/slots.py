@@ -208,7 +208,7 @@ class Pace:
         return self._waited_s + (0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since)
 
     @property
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """For how long nothing may move until the transfer is too slow, or 0 if it is too slow already."""
         return max(0.0, max(self._grace_s, self.size / MIN_BYTES_PER_S) - self.waited_s)
 
@@ -217,7 +217,7 @@ class Pace:
         """The average so far. The first second counts as a whole one, since a burst says little."""
         return self.size / max(1.0, self.waited_s)
 
-    def begin_wait(self) -> None:
+    def start_wait(self) -> None:
         """Does nothing if this side waits already."""
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()

@@ -88,10 +88,10 @@ class CostLimiter:
 
 
 async def _admit(limiter: RateLimiter, key: str, tokens: float, source: str) -> None:
-    standing = await limiter.admit(key, tokens)
-    if standing is not None and standing.refused:
+    status = await limiter.admit(key, tokens)
+    if status is not None and status.refused:
         raise ServiceError(
             "too-many-renditions",
             f"Too many requests for new renditions {source}; retry after the seconds in Retry-After.",
-            retry_after_s=standing.retry_after_s,
+            retry_after_s=status.retry_after_s,
         )

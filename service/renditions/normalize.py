@@ -39,7 +39,7 @@ def normalize(
     without any, every width is allowed. Raises `invalid-parameter` and `rendition-too-large`.
     """
     _check_frame(params, image)
-    transformation = _decide(params, image, accepted)
+    transformation = _fill_defaults(params, image, accepted)
     source = geometry.size_after_rotation(_require(image.width), _require(image.height), transformation)
     try:
         plan = geometry.plan(*source, transformation)
@@ -62,7 +62,7 @@ def _check_frame(params: RenditionParams, image: Image) -> None:
         raise ServiceError("invalid-parameter", f"frame {params.frame} does not exist: the image has {frames}.")
 
 
-def _decide(params: RenditionParams, image: Image, accepted: tuple[Format, ...]) -> Transformation:
+def _fill_defaults(params: RenditionParams, image: Image, accepted: tuple[Format, ...]) -> Transformation:
     """Decides what the parameters leave open, and writes what means the same in one way."""
     form = params.format or choose_format(
         _require(image.format),

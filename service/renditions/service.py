@@ -16,7 +16,7 @@ import msgspec
 
 from service.batcher import Batcher, running
 from service.database import Database
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
 from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
@@ -73,7 +73,7 @@ class Renditions:
         redis: Any,
         database: Database,
         files: RenditionStorage,
-        enqueuing: Batcher[Job, None],
+        enqueue_batcher: Batcher[Job, None],
         caches: Sequence[Invalidates],
         *,
         wait_s: float,
@@ -82,7 +82,7 @@ class Renditions:
         usage_interval_s: float = 30.0,
     ) -> None:
         self.wait_s = wait_s
-        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueuing.submit)
+        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueue_batcher.submit)
         self.waiting = SharedSlots(max_in_flight * _REQUESTS_PER_SLOT)
         self.in_progress: dict[RenditionKey, asyncio.Task[StoredFile]] = {}
         self.refusals: ExpiringCache[RenditionKey, _Refusal] = ExpiringCache(_MAX_REFUSALS)
@@ -128,10 +128,10 @@ class Renditions:
             return stored
         if (refusal := self.refusals.get(key)) is not None:
             raise ServiceError(refusal.code, refusal.message)
-        weights = {**_weigh(requester), key: _RENDITION_WEIGHT}
+        weights = {**_slot_weights(requester), key: _RENDITION_WEIGHT}
         _acquire(self.waiting, weights)
         try:
-            task = self.in_progress.get(key) or await self._order(key, order, requester, seconds, request_id)
+            task = self.in_progress.get(key) or await self._charge_and_start(key, order, requester, seconds, request_id)
             stored = await asyncio.shield(task)
         finally:
             self.waiting.release(weights)
@@ -140,16 +140,16 @@ class Renditions:
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
         """Removes deleted images from the caches of this process, and publishes that to all processes."""
-        self._forget(image_ids)
+        self._invalidate(image_ids)
         with suppress(*UNAVAILABLE, TimeoutError):  # processes without Redis trust their caches for a short time only
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 await publish(self._redis, _DELETIONS_CHANNEL, [ImagesDeleted(list(image_ids))])
 
-    async def _order(
+    async def _charge_and_start(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, seconds: float, request_id: str
     ) -> asyncio.Task[StoredFile]:
         """Debits the rendition and starts it, unless another request has started it meanwhile."""
-        _check_slots(self._in_flight, _weigh(requester))
+        _check_slots(self._in_flight, _slot_weights(requester))
         try:
             await self._cost_limiter.charge(key, requester, seconds)
         except ServiceError:
@@ -162,7 +162,7 @@ class Renditions:
     def _start(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, slots: int, request_id: str
     ) -> asyncio.Task[StoredFile]:
-        weights = _weigh(requester)
+        weights = _slot_weights(requester)
         slots = min(slots, max(1, self._in_flight.free // _MAX_PART_OF_FREE))
         try:
             _acquire(self._in_flight, weights, slots)
@@ -188,7 +188,7 @@ class Renditions:
 
     async def _check(self, key: RenditionKey, order: RenderOrder, result: RenderResult | None) -> StoredFile | None:
         if result is not None and result.error is not None:
-            refusal = refuse_picture(result.error, result.kind)
+            refusal = picture_error(result.error, result.kind)
             if refusal.status < 500:
                 self.refusals.put(key, _Refusal(refusal.code, refusal.message), time.monotonic() + _REFUSAL_TTL_S)
             raise refusal
@@ -207,9 +207,9 @@ class Renditions:
                     self._cost_limiter.refund(key)
                 self.waiter.deliver(key, event)
             case ImagesDeleted(image_ids):
-                self._forget(image_ids)
+                self._invalidate(image_ids)
 
-    def _forget(self, image_ids: Iterable[ImageId]) -> None:
+    def _invalidate(self, image_ids: Iterable[ImageId]) -> None:
         for cache in self._caches:
             cache.invalidate(image_ids)
 
@@ -239,7 +239,7 @@ class Renditions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _weigh(requester: Requester) -> dict[Hashable, float]:
+def _slot_weights(requester: Requester) -> dict[Hashable, float]:
     """Returns the holders of a slot with their weights. A signed URL is the account's own: no address holds it."""
     weights: dict[Hashable, float] = {requester.account_id: _ACCOUNT_WEIGHT}
     if requester.address is not None:

@@ -65,7 +65,7 @@ def verify(raw_target: str, secrets: Sequence[str], *, now: float) -> int | None
     if name != "signature" or "signature" in map(_name, parameters):
         raise ServiceError("signature-invalid", "signature must be given once, as the last parameter.")
     signed = _join(path, parameters)
-    if not any(hmac.compare_digest(_signature(signed, secret).encode(), _sent(signature)) for secret in secrets):
+    if not any(hmac.compare_digest(_signature(signed, secret).encode(), _to_wire(signature)) for secret in secrets):
         raise ServiceError("signature-invalid")
     expiry = _expiry(parameters)
     if expiry is not None and now >= expiry:
@@ -84,7 +84,7 @@ def _expiry(parameters: Sequence[str]) -> int | None:
 
 
 def _signature(signed: str, secret: str) -> str:
-    digest = hmac.digest(secret.encode(), _sent(signed), hashlib.sha256)
+    digest = hmac.digest(secret.encode(), _to_wire(signed), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
@@ -102,6 +102,6 @@ def _name(parameter: str) -> str:
     return unquote_plus(parameter.partition("=")[0])
 
 
-def _sent(text: str) -> bytes:
+def _to_wire(text: str) -> bytes:
     """Returns the bytes on the wire: those that are not UTF-8 reach an application as surrogates."""
     return text.encode(errors="surrogateescape")

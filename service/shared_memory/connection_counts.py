@@ -26,7 +26,7 @@ class ConnectionCounts:
         self._cells[number] = 0
 
     @classmethod
-    def alone(cls) -> Self:
+    def unshared(cls) -> Self:
         """Returns the counter of a process that shares its socket with no other."""
         descriptor = create(1)
         try:

@@ -194,13 +194,13 @@ class RenditionStorage(Protocol):
     def path(self, key: RenditionKey) -> Path:
         """Returns the path that a rendition has or would have."""
 
-    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+    async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         """Returns a rendition, or None if there is none. One that is not whole is removed.
 
         Raises `storage-unavailable`.
         """
 
-    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
         """Returns the bytes that a rendition takes on disk, or None if `find` would return None."""
 
     def write(self, key: RenditionKey, data: bytes) -> StoredFile:

@@ -14,7 +14,7 @@ import structlog
 
 from service.batcher import Batcher, running
 from service.database import Database, changed_nothing
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.ids import AccountId, ImageId
 from service.images.idempotency import find_by_key, release_key
 from service.images.models import IdempotencyKey, Image, NewImage
@@ -72,19 +72,19 @@ async def ingest_batch(
     Returns an outcome for each, as `OriginalStorage.sync_batch` and `insert_pending` do, and FileLost for a row whose
     file is lost. Raises `storage-unavailable`.
     """
-    seal_errors = await storage.sync_batch([item.file for item in items])
-    sealed = [item for item, error in zip(items, seal_errors, strict=True) if error is None]
-    for item in sealed:
+    sync_errors = await storage.sync_batch([item.file for item in items])
+    synced = [item for item, error in zip(items, sync_errors, strict=True) if error is None]
+    for item in synced:
         if item.reservation is not None:
             item.reservation.hand_over()
-    images = [item.image for item in sealed]
+    images = [item.image for item in synced]
     outcomes = await insert_pending(database, images)
     lost = await storage.publish([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
     published = iter(
         FileLost(image.id) if outcome is None and image.id in lost else outcome
         for image, outcome in zip(images, outcomes, strict=True)
     )
-    return [error or next(published) for error in seal_errors]
+    return [error or next(published) for error in sync_errors]
 
 
 class Ingest:
@@ -142,7 +142,7 @@ class Ingest:
             return stored, await self.wait(stored, request_id)
         return await self._join(stored, request_id)
 
-    async def repeat(
+    async def find_stored(
         self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
     ) -> tuple[NewImage, Image | None] | None:
         """Returns what `store` returns if the key belongs to the picture from this URL, or None if it is unused.
@@ -226,9 +226,9 @@ class Ingest:
         if image is None or image.error is None:
             return image
         if image.error == FILE_MISSING:  # the row goes on saying so
-            raise refuse_picture(image.error, None)
-        await self._forget(image, soon=joined or new.idempotency_key is not None)
-        raise refuse_picture(image.error, image.error_kind)
+            raise picture_error(image.error, None)
+        await self._delete_failed(image, soon=joined or new.idempotency_key is not None)
+        raise picture_error(image.error, image.error_kind)
 
     async def _check(self, new: NewImage, result: ProbeResult | None) -> Image | None:
         """Returns the image if it is ready or failed, or None if it is pending. Raises `image-deleted`."""
@@ -285,7 +285,7 @@ class Ingest:
         async with self._database.connection() as connection:
             return await load_image(connection, image_id)
 
-    async def _forget(self, image: Image, *, soon: bool) -> None:
+    async def _delete_failed(self, image: Image, *, soon: bool) -> None:
         forget = expire_failed_image if soon else delete_failed_image
         with suppress(ServiceError):  # the sweep deletes the row a day later
             async with self._database.connection() as connection:

@@ -15,14 +15,14 @@ from service.accounts.accounts import Account, load_account
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.expiring_cache import TRUST_S
+from service.expiring_cache import LOOKUP_TTL_S
 from service.ids import AccountId, ImageId
 from service.images.idempotency import find_used_keys
 from service.images.models import IdempotencyKey
 from service.images.pending import new_image_id
 from service.limits.slots import GRACE_S, Pace, PreemptibleSlot, PreemptibleSlots
 from service.queue.waiter import Subscriber
-from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.shared_memory.in_flight_bytes import InFlightBytes
 from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
 
@@ -41,7 +41,7 @@ class UploadLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class AdmittedBody:
     """What an admitted body holds until the block ends: a slot, and bytes of its account."""
 
     slots: PreemptibleSlots
@@ -68,7 +68,7 @@ class Upload:
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None = None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None = None
 ) -> Upload:
     """Streams a body to disk, hashing and counting on the way. Without `body` only `limits` apply.
 
@@ -84,7 +84,7 @@ async def receive(
 
 
 async def _receive(
-    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
@@ -113,8 +113,8 @@ async def _receive(
 
 
 async def _next(chunks: AsyncIterator[bytes], pace: Pace, idle_timeout_s: float) -> bytes | None:
-    pace.begin_wait()
-    async with asyncio.timeout(min(idle_timeout_s, pace.left_s)):
+    pace.start_wait()
+    async with asyncio.timeout(min(idle_timeout_s, pace.remaining_s)):
         chunk = await anext(chunks, None)
     pace.end_wait(len(chunk or b""))
     return chunk
@@ -126,7 +126,7 @@ def too_large(max_bytes: int) -> ServiceError:
 
 # This part of the account's remaining bytes may be reserved unchecked: what others have stored since is not known.
 _UNCHECKED_PART = 4
-_TRUST_NEAR_QUOTA_S = 1.0
+_NEAR_QUOTA_TTL_S = 1.0
 # How long a repeat waits for its turn, and how often it checks whether another process has released bytes.
 _MAX_TURN_WAIT_S = 10.0
 _TURN_POLL_INTERVAL_S = 0.25
@@ -219,7 +219,7 @@ class Reservation:
         remaining, reserved = account.remaining_bytes - (self._total.stored - stored), self._sum(more)
         is_far = reserved <= remaining // _UNCHECKED_PART
         self._total.limit = remaining // _UNCHECKED_PART if is_far else remaining
-        self._total.limit_expires_at = time.monotonic() + (TRUST_S if is_far else _TRUST_NEAR_QUOTA_S)
+        self._total.limit_expires_at = time.monotonic() + (LOOKUP_TTL_S if is_far else _NEAR_QUOTA_TTL_S)
         return reserved <= account.remaining_bytes
 
     async def _cover_repeat(self, more: int, key: IdempotencyKey) -> None:
@@ -259,7 +259,7 @@ class Reservations:
     beside each other take turns. `shared` has the reservations of the other processes on this machine.
     """
 
-    def __init__(self, database: Database, shared: ArrivingBytes) -> None:
+    def __init__(self, database: Database, shared: InFlightBytes) -> None:
         self.shared = shared
         self._database = database
         self._by_account: dict[AccountId, _AccountTotal] = {}
@@ -276,7 +276,7 @@ class Reservations:
             total = self._by_account[account.id] = _AccountTotal()
         now = time.monotonic()
         if now >= total.limit_expires_at:
-            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + TRUST_S
+            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + LOOKUP_TTL_S
         total.holders += 1
         return Reservation(account, key, self, total)
 
@@ -309,7 +309,7 @@ class Admission:
         self._uploads = PreemptibleSlots(settings.uploads_in_flight, metrics.uploads_in_flight)
         self._downloads = PreemptibleSlots(settings.downloads_in_flight, metrics.downloads_in_flight)
 
-    async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
+    async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> AdmittedBody:
         """Reserves a slot, and bytes of the account's quota, for a body of this declared length.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`, `busy`, and `queue-unavailable` while no job can be
@@ -318,18 +318,18 @@ class Admission:
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, length)
-            return self._take(self._uploads, reservation, self._upload_grace_s)
+            return self._admit(self._uploads, reservation, self._upload_grace_s)
         except BaseException:
             reservation.close()
             raise
 
-    async def download(self, account: Account, key: IdempotencyKey | None) -> Body:
+    async def download(self, account: Account, key: IdempotencyKey | None) -> AdmittedBody:
         """The same for a file from a URL. Downloads have their own slots, so that slow origins do not block uploads."""
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, None)
             reservation.release()  # until its length is known, it blocks no other upload
-            return self._take(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
+            return self._admit(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
         except BaseException:
             reservation.close()
             raise
@@ -345,9 +345,9 @@ class Admission:
             raise ServiceError("empty-body")
         await reservation.cover(length or 1)
 
-    def _take(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> Body:
+    def _admit(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> AdmittedBody:
         if not self._results.connected:
             raise ServiceError("queue-unavailable")
         pace = Pace(grace_s)
-        pace.begin_wait()
-        return Body(slots, slots.acquire(reservation.account.id, pace), reservation)
+        pace.start_wait()
+        return AdmittedBody(slots, slots.acquire(reservation.account.id, pace), reservation)

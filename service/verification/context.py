@@ -98,7 +98,7 @@ class Context:
         name, is_index = relation
         return f"{text} (index {name}: `reindex index {name}` rebuilds it)" if is_index else f"{text} (table {name})"
 
-    async def is_database_there(self) -> bool:
+    async def is_database_available(self) -> bool:
         """Returns whether the database answers; waits some seconds for a server that restarts."""
         for _ in range(_RECOVERY_TRIES):
             try:

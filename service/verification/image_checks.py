@@ -70,7 +70,7 @@ async def _list_rows(context: Context, bad_blocks: list[int]) -> AsyncIterator[S
             last = rows[-1].id
             yield rows
     except DATABASE_ERRORS as error:
-        if not await context.is_database_there():
+        if not await context.is_database_available():
             raise
         yield Problem("table images", f"its rows cannot be read by its primary key: {await context.explain(error)}")
         async with context.database.connection() as connection:
@@ -97,7 +97,7 @@ async def _list_blocks(context: Context, bad_blocks: list[int]) -> AsyncIterator
                     yield await _read_blocks(context, block, block + 1)
                 except DATABASE_ERRORS:
                     bad_blocks.append(block)
-                    if len(bad_blocks) > _MAX_BAD_BLOCKS or not await context.is_database_there():
+                    if len(bad_blocks) > _MAX_BAD_BLOCKS or not await context.is_database_available():
                         raise
 
 

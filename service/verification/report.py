@@ -121,7 +121,7 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
             async for problem in check:
                 yield problem
         except Exception as error:  # the other checks can still run
-            if not await context.is_database_there():
+            if not await context.is_database_available():
                 raise
             yield Problem(subject, f"the check could not be finished: {await context.explain(error)}")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyvips
 
-from worker.imaging.colour import convert, is_foreign
+from worker.imaging.colour import convert, needs_conversion
 from worker.imaging.vips import fetch_lines, premultiply, unpremultiply
 
 # The long side of the small copy is this to twice this, unless the picture is smaller.
@@ -32,7 +32,7 @@ def make_small_copy(image: pyvips.Image, profile: bytes | None) -> SmallCopy:
 
     It is averaged down by whole numbers, at half the cost of a fractional resize.
     """
-    if is_foreign(image, profile):
+    if needs_conversion(image, profile):
         # Decoded before it is converted, so that an error of the decoder is not taken for one of a profile.
         small = _shrink(premultiply(image) if image.hasalpha() else image)
         small = fetch_lines(pyvips.Region.new(small), small, small.height)

@@ -140,9 +140,9 @@ class PushWorker(Worker):
             and self._full_accounts
             and self._full_accounts <= self._shares.claim_limits().full_accounts
         ):
-            if (left_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
+            if (remaining_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
                 return
-            await self._wait_for_finished_job(left_s)
+            await self._wait_for_finished_job(remaining_s)
         if self._others_wakeup.done():
             wakeup, self._others_wakeup = self._others_wakeup, None
             await wakeup

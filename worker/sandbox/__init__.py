@@ -4,7 +4,7 @@
 - decoder.py is one decoder as the worker sees it, process.py its operating system process;
 - files.py opens pictures for decoders, in threads that may hang;
 - messages.py is the protocol, and validates results;
-- child_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
+- decoder_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
   the sandbox that it enters before it sees a picture.
 
 Why not a library: pebble, the one that ends a task past its time, keeps its processes on one shared pipe, polls ten

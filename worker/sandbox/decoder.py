@@ -105,7 +105,7 @@ class Decoder:
         self._submitted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_receiving = False  # all pending requests were sent to the process
-        self._began = 0.0  # with the first pending request
+        self._started_at = 0.0  # with the first pending request
 
     @property
     def in_flight(self) -> int:
@@ -119,7 +119,7 @@ class Decoder:
     @property
     def current_s(self) -> float:
         """Seconds since it began to work on its first request."""
-        return time.monotonic() - self._began if self._pending and self._is_receiving else 0.0
+        return time.monotonic() - self._started_at if self._pending and self._is_receiving else 0.0
 
     @property
     def is_backing_off(self) -> bool:
@@ -157,7 +157,7 @@ class Decoder:
         """Runs until no request is pending, and a process of low priority has been replaced."""
         try:
             while self._pending or self.process.has_low_priority:
-                await self._wait_for_request(self.process.low_priority_left_s)
+                await self._wait_for_request(self.process.low_priority_remaining_s)
                 if not self._pending:
                     await self.process.stop()
                 await self.start()
@@ -184,14 +184,14 @@ class Decoder:
 
     async def _receive_all(self) -> None:
         """Returns when no request is pending, or when the process has failed or was replaced."""
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self._is_receiving = True
         try:
             while self._pending:
                 async with asyncio.timeout(self._timeout_s):
                     result, seconds = await self._receive()
                 self._finish(result, seconds)
-                if self._is_worn_out():
+                if self._needs_replacement():
                     log.info("decoder.replaced", pictures=self._responses)
                     self._is_receiving = False
                     await self.process.stop()
@@ -214,7 +214,7 @@ class Decoder:
         self._responses += 1
         return result, min(response.seconds, self._timeout_s)
 
-    def _is_worn_out(self) -> bool:
+    def _needs_replacement(self) -> bool:
         limits = self._limits
         is_checked = self._responses % limits.memory_check_pictures == 0
         if is_checked and self.process.resident_bytes() > limits.max_resident_bytes:
@@ -232,7 +232,7 @@ class Decoder:
         # The kernel sends SIGBUS to a process that reads from a mapped file what the disk does not deliver.
         is_stall = (isinstance(error, TimeoutError) and was_idle) or exit_code == -signal.SIGBUS
         context = self._pending[0].context
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._started_at
         if is_stall:
             context.run(log.warning, "decoder.io_stalled", exit_code=exit_code, stderr=stderr)
             self._finish(ReadStalled("it waited for the disk or a core"), seconds)
@@ -249,7 +249,7 @@ class Decoder:
 
     def _finish(self, result: Result | Exception, seconds: float | None = None) -> None:
         pending = self._pending.popleft()
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         future = pending.result
         if not future.done():  # it was cancelled
             if isinstance(result, Exception):

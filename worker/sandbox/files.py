@@ -62,7 +62,7 @@ class PictureFiles:
         try:
             await self._wait(self.threads.submit(partial(self._read_each, pictures), _close_each))
         except TimeoutError:
-            self._note_hanging(pictures)
+            self._record_hanging(pictures)
             return False
         except OSError:
             return False
@@ -71,14 +71,14 @@ class PictureFiles:
     async def _open(self, pictures: Sequence[CandidatePaths]) -> Sequence[PictureFile]:
         if self._hanging and any(self._is_deferred(paths) for paths in pictures):
             raise DecoderUnavailable("its file does not open")
-        began: list[float] = []
+        started_at: list[float] = []
         try:
-            return await self._wait(self.threads.submit(partial(self._open_each, pictures, began), _close_each))
+            return await self._wait(self.threads.submit(partial(self._open_each, pictures, started_at), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            if began:  # otherwise other files hang, and no thread was free
-                self._note_hanging(pictures)
+            if started_at:  # otherwise other files hang, and no thread was free
+                self._record_hanging(pictures)
             raise DecoderUnavailable("its file does not open") from error
         except OSError as error:
             raise DecoderUnavailable(repr(error)) from error
@@ -101,7 +101,7 @@ class PictureFiles:
             return False
         return self.threads.is_half_used or self._hanging[paths[0]][1] > time.monotonic()
 
-    def _note_hanging(self, pictures: Sequence[CandidatePaths]) -> None:
+    def _record_hanging(self, pictures: Sequence[CandidatePaths]) -> None:
         """Each try may occupy a thread for good, so the wait before the next one doubles each time."""
         now = time.monotonic()
         if len(self._hanging) > MAX_CALLS:
@@ -110,9 +110,9 @@ class PictureFiles:
             since, _ = self._hanging.get(paths[0], (now - self._timeout_s, 0))
             self._hanging[paths[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[CandidatePaths], began: list[float]) -> Sequence[PictureFile]:
-        """Blocks. Opens all files or none. Appends the time to `began` when it starts. Raises OSError."""
-        began.append(time.monotonic())
+    def _open_each(self, pictures: Sequence[CandidatePaths], started_at: list[float]) -> Sequence[PictureFile]:
+        """Blocks. Opens all files or none. Appends the time to `started_at` when it starts. Raises OSError."""
+        started_at.append(time.monotonic())
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(_open_first(paths)) for paths in pictures]

@@ -81,7 +81,7 @@ class DecoderProcess:
         return self.pid == self._low_priority_pid
 
     @property
-    def low_priority_left_s(self) -> float:
+    def low_priority_remaining_s(self) -> float:
         """Seconds until the process may be replaced by one of ordinary priority; at most 0 if it may be now."""
         return self._low_priority_until - time.monotonic() if self.has_low_priority else 0.0
 
@@ -239,7 +239,7 @@ async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Pro
         sys.executable,
         "-P",  # import nothing from the folder where the worker was started
         "-m",
-        "worker.sandbox.child_main",
+        "worker.sandbox.decoder_main",
         str(os.getpid()),
         *args,
         stdin=requests.fileno(),

@@ -46,10 +46,10 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file with what is sent for it. `packed` is the body compressed by gzip."""
+    """A file with what is sent for it. `gzipped` is the body compressed by gzip."""
 
     body: bytes
-    packed: bytes
+    gzipped: bytes
     etag: str
 
 
@@ -83,10 +83,10 @@ async def _respond(request: web.Request, path: Path, media_type: str) -> web.Res
     if {tag.value for tag in request.if_none_match or ()} & {asset.etag, "*"}:
         response = web.Response(status=304, headers=_HEADERS)
     else:
-        is_packed = _GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
-        body = asset.packed if is_packed else asset.body
+        is_gzipped = _GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
+        body = asset.gzipped if is_gzipped else asset.body
         response = web.Response(body=body, content_type=media_type, charset="utf-8", headers=_HEADERS)
-        if is_packed:
+        if is_gzipped:
             response.headers[hdrs.CONTENT_ENCODING] = "gzip"
     response.etag = ETag(asset.etag, is_weak=True)
     return response

@@ -54,7 +54,7 @@ async def find(request: web.Request) -> web.Response:
             filters,
             after,
             limit + 1,  # one more than the page shows whether there is a next page
-            include=detail.large,
+            include=detail.include,
         )
     page = ImagePage([describe_ready(image, detail, service.settings.public_url) for image in images[:limit]], None)
     if len(images) > limit:

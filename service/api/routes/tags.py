@@ -51,7 +51,7 @@ async def _change(
     ids = request.match_info["id"]
     image_ids = parse_image_ids(ids)
     async with service.database.connection() as connection:
-        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.large)
+        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.include)
     return await changed_response(images, service, account, detail, as_list="," in ids)
 
 

@@ -83,15 +83,15 @@ class LocalRenditions:
     def _shard(self, image_id: ImageId) -> Path:
         return self.root / shard_of(image_id)
 
-    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+    async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         with storage_errors():
-            return await in_thread(self.threads, partial(self._find, key, is_whole))
+            return await in_thread(self.threads, partial(self._find, key, is_complete))
 
-    def _find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+    def _find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         path = self.path(key)
         try:
             file = read_file(path)
-            if is_whole(file):
+            if is_complete(file):
                 return file
         except FileNotFoundError:
             return None
@@ -105,9 +105,9 @@ class LocalRenditions:
             path.unlink()
         return None
 
-    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
         try:
-            return size_on_disk(self.path(key).stat()) if self._find(key, is_whole) else None
+            return size_on_disk(self.path(key).stat()) if self._find(key, is_complete) else None
         except FileNotFoundError:
             return None
 

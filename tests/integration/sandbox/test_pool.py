@@ -20,7 +20,7 @@ from tests.integration.sandbox.conftest import NewPool
 from tests.support.decoders import pid_of, start_request, until
 from tests.support.processes import is_alive
 from tests.support.samples import jpeg
-from worker.sandbox import child_main
+from worker.sandbox import decoder_main
 from worker.sandbox.decoder import DecoderFailed, DecoderLimits
 from worker.sandbox.messages import LENGTH, ProbeRequest, ReadError, Response, decode_response, encode_response
 from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
@@ -415,7 +415,7 @@ def test_deeply_nested_response_is_invalid() -> None:
 def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(1)
     folder = os.open("/", os.O_RDONLY)
-    assert isinstance(child_main.handle(request, [folder]), ReadError)
+    assert isinstance(decoder_main.handle(request, [folder]), ReadError)
     os.close(folder)
 
     def encode(*_: object, **__: object) -> None:
@@ -423,7 +423,7 @@ def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        child_main.handle(request, [0])
+        decoder_main.handle(request, [0])
 
 
 async def test_process_that_reads_no_requests_is_killed(picture: str) -> None:

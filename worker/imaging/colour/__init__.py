@@ -8,16 +8,16 @@ standard range.
 """
 
 from worker.imaging.colour.cicp import profile_of_code_points
-from worker.imaging.colour.convert import convert, is_foreign, mix_unknown_inks
+from worker.imaging.colour.convert import convert, convert_untagged_cmyk, needs_conversion
 from worker.imaging.colour.icc import gamma_profile, read_profile
 from worker.imaging.colour.interpretation import ICC_PROFILE
 
 __all__ = [
     "ICC_PROFILE",
     "convert",
+    "convert_untagged_cmyk",
     "gamma_profile",
-    "is_foreign",
-    "mix_unknown_inks",
+    "needs_conversion",
     "profile_of_code_points",
     "read_profile",
 ]

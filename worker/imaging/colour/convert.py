@@ -21,7 +21,7 @@ def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
 
     The bands of the result depend on the kind of image and the profile only.
     """
-    if not is_foreign(image, profile):
+    if not needs_conversion(image, profile):
         return image
     if not image.hasalpha():
         return _to_srgb(image, profile)
@@ -29,7 +29,7 @@ def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
     return _to_srgb(colour, profile).bandjoin(_eight_bits(image.extract_band(image.bands - 1)))
 
 
-def is_foreign(image: pyvips.Image, profile: bytes | None) -> bool:
+def needs_conversion(image: pyvips.Image, profile: bytes | None) -> bool:
     """Whether `convert` has to change the image: its colours are not stored as 8 bits of sRGB or grey."""
     colours = image.bands - bool(image.hasalpha())
     is_plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and colours in {1, 3}
@@ -82,7 +82,7 @@ def _eight_bits(alpha: pyvips.Image) -> pyvips.Image:
     return (alpha >> 8 if alpha.format == "ushort" else alpha).cast("uchar")
 
 
-def mix_unknown_inks(image: pyvips.Image) -> pyvips.Image:
+def convert_untagged_cmyk(image: pyvips.Image) -> pyvips.Image:
     """Returns RGB for CMYK without a CMYK profile, as browsers show it: each ink absorbs its share of the light.
 
     Returns any other image unchanged. 255 is a full ink.

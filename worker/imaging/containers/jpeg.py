@@ -24,7 +24,7 @@ _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16, 1 << 16
 
 
-class CutShort(Exception):
+class Truncated(Exception):
     """The file ends before its scans do."""
 
 
@@ -64,7 +64,7 @@ def _find_marker(read: Read, at: int) -> int:
 def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
     """Returns the number of scans up to the end of the picture, or `limit` if there are more.
 
-    The entropy-coded data of the first scan starts at `at`. Raises CutShort if the file ends before the picture does,
+    The entropy-coded data of the first scan starts at `at`. Raises Truncated if the file ends before the picture does,
     or has more markers than MAX_SEGMENTS.
     """
     scans = 1
@@ -73,14 +73,14 @@ def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
             return scans
         match = _SCAN_END.search(data, at)
         if match is None:
-            raise CutShort
+            raise Truncated
         at, marker = match.end(), data[match.end() - 1]
         if marker == EOI:
             return scans
         scans += marker == SOS
         if marker not in _MARKERS_WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2]))
-    raise CutShort
+    raise Truncated
 
 
 def write_app1(head: bytes, contents: bytes) -> bytes:

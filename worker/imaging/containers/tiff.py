@@ -134,10 +134,10 @@ def read_directory(read: Read, layout: Layout, at: int, *, max_entries: int) -> 
     count = layout.number(counted)
     size = layout.entry_bytes * min(count, max(max_entries, 0))
     table = read(size + layout.offset_bytes, start)
-    whole_bytes = min(size, len(table) // layout.entry_bytes * layout.entry_bytes)
-    entries = [*map(Entry._make, layout.entry_struct.iter_unpack(table[:whole_bytes]))]
-    is_whole = count <= max_entries and len(table) == size + layout.offset_bytes
-    return Directory(start, count, entries, layout.number(table[size:]) if is_whole else None)
+    complete_bytes = min(size, len(table) // layout.entry_bytes * layout.entry_bytes)
+    entries = [*map(Entry._make, layout.entry_struct.iter_unpack(table[:complete_bytes]))]
+    is_complete = count <= max_entries and len(table) == size + layout.offset_bytes
+    return Directory(start, count, entries, layout.number(table[size:]) if is_complete else None)
 
 
 def walk_directories(read: Read, layout: Layout, at: int) -> Iterator[Directory]:

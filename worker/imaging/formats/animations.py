@@ -39,7 +39,7 @@ def probe_frames(
     """
     height = image.get_page_height()
     pages = image.height // height
-    source.admit(image.width, height, pages)
+    source.check_size(image.width, height, pages)
     if pages == 1:
         return decode_picture(image, image.width, height)
     checked = min(pages, 1 + checked_pixels // (image.width * height))
@@ -63,9 +63,9 @@ def open_frames(
     if selection.number is not None:
         image = load(page=min(selection.number, pages) - 1)
     if selection.number is not None or not selection.all or pages == 1:
-        source.admit(image.width, image.height)
+        source.check_size(image.width, image.height)
         return original_from(image, keeps_alpha=keeps_alpha)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     delays = image.get("delay") if image.get_typeof("delay") else []
     delays = [*delays[:pages], *[_DEFAULT_DELAY_MS] * (pages - len(delays))]
     loop = image.get("loop") if image.get_typeof("loop") else 0

@@ -53,7 +53,7 @@ def _open(source: Source) -> _HeicFile:
     try:
         heif = pi_heif.open_heif(data)
         width, height = heif.size
-        source.admit(width, height)
+        source.check_size(width, height)
         pixels, mode, info = heif.data, heif.mode, heif.info
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError, IndexError) as error:
         raise Rejected("damaged-image") from error

@@ -14,8 +14,8 @@ import pyvips
 
 from service.images.probe import Rejected
 from worker.file_headers import SOF_MARKERS, Read, bytes_reader
-from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
-from worker.imaging.containers.jpeg import APP1, EOI, EXIF_HEAD, SOS, XMP_HEAD, CutShort, count_scans, segments
+from worker.imaging.colour import ICC_PROFILE, convert_untagged_cmyk
+from worker.imaging.containers.jpeg import APP1, EOI, EXIF_HEAD, SOS, XMP_HEAD, Truncated, count_scans, segments
 from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.format import DecodedPicture, Format, FrameSelection, Original
 from worker.imaging.formats.small_jpegs import decode_small
@@ -103,7 +103,7 @@ def read_jpeg(source: Source) -> JpegFile:
     stored = os.fstat(source.fd).st_size
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
     header = _read_header(partial(os.pread, source.fd) if data is None else bytes_reader(data))
-    source.admit(header.width, header.height)
+    source.check_size(header.width, header.height)
     file = JpegFile(source, header, data)
     if not header.single_scan:
         file.reject_truncated()
@@ -152,7 +152,7 @@ class JpegFile:
         return self._in_colour(image)
 
     def _in_colour(self, image: pyvips.Image) -> pyvips.Image:
-        return mix_unknown_inks(image) if self.header.components == 4 else image
+        return convert_untagged_cmyk(image) if self.header.components == 4 else image
 
     def reject_truncated(self) -> None:
         """Raises Rejected if the file ends before its last scan does, or has too many scans.
@@ -166,7 +166,7 @@ class JpegFile:
         with _mapped(fd) if data is None else nullcontext(data) as whole:
             try:
                 scans = count_scans(whole, self.header.pixels_at, _MAX_SCANS + 1)
-            except CutShort:
+            except Truncated:
                 raise Rejected("damaged-image") from None
         if scans > _MAX_SCANS:
             raise Rejected("probe-failed")

@@ -51,7 +51,7 @@ _MAX_PROFILES = 4
 def probe(source: Source) -> DecodedPicture:
     image = _load(source)
     pages = _count_frames(source.fd)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     return decode_picture(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
 
 
@@ -60,9 +60,9 @@ def open_original(source: Source, _: FrameSelection) -> Original:
 
 
 def _load(source: Source) -> pyvips.Image:
-    source.admit(*size_of(os.pread(source.fd, _SIZE_BYTES, 0)))
+    source.check_size(*size_of(os.pread(source.fd, _SIZE_BYTES, 0)))
     image = source.load(pyvips.Image.pngload_source, fail_on="truncated", access="sequential")
-    source.admit(image.width, image.height)
+    source.check_size(image.width, image.height)
     read = partial(os.pread, source.fd)
     return replace_profile(image, read_png_profile(chunks(read), read))
 

@@ -29,7 +29,7 @@ class Source:
     max_pixels: int
     _data: mmap.mmap | None = None
 
-    def admit(self, width: int, height: int, pages: int = 1) -> None:
+    def check_size(self, width: int, height: int, pages: int = 1) -> None:
         """Raises Rejected if that is too much to decode."""
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")

@@ -18,7 +18,7 @@ import pyvips
 
 from service.images.probe import Rejected
 from worker.file_headers import bytes_reader
-from worker.imaging.colour import ICC_PROFILE, convert, is_foreign, mix_unknown_inks
+from worker.imaging.colour import ICC_PROFILE, convert, convert_untagged_cmyk, needs_conversion
 from worker.imaging.containers.gif import Gif, read_gif
 from worker.imaging.containers.png import chunks
 from worker.imaging.containers.svg import START_TAG, decompress, read_root, to_utf8
@@ -84,9 +84,9 @@ def _open(source: Source) -> _Drawing:
     size = natural_size(root.attributes)
     if 0 in {size.width, size.height}:
         raise Rejected("damaged-image")  # nothing to show
-    source.admit(size.width, size.height)
+    source.check_size(size.width, size.height)
     pictures = find_pictures(document)
-    source.admit(pictures.pixels, 1)
+    source.check_size(pictures.pixels, 1)
     edits = [
         (root.start, root.end, _write_size(document[root.start : root.end], size)),
         *_convert_pictures(document, pictures.to_convert),
@@ -169,15 +169,15 @@ def _open_picture(picture: EmbeddedPicture) -> tuple[int, int, Callable[[], pyvi
         image = replace_profile(image, read_png_profile(chunks(read), read))
     # Browsers ignore the orientation of other formats.
     is_turned = picture.format_name in {"jpeg", "png"} and image_orientation(image) != 1
-    if picture.format_name in UNDECODED_FORMATS or is_turned or is_foreign(image, read_blob(image, ICC_PROFILE)):
+    if picture.format_name in UNDECODED_FORMATS or is_turned or needs_conversion(image, read_blob(image, ICC_PROFILE)):
         return image.width, image.height, partial(_to_srgb, image, is_turned=is_turned)
     return image.width, image.height, None
 
 
 def _to_srgb(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
     profile = read_blob(image, ICC_PROFILE)
-    if is_foreign(image, profile):
-        image = convert(mix_unknown_inks(image).copy_memory(), profile)
+    if needs_conversion(image, profile):
+        image = convert(convert_untagged_cmyk(image).copy_memory(), profile)
     return image.autorot() if is_turned else image
 
 

@@ -13,7 +13,7 @@ import pyvips
 from service.images.probe import MAX_PAGES, Rejected
 from worker.file_headers import Read, file_reader
 from worker.imaging.containers.tiff import HEAD_BYTES, SHORT, TYPES, Entry, Layout, read_header, walk_directories
-from worker.imaging.containers.tiff_contents import CutShort, read_contents
+from worker.imaging.containers.tiff_contents import Truncated, read_contents
 from worker.imaging.exif import read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
@@ -68,7 +68,7 @@ def open_original(source: Source, selection: FrameSelection) -> Original:
     pages = count_pages(image)
     if selection.number is not None and pages > 1:
         image = load(page=min(selection.number, pages) - 1)
-    source.admit(image.width, image.height)
+    source.check_size(image.width, image.height)
     return original_from(image, exif=source.fd)
 
 
@@ -94,7 +94,7 @@ def _loader(source: Source) -> Callable[..., pyvips.Image]:
             raise Rejected("too-many-pixels")
         if needs_full_scale(samples):
             first = load_stored(page=page)
-            source.admit(first.width, first.height)
+            source.check_size(first.width, first.height)
             white = full_scale(first)
         return as_integers(image, samples, white=white)
 
@@ -105,7 +105,7 @@ def _probe_pages(source: Source) -> DecodedPicture:
     load = _loader(source)
     image = load()
     pages = count_pages(image)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     if pages == 1:
         return decode_picture(image, image.width, image.height)
     try:
@@ -125,7 +125,7 @@ def _probe_unequal_pages(
     for page in range(1, pages):
         image = load(page=page)
         pixels += image.width * image.height
-        source.admit(pixels, 1)
+        source.check_size(pixels, 1)
         make_small_copy(image, None)
     return picture
 
@@ -138,11 +138,11 @@ def _reject_truncated(source: Source) -> None:
     try:
         size = os.fstat(source.fd).st_size
         contents = read_contents(file_reader(source.fd), size, max_pages=MAX_PAGES)
-    except CutShort:
+    except Truncated:
         raise Rejected("damaged-image") from None
     if kind := name_tiff(os.pread(source.fd, HEAD_BYTES, 0), contents):
         raise Rejected("unsupported-image", kind)
-    source.admit(1, 1, contents.pages)
+    source.check_size(1, 1, contents.pages)
 
 
 def _read_pages(fd: int) -> tuple[list[Samples], list[tuple[int, bytes]]]:

@@ -139,16 +139,16 @@ class Samples:
 
 def read_samples(tags: Tags) -> Samples:
     """Returns the samples of a page. Raises Rejected with the name of a kind that no decoder here supports."""
-    count = int(_one(tags, SAMPLES_PER_PIXEL, 1))
+    count = int(_first_value(tags, SAMPLES_PER_PIXEL, 1))
     subsampling = tags(_SUBSAMPLING, 2) or (2, 2)
     extra = tuple(map(int, tags(_EXTRA_SAMPLES, 32))) or None
     samples = Samples(
-        photometric=int(_one(tags, PHOTOMETRIC, Photometric.BLACK_IS_ZERO)),
+        photometric=int(_first_value(tags, PHOTOMETRIC, Photometric.BLACK_IS_ZERO)),
         count=count,
         bits=tuple(map(int, tags(BITS_PER_SAMPLE, 32))) or (1,),
-        format=int(_one(tags, _SAMPLE_FORMAT, _UNSIGNED)),
-        compression=int(_one(tags, COMPRESSION, 1)),
-        planar=count > 1 and _one(tags, PLANAR, 1) == 2,
+        format=int(_first_value(tags, _SAMPLE_FORMAT, _UNSIGNED)),
+        compression=int(_first_value(tags, COMPRESSION, 1)),
+        planar=count > 1 and _first_value(tags, PLANAR, 1) == 2,
         tiled=bool(tags(_TILE_WIDTH, 1)),
         extra=extra,
         subsampled=any(factor != 1 for factor in subsampling),
@@ -161,7 +161,7 @@ def read_samples(tags: Tags) -> Samples:
     return samples
 
 
-def _one(tags: Tags, tag: int, default: int) -> float:
+def _first_value(tags: Tags, tag: int, default: int) -> float:
     values = tags(tag, 1)
     return values[0] if values else default
 

@@ -27,7 +27,7 @@ from worker.imaging.small_copy import SMALL_PX
 
 def probe(source: Source) -> DecodedPicture:
     frames = _count_frames(source.fd)
-    source.admit(1, 1, frames)
+    source.check_size(1, 1, frames)
     load = _loader(source)
     image = load(n=-1)
     if image.height != frames * image.get_page_height():  # libwebp leaves out a frame that it cannot read
@@ -36,7 +36,7 @@ def probe(source: Source) -> DecodedPicture:
         picture = probe_frames(source, image, load_pages=lambda pages: load(n=pages))
         return replace(picture, has_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
-    source.admit(width, height)
+    source.check_size(width, height)
     scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
     if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
         image = load(scale=scale)
@@ -45,13 +45,13 @@ def probe(source: Source) -> DecodedPicture:
 
 def open_original(source: Source, selection: FrameSelection) -> Original:
     pages = _count_frames(source.fd)
-    source.admit(1, 1, pages)
+    source.check_size(1, 1, pages)
     load = _loader(source)
     image = load()
     if pages > 1:
         return open_frames(source, image, load, selection, pages=pages, keeps_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
-    source.admit(width, height)
+    source.check_size(width, height)
 
     def load_scaled(scale: float) -> pyvips.Image:
         # libwebp scales by averages. At twice the size no detail that is needed is lost.

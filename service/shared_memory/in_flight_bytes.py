@@ -20,7 +20,7 @@ _REGION_CELLS = 1 + 2 * SLOTS
 _REGION_BYTES = _CELL_BYTES * _REGION_CELLS
 
 
-class ArrivingBytes:
+class InFlightBytes:
     """`number` is the index of this process's region. The values of an earlier process in it are cleared."""
 
     def __init__(self, descriptor: int, number: int) -> None:
@@ -34,7 +34,7 @@ class ArrivingBytes:
         self._free = list(range(SLOTS))[::-1]
 
     @classmethod
-    def alone(cls) -> Self:
+    def unshared(cls) -> Self:
         """Returns the counter of a process that shares its memory with no other."""
         descriptor = create(1)
         try:

@@ -56,13 +56,13 @@ def main() -> None:
     responses.write(GREETING_TOKEN + encode_response(greeting))
     responses.flush()
     while (received := _receive(requests)) is not None:
-        began = time.monotonic()
+        started_at = time.monotonic()
         limits.extend_cpu_limit(timeout_s)
         token, request, files = received
         result = handle(request, files)
         for fd in files:
             os.close(fd)
-        response = Response.of(result, seconds=time.monotonic() - began, cpu_s=time.process_time())
+        response = Response.of(result, seconds=time.monotonic() - started_at, cpu_s=time.process_time())
         responses.write(token + encode_response(response))
         responses.flush()
 
