@@ -1,4 +1,4 @@
-"""The application: its resources, its middleware and every route."""
+"""The application: its resources, middleware and routes."""
 
 from __future__ import annotations
 
