@@ -126,7 +126,7 @@ returning delivery_stopped
 
 
 class AccountBeingDeleted(Exception):
-    """The deletion of this account has begun."""
+    """The deletion of this account has started."""
 
 
 async def suspend_account(connection: Connection, name: str, *, stop_delivery: bool | None) -> bool:
@@ -149,19 +149,19 @@ returning id
 
 
 async def resume_account(connection: Connection, name: str) -> None:
-    """Ends the suspension of an account, if it is suspended. Raises AccountUnknown and AccountBeingDeleted."""
+    """Undoes the suspension of an account. Raises AccountUnknown and AccountBeingDeleted."""
     if await connection.fetchval(_RESUME, name) is None:
         await _raise_refusal(connection, name)
 
 
 async def _raise_refusal(connection: Connection, name: str) -> NoReturn:
-    """Raises why a statement did not find the account."""
+    """Raises the reason why a statement did not change the account."""
     if await connection.fetchval("select count(*) from accounts where name = $1", name):
         raise AccountBeingDeleted(name)
     raise AccountUnknown(name)
 
 
-# After this commit no image is inserted for the account, so its deletion comes to an end.
+# After this commit no image is inserted for the account, so its deletion can finish.
 _START_DELETION = """
 update accounts set
     suspended_at = coalesce(suspended_at, now()), delivery_stopped = true,
@@ -172,9 +172,9 @@ returning id
 
 
 async def start_deletion(connection: Connection, account_id: AccountId) -> bool:
-    """Suspends the account for good. Returns False if it does not exist any more.
+    """Suspends the account permanently. Returns False if it no longer exists.
 
-    Takes the id, because another account may have the name by now.
+    Takes the id, because another account may have the same name by now.
     """
     return await connection.fetchval(_START_DELETION, account_id) is not None
 
@@ -285,9 +285,9 @@ async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> 
 
 
 class KeyRing:
-    """Finds the account of a key. Asks PostgreSQL once in `LOOKUP_TTL_S` for each key in use.
+    """Finds the account of a key. Queries PostgreSQL once in `LOOKUP_TTL_S` for each key in use.
 
-    Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
+    Cache misses share one query on one connection, so that a flood of invalid keys does not delay other requests.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:

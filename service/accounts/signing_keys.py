@@ -1,4 +1,6 @@
-"""Signing keys: the secrets with which an account's owner signs URLs. Two can be live at once, for a rotation."""
+"""Signing keys: the secrets with which the owner of an account signs URLs. Two can be active at a time, for a
+rotation.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class SigningKey:
 
 
 class TooManySigningKeys(Exception):
-    """The account has `MAX_ACTIVE` live keys already."""
+    """The account has `MAX_ACTIVE` active keys already."""
 
 
 # The statement before locks the account, so no concurrent transaction can add a key that this count misses.

@@ -52,8 +52,8 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     click.echo(f"Account {name!r} is deleted.", err=True)
     if missing:
         click.echo(
-            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers look for them within"
-            " a minute.",
+            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers search for them"
+            " within a minute.",
             err=True,
         )
 
