@@ -1,4 +1,4 @@
-"""Images with the delivery policies of their accounts, cached for some seconds."""
+"""A cache of images and of the delivery policies of their accounts, for some seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServedImage:
 
 
 class ServedImageCache:
-    """Caches images and policies apart. Lookups that miss the cache share their queries."""
+    """Caches images and policies separately. Cache misses share their queries."""
 
     def __init__(self, database: Database) -> None:
         self._images: ExpiringCache[ImageId, Image] = ExpiringCache(_MAX_ENTRIES)
@@ -38,7 +38,7 @@ class ServedImageCache:
         self.policy_lookups: Batcher[AccountId, Policy | None] = Batcher(partial(_find_policies, database))
 
     async def find(self, image_id: ImageId) -> ServedImage | None:
-        """Returns the image, in whatever state and of whatever account, or None if it does not exist."""
+        """Returns the image, in any state and of any account, or None if it does not exist."""
         image = self._images.get_entry(image_id) or await self._find_image(image_id)
         if image is None:
             return None

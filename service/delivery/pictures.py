@@ -48,7 +48,7 @@ class PictureRequest:
     `raw_query` are as received, because signatures are. `accepted` are the negotiated formats that the client accepts.
 
     Finding the picture sets the last two fields: `valid_until` is the monotonic time until which everything that was
-    looked up holds, and `varies_by_accept` says whether the response depends on Accept, errors included.
+    looked up is valid, and `varies_by_accept` says whether the response, also an error, depends on Accept.
     """
 
     context: DeliveryContext
@@ -65,9 +65,9 @@ class PictureRequest:
 
 
 async def find_picture(request: PictureRequest) -> ServedPicture:
-    """Returns the picture, and puts it into the memory cache.
+    """Returns the picture, and adds it to the memory cache.
 
-    Raises what the parameters, the signature, the state of the image and a new rendition may fail with.
+    Raises the errors of the parameters, the signature, the state of the image and a new rendition.
     """
     cache = request.context.memory_cache
     generation = cache.generation
@@ -93,7 +93,7 @@ async def _find_image(request: PictureRequest) -> ServedImage:
 
 
 async def _look_up(request: PictureRequest, image_id: ImageId) -> ServedImage | None:
-    """Returns None, and counts that for the address, if there is no such image. Raises `too-many-misses`."""
+    """Returns None if there is no such image, and counts that for the address. Raises `too-many-misses`."""
     served = await request.context.image_cache.find(image_id)
     if served is None or served.image.state == "failed":
         await request.context.not_found_limiter.count(request.address)
@@ -203,7 +203,9 @@ async def _find_original(
 
 
 async def _get_file(request: PictureRequest, served: ServedImage, order: RenderOrder, seconds: float) -> StoredFile:
-    """Returns the file that is ordered, once it is made. Signed URLs are the account's own: no address is charged."""
+    """Returns the file of an order as soon as it exists. A signed URL is the account's own, so no address is
+    charged.
+    """
     address = None if request.is_signed else client_network(request.address)
     return await request.context.renditions.get(
         order, Requester(served.image.account_id, address), seconds=seconds, request_id=request.request_id
@@ -211,7 +213,7 @@ async def _get_file(request: PictureRequest, served: ServedImage, order: RenderO
 
 
 async def _content_encoding(image: Image, stored: StoredFile, threads: Executor) -> dict[str, str]:
-    """Returns the header without which browsers do not show an SVG that is stored compressed (svgz)."""
+    """Returns the header that browsers need to show an SVG that is stored compressed (svgz)."""
     is_compressed = image.format == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
     return {"Content-Encoding": "gzip"} if is_compressed else {}
 
@@ -219,7 +221,9 @@ async def _content_encoding(image: Image, stored: StoredFile, threads: Executor)
 def _describe_rendition(
     request: PictureRequest, order: RenderOrder, stored: StoredFile, headers: dict[str, str], caching: CachePolicy
 ) -> ServedPicture:
-    """ETag and Last-Modified come from the rendition, which may be made anew, and not from its original."""
+    """ETag and Last-Modified come from the rendition, not from its original, because a rendition may be rendered
+    again.
+    """
     return _describe(
         (order.image_id,) if order.watermark_id is None else (order.image_id, order.watermark_id),
         stored,

@@ -14,7 +14,7 @@ from service.errors import ServiceError
 log = structlog.get_logger("service")
 
 _REPEAT_S = 60.0
-# An outage ends with a check that passes, if no call has failed for this long. The time doubles with each outage that
+# An outage ends when a check passes and no call has failed for this long. The time doubles with each outage that
 # follows another one within a minute.
 _QUIET_S = 2.0
 _MAX_QUIET_S = 32.0
@@ -23,7 +23,7 @@ _REPORTED = frozenset({"database-unavailable", "queue-unavailable", "storage-una
 
 
 class Outage:
-    """The outage of one dependency, as this process sees it. Code that meets an error of the dependency reports it."""
+    """The outage of one dependency, as this process sees it. Code that gets an error from the dependency reports it."""
 
     def __init__(self, name: str, explain: Callable[[BaseException], str]) -> None:
         self.explain = explain
@@ -40,7 +40,7 @@ class Outage:
         return self._started_at is not None
 
     def report(self, error: BaseException) -> None:
-        """Begins an outage, or counts a failure of the current one."""
+        """Starts an outage, or counts a failure of the current one."""
         now = self._failed_at = time.monotonic()
         self._failures += 1
         if self._started_at is None:
@@ -52,7 +52,7 @@ class Outage:
             self._log(error, now, seconds=round(now - self._started_at), failures=self._failures)
 
     def report_success(self) -> None:
-        """Ends the outage, unless calls that the check does not cover still fail."""
+        """Ends the outage after a check that passed, unless calls that the check does not cover still fail."""
         now = time.monotonic()
         if self._started_at is None or now - self._failed_at < self._quiet_s:
             return
@@ -63,7 +63,7 @@ class Outage:
     def _log(self, error: BaseException, now: float, **fields: object) -> None:
         self._logged_at = now
         if not structlog.is_configured():
-            return  # a command line, which prints errors in its own words
+            return  # a command, which prints errors itself
         log.warning(f"{self._name}.unavailable", reason=self.explain(error), error=repr(error), **fields)
 
 

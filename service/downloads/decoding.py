@@ -1,4 +1,4 @@
-"""Content codings (RFC 9110, section 8.4.1) that an origin applies although the request accepts none.
+"""Decodes content codings (RFC 9110, section 8.4.1), which some origins apply although the request accepts none.
 
 aiohttp's own decoding knows neither `x-gzip` nor a second coding.
 """
@@ -57,7 +57,7 @@ async def _inflate(chunks: AsyncIterator[bytes], inflater: _Inflater) -> AsyncIt
 
 
 class _Inflater:
-    """Decodes gzip, of one member or several, or deflate. It skips bytes behind the end, as gzip and browsers do."""
+    """Decodes gzip, of one member or several, or deflate. It skips bytes after the end, as gzip and browsers do."""
 
     def __init__(self, coding: str) -> None:
         self._gzip = coding in _GZIP
