@@ -1,7 +1,7 @@
-"""Responses to GET from memory, before routing and middleware, which would be half of their cost.
+"""Responds to GET from memory, without routing and middleware, which would be half of the cost.
 
-Only for the requests that are most of a page's: GET for a whole file, over a connection that stays open. Every other
-request, e.g. one with a Range, goes to the application, which finds the same file.
+It handles only the most frequent requests of pages: GET for a whole file, over a connection that stays open. All
+others, e.g. one with a Range, go to the application, which finds the same file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from service.telemetry.metrics import metrics
 from service.telemetry.requests import choose_request_id, log_request
 
 _FLUSH_INTERVAL_S = 0.2
-# Headers of requests that only the application can answer.
+# Headers of requests that only the application can handle.
 _SPECIAL_HEADERS = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
 
 class CachedFile(Protocol):
-    """A file in memory with the headers of its response. `head` is filled at its first response, and reused."""
+    """A file in memory with the headers of its response. The first response fills `head`, and later ones reuse it."""
 
     head: bytes
 
@@ -58,7 +58,7 @@ class FastPath:
         self._tallies = [metrics.requests.tally("GET", route, 200) for route in routes]
 
     async def run(self) -> None:
-        """Adds what was counted to the metrics at intervals, until cancelled."""
+        """Adds the counts to the metrics at intervals, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(_FLUSH_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Finds the reason why a program ended, in its log."""
+"""Finds the reason why a program exited, in its log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_INTERVAL_S = 0.005
 _SEVERE = re.compile(r".*?\b(?P<severity>PANIC|FATAL|ERROR):\s+(?P<message>.+)")
 _DETAIL = re.compile(r".*?\bDETAIL:\s+(?P<message>.+)")
 _ORDINARY = re.compile(r".*?\b(LOG|HINT|CONTEXT|STATEMENT|WARNING|NOTICE|DETAIL):\s+")
-# The answer to a client that connects while the server starts or stops: not a reason.
+# The response to a client that connects while the server starts or stops: not a reason.
 _ABOUT_CLIENTS = "the database system is "
 # Valkey: "22289:M 29 Nov 2026 20:11:33.983 # message".
 _VALKEY = re.compile(r"[0-9]+:[A-Z] [0-9A-Za-z :.]+ [#*.-] ")

@@ -36,7 +36,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
             # SIGTERM: an API process whose parent was killed still finishes its requests.
             supervisor.start(api_programs(listener, settings, os.environ, death_signal=signal.SIGTERM))
             if not supervisor.wait_until(lambda: listening.get(listener, "/healthz").status == 200, _START_TIMEOUT_S):
-                raise StartError(f"The API does not answer after {_START_TIMEOUT_S} s")
+                raise StartError(f"The API does not respond after {_START_TIMEOUT_S} s")
             supervisor.run()
         except Stopped:
             pass
