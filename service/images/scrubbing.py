@@ -1,4 +1,4 @@
-"""The state of the background scrub: lease, progress and damaged images. Times are of PostgreSQL's clock."""
+"""The state of the background scrub: lease, progress and damaged images. Times are from PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE_COST = 64 << 10
 
 
 class ScrubLease(NamedTuple):
-    """The round as its holder sees it. `age_s` is None before the first round."""
+    """The state of the current round for its holder. `age_s` is None before the first round."""
 
     age_s: float | None
     is_over: bool
@@ -21,7 +21,7 @@ class ScrubLease(NamedTuple):
     done_cost: int
 
 
-# Returns no row while another worker holds the lease. A lease that ends too late was written before the clock of
+# Returns no row while another worker holds the lease. A lease that expires too late was written before the clock of
 # PostgreSQL was set back.
 _ACQUIRE = """
 insert into scrub (holder, held_until) values ($1, now() + $2::float8 * interval '1 second')

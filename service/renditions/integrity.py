@@ -1,7 +1,7 @@
-"""Whether the file of a rendition is complete.
+"""Checks whether the file of a rendition is complete.
 
-Renditions are not synced, so a power cut may leave a truncated file under its final name. Every format states where it
-ends; a file that ends elsewhere is not served, and is made again. Only a few bytes of a file are read.
+Renditions are not synced, so a power cut may leave a truncated file under its final name. Every format defines its end;
+a file that ends elsewhere is not served, and is rendered again. Only a few bytes of a file are read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Renditions: found on disk, or made by a worker, once for all requests that want one at the same time."""
+"""Finds renditions on disk, or has a worker render them, once for all concurrent requests of a rendition."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from service.telemetry.metrics import metrics
 
 # Every process subscribes to this channel.
 _DELETIONS_CHANNEL = "daguerre:renditions"
-# A rendition that could not be made is not tried again for this long.
+# A rendition that failed is not retried for this long.
 _REFUSAL_TTL_S = 30.0
 _MAX_REFUSALS = 10_000
 _PUBLISH_TIMEOUT_S = 1.0
-# A rendition in flight takes a slot for each token that it costs, so the slots are seconds that the next one waits.
-# Alone, an address gets at most a quarter of them, and an account three quarters. One rendition takes at most a quarter
-# of the free slots: else a single expensive one could take all, and all others would be `busy`.
+# A rendition in flight takes a slot for each token that it costs, so the slots measure the time that the next one
+# waits. Without others, an address gets at most a quarter of them, and an account three quarters. One rendition takes
+# at most a quarter of the free slots: otherwise an expensive one could take all, and all others would be `busy`.
 _ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
 _MAX_PART_OF_FREE = 4
-# Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
+# Waiting connections are cheaper than renditions. At most half of them may wait for one rendition.
 _REQUESTS_PER_SLOT, _RENDITION_WEIGHT = 16, 1.0
 _SHARE_EXCEEDED_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """What a ServiceError is made of. An exception that is raised twice would collect tracebacks."""
+    """The fields of a ServiceError. An exception that is raised again would collect tracebacks."""
 
     code: str
     message: str
 
 
 class Invalidates(Protocol):
-    """A cache of images, or of what was made of them."""
+    """A cache of images, or of data derived from them."""
 
     def invalidate(self, image_ids: Iterable[ImageId]) -> None: ...
 
@@ -63,7 +63,7 @@ class Invalidates(Protocol):
 
 
 class Renditions:
-    """One for each process. `caches` forget the images that any process deletes.
+    """One for each process. `caches` drop the images that any process deletes.
 
     `wait_s` bounds the wait for a rendition. Uses are written to the database every `usage_interval_s`.
     """
@@ -115,9 +115,9 @@ class Renditions:
             yield self
 
     async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> StoredFile:
-        """Returns the file as soon as it is stored.
+        """Returns the file, as soon as it is stored.
 
-        The first request for a new rendition pays for the seconds that a decoder will take. Raises
+        The first request for a new rendition is charged for the decoder's time, `seconds`. Raises
         `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and the worker's error.
         """
         key = RenditionKey(order.image_id, order.digest)
@@ -141,14 +141,14 @@ class Renditions:
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
         """Removes deleted images from the caches of this process, and publishes that to all processes."""
         self._invalidate(image_ids)
-        with suppress(*UNAVAILABLE, TimeoutError):  # processes without Redis trust their caches for a short time only
+        with suppress(*UNAVAILABLE, TimeoutError):  # without Redis, caches of other processes expire soon
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 await publish(self._redis, _DELETIONS_CHANNEL, [ImagesDeleted(list(image_ids))])
 
     async def _charge_and_start(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, seconds: float, request_id: str
     ) -> asyncio.Task[StoredFile]:
-        """Debits the rendition and starts it, unless another request has started it meanwhile."""
+        """Charges the rendition and starts it, unless another request has started it meanwhile."""
         _check_slots(self._in_flight, _slot_weights(requester))
         try:
             await self._cost_limiter.charge(key, requester, seconds)
@@ -177,7 +177,7 @@ class Renditions:
         return task
 
     async def _wait(self, key: RenditionKey, order: RenderOrder, job: RenderJob) -> StoredFile:
-        """Goes on if all its requests are gone, since the worker may have begun."""
+        """Continues after all its requests are gone, because the worker may have started."""
         try:
             stored = await self.waiter.wait(key, job, partial(self._check, key, order), timeout_s=self.wait_s)
         finally:
@@ -240,7 +240,9 @@ class Renditions:
 
 
 def _slot_weights(requester: Requester) -> dict[Hashable, float]:
-    """Returns the holders of a slot with their weights. A signed URL is the account's own: no address holds it."""
+    """Returns the holders of a slot with their weights. A signed URL is the account's own, so no address is a
+    holder.
+    """
     weights: dict[Hashable, float] = {requester.account_id: _ACCOUNT_WEIGHT}
     if requester.address is not None:
         weights[requester.address] = _ADDRESS_WEIGHT
@@ -273,6 +275,6 @@ def _acquire(slots: SharedSlots, weights: Mapping[Hashable, float], count: int =
 
 
 def _retrieve_error(task: asyncio.Task[StoredFile]) -> None:
-    """Keeps asyncio from logging an error whose requests have gone."""
+    """Keeps asyncio from logging an error after all requests are gone."""
     if not task.cancelled():
         task.exception()

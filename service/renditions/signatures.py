@@ -17,7 +17,7 @@ from service.errors import ServiceError
 
 _URL = re.compile(r"(?P<origin>https?://[^/?#\s]+)?(?P<target>/(?!/).*)", re.IGNORECASE)
 
-# What browsers and HTTP libraries send unchanged. They encode everything else, e.g. the apostrophe of a query.
+# Characters that browsers and HTTP libraries send unchanged. They encode all others, e.g. the apostrophe of a query.
 _SENT_UNCHANGED = re.compile(r"(?:[A-Za-z0-9._~!$&()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
 _UNIX_TIME = re.compile(r"[0-9]{1,11}")
@@ -51,7 +51,7 @@ def sign(target: str, secret: str, *, expires: int | None = None) -> str:
 
 
 def is_signed(raw_target: str) -> bool:
-    """Returns whether there is a signature, valid or not."""
+    """Returns whether the target has a signature, valid or not."""
     return "signature" in map(_name, _split(raw_target)[1])
 
 
@@ -103,5 +103,5 @@ def _name(parameter: str) -> str:
 
 
 def _to_wire(text: str) -> bytes:
-    """Returns the bytes on the wire: those that are not UTF-8 reach an application as surrogates."""
+    """Returns the bytes on the wire. Those that are not UTF-8 reach an application as surrogates."""
     return text.encode(errors="surrogateescape")
