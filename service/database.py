@@ -79,9 +79,9 @@ def is_server_error(error: Exception) -> bool:
 
 
 # Every statement finds its rows by an index, and searches need the order of the index, for all values of the
-# parameters. So each plan is made once, because planning takes longer than most statements run. These settings also
-# give the right plan before the first ANALYZE, when the planner would read a small table as a whole or sort a bitmap of
-# all matches.
+# parameters. So each statement is planned once, because planning takes longer than most statements run. These settings
+# also give the right plan before the first ANALYZE, when the planner would scan a small table or sort a bitmap of all
+# matches.
 _PLANNING = """
 set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
@@ -95,8 +95,8 @@ async def _set_planning(connection: Connection) -> None:
 
 
 async def _skip_reset(_: Connection) -> None:
-    """Replaces asyncpg's reset, a round trip at each release: no code changes the session, so there is nothing to
-    reset.
+    """Replaces asyncpg's reset, which is a round trip at each release. No code changes the session, so there is nothing
+    to reset.
     """
 
 
@@ -145,7 +145,7 @@ class Database:
                     connection.terminate()  # its state is undefined after the server closed it
                     raise
         except _UNAVAILABLE as error:
-            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, and not of the server
+            if not isinstance(error, asyncpg.TransactionRollbackError):  # a conflict of two transactions, not an outage
                 DATABASE.report(error)
             raise ServiceError("database-unavailable") from error
         except asyncpg.PostgresError as error:

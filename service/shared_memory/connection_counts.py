@@ -27,7 +27,7 @@ class ConnectionCounts:
 
     @classmethod
     def unshared(cls) -> Self:
-        """Returns the counter of a process that shares its socket with no other."""
+        """Returns the counter of a process that does not share its socket."""
         descriptor = create(1)
         try:
             return cls(descriptor, 0)

@@ -1,4 +1,4 @@
-"""Admits a body, reserves its bytes of what the account may still store, and streams it to a file."""
+"""Admits a body, reserves its bytes in the account's quota, and streams it to a file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from service.shared_memory.in_flight_bytes import InFlightBytes
 from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
 
-# A write costs a switch of threads whatever its size, so chunks are gathered. Times the uploads in flight, this is a
-# good part of the memory that bodies take (`./run bench memory` prints the peak).
+# Each write costs a thread switch, so chunks are gathered. Multiplied by the uploads in flight, this is a large part of
+# the memory of bodies (`./run bench memory` prints the peak).
 _WRITE_BYTES = 256 * 1024
 
 
@@ -42,7 +42,7 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True)
 class AdmittedBody:
-    """What an admitted body holds until the block ends: a slot, and bytes of its account."""
+    """The resources that an admitted body holds until the block ends: a slot, and reserved bytes of its account."""
 
     slots: PreemptibleSlots
     slot: PreemptibleSlot
@@ -70,11 +70,11 @@ class Upload:
 async def receive(
     chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None = None
 ) -> Upload:
-    """Streams a body to disk, hashing and counting on the way. Without `body` only `limits` apply.
+    """Streams a body to disk, and hashes and counts it. Without `body`, only `limits` apply.
 
     Raises `empty-body`, `upload-too-large` at the first byte over the limit, `quota-exceeded` at the first byte that
     the account has no room for, `upload-timeout` if the sender pauses or takes too long or is slower than the minimum
-    pace, `busy` if another body takes its slot, and what `chunks` raises. Then no file is left behind.
+    pace, `busy` if another body takes its slot, and what `chunks` raises. No file is left behind after an error.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
@@ -124,10 +124,11 @@ def too_large(max_bytes: int) -> ServiceError:
     return ServiceError("upload-too-large", f"The picture is larger than this server accepts: {max_bytes} bytes.")
 
 
-# This part of the account's remaining bytes may be reserved unchecked: what others have stored since is not known.
+# Only a quarter (1 / this) of the account's remaining bytes may be reserved without a check, because other processes
+# may have stored images since.
 _UNCHECKED_PART = 4
 _NEAR_QUOTA_TTL_S = 1.0
-# How long a repeat waits for its turn, and how often it checks whether another process has released bytes.
+# How long a repeated request waits for its turn, and how often it checks whether another process has released bytes.
 _MAX_TURN_WAIT_S = 10.0
 _TURN_POLL_INTERVAL_S = 0.25
 
@@ -136,8 +137,8 @@ _TURN_POLL_INTERVAL_S = 0.25
 class _AccountTotal:
     """The reservations of one account in this process.
 
-    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. `turn` is
-    held by the repeat that waits for `released`.
+    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. The
+    repeated request that waits for `released` holds `turn`.
     """
 
     reserved: int = 0
@@ -166,7 +167,7 @@ class Reservation:
     async def cover(self, size: int) -> None:
         """Grows the reservation to `size` bytes.
 
-        Raises `quota-exceeded`, `busy` for a repeat that gets no turn, and `database-unavailable` if nothing is known.
+        Raises `quota-exceeded`, `busy` for a repeated request that gets no turn, and `database-unavailable`.
         """
         more = size - self.size
         if more <= 0:
@@ -179,7 +180,7 @@ class Reservation:
             await self._cover_repeat(more, self._key)
 
     def hand_over(self) -> None:
-        """Releases the bytes because the body is about to have a row, which the quota is decided on."""
+        """Releases the bytes before the row is inserted, which decides the quota."""
         self._total.stored += self.size
         self._total.limit -= self.size
         self.release()
@@ -211,11 +212,11 @@ class Reservation:
         try:
             account = await self._reservations.load_account(self.account.id)
         except ServiceError:
-            if self._sum(more) <= self._total.limit:  # bodies go on while the database is away
+            if self._sum(more) <= self._total.limit:  # bodies continue while the database is unavailable
                 return True
             raise
-        # Rows that were inserted during the query may or may not be in its result: they are no reason to refuse now,
-        # and count from now on.
+        # Rows that were inserted during the query may or may not be in its result. They are no reason to refuse this
+        # body, but count for later ones.
         remaining, reserved = account.remaining_bytes - (self._total.stored - stored), self._sum(more)
         is_far = reserved <= remaining // _UNCHECKED_PART
         self._total.limit = remaining // _UNCHECKED_PART if is_far else remaining
@@ -223,7 +224,9 @@ class Reservation:
         return reserved <= account.remaining_bytes
 
     async def _cover_repeat(self, more: int, key: IdempotencyKey) -> None:
-        """Does what `cover` does. An image that has the key already may fill the account: it is no reason to refuse."""
+        """Like `cover`, for a repeated request. The image that already has the key may fill the account, which is no
+        reason to refuse.
+        """
         try:
             async with asyncio.timeout(_MAX_TURN_WAIT_S), self._total.turn:
                 while not await self._repeat_fits(more, key):
@@ -238,7 +241,9 @@ class Reservation:
             raise ServiceError("busy") from None
 
     async def _repeat_fits(self, more: int, key: IdempotencyKey) -> bool:
-        """Returns whether it fits beside all reservations. Raises `quota-exceeded` if it would not fit alone."""
+        """Returns whether it fits in addition to all reservations. Raises `quota-exceeded` if it would not fit without
+        them.
+        """
         account = await self._reservations.load_account(self.account.id)
         size, room = self.size + more, account.remaining_bytes
         if size > room:
@@ -249,14 +254,14 @@ class Reservation:
 
 
 class Reservations:
-    """The reservations of one process: bytes of bodies in flight, held against what their account may still store.
+    """The reservations of one process: bytes of bodies in flight, which count against the quota of their account.
 
     A body reserves its declared length, or grows its reservation as it arrives. While an account's reservations are
-    within a quarter of its remaining bytes of some seconds ago, the database is not asked. Beyond that it is, about
-    once a second for an account that is not full. The quota itself is decided when rows are inserted.
+    within a quarter of its cached remaining bytes, the database is not queried. Beyond that it is, about once a second
+    for an account that is not full. The insert of the row decides the quota itself.
 
-    Requests that repeat one another under an Idempotency-Key need no more room than one of them. Those that do not fit
-    beside each other take turns. `shared` has the reservations of the other processes on this machine.
+    Repeated requests with the same Idempotency-Key need no more room than one of them. Those that do not fit at the
+    same time take turns. `shared` has the reservations of the other processes on this machine.
     """
 
     def __init__(self, database: Database, shared: InFlightBytes) -> None:
@@ -270,7 +275,7 @@ class Reservations:
         return sum(total.reserved for total in self._by_account.values())
 
     def open(self, account: Account, key: IdempotencyKey | None) -> Reservation:
-        """Returns an empty reservation, to be closed. `account` is at most some seconds old."""
+        """Returns an empty reservation, which the caller closes. `account` is at most some seconds old."""
         total = self._by_account.get(account.id)
         if total is None:
             total = self._by_account[account.id] = _AccountTotal()
@@ -296,9 +301,9 @@ class Reservations:
 
 
 class Admission:
-    """Decides whether a client may send a body, before its first byte.
+    """Decides before the first byte of a body whether a client may send it.
 
-    While `results`, the replies to jobs, is not connected, jobs cannot be enqueued either.
+    `results` is the subscriber of job replies; while it is not connected, jobs cannot be enqueued either.
     """
 
     def __init__(self, settings: Settings, reservations: Reservations, results: Subscriber[Any]) -> None:
@@ -324,18 +329,20 @@ class Admission:
             raise
 
     async def download(self, account: Account, key: IdempotencyKey | None) -> AdmittedBody:
-        """The same for a file from a URL. Downloads have their own slots, so that slow origins do not block uploads."""
+        """Like `upload`, for a file from a URL. Downloads have their own slots, so that slow origins do not block
+        uploads.
+        """
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, None)
-            reservation.release()  # until its length is known, it blocks no other upload
+            reservation.release()  # until its length is known, it reserves nothing
             return self._admit(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
         except BaseException:
             reservation.close()
             raise
 
     async def reserve(self, reservation: Reservation, length: int | None) -> None:
-        """Reserves a file's declared length, if it has one; the bytes that arrive are counted in any case.
+        """Reserves a file's declared length, if it has one. The bytes that arrive are counted in any case.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
         """

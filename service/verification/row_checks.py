@@ -1,4 +1,4 @@
-"""Checks that the tables can be read, and what the rows say: pending images, counters, images that are expected."""
+"""Checks of the tables and their rows: pending images, counters, and expected images."""
 
 from __future__ import annotations
 
