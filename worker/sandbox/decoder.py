@@ -1,4 +1,4 @@
-"""One decoder as the worker sees it: its queue of requests, and which picture is to blame if its process fails."""
+"""One decoder on the worker's side: its queue of requests, and which picture is to blame if its process fails."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ _CLOSE_TIMEOUT_S = 3.0
 
 
 class DecoderFailed(Exception):
-    """The process crashed, timed out or sent an invalid response while it worked on a picture. It has been killed."""
+    """The process crashed, timed out or sent an invalid response while it worked on a picture. It was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """When a process is replaced, so that whatever a hostile picture has made of it ends, and how failures are judged.
+    """Limits after which a process is replaced, so that the effects of a hostile picture end, and rules to classify
+    failures.
 
-    The memory is what a process keeps between two pictures. It is checked after every `memory_check_pictures`.
+    The memory is what a process uses between two pictures. It is checked after every `memory_check_pictures`.
 
-    A process that timed out after computing for less than `io_stall_cpu_share` of its time was waiting for the disk.
-    The share is low, so that a picture that takes too long is recognised even if several decoders share a core.
+    A process that timed out after less than `io_stall_cpu_share` of the time on the CPU was waiting for the disk. The
+    share is low, so that a picture that takes too long is recognised even if several decoders share a core.
     """
 
     max_pictures: int = 10_000
@@ -46,7 +47,7 @@ class DecoderLimits:
     max_resident_bytes: int = 512 << 20
     memory_check_pictures: int = 64
     low_priority_s: float = LOW_PRIORITY_S
-    start_backoff_s: float = 1.0  # after a start that failed
+    start_backoff_s: float = 1.0  # after a failed start
     io_stall_cpu_share: float = 0.1
 
 
@@ -55,7 +56,7 @@ DEFAULT_LIMITS = DecoderLimits()
 
 @dataclass(slots=True)
 class Usage:
-    """The seconds that a request has taken: CPU time, or wall time if the decoder failed."""
+    """The duration of a request: CPU time, or wall time if the decoder failed."""
 
     seconds: float = 0.0
 
@@ -64,8 +65,8 @@ class Usage:
 class PendingRequest:
     """A request of the account that owns the picture.
 
-    `files` stay open until `result` is done. `context` is that of the caller, for the log: one task of the decoder
-    works for many callers.
+    `files` stay open until `result` is done. `context` is that of the caller, for the log, because one task of the
+    decoder serves many callers.
     """
 
     request: Request
@@ -80,7 +81,7 @@ class Decoder:
     """Sends requests to a process, which it starts on demand and replaces after a failure.
 
     The process handles requests in order, so the first one without a response is the one it is working on. Calls
-    `on_duration` with the seconds and the account of each request, and `on_idle` whenever it can take another one.
+    `on_duration` with the seconds and the account of each request, and `on_idle` when it can accept another one.
     """
 
     def __init__(
@@ -118,12 +119,12 @@ class Decoder:
 
     @property
     def current_s(self) -> float:
-        """Seconds since it began to work on its first request."""
+        """Seconds since it started to work on its first request."""
         return time.monotonic() - self._started_at if self._pending and self._is_receiving else 0.0
 
     @property
     def is_backing_off(self) -> bool:
-        """Its process could not be started lately: other decoders are preferred."""
+        """Whether its process recently failed to start, so that other decoders are preferred."""
         return time.monotonic() < self._backoff_until
 
     async def start(self) -> None:
@@ -135,8 +136,9 @@ class Decoder:
             self.missing = greeting.missing
 
     def submit(self, pending: PendingRequest) -> None:
-        """Sets the request's result. Its exception is DecoderFailed if the process failed on this picture,
-        DecoderUnavailable if none can be started, and ReadStalled if it waited for the disk until its time was up.
+        """Queues a request, and sets its result later. The exception is DecoderFailed if the process failed on this
+        picture, DecoderUnavailable if no process can be started, and ReadStalled if it waited for the disk until its
+        time limit.
         """
         self._pending.append(pending)
         self._submitted.set()
@@ -244,7 +246,7 @@ class Decoder:
             self._finish(DecoderFailed(), seconds)
 
     def _add_usage(self, seconds: float) -> None:
-        """Clamped to what the worker allows, whatever the process reports."""
+        """Adds seconds to the usage, clamped to what the worker allows, because the process may lie."""
         self._pending[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
 
     def _finish(self, result: Result | Exception, seconds: float | None = None) -> None:
