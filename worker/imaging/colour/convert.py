@@ -19,7 +19,7 @@ _SPACES = {
 def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
     """Returns an image in memory as 8-bit sRGB or grey, with its alpha.
 
-    The bands of the result depend on the kind of image and the profile only.
+    The bands of the result depend only on the kind of image and the profile.
     """
     if not needs_conversion(image, profile):
         return image
@@ -30,14 +30,16 @@ def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
 
 
 def needs_conversion(image: pyvips.Image, profile: bytes | None) -> bool:
-    """Whether `convert` has to change the image: its colours are not stored as 8 bits of sRGB or grey."""
+    """Returns whether `convert` changes the image, because its colours are not stored as 8 bits of sRGB or grey."""
     colours = image.bands - bool(image.hasalpha())
     is_plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and colours in {1, 3}
     return not is_plain or _interpret_for(image, colours, profile) is not None
 
 
 def _interpret_for(image: pyvips.Image, colours: int, profile: bytes | None) -> Interpretation | None:
-    """Returns what the profile means for these pixels; None if they are sRGB, or if the profile is of another space."""
+    """Returns what the profile means for these pixels; None if they are sRGB, or if the profile has another colour
+    space.
+    """
     if profile is None:
         return None
     meaning = interpret(profile)

@@ -1,4 +1,4 @@
-"""AVIF. libvips rotates and mirrors the picture as the container says."""
+"""AVIF. libvips applies the rotation and mirroring of the container."""
 
 from __future__ import annotations
 

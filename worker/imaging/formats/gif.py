@@ -35,7 +35,7 @@ def open_original(source: Source, selection: FrameSelection) -> Original:
 
 
 def _open(source: Source) -> tuple[Gif, Canvas]:
-    """Raises Rejected for a GIF without frames, and for one that ends inside of a block."""
+    """Opens a GIF. Raises Rejected if it has no frames, or ends inside a block."""
     data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
     try:
         gif = read_gif(data, max_frames=MAX_PAGES)
@@ -48,13 +48,13 @@ def _open(source: Source) -> tuple[Gif, Canvas]:
 
 
 def _check_size(source: Source, gif: Gif, frames: list[Frame]) -> None:
-    """Counts whole frames too, because they may be larger than the screen."""
+    """Checks the pixels of frames too, because frames may be larger than the screen."""
     source.check_size(gif.width, gif.height, len(frames))
     source.check_size(sum(frame.width * frame.height for frame in frames), 1)
 
 
 def _check_frames(gif: Gif, canvas: Canvas) -> None:
-    """Decodes the frames after the first one, up to MAX_CHECKED_PIXELS, to see that they are not damaged."""
+    """Decodes the frames after the first one, up to MAX_CHECKED_PIXELS, to check that they are not damaged."""
     pixels_left = MAX_CHECKED_PIXELS
     for frame in gif.frames[1:]:
         pixels_left -= frame.width * frame.height
