@@ -121,9 +121,9 @@ async def test_changed_file_is_found_again(
     find, changes = LocalRenditions.find, iter([change])
 
     async def find_and_change(
-        self: LocalRenditions, key: RenditionKey, is_whole: Callable[[StoredFile], bool]
+        self: LocalRenditions, key: RenditionKey, is_complete: Callable[[StoredFile], bool]
     ) -> StoredFile | None:
-        stored = await find(self, key, is_whole)
+        stored = await find(self, key, is_complete)
         match next(changes, None):
             case "evicted":
                 self.remove([key])

@@ -160,7 +160,7 @@ async def test_undead_processes_are_bounded(new_pool: NewPool, picture: str, mon
                     with pytest.raises(DecoderUnavailable, match="waited"):
                         await pool.probe(picture)
             async with asyncio.timeout(20):
-                with pytest.raises(DecoderUnavailable, match="do not die"):
+                with pytest.raises(DecoderUnavailable, match="still alive"):
                     await pool.probe(picture)
         assert all(is_alive(pid) for pid in undead)
     finally:
