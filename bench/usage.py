@@ -13,7 +13,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 # Words in a command line, and the part that they identify.
 _PARTS = (
-    ("worker.sandbox.child_main", "libvips"),
+    ("worker.sandbox.decoder_main", "libvips"),
     ("cli serve", "api"),
     ("cli worker", "worker"),
     ("bench.stub_worker", "worker"),

@@ -1,1 +1,1 @@
-"""The image service: domain modules, and its HTTP face in `service.api`."""
+"""The image service: domain modules, and the HTTP API in `service.api`."""

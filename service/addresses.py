@@ -18,7 +18,7 @@ _REFUSED_IPV4 = [
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # Azure's own, reachable from each of its machines
+        "168.63.129.16/32",  # Azure's platform services, reachable from every virtual machine
         "169.254.0.0/16",  # link-local, and the metadata services of clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments
@@ -65,7 +65,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AllowedAddresses:
-    """Addresses that an operator allows beside the public ones: whole networks, or one port of one address."""
+    """Addresses that an operator allows in addition to public ones: whole networks, or one port of one address."""
 
     networks: tuple[IPv4Network | IPv6Network, ...]
     endpoints: frozenset[tuple[IPv4Address | IPv6Address, int]]

@@ -28,18 +28,18 @@ _CANCEL_AGAIN_S = 0.2
 
 
 class Batcher(Generic[Item, Outcome]):
-    """Collects items while the previous batch is being written.
+    """Collects items while the previous batch is written.
 
     `write` gets up to `limit` items and returns an outcome for each, in order; an outcome that is an exception is
     raised to its submitter alone. If `write` raises a ServiceError, the whole batch gets it. After any other exception
     the items are written one by one. Callers that wait for their items bound the backlog.
 
-    A batch is written at once, unless `crowded` says that more items are about to come: then it waits for `gather_s`.
-    Each batch costs messages between processes whatever its size, and clients that are answered together come back
-    together, so that other batches grow too.
+    A batch is written at once, unless `crowded` returns True: then it waits `gather_s` for more items. A batch costs
+    the same messages between processes at any size. Clients that get their responses together send their next requests
+    together, so later batches grow too.
 
-    If a ServiceError took longer than `slow_s`, items that arrived meanwhile get it as well: a dependency that hangs is
-    not asked again for each batch of a backlog, whose last item would wait for all the timeouts.
+    If a ServiceError took longer than `slow_s`, items that arrived meanwhile get it as well. Otherwise each batch of a
+    backlog would wait for the timeout of a dependency that hangs, and the last item for all of them.
 
     Beyond `max_backlog` the oldest item is dropped, and its submitter cancelled.
     """
@@ -84,7 +84,7 @@ class Batcher(Generic[Item, Outcome]):
         return future
 
     async def run(self) -> None:
-        """Writes batches until cancelled. The owner of the batcher keeps this as its one task."""
+        """Writes batches until cancelled. The owner of the batcher runs it once, as a task."""
         try:
             while True:
                 await self._submitted.wait()
@@ -111,11 +111,11 @@ class Batcher(Generic[Item, Outcome]):
         if not batch:
             return
         outcomes: Sequence[Outcome | Exception]
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             outcomes = await self._write([item for item, _ in batch])
         except ServiceError as error:
-            if time.monotonic() - began > self._slow_s:
+            if time.monotonic() - started_at > self._slow_s:
                 batch = [*batch, *self._backlog]
                 self._backlog.clear()
             outcomes = [error] * len(batch)
@@ -135,11 +135,11 @@ class Batcher(Generic[Item, Outcome]):
 
 
 class WriteBehind(Generic[Item]):
-    """Writes records in batches after their requests were answered; nobody waits for one.
+    """Writes records in batches after the responses to their requests; nobody waits for a record.
 
     `write` may get an item twice. If it raises a ServiceError it is called again every `retry_s`. After any other
-    exception the items are written one by one, and those that fail are dropped. `on_error` gets every exception.
-    Beyond `max_backlog` the oldest items are dropped.
+    exception the items are written one by one, and those that fail are dropped. `on_error` gets every exception. Beyond
+    `max_backlog` the oldest items are dropped.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class WriteBehind(Generic[Item]):
 async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Owns a task for the length of a block."""
     task = asyncio.create_task(loop)
-    task.add_done_callback(_expect_cancelled)
+    task.add_done_callback(_terminate_on_error)
     try:
         yield
     finally:
@@ -214,8 +214,8 @@ async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
-def _expect_cancelled(task: asyncio.Task[None]) -> None:
-    """Ends the process if one of its tasks dies, since its clients would hang; its supervisor starts another."""
+def _terminate_on_error(task: asyncio.Task[None]) -> None:
+    """Terminates the process if a task fails, because its clients would hang; the supervisor restarts the process."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("task.died", exc_info=error)
         signal.raise_signal(signal.SIGTERM)

@@ -79,9 +79,9 @@ def is_server_error(error: Exception) -> bool:
 
 
 # Every statement finds its rows by an index, and searches need the order of the index, for all values of the
-# parameters. So each plan is made once, because planning takes longer than most statements run. These settings also
-# give the right plan before the first ANALYZE, when the planner would read a small table as a whole or sort a bitmap of
-# all matches.
+# parameters. So each statement is planned once, because planning takes longer than most statements run. These settings
+# also give the right plan before the first ANALYZE, when the planner would scan a small table or sort a bitmap of all
+# matches.
 _PLANNING = """
 set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
@@ -94,9 +94,9 @@ async def _set_planning(connection: Connection) -> None:
     await connection.execute(_PLANNING)
 
 
-async def _keep_session(_: Connection) -> None:
-    """Replaces asyncpg's reset, a round trip at each release: no code changes the session, so there is nothing to
-    reset.
+async def _skip_reset(_: Connection) -> None:
+    """Replaces asyncpg's reset, which is a round trip at each release. No code changes the session, so there is nothing
+    to reset.
     """
 
 
@@ -118,7 +118,7 @@ class Database:
             command_timeout=command_timeout_s,
             timeout=_ACQUIRE_TIMEOUT_S,
             init=_set_planning,
-            reset=_keep_session,
+            reset=_skip_reset,
             server_settings={"application_name": "daguerre"},
         )
         try:
@@ -145,7 +145,7 @@ class Database:
                     connection.terminate()  # its state is undefined after the server closed it
                     raise
         except _UNAVAILABLE as error:
-            if not isinstance(error, asyncpg.TransactionRollbackError):  # of two transactions, and not of the server
+            if not isinstance(error, asyncpg.TransactionRollbackError):  # a conflict of two transactions, not an outage
                 DATABASE.report(error)
             raise ServiceError("database-unavailable") from error
         except asyncpg.PostgresError as error:
@@ -167,7 +167,7 @@ async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Re
             await asyncio.sleep(0.5)
 
 
-class SchemaNewer(Exception):
+class SchemaTooNew(Exception):
     """The tables are those of a later version of Daguerre. The message is for the operator and says what to do."""
 
     def __init__(self, applied: int, known: int) -> None:
@@ -207,7 +207,7 @@ async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None
     """Creates or updates the tables if needed. Several processes may run it at once.
 
     `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
-    Raises SchemaNewer, and SettingsError for a server that is too old.
+    Raises SchemaTooNew, and SettingsError for a server that is too old.
     """
     schema = schema or Schema.load()
     connection = await _connect(url, patience_s)
@@ -231,7 +231,7 @@ async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Sc
         if applied == schema.version:
             return
         if applied > schema.version:
-            raise SchemaNewer(applied, schema.version)
+            raise SchemaTooNew(applied, schema.version)
         # A statement that waits for a table lock, e.g. behind a vacuum, makes all others wait behind it.
         await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
         await connection.execute(schema.text)

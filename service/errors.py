@@ -18,9 +18,9 @@ class ServiceError(Exception):
         super().__init__(f"{code}: {self.message}")
 
 
-def refuse_picture(code: str, kind: str | None) -> ServiceError:
-    """Returns the error of a file that was refused with `code`. `kind` names its kind, if that is known and no decoder
-    supports it, e.g. "12-bit JPEG".
+def picture_error(code: str, kind: str | None) -> ServiceError:
+    """Returns the error of a picture that was refused with `code`. `kind` names an unsupported kind of picture, e.g.
+    "12-bit JPEG"; None means that it is unknown or supported.
     """
     return ServiceError(code, None if kind is None else f"{kind} is not supported; send {FORMATS}.")
 

@@ -1,4 +1,4 @@
-"""A bounded cache in memory whose entries expire; the least recently used entry goes first."""
+"""A bounded cache in memory whose entries expire; the least recently used entry is evicted first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
-# How long a process trusts what it read from the database, e.g. the account of an API key. A change in the database,
+# How long a process caches what it read from the database, e.g. the account of an API key. A change in the database,
 # such as a revoked key, takes effect in every process within this time.
-TRUST_S = 4.0
+LOOKUP_TTL_S = 4.0
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -25,9 +25,9 @@ class Entry(NamedTuple, Generic[Value]):
 
 
 class ExpiringCache(Generic[Key, Value]):
-    """Holds entries up to `max_weight` in all, which is their number unless `put` is given other weights.
+    """Holds entries up to a total of `max_weight`. An entry weighs 1 unless `put` gets another weight.
 
-    `on_remove` is called for each entry that leaves, except by `clear`.
+    `on_remove` is called for each entry that is removed, except by `clear`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ExpiringCache(Generic[Key, Value]):
         return None if entry is None else entry.value
 
     def put(self, key: Key, value: Value, expires_at: float = math.inf, *, weight: int = 1) -> Entry[Value]:
-        """Adds or replaces an entry; others are removed if all together are too heavy."""
+        """Adds or replaces an entry, and evicts others if the total weight is too large."""
         self.remove(key)
         entry = self._entries[key] = Entry(value, expires_at, weight)
         self._weight += weight

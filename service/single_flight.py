@@ -42,4 +42,4 @@ class SingleFlight(Generic[Result]):
     def _on_done(self, call: asyncio.Task[Result]) -> None:
         self._finished_at = time.monotonic()
         if not call.cancelled():
-            call.exception()  # or asyncio logs it if all callers have gone
+            call.exception()  # otherwise asyncio logs it if no caller is left

@@ -1,1 +1,1 @@
-"""The worker: claims jobs from the queue, and runs libvips in decoder processes."""
+"""The worker: claims jobs from the queue, and processes pictures in decoder processes."""

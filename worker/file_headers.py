@@ -1,8 +1,8 @@
-"""What the first bytes of a file say: which of the eight formats it is, and its width and height.
+"""Reads the first bytes of a file: which of the eight formats it has, and its width and height.
 
-Plain Python without a decoder, so that parent processes may use it: the sandbox checks a child's findings with it. It
-does not use the walkers of `worker.imaging.containers`: a parent process never loads `worker.imaging`, and a check
-takes a few small reads, whatever the file is.
+Plain Python without a decoder, so that the worker can check the results of decoders with it. It does not use the
+parsers of `worker.imaging.containers`: the worker process never loads `worker.imaging`, and a check takes only a few
+small reads of any file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def bytes_reader(data: bytes) -> Read:
 
 
 def file_reader(fd: int) -> Read:
-    """Like os.pread, but at any offset: returns nothing from where no file reaches."""
+    """Like os.pread, but accepts any offset: returns nothing beyond the largest possible file."""
     return lambda size, at: os.pread(fd, size, at) if at <= _MAX_OFFSET else b""
 
 
@@ -79,7 +79,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def _sniff_heif(head: bytes) -> str | None:
-    """AVIF or HEIC by brand. Brands like `mif1` name no codec: then the item types in the header decide."""
+    """Returns "avif" or "heic" by brand. Brands like `mif1` name no codec; then the item types in the header decide."""
     size = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12]} | {head[i : i + 4] for i in range(16, size - 3, 4)}
     avif, heic = bool(brands & _AVIF_BRANDS), bool(brands & _HEIC_BRANDS)
@@ -94,7 +94,7 @@ def _sniff_heif(head: bytes) -> str | None:
 
 
 def _starts_svg(head: bytes) -> bool:
-    """Whether the root element is svg, after any byte order mark, declarations and comments."""
+    """Returns whether the root element is svg, after any byte order mark, declarations and comments."""
     i = 3 if head.startswith(b"\xef\xbb\xbf") else 0
     while True:
         while i < len(head) and head[i] in b" \t\r\n":
@@ -191,9 +191,9 @@ def jpeg_frame(read: Read) -> JpegFrame | None:
 
 
 class PictureFile(FileIO):
-    """An open file, and what its first bytes show, against which the results of a decoder are checked.
+    """An open file with the format and size from its first bytes, which the results of a decoder are checked against.
 
-    `format` is None if they show no known format, `header_size` (width, height) if they do not contain one.
+    `format` is None if it is unknown, and `header_size` (width, height) if the first bytes do not contain it.
     """
 
     def __init__(self, path: str) -> None:
@@ -208,7 +208,7 @@ class PictureFile(FileIO):
             raise
 
     def _read_at(self, size: int, at: int) -> bytes:
-        """Avoids system calls: each may hand the interpreter over to another thread and wait for it."""
+        """Avoids system calls: each may pass the interpreter's lock to another thread and wait for it."""
         if at + size <= len(self._head):
             return self._head[at : at + size]
         return os.pread(self.fileno(), size, at)

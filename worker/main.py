@@ -36,9 +36,9 @@ from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
 
 log = structlog.get_logger("worker")
 
-# Jobs that are claimed beyond those of the decoders, so that no decoder waits for the queue or the database.
+# The number of jobs that are claimed in advance, so that no decoder waits for the queue or the database.
 _JOB_MARGIN = 2
-# Includes the wait behind the other requests of its decoder. A job that reaches it is retried.
+# Includes the wait for earlier requests of the same decoder. A job that exceeds it is retried.
 _JOB_TIMEOUT_S = 30
 _PERIODIC_TIMEOUT_S = 20
 PERIODIC_JOBS = (
@@ -136,7 +136,9 @@ def make_probe_worker(settings: Settings, resources: Resources, redis: ArqRedis,
 
 
 def make_render_worker(settings: Settings, resources: Resources, redis: ArqRedis) -> PushWorker:
-    """Returns the worker of renditions. They have a queue of their own, so that a rush of them delays no upload."""
+    """Returns the worker of the render queue. Renditions have their own queue, so that a rush of them delays no
+    upload.
+    """
     return _make_worker(
         settings,
         resources,
@@ -162,7 +164,7 @@ def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **op
 
 
 def _choose_slots(processes: int, pool: DecoderPool) -> dict[str, Any]:
-    """Returns the worker's options for how many jobs to claim: as many as the pool takes now, and the maximum."""
+    """Returns the worker's options for the number of jobs to claim: the maximum, and what the pool can take now."""
     return {
         "max_jobs": (processes + SPARE_DECODERS) * MAX_PREFETCH + 2 * _JOB_MARGIN,
         "shares": AccountShares(

@@ -28,12 +28,12 @@ log = structlog.get_logger("worker")
 # The first crash of a decoder may be due to a machine short of memory. The second one is blamed on the picture.
 _MAX_CRASHES = 1
 RETRY_S = 2
-# A decoder that stalls on a file that the worker can read may have met a disk that hung. After this many tries the
-# picture is blamed.
+# A decoder that stalls on a file that the worker can read may have waited for a disk that hung. After this many
+# attempts the picture is blamed.
 _MAX_STALLED_TRIES = 20
 # PostgreSQL refuses the result of a probe: the fault of the decoder or of the picture.
 _INVALID_RESULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-# A missing file may be on a disk that comes back.
+# A missing file may be on a disk that is mounted again later.
 RETRY_MISSING_S = 30
 _MISSING_TIMEOUT_S = 3600
 
@@ -41,8 +41,8 @@ _MISSING_TIMEOUT_S = 3600
 async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str) -> ProbeResult:
     """Runs at least once for each image, so the image may be finished or deleted already.
 
-    If a dependency is away the job is retried, and that never counts against the picture. Nor does an unexpected error:
-    the sweep enqueues the image again.
+    If a dependency is unavailable, the job is retried, and the picture is never blamed. It is not blamed for an
+    unexpected error either: the sweep enqueues the image again.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
@@ -68,7 +68,7 @@ async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int
         image = await _fail(worker, image_id, error.code, error.kind)
     except FileNotFoundError:
         if not await worker.storage.find_missing([image_id]):
-            raise  # the storage was away
+            raise  # the storage was unavailable
         return await _handle_missing_file(worker, image_id)
     except (DecoderFailed, DecoderStalled, *_INVALID_RESULT) as error:
         if isinstance(error, DecoderStalled) and tries < _MAX_STALLED_TRIES:

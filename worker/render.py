@@ -31,7 +31,8 @@ log = structlog.get_logger("worker")
 
 RETRY_S = 1
 _MAX_TRIES = 20
-# The client of an older order has given up, and may request it again. So a rush does not cause hours of useless work.
+# Older orders are dropped: their clients have given up, and may request them again. So a rush does not cause hours of
+# useless work.
 _MAX_ORDER_AGE_S = 60
 # A file of at most this size is sent with the result, through Redis, so that the API need not read it from disk.
 _MAX_INLINE_BYTES = 32 << 10
@@ -40,7 +41,7 @@ _MAX_INLINE_BYTES = 32 << 10
 async def render_image(ctx: dict[str, Any], order: bytes, *, request_id: str) -> RenderResult | None:
     """Renders one order. Runs at least once for each order that is not too old, and always writes the same file for it.
 
-    It is retried while a dependency is away.
+    The job is retried while a dependency is unavailable.
     """
     worker: Resources = ctx["resources"]
     if ctx["job_try"] == 1:
@@ -80,7 +81,7 @@ async def _render(worker: Resources, order: RenderOrder, ctx: dict[str, Any]) ->
 
 
 async def _render_and_store(worker: Resources, order: RenderOrder, account: str, usage: Usage) -> Rendition | None:
-    """Returns None if the file exists already, because two clients ordered it.
+    """Returns None if the file already exists, e.g. because two clients requested it.
 
     Raises Rejected if it cannot be rendered, or neither stored nor sent.
     """
@@ -101,7 +102,7 @@ async def _render_and_store(worker: Resources, order: RenderOrder, account: str,
             return rendition
         size = rendition.stored.disk_size
     # The row is written after the file, so that either a deletion of the image finds the file, or the recorder finds
-    # the image deleted. A file that existed already needs a row too: its worker may have ended before it wrote one.
+    # that the image was deleted. An existing file needs a row too: its worker may have stopped before it wrote one.
     worker.rendition_recorder.record(NewRendition(key, order.watermark_id, size))
     return rendition
 
@@ -132,7 +133,7 @@ async def _find_reason(worker: Resources, order: RenderOrder) -> str:
     """Returns the error code for a missing file: the image was deleted, or its file was lost."""
     image_ids = [order.image_id, *([order.watermark_id] if order.watermark_id else [])]
     if not await worker.storage.find_missing(image_ids):
-        raise StorageUnavailable(errno.EAGAIN, "the storage was away, and has come back")
+        raise StorageUnavailable(errno.EAGAIN, "the storage was not mounted for a moment")
     async with worker.database.connection() as connection:
         images = await find_across_accounts(connection, image_ids)
     return "image-not-found" if None in images else "image-lost"

@@ -1,4 +1,4 @@
-"""Writes the rows of renditions behind their replies, in batches: no client waits for a row."""
+"""Writes the rows of renditions in batches after their replies, so that no client waits for a row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_S = 1.0
 
 
 class RenditionRecorder:
-    """Records files that were written. A file whose image was deleted meanwhile is removed again."""
+    """Records files that were written. Removes a file if its image was deleted meanwhile."""
 
     def __init__(
         self, database: Database, files: RenditionStorage, *, gather_s: float = GATHER_S, retry_s: float = RETRY_S
@@ -36,7 +36,7 @@ class RenditionRecorder:
     async def open(
         cls, database: Database, files: RenditionStorage, *, gather_s: float = GATHER_S, retry_s: float = RETRY_S
     ) -> AsyncIterator[Self]:
-        """On exit the backlog is written, if the database is there."""
+        """On exit the backlog is written, if the database is available."""
         self = cls(database, files, gather_s=gather_s, retry_s=retry_s)
         async with self._rows.running():
             yield self
@@ -49,7 +49,7 @@ class RenditionRecorder:
         self._rows.add(rendition)
 
     async def _write(self, batch: Sequence[NewRendition]) -> None:
-        """Files that cannot be removed are left to the eviction."""
+        """Inserts rows, and removes the files of deleted images. The eviction retries files that cannot be removed."""
         have_rows = await insert_renditions(self._database, batch)
         orphans = [rendition.key for rendition, has_row in zip(batch, have_rows, strict=True) if not has_row]
         try:

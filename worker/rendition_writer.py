@@ -1,4 +1,4 @@
-"""Writes renditions to disk. If the disk refuses them, they are rendered all the same and sent through Redis."""
+"""Writes renditions to disk. If that fails, they are sent through Redis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rendition:
 
 
 class RenditionWriter:
-    """Called from threads. `metrics.renditions_unkept` counts the renditions that the disk refused."""
+    """Called from threads. `metrics.renditions_unkept` counts the renditions that could not be stored."""
 
     def __init__(self, files: RenditionStorage) -> None:
         self._files = files

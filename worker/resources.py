@@ -1,4 +1,4 @@
-"""The resources that jobs share: opened at start-up, once for each worker process."""
+"""The resources that jobs share, opened at start-up, once per worker process."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from worker.rendition_writer import RenditionWriter
 from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
 from worker.sandbox.pool import DecoderPool
 
-# The sum over a large account may take a while, and no client waits for it.
+# The sum over a large account may be slow, and no client waits for it.
 _COMMAND_TIMEOUT_S = 10
-# Beside the share of one account: a slow picture cannot be interrupted, and others need not wait for its end.
+# In addition to the share of one account: a slow picture cannot be interrupted, and other accounts must not wait for
+# it.
 SPARE_DECODERS = 1
-# The client of an upload waits for its probe, so renditions get the cores that probes leave free.
+# The client of an upload waits for its probe, so probes have priority over renditions.
 _RENDER_NICENESS = 5
 
 
@@ -55,7 +56,7 @@ class Resources:
 async def open_resources(
     settings: Settings, redis: Any, *, limits: DecoderLimits = DEFAULT_LIMITS
 ) -> AsyncIterator[Resources]:
-    """Connects to the services, and closes all with the context. Decoders start with the first pictures."""
+    """Opens the resources, and closes them with the block. Decoders start with the first pictures."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database.open(

@@ -18,7 +18,7 @@ import asyncpg
 from service.batcher import Batcher
 from service.database import Connection, Database
 from service.errors import ServiceError
-from service.expiring_cache import TRUST_S, ExpiringCache
+from service.expiring_cache import LOOKUP_TTL_S, ExpiringCache
 from service.ids import BASE62, KEY_LENGTH, KEY_PATTERN, AccountId
 
 
@@ -126,7 +126,7 @@ returning delivery_stopped
 
 
 class AccountBeingDeleted(Exception):
-    """The deletion of this account has begun."""
+    """The deletion of this account has started."""
 
 
 async def suspend_account(connection: Connection, name: str, *, stop_delivery: bool | None) -> bool:
@@ -149,20 +149,20 @@ returning id
 
 
 async def resume_account(connection: Connection, name: str) -> None:
-    """Ends the suspension of an account, if it is suspended. Raises AccountUnknown and AccountBeingDeleted."""
+    """Undoes the suspension of an account. Raises AccountUnknown and AccountBeingDeleted."""
     if await connection.fetchval(_RESUME, name) is None:
         await _raise_refusal(connection, name)
 
 
 async def _raise_refusal(connection: Connection, name: str) -> NoReturn:
-    """Raises why a statement did not find the account."""
+    """Raises the reason why a statement did not change the account."""
     if await connection.fetchval("select count(*) from accounts where name = $1", name):
         raise AccountBeingDeleted(name)
     raise AccountUnknown(name)
 
 
-# After this commit no image is inserted for the account, so its deletion comes to an end.
-_BEGIN_DELETION = """
+# After this commit no image is inserted for the account, so its deletion can finish.
+_START_DELETION = """
 update accounts set
     suspended_at = coalesce(suspended_at, now()), delivery_stopped = true,
     deletion_began_at = coalesce(deletion_began_at, now())
@@ -171,15 +171,15 @@ returning id
 """
 
 
-async def begin_deletion(connection: Connection, account_id: AccountId) -> bool:
-    """Suspends the account for good. Returns False if it does not exist any more.
+async def start_deletion(connection: Connection, account_id: AccountId) -> bool:
+    """Suspends the account permanently. Returns False if it no longer exists.
 
-    Takes the id, because another account may have the name by now.
+    Takes the id, because another account may have the same name by now.
     """
-    return await connection.fetchval(_BEGIN_DELETION, account_id) is not None
+    return await connection.fetchval(_START_DELETION, account_id) is not None
 
 
-async def end_deletion(connection: Connection, account_id: AccountId) -> bool:
+async def finish_deletion(connection: Connection, account_id: AccountId) -> bool:
     """Deletes the account with its keys, signing keys and presets, if it still exists.
 
     Returns False, and changes nothing, if it has an image: a process of an older version may have inserted one.
@@ -285,37 +285,37 @@ async def find_accounts_by_keys(connection: Connection, keys: Sequence[str]) -> 
 
 
 class KeyRing:
-    """Finds the account of a key. Asks PostgreSQL once in `TRUST_S` for each key in use.
+    """Finds the account of a key. Queries PostgreSQL once in `LOOKUP_TTL_S` for each key in use.
 
-    Requests that have to ask do so together, on one connection, so that a flood of invented keys does not delay others.
+    Cache misses share one query on one connection, so that a flood of invalid keys does not delay other requests.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
         self._owners: ExpiringCache[str, Account] = ExpiringCache(_MAX_CACHED_KEYS, clock=clock)
-        self._asking: Batcher[str, Account | None] = Batcher(self._look_up)
+        self._lookups: Batcher[str, Account | None] = Batcher(self._look_up)
 
     async def run(self) -> None:
         """Looks keys up until it is cancelled. Runs once, as a task of the ring's owner."""
-        await self._asking.run()
+        await self._lookups.run()
 
     async def find_account(self, key: str) -> Account:
-        """Returns the account as it was at most `TRUST_S` ago. Raises `unauthorized`."""
+        """Returns the account as it was at most `LOOKUP_TTL_S` ago. Raises `unauthorized`."""
         account = self._owners.get(key)
         if account is None and KEY_PATTERN.fullmatch(key):
-            account = await self._asking.submit(key)
+            account = await self._lookups.submit(key)
         if account is None:
             raise ServiceError("unauthorized")
         return account
 
     async def _look_up(self, keys: Sequence[str]) -> list[Account | None]:
-        looked_at = self._clock()
+        looked_up_at = self._clock()
         async with self._database.connection() as connection:
             owners = await find_accounts_by_keys(connection, keys)
         for key, account in zip(keys, owners, strict=True):
             if account is None:
                 self._owners.remove(key)
             else:
-                self._owners.put(key, account, looked_at + TRUST_S)
+                self._owners.put(key, account, looked_up_at + LOOKUP_TTL_S)
         return owners

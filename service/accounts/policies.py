@@ -13,7 +13,7 @@ from service.ids import AccountId
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`secrets` are those of the live signing keys, newest first. `presets` are parameters by name."""
+    """`secrets` are those of the active signing keys, newest first. `presets` are parameters by name."""
 
     account_id: AccountId
     require_signature: bool

@@ -1,4 +1,4 @@
-"""Presets: an account's names for rendition parameters, which its URLs may use instead of these."""
+"""Presets: names for rendition parameters, which the URLs of an account may use instead of the parameters."""
 
 from __future__ import annotations
 

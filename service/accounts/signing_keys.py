@@ -1,4 +1,6 @@
-"""Signing keys: the secrets with which an account's owner signs URLs. Two can be live at once, for a rotation."""
+"""Signing keys: the secrets with which the owner of an account signs URLs. Two can be active at a time, for a
+rotation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from datetime import datetime
 from service.accounts.accounts import lock_account
 from service.database import Connection
 
-MAX_LIVE = 2
+MAX_ACTIVE = 2
 
 _SECRET_BYTES = 32
 
@@ -25,7 +27,7 @@ class SigningKey:
 
 
 class TooManySigningKeys(Exception):
-    """The account has `MAX_LIVE` live keys already."""
+    """The account has `MAX_ACTIVE` active keys already."""
 
 
 # The statement before locks the account, so no concurrent transaction can add a key that this count misses.
@@ -41,7 +43,7 @@ async def create_signing_key(connection: Connection, account_name: str) -> str:
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     async with connection.transaction():
         account_id = await lock_account(connection, account_name)
-        if await connection.fetchval(_CREATE, account_id, secret, MAX_LIVE) is None:
+        if await connection.fetchval(_CREATE, account_id, secret, MAX_ACTIVE) is None:
             raise TooManySigningKeys(account_name)
     return secret
 

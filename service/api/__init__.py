@@ -1,1 +1,1 @@
-"""The HTTP face of the service."""
+"""The HTTP API: the application, its routes and its documentation."""

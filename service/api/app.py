@@ -1,4 +1,4 @@
-"""The application: its resources, its middleware and every route."""
+"""The application: its resources, middleware and routes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from aiohttp import web
 from service.api.middleware import (
     CORS_HEADERS,
     RateLimitHeaders,
-    allow_response,
+    allow_cross_origin,
     handle_options,
-    refusal_response,
+    protocol_error_response,
     request_middleware,
 )
 from service.api.reference import page as reference
@@ -25,25 +25,25 @@ from service.config.settings import Settings
 from service.http.bodies import defer_100_continue
 from service.http.fast_path import FastPath
 from service.http.server import ERROR_RESPONSE, SHORTCUT
-from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.shared_memory.in_flight_bytes import InFlightBytes
 
 
-def create_app(settings: Settings, arriving: ArrivingBytes | None = None) -> web.Application:
+def create_app(settings: Settings, in_flight_bytes: InFlightBytes | None = None) -> web.Application:
     app = web.Application(middlewares=[request_middleware, handle_options])
-    app[ERROR_RESPONSE] = refusal_response
-    app.on_response_prepare.append(allow_response)
+    app[ERROR_RESPONSE] = protocol_error_response
+    app.on_response_prepare.append(allow_cross_origin)
     if settings.rate_limit is not None:
         app.on_response_prepare.append(RateLimitHeaders(settings.rate_limit))
 
-    async def hold_resources(app: web.Application) -> AsyncIterator[None]:
-        async with open_resources(settings, arriving) as resources:
+    async def resources_context(app: web.Application) -> AsyncIterator[None]:
+        async with open_resources(settings, in_flight_bytes) as resources:
             find_cached = partial(pictures.find_cached, resources.delivery)
             fast_path = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached, CORS_HEADERS)
             app[RESOURCES], app[SHORTCUT] = resources, fast_path
             async with running(fast_path.run()):
                 yield
 
-    app.cleanup_ctx.append(hold_resources)
+    app.cleanup_ctx.append(resources_context)
 
     route = app.router
     route.add_get("/v1/images", images.create_from_url, allow_head=False)

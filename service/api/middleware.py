@@ -1,4 +1,4 @@
-"""What happens around handlers: a request id, authentication, responses for errors, CORS, a log line and metrics."""
+"""Middleware: request ids, authentication, error responses, CORS, the request log and metrics."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from service.config.values import Rate
 from service.errors import ServiceError
 from service.http.file_sending import SendfileResponse, SendResult
 from service.telemetry.metrics import metrics
-from service.telemetry.requests import CLIENT_LEFT, UNMATCHED, choose_request_id, log_request, redact_keys
+from service.telemetry.requests import CLIENT_DISCONNECTED, UNMATCHED, choose_request_id, log_request, redact_keys
 
 log = structlog.get_logger("service.api")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Additional headers of an error response, set by the handler.
+# Additional headers of an error response, which the handler sets.
 ERROR_HEADERS = web.RequestKey("error_headers", Mapping[str, str])
 _REQUEST_ID = web.RequestKey("request_id", str)
 _UNLOGGED_PATHS = frozenset({"/healthz", "/metrics", "/readyz"})
 
 
 def request_id(request: web.Request) -> str:
-    """Returns the client's X-Request-Id, or one of ours; the job of the request has it too."""
+    """Returns the client's X-Request-Id, or a generated one. The job of the request has the same id."""
     return request[_REQUEST_ID]
 
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request until the end of its response. `code` and `cause` are those of the error in the response."""
+    """One request and its response. `code` and `cause` are those of the error in the response."""
 
     request: web.Request
     started: float
@@ -57,16 +57,16 @@ class _Exchange:
             )
 
     def abort(self) -> None:
-        """Counts a request whose client left before there was a response."""
-        self._count(CLIENT_LEFT)
+        """Counts a request whose client disconnected before the response."""
+        self._count(CLIENT_DISCONNECTED)
 
     def _count(self, status: int) -> float:
         """Returns the duration in seconds."""
         seconds = time.perf_counter() - self.started
         resource = self.request.match_info.route.resource
         route = UNMATCHED if resource is None else resource.canonical
-        if status == CLIENT_LEFT:
-            metrics.requests.count_cut_off(self.request.method, route)
+        if status == CLIENT_DISCONNECTED:
+            metrics.requests.count_disconnect(self.request.method, route)
         else:
             metrics.requests.count_response(self.request.method, route, status, self.code, seconds)
         return seconds
@@ -78,7 +78,7 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
     request[_REQUEST_ID] = choose_request_id(request.headers.get("X-Request-Id"))
     try:
         response = await handler(request)
-    except AccountUnknown:  # it was deleted during the request, and its API keys with it
+    except AccountUnknown:  # the account was deleted during the request
         exchange.code = "unauthorized"
         response = error_response(ServiceError("unauthorized"), request.get(ERROR_HEADERS))
     except ServiceError as error:
@@ -90,7 +90,7 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
         response = error_response(translated, headers)
     except (ConnectionError, asyncio.CancelledError):
         exchange.abort()
-        raise  # the client has left: nobody reads a response
+        raise  # the client has disconnected: nobody reads a response
     except Exception:
         exchange.code = "internal"
         log.exception("request.failed", request_id=request_id(request), path=redact_keys(request.path))
@@ -99,12 +99,12 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
     if isinstance(response, SendfileResponse):
         response.on_end = exchange.end  # it is sent after this, and may take minutes
     else:
-        exchange.end(SendResult(response.status if request.transport is not None else CLIENT_LEFT))
+        exchange.end(SendResult(response.status if request.transport is not None else CLIENT_DISCONNECTED))
     return response
 
 
 def _translate(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]]:
-    """Returns the error and the headers for what aiohttp's router refuses."""
+    """Returns the error and the headers for an exception of aiohttp's router."""
     match refusal:
         case web.HTTPNotFound():
             return ServiceError("not-found"), {}
@@ -115,7 +115,7 @@ def _translate(refusal: web.HTTPException) -> tuple[ServiceError, dict[str, str]
 
 
 # Cross-origin requests (CORS): a page of any origin may call the API. An API key is sent in the query string or a
-# header, never in a cookie, so a browser adds no authority of its own, and `*` without credentials is right.
+# header, never in a cookie, so a browser never adds credentials by itself, and `*` is safe.
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Allow, ETag, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "
@@ -125,34 +125,36 @@ CORS_HEADERS = {
 _CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Api-Key, X-Request-Id"
 _PREFLIGHT_MAX_AGE_S = 86_400  # Firefox's maximum; Chromium's is two hours
 
-# Not for pages: a browser inside the operator's network must not leak these numbers.
+# Not for cross-origin requests: a browser inside the operator's network must not leak these numbers.
 _SAME_ORIGIN_PATHS = frozenset({"/metrics"})
 
 
-def allow_pages(headers: CIMultiDict[str]) -> None:
-    """Lets any page read the response with these headers."""
+def add_cors_headers(headers: CIMultiDict[str]) -> None:
+    """Allows pages of any origin to read the response."""
     headers.update(CORS_HEADERS)
 
 
-def refusal_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Returns the response to a request that the application never sees, e.g. one that is not valid HTTP."""
+def protocol_error_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Returns the response to a request that does not reach the application, e.g. one that is not valid HTTP."""
     response = error_response(error, headers)
-    allow_pages(response.headers)
+    add_cors_headers(response.headers)
     return response
 
 
-async def allow_response(request: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: every response of the application, also one that its handler prepares itself."""
+async def allow_cross_origin(request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: adds the CORS headers to every response of the application, also to one that its
+    handler prepares.
+    """
     if request.path not in _SAME_ORIGIN_PATHS:
-        allow_pages(response.headers)
+        add_cors_headers(response.headers)
 
 
 @web.middleware
 async def handle_options(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Responds to OPTIONS from the route table, since aiohttp's router treats it as a method that is not allowed.
 
-    A preflight to an unknown path succeeds too. If it were refused, a mistyped path would look like a CORS failure to
-    the page; so the page gets to read the 404.
+    A preflight to an unknown path succeeds too, so that the page can read the 404. Otherwise a mistyped path would look
+    like a CORS failure.
     """
     if request.method != "OPTIONS":
         return await handler(request)
@@ -172,14 +174,14 @@ async def handle_options(request: web.Request, handler: _Handler) -> web.StreamR
     return response
 
 
-# The value of the RateLimit header; "" if the limiter could not be asked.
+# The value of the RateLimit header; "" if the request was admitted without a check.
 _RATE_LIMIT = web.RequestKey("rate_limit", str)
 
 
 async def authenticate(request: web.Request, service: Resources) -> Account:
     """Returns the account of the request's API key, as it was at most 4 s ago.
 
-    A key comes as `?key=`, `X-Api-Key` or `Authorization: Bearer`. Handlers call this before they ask for the body.
+    A key is sent as `?key=`, `X-Api-Key` or `Authorization: Bearer`. Handlers authenticate before they read the body.
     Raises `unauthorized`, `rate-limited`, `account-suspended`.
     """
     key = _find_key(request)
@@ -187,10 +189,10 @@ async def authenticate(request: web.Request, service: Resources) -> Account:
         raise ServiceError("unauthorized")
     account = await service.keys.find_account(key)
     if service.rate_limiter is not None:
-        standing = await service.rate_limiter.admit(key)
-        request[_RATE_LIMIT] = f'"key";r={standing.remaining};t={standing.retry_after_s}' if standing else ""
-        if standing is not None and standing.refused:
-            raise ServiceError("rate-limited", retry_after_s=standing.retry_after_s)
+        status = await service.rate_limiter.admit(key)
+        request[_RATE_LIMIT] = f'"key";r={status.remaining};t={status.retry_after_s}' if status else ""
+        if status is not None and status.refused:
+            raise ServiceError("rate-limited", retry_after_s=status.retry_after_s)
     if account.is_suspended:
         raise ServiceError("account-suspended")
     return account
@@ -200,8 +202,8 @@ class RateLimitHeaders:
     """For `on_response_prepare` with a rate limit: adds the headers of draft-ietf-httpapi-ratelimit-headers-11 (May
     2026).
 
-    `t` is the time within which at most `r` requests are available. In draft -10 it was the time until there are more.
-    Here it is both.
+    `t` is the time within which at most `r` requests are available. In draft -10 it was the time until more are
+    available. Here both are the same.
     """
 
     def __init__(self, rate: Rate) -> None:

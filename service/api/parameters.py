@@ -21,7 +21,7 @@ _FALSE = frozenset({"false", "0", "no", "off"})
 _DETAIL_NAMES = ("with_exif", "verbose", "with_mini_preview", "with_account")
 # The parameters of an upload that may be fields of a form instead.
 _FORM_FIELDS = frozenset({"tags", *_DETAIL_NAMES})
-# How many unknown names of a request are compared with the known ones: a request line can hold a thousand.
+# At most this many unknown names of a request are compared with the known ones: a request line can hold a thousand.
 _MAX_COMPARED = 16
 
 
@@ -52,15 +52,15 @@ class Detail:
     with_account: bool
 
     @property
-    def large(self) -> Include:
+    def include(self) -> Include:
         return Include(self.with_exif, self.with_mini_preview)
 
 
 def detail(request: web.Request, *others: str) -> Detail:
     """Returns the requested fields. `others` are the names of the endpoint's other parameters.
 
-    Unknown parameters are ignored, because clients add some to bypass caches. A misspelt name is refused, because the
-    request would otherwise do something else than its client wants.
+    Unknown parameters are ignored, because clients add some to bypass caches. A misspelt name is refused, because its
+    value would be ignored silently.
     """
     parameters = query(request)
     _refuse_near_misses(parameters, _list_known(*others))
@@ -68,7 +68,7 @@ def detail(request: web.Request, *others: str) -> Detail:
 
 
 def strict_detail(request: web.Request, *others: str) -> Detail:
-    """The same for an endpoint that refuses every unknown parameter."""
+    """Like `detail`, for an endpoint that refuses every unknown parameter."""
     parameters, known = query(request), _list_known(*others)
     for name in parameters:
         if name not in known:
@@ -147,7 +147,7 @@ def url(request: web.Request) -> str:
 
     Surrogates stand for bytes that are not UTF-8 (PEP 383).
     """
-    # Not with `query`, which loses bytes that are not UTF-8.
+    # `query` would lose bytes that are not UTF-8.
     text = request.rel_url.raw_query_string.lstrip("?")
     values = (value for name, value in parse_qsl(text, errors="surrogateescape") if name == "url")
     if not (value := next(values, "")):

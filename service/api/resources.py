@@ -1,4 +1,4 @@
-"""What handlers share: connections, caches and limits, opened when the application starts."""
+"""The resources that handlers share: connections, caches and limits, opened when the application starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from service.images.queries import ImageQuery, find_image_batch
 from service.limits.rate_limiter import RateLimiter
 from service.queue import jobs
 from service.queue.jobs import JobQueue
-from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.shared_memory.in_flight_bytes import InFlightBytes
 from service.single_flight import SingleFlight
 from service.storage.backends import open_originals
 from service.storage.interface import OriginalStorage
@@ -39,20 +39,20 @@ from service.verification.pairing import load_or_record_id, prepare_storage
 
 log = structlog.get_logger("service.api")
 
-# A scrape of all metrics costs 12 ms of a core and needs no key: there is one at a time, and its result is reused.
+# A scrape of all metrics costs 12 ms of a core and needs no key: only one runs at a time, and its result is reused.
 _SCRAPE_TIMEOUT_S = 5.0
 _SCRAPE_REUSE_S = 1.0
-# A process that has just started accepts no connection before it receives the results of jobs, unless Redis is away.
+# A process that has just started accepts no connection before it receives the results of jobs, unless Redis is down.
 _CONNECT_TIMEOUT_S = 1.0
-# Images that one statement loads; each may have 16 KB of EXIF.
+# The maximum number of images that one statement loads; each may have 16 KB of EXIF.
 _LOOKUP_BATCH_SIZE = 64
 
 
 class FileRemoval:
-    """Removes the files of deleted images.
+    """Removes the files of deleted images for requests that delete them.
 
-    A request waits for it for at most `timeout_s`: usually it takes milliseconds, but a disk can hang. Files that are
-    left are no error, because the worker's sweep removes them later.
+    A request waits at most `timeout_s`: usually a removal takes milliseconds, but a disk can hang. Remaining files are
+    not an error, because the worker's sweep removes them later.
     """
 
     def __init__(self, remove_files: Callable[[Sequence[ImageId]], Awaitable[None]], *, timeout_s: float = 2.0) -> None:
@@ -101,9 +101,9 @@ RESOURCES = web.AppKey("resources", Resources)
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, arriving: ArrivingBytes | None = None) -> AsyncIterator[Resources]:
-    """Opens everything; tasks and connections end with the block. `arriving` is shared by the API processes of this
-    machine.
+async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | None = None) -> AsyncIterator[Resources]:
+    """Opens everything; tasks and connections end with the block. The API processes of this machine share
+    `in_flight_bytes`.
     """
     timeouts = DownloadTimeouts()
     async with AsyncExitStack() as stack:
@@ -141,7 +141,9 @@ async def open_resources(settings: Settings, arriving: ArrivingBytes | None = No
             keys=keys,
             rate_limiter=rate_limiter,
             jobs=queue,
-            admission=Admission(settings, Reservations(database, arriving or ArrivingBytes.alone()), ingest.results),
+            admission=Admission(
+                settings, Reservations(database, in_flight_bytes or InFlightBytes.unshared()), ingest.results
+            ),
             ingest=ingest,
             image_lookups=image_lookups,
             upload_limits=UploadLimits(settings.max_upload, settings.upload_idle_timeout_s, settings.upload_timeout_s),

@@ -1,6 +1,6 @@
 """Responses as JSON: `{"success": true, "response": …}` or `{"success": false, "error": …}`.
 
-The schemas of the OpenAPI document are made from the classes here.
+The schemas of the OpenAPI document are generated from the classes here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.accounts.accounts import Account, AccountUnknown, load_account
 from service.api.parameters import Detail
 from service.api.resources import Resources
 from service.config.values import format_size
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
 from service.images.probe import MIME_TYPES
@@ -32,7 +32,7 @@ _encode = msgspec.json.Encoder().encode
 def success_response(
     value: msgspec.Struct | Sequence[msgspec.Struct], *, status: int = 200, no_store: bool = False
 ) -> web.Response:
-    """`no_store` is for a GET that changes something: served from a cache, it would change nothing."""
+    """`no_store` is for a GET that changes something: a cached response would change nothing."""
     body = _encode({"success": True, "response": value})
     response = web.Response(body=body, status=status, content_type="application/json")
     if no_store:
@@ -74,10 +74,10 @@ async def changed_response(
 async def add_account(
     views: Sequence[ImageView | ImagePage], service: Resources, account: Account, detail: Detail
 ) -> None:
-    """Adds the account as it is now, if `with_account` asks for it.
+    """Adds the current state of the account, if `with_account` requests it.
 
-    If it cannot be loaded, `account` is shown, as the API key's look-up returned it: a request that has succeeded must
-    not become a 503.
+    If it cannot be loaded, `account` from the lookup of the API key is shown: a request that has succeeded must not
+    become a 503.
     """
     if not detail.with_account:
         return
@@ -176,7 +176,7 @@ def describe_new(new: NewImage | Image) -> ProcessingImage:
 def describe_image(image: Image, detail: Detail, public_url: str) -> ImageView:
     """Raises the error of an image whose probe failed."""
     if image.state == "failed":
-        raise refuse_picture(image.error or "unsupported-image", image.error_kind)
+        raise picture_error(image.error or "unsupported-image", image.error_kind)
     if image.state == "pending":
         return describe_new(image)
     return describe_ready(image, detail, public_url)

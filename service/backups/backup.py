@@ -1,8 +1,8 @@
-"""Makes a backup of a Daguerre that may be running.
+"""Backs up the database and the files, also while Daguerre is running.
 
 The database is dumped first, then the files are copied: a file is written before its row, so every row of the dump has
-its file, except for images that were deleted in between. The rows say which files there should be, and of what size: if
-the storage lost files or parts of them, good copies of an earlier backup stay.
+its file, except for images that were deleted in between. The rows say which files should exist, and their sizes: if the
+storage lost files or parts of them, good copies of an earlier backup are not overwritten.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.images.integrity import find_sha256, list_stored_rows
 from service.storage.identity import find_id
 from service.storage.local.originals import LocalOriginals
 
-# Images whose copies are not whole, and why.
+# What is wrong with the copies of images that are missing or damaged.
 Faults: TypeAlias = dict[ImageId, str]
 
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
@@ -45,7 +45,7 @@ async def make_backup(
     """Makes the backup in `folder`, or updates an earlier backup, which can be restored until the new one is finished.
 
     `first_key` is the file of the first account's key, which is copied if it exists. Returns the number of images whose
-    file is not whole in the backup. Raises BackupError, OSError and what asyncpg raises.
+    file is missing or damaged in the backup. Raises BackupError, OSError and what asyncpg raises.
     """
     with _claim(folder, storage) as handle:
         dump, copies = folder / f"{DUMP}.partial", Copies()
@@ -72,7 +72,7 @@ async def make_backup(
 
 
 def copy_key(source: Path, target: Path) -> None:
-    """Copies the file of the first account's key, if it exists, format_size by the owner alone."""
+    """Copies the file of the first account's key, if it exists. Only the owner can read the copy."""
     with suppress(FileNotFoundError):
         key = source.read_bytes()
         with _create(target) as file:
@@ -80,7 +80,7 @@ def copy_key(source: Path, target: Path) -> None:
 
 
 def _create(path: Path) -> BinaryIO:
-    """Opens a new file for the owner alone, and removes an earlier one."""
+    """Opens a new file that only the owner can read, and removes an earlier one."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
@@ -88,7 +88,7 @@ def _create(path: Path) -> BinaryIO:
 async def _copy_files(
     connection: Connection, storage: LocalOriginals, target: LocalOriginals, copies: Copies
 ) -> Faults:
-    """Copies the files of all rows. Returns what is wrong with copies that are not whole."""
+    """Copies the files of all rows. Returns what is wrong with copies that are missing or damaged."""
     faults: Faults = {}
     last = ""
     while rows := await list_stored_rows(connection, last, _BATCH_SIZE):
@@ -109,9 +109,9 @@ def _write_faults(faults: Faults, write: Callable[[str], None]) -> None:
 
 @contextmanager
 def _claim(folder: Path, storage: Path) -> Iterator[int]:
-    """Makes the folder if it is missing, locks it against other backups, and yields its descriptor."""
+    """Creates the folder if it is missing, locks it against other backups, and yields its descriptor."""
     if storage.resolve() in [folder.resolve(), *folder.resolve().parents]:
-        raise BackupError(f"{folder} is inside of the folder of the images: name another folder")
+        raise BackupError(f"{folder} is inside the folder of the images: choose another folder")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = {DUMP, f"{DUMP}.partial", STORAGE, KEY, MANIFEST, f"{MANIFEST}.partial", "lost+found"}
     if others := sorted(path.name for path in folder.iterdir() if path.name not in known):
@@ -129,7 +129,7 @@ def _claim(folder: Path, storage: Path) -> Iterator[int]:
 
 
 def _write_manifest(folder: Path) -> None:
-    """Is called last: a folder without the manifest holds no finished backup."""
+    """Call it last: a folder without the manifest holds no finished backup."""
     draft = folder / f"{MANIFEST}.partial"
     manifest = {"daguerre": version("daguerre"), "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     draft.write_text(json.dumps(manifest) + "\n")

@@ -1,4 +1,4 @@
-"""Copies the files of images, which never change: a copy that is there already is not made again."""
+"""Copies the files of images, which never change: an existing copy is not copied again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class Copies:
-    """Counts files that were copied, their bytes, and copies that were there already."""
+    """Counts the files that were copied, their bytes, and copies that existed before."""
 
     copied: int = 0
     present: int = 0
@@ -29,10 +29,10 @@ class Copies:
         return f"{self.copied} files copied ({format_size(self.bytes)}), {self.present} already there"
 
     def add(self, row: StoredRow, paths: Iterable[str | Path], target: Path) -> str | None:
-        """Copies the file of an image from the first path that has it, whole or not at all.
+        """Copies the file of an image from the first path that has it, completely or not at all.
 
-        A copy that is there already is replaced only if its size is wrong and the size of the file is right: it may be
-        the only good copy. Returns what is wrong with the copy now, or None. Raises OSError if it cannot be written.
+        An existing copy is replaced only if its size is wrong and the size of the file is right, because it may be the
+        only good copy. Returns what is wrong with the copy now, or None. Raises OSError if it cannot be written.
         """
         size = _size(target)
         if size == row.size:
@@ -58,7 +58,7 @@ class Copies:
 def holds_images(storage: LocalOriginals) -> bool:
     """Returns whether there is any file, published or not. Raises OSError."""
     for shard in range(NUM_SHARDS):
-        with suppress(FileNotFoundError):  # the folders are not made yet
+        with suppress(FileNotFoundError):  # the folders do not exist yet
             if storage.list_shard(shard):
                 return True
     with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""psql, pg_dump and pg_restore: finds them, and runs them on the database that a URL names."""
+"""Finds psql, pg_dump and pg_restore, and runs them on the database of a URL."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _read_major(path: Path) -> int | None:
 def environment(database_url: str) -> dict[str, str]:
     """Returns the environment in which libpq's programs reach this database.
 
-    Not a URL as an argument, because every user of the machine can read arguments, and because libpq refuses a URL with
-    settings of the session, which asyncpg accepts.
+    The URL is not passed as an argument, because every user of the machine can read arguments, and because libpq
+    refuses a URL with settings of the session, which asyncpg accepts.
     """
     parts = urlsplit(database_url)
     credentials, _, servers = parts.netloc.rpartition("@")
@@ -101,7 +101,7 @@ def environment(database_url: str) -> dict[str, str]:
     for name, value in parse_qsl(parts.query):
         if name not in _VARIABLES:
             options.append(f"-c {name}={_escape(value)}")
-        elif not values.get(_VARIABLES[name]):  # like asyncpg, which prefers what stands before the `?`
+        elif not values.get(_VARIABLES[name]):  # like asyncpg, which prefers the part before the `?`
             values[_VARIABLES[name]] = value
     if options:
         values["PGOPTIONS"] = " ".join([*filter(None, [os.environ.get("PGOPTIONS")]), *options])

@@ -32,7 +32,7 @@ def check_backup(folder: Path) -> None:
 
 
 async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[str], None]) -> bool:
-    """Restores the database and the files of its rows, and verifies both. Returns whether no problem is left.
+    """Restores the database and the files of its rows, and verifies both. Returns False if problems remain.
 
     Images that were deleted while the backup was made have a row and no file; they are deleted again. Raises
     BackupError, SettingsError, OSError and what asyncpg raises.
@@ -64,12 +64,12 @@ async def _restore_database(url: str, dump: Path) -> None:
         await connection.close()
     replace = ["--clean", "--if-exists"] if has_tables else []
     options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", *replace]
-    # The environment names the database; the option is needed all the same.
+    # The environment names the database, but pg_restore requires the option.
     programs.run(pg_restore, *options, "--dbname=application_name=daguerre", dump, database_url=url)
 
 
 async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:
-    """Copies the files of rows alone: the backup may have others, of images that were stored after the dump."""
+    """Copies only files that have a row: the backup may have others, of images that were stored after the dump."""
     copies, last = Copies(), ""
     connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
     try:

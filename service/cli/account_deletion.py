@@ -52,8 +52,8 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     click.echo(f"Account {name!r} is deleted.", err=True)
     if missing:
         click.echo(
-            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers look for them within"
-            " a minute.",
+            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers search for them"
+            " within a minute.",
             err=True,
         )
 
@@ -78,7 +78,7 @@ def _run(settings: Settings, account: Any) -> int:
 
 async def _delete(settings: Settings, account: Any) -> int:
     """Returns the number of files that were not in the storage."""
-    from service.accounts.accounts import begin_deletion  # noqa: PLC0415
+    from service.accounts.accounts import start_deletion  # noqa: PLC0415
     from service.database import Database  # noqa: PLC0415
     from service.deletion.accounts import AccountDeletion  # noqa: PLC0415
     from service.storage.backends import open_originals, open_renditions  # noqa: PLC0415
@@ -86,7 +86,7 @@ async def _delete(settings: Settings, account: Any) -> int:
 
     async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
         async with database.connection() as connection:
-            if not await begin_deletion(connection, account.id):
+            if not await start_deletion(connection, account.id):
                 raise click.ClickException(f"Account {account.name!r} was deleted by another command meanwhile.")
         storage = open_originals(settings.storage_folder, partial(load_id, database))
         deletion = AccountDeletion(database, storage, open_renditions(settings.renditions_folder))

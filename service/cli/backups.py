@@ -28,8 +28,8 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 def backup(folder: Path, data: Path | None) -> None:
     """Copy the database and images into FOLDER. Daguerre may be running.
 
-    An earlier backup in FOLDER is updated: files that it already has are not copied again. Exit code 1 if the file of
-    an image is missing or damaged.
+    An earlier backup in FOLDER is updated: files that it already has are not copied again. The exit code is 1 if the
+    file of an image is missing or damaged.
     """
     from service.backups.backup import make_backup  # noqa: PLC0415
     from service.launcher.embedded import first_key  # noqa: PLC0415
@@ -59,7 +59,7 @@ def restore(folder: Path, data: Path | None) -> None:
     """Restore the backup in FOLDER into a new data folder.
 
     With DAGUERRE_DATABASE_URL it is restored into that database, which must be empty, and into the storage folder. The
-    result is verified at the end; exit code 1 if there are problems that were not repaired.
+    result is verified at the end. The exit code is 1 if problems remain.
     """
     from service.backups.restore import check_backup, restore_backup  # noqa: PLC0415
 
@@ -67,9 +67,9 @@ def restore(folder: Path, data: Path | None) -> None:
     with _error_sentences():
         check_backup(folder.expanduser())
         with _new_servers(settings) as located:
-            is_well = _run(restore_backup(located, folder.expanduser(), write=_write))
+            succeeded = _run(restore_backup(located, folder.expanduser(), write=_write))
     click.echo(f"The backup in {folder} is restored.", err=True)
-    if not is_well:
+    if not succeeded:
         sys.exit(1)
 
 
@@ -103,12 +103,12 @@ def _run(work: Coroutine[None, None, Result]) -> Result:
 @contextmanager
 def _error_sentences() -> Iterator[None]:
     from service.backups import BackupError  # noqa: PLC0415
-    from service.database import SchemaNewer  # noqa: PLC0415
+    from service.database import SchemaTooNew  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
 
     try:
         yield
-    except (BackupError, StartError, SettingsError, SchemaNewer) as error:
+    except (BackupError, StartError, SettingsError, SchemaTooNew) as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(f"Not finished: {error.code}") from None

@@ -1,4 +1,4 @@
-"""What commands share: settings, the connection to the database, error sentences and tables."""
+"""Helpers of the commands: settings, the database connection, error messages and tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = click.option(
     envvar="DAGUERRE_DATA",
     help="Data folder of a running `daguerre up`.",
 )
-# For values that processes cache for 4 seconds.
+# For changes of values that processes cache for 4 seconds.
 SOON = "effective everywhere within 5 seconds"
 
 
@@ -54,7 +54,7 @@ def load_settings(**overrides: object) -> Settings:
 def with_database(data: Path | None, work: Callable[[Any], Awaitable[Result]]) -> Result:
     """Runs `work` on a connection to the configured database, or to the database of a running `up` on the data folder.
 
-    Errors become click exceptions with one sentence.
+    Errors become ClickExceptions of one sentence.
     """
     return asyncio.run(_connect_and_work(locate(data).database_url, work))
 

@@ -1,6 +1,7 @@
 """`daguerre health`, for health checks of containers.
 
-Neither check depends on the other side. /readyz needs a worker, so with it the API could not start before a worker.
+The checks of API and worker are independent. /readyz needs a worker, so with it the API could not start before a
+worker.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from service.config.settings import Settings, SettingsError
 @click.command()
 @click.argument("part", type=click.Choice(["api", "worker"]))
 def health(part: str) -> None:
-    """Check that the API or a worker runs here. Exit code 1 if none runs on this machine."""
+    """Check that the API or a worker runs on this machine. The exit code is 1 if none does."""
     find_problem = find_api_problem if part == "api" else find_worker_problem
     try:
         problem = asyncio.run(find_problem(load_settings()))
@@ -28,7 +29,7 @@ def health(part: str) -> None:
 
 
 async def find_api_problem(settings: Settings) -> str | None:
-    """Returns one sentence, or None if an API process answers."""
+    """Returns the problem in one sentence, or None if an API process responds."""
     from service.launcher import listening  # noqa: PLC0415
 
     response = await asyncio.to_thread(listening.get_from, settings.host, settings.port, "/healthz")
@@ -38,7 +39,7 @@ async def find_api_problem(settings: Settings) -> str | None:
 
 
 async def find_worker_problem(settings: Settings) -> str | None:
-    """Returns one sentence, or None if a worker of this host takes jobs from the queue."""
+    """Returns the problem in one sentence, or None if a worker of this host takes jobs from the queue."""
     from service.errors import ServiceError  # noqa: PLC0415
     from service.queue import jobs  # noqa: PLC0415
     from service.queue.heartbeats import WORKER_ALIVE_S  # noqa: PLC0415

@@ -73,13 +73,13 @@ def signing_keys() -> None:
 @DATA
 def signing_keys_create(account: str, data: Path | None) -> None:
     """Create a signing key of ACCOUNT and print it, alone on the last line."""
-    from service.accounts.signing_keys import MAX_LIVE, TooManySigningKeys, create_signing_key  # noqa: PLC0415
+    from service.accounts.signing_keys import MAX_ACTIVE, TooManySigningKeys, create_signing_key  # noqa: PLC0415
 
     try:
         secret = with_database(data, lambda connection: create_signing_key(connection, account))
     except TooManySigningKeys:
         raise click.ClickException(
-            f"Account {account!r} already has {MAX_LIVE} active signing keys: revoke one of them first."
+            f"Account {account!r} already has {MAX_ACTIVE} active signing keys: revoke one of them first."
         ) from None
     click.echo(f"The new signing key of account {account!r}, {SOON}, shown only now:", err=True)
     click.echo(secret)

@@ -12,8 +12,8 @@ import click
 from service.cli.common import SECONDS, describe, load_settings
 from service.config.settings import Settings, SettingsError
 from service.launcher import StartError, listening
-from service.shared_memory.arriving_bytes import ArrivingBytes
 from service.shared_memory.connection_counts import ConnectionCounts
+from service.shared_memory.in_flight_bytes import InFlightBytes
 
 
 @click.command()
@@ -49,8 +49,8 @@ def serve(
                 from service.api.app import create_app  # noqa: PLC0415
                 from service.http import server  # noqa: PLC0415
 
-                counts, arriving = _open_shared(shared)
-                app = partial(create_app, settings, arriving)
+                counts, in_flight_bytes = _open_shared(shared)
+                app = partial(create_app, settings, in_flight_bytes)
                 server.serve(app, settings, listener, counts, supervised=fd is not None)
     except (SettingsError, StartError) as error:
         raise click.ClickException(str(error)) from None
@@ -78,11 +78,11 @@ async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None
         await prepare_storage(storage, database)
 
 
-def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, ArrivingBytes]:
+def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, InFlightBytes]:
     if shared is None:
-        return ConnectionCounts.alone(), ArrivingBytes.alone()
-    counts, arriving, number = shared
-    return ConnectionCounts(counts, number), ArrivingBytes(arriving, number)
+        return ConnectionCounts.unshared(), InFlightBytes.unshared()
+    counts, in_flight_bytes, number = shared
+    return ConnectionCounts(counts, number), InFlightBytes(in_flight_bytes, number)
 
 
 def _listen(settings: Settings, fd: int | None) -> socket.socket:
@@ -113,12 +113,12 @@ def schema(patience_s: float) -> None:
     """Create or update the tables in DAGUERRE_DATABASE_URL."""
     import asyncpg  # noqa: PLC0415
 
-    from service.database import SchemaNewer, apply_schema  # noqa: PLC0415
+    from service.database import SchemaTooNew, apply_schema  # noqa: PLC0415
 
     settings = load_settings()
     try:
         asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
-    except (SchemaNewer, SettingsError) as error:
+    except (SchemaTooNew, SettingsError) as error:
         raise click.ClickException(str(error)) from None
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = describe(error)

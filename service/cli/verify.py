@@ -15,9 +15,9 @@ from service.config.settings import SettingsError
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Repair what can be repaired without a loss.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired without losing data.")
 @click.option("--drop-missing", is_flag=True, help="Delete images whose files are missing, e.g. after a restore.")
-@click.option("--force", is_flag=True, help="Do so even if more than a tenth of all images or files are affected.")
+@click.option("--force", is_flag=True, help="Continue even if more than a tenth of all images or files are affected.")
 @click.option(
     "--read/--quick", default=True, help="Read all files and compare their SHA-256 (the default), or only their sizes."
 )
@@ -26,7 +26,7 @@ from service.config.settings import SettingsError
 def verify(
     *, repair: bool, drop_missing: bool, force: bool, read: bool, expect: TextIO | None, data: Path | None
 ) -> None:
-    """Compare images, files and counters. Exit code 1 if there are problems that were not repaired.
+    """Compare images, files and counters. The exit code is 1 if problems remain.
 
     It can run at any time, also while images are uploaded and deleted.
     """
@@ -40,8 +40,8 @@ def verify(
     settings = locate(data)
     options = Options(read=read, repair=repair, drop_missing=drop_missing, force=force)
     with readable_errors():
-        is_well = _run(report.verify(settings, options, expected, write=click.echo))
-    if not is_well:
+        succeeded = _run(report.verify(settings, options, expected, write=click.echo))
+    if not succeeded:
         sys.exit(1)
 
 

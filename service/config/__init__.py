@@ -1,1 +1,1 @@
-"""The operator's settings: read from the environment, parsed and checked."""
+"""The operator's settings, which are read from the environment, parsed and checked."""

@@ -9,10 +9,10 @@ from service.spelling import find_nearest
 
 PREFIX = "DAGUERRE_"
 
-# Variables that `./run`, compose.yaml and the tests read, and no process of Daguerre.
+# Variables that only `./run`, compose.yaml and the tests read.
 OTHERS = frozenset({"COMMAND", "PUBLISH", "DATABASE_PASSWORD", "TEST_REQUIRE"})
 
-# Former names of settings, which the nearest-name rule would mistake for other ones.
+# Former names of settings, for which the nearest name would be another setting.
 RENAMED = {
     "MAX_AGE_S": "CACHE_MAX_AGE_S",
     "METRICS": "METRICS_DIR",
@@ -22,7 +22,7 @@ RENAMED = {
 }
 
 # Kubernetes gives every container these variables of each Service whose name begins with "daguerre", e.g. `daguerre` or
-# `daguerre-metrics` (its documentation, "Service": "Environment variables"). A Service cannot choose their names.
+# `daguerre-metrics` (its documentation, "Service": "Environment variables"). Their names cannot be changed.
 _SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _PORT = re.compile(r"(\w+_)?PORT")
 _PORT_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
@@ -50,7 +50,8 @@ def select(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_unknown(environment: Mapping[str, str], settings: Collection[str]) -> str | None:
-    """Returns a sentence on the first variable that is not a setting, with the nearest setting; None if all are known.
+    """Returns an error message for the first variable that is not a setting, with the nearest setting; None if all are
+    known.
 
     `settings` are the names in upper case, without the prefix.
     """

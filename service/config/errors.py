@@ -1,4 +1,4 @@
-"""Errors of settings as sentences for the operator, in place of pydantic's words for programmers."""
+"""Turns pydantic's errors of settings into sentences for the operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.config.values import shorten
 
 
 def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
-    """Returns a sentence on the first error: the variable, what it must be, and what it is."""
+    """Returns a sentence about the first error: the variable, what it must be, and its value."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     reason = first.get("ctx", {}).get("error")
@@ -27,7 +27,7 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _describe(field: FieldInfo, value: object) -> str:
-    """Shows only the values of numbers and words, because an address may hold a password."""
+    """Quotes the values of numbers and words only, because a URL may contain a password."""
     if get_origin(field.annotation) is Literal:
         *words, last = get_args(field.annotation)
         return f"must be {', '.join(words)} or {last}, not {shorten(str(value))!r}"
@@ -36,7 +36,7 @@ def _describe(field: FieldInfo, value: object) -> str:
         return f"must be a {kind}{_describe_bounds(field)}, not {shorten(str(value))!r}"
     if is_folder(field):
         return "must be the path of a folder"
-    return "must be a text"
+    return "must be text"
 
 
 def is_folder(field: FieldInfo) -> bool:

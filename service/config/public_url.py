@@ -1,4 +1,4 @@
-"""A check that the public URL leads to the address and port on which the service listens."""
+"""Checks that the public URL leads to the address and port on which the service listens."""
 
 from __future__ import annotations
 

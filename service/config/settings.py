@@ -1,7 +1,7 @@
 """Every setting, read from the `DAGUERRE_*` environment variables here and nowhere else.
 
-A field holds the parsed value: a size is bytes, a period seconds, a rate a `Rate`. Defaults are texts as an environment
-has them, and are parsed too.
+A field has the parsed value: bytes for a size, seconds for a period, a `Rate` for a rate. Defaults are written as in
+the environment, and are parsed too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.config.values import (
     shorten,
 )
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there is the user's own
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is created there belongs to the user
 
 
 def default_data_folder() -> Path:
@@ -53,7 +53,7 @@ def _check_folder(path: Path | None) -> Path | None:
 
 def _check_servers(url: str) -> str:
     """Checks each server of the URL: `host`, `host:port`, or a folder of sockets, as in PostgreSQL's URLs. The query
-    may hold ports as well.
+    may contain ports as well.
     """
     address = urlsplit(url)
     for ports in parse_qs(address.query).get("port", []):
@@ -93,7 +93,7 @@ def _check_host(name: str) -> None:
 
 
 def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
-    """Parses a text. Another value is one that was parsed before."""
+    """Parses a string. Any other value was parsed before."""
     return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
@@ -104,22 +104,22 @@ def _join(values: Iterable[object]) -> str:
 Folder = Annotated[Path, AfterValidator(_check_folder)]
 OptionalFolder = Annotated[Path | None, AfterValidator(_check_folder)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-# Dumped, each is a text that can be parsed again.
+# Each is dumped as text that can be parsed again.
 OptionalRate = Annotated[Rate | None, _parsed(parse_rate), PlainSerializer(lambda rate: str(rate or ""))]
 OptionalPeriod = Annotated[int | None, _parsed(parse_period), PlainSerializer(lambda s: f"{s}s" if s else "")]
 Networks = Annotated[tuple[Network, ...], _parsed(parse_networks), PlainSerializer(_join)]
 Widths = Annotated[tuple[int, ...], _parsed(parse_widths), PlainSerializer(_join)]
 Addresses = Annotated[AllowedAddresses, _parsed(AllowedAddresses.parse), PlainSerializer(str)]
-# Larger than what any machine has, so that a typing error is found at the start and not in the middle of the work.
+# The upper bounds are larger than any sensible value, so that a typo is found at the start and not under load.
 MAX_SECONDS = 86_400
-# Each field has its own upper bound: pydantic would keep the bound of this type, not that of the field.
+# Each field has its own upper bound: a bound of this type would override that of the field.
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=100_000)]
 Processes = Annotated[int, Field(gt=0, le=1000)]
 
 
 class Settings(BaseSettings):
-    """Frozen: one instance is made at start-up and passed down."""
+    """Frozen: one instance is created at start-up and passed down."""
 
     model_config = SettingsConfigDict(env_prefix=environment.PREFIX, enable_decoding=False, frozen=True, extra="ignore")
 
@@ -143,21 +143,21 @@ class Settings(BaseSettings):
         100_000_000, gt=0, le=10**12, description="Maximum width x height x pages of an uploaded picture."
     )
     uploads_in_flight: Count = Field(
-        256, description="Maximum uploads in flight in one API process; further ones are answered 503."
+        256, description="Maximum uploads in flight in one API process; further ones get 503."
     )
     upload_idle_timeout_s: Seconds = Field(
-        30, gt=0, le=MAX_SECONDS, description="Maximum pause of a client within a body, in seconds; then 408."
+        30, gt=0, le=MAX_SECONDS, description="Maximum time without a byte of a body, in seconds; then 408."
     )
     upload_timeout_s: Seconds = Field(
         600, gt=0, le=1800, description="Maximum time for a whole body, in seconds; then 408."
     )
     downloads_in_flight: Count = Field(
-        32, description="Maximum downloads from URLs in flight in one API process; further ones are answered 503."
+        32, description="Maximum downloads from URLs in flight in one API process; further ones get 503."
     )
     fetch_allow: Addresses = Field(
         "",
         validate_default=True,
-        description="Addresses that are not public and that URLs may lead to, e.g. `10.0.0.0/8,127.0.0.1:9000`.",
+        description="Addresses that are not public and that URLs may point to, e.g. `10.0.0.0/8,127.0.0.1:9000`.",
     )
     rate_limit: OptionalRate = Field(
         "",
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
         10,
         ge=0,
         le=MAX_SECONDS,
-        description="Maximum time that an upload waits for its metadata, in seconds; then it is answered 202.",
+        description="Maximum time that an upload waits for its metadata, in seconds; then the response is 202.",
     )
     drain_s: Seconds = Field(
         30,
@@ -181,15 +181,15 @@ class Settings(BaseSettings):
         None, description="Folder for renditions, which may be lost; by default `renditions` in the originals' folder."
     )
     renditions_size: Size = Field(
-        10 << 30, description="Maximum size of all renditions on disk; those not used for longest are deleted first."
+        10 << 30, description="Maximum size of all renditions on disk; the least recently used are deleted first."
     )
     renditions_memory: Size = Field(
         64 << 20, description="Size of the memory cache of one API process for small pictures."
     )
     renditions_in_flight: Count = Field(
         512,
-        description="Maximum new renditions in flight in one API process; further ones are answered 503,"
-        " and 429 for an address or account that is over its share.",
+        description="Maximum new renditions in flight in one API process; further ones get 503,"
+        " or 429 for an address or account that exceeds its share.",
     )
     rendition_widths: Widths = Field(
         "",
@@ -221,14 +221,14 @@ class Settings(BaseSettings):
 
     database_connections: Count = Field(10, description="Maximum connections of one process to PostgreSQL.")
     probe_processes: Processes = Field(
-        2, description="Child processes of one worker that probe uploads of one account; one more is for the others."
+        2, description="Decoder processes of one worker that probe uploads of one account; one more is for others."
     )
     probe_timeout_s: Seconds = Field(
         8, gt=0, le=9, description="Maximum time to probe a picture, in seconds; then it is refused."
     )
 
     render_processes: Processes = Field(
-        2, description="Child processes of one worker that make renditions for one account; one more is for the others."
+        2, description="Decoder processes of one worker that render for one account; one more is for others."
     )
     render_timeout_s: Seconds = Field(
         8, gt=0, le=9, description="Maximum time to make a rendition, in seconds; then it is refused."
@@ -263,8 +263,8 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leaves out a DAGUERRE_PORT of Kubernetes, which is not a port, and folders that are empty in an env file,
-        which would mean the current folder.
+        """Ignores a DAGUERRE_PORT of Kubernetes, which is not a port, and empty folder names of an env file, which
+        would mean the current folder.
         """
         variables = EnvSettingsSource(settings_cls)
         folders = {name for name, field in settings_cls.model_fields.items() if errors.is_folder(field)}
@@ -285,8 +285,8 @@ class Settings(BaseSettings):
 
     @property
     def metrics_folder(self) -> Path:
-        """By default in memory, if the system has a folder for that: a full disk must not stop the processes that
-        count, and each container has its own folder even if the data are shared.
+        """By default in memory, if the system has a folder for that: a full disk must not stop processes that update
+        metrics, and each container has its own folder even if the data folder is shared.
         """
         if self.metrics_dir is not None or not os.access(_MEMORY, os.W_OK):
             return self.metrics_dir or self.data / "metrics"
@@ -301,8 +301,8 @@ class SettingsError(Exception):
 def load(**overrides: object) -> Settings:
     """Reads the environment. `overrides`, the command's options, win unless they are None.
 
-    Raises SettingsError for a value that cannot be used, and for a variable that is not a setting: it is misspelt, and
-    the default would apply without a word.
+    Raises SettingsError for an invalid value, and for a variable that is not a setting: it is misspelt, and the default
+    would apply silently.
     """
     if unknown := environment.find_unknown(os.environ, [name.upper() for name in Settings.model_fields]):
         raise SettingsError(unknown)

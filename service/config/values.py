@@ -1,4 +1,4 @@
-"""Values of settings that are more than a number or a word: sizes, rates, periods, networks and widths.
+"""Parsers for values of settings: sizes, rates, periods, networks and widths.
 
 Each is parsed from the text of an environment variable. Errors are ValueErrors whose message is for the operator.
 """
@@ -35,7 +35,7 @@ def parse_size(text: str | int) -> int:
         num_bytes = int(Decimal(match["number"]) * _SIZE_UNITS[match["unit"].upper()])
         if num_bytes <= MAX_SIZE:
             return num_bytes
-    raise ValueError(f"{shorten(size)!r} is too large a size: it is at most 8388607TB")
+    raise ValueError(f"{shorten(size)!r} is too large: the maximum is 8388607TB")
 
 
 def format_size(size: int) -> str:
@@ -53,7 +53,7 @@ _RATE_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit of requests: `per_s` in the long run, and `burst` at once. Its text is `100/s,burst=1000`."""
+    """A limit of requests: `per_s` on average, and `burst` at once. Its text is `100/s,burst=1000`."""
 
     per_s: float
     burst: int
@@ -64,7 +64,7 @@ class Rate:
         return f"{round(self.per_s * _RATE_UNITS_S[unit])}/{unit},burst={self.burst}"
 
     def part(self, share: float) -> Rate:
-        """Returns a share of it, 0 to 1, with a burst of at least one."""
+        """Returns a fraction of the rate, 0 to 1, with a burst of at least one."""
         return Rate(self.per_s * share, math.ceil(self.burst * share))
 
     @property
@@ -79,12 +79,12 @@ class Rate:
 
 
 def parse_rate(text: str) -> Rate | None:
-    """Returns None for an empty text. Without a burst, it is the count of one unit of time. Raises ValueError."""
+    """Returns None for an empty text. The default burst is the count of one unit of time. Raises ValueError."""
     if not text.strip():
         return None
     match = _RATE.fullmatch(re.sub(r"\s", "", text))
     if match is None:
-        raise ValueError(f"{text!r} is not a rate: write 100/s, 100/m or 100/h, and perhaps ,burst=1000 behind it")
+        raise ValueError(f"{text!r} is not a rate: write 100/s, 100/m or 100/h, optionally followed by ,burst=1000")
     count = int(match["count"])
     return Rate(count / _RATE_UNITS_S[match["unit"]], int(match["burst"] or count))
 
@@ -114,13 +114,13 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
-    """Returns the widths of `320,640,1280` in rising order. Raises ValueError."""
+    """Returns the widths of `320,640,1280` in ascending order. Raises ValueError."""
     try:
         widths = sorted({int(part) for part in text.split(",") if part.strip()})
     except ValueError:
         raise ValueError(f"{text!r} is not a list of widths: write 320,640,1280") from None
     if widths and not 1 <= widths[0] <= widths[-1] <= 8192:
-        raise ValueError("a width is 1 to 8192 pixels")
+        raise ValueError("a width must be 1 to 8192 pixels")
     return tuple(widths)
 
 

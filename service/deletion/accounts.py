@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from service.accounts.accounts import end_deletion
+from service.accounts.accounts import finish_deletion
 from service.database import Connection, Database
 from service.deletion.removals import Removal, list_removals, remove_files
 from service.ids import AccountId, ImageId
@@ -21,10 +21,10 @@ _BATCH_SIZE = 500
 
 @dataclass(frozen=True, slots=True)
 class AccountDeletion:
-    """Removes the rows and files of an account whose deletion has begun (`suspensions.begin_deletion`).
+    """Removes the rows and files of an account whose deletion has started (`accounts.start_deletion`).
 
-    Files that are not in this storage keep their row in `removals` for the workers' sweep, since this process may have
-    been started with another storage than theirs.
+    Files that are not in this storage keep their row in `removals` for the workers' sweep, because this process may use
+    another storage than the workers.
     """
 
     database: Database
@@ -34,7 +34,7 @@ class AccountDeletion:
     async def run(self, account_id: AccountId) -> AsyncGenerator[int, None]:
         """Yields the number of deleted images after each batch, and deletes the account at the end.
 
-        Raises ServiceError if the database is away, and OSError if the storage is; then it can be run again.
+        Raises ServiceError if the database is unavailable, and OSError if the storage is. Run it again afterwards.
         """
         deleted = 0
         is_deleted = False
@@ -46,10 +46,10 @@ class AccountDeletion:
             while image_ids := await self._delete_batch(delete_failed_batch, account_id):
                 await self._remove(image_ids)
             async with self.database.connection() as connection:
-                is_deleted = await end_deletion(connection, account_id)
+                is_deleted = await finish_deletion(connection, account_id)
 
     async def remove_remaining(self) -> int:
-        """Removes the files of all images in `removals`, also those of an interrupted run.
+        """Removes the files of all images in `removals`, including those of an interrupted run.
 
         Returns how many of them are not in this storage.
         """

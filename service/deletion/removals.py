@@ -27,7 +27,7 @@ class Removal(NamedTuple):
     image_id: ImageId
 
 
-# Without images that got the id again. A time in the future is older than a correction of PostgreSQL's clock.
+# Excludes ids that a new image has. A time in the future was written before PostgreSQL's clock was set back.
 _LIST = """
 select removed_at, image_id from removals
 where (removed_at < now() - $1::float8 * interval '1 second' or removed_at > now() + interval '1 minute')
@@ -40,7 +40,7 @@ order by removed_at, image_id limit $2
 async def list_removals(
     connection: Connection, age_s: float, limit: int, after: Removal | None = None
 ) -> list[Removal]:
-    """Returns removals that are older than `age_s`, whose files may still be there, in order, after the row `after`."""
+    """Returns removals that are older than `age_s`, whose files may still exist, in order, after the row `after`."""
     rows = await connection.fetch(_LIST, age_s, limit, *(after or (None, None)))
     return [Removal(row[0], ImageId(row[1])) for row in rows]
 
@@ -51,9 +51,9 @@ _CLEAR = "delete from removals where image_id = any($1)"
 async def remove_files(
     database: Database, storage: OriginalStorage, renditions: RenditionStorage, image_ids: Sequence[ImageId]
 ) -> None:
-    """Removes the files of images that are in `removals`, after the renditions made of them.
+    """Removes the files of images that are in `removals`. Removes their renditions first.
 
-    If a file cannot be removed, its image is left to the sweep, and the others go on.
+    If a file cannot be removed, the sweep retries its image; the others are not affected.
     """
     if not image_ids:
         return
@@ -67,7 +67,7 @@ async def remove_files(
 
 
 class _Stuck(NamedTuple):
-    """Renditions that could not be removed, and the images that they were made of."""
+    """Renditions that could not be removed, and their images."""
 
     keys: Collection[RenditionKey]
     image_ids: Collection[ImageId]
@@ -76,13 +76,13 @@ class _Stuck(NamedTuple):
 async def _remove_renditions(
     renditions: RenditionStorage, image_ids: Sequence[ImageId], derived: Sequence[DerivedRendition]
 ) -> _Stuck:
-    """All are stuck if their storage cannot be reached, since they still exist there."""
+    """If the storage cannot be reached, all are stuck, because they still exist there."""
     keys = [one.key for one in derived]
     try:
         stuck_ids = await in_thread(renditions.threads, partial(renditions.remove_for_images, image_ids))
         stuck_keys = await in_thread(renditions.threads, partial(renditions.remove, keys))
     except OSError as error:
-        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # as a rule they are on the same disk
+        level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # usually they are on the same disk
         log.log(level, "removal.failed", images=len(image_ids), first_error=repr(error))
         return _Stuck(keys, image_ids)
     for one in derived:
@@ -92,7 +92,7 @@ async def _remove_renditions(
 
 
 async def _remove_originals(storage: OriginalStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
-    """Returns the images whose files are removed. Logs one line for all others, or the outage of the storage."""
+    """Returns the images whose files are removed. Logs one line for all failures, or the outage of the storage."""
     removed: list[ImageId] = []
     failures: list[tuple[ImageId, OSError]] = []
     for image_id in image_ids:

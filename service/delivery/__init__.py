@@ -1,1 +1,1 @@
-"""Serving pictures at `/i/{id}`: finding them, caching them, and what clients may cost."""
+"""Delivery of pictures at `/i/{id}`: finds them, caches them, and limits clients."""

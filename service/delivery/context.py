@@ -1,4 +1,4 @@
-"""What the delivery of pictures works with, opened once per process."""
+"""The resources of picture delivery, opened once per process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ADDRESS_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
-    """`widths` are the allowed widths of unsigned requests in rising order; empty means that all are allowed.
+    """`widths` are the allowed widths of unsigned requests in ascending order; empty means that all are allowed.
     `accel_prefix` is empty unless a proxy sends the files.
     """
 
@@ -51,21 +51,23 @@ class DeliveryContext:
     async def open(
         cls, settings: Settings, database: Database, storage: OriginalStorage, redis: ArqRedis
     ) -> AsyncIterator[Self]:
-        """Its tasks end with the block. Raises SettingsError if the folder of renditions cannot be used."""
+        """Opens the resources; tasks end with the block. Raises SettingsError if the folder of renditions cannot be
+        used.
+        """
         files = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)
-        enqueuing: Batcher[Job, None] = Batcher(queue.enqueue)
+        enqueue_batcher: Batcher[Job, None] = Batcher(queue.enqueue)
         async with AsyncExitStack() as stack:
-            for batcher in (image_cache.finding_images, image_cache.finding_policies, enqueuing):
+            for batcher in (image_cache.image_lookups, image_cache.policy_lookups, enqueue_batcher):
                 await stack.enter_async_context(running(batcher.run()))
             renditions = await stack.enter_async_context(
                 Renditions.open(
                     redis,
                     database,
                     files,
-                    enqueuing,
+                    enqueue_batcher,
                     (image_cache, memory_cache),
                     wait_s=settings.wait_s,
                     max_in_flight=settings.renditions_in_flight,

@@ -1,4 +1,4 @@
-"""What delivery holds clients to: guesses at ids, and the memory that slow clients hold."""
+"""Limits of delivery: guessed ids, and the memory that slow clients hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_BYTES_IN_MEMORY = 64 << 20
 
 
 class NotFoundLimiter:
-    """Limits how many ids that do not exist an address may ask for, so that nobody can guess ids.
+    """Limits how many unknown ids an address may request, so that nobody can guess ids.
 
     Over its limit an address gets a 429 for every id, so that it cannot learn which exist. `limiter` is None if there
     is no limit.
@@ -23,7 +23,9 @@ class NotFoundLimiter:
         self._limiter = limiter
 
     def check(self, address: str) -> None:
-        """Counts nothing. Raises `too-many-misses` if this process knows that the address is over its limit."""
+        """Raises `too-many-misses` if this process knows that the address is over its limit. Does not count the
+        request.
+        """
         if self._limiter is not None and (seconds := self._limiter.retry_after_s(client_network(address))):
             raise ServiceError("too-many-misses", retry_after_s=seconds)
 
@@ -31,13 +33,13 @@ class NotFoundLimiter:
         """Counts one id that was not found. Raises `too-many-misses`."""
         if self._limiter is None:
             return
-        standing = await self._limiter.admit(client_network(address))
-        if standing is not None and standing.refused:
-            raise ServiceError("too-many-misses", retry_after_s=standing.retry_after_s)
+        status = await self._limiter.admit(client_network(address))
+        if status is not None and status.refused:
+            raise ServiceError("too-many-misses", retry_after_s=status.retry_after_s)
 
 
 class MemoryBudget:
-    """Bounds the bytes of responses in flight that exist in memory only: large renditions that no disk could store.
+    """Bounds the memory of responses in flight whose file is in memory only: large renditions that could not be stored.
 
     A slow client holds such a response in memory until it has read it.
     """

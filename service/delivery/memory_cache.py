@@ -1,4 +1,4 @@
-"""Pictures ready to be sent, and a cache of those that were sent lately."""
+"""Pictures with their response headers, and a memory cache of recently sent ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.ids import ImageId
 from service.storage.files import SMALL_BYTES
 from service.storage.interface import StoredFile
 
-# Roughly what an entry takes beside the bytes of its picture.
+# The approximate size of an entry without the bytes of its picture.
 _ENTRY_BYTES = 4096
 
 
@@ -26,18 +26,18 @@ class CachePolicy(NamedTuple):
 
     def header(self, now: float) -> str:
         """Returns the Cache-Control of a response sent at `now`, a Unix time: no cache outlives the signature."""
-        left_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
-        return f"public, max-age={max(0, left_s)}{', immutable' if self.immutable else ''}"
+        remaining_s = self.max_age_s if self.expires is None else min(self.max_age_s, int(self.expires - now))
+        return f"public, max-age={max(0, remaining_s)}{', immutable' if self.immutable else ''}"
 
 
 @dataclass(slots=True)
 class ServedPicture:
-    """A picture with everything that a response needs.
+    """A picture with everything that its response needs.
 
     `image_ids` are the images that it shows: deleting one of them invalidates it. `headers` are those of every response
     except for Cache-Control, which comes from `caching`; `etag` is among them, here without quotes. `accel_path` is its
     path below the internal locations of a proxy. `threads` are those of the disk that has it. `head` caches the encoded
-    head of a 200 response, once one was sent.
+    head of a 200 response after the first one.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -52,9 +52,9 @@ class ServedPicture:
 
 
 class MemoryCache:
-    """Small pictures by URL and accepted formats, `limit` bytes in all. The least recently used go first.
+    """Caches small pictures by URL and accepted formats, up to `limit` bytes. Evicts the least recently used first.
 
-    Each entry counts `entry_bytes` beside the bytes of its picture.
+    Each entry counts `entry_bytes` in addition to the bytes of its picture.
     """
 
     def __init__(self, limit: int, *, entry_bytes: int = _ENTRY_BYTES) -> None:
@@ -65,7 +65,7 @@ class MemoryCache:
 
     @property
     def generation(self) -> int:
-        """Changes with every invalidation: a picture that was looked up before must not be put any more."""
+        """Changes with every invalidation: a picture that was looked up before must not be added afterwards."""
         return self._generation
 
     def get(self, key: Hashable) -> ServedPicture | None:

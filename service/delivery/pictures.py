@@ -47,8 +47,8 @@ class PictureRequest:
     """One request for a picture. `id_text` is the id in the path, not yet checked. `raw_path` (with the query) and
     `raw_query` are as received, because signatures are. `accepted` are the negotiated formats that the client accepts.
 
-    Finding the picture sets the last two fields: `trusted_until` is the monotonic time until which everything that was
-    looked up holds, and `varies_by_accept` says whether the response depends on Accept, errors included.
+    Finding the picture sets the last two fields: `valid_until` is the monotonic time until which everything that was
+    looked up is valid, and `varies_by_accept` says whether the response, also an error, depends on Accept.
     """
 
     context: DeliveryContext
@@ -60,14 +60,14 @@ class PictureRequest:
     is_signed: bool
     address: str
     request_id: str
-    trusted_until: float = math.inf
+    valid_until: float = math.inf
     varies_by_accept: bool = False
 
 
 async def find_picture(request: PictureRequest) -> ServedPicture:
-    """Returns the picture, and puts it into the memory cache.
+    """Returns the picture, and adds it to the memory cache.
 
-    Raises what the parameters, the signature, the state of the image and a new rendition may fail with.
+    Raises the errors of the parameters, the signature, the state of the image and a new rendition.
     """
     cache = request.context.memory_cache
     generation = cache.generation
@@ -75,9 +75,9 @@ async def find_picture(request: PictureRequest) -> ServedPicture:
     expires = await _authorize(request, served)
     picture = await _build_picture(request, served, CachePolicy(request.context.max_age_s, expires))
     if expires is not None:
-        request.trusted_until = min(request.trusted_until, time.monotonic() + expires - time.time())
+        request.valid_until = min(request.valid_until, time.monotonic() + expires - time.time())
     if len(request.raw_path) <= _MAX_CACHED_PATH_CHARACTERS:
-        cache.put((request.raw_path, request.accepted), picture, until=request.trusted_until, generation=generation)
+        cache.put((request.raw_path, request.accepted), picture, until=request.valid_until, generation=generation)
     return picture
 
 
@@ -93,12 +93,12 @@ async def _find_image(request: PictureRequest) -> ServedImage:
 
 
 async def _look_up(request: PictureRequest, image_id: ImageId) -> ServedImage | None:
-    """Returns None, and counts that for the address, if there is no such image. Raises `too-many-misses`."""
+    """Returns None if there is no such image, and counts that for the address. Raises `too-many-misses`."""
     served = await request.context.image_cache.find(image_id)
     if served is None or served.image.state == "failed":
         await request.context.not_found_limiter.count(request.address)
         return None
-    request.trusted_until = min(request.trusted_until, served.trusted_until)
+    request.valid_until = min(request.valid_until, served.valid_until)
     return served
 
 
@@ -203,7 +203,9 @@ async def _find_original(
 
 
 async def _get_file(request: PictureRequest, served: ServedImage, order: RenderOrder, seconds: float) -> StoredFile:
-    """Returns the file that is ordered, once it is made. Signed URLs are the account's own: no address is charged."""
+    """Returns the file of an order as soon as it exists. A signed URL is the account's own, so no address is
+    charged.
+    """
     address = None if request.is_signed else client_network(request.address)
     return await request.context.renditions.get(
         order, Requester(served.image.account_id, address), seconds=seconds, request_id=request.request_id
@@ -211,7 +213,7 @@ async def _get_file(request: PictureRequest, served: ServedImage, order: RenderO
 
 
 async def _content_encoding(image: Image, stored: StoredFile, threads: Executor) -> dict[str, str]:
-    """Returns the header without which browsers do not show an SVG that is stored compressed (svgz)."""
+    """Returns the header that browsers need to show an SVG that is stored compressed (svgz)."""
     is_compressed = image.format == "svg" and await starts_with(threads, stored, _GZIP_MAGIC)
     return {"Content-Encoding": "gzip"} if is_compressed else {}
 
@@ -219,7 +221,9 @@ async def _content_encoding(image: Image, stored: StoredFile, threads: Executor)
 def _describe_rendition(
     request: PictureRequest, order: RenderOrder, stored: StoredFile, headers: dict[str, str], caching: CachePolicy
 ) -> ServedPicture:
-    """ETag and Last-Modified come from the rendition, which may be made anew, and not from its original."""
+    """ETag and Last-Modified come from the rendition, not from its original, because a rendition may be rendered
+    again.
+    """
     return _describe(
         (order.image_id,) if order.watermark_id is None else (order.image_id, order.watermark_id),
         stored,

@@ -1,1 +1,1 @@
-"""The dependencies of an upload, i.e. PostgreSQL, Redis and the storage: their outages, reasons and versions."""
+"""The dependencies of an upload (PostgreSQL, Redis and the storage): their outages, error reasons and versions."""

@@ -14,7 +14,7 @@ from service.errors import ServiceError
 log = structlog.get_logger("service")
 
 _REPEAT_S = 60.0
-# An outage ends with a check that passes, if no call has failed for this long. The time doubles with each outage that
+# An outage ends when a check passes and no call has failed for this long. The time doubles with each outage that
 # follows another one within a minute.
 _QUIET_S = 2.0
 _MAX_QUIET_S = 32.0
@@ -23,12 +23,12 @@ _REPORTED = frozenset({"database-unavailable", "queue-unavailable", "storage-una
 
 
 class Outage:
-    """The outage of one dependency, as this process sees it. Code that meets an error of the dependency reports it."""
+    """The outage of one dependency, as this process sees it. Code that gets an error from the dependency reports it."""
 
     def __init__(self, name: str, explain: Callable[[BaseException], str]) -> None:
         self.explain = explain
         self._name = name
-        self._began_at: float | None = None
+        self._started_at: float | None = None
         self._ended_at = -_REPEAT_S
         self._logged_at = 0.0
         self._failed_at = 0.0
@@ -37,33 +37,33 @@ class Outage:
 
     @property
     def is_under_way(self) -> bool:
-        return self._began_at is not None
+        return self._started_at is not None
 
     def report(self, error: BaseException) -> None:
-        """Begins an outage, or counts a failure of the current one."""
+        """Starts an outage, or counts a failure of the current one."""
         now = self._failed_at = time.monotonic()
         self._failures += 1
-        if self._began_at is None:
-            self._began_at = now
+        if self._started_at is None:
+            self._started_at = now
             is_repeated = now - self._ended_at < _REPEAT_S
             self._quiet_s = min(2 * self._quiet_s, _MAX_QUIET_S) if is_repeated else _QUIET_S
             self._log(error, now)
         elif now - self._logged_at >= _REPEAT_S:
-            self._log(error, now, seconds=round(now - self._began_at), failures=self._failures)
+            self._log(error, now, seconds=round(now - self._started_at), failures=self._failures)
 
-    def pass_check(self) -> None:
-        """Ends the outage, unless calls that the check does not cover still fail."""
+    def report_success(self) -> None:
+        """Ends the outage after a check that passed, unless calls that the check does not cover still fail."""
         now = time.monotonic()
-        if self._began_at is None or now - self._failed_at < self._quiet_s:
+        if self._started_at is None or now - self._failed_at < self._quiet_s:
             return
         if structlog.is_configured():
-            log.info(f"{self._name}.available", seconds=round(now - self._began_at, 1), failures=self._failures)
-        self._began_at, self._ended_at, self._failures = None, now, 0
+            log.info(f"{self._name}.available", seconds=round(now - self._started_at, 1), failures=self._failures)
+        self._started_at, self._ended_at, self._failures = None, now, 0
 
     def _log(self, error: BaseException, now: float, **fields: object) -> None:
         self._logged_at = now
         if not structlog.is_configured():
-            return  # a command line, which prints errors in its own words
+            return  # a command, which prints errors itself
         log.warning(f"{self._name}.unavailable", reason=self.explain(error), error=repr(error), **fields)
 
 

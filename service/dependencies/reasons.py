@@ -1,6 +1,6 @@
-"""Errors of a dependency as reasons in a few words.
+"""Turns errors of a dependency into short reasons.
 
-`/readyz` shows reasons to anyone, so they contain nothing of an error's own text: no host, user, path or password.
+`/readyz` shows reasons to anyone, so they never contain the text of the error: no host, user, path or password.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ _QUEUE: Sequence[tuple[type[Exception], str]] = (
     (redis_errors.MovedError, "it is a cluster, which is not supported"),
     (redis_errors.TimeoutError, TIMED_OUT),
 )
-# Errors for which redis-py has no class, by words of the message. Errors in scripts have only their words, too.
+# Errors for which redis-py has no class, by words of the message. Errors in scripts are only recognised by their
+# message, too.
 _QUEUE_WORDS: Mapping[str, str] = {
     "OOM ": _QUEUE[0][1],
     "MISCONF": "it cannot save its data to its disk, and refuses writes",
@@ -146,13 +147,13 @@ def _explain(error: BaseException, reasons: Sequence[tuple[type[Exception], str]
 
 
 def _explain_system(error: BaseException) -> str:
-    """Explains errors of connections. asyncio raises one OSError without a number for several addresses of a host."""
+    """Explains errors of connections. For several addresses of a host, asyncio raises one OSError without an errno."""
     if isinstance(error, socket.gaierror):
         return "the name of its host is unknown"
     if isinstance(error, ssl.SSLError):
         return "no encrypted connection can be made"
     if isinstance(error, TimeoutError):
         return TIMED_OUT
-    if isinstance(error, RuntimeError):  # of uvloop, for a connection that is lost between its check and a write
+    if isinstance(error, RuntimeError):  # from uvloop, for a connection that is lost between its check and a write
         return _LOST
     return _SYSTEM.get(error.errno, _UNREACHABLE) if isinstance(error, OSError) else _UNREACHABLE

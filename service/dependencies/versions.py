@@ -20,7 +20,7 @@ _TIMEOUT_S = 2.0
 
 
 async def require_servers(database_url: str, redis: Any) -> None:
-    """Raises SettingsError if a server is too old. A server that is unavailable or does not say its version is
+    """Raises SettingsError if a server is too old. A server that is unavailable or does not report its version is
     accepted.
     """
     await asyncio.gather(_check_postgres(database_url), _check_redis(redis))

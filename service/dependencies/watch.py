@@ -20,7 +20,7 @@ _POLL_INTERVAL_S = 1.0
 
 
 class Dependency:
-    """`check` raises the error that an upload would meet."""
+    """`check` raises the error that an upload would get."""
 
     def __init__(self, outage: Outage, check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.outage = outage
@@ -46,7 +46,7 @@ class Dependency:
             self.outage.report(error)
             self._problem = self.outage.explain(error)
         else:
-            self.outage.pass_check()
+            self.outage.report_success()
             self._problem = None
         self._check_again_at = time.monotonic() + _PROBLEM_TTL_S
         return self._problem
@@ -54,7 +54,7 @@ class Dependency:
 
 @asynccontextmanager
 async def watched(dependencies: Collection[Dependency]) -> AsyncIterator[None]:
-    """Checks each dependency at the start, so that the log names those in trouble, and repeatedly during an outage."""
+    """Checks each dependency at the start, so that the log names those that fail, and repeatedly during an outage."""
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(dependency.find_problem() for dependency in dependencies))
         for dependency in dependencies:

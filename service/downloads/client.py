@@ -1,4 +1,4 @@
-"""The HTTP client for pictures from URLs. Errors of their servers, the origins, become errors of the API."""
+"""The HTTP client for pictures from URLs. Translates errors of origin servers to errors of the API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 # The maximum of the status line, and of each header field. aiohttp accepts 8 KB by default, and curl 100 KB.
 _MAX_HEADER_BYTES = 64 * 1024
-_MIN_TIMEOUT_S = 0.001  # aiohttp takes 0 as no limit
+_MIN_TIMEOUT_S = 0.001  # for aiohttp, 0 means no limit
 _READ_BYTES = 64 * 1024
 
 
@@ -34,7 +34,7 @@ class DownloadTimeouts:
     """Time limits of a download.
 
     `connect_s` is for resolving the name and connecting with TLS, `read_s` for the first byte and each later pause, and
-    `total_s` for the whole. After `read_s` a body also needs the minimum pace of `service.limits.slots`.
+    `total_s` for the whole download. After `read_s` a body also needs the minimum pace of `service.limits.slots`.
     """
 
     connect_s: float = 5
@@ -87,8 +87,8 @@ class Download:
     async def _read(self) -> AsyncIterator[bytes]:
         """Yields the body as it arrives. Raises TimeoutError if it is slower than the minimum pace."""
         while True:
-            self._pace.begin_wait()
-            async with asyncio.timeout(self._pace.left_s):
+            self._pace.start_wait()
+            async with asyncio.timeout(self._pace.remaining_s):
                 chunk = await self._response.content.readany()
             if not chunk:
                 return
@@ -143,7 +143,7 @@ class DownloadClient:
     async def get(self, url: URL, holder: Hashable = None) -> AsyncIterator[Download]:
         """Sends a GET and follows up to 5 redirects. Each address is checked like the first.
 
-        `holder` is the account to which the look-ups of names count.
+        `holder` is the account that is charged for the lookups of host names.
 
         Raises `url-not-allowed`, `origin-not-found`, `origin-refused`, `origin-too-slow`, `busy`.
         """
@@ -154,7 +154,7 @@ class DownloadClient:
             if response.status in (404, 410):
                 raise ServiceError("origin-not-found")
             if response.status != 200:
-                raise ServiceError("origin-refused", f"The URL's server answered with the status {response.status}.")
+                raise ServiceError("origin-refused", f"The URL's server responded with the status {response.status}.")
             yield Download(response, Pace(self._timeouts.read_s))
 
     async def _follow(self, url: URL) -> aiohttp.ClientResponse:

@@ -1,4 +1,4 @@
-"""Connections to origins, i.e. the servers of clients' URLs: to permitted addresses only (SSRF protection).
+"""Connections to origins, the servers of clients' URLs. Only permitted addresses are used (SSRF protection).
 
 A name is resolved once for each connection. All of its addresses must be permitted, and one of them is used. The socket
 factory checks the address again when it connects, because a literal address does not reach the resolver.
@@ -27,19 +27,19 @@ from service.addresses import AllowedAddresses
 from service.errors import ServiceError
 from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
 
-# Interim responses, with a status 1xx (RFC 9110, section 15.2). An honest origin sends one or two; Go's net/http
-# accepts 5.
+# Interim responses, with a status 1xx (RFC 9110, section 15.2). Ordinary origins send one or two; Go's net/http accepts
+# 5.
 MAX_INTERIM_RESPONSES = 20
 # Before the final response, at most this much is parsed before the number of interim responses is checked.
 _HEAD_CHUNK_BYTES = 4096
 # An account can use at most three quarters of all look-ups, and less if others use some.
 _ACCOUNT_WEIGHT = 3
-# The account for which this context downloads. aiohttp has no way to pass it to the resolver.
+# The account of the current download. aiohttp has no other way to pass it to the resolver.
 account: ContextVar[Hashable] = ContextVar("account", default=None)
 
 
 class AddressRefused(Exception):
-    """A URL leads to an address that is not permitted. It is no OSError, so that no other address is tried."""
+    """A URL leads to an address that is not permitted. It is not an OSError, so that no other address is tried."""
 
 
 # The result of socket.getaddrinfo.
@@ -47,7 +47,7 @@ _AddressInfo: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind
 
 
 class GuardedResolver(AbstractResolver):
-    """Looks names up in threads, at most `lookups` at a time. One account cannot use them all.
+    """Resolves host names in threads, at most `lookups` at a time. One account cannot use them all.
 
     A look-up cannot be cancelled. It keeps its slot until the name server responds or the system gives up, even after
     its download has ended. Each has a thread of its own, because the interpreter waits for the threads of a pool when
@@ -92,10 +92,10 @@ class GuardedResolver(AbstractResolver):
         except (
             SlotsFull,
             ShareExceeded,
-        ) as error:  # to wait for a place would be the origin's time, and pass for its slowness
+        ) as error:  # waiting for a slot would count as the origin's time
             raise ServiceError("busy") from error
         lookup: Future[_AddressInfo] = Future()
-        lookup.set_running_or_notify_cancel()  # so that it accepts its result even if nothing waits for it
+        lookup.set_running_or_notify_cancel()  # so that it accepts its result even if nobody waits for it
 
         def release() -> None:
             with self._lock:
@@ -117,7 +117,7 @@ class GuardedResolver(AbstractResolver):
         return asyncio.wrap_future(lookup)
 
     async def close(self) -> None:
-        """Does nothing: look-ups in flight end by themselves."""
+        """Does nothing: lookups in flight end by themselves."""
 
 
 class OriginConnection(ResponseHandler):
@@ -150,8 +150,8 @@ class OriginConnection(ResponseHandler):
 
 
 def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> TCPConnector:
-    """Returns a connector that reuses no connection and no look-up, so that each is checked. It has no limit, because
-    downloads have their own.
+    """Returns a connector that reuses neither connections nor lookups, so that each is checked. It has no connection
+    limit, because downloads are limited elsewhere.
     """
 
     def open_socket(
@@ -165,21 +165,21 @@ def guarded_connector(allowed: AllowedAddresses, resolver: AbstractResolver) -> 
     connector = TCPConnector(
         resolver=resolver,
         socket_factory=open_socket,
-        ssl=_trust(),
+        ssl=_ssl_context(),
         use_dns_cache=False,
         force_close=True,
         limit=0,
     )
-    # Private, because aiohttp has no other way to set the class of connections; test_slow_origins.py holds it.
+    # A private name, because aiohttp has no other way to set the class of connections; test_slow_origins.py covers it.
     connector._factory = cast("partial[ResponseHandler]", partial(OriginConnection, loop=connector._loop))
     return connector
 
 
 @cache
-def _trust() -> ssl.SSLContext:
-    """Returns a context with Mozilla's certificates, for machines that have none, and with those of the machine.
+def _ssl_context() -> ssl.SSLContext:
+    """Returns a TLS context with Mozilla's certificates, for machines that have none, and with those of the machine.
 
-    It is cached, because reading the certificates takes long.
+    It is cached, because loading the certificates is slow.
     """
     context = ssl.create_default_context(cafile=certifi.where())
     context.load_default_certs()

@@ -1,4 +1,4 @@
-"""Content codings (RFC 9110, section 8.4.1) that an origin applies although the request accepts none.
+"""Decodes content codings (RFC 9110, section 8.4.1), which some origins apply although the request accepts none.
 
 aiohttp's own decoding knows neither `x-gzip` nor a second coding.
 """
@@ -57,7 +57,7 @@ async def _inflate(chunks: AsyncIterator[bytes], inflater: _Inflater) -> AsyncIt
 
 
 class _Inflater:
-    """Decodes gzip, of one member or several, or deflate. It skips bytes behind the end, as gzip and browsers do."""
+    """Decodes gzip, of one member or several, or deflate. It skips bytes after the end, as gzip and browsers do."""
 
     def __init__(self, coding: str) -> None:
         self._gzip = coding in _GZIP
@@ -83,12 +83,12 @@ class _Inflater:
                 if len(data) < _MAGIC_BYTES:
                     self._pending = data
                     return
-                self._begin(data[:_MAGIC_BYTES])
+                self._start_member(data[:_MAGIC_BYTES])
             if not self._is_skipping:
                 yield from self._drain(data)
                 data = self._stream.unused_data
 
-    def _begin(self, magic: bytes) -> None:
+    def _start_member(self, magic: bytes) -> None:
         if self._members and (not self._gzip or magic != _GZIP_MAGIC):
             self._is_skipping = True
             return

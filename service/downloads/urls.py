@@ -1,7 +1,7 @@
-"""URLs of pictures, which are requested byte for byte as they were sent.
+"""URLs of pictures, which are requested byte for byte as the client sent them.
 
-A bucket compares a signed URL as a string, so nothing is decoded and encoded again, nor at redirects. Only the host is
-normalised (IDNA, lower case), because it is not part of the request target.
+Object storages compare a signed URL as a string, so nothing is decoded and encoded again, not even at redirects. Only
+the host is normalised (IDNA, lower case), because it is not part of the request target.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks that do what an upload does at little cost, and raise the errors that it would meet."""
+"""Cheap checks that do what an upload does, and raise the errors that it would get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.queue.jobs import JobQueue
 from service.storage.interface import OriginalStorage
 
-# Writing takes ten times as long as reading. Without an outage, the check writes this often at most.
+# Writing takes ten times as long as reading. Without an outage, the check writes at most this often.
 _WRITE_INTERVAL_S = 2.0
 
 _STATE = """
@@ -70,7 +70,9 @@ class DatabaseCheck:
             raise Unready("its user may not write to Daguerre's tables")
 
     def _check_version(self, applied: int) -> None:
-        """A process that started with its own version runs on beside an upgrade, which only adds to the tables."""
+        """A process that started with its own version keeps running during an upgrade, which only adds to the
+        tables.
+        """
         known = self._known_version
         if applied < known:
             raise Unready(f"its tables are of schema {applied}, and this version needs {known}: run `daguerre schema`")
@@ -115,12 +117,12 @@ class StorageCheck:
 class QueueCheck:
     """Checks that Redis accepts jobs and that this process receives their replies.
 
-    `find_deafness` returns the error that keeps it from receiving them, or None.
+    `find_reply_error` returns the error that keeps the process from receiving them, or None.
     """
 
-    def __init__(self, jobs: JobQueue, find_deafness: Callable[[], BaseException | None] = lambda: None) -> None:
+    def __init__(self, jobs: JobQueue, find_reply_error: Callable[[], BaseException | None] = lambda: None) -> None:
         self._jobs = jobs
-        self._find_deafness = find_deafness
+        self._find_deafness = find_reply_error
 
     async def run(self) -> None:
         """Raises the errors of redis-py."""

@@ -1,4 +1,4 @@
-"""The space that disks and the database use, measured rarely no matter how many scrape it."""
+"""Measures the space that disks and the database use. Results are cached, so frequent scrapes cost nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.single_flight import SingleFlight
 from service.storage.files import in_thread
 from service.telemetry.gauges import DiskSpace, StoredState
 
-# For the size of a database PostgreSQL inspects each of its files, and the sum reads all accounts.
+# Measuring is slow: PostgreSQL inspects each file of the database, and the sum reads all accounts.
 _CACHE_TTL_S = 15.0
 # A scrape leaves out measurements that take longer.
 _TIMEOUT_S = 1.0
@@ -57,7 +57,7 @@ class UsageMeter:
         self._sizes: SingleFlight[tuple[StoredState, DiskSpace | None]] = SingleFlight(_TIMEOUT_S, ttl_s=_CACHE_TTL_S)
 
     async def measure(self) -> tuple[dict[str, DiskSpace], StoredState | None]:
-        """Returns the disks by name, and what is stored, without those that cannot be measured now."""
+        """Returns the space of the disks by name, and what is stored, without what cannot be measured now."""
         sizes, spaces = await asyncio.gather(self._find_sizes(), asyncio.gather(*map(self._find_space, self._folders)))
         disks = {name: space for name, space in zip(self._folders, spaces, strict=True) if space is not None}
         stored, database_space = sizes or (None, None)

@@ -1,4 +1,4 @@
-"""The HTTP server: what is built on aiohttp's connections, requests and bodies, private names included.
+"""The HTTP server, built on aiohttp's connections, requests and bodies, including private names.
 
-It knows nothing of images. What it needs from the application is passed in.
+It knows nothing about images. The application passes in what it needs.
 """

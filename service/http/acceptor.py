@@ -23,12 +23,12 @@ _WARNING_INTERVAL_S = 60
 
 
 class Acceptor:
-    """Accepts one connection at a time while the block lasts, and counts it in `counts`.
+    """Accepts one connection at a time until the block ends, and counts it in `counts`.
 
-    An event loop's own server accepts all waiting connections at once, however few the other processes have. With
-    `max_connections` it accepts none, so that there are descriptors left for files and the database.
+    The server of an event loop would accept all waiting connections at once, even if other processes have fewer. At
+    `max_connections` this one accepts no more, so that descriptors remain for files and the database.
 
-    At its end it accepts the connections that wait. All accepted connections have their protocol after the block.
+    On exit it accepts all waiting connections. After the block, every accepted connection has its protocol.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Acceptor:
 
     async def __aexit__(self, *_: object) -> None:
         self._loop.remove_reader(self._listener)
-        # Waiting clients would be reset if no other process goes on with the socket.
+        # Waiting clients would be reset if no other process uses the socket.
         while self._counts.held < self._max_connections and self._accept_one():
             pass
         if self._resume is not None:
@@ -92,7 +92,7 @@ class Acceptor:
             if error.errno in _EXHAUSTED:
                 self._warn("api.accept_failed", error=repr(error))
                 self._pause(_EXHAUSTED_PAUSE_S)
-            return False  # else another process accepted it, or the client has left
+            return False  # another process accepted it, or the client has disconnected
         self._counts.add(1)
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
@@ -112,6 +112,6 @@ class Acceptor:
             await self._loop.connect_accepted_socket(self._make_connection, connection)
         except Exception as error:
             connection.close()
-            self._counts.add(-1)  # without a protocol, there is no `connection_lost` that would do it
-            if not isinstance(error, OSError):  # else the client has left
+            self._counts.add(-1)  # without a protocol, no `connection_lost` does it
+            if not isinstance(error, OSError):  # otherwise the client has disconnected
                 log.exception("api.connection_failed")

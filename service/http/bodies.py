@@ -45,14 +45,16 @@ def declared_length(request: web.Request) -> int | None:
 
 
 async def defer_100_continue(_: web.Request) -> None:
-    """The `expect_handler` of routes with a body: the handler sends 100, after it checked the key and the length."""
+    """The `expect_handler` of routes with a body: the route handler sends 100 after it has checked the key and
+    length.
+    """
 
 
 async def send_100_continue(request: web.Request) -> None:
-    """Asks the client for the body, if it waits for that."""
+    """Sends 100 Continue if the client waits for it."""
     if request.version == HttpVersion11 and "Expect" in request.headers:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the final response has not begun
+        request.writer.output_size = 0  # the final response has not started
 
 
 async def read_file(request: web.Request, on_field: OnField) -> AsyncIterator[bytes]:
@@ -118,7 +120,7 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
     except msgspec.ValidationError as error:
-        reason = KEY_PATTERN.sub("[key]", str(error))[:200]  # it names fields, and one may be a key sent by mistake
+        reason = KEY_PATTERN.sub("[key]", str(error))[:200]  # it quotes field names, which may be keys sent by mistake
         raise ServiceError("invalid-body", f"The JSON body is not valid: {reason}") from None
     except (msgspec.MsgspecError, *_MALFORMED) as error:
         raise ServiceError("invalid-body", "The body is not valid JSON.") from error

@@ -1,4 +1,4 @@
-"""The address that a request comes from, behind trusted proxies or without."""
+"""The client address of a request, directly or behind trusted proxies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](
 _FORWARDED_FOR = "X-Forwarded-For"
 # The headers in which proxies name their client (RFC 7239, and nginx's custom). Only the first is read.
 _PROXY_HEADERS = (_FORWARDED_FOR, "Forwarded", "X-Real-IP")
-# Clients can send these headers themselves: at most this many addresses are logged.
+# Clients can forge these headers, so at most this many addresses are logged.
 MAX_WARNINGS = 20
 
 
@@ -47,7 +47,7 @@ class ProxyWarnings:
 def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
     """Returns the nearest address that is not a trusted proxy's.
 
-    Each proxy appends the address of its own client to X-Forwarded-For. The client can invent what precedes that.
+    Each proxy appends the address of its own client to X-Forwarded-For. The client can forge what precedes that.
     """
     address = request.remote or ""
     if not trusted:
@@ -59,7 +59,7 @@ def client_address(request: web.BaseRequest, trusted: Sequence[Network]) -> str:
 
 
 def _without_port(text: str) -> str:
-    """Some proxies add the port, and a client has a new one for each connection."""
+    """Returns the address without a port, which some proxies add and which changes with each connection."""
     match = _WITH_PORT.fullmatch(text)
     return text if match is None else match["ipv4"] or match["ipv6"]
 

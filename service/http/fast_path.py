@@ -1,7 +1,7 @@
-"""Responses to GET from memory, before routing and middleware, which would be half of their cost.
+"""Responds to GET from memory, without routing and middleware, which would be half of the cost.
 
-Only for the requests that are most of a page's: GET for a whole file, over a connection that stays open. Every other
-request, e.g. one with a Range, goes to the application, which finds the same file.
+It handles only the most frequent requests of pages: GET for a whole file, over a connection that stays open. All
+others, e.g. one with a Range, go to the application, which finds the same file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from service.telemetry.metrics import metrics
 from service.telemetry.requests import choose_request_id, log_request
 
 _FLUSH_INTERVAL_S = 0.2
-# Headers of requests that only the application can answer.
+# Headers of requests that only the application can handle.
 _SPECIAL_HEADERS = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
 
 class CachedFile(Protocol):
-    """A file in memory with the headers of its response. `head` is filled at its first response, and reused."""
+    """A file in memory with the headers of its response. The first response fills `head`, and later ones reuse it."""
 
     head: bytes
 
@@ -58,7 +58,7 @@ class FastPath:
         self._tallies = [metrics.requests.tally("GET", route, 200) for route in routes]
 
     async def run(self) -> None:
-        """Adds what was counted to the metrics at intervals, until cancelled."""
+        """Adds the counts to the metrics at intervals, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(_FLUSH_INTERVAL_S)
@@ -68,7 +68,7 @@ class FastPath:
 
     def _flush(self) -> None:
         for tally in self._tallies:
-            tally.put()
+            tally.flush()
 
     def respond(self, request: web.BaseRequest) -> bytes | None:
         """Returns the whole response to a request under `prefix`, counted and logged, or None if the application has to
@@ -76,13 +76,13 @@ class FastPath:
         """
         if request.method != "GET" or not _is_plain(request):
             return None
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         file = self._find(request)
         if file is None or (body := file.stored.data) is None:
             return None
         request_id = choose_request_id(request.headers.get("X-Request-Id"))
         head = file.head or _write_head(file, self._common_headers)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started_at
         self._tallies["/" in request.path.removeprefix(self.prefix)].add(seconds)
         log_request(request_id, "GET", request.path, 200, seconds)
         tail = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}\r\n\r\n".encode("ascii")

@@ -20,11 +20,11 @@ from service.http.server import ERROR_RESPONSE
 from service.http.write_stalls import WRITE_STALL_TIMEOUT_S, wait_writable
 from service.limits.slots import Pace
 from service.storage.files import in_thread, storage_errors
-from service.telemetry.requests import CLIENT_LEFT
+from service.telemetry.requests import CLIENT_DISCONNECTED
 
-# The kernel usually takes less in one call; this bounds how much one client is sent before the others.
+# The kernel usually sends less in one call; this bounds how much one client gets before the others.
 _MAX_SENDFILE_BYTES = 1 << 20
-# What sendfile raises about the connection; every other error is about the file.
+# Errors of sendfile that concern the connection; all others concern the file.
 _CONNECTION_ERRORS = frozenset(
     {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN}
 )
@@ -45,7 +45,7 @@ class StoredFile(Protocol):
 
 
 class CacheControl(Protocol):
-    """Makes the Cache-Control header of a response at this Unix time."""
+    """Returns the Cache-Control header of a response at this Unix time."""
 
     def header(self, now: float) -> str: ...
 
@@ -76,7 +76,7 @@ class ServedFile(Protocol):
 class _FileReadError(ConnectionError):
     """The file cannot be read to its end, after the head of the response was sent.
 
-    The connection has to end then, which aiohttp does on a ConnectionError, without a traceback.
+    The connection must be closed then. aiohttp does so for a ConnectionError, without a traceback.
     """
 
 
@@ -85,8 +85,8 @@ class FileChanged(Exception):
 
 
 class SendResult(NamedTuple):
-    """How a response ended. `status` is CLIENT_LEFT if the client left before the last byte. `code` is that of an error
-    that came after the head was sent.
+    """How a response ended. `status` is CLIENT_DISCONNECTED if the client disconnected before the last byte. `code` is
+    that of an error after the head was sent.
     """
 
     status: int
@@ -104,8 +104,8 @@ class ByteRange(NamedTuple):
 async def file_response(request: web.Request, file: ServedFile, *, accel_prefix: str = "") -> web.StreamResponse:
     """Returns the response to GET or HEAD: 200, 206, 304 or 416.
 
-    With `accel_prefix`, a file that is not in memory is left to the proxy, which has it under that path. Raises
-    `storage-unavailable`, and FileChanged.
+    With `accel_prefix`, the proxy sends a file that is not in memory, from that path. Raises `storage-unavailable`, and
+    FileChanged.
     """
     headers = {**file.headers, "Cache-Control": file.caching.header(time.time())}
     if _is_not_modified(request, file):
@@ -150,12 +150,12 @@ def _open(stored: StoredFile) -> BinaryIO:
 
 
 def _is_not_modified(request: web.Request, file: ServedFile) -> bool:
-    """Returns whether the client has the file already (RFC 9110, section 13.2.2)."""
+    """Returns whether the client has the current file (RFC 9110, section 13.2.2)."""
     if (etags := request.if_none_match) is not None:
         return any(etag.value in {file.etag, "*"} for etag in etags)
     try:
         since = request.if_modified_since
-    except OverflowError:  # a year of twenty digits
+    except OverflowError:  # a year with twenty digits
         return False
     return since is not None and file.modified_s <= since.timestamp()
 
@@ -186,12 +186,12 @@ def _parse_range(request: web.Request, file: ServedFile) -> ByteRange | None:
 
 
 class SendfileResponse(web.StreamResponse):
-    """Sends the file with sendfile(2), in a thread, because the disk may be slow.
+    """Sends a file with sendfile(2) in a thread, because the disk may be slow.
 
     uvloop's transports have no sendfile. So it is called on a duplicate of the connection's descriptor while the
     transport has nothing to write.
 
-    `on_end` is called once: when the kernel has taken the last byte, or at the error that prevented that.
+    `on_end` is called once: when the kernel has accepted the last byte, or on an error before that.
     """
 
     on_end: Callable[[SendResult], None] | None = None
@@ -217,13 +217,13 @@ class SendfileResponse(web.StreamResponse):
         try:
             writer = await super().prepare(request)
             if writer is not None and request.method != "HEAD":
-                await writer.drain()  # returns when the kernel has taken the headers
+                await writer.drain()  # returns when the kernel has accepted the headers
                 await self._send(request)
         except _FileReadError as error:
             self._end(SendResult(503, "storage-unavailable", error.__cause__))
             raise
         except BaseException:  # e.g. cancelled
-            self._end(SendResult(CLIENT_LEFT))
+            self._end(SendResult(CLIENT_DISCONNECTED))
             raise
         else:
             self._end(SendResult(self.status))
@@ -263,7 +263,7 @@ def _is_closing(request: web.BaseRequest) -> bool:
 
 
 def _sendfile(connection: int, file: int, offset: int, count: int) -> int | None:
-    """Returns the number of bytes that were sent, or None if the connection takes none now.
+    """Returns the number of bytes that were sent, or None if the connection is not writable now.
 
     Raises _FileReadError, and ConnectionResetError.
     """

@@ -1,9 +1,9 @@
-"""The protocol of one HTTP connection: aiohttp's, with our own bounds, refusals and shutdown.
+"""The protocol of one HTTP connection: aiohttp's, with its own limits, error responses and shutdown.
 
-aiohttp's parser refuses lower-case methods, bad characters and long lines before any middleware runs. It answers with a
-plain-text 400 that quotes the request line, API key included, and logs it too. Here such a request gets the API's own
-error body. This module overrides names that are private to aiohttp 3.14; tests/integration/http/test_protocol.py and
-tests/integration/http/test_framing.py hold their behaviour.
+aiohttp's parser refuses lower-case methods, bad characters and long lines before any middleware runs. It responds with
+a plain-text 400 that quotes the request line, including the API key, and logs it too. Here such a request gets the
+API's error body. This module overrides names that are private to aiohttp 3.14; tests/integration/http/test_protocol.py
+and tests/integration/http/test_framing.py test their behaviour.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
-# Makes the response of an error, with additional headers.
+# Creates an error response with additional headers.
 ErrorResponse: TypeAlias = Callable[[ServiceError, Mapping[str, str] | None], web.Response]
 
 
@@ -49,20 +49,20 @@ class Shortcut(Protocol):
 
 # After the last response of a connection whose client may still be sending, incoming bytes are dropped for a while: a
 # connection that is closed with unread bytes is reset, and the client may lose the response (RFC 9112, section 9.6).
-# Go's net/http has the same bound of bytes.
+# Go's net/http has the same byte limit.
 MAX_DROPPED_BYTES = 256 * 1024
 LINGER_S = 2.0
-# The chunks of a body that are parsed in one turn of the event loop. aiohttp's own bound follows from bytes, and 200
-# bodies in chunks of one byte would block the loop for seconds. Chunks of 512 bytes and more never reach this bound.
+# The chunks of a body that are parsed in one turn of the event loop. aiohttp's own limit counts bytes, and 200 bodies
+# in chunks of one byte would block the loop for seconds. Chunks of 512 bytes and more never reach this bound.
 MAX_CHUNKS_PER_TURN = 256
 
-# Bounded, so that it costs nothing on a long stream of letters.
+# Bounded, so that a long run of letters costs nothing.
 _METHOD = re.compile(rb"[A-Za-z]{1,16}(?= (?:/|https?://))")
 
 
 @dataclass(slots=True)
 class ServerState:
-    """What all connections of a server share. While `draining`, each response closes its connection."""
+    """The state that all connections of a server share. While `draining`, each response closes its connection."""
 
     error_response: ErrorResponse
     shortcut: Shortcut | None = None
@@ -70,17 +70,17 @@ class ServerState:
 
 
 class HttpConnection(RequestHandler):
-    """Bodies are passed on as they were sent: a compressed one is never inflated here.
+    """A connection that passes bodies on unchanged: it never decompresses one.
 
-    `_is_last` is set if no request may follow those that were received. Bytes that arrive behind them are dropped, and
-    the last response closes the connection.
+    `_is_last` is set if no further request is accepted. Later bytes are dropped, and the last response closes the
+    connection.
     """
 
     __slots__ = (
         "_body",
         "_client",
         "_dropped_bytes",
-        "_head_begun",
+        "_head_started",
         "_is_last",
         "_lingering",
         "_resuming",
@@ -100,7 +100,7 @@ class HttpConnection(RequestHandler):
         super().__init__(manager, auto_decompress=False, lingering_time=0, **options)
         self._state = state
         self._body: StreamReader = EMPTY_PAYLOAD
-        self._head_begun = False
+        self._head_started = False
         self._is_last = False
         self._dropped_bytes = 0
         self._lingering: asyncio.Event | None = None
@@ -145,7 +145,9 @@ class HttpConnection(RequestHandler):
         self.abort()
 
     def abort(self) -> None:
-        """Cancels the request, as if the client had left, and resets the connection without sending the rest."""
+        """Cancels the request, as if the client had disconnected, and resets the connection without sending the
+        rest.
+        """
         if self._client is not None:
             with suppress(OSError):
                 linger = struct.pack("ii", 1, 0)
@@ -155,17 +157,17 @@ class HttpConnection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Upper-cases the method of a request (the API's samples have `curl -X get`), but never a byte of a body."""
         body, requests = self._body, self._request_count
-        # This depends on the bytes that have arrived and not on the task that handles the connection, which may not
-        # have begun when the first bytes arrive.
+        # This depends on the bytes that have arrived, not on the task that handles the connection, which may not have
+        # started when the first bytes arrive.
         in_body = not body.is_eof()
         if self._lingering is not None or (self._is_last and not in_body):
             self._drop(data)
             return
-        if not in_body and not self._head_begun and (method := _METHOD.match(data)) and not method[0].isupper():
+        if not in_body and not self._head_started and (method := _METHOD.match(data)) and not method[0].isupper():
             data = method[0].upper() + data[method.end() :]
         super().data_received(data)
-        if data:  # aiohttp calls this without data to go on after a pause
-            self._head_begun = not in_body and self._request_count == requests
+        if data:  # aiohttp calls this without data to resume after a pause
+            self._head_started = not in_body and self._request_count == requests
         if self._request_count > requests:
             self._check_new_messages(body, self._request_count - requests)
 
@@ -185,14 +187,14 @@ class HttpConnection(RequestHandler):
     def _check_framing(self, count: int) -> None:
         """Checks the last `count` messages.
 
-        No message may follow one that is refused, or one that asks for another protocol, which may have begun behind it
-        (RFC 9110, section 7.8). Such messages are dropped, and so are the bytes that the parser holds.
+        No message may follow one that is refused, or one that requests an upgrade, after which the other protocol may
+        start (RFC 9110, section 7.8). Such messages are dropped, and so are the bytes that the parser buffers.
         """
         for index in range(-count, 0):
             message, payload = self._messages[index]
             if isinstance(message, _ErrInfo) or message.upgrade:  # as for CONNECT
                 self._is_last = True
-            elif (fault := find_fault(message, payload)) is not None:
+            elif (fault := find_framing_error(message, payload)) is not None:
                 self._messages[index] = (_ErrInfo(400, BadHttpMessage(fault), fault), EMPTY_PAYLOAD)
                 self._is_last = True
             if self._is_last:
@@ -202,10 +204,10 @@ class HttpConnection(RequestHandler):
                 return
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Goes on in the next turn of the loop.
+        """Resumes in the next iteration of the event loop.
 
-        aiohttp parses the next piece of the received bytes within the read of the piece before, so that a body in
-        thousands of tiny chunks would block the loop.
+        aiohttp would parse the next received bytes within the read of the previous ones, so that a body in thousands of
+        tiny chunks would block the loop.
         """
         if not resume_parser:
             super().resume_reading(resume_parser)
@@ -214,7 +216,7 @@ class HttpConnection(RequestHandler):
 
     def _resume_reading(self) -> None:
         self._resuming = None
-        if self._parser is not None:  # else the connection is lost
+        if self._parser is not None:  # otherwise the connection is lost
             super().resume_reading()
 
     def _drop(self, data: bytes) -> None:
@@ -228,7 +230,7 @@ class HttpConnection(RequestHandler):
             return
         self._lingering = asyncio.Event()
         self._messages.clear()
-        with suppress(OSError):  # the client has left, and `connection_lost` was not called yet
+        with suppress(OSError):  # the client has disconnected, and `connection_lost` was not called yet
             self.transport.write_eof()
         if self._dropped_bytes <= MAX_DROPPED_BYTES:
             self._resume_transport_reading()
@@ -237,7 +239,7 @@ class HttpConnection(RequestHandler):
                 await self._lingering.wait()
 
     def is_busy(self) -> bool:
-        """Returns whether a request is in progress. While its response is being sent, aiohttp no longer says so."""
+        """Returns whether a request is in progress. aiohttp does not count a request whose response is being sent."""
         return self._request_in_progress or bool(self._messages) or self.writing_paused
 
     async def _handle_request(
@@ -298,7 +300,7 @@ class HttpConnection(RequestHandler):
     ) -> web.StreamResponse:
         """Returns the error response, which closes the connection. Neither response nor log line quotes the request."""
         if request.writer.output_size > 0:
-            raise ConnectionError("the response has begun")
+            raise ConnectionError("the response has started")
         if isinstance(exc, ConnectionError):
             log.info("request.aborted", error=type(exc).__name__)
             raise exc
@@ -315,24 +317,24 @@ class HttpConnection(RequestHandler):
         return self._refuse(request, "expectation-failed")
 
     def _refuse(self, request: web.BaseRequest, code: str) -> web.Response:
-        """Returns the response to a request that the application's middleware and signals never see."""
+        """Returns the response to a request that does not reach the application's middleware and signals."""
         metrics.requests.count_refusal(request.method, code)
         return self._state.error_response(ServiceError(code), None)
 
 
-# Stands for a response that was written already. aiohttp only reads from it that the connection stays open.
+# Stands for a response that was already written. aiohttp only reads from it whether the connection stays open.
 _KEEP_ALIVE = web.StreamResponse()
 _KEEP_ALIVE._keep_alive = True
 
 
-# Where a request ends: what its head must not say about that, beyond what aiohttp's parser refuses. If a server and a
-# proxy disagree about it, they take a part of one client's body for the request of another (request smuggling;
-# RFC 9112, section 11.2). So an ambiguous request is refused, and its connection closed.
+# Framing checks beyond those of aiohttp's parser. If a server and a proxy disagree about the end of a request, a part
+# of one client's body is treated as the request of another (request smuggling; RFC 9112, section 11.2). So an ambiguous
+# request is refused, and its connection closed.
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
 def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
-    """Returns whether a head mentions neither a body nor another protocol, like most: its framing is valid."""
+    """Returns whether a head declares neither a body nor an upgrade, like most requests. Its framing is valid."""
     headers = message.headers
     return (
         payload is EMPTY_PAYLOAD
@@ -343,7 +345,7 @@ def is_plain(message: RawRequestMessage, payload: StreamReader) -> bool:
     )
 
 
-def find_fault(message: RawRequestMessage, payload: StreamReader) -> str | None:
+def find_framing_error(message: RawRequestMessage, payload: StreamReader) -> str | None:
     """Returns what is wrong with a head that the parser accepted, or None if it is valid.
 
     The only transfer coding is `chunked`, and HTTP/1.0 has none (RFC 9112, section 6.1).

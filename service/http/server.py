@@ -27,16 +27,17 @@ from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service.api")
 
-# What an application passes to the server. The first is required.
+# Keys under which an application passes these to the server. The first is required.
 ERROR_RESPONSE: web.AppKey[ErrorResponse] = web.AppKey("error_response")
 SHORTCUT: web.AppKey[Shortcut] = web.AppKey("shortcut")
 
-# How long an idle connection stays open after a drain begins, for a request that may be on its way.
+# How long an idle connection stays open after a drain starts, for a request that may be on its way.
 _IDLE_GRACE_S = 0.5
 _POLL_INTERVAL_S = 0.05
-# aiohttp's own shutdown waits twice this long for requests, after the drain. A supervisor kills 5 s after the drain.
+# aiohttp's own shutdown waits twice this long for requests, after the drain. The supervisor kills the process 5 s after
+# the drain.
 _SHUTDOWN_TIMEOUT_S = 1
-# The time until a request's head is complete, from the start of the connection or from the response before.
+# The maximum time until the head of a request is complete, from the start of the connection or the previous response.
 KEEPALIVE_S = 75
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
@@ -51,9 +52,9 @@ _READ_BUFFER_BYTES = 64 * 1024
 
 
 class HttpServer(Server):
-    """Makes the connections, and can drain: wait until their requests are finished.
+    """Creates the connections, and can drain: wait until their requests are finished.
 
-    A connection that is lost is subtracted from `counts`, where the acceptor has counted it.
+    The acceptor counts each connection in `counts`; this class subtracts it when it is lost.
     """
 
     def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
@@ -74,8 +75,8 @@ class HttpServer(Server):
         return sum(connection.is_busy() for connection in self.connections if isinstance(connection, HttpConnection))
 
     async def drain(self, *, idle_grace_s: float, timeout_s: float) -> None:
-        """Waits for the requests in progress, up to `timeout_s`. aiohttp's own shutdown would come too early for them:
-        it drops the rest of a body that is still arriving.
+        """Waits for the requests in progress, up to `timeout_s`. aiohttp's own shutdown would be too early: it drops
+        the rest of a body that is still arriving.
 
         Idle connections stay open for `idle_grace_s`, and each response closes its connection.
         """
@@ -90,7 +91,7 @@ class HttpServer(Server):
 
 
 class Runner(web.AppRunner):
-    """Serves an application through `HttpServer`. The application holds ERROR_RESPONSE, and perhaps SHORTCUT."""
+    """Serves an application through `HttpServer`. The application has ERROR_RESPONSE, and optionally SHORTCUT."""
 
     async def _make_server(self) -> Server:
         original = await super()._make_server()
@@ -161,7 +162,7 @@ async def _serve(
 
 
 def raise_descriptor_limit() -> int:
-    """Raises this process's limit of open files as far as it may. Returns the limit."""
+    """Raises this process's limit of open files as far as allowed. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= limit:
@@ -171,9 +172,9 @@ def raise_descriptor_limit() -> int:
 
 
 def max_connections(settings: Settings, descriptors: int) -> int:
-    """Returns how many connections fit into the limit of open files.
+    """Returns how many connections the limit of open files allows.
 
-    Each upload needs a file, each download a file and a connection to its origin, and every client may be sent a
+    Each upload needs a file, each download a file and a connection to its origin, and every client may download a
     picture from a file at the same time.
     """
     reserved = settings.uploads_in_flight + 2 * settings.downloads_in_flight + settings.database_connections

@@ -1,7 +1,7 @@
-"""Clients that stop reading: a response that makes no progress for too long ends its connection.
+"""Detects clients that stop reading: a response without progress for too long ends its connection.
 
-The write buffer of the transport alone does not show progress: the kernel takes megabytes at once, and frees them late.
-So progress is counted in bytes that the peer has acknowledged.
+The write buffer of the transport alone does not show progress: the kernel accepts megabytes at once, and frees them
+late. So progress is counted in bytes that the peer has acknowledged.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import suppress
 
 from service.limits.slots import Pace
 
-# A client may acknowledge nothing for this long.
+# The maximum time in which a client acknowledges nothing.
 WRITE_STALL_TIMEOUT_S = 30
-# Progress is checked several times meanwhile, so that a stall ends soon after its time.
+# Progress is checked several times within the timeout, so that a stalled connection ends soon after it.
 CHECKS_PER_TIMEOUT = 6
 
 
 def unacked_bytes(descriptor: int) -> int:
-    """Returns the bytes of a socket that the peer has not acknowledged; 0 if the kernel does not say."""
+    """Returns the bytes of a socket that the peer has not acknowledged; 0 if the kernel does not report them."""
     count = bytes(struct.calcsize("i"))
     with suppress(OSError):
         count = fcntl.ioctl(descriptor, termios.TIOCOUTQ, count)
@@ -46,7 +46,7 @@ class WriteStallWatch:
 
     def start(self) -> None:
         pace = Pace(self._timeout_s)
-        pace.begin_wait()
+        pace.start_wait()
         self._schedule(self._count_unsent(), self._loop.time(), pace)
 
     def stop(self) -> None:
@@ -63,8 +63,8 @@ class WriteStallWatch:
         if unsent < before:
             progress_at = now
             pace.end_wait(before - unsent)
-            pace.begin_wait()
-        if now - progress_at < self._timeout_s and pace.left_s > 0:
+            pace.start_wait()
+        if now - progress_at < self._timeout_s and pace.remaining_s > 0:
             self._schedule(unsent, progress_at, pace)
         else:
             self._on_stall(unsent)
@@ -74,11 +74,11 @@ class WriteStallWatch:
 
 
 async def wait_writable(descriptor: int, sent: int, pace: Pace, timeout_s: float) -> None:
-    """Waits until a socket takes bytes again. `sent` counts the bytes that the kernel took so far, `pace` those that
-    the client acknowledged.
+    """Waits until a socket is writable again. `sent` counts the bytes that the kernel has accepted so far, `pace` those
+    that the client has acknowledged.
 
-    A client that acknowledges a little is waited for: the kernel frees a good part of its buffer before it takes more.
-    Raises ConnectionResetError if the client stalls for `timeout_s`, or is slower than the minimum pace.
+    Continues to wait if the client acknowledges some bytes: the kernel frees a large part of its buffer before it
+    accepts more. Raises ConnectionResetError if the client stalls for `timeout_s`, or is slower than the minimum pace.
     """
     loop = asyncio.get_running_loop()
     writable = asyncio.Event()
@@ -86,15 +86,15 @@ async def wait_writable(descriptor: int, sent: int, pace: Pace, timeout_s: float
     try:
         unacked, progress_at = unacked_bytes(descriptor), loop.time()
         while not writable.is_set():
-            pace.begin_wait()
+            pace.start_wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(pace.left_s, timeout_s / CHECKS_PER_TIMEOUT)):
+                async with asyncio.timeout(min(pace.remaining_s, timeout_s / CHECKS_PER_TIMEOUT)):
                     await writable.wait()
             before, unacked = unacked, unacked_bytes(descriptor)
             pace.end_wait(max(0, sent - unacked - pace.size))
             if unacked < before:
                 progress_at = loop.time()
-            if not writable.is_set() and (loop.time() - progress_at >= timeout_s or pace.left_s == 0):
+            if not writable.is_set() and (loop.time() - progress_at >= timeout_s or pace.remaining_s == 0):
                 raise ConnectionResetError("the client reads nothing, or too slowly")
     finally:
         loop.remove_writer(descriptor)

@@ -1,4 +1,4 @@
-"""Images by the Idempotency-Key of the request that stored them. All times are of PostgreSQL's clock."""
+"""Finds images by the Idempotency-Key of the request that stored them. All times are from PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ returning id
 
 
 async def release_if_expired(connection: Connection, key: ScopedKey) -> bool:
-    """Returns whether an expired key was still in its row; it is released."""
+    """Releases a key that has expired. Returns whether there was one."""
     return await connection.fetchval(_RELEASE_IF_EXPIRED, *key) is not None
 
 
-# Rows that another transaction holds are skipped until the next call. Nothing waits, so locks need no order.
+# Rows that another transaction has locked are skipped until the next call. Nothing waits, so locks need no order.
 _RELEASE_EXPIRED = f"""
 update images set idempotency_key = null, idempotency_url = null
 where id = any(array(

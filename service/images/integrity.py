@@ -1,6 +1,7 @@
 """Rows of stored images, to compare them with the files: for `daguerre verify`, the scrub, the sweep and backups.
 
-An index of a damaged table may be wrong. So there is a second way to each answer: from the blocks of the table itself.
+An index of a damaged table may be wrong. So each query has a second variant, which reads the blocks of the table
+itself.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ async def find_sha256(connection: Connection, image_ids: Sequence[ImageId]) -> d
     return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, valid_ids)}
 
 
-# The commit that ends a row records the removal of its file. So a file with neither will never have one.
+# The commit that deletes or fails a row records the removal of its file. So a file with neither is an orphan.
 _ORPHANS = """
 select name from unnest($1::text[]) as name
 where not exists (select from images where id = name) and not exists (select from removals where image_id = name)

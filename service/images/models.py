@@ -1,4 +1,4 @@
-"""Image rows as classes, and what a request adds to one."""
+"""Classes of image rows, and of the data that a request adds to one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Image:
 
 
 class Include(NamedTuple):
-    """Which of the large columns a statement returns as well."""
+    """The large columns that a statement returns in addition."""
 
     exif: bool = False
     mini_preview: bool = False

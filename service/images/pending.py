@@ -21,18 +21,18 @@ from service.images.probe import Probe
 
 
 class IdTaken(Exception):
-    """Another image has this id: try again with a new one."""
+    """Another image has this id; retry with a new one."""
 
 
 class KeyTaken(Exception):
-    """The account has, or had a moment ago, an image under this Idempotency-Key."""
+    """The account has or just had an image under this Idempotency-Key."""
 
 
 _IMAGE_ID_LENGTH = 7
 _KEY_INDEX = "images_idempotency_key"
 
-# Images are inserted one by one until one insert has waited this long and failed because the database is unavailable:
-# each of the others would wait as long, and the next batch behind them.
+# Images are inserted one by one until an insert has waited this long and failed because the database is unavailable.
+# Each of the others would wait as long, and so would the next batch.
 _MAX_OUTAGE_WAIT_S = 1.0
 
 
@@ -113,9 +113,9 @@ async def insert_pending(
         elif outage is not None:
             result = outage
         else:
-            began = time.monotonic()
+            started_at = time.monotonic()
             result = await _insert_alone(database, image)
-            if _is_outage(result) and time.monotonic() - began > max_outage_wait_s:
+            if _is_outage(result) and time.monotonic() - started_at > max_outage_wait_s:
                 outage = result
         if key is not None and result is None:
             used_keys.add(key)
@@ -131,8 +131,8 @@ async def _insert_together(connection: Connection, images: Sequence[NewImage]) -
         if keys:
             used_keys = await find_used_keys(connection, keys)
         new = list(_skip_used_keys(images, used_keys))
-        # An id is taken, or a key since it was looked up; or another transaction ends an image with a key of this batch
-        # and holds it while it waits for the account.
+        # An id is taken, or a key was taken after the lookup; or another transaction deletes an image with a key of
+        # this batch and holds its lock while it waits for the account.
         with suppress(asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
             return (await _insert(connection, new) if new else set()), used_keys
     return set(), used_keys
@@ -167,7 +167,7 @@ async def _insert_alone(database: Database, image: NewImage) -> Exception | None
             return None if inserted else await _find_refusal(connection, image.account_id)
     except asyncpg.UniqueViolationError:  # another request took the key that was released
         return KeyTaken(image.id)
-    except Exception as error:  # it concerns this image alone: others are inserted already
+    except Exception as error:  # it concerns this image only: others are already inserted
         return error
 
 
@@ -184,7 +184,7 @@ async def _find_refusal(connection: Connection, account_id: AccountId) -> Servic
     return ServiceError("account-suspended" if account.is_suspended else "quota-exceeded")
 
 
-# A probe can be repeated, so this commit need not wait for the disk; the setting holds for this transaction alone.
+# A probe can be repeated, so this commit need not wait for the disk. The setting applies to this transaction only.
 _MARK_READY = f"""
 with probe as (
     select * from unnest(
@@ -207,7 +207,7 @@ returning {COLUMNS}, images.exif::text, images.mini_preview
 
 
 async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]) -> list[Image | None]:
-    """Writes a batch of probes in one commit. Returns the images, and None for one that is not pending any more."""
+    """Writes a batch of probes in one commit. Returns the images, and None for one that is no longer pending."""
     async with database.connection() as connection:
         rows = await connection.fetch(
             _MARK_READY,
@@ -225,7 +225,8 @@ async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]
     return [images.get(image_id) for image_id, _ in probes]
 
 
-# A missing file is not removed, because it may come back. The Idempotency-Key is released: a refusal is not kept.
+# A missing file is not removed, because it may be restored. The Idempotency-Key is released, so that the client can
+# retry with it.
 FILE_MISSING = "image-lost"
 _MARK_FAILED = f"""
 with failed as (
@@ -244,9 +245,10 @@ select * from failed
 
 
 async def mark_failed(connection: Connection, image_id: ImageId, error: str, kind: str | None = None) -> Image | None:
-    """Refuses a pending image: it does not count any more, and its file is to be removed. `kind` is that of `Rejected`.
+    """Marks a pending image as failed: it no longer counts, and the removal of its file is recorded. `kind` is that of
+    `Rejected`.
 
-    Returns the image, or None if it is not pending any more.
+    Returns the image, or None if it is no longer pending.
     """
     row = await connection.fetchrow(_MARK_FAILED, image_id, error, kind)
     return None if row is None else Image(*row)
@@ -256,7 +258,7 @@ _COUNT_CRASH = "update images set crashes = crashes + 1 where id = $1 and state 
 
 
 async def count_crash(connection: Connection, image_id: ImageId) -> int:
-    """Returns how often this picture has crashed its child process, this time included; 0 if it is not pending."""
+    """Returns how often this picture has crashed a decoder, including this time; 0 if it is not pending."""
     return await connection.fetchval(_COUNT_CRASH, image_id) or 0
 
 
@@ -266,7 +268,7 @@ select extract(epoch from now() - created_at)::float8 from images where id = $1 
 
 
 async def find_pending_age_s(connection: Connection, image_id: ImageId) -> float | None:
-    """Returns how long ago the image was accepted, by PostgreSQL's clock; None if it is not pending any more."""
+    """Returns how long ago the image was accepted, by PostgreSQL's clock; None if it is no longer pending."""
     age_s: float | None = await connection.fetchval(_PENDING_AGE, image_id)
     return age_s
 
@@ -275,7 +277,7 @@ _DELETE_FAILED_IMAGE = "delete from images where id = $1 and state = 'failed'"
 
 
 async def delete_failed_image(connection: Connection, image_id: ImageId) -> None:
-    """Deletes a failed row whose client has its error."""
+    """Deletes a failed row after its client has received the error."""
     await connection.execute(_DELETE_FAILED_IMAGE, image_id)
 
 

@@ -1,4 +1,4 @@
-"""The result of a probe, its limits, and the refusal of a picture, as worker, queue and rows share them."""
+"""The result of a probe with its limits, and the rejection of a picture. Worker, queue and database share them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Probe:
 
 
 class Rejected(Exception):
-    """The picture is refused for good. `code` is an error code of the API (`service.errors`).
+    """The picture is refused permanently. `code` is an error code of the API (`service.errors`).
 
     `kind` names a kind of picture that the decoders do not support, in a few words for the client: "12-bit JPEG".
     """

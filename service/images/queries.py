@@ -1,4 +1,4 @@
-"""Images by their ids, and the rows that the sweep looks for."""
+"""Queries for images by id, and for the rows that the sweep handles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ cross join lateral (
 
 
 async def find_images(connection: Connection, queries: Sequence[ImageQuery]) -> list[Image | None]:
-    """Returns the images in order, and None for an unknown id as for one of another account."""
+    """Returns the images in order, and None for an unknown id or an image of another account."""
     rows = await connection.fetch(
         _FIND,
         [query.image_id for query in queries],

@@ -1,4 +1,4 @@
-"""The state of the background scrub: lease, progress and damaged images. Times are of PostgreSQL's clock."""
+"""The state of the background scrub: lease, progress and damaged images. Times are from PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE_COST = 64 << 10
 
 
 class ScrubLease(NamedTuple):
-    """The round as its holder sees it. `age_s` is None before the first round."""
+    """The state of the current round for its holder. `age_s` is None before the first round."""
 
     age_s: float | None
     is_over: bool
@@ -21,7 +21,7 @@ class ScrubLease(NamedTuple):
     done_cost: int
 
 
-# Returns no row while another worker holds the lease. A lease that ends too late was written before the clock of
+# Returns no row while another worker holds the lease. A lease that expires too late was written before the clock of
 # PostgreSQL was set back.
 _ACQUIRE = """
 insert into scrub (holder, held_until) values ($1, now() + $2::float8 * interval '1 second')
@@ -46,11 +46,11 @@ async def release_lease(connection: Connection, holder: str) -> None:
     await connection.execute(_RELEASE, holder)
 
 
-_BEGIN = "update scrub set started_at = now(), is_over = false, after_id = '', done_cost = 0 where holder = $1"
+_START = "update scrub set started_at = now(), is_over = false, after_id = '', done_cost = 0 where holder = $1"
 
 
-async def begin_round(connection: Connection, holder: str) -> None:
-    await connection.execute(_BEGIN, holder)
+async def start_round(connection: Connection, holder: str) -> None:
+    await connection.execute(_START, holder)
 
 
 _ADVANCE = "update scrub set after_id = $2, done_cost = done_cost + $3 where holder = $1"
@@ -61,17 +61,17 @@ async def advance(connection: Connection, holder: str, after_id: ImageId, cost: 
     await connection.execute(_ADVANCE, holder, after_id, cost)
 
 
-_END = "update scrub set is_over = true where holder = $1"
+_FINISH = "update scrub set is_over = true where holder = $1"
 _DROP_DELETED = """
 delete from damaged_images
 where not exists (select from images where images.id = damaged_images.image_id and images.state <> 'failed')
 """
 
 
-async def end_round(connection: Connection, holder: str) -> int:
+async def finish_round(connection: Connection, holder: str) -> int:
     """Ends the round. Returns the number of images that are damaged now."""
     await connection.execute(_DROP_DELETED)
-    await connection.execute(_END, holder)
+    await connection.execute(_FINISH, holder)
     return int(await connection.fetchval("select count(*) from damaged_images"))
 
 

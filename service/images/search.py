@@ -1,7 +1,7 @@
 """The search: an account's ready images, newest first, one page at a time.
 
-Each filter has an index in the order of the results. So a page is a walk along one of these indexes, from the end of
-the last page, and costs the same at any position.
+Each filter has an index in the order of the results. So a page is a scan of one of these indexes from the end of the
+previous page, and costs the same at any position.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Position:
 # A page is a walk along one index. Each entry's other tags are looked up in image_tags before its image. The format, if
 # the walk does not follow it, is compared in the image. `offset 0` keeps the planner from turning the walk into a join
 # with a sort, e.g. without statistics or with a plan made for other values. The subquery compares the id alone, so that
-# no other index of ready images looks as good.
+# no other index of ready images looks equally good.
 _PAGE = f"""
 select {COLUMNS}, case when $6 then images.exif::text end, case when $7 then images.mini_preview end
 from {{walk}} as walk cross join lateral (
@@ -96,8 +96,8 @@ class _Walk:
     oldest: datetime
 
 
-# Of several terms the walk follows the one that is rarest around this position: the one whose next `_SAMPLE_SIZE`
-# entries reach furthest back in time. It ends at the latest of the terms' oldest entries.
+# With several terms, the walk follows the one that is rarest around this position: the one whose next `_SAMPLE_SIZE`
+# entries reach furthest back in time. It ends at the latest of the oldest entries of the terms.
 _SAMPLE_SIZE = 256
 _SAMPLE_TERMS = f"""
 select 'tag', tag,

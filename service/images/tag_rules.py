@@ -37,16 +37,16 @@ def clean_tags(texts: Iterable[str]) -> list[str]:
     """
     tags = list(dict.fromkeys(_normalise(text) for text in texts if text.strip(" ")))
     if len(tags) > MAX_TAGS:
-        raise ServiceError("invalid-parameter", f"tags takes at most {MAX_TAGS} tags.")
+        raise ServiceError("invalid-parameter", f"tags can have at most {MAX_TAGS} tags.")
     for tag in tags:
         if len(tag) > MAX_TAG_LENGTH:
-            raise ServiceError("invalid-parameter", f"tags takes tags of at most {MAX_TAG_LENGTH} characters.")
+            raise ServiceError("invalid-parameter", f"tags must have at most {MAX_TAG_LENGTH} characters each.")
         if not any(map(_is_visible, tag)):
-            raise ServiceError("invalid-parameter", "A tag needs a visible character, and one of these tags has none.")
+            raise ServiceError("invalid-parameter", "tags must each contain a visible character.")
         if _CONTROL.search(tag) is not None:
-            raise ServiceError("invalid-parameter", "tags takes no control characters.")
+            raise ServiceError("invalid-parameter", "tags must not contain control characters.")
         if "," in tag:
-            raise ServiceError("invalid-parameter", "A tag has no comma; send each tag by itself.")
+            raise ServiceError("invalid-parameter", "tags must not contain commas; send each tag separately.")
     return tags
 
 

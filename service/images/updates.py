@@ -1,7 +1,7 @@
 """Changes of image rows by clients: tags and deletion.
 
-A statement that locks several rows locks the images in the order of their ids, and then the account. The removal of an
-image's file is recorded in the commit that ends its row.
+A statement that locks several rows locks the images in the order of their ids, and then the account. The commit that
+deletes a row also records the removal of its file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.images.pending import FILE_MISSING
 from service.images.tag_rules import MAX_TAGS
 
 # All or nothing, decided on the locked rows. These may be newer than the statement's snapshot, so the former tags are
-# taken from `locked` alone. Images whose tags stay the same are not written. Tags that were stored before tags were
+# read from `locked` only. Images whose tags stay the same are not written. Tags that were stored before tags were
 # normalised become NFC here, if the encoding of the database allows it.
 _CHANGE_TAGS = f"""
 with locked as materialized (
@@ -94,8 +94,8 @@ async def delete_images(
 ) -> list[Image]:
     """Deletes all of these distinct images, or none. Returns the deleted images in this order.
 
-    The caller removes the files (`removals.remove_files`), or the sweep if the caller dies. Raises `invalid-id` for an
-    image that is not stored in this account.
+    The caller removes the files (`removals.remove_files`); the sweep does if the caller crashes. Raises `invalid-id`
+    for an image that is not stored in this account.
     """
     rows = await connection.fetch(_DELETE, image_ids, account_id, *include)
     columns = {ImageId(row[0]): row[1:] for row in rows}
@@ -110,8 +110,8 @@ def _require_all(image_ids: Sequence[ImageId], present: Container[ImageId], code
             raise ServiceError(code, f"There is no image {image_id} in your account; nothing was changed.")
 
 
-# A failed image does not count any more, and the removal of its file was recorded when it failed, unless the file was
-# missing. If such a file came back, it is removed now.
+# A failed image does not count, and the removal of its file was recorded when it failed, unless the file was missing.
+# If such a file was restored, it is removed now.
 _DELETE_BATCH = """
 with chosen as materialized (
     {chosen}

@@ -1,4 +1,4 @@
-"""Processes of one machine: started, supervised, and ended with their parent."""
+"""Starts and supervises the processes of one machine, and stops them with their parent."""
 
 
 class StartError(Exception):

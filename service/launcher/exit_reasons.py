@@ -1,4 +1,4 @@
-"""Finds the reason why a program ended, in its log."""
+"""Finds the reason why a program exited, in its log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_INTERVAL_S = 0.005
 _SEVERE = re.compile(r".*?\b(?P<severity>PANIC|FATAL|ERROR):\s+(?P<message>.+)")
 _DETAIL = re.compile(r".*?\bDETAIL:\s+(?P<message>.+)")
 _ORDINARY = re.compile(r".*?\b(LOG|HINT|CONTEXT|STATEMENT|WARNING|NOTICE|DETAIL):\s+")
-# The answer to a client that connects while the server starts or stops: not a reason.
+# The response to a client that connects while the server starts or stops: not a reason.
 _ABOUT_CLIENTS = "the database system is "
 # Valkey: "22289:M 29 Nov 2026 20:11:33.983 # message".
 _VALKEY = re.compile(r"[0-9]+:[A-Z] [0-9A-Za-z :.]+ [#*.-] ")
@@ -71,8 +71,8 @@ def _read_lines(program: Program, since: int) -> list[str]:
         return []
     with program.log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        begin = since if since <= size else 0  # it was trimmed meanwhile
-        file.seek(max(begin, size - _TAIL_BYTES))
+        start = since if since <= size else 0  # it was trimmed meanwhile
+        file.seek(max(start, size - _TAIL_BYTES))
         return [line for line in file.read(_TAIL_BYTES).decode(errors="replace").splitlines() if line.strip()]
 
 

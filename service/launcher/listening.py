@@ -20,7 +20,7 @@ _BACKLOG = 1024
 
 
 class Response(NamedTuple):
-    """An HTTP response. `status` is 0 if the server did not answer."""
+    """An HTTP response. `status` is 0 if the server did not respond."""
 
     status: int
     body: str
@@ -29,8 +29,8 @@ class Response(NamedTuple):
 def bind(host: str, port: int, *, retry_s: float = 0) -> socket.socket:
     """Returns a listening socket.
 
-    A port in use is tried again for `retry_s`, because processes of a killed `up` may still be ending. Raises
-    StartError if the address cannot be used.
+    A port in use is retried for `retry_s`, because processes of a killed `up` may still be stopping. Raises StartError
+    if the address cannot be used.
     """
     deadline = time.monotonic() + retry_s
     try:

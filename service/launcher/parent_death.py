@@ -17,7 +17,7 @@ _POLL_INTERVAL_S = 0.5
 
 
 def die_with_parent(parent: int, number: int) -> None:
-    """Makes the system send signal `number` to this process when `parent` ends, for whatever reason."""
+    """Makes the system send signal `number` to this process when `parent` ends, for any reason."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, number) != 0:

@@ -51,7 +51,7 @@ def run_as(user: User | None, argv: Sequence[str | Path], text: str = "") -> sub
 class Program:
     """A command to keep running.
 
-    `stop_signal` asks it to end, `hard_signal` ends it after `grace_s`, `death_signal` is sent if this process dies.
+    `stop_signal` asks it to stop, `hard_signal` kills it after `grace_s`, `death_signal` is sent if this process dies.
     Without a `log` it writes to this process's own output; `log_is_shared` if other programs write to the same log.
     `prepare` runs before every start. `ready` gets the process id and returns whether the program works.
     """
@@ -107,7 +107,7 @@ def start(program: Program) -> subprocess.Popen[bytes]:
 
 
 def stop(program: Program, process: subprocess.Popen[bytes], grace_s: float | None = None) -> None:
-    """Ends the program and waits for its end."""
+    """Stops the program and waits until it has exited."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(program.stop_signal)
     try:
@@ -123,13 +123,13 @@ def stop(program: Program, process: subprocess.Popen[bytes], grace_s: float | No
 
 
 def end_orphans(process: subprocess.Popen[bytes]) -> None:
-    """Kills the rest of the process group of a program that has ended, e.g. the children of a killed worker."""
+    """Kills the rest of the process group of a program that has exited, e.g. the decoders of a killed worker."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def trim_log(log: Path) -> None:
-    """Keeps a log within two files of 10 MB: its older part moves to `NAME.1`. Works while a program appends to it."""
+    """Limits a log to two files of 10 MB: its older part moves to `NAME.1`. Works while a program appends to it."""
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT_BYTES:
             old = log.with_name(f"{log.name}.1")

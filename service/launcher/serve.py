@@ -16,7 +16,7 @@ from service.config.settings import Settings
 from service.launcher import StartError, listening
 from service.launcher.process import Program
 from service.launcher.supervisor import Stopped, Supervisor
-from service.shared_memory import arriving_bytes, connection_counts
+from service.shared_memory import connection_counts, in_flight_bytes
 from service.telemetry import logs
 
 log = structlog.get_logger("service.serve")
@@ -36,7 +36,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
             # SIGTERM: an API process whose parent was killed still finishes its requests.
             supervisor.start(api_programs(listener, settings, os.environ, death_signal=signal.SIGTERM))
             if not supervisor.wait_until(lambda: listening.get(listener, "/healthz").status == 200, _START_TIMEOUT_S):
-                raise StartError(f"The API does not answer after {_START_TIMEOUT_S} s")
+                raise StartError(f"The API does not respond after {_START_TIMEOUT_S} s")
             supervisor.run()
         except Stopped:
             pass
@@ -57,7 +57,7 @@ def api_programs(
     """
     host, port = listener.getsockname()[:2]
     processes = settings.api_processes
-    shared = listener.fileno(), connection_counts.create(processes), arriving_bytes.create(processes)
+    shared = listener.fileno(), connection_counts.create(processes), in_flight_bytes.create(processes)
     env = {**env, "DAGUERRE_HOST": str(host), "DAGUERRE_PORT": str(port)}
     words = "serve --fd {} --shared {} {}".format(*shared).split()
     return [

@@ -1,4 +1,4 @@
-"""Keeps programs running until a signal asks to stop, then ends them in order."""
+"""Keeps programs running until a signal asks to stop, then stops them in order."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class _Part:
 
 @dataclass(slots=True)
 class Supervisor:
-    """A context manager for the main thread, which handles the signals meanwhile.
+    """A context manager for the main thread, whose signals it handles.
 
-    Groups of programs are started one after the other and ended in reverse order. `report` gets a sentence about each
+    Groups of programs are started one after the other and stopped in reverse order. `report` gets a sentence about each
     program that is restarted.
     """
 
@@ -106,14 +106,14 @@ class Supervisor:
             self._tick()
 
     def run(self) -> None:
-        """Restarts programs that end, until a signal asks to stop."""
+        """Restarts programs that exit, until a signal asks to stop."""
         self._is_running = True
         while not self.stop_requests:
             self._tick()
             self._sleep(self._idle_s())
 
     def stop(self) -> None:
-        """Ends the groups, the last one first. A second signal shortens the grace period."""
+        """Stops the groups, the last one first. A second signal shortens the grace period."""
         self._is_running = True  # a program that ends is no longer a failed start
         while self._groups:
             self._stop_group(self._groups.pop())

@@ -1,1 +1,1 @@
-"""Limits: how often, how many at once, and how slowly."""
+"""Limits of rates, of concurrency, and of slow transfers."""

@@ -1,12 +1,12 @@
-"""Rate limits: a bucket of tokens in Redis for each key. Each process leases some tokens of it at a time.
+"""Rate limits: a token bucket in Redis for each key. Each process leases some of its tokens at a time.
 
-Of the libraries for this, limits, pyrate-limiter and throttled-py ask Redis once for each request, and aiolimiter knows
-one process only. If a request can have a weight, they grant it whole or refuse it, so the last tokens of a bucket could
-not be leased.
+Why not a library: limits, pyrate-limiter and throttled-py query Redis once for each request, and aiolimiter supports
+one process only. Those that support weights grant a request completely or not at all, so the last tokens of a bucket
+could not be leased.
 
 In any span of time, a key is admitted for at most the burst, what the rate adds, and one lease for each process.
 
-A request may cost any number of tokens, and its cost may be corrected later. It is admitted if one token is left; the
+A request may cost any number of tokens, and its cost may be corrected later. It is admitted if one token is left. The
 rest becomes a debt, which the rate pays off before the key is admitted again.
 """
 
@@ -33,9 +33,9 @@ from service.telemetry.metrics import metrics
 
 log = structlog.get_logger(__name__)
 
-# A lease is this part of the burst, or of a second's tokens if those are more.
+# A lease is the burst, or the tokens of a second if those are more, divided by this.
 _LEASE_PART = 20
-# A process that got less than a lease asks again as soon as there is a token, within these bounds.
+# A process that got less than a full lease retries when the next token is available, within these bounds.
 _MIN_PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
 _MAX_LEASES = 10_000
@@ -47,9 +47,9 @@ _LEASE_TOKENS = Path(__file__).with_name("lease_tokens.lua").read_text()
 class RateLimitTimings:
     """Tokens of a lease that are not spent within `lease_ttl_s` go back to the bucket with the next lease.
 
-    A request waits for Redis for at most `timeout_s`. While Redis is away no request waits, and one tries it in the
-    background every `retry_s`. A debt is at most what the rate adds in `max_debt_s`, so that nobody is locked out for
-    longer.
+    A request waits for Redis for at most `timeout_s`. During an outage of Redis no request waits, and one retries in
+    the background every `retry_s`. A debt is at most what the rate adds in `max_debt_s`, so that nobody is locked out
+    for longer.
     """
 
     lease_ttl_s: float = 1.0
@@ -60,7 +60,9 @@ class RateLimitTimings:
 
 
 class RateLimitStatus(NamedTuple):
-    """What is left for a key after a request: `remaining` more, and another one after `retry_after_s` seconds."""
+    """The limit of a key after a request: `remaining` more are allowed, and another one after `retry_after_s`
+    seconds.
+    """
 
     remaining: int
     retry_after_s: int
@@ -85,7 +87,7 @@ class _Leased(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """The tokens of a bucket that one process holds. Times are of the monotonic clock.
+    """The tokens of a bucket that one process holds. Times are from the monotonic clock.
 
     `tokens` is negative while the bucket does not know of a debt yet.
     """
@@ -94,16 +96,16 @@ class Lease:
     tokens: float = 0.0
     expires_at: float = 0
     remaining: int = 0  # tokens in the bucket after the last request to it
-    forgiven: float = 0.0  # of debts that came from here
-    ask_at: float = 0
+    forgiven: float = 0.0  # of debts that this process caused
+    next_request_at: float = 0
     next_token_at: float = 0
     renewal: asyncio.Task[None] | None = None
 
 
 class RateLimiter:
-    """Counts the requests of keys. While Redis is away it admits all of them, and logs that.
+    """Limits the requests of keys. During an outage of Redis it admits all of them, and logs that.
 
-    A key is a client's API key, or whatever else is counted; `name` keeps the limits apart.
+    A key is e.g. a client's API key or address. `name` separates the keys of several limits.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class RateLimiter:
         self._redis = redis
         self._script = redis.register_script(_LEASE_TOKENS)
         self._batcher: Batcher[_LeaseRequest, _Leased | None] = Batcher(self._lease_batch)
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
         self._retry_at = 0.0
         self._retrying = False
 
@@ -131,7 +133,7 @@ class RateLimiter:
     async def open(
         cls, redis_url: str, rate: Rate, name: str = "rate", *, timings: RateLimitTimings | None = None
     ) -> AsyncIterator[Self]:
-        """Uses a connection of its own, since the queue's timeouts are longer."""
+        """Uses its own connection, because the queue's timeouts are longer."""
         timings = timings or RateLimitTimings()
         redis = Redis.from_url(redis_url, socket_connect_timeout=timings.timeout_s, socket_timeout=timings.timeout_s)
         try:
@@ -142,7 +144,7 @@ class RateLimiter:
             await redis.aclose(close_connection_pool=True)
 
     async def admit(self, key: str, cost: float = 1.0) -> RateLimitStatus | None:
-        """Counts a request, which costs at least one token. Returns None if it is admitted unchecked."""
+        """Counts a request, which costs at least one token. Returns None if it is admitted without a check."""
         lease = self._find_lease(key)
         while True:
             now = time.monotonic()
@@ -150,9 +152,9 @@ class RateLimiter:
                 self._add(lease, -cost)
                 remaining = max(0, int(lease.tokens + lease.remaining))
                 return RateLimitStatus(remaining, self.rate.next_after_s, refused=False)
-            if now < lease.ask_at:
+            if now < lease.next_request_at:
                 return RateLimitStatus(0, max(1, math.ceil(lease.next_token_at - now)), refused=True)
-            if self._away_since is not None:
+            if self._unavailable_since is not None:
                 if now >= self._retry_at and lease.renewal is None:
                     self._retry_at = now + self.timings.retry_s
                     self._retrying = True
@@ -162,13 +164,14 @@ class RateLimiter:
             await asyncio.shield(lease.renewal or self._renew(lease))
 
     def correct(self, key: str, tokens: float) -> None:
-        """Gives tokens of an earlier request back, or takes more for it if `tokens` is negative."""
+        """Returns tokens of an earlier request, or takes more for it if `tokens` is negative."""
         self._add(self._find_lease(key), tokens)
 
     def retry_after_s(self, key: str) -> int:
-        """Returns for how long this process knows that the key has no tokens left, or 0 if it does not know that.
+        """Returns the seconds for which this process knows that the key has no tokens, or 0 if it does not know.
 
-        Counts nothing and does not ask Redis. It holds until the next token is due, even if `admit` would ask earlier.
+        Counts nothing and does not query Redis. The result is valid until the next token is due, even if `admit` would
+        query earlier.
         """
         lease = self.leases.get(key)
         now = time.monotonic()
@@ -184,21 +187,22 @@ class RateLimiter:
         return lease
 
     def _add(self, lease: Lease, tokens: float) -> None:
-        """Debts go to the bucket at once, for all processes, as do tokens that come back while it may be in debt.
+        """Adds tokens to the lease. Debts go to the bucket immediately, for all processes, and so do returned tokens
+        while it may be in debt.
 
-        Forgiven tokens do not come back.
+        Forgiven tokens are not returned.
         """
         if tokens > 0:
             unpaid = min(tokens, lease.forgiven)
             lease.forgiven -= unpaid
             tokens -= unpaid
         lease.tokens += tokens
-        in_debt = lease.tokens < 0 or (tokens > 0 and time.monotonic() < lease.ask_at)
-        if in_debt and lease.renewal is None and self._away_since is None:
+        in_debt = lease.tokens < 0 or (tokens > 0 and time.monotonic() < lease.next_request_at)
+        if in_debt and lease.renewal is None and self._unavailable_since is None:
             self._renew(lease)
 
     def _renew(self, lease: Lease) -> asyncio.Task[None]:
-        """All requests of the key that wait share one renewal."""
+        """Starts a renewal, which all waiting requests of the key share."""
         lease.renewal = asyncio.create_task(self._renew_lease(lease))
         return lease.renewal
 
@@ -211,18 +215,18 @@ class RateLimiter:
         if leased is None:
             return
         now = time.monotonic()
-        lease.tokens += leased.tokens  # corrections that came meanwhile count
+        lease.tokens += leased.tokens  # corrections that arrived meanwhile count
         lease.remaining = leased.remaining
         lease.forgiven += leased.forgiven
         lease.expires_at = now + self.timings.lease_ttl_s
         lease.next_token_at = now + leased.next_token_s
         is_full = leased.tokens == self.lease_size
         pause_s = 0.0 if is_full else min(max(leased.next_token_s, _MIN_PAUSE_S), self.timings.max_pause_s)
-        lease.ask_at = now + pause_s
+        lease.next_request_at = now + pause_s
 
     async def _lease_batch(self, requests: Sequence[_LeaseRequest]) -> list[_Leased | None]:
-        """Leases tokens of all these buckets in one step. Returns None for each if Redis is away."""
-        if self._away_since is not None and not self._retrying:  # they waited while the previous batch failed
+        """Leases tokens of all these buckets in one round trip. Returns None for each if Redis is unavailable."""
+        if self._unavailable_since is not None and not self._retrying:  # they waited while the previous batch failed
             return [None] * len(requests)
         self._retrying = False
         args: list[Any] = [self.rate.per_s / 1000, self.rate.burst, self.rate.per_s * self.timings.max_debt_s]
@@ -230,26 +234,26 @@ class RateLimiter:
             args += (self.lease_size, request.returned)
         try:
             async with asyncio.timeout(self.timings.timeout_s):
-                if self._away_since is not None:
-                    await self._redis.ping()  # a Redis that hangs runs the script later: it must not lease tokens then
-                answer = await self._script(keys=[request.bucket for request in requests], args=args)
+                if self._unavailable_since is not None:
+                    await self._redis.ping()  # a Redis that hangs would run the script later, and lease tokens in vain
+                leases = await self._script(keys=[request.bucket for request in requests], args=args)
         except UNAVAILABLE as error:
-            self._note_away(error)
+            self._record_outage(error)
             return [None] * len(requests)
-        self._note_back()
+        self._record_recovery()
         return [
             _Leased(tokens, remaining, wait_ms / 1000, forgiven)
-            for tokens, remaining, wait_ms, forgiven in zip(*(answer[at::4] for at in range(4)), strict=True)
+            for tokens, remaining, wait_ms, forgiven in zip(*(leases[offset::4] for offset in range(4)), strict=True)
         ]
 
-    def _note_away(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         now = time.monotonic()
         self._retry_at = now + self.timings.retry_s
-        if self._away_since is None:
-            self._away_since = now
+        if self._unavailable_since is None:
+            self._unavailable_since = now
             log.warning("rate_limit.suspended", error=repr(error))
 
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            log.info("rate_limit.recovered", seconds=round(time.monotonic() - self._away_since, 1))
-            self._away_since = None
+    def _record_recovery(self) -> None:
+        if self._unavailable_since is not None:
+            log.info("rate_limit.recovered", seconds=round(time.monotonic() - self._unavailable_since, 1))
+            self._unavailable_since = None

@@ -1,9 +1,9 @@
-"""Slots that many share, such as uploads in flight: no account or address holds all of them.
+"""Slots of shared resources, such as uploads in flight: no account or address can hold all of them.
 
-There are two policies. `SharedSlots` refuses a holder that has its share, and never takes a slot back: for work that
-is worth finishing. `PreemptibleSlots` takes a slot from a slow transfer if another account needs it: for transfers,
-whose length is up to the client. A transfer has a minimum pace, so that a slow client or origin holds a slot or a
-connection for a bounded time.
+There are two policies. `SharedSlots` refuses a holder that has its share, and never takes a slot back; it is for work
+that should be finished. `PreemptibleSlots` takes a slot from a slow transfer if another account needs it; it is for
+transfers, whose duration depends on the client. A transfer has a minimum pace, so that a slow client or origin holds a
+slot or a connection for a bounded time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.errors import ServiceError
 from service.ids import AccountId
 from service.telemetry.metrics import InFlight
 
-# A transfer may be slow for this long before it yields to others of its own account.
+# A transfer may be slow for this long before another transfer of its own account can replace it.
 SLOW_AFTER_S = 5.0
 
 
@@ -26,7 +26,7 @@ class SlotsFull(Exception):
 
 
 class ShareExceeded(Exception):
-    """`holder` has its share of the slots already."""
+    """`holder` already has its share of the slots."""
 
     def __init__(self, holder: Hashable) -> None:
         super().__init__(holder)
@@ -34,11 +34,11 @@ class ShareExceeded(Exception):
 
 
 class SharedSlots:
-    """Each slot is held for one or more holders, e.g. an address and an account, each with a weight.
+    """Slots with weighted shares. A slot has one or more holders, e.g. an address and an account, each with a weight.
 
-    A holder may acquire slots, as many as it needs, while it holds less than its weight times the free slots (dynamic
-    thresholds, Choudhury and Hahne 1998). So a holder of weight 1 gets at most half of all slots while it is alone,
-    plus what it acquired last, and less beside others. A holder without a slot gets what it needs if any slot is free.
+    A holder may acquire any number of slots while it holds less than its weight times the free slots (dynamic
+    thresholds, Choudhury and Hahne 1998). So a single holder of weight 1 gets at most half of all slots plus its last
+    acquisition, and less among others. A holder without a slot gets what it needs if any slot is free.
     """
 
     def __init__(self, total: int) -> None:
@@ -77,7 +77,7 @@ class SharedSlots:
 
 
 class PreemptibleSlot:
-    """The slot of one transfer, whose speed `pace` measures. It is entered for as long as the transfer lasts."""
+    """The slot of one transfer, whose speed `pace` measures. It is a context manager around the transfer."""
 
     __slots__ = ("_is_preempted", "_task", "account_id", "pace")
 
@@ -92,7 +92,9 @@ class PreemptibleSlot:
         return self._task is not None and not self._is_preempted
 
     def __enter__(self) -> None:
-        """Until it is left, another transfer may take the slot: the block is cancelled then, and `busy` is raised."""
+        """While the block runs, another transfer may take the slot: then the block is cancelled, and `busy` is
+        raised.
+        """
         self._task = asyncio.current_task()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -101,23 +103,23 @@ class PreemptibleSlot:
             raise ServiceError("busy") from None
 
     def preempt(self) -> None:
-        """Ends the transfer, which is active."""
+        """Cancels the transfer, which must be active."""
         assert self._task is not None  # noqa: S101 - it is active
         self._is_preempted = True
         self._task.cancel()
 
 
 class PreemptibleSlots:
-    """`total` slots of one process, shared by account. `gauge` shows how many are taken.
+    """`total` slots of one process, shared between accounts. `gauge` is the metric of the slots in use.
 
     1. An account holds at most three quarters of the slots.
-    2. If all are taken, an account gets the slot of another account that holds at least two more. The account that
-       holds most yields first, and of its transfers the slowest.
+    2. If all are taken, an account gets the slot of another account that holds at least two more. The account with the
+       most slots yields first, and of its transfers the slowest.
     3. An account that may hold no more replaces a transfer of its own that is slower than the minimum pace.
 
-    So an account gets a slot as long as another account holds at least two more and has an active transfer. A transfer
-    that has ended keeps its slot until its request is answered; with such transfers alone no account can hold more than
-    its three quarters.
+    So an account gets a slot as long as another account holds at least two more and has an active transfer. A finished
+    transfer keeps its slot until the response of its request; with such transfers no account can hold more than its
+    three quarters.
     """
 
     def __init__(self, total: int, gauge: InFlight, *, slow_after_s: float = SLOW_AFTER_S) -> None:
@@ -142,7 +144,7 @@ class PreemptibleSlots:
         return slot
 
     def release(self, slot: PreemptibleSlot) -> None:
-        """Does nothing for a slot that was preempted, since it is released already."""
+        """Does nothing for a slot that was preempted, because it is already released."""
         held = self.by_account.get(slot.account_id, set())
         if slot not in held:
             return
@@ -190,9 +192,10 @@ GRACE_S = 30.0
 
 
 class Pace:
-    """How many bytes a transfer has moved, and how long this side has waited for them.
+    """Measures how many bytes a transfer has moved, and how long this side has waited for them.
 
-    Only waits for the other side count, so a slow disk here does not end a transfer. Times are of the monotonic clock.
+    Only waits for the other side count, so a slow local disk does not end a transfer. Times are from the monotonic
+    clock.
     """
 
     __slots__ = ("_grace_s", "_waited_s", "_waiting_since", "size")
@@ -208,17 +211,17 @@ class Pace:
         return self._waited_s + (0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since)
 
     @property
-    def left_s(self) -> float:
-        """For how long nothing may move until the transfer is too slow, or 0 if it is too slow already."""
+    def remaining_s(self) -> float:
+        """The time after which the transfer is too slow if nothing moves, or 0 if it already is too slow."""
         return max(0.0, max(self._grace_s, self.size / MIN_BYTES_PER_S) - self.waited_s)
 
     @property
     def bytes_per_s(self) -> float:
-        """The average so far. The first second counts as a whole one, since a burst says little."""
+        """The average speed. At least one second is assumed, because a short burst says little."""
         return self.size / max(1.0, self.waited_s)
 
-    def begin_wait(self) -> None:
-        """Does nothing if this side waits already."""
+    def start_wait(self) -> None:
+        """Does nothing if this side already waits."""
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
 

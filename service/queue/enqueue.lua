@@ -1,4 +1,4 @@
--- Enqueues jobs. One that is waiting or running under the same id is left alone, and its reply goes to one more
+-- Enqueues jobs. A job that is waiting or running under the same id is not changed; its reply goes to one more
 -- channel. A new job is due now by the clock of Redis, which claims use as well. Returns how many are new.
 local queue, wakeup, others_wakeup, turns, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local job, channels, line, ttl_ms, max_tokens = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])

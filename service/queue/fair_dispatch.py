@@ -1,6 +1,6 @@
-"""Fair dispatch: which waiting job of a queue runs next, by turns of the accounts.
+"""Fair dispatch: chooses the next job of a queue by round robin over the accounts.
 
-arq's sorted set of the queue stays the truth about which jobs there are. Each queue has these keys beside it:
+arq's sorted set of the queue remains authoritative for which jobs exist. Each queue has these additional keys:
 
 - `…:line:ACCOUNT`, a sorted set of the account's waiting jobs by the time that they are due;
 - `…:turns`, a sorted set of the accounts that have a line, by their turn. Each turn runs one job, and the next turn of
@@ -9,8 +9,8 @@ arq's sorted set of the queue stays the truth about which jobs there are. Each q
   retried job when it is due;
 - `…:accounts`, a hash of the account of each job that is in a line or in `…:later`.
 
-A job that is only in arq's set comes from a plain arq client, or from a version before these keys. Workers look for
-such jobs, and give them a line of their own, under the account "".
+A job that is only in arq's set comes from a plain arq client, or from a version before these keys. Workers search for
+such jobs, and add them to a separate line under the account "".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 
 class FairQueueKeys(NamedTuple):
-    """The Redis keys beside arq's own key of a queue; `line` is a prefix."""
+    """The Redis keys of a queue in addition to arq's own key; `line` is a prefix."""
 
     turns: str
     later: str
@@ -33,7 +33,7 @@ class FairQueueKeys(NamedTuple):
 
 
 def others_wakeup_key(wakeup_key: str) -> str:
-    """Returns the wake-up list of workers that have no room left for jobs of some accounts.
+    """Returns the key of the wake-up list for workers that have no room for jobs of some accounts.
 
     It gets a token for each account that got a line. Tokens for every job go to `wakeup_key` itself, where workers wait
     that take the jobs of any account.
@@ -41,5 +41,5 @@ def others_wakeup_key(wakeup_key: str) -> str:
     return f"{wakeup_key}:others"
 
 
-# The Lua functions that begin the scripts which put jobs into lines.
+# Lua functions to prepend to scripts that add jobs to lines.
 JOIN = Path(__file__).with_name("join.lua").read_text()

@@ -2,7 +2,7 @@
 
 All times are those of the clock of Redis, since the clocks of hosts differ. Earlier versions used the clock of the
 worker's host, and may still do so during an upgrade. So a heartbeat from the near future counts like one from the near
-past. One from a later time is older than a correction of the clock of Redis, and is ignored: a worker that is alive
+past. One from a later time was recorded before the clock of Redis was set back, and is ignored: a worker that is alive
 records the next one within a second.
 """
 
@@ -49,7 +49,7 @@ class Heartbeats:
         await self._record(keys=[WORKERS_KEY], args=[name, _REMOVE_AFTER_S, WORKER_ALIVE_S])
 
     async def remove(self, name: str) -> None:
-        """Records that the worker has ended."""
+        """Removes the heartbeat of a worker that stops."""
         await self._redis.zrem(WORKERS_KEY, name)
 
     async def list_alive(self) -> list[str]:

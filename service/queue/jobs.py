@@ -1,4 +1,4 @@
-"""The job contract: the names of the queues, the codec, and how a job is enqueued."""
+"""The jobs: the names of the queues, the encoding, and how jobs are enqueued."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ PROBE_IMAGE = "probe_image"
 RENDER_QUEUE = "daguerre:render"
 RENDER_IMAGE = "render_image"
 
-# A worker without work waits for a token on this list. Each token wakes one worker. Their number is bounded, since
-# tokens that no worker took would keep the workers spinning after a rush.
+# An idle worker waits for a token on this list. Each token wakes one worker. Their number is bounded, because unused
+# tokens would wake workers for nothing after a rush.
 WAKEUP_KEY = "daguerre:probe:bell"
 RENDER_WAKEUP_KEY = "daguerre:render:bell"
 MAX_WAKEUP_TOKENS = 8
 
-# With the id of a job: the set of channels that get its reply.
+# The prefix, before the id of a job, of the set of channels that get its reply.
 REPLY_CHANNELS_PREFIX = "daguerre:waiting:"
 
-# The key that a health check writes.
+# The key that the health check writes.
 _CHECK_KEY = "daguerre:check"
 _CHECK_TTL_MS = 10_000
 
 _JOB_TTL_MS = 24 * 60 * 60 * 1000
 
-# arq's payloads hold the time of this host's clock. Only the score of a job counts, by the clock of Redis.
+# arq's payloads have a time of this host's clock. Only the score of a job is used, by the clock of Redis.
 _NO_TIME = 0
 
 # arq passes exceptions to the codec as well.
@@ -54,7 +54,7 @@ UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
 def open_redis(url: str) -> ArqRedis:
-    """Returns a client that connects when first used. Its timeouts are short, so that an outage is noticed soon.
+    """Returns a client that connects when first used. Its timeouts are short, so that an outage is detected soon.
 
     Raises SettingsError for an invalid URL.
     """
@@ -126,7 +126,7 @@ class JobQueue:
         self._heartbeats = Heartbeats(redis)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
-        """Raises `queue-unavailable`. If a probe job is lost here, the sweep enqueues it again."""
+        """Raises `queue-unavailable`. If a probe job is lost, the sweep enqueues it again."""
         await self._add(jobs)
         return [None] * len(jobs)
 
@@ -155,7 +155,7 @@ class JobQueue:
         )
 
     async def count_workers(self, *, host: str | None = None) -> int:
-        """Returns how many workers, of all hosts or one, are alive. Raises `queue-unavailable`."""
+        """Returns how many workers are alive, on all hosts or on one. Raises `queue-unavailable`."""
         try:
             names = await self._heartbeats.list_alive()
         except UNAVAILABLE as error:

@@ -1,8 +1,8 @@
 """Waits for the result of a job, which a message from a worker announces.
 
-A reply is a hint that makes the wait short. What counts is the row or the file itself, which is checked at intervals,
-since Redis may lose a reply or the job. Replies and other messages between processes go through Redis channels, which
-only reach subscribers that are connected at that time.
+A reply is a hint that shortens the wait. The row or the file is authoritative, and is checked at intervals, because
+Redis may lose a reply or the job. Replies and other messages between processes go through Redis channels, which only
+reach subscribers that are connected at that time.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class _Wait(Generic[Reply]):
 
 
 class JobWaiter(Generic[Key, Reply]):
-    """The waits of one process by the key of their result. Several may wait for one key.
+    """The requests of one process that wait for results, by key. Several may wait for one key.
 
-    `deliver` and `wake_all` are for the subscriber of the process's reply channel. The intervals: results are checked
-    every `poll_interval_s`; a job is enqueued again `lost_after_s` after it went well, since Redis may lose what it was
-    given last, and `retry_after_s` after it failed. One attempt takes at most `enqueue_timeout_s`.
+    `deliver` and `wake_all` are for the subscriber of the process's reply channel. Results are checked every
+    `poll_interval_s`. A job is enqueued again `lost_after_s` after it was enqueued, because Redis may lose recent
+    writes, and `retry_after_s` after a failed attempt. One attempt takes at most `enqueue_timeout_s`.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class JobWaiter(Generic[Key, Reply]):
         self._waits: dict[Key, list[_Wait[Reply]]] = {}
 
     def count(self, key: Key) -> int:
-        """Returns how many wait for the key."""
+        """Returns the number of waits for the key."""
         return len(self._waits.get(key, ()))
 
     def deliver(self, key: Key, reply: Reply) -> None:
-        """Hands a reply to all that wait for the key."""
+        """Delivers a reply to all waits for the key."""
         for wait in self._waits.get(key, ()):
             wait.reply = reply
             wait.wakeup.set()
@@ -91,9 +91,9 @@ class JobWaiter(Generic[Key, Reply]):
     ) -> Result | None:
         """Enqueues the job and returns what `check` returns, or None if that is still None after `timeout_s`.
 
-        `check` gets the reply, or None if it should look at the row or the file itself. `check_first` is for a job
-        that may be finished already. `before_retry` may end the wait before the job is enqueued again, and at its end.
-        Raises what the two raise.
+        `check` gets the reply, or None if it should read the row or the file itself. `check_first` is for a job that
+        may already be finished. `before_retry` is called before the job is enqueued again and at the timeout, and may
+        end the wait with its result. Raises what the two functions raise.
         """
         deadline = time.monotonic() + timeout_s
         wait: _Wait[Reply] = _Wait()
@@ -131,7 +131,7 @@ class JobWaiter(Generic[Key, Reply]):
         return None
 
     async def _enqueue(self, job: Job) -> bool:
-        """Returns whether the job is in the queue. If it was there before, it is left alone."""
+        """Returns whether the job is in the queue. A job that was there before is not changed."""
         with suppress(ServiceError, TimeoutError):
             async with asyncio.timeout(self.enqueue_timeout_s):
                 await self._enqueue_job(job)
@@ -148,12 +148,12 @@ def encode_message(message: object) -> bytes:
 
 
 def publish(redis: Any, channel: str, messages: Sequence[object]) -> Any:
-    """Publishes messages to those that are subscribed now."""
+    """Publishes messages to the current subscribers."""
     return redis.publish(channel, _encoder.encode(messages))
 
 
 class Subscriber(Generic[Message]):
-    """Hands each message of `message_type` on its channels to `on_message`.
+    """Calls `on_message` for each message of `message_type` on its channels.
 
     Messages that are published while it is not connected are lost, so it calls `on_gap` when it connects and when the
     connection is lost. After `ping_after_s` without a message it pings, to notice a Redis host that vanished.
@@ -212,7 +212,7 @@ class Subscriber(Generic[Message]):
                 message = await pubsub.get_message(timeout=self._ping_after_s)
                 if message is None:
                     if pinged:
-                        raise ConnectionError("Redis does not answer a ping")
+                        raise ConnectionError("Redis does not respond to a ping")
                     await pubsub.ping()
                 pinged = message is None
                 if message is not None and message["type"] == "message":

@@ -1,1 +1,1 @@
-"""Renditions: their parameters, and how one is made, stored and found again."""
+"""Renditions: their parameters, jobs, costs, storage and integrity."""

@@ -1,6 +1,6 @@
-"""Limits new renditions by their cost, in tokens of the account whose image it is and of the address that requests it.
+"""Limits new renditions by their cost, in tokens of the image's account and of the address that requests it.
 
-An estimate is charged before a rendition is made, and corrected afterwards by the seconds that it took.
+An estimate is charged before a rendition is rendered, and corrected afterwards by the measured seconds.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from service.limits.rate_limiter import RateLimiter
 from service.renditions.costs import count_tokens
 from service.storage.interface import RenditionKey
 
-# A job waits for at most a minute and may be retried. A charge that is not settled by then keeps its estimate.
+# A job waits for at most a minute and may be retried. A charge that is not settled by then stays at its estimate.
 _CHARGE_TTL_S = 120.0
 _MAX_CHARGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who requests a rendition of an image of the account. `address` is None for a signed URL, which costs nothing: the
-    account itself made it.
+    """Who requests a rendition of an image of the account. `address` is None for a signed URL, which is free: the
+    account itself signed it.
     """
 
     account_id: AccountId
@@ -46,7 +46,7 @@ class CostLimiter:
         self._charges: OrderedDict[RenditionKey, _Charge] = OrderedDict()  # oldest first
 
     async def charge(self, key: RenditionKey, requester: Requester, seconds: float) -> None:
-        """Charges the estimate, unless the rendition is charged for already. Raises `too-many-renditions`."""
+        """Charges the estimate, unless the rendition is already charged. Raises `too-many-renditions`."""
         if requester.address is None or self._accounts is None or self._addresses is None or self._is_charged(key):
             return
         tokens = count_tokens(seconds)
@@ -65,13 +65,13 @@ class CostLimiter:
             self._charges.popitem(last=False)
 
     def settle(self, key: RenditionKey, seconds: float | None) -> None:
-        """Replaces the estimate by the seconds that a child took; None leaves it."""
+        """Replaces the estimate by the seconds that a decoder took; None keeps it."""
         charge = self._charges.pop(key, None)
         if charge is not None and seconds is not None:
             self._return_tokens(charge.requester, charge.tokens - count_tokens(seconds))
 
     def refund(self, key: RenditionKey) -> None:
-        """Returns the whole charge, because the rendition is not made for this requester."""
+        """Returns the whole charge, because another requester pays for the rendition or it is not rendered."""
         charge = self._charges.pop(key, None)
         if charge is not None:
             self._return_tokens(charge.requester, charge.tokens)
@@ -81,17 +81,17 @@ class CostLimiter:
         return charge is not None and time.monotonic() < charge.expires_at
 
     def _return_tokens(self, requester: Requester, tokens: float) -> None:
-        """A negative number of tokens is charged on top."""
+        """Returns tokens to both limits. A negative number is charged in addition."""
         if tokens and requester.address is not None and self._accounts is not None and self._addresses is not None:
             self._addresses.correct(requester.address, tokens)
             self._accounts.correct(str(requester.account_id), tokens)
 
 
 async def _admit(limiter: RateLimiter, key: str, tokens: float, source: str) -> None:
-    standing = await limiter.admit(key, tokens)
-    if standing is not None and standing.refused:
+    status = await limiter.admit(key, tokens)
+    if status is not None and status.refused:
         raise ServiceError(
             "too-many-renditions",
             f"Too many requests for new renditions {source}; retry after the seconds in Retry-After.",
-            retry_after_s=standing.retry_after_s,
+            retry_after_s=status.retry_after_s,
         )

@@ -1,4 +1,4 @@
-"""What a rendition will cost: an estimate of the CPU seconds that a child process takes to render it.
+"""Estimates the cost of a rendition: the CPU seconds that a decoder takes to render it.
 
 The factors were measured by `./run bench prices`, in milliseconds per million pixels. They need not be exact, because
 the measured seconds replace the estimate afterwards. They keep a rush of expensive renditions from being admitted as
@@ -13,12 +13,12 @@ from service.renditions.transformation import Transformation
 
 # The mean of what browsers request: photographs of 3 and 12 million pixels as JPEG, WebP and AVIF, 320 and 640 wide.
 TOKEN_S = 0.05
-# Opening the file, and the round trip to the child.
+# Opening the file, and the round trip to the decoder.
 _BASE_MS = 3
 _DECODE_MS = {"jpeg": 4, "png": 12, "webp": 10, "gif": 10, "tiff": 12, "avif": 25, "heic": 30, "svg": 0}
 # A JPEG that becomes smaller is decoded at a half, a quarter or an eighth of its size.
 _SHRUNK_JPEG_MS = 3
-# Both convert the colours of the whole picture before they search it.
+# Both convert the colours of the whole picture before they analyse it.
 _TRIM_MS, _SMART_CROP_MS = 14, 5
 _DRAW_MS, _DRAW_MS_PER_MB = 30, 1000
 _ENCODE_MS = {"jpeg": 12, "png": 35, "webp": 40, "avif": 55, "gif": 370}

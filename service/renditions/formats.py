@@ -1,4 +1,4 @@
-"""The formats of renditions, and which one a client gets that leaves the choice to its Accept header."""
+"""The formats of renditions, and content negotiation by the Accept header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.renditions.transformation import Format
 class OutputFormat:
     """`default_quality` is on the encoder's own scale, for about the same look in every format.
 
-    A format with a `fixed_quality` has no other. `can_animate` is about what libvips writes: no animated AVIF.
+    A format with a `fixed_quality` has no other. `can_animate` says what libvips can write: no animated AVIF.
     """
 
     extensions: tuple[str, ...]
@@ -33,7 +33,7 @@ FORMATS_BY_EXTENSION: Mapping[str, Format] = {
     extension: name for name, output in OUTPUT_FORMATS.items() for extension in output.extensions
 }
 
-# The formats that a client has to name in order to get them, the best first: `*/*` promises neither.
+# Formats that a client gets only if its header names them, the best first: `*/*` does not include them.
 _NEGOTIATED: tuple[tuple[Format, str], ...] = (("avif", "image/avif"), ("webp", "image/webp"))
 
 
@@ -54,8 +54,8 @@ def _is_zero_weight(parameter: str) -> bool:
 
 
 def choose_format(source: str, accepted: tuple[Format, ...], *, transparent: bool, animated: bool) -> Format:
-    """Returns the best format that the client accepts, or else one that every browser shows and that is most like the
-    source's.
+    """Returns the best format that the client accepts, or else the most similar format to the source's that every
+    browser shows.
     """
     for name in accepted:
         if OUTPUT_FORMATS[name].can_animate or not animated:

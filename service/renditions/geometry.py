@@ -1,4 +1,4 @@
-"""Where pixels go: pure functions of the picture's size and its transformation."""
+"""The geometry of a rendition: pure functions of the picture's size and the transformation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether the file of a rendition is complete.
+"""Checks whether the file of a rendition is complete.
 
-Renditions are not synced, so a power cut may leave a truncated file under its final name. Every format states where it
-ends; a file that ends elsewhere is not served, and is made again. Only a few bytes of a file are read.
+Renditions are not synced, so a power cut may leave a truncated file under its final name. Every format defines its end;
+a file that ends elsewhere is not served, and is rendered again. Only a few bytes of a file are read.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def is_complete(order: RenderOrder, stored: StoredFile) -> bool:
         return order.size in {0, stored.size}
     form, data = order.transformation.format, stored.data
     if data is not None:
-        return _ends_like(form, stored.size, lambda size, at: data[at : at + size])
+        return _has_valid_end(form, stored.size, lambda size, offset: data[offset : offset + size])
     descriptor = os.open(stored.path, os.O_RDONLY)
     try:
-        return _ends_like(form, stored.size, lambda size, at: os.pread(descriptor, size, at))
+        return _has_valid_end(form, stored.size, lambda size, offset: os.pread(descriptor, size, offset))
     finally:
         os.close(descriptor)
 
 
-def _ends_like(form: Format, size: int, read: _Read) -> bool:
+def _has_valid_end(form: Format, size: int, read: _Read) -> bool:
     if size < _MIN_BYTES:
         return False
     match form:
@@ -56,15 +56,15 @@ def _ends_like(form: Format, size: int, read: _Read) -> bool:
 
 def _ends_with_box(kind: bytes, size: int, read: _Read) -> bool:
     """Returns whether the last box is of this kind and ends where the file does (ISO/IEC 14496-12, section 4.2)."""
-    at = 0
+    offset = 0
     for _ in range(_MAX_BOXES):
-        header = read(16, at)
+        header = read(16, offset)
         length = int.from_bytes(header[:4], "big")
         if length == 1:  # a size of 64 bits follows
             length = int.from_bytes(header[8:16], "big")
-        if length < _BOX_HEADER_BYTES or at + length > size:
+        if length < _BOX_HEADER_BYTES or offset + length > size:
             break
-        at += length
-        if at == size:
+        offset += length
+        if offset == size:
             return header[4:8] == kind
     return False

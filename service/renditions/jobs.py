@@ -1,4 +1,4 @@
-"""The job of a rendition: its order, its result, and the events that processes publish about renditions."""
+"""Messages about renditions: the order that a job carries, its result, and events for all processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _WITHOUT_LOCATION = "0" * 32
 
 
 class RenderOrder(msgspec.Struct, frozen=True):
-    """A rendition to make of an image. Without a transformation it is the original without its location.
+    """The order for one rendition of an image. Without a transformation, it is a copy of the original without its
+    location.
 
     `digest` names the rendition among those of its image. `ordered_by` is the channel of the process that ordered it.
     `size` and `watermark_size` are the sizes of the stored files in bytes, or 0 if they are not known.
@@ -39,14 +40,14 @@ class RenderOrder(msgspec.Struct, frozen=True):
 
 
 class InlineFile(msgspec.Struct, frozen=True):
-    """A rendition that is sent along with its result."""
+    """The file of a rendition, sent along with its result."""
 
     data: bytes
     modified_ns: int
 
 
 class RenderResult(msgspec.Struct, frozen=True, tag="end"):
-    """A rendition is stored, or `error` says why not, as an error code of the API.
+    """The result of an order: the rendition is stored, or `error` is the reason, as an error code of the API.
 
     `file` is the rendition if it is small or could not be stored. `kind` names what is not supported, as in `Rejected`.
     `seconds` is the time that a decoder took, if it is known; `ordered_by` is the channel of the process that pays.
@@ -62,7 +63,7 @@ class RenderResult(msgspec.Struct, frozen=True, tag="end"):
 
 
 class ImagesDeleted(msgspec.Struct, frozen=True, tag="deleted"):
-    """Images were deleted, and with them their renditions."""
+    """Images and their renditions were deleted."""
 
     image_ids: list[ImageId]
 

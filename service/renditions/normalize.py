@@ -1,4 +1,4 @@
-"""From the parameters of a request, and the image that it is about, to the one rendition that they mean."""
+"""Turns the parameters of a request and its image into one normalized rendition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Format, Rend
 
 Value = TypeVar("Value")
 
-# The formats whose frames or pages libvips reads all.
+# Formats whose frames or pages libvips reads.
 _ANIMATED = frozenset({"gif", "webp"})
 _PAGED = _ANIMATED | {"tiff"}
 
@@ -33,13 +33,13 @@ class RenditionPlan(NamedTuple):
 def normalize(
     params: RenditionParams, image: Image, *, accepted: tuple[Format, ...], widths: Sequence[int]
 ) -> RenditionPlan:
-    """Returns the rendition of `image` that `params` mean.
+    """Returns the rendition of `image` that `params` describe.
 
-    `accepted` are the negotiated formats that the client accepts. `widths` are the allowed widths in rising order;
-    without any, every width is allowed. Raises `invalid-parameter` and `rendition-too-large`.
+    `accepted` are the negotiated formats that the client accepts. `widths` are the allowed widths in ascending order;
+    if empty, every width is allowed. Raises `invalid-parameter` and `rendition-too-large`.
     """
     _check_frame(params, image)
-    transformation = _decide(params, image, accepted)
+    transformation = _fill_defaults(params, image, accepted)
     source = geometry.size_after_rotation(_require(image.width), _require(image.height), transformation)
     try:
         plan = geometry.plan(*source, transformation)
@@ -62,8 +62,8 @@ def _check_frame(params: RenditionParams, image: Image) -> None:
         raise ServiceError("invalid-parameter", f"frame {params.frame} does not exist: the image has {frames}.")
 
 
-def _decide(params: RenditionParams, image: Image, accepted: tuple[Format, ...]) -> Transformation:
-    """Decides what the parameters leave open, and writes what means the same in one way."""
+def _fill_defaults(params: RenditionParams, image: Image, accepted: tuple[Format, ...]) -> Transformation:
+    """Fills in what the parameters leave open, and writes equivalent parameters in one way."""
     form = params.format or choose_format(
         _require(image.format),
         accepted,
@@ -75,7 +75,7 @@ def _decide(params: RenditionParams, image: Image, accepted: tuple[Format, ...])
     decisions = {
         "format": form,
         "quality": output.default_quality if has_default else params.quality,
-        # Nothing is enlarged without `enlarge`, and scale-down excludes that.
+        # Without `enlarge` they are the same, and scale-down excludes `enlarge`.
         "fit": "contain" if params.fit == "scale-down" else params.fit,
     }
     return Transformation(**msgspec.structs.asdict(params) | decisions)
@@ -124,5 +124,5 @@ def _too_large(size: Size, frames: int) -> ServiceError:
 
 def _require(value: Value | None) -> Value:
     if value is None:
-        raise TypeError("a ready image lacks a value that its probe finds")
+        raise TypeError("a ready image lacks a value of its probe")
     return value

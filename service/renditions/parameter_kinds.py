@@ -1,4 +1,4 @@
-"""The kinds of values that rendition parameters have: how each is parsed, and how it is documented."""
+"""The kinds of rendition parameters: how values are parsed and documented."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _DEFAULT_TOLERANCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`expected` completes the error "width must be ...", and `values` is the cell of the table in the documentation.
+    """A kind of parameter. `expected` completes the error "width must be ...", and `values` is its cell in the table of
+    the documentation.
 
-    `parse` returns the value of a text, or raises ValueError, whose message nobody sees.
+    `parse` returns the value of a text, or raises ValueError, whose message is not shown.
     """
 
     expected: str

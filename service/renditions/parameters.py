@@ -2,9 +2,9 @@
 come from the table here.
 
 A new parameter needs a line in the table, a field of `RenditionParams` under the same name (with `_` for `-`), and the
-step of worker.imaging.rendering that applies it; if it costs time, also a factor in service.renditions.costs. What it
-excludes is checked in service.renditions.parsing. `python -m service.renditions.parameters` prints the rows of the
-table in docs/renditions.md.
+step of worker.imaging.rendering that applies it; if it costs time, also a factor in service.renditions.costs. Conflicts
+with other parameters are checked in service.renditions.parsing. `python -m service.renditions.parameters` prints the
+rows of the table in docs/renditions.md.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from service.renditions.parameter_kinds import (
 )
 from service.renditions.transformation import MAX_SIDE, Fit, Format, Metadata
 
-# They belong to a request and not to a rendition: service.renditions.signatures reads them.
+# Parameters of a signed URL, not of a rendition: service.renditions.signatures reads them.
 SIGNING = frozenset({"expires", "signature"})
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`default` is what the request means if it leaves the parameter out. `default_note` describes a default that is no
-    single value. `section` is the heading in docs/renditions.md that says more.
+    """`default` is the value if a request omits the parameter. `default_note` describes a default that is not a single
+    value. `section` is the heading in docs/renditions.md with details.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From the query of a URL to `RenditionParams`. Nothing is guessed: every error names its parameter."""
+"""Parses the query of a URL to `RenditionParams`. Nothing is guessed: every error names its parameter."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def split_query(raw_query: str) -> list[tuple[str, str]]:
 def parse(
     query: Iterable[tuple[str, str]], name: str = "", presets: Mapping[str, str] | None = None
 ) -> RenditionParams | None:
-    """Returns what a request asks for, or None if it asks for the raw image.
+    """Returns the parameters of a request, or None if it requests the original.
 
-    `name` is the part of the path behind the id: a known extension there is the same as `format`. `presets` are the
+    `name` is the part of the path after the id: a known extension there is the same as `format`. `presets` are the
     account's. Raises `invalid-parameter` for a parameter that is unknown, given more than once, out of bounds or in
     conflict with another.
     """
@@ -68,7 +68,7 @@ def check_preset(text: str) -> PresetParameters:
 
 
 def _collect(query: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Returns the texts of the parameters of renditions by their names."""
+    """Returns the texts of the rendition parameters by name."""
     query = list(query)
     names = {name for name, _ in query}
     if "expires" in names and "signature" not in names:
@@ -131,7 +131,7 @@ def _take_watermark(values: dict[str, Any]) -> Watermark | None:
 
 
 def _refuse_conflicts(params: RenditionParams, names: Collection[str]) -> None:
-    """`names` are those that were given, also with a value that is the default."""
+    """Raises `invalid-parameter`. `names` are the parameters of the request, also those with a default value."""
     has_width, has_height = params.width is not None, params.height is not None
     if params.fit in {"cover", "fill", "pad"} and not (has_width and has_height):
         raise _invalid(f"fit={params.fit} requires a width and a height.")
@@ -152,7 +152,7 @@ def _refuse_conflicts(params: RenditionParams, names: Collection[str]) -> None:
 
 
 def _multiply(params: RenditionParams, dpr: float) -> RenditionParams:
-    """For a screen that has `dpr` pixels for each pixel of the page."""
+    """Scales sizes for a screen that has `dpr` pixels for each pixel of the page."""
     width = None if params.width is None else max(1, round(params.width * dpr))
     height = None if params.height is None else max(1, round(params.height * dpr))
     if max(width or 0, height or 0) > MAX_SIDE:

@@ -14,7 +14,7 @@ from service.database import Connection, Database
 from service.ids import ImageId
 from service.storage.interface import RenditionKey
 
-# A rendition in use costs one write in this time.
+# The use of a rendition is recorded at most once in this time.
 USE_RECORD_INTERVAL_S = 600
 
 
@@ -36,7 +36,7 @@ class EvictionCandidate(NamedTuple):
 
 
 # Images are locked so that a deletion either finds the new row, or is seen here. They are locked by id, as everywhere.
-# A crash of the server may lose a row. Its file is removed together with its image then.
+# A crash of the server may lose a row. Then its file is removed together with its image.
 _INSERT = """
 with entry as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
@@ -58,7 +58,7 @@ returning image_id, digest
 
 
 async def insert_renditions(database: Database, renditions: Sequence[NewRendition]) -> list[bool]:
-    """Returns whether each rendition has its row now, for a Batcher.
+    """Inserts a batch of rows. Returns whether each rendition has its row now.
 
     False means that its image or its watermark was deleted; the caller then removes the file.
     """
@@ -164,7 +164,7 @@ where renditions.image_id = used.image_id and renditions.digest = used.digest
 
 
 async def record_uses(connection: Connection, keys: Iterable[RenditionKey]) -> None:
-    """Writes that these were used now, but for those used within the last `USE_RECORD_INTERVAL_S`."""
+    """Records that renditions were used now, except those used within the last `USE_RECORD_INTERVAL_S`."""
     keys = sorted(keys)
     await connection.execute(
         _RECORD_USES, [key.image_id for key in keys], [key.digest for key in keys], USE_RECORD_INTERVAL_S
@@ -179,6 +179,6 @@ _LIST_LEAST_RECENTLY_USED = "select image_id, digest, size, used_at from renditi
 
 
 async def list_least_recently_used(connection: Connection, limit: int, *, skip: int = 0) -> list[EvictionCandidate]:
-    """Returns the least recently used ones, oldest first, without the first `skip`."""
+    """Returns the least recently used renditions, oldest first, without the first `skip`."""
     rows = await connection.fetch(_LIST_LEAST_RECENTLY_USED, limit, skip)
     return [EvictionCandidate(RenditionKey(ImageId(row[0]), row[1]), row[2], row[3]) for row in rows]

@@ -1,4 +1,4 @@
-"""Renditions: found on disk, or made by a worker, once for all requests that want one at the same time."""
+"""Finds renditions on disk, or has a worker render them, once for all concurrent requests of a rendition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import msgspec
 
 from service.batcher import Batcher, running
 from service.database import Database
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.expiring_cache import ExpiringCache
 from service.ids import ImageId
 from service.limits.slots import SharedSlots, ShareExceeded, SlotsFull
@@ -32,30 +32,30 @@ from service.telemetry.metrics import metrics
 
 # Every process subscribes to this channel.
 _DELETIONS_CHANNEL = "daguerre:renditions"
-# A rendition that could not be made is not tried again for this long.
+# A rendition that failed is not retried for this long.
 _REFUSAL_TTL_S = 30.0
 _MAX_REFUSALS = 10_000
 _PUBLISH_TIMEOUT_S = 1.0
-# A rendition in flight takes a slot for each token that it costs, so the slots are seconds that the next one waits.
-# Alone, an address gets at most a quarter of them, and an account three quarters. One rendition takes at most a quarter
-# of the free slots: else a single expensive one could take all, and all others would be `busy`.
+# A rendition in flight takes a slot for each token that it costs, so the slots measure the time that the next one
+# waits. Without others, an address gets at most a quarter of them, and an account three quarters. One rendition takes
+# at most a quarter of the free slots: otherwise an expensive one could take all, and all others would be `busy`.
 _ADDRESS_WEIGHT, _ACCOUNT_WEIGHT = 1 / 3, 3.0
 _MAX_PART_OF_FREE = 4
-# Connections that wait are cheaper than renditions. Those for one rendition are at most half of them.
+# Waiting connections are cheaper than renditions. At most half of them may wait for one rendition.
 _REQUESTS_PER_SLOT, _RENDITION_WEIGHT = 16, 1.0
 _SHARE_EXCEEDED_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """What a ServiceError is made of. An exception that is raised twice would collect tracebacks."""
+    """The fields of a ServiceError. An exception that is raised again would collect tracebacks."""
 
     code: str
     message: str
 
 
 class Invalidates(Protocol):
-    """A cache of images, or of what was made of them."""
+    """A cache of images, or of data derived from them."""
 
     def invalidate(self, image_ids: Iterable[ImageId]) -> None: ...
 
@@ -63,7 +63,7 @@ class Invalidates(Protocol):
 
 
 class Renditions:
-    """One for each process. `caches` forget the images that any process deletes.
+    """One for each process. `caches` drop the images that any process deletes.
 
     `wait_s` bounds the wait for a rendition. Uses are written to the database every `usage_interval_s`.
     """
@@ -73,7 +73,7 @@ class Renditions:
         redis: Any,
         database: Database,
         files: RenditionStorage,
-        enqueuing: Batcher[Job, None],
+        enqueue_batcher: Batcher[Job, None],
         caches: Sequence[Invalidates],
         *,
         wait_s: float,
@@ -82,7 +82,7 @@ class Renditions:
         usage_interval_s: float = 30.0,
     ) -> None:
         self.wait_s = wait_s
-        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueuing.submit)
+        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueue_batcher.submit)
         self.waiting = SharedSlots(max_in_flight * _REQUESTS_PER_SLOT)
         self.in_progress: dict[RenditionKey, asyncio.Task[StoredFile]] = {}
         self.refusals: ExpiringCache[RenditionKey, _Refusal] = ExpiringCache(_MAX_REFUSALS)
@@ -115,9 +115,9 @@ class Renditions:
             yield self
 
     async def get(self, order: RenderOrder, requester: Requester, *, seconds: float, request_id: str) -> StoredFile:
-        """Returns the file as soon as it is stored.
+        """Returns the file, as soon as it is stored.
 
-        The first request for a new rendition pays for the seconds that a decoder will take. Raises
+        The first request for a new rendition is charged for the decoder's time, `seconds`. Raises
         `too-many-renditions`, `busy`, `rendition-not-ready`, `storage-unavailable` and the worker's error.
         """
         key = RenditionKey(order.image_id, order.digest)
@@ -128,10 +128,10 @@ class Renditions:
             return stored
         if (refusal := self.refusals.get(key)) is not None:
             raise ServiceError(refusal.code, refusal.message)
-        weights = {**_weigh(requester), key: _RENDITION_WEIGHT}
+        weights = {**_slot_weights(requester), key: _RENDITION_WEIGHT}
         _acquire(self.waiting, weights)
         try:
-            task = self.in_progress.get(key) or await self._order(key, order, requester, seconds, request_id)
+            task = self.in_progress.get(key) or await self._charge_and_start(key, order, requester, seconds, request_id)
             stored = await asyncio.shield(task)
         finally:
             self.waiting.release(weights)
@@ -140,16 +140,16 @@ class Renditions:
 
     async def delete(self, image_ids: Sequence[ImageId]) -> None:
         """Removes deleted images from the caches of this process, and publishes that to all processes."""
-        self._forget(image_ids)
-        with suppress(*UNAVAILABLE, TimeoutError):  # processes without Redis trust their caches for a short time only
+        self._invalidate(image_ids)
+        with suppress(*UNAVAILABLE, TimeoutError):  # without Redis, caches of other processes expire soon
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 await publish(self._redis, _DELETIONS_CHANNEL, [ImagesDeleted(list(image_ids))])
 
-    async def _order(
+    async def _charge_and_start(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, seconds: float, request_id: str
     ) -> asyncio.Task[StoredFile]:
-        """Debits the rendition and starts it, unless another request has started it meanwhile."""
-        _check_slots(self._in_flight, _weigh(requester))
+        """Charges the rendition and starts it, unless another request has started it meanwhile."""
+        _check_slots(self._in_flight, _slot_weights(requester))
         try:
             await self._cost_limiter.charge(key, requester, seconds)
         except ServiceError:
@@ -162,7 +162,7 @@ class Renditions:
     def _start(
         self, key: RenditionKey, order: RenderOrder, requester: Requester, slots: int, request_id: str
     ) -> asyncio.Task[StoredFile]:
-        weights = _weigh(requester)
+        weights = _slot_weights(requester)
         slots = min(slots, max(1, self._in_flight.free // _MAX_PART_OF_FREE))
         try:
             _acquire(self._in_flight, weights, slots)
@@ -177,7 +177,7 @@ class Renditions:
         return task
 
     async def _wait(self, key: RenditionKey, order: RenderOrder, job: RenderJob) -> StoredFile:
-        """Goes on if all its requests are gone, since the worker may have begun."""
+        """Continues after all its requests are gone, because the worker may have started."""
         try:
             stored = await self.waiter.wait(key, job, partial(self._check, key, order), timeout_s=self.wait_s)
         finally:
@@ -188,7 +188,7 @@ class Renditions:
 
     async def _check(self, key: RenditionKey, order: RenderOrder, result: RenderResult | None) -> StoredFile | None:
         if result is not None and result.error is not None:
-            refusal = refuse_picture(result.error, result.kind)
+            refusal = picture_error(result.error, result.kind)
             if refusal.status < 500:
                 self.refusals.put(key, _Refusal(refusal.code, refusal.message), time.monotonic() + _REFUSAL_TTL_S)
             raise refusal
@@ -207,9 +207,9 @@ class Renditions:
                     self._cost_limiter.refund(key)
                 self.waiter.deliver(key, event)
             case ImagesDeleted(image_ids):
-                self._forget(image_ids)
+                self._invalidate(image_ids)
 
-    def _forget(self, image_ids: Iterable[ImageId]) -> None:
+    def _invalidate(self, image_ids: Iterable[ImageId]) -> None:
         for cache in self._caches:
             cache.invalidate(image_ids)
 
@@ -239,8 +239,10 @@ class Renditions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _weigh(requester: Requester) -> dict[Hashable, float]:
-    """Returns the holders of a slot with their weights. A signed URL is the account's own: no address holds it."""
+def _slot_weights(requester: Requester) -> dict[Hashable, float]:
+    """Returns the holders of a slot with their weights. A signed URL is the account's own, so no address is a
+    holder.
+    """
     weights: dict[Hashable, float] = {requester.account_id: _ACCOUNT_WEIGHT}
     if requester.address is not None:
         weights[requester.address] = _ADDRESS_WEIGHT
@@ -273,6 +275,6 @@ def _acquire(slots: SharedSlots, weights: Mapping[Hashable, float], count: int =
 
 
 def _retrieve_error(task: asyncio.Task[StoredFile]) -> None:
-    """Keeps asyncio from logging an error whose requests have gone."""
+    """Keeps asyncio from logging an error after all requests are gone."""
     if not task.cancelled():
         task.exception()

@@ -17,7 +17,7 @@ from service.errors import ServiceError
 
 _URL = re.compile(r"(?P<origin>https?://[^/?#\s]+)?(?P<target>/(?!/).*)", re.IGNORECASE)
 
-# What browsers and HTTP libraries send unchanged. They encode everything else, e.g. the apostrophe of a query.
+# Characters that browsers and HTTP libraries send unchanged. They encode all others, e.g. the apostrophe of a query.
 _SENT_UNCHANGED = re.compile(r"(?:[A-Za-z0-9._~!$&()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
 _UNIX_TIME = re.compile(r"[0-9]{1,11}")
@@ -51,7 +51,7 @@ def sign(target: str, secret: str, *, expires: int | None = None) -> str:
 
 
 def is_signed(raw_target: str) -> bool:
-    """Returns whether there is a signature, valid or not."""
+    """Returns whether the target has a signature, valid or not."""
     return "signature" in map(_name, _split(raw_target)[1])
 
 
@@ -65,7 +65,7 @@ def verify(raw_target: str, secrets: Sequence[str], *, now: float) -> int | None
     if name != "signature" or "signature" in map(_name, parameters):
         raise ServiceError("signature-invalid", "signature must be given once, as the last parameter.")
     signed = _join(path, parameters)
-    if not any(hmac.compare_digest(_signature(signed, secret).encode(), _sent(signature)) for secret in secrets):
+    if not any(hmac.compare_digest(_signature(signed, secret).encode(), _to_wire(signature)) for secret in secrets):
         raise ServiceError("signature-invalid")
     expiry = _expiry(parameters)
     if expiry is not None and now >= expiry:
@@ -84,7 +84,7 @@ def _expiry(parameters: Sequence[str]) -> int | None:
 
 
 def _signature(signed: str, secret: str) -> str:
-    digest = hmac.digest(secret.encode(), _sent(signed), hashlib.sha256)
+    digest = hmac.digest(secret.encode(), _to_wire(signed), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
@@ -102,6 +102,6 @@ def _name(parameter: str) -> str:
     return unquote_plus(parameter.partition("=")[0])
 
 
-def _sent(text: str) -> bytes:
-    """Returns the bytes on the wire: those that are not UTF-8 reach an application as surrogates."""
+def _to_wire(text: str) -> bytes:
+    """Returns the bytes on the wire. Those that are not UTF-8 reach an application as surrogates."""
     return text.encode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""What a rendition is to be: as the parameters ask for it, and as the queue and the worker get it."""
+"""The description of a rendition: as requested, and normalized for the queue and the worker."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Gravity: TypeAlias = Direction | Literal["smart"] | FocalPoint
 Metadata: TypeAlias = Literal["none", "copyright", "keep"]
 Rgba: TypeAlias = tuple[int, int, int, int]
 
-# To be raised when the worker renders the same transformation visibly differently: renditions on disk are not found
-# any more then, and are made again.
+# Increase this when the worker renders the same transformation visibly differently: then renditions on disk are no
+# longer found, and are rendered again.
 _RENDERER = b"1"
 
 
@@ -38,7 +38,7 @@ class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RenditionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the parameters of a request ask for, before its image is looked at.
+    """The parameters of a request, before its image is known.
 
     The steps, in this order: orient upright, `trim`, `rotate`, `flip` and `flop`, `crop`, resize to `fit`, colours,
     `blur` or `sharpen`, `ellipse`, `watermark`, encode.
@@ -47,8 +47,8 @@ class RenditionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out around `gravity` before the resize. `trim` is how much a colour may differ from the corner's, 0 to 255. `frame`
     counts from 1. Without a `background`, transparency stays if the format can hold it, and becomes white otherwise.
 
-    The order of the fields, their names and their defaults are a part of every digest: a new field goes to the end,
-    and changes all digests.
+    The order of the fields, their names and their defaults are a part of every digest: a new field goes to the end, and
+    changes all digests.
     """
 
     format: Format | None = None  # None: negotiated with the client
@@ -79,9 +79,9 @@ class RenditionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Transformation(RenditionParams, frozen=True, forbid_unknown_fields=True):
-    """Parameters without anything left to decide: what `service.renditions.normalize` makes of them for an image.
+    """Complete parameters: `service.renditions.normalize` resolves all defaults for an image.
 
-    Requests that mean the same have equal transformations, and so one rendition.
+    Equivalent requests have equal transformations, and therefore share one rendition.
     """
 
     format: Format

@@ -26,8 +26,8 @@ class ConnectionCounts:
         self._cells[number] = 0
 
     @classmethod
-    def alone(cls) -> Self:
-        """Returns the counter of a process that shares its socket with no other."""
+    def unshared(cls) -> Self:
+        """Returns the counter of a process that does not share its socket."""
         descriptor = create(1)
         try:
             return cls(descriptor, 0)

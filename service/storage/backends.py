@@ -1,4 +1,4 @@
-"""Opens the storages that the settings name: the only place that chooses a backend."""
+"""Opens the storages of the settings. Only this module chooses a backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.storage.local.renditions import LocalRenditions
 
 
 def open_originals(folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> OriginalBackend:
-    """`load_id` loads the id of the database's storage: no other storage is used then."""
+    """`load_id` loads the id of the database's storage; with it, no other storage is used."""
     return LocalOriginals(folder, load_id)
 
 

@@ -1,4 +1,4 @@
-"""Files from an event loop: calls in threads, their errors for clients, and small files read in one step."""
+"""File access from an event loop: calls in threads, errors for clients, and small files read in one step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from service.storage.interface import StoredFile
 
 Result = TypeVar("Result")
 
-# Threads only wait for the disk; the default of cores + 4 would let six slow syncs hold up every other upload.
+# Threads only wait for the disk; with the default of cores + 4, six slow syncs would delay every other upload.
 DISK_THREADS = 32
-# Up to this size a file is read as soon as it is found, and may be cached in memory.
+# Up to this size, a file is read when it is found, and may be cached in memory.
 SMALL_BYTES = 256 << 10
 # `st_blocks` counts these whatever the file system's own blocks are (stat(2)).
 _STAT_BLOCK = 512
@@ -30,17 +30,17 @@ _DISK_BLOCK = 4096
 
 
 def disk_threads(name: str) -> ThreadPoolExecutor:
-    """Returns threads for one disk: if it hangs, e.g. over the network, only what needs that disk waits for it."""
+    """Returns a thread pool for one disk. If the disk hangs, e.g. over the network, only calls that need it wait."""
     return ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=name)
 
 
 async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
     """Runs `call` in a thread and returns its result.
 
-    Returns only when the thread is done, even if it is cancelled: then what `call` makes can be removed, and what it
-    works with can be closed. (Else the number of a descriptor might belong to another file before the thread is done.)
+    Returns only when the thread is done, even if it is cancelled, so that the caller can remove what `call` created and
+    close what it used. (Otherwise the number of a descriptor might belong to another file before the thread is done.)
 
-    Raises OSError if the system gives no thread.
+    Raises OSError if the system cannot start a thread.
     """
     try:
         running = asyncio.get_running_loop().run_in_executor(threads, call)
@@ -73,7 +73,7 @@ def size_on_disk(status: os.stat_result) -> int:
 
 
 def open_regular(path: str) -> BufferedReader:
-    """Opens a regular file. A device is refused, and a pipe, whose open would wait for ever. Blocks; raises OSError."""
+    """Opens a regular file. Refuses devices, and pipes, which would block forever. Blocks; raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):

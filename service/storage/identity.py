@@ -1,4 +1,4 @@
-"""The id that the database has of its storage. A storage with another id belongs to another database."""
+"""The id of the storage as the database records it. A storage with another id belongs to another database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def load_id(database: Database) -> str | None:
 
 
 async def find_id(connection: Connection) -> str | None:
-    """Does what `load_id` does; returns None also if there are no tables yet."""
+    """Like `load_id`; also returns None if there are no tables yet."""
     if await connection.fetchval("select to_regclass('storage') is null"):
         return None
     storage_id: str | None = await connection.fetchval(_LOAD)

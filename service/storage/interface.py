@@ -1,6 +1,6 @@
-"""What Daguerre asks of the storage of originals and of renditions, whatever backend keeps them.
+"""The interfaces of the storages of originals and renditions, which every backend implements.
 
-`OriginalStorage` keeps the only copy of what clients sent: an upload is durable before its row is inserted, and gets
+`OriginalStorage` has the only copy of what clients uploaded: an upload is durable before its row is inserted, and gets
 its final name only after the row is committed. `RenditionStorage` is a cache that may be lost. The backends are in
 packages beside this module, `service.storage.backends` chooses one at start-up, and every backend passes the contract
 suite, `tests/integration/storage/test_storage_contract.py`. Methods without `async` block: call them in threads.
@@ -30,8 +30,8 @@ class StorageUnavailable(OSError):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that was read: `path` is for sendfile and for a proxy (X-Accel-Redirect), `data` is the whole content if
-    the file is small, and `disk_size` the bytes that it takes on disk, if known.
+    """A file that was found: `path` is for sendfile and for a proxy (X-Accel-Redirect), `data` is the whole content if
+    the file is small, and `disk_size` its size on disk in bytes, if known.
     """
 
     path: Path
@@ -58,11 +58,11 @@ class UploadFile(Protocol):
 
 
 class OriginalStorage(Protocol):
-    """The files that clients sent, by the ids of their images."""
+    """The files that clients uploaded, by the ids of their images."""
 
     @property
     def id(self) -> str | None:
-        """The id that the storage and its database have in common, as far as it was loaded."""
+        """The id that the storage and its database share, or None if it was not loaded yet."""
 
     @property
     def threads(self) -> Executor:
@@ -97,8 +97,8 @@ class OriginalStorage(Protocol):
     async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
         """Gives files whose rows were committed their final names, and never overwrites a file.
 
-        Returns the images whose files are lost. Raises nothing: a file that could not be published can be read all the
-        same, and `reconcile` publishes it later.
+        Returns the images whose files are lost. Raises nothing: a file that could not be published can be read anyway,
+        and `reconcile` publishes it later.
         """
 
     # Uploads whose process ended between these steps.
@@ -140,7 +140,7 @@ class OriginalStorage(Protocol):
 
 
 class StorageSetup(Protocol):
-    """What a start asks of the storage of originals, before it is used."""
+    """Operations on the storage of originals at start-up, before it is used."""
 
     def is_new(self) -> bool:
         """Returns whether the storage was never prepared, or is not mounted."""
@@ -165,7 +165,7 @@ class StorageSetup(Protocol):
 
 
 class OriginalBackend(OriginalStorage, StorageSetup, Protocol):
-    """A backend for originals as start-up opens it."""
+    """A backend for originals, with its operations at start-up."""
 
 
 class RenditionKey(NamedTuple):
@@ -186,34 +186,36 @@ class RenditionStorage(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the renditions are, for the log."""
+        """The location of the renditions, for the log."""
 
     def prepare(self) -> None:
-        """Prepares the storage. Raises SettingsError if it cannot be used; one that is full or read-only can."""
+        """Prepares the storage. Raises SettingsError if it cannot be used. A full or read-only disk is accepted."""
 
     def path(self, key: RenditionKey) -> Path:
         """Returns the path that a rendition has or would have."""
 
-    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
-        """Returns a rendition, or None if there is none. One that is not whole is removed.
+    async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
+        """Returns a rendition, or None if there is none. An incomplete one is removed.
 
         Raises `storage-unavailable`.
         """
 
-    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
         """Returns the bytes that a rendition takes on disk, or None if `find` would return None."""
 
     def write(self, key: RenditionKey, data: bytes) -> StoredFile:
-        """Writes a rendition, whole or not at all. Raises OSError."""
+        """Writes a rendition, completely or not at all. Raises OSError."""
 
     def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
         """Writes a copy of a file in which each patch replaces the bytes at its offset. Raises OSError."""
 
     def remove(self, keys: Iterable[RenditionKey]) -> set[RenditionKey]:
-        """Removes renditions and returns those that could not be. Raises OSError if the storage cannot be reached."""
+        """Removes renditions, and returns those that could not be removed. Raises OSError if the storage cannot be
+        reached.
+        """
 
     def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
-        """Removes all renditions of these images, also those without a row.
+        """Removes all renditions of these images, including those without a row.
 
         Returns the images that still have one, because it could not be removed. Raises OSError if the storage cannot be
         reached.
@@ -223,4 +225,4 @@ class RenditionStorage(Protocol):
         """Returns the renditions in one shard that are older than `age_s`, with their sizes on disk."""
 
     def remove_stale_drafts(self, age_s: float) -> None:
-        """Removes files that were being written and did not change for `age_s`."""
+        """Removes unfinished files that did not change for `age_s`."""

@@ -1,1 +1,1 @@
-"""What an operator sees of a running process: logs and metrics."""
+"""Telemetry of the processes: logs and metrics."""

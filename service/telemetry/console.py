@@ -1,4 +1,4 @@
-"""Log lines for people: the event, then its fields, folded to fit a terminal."""
+"""Log lines for people: the event, then its fields, wrapped to fit a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _LEADING = ("method", "path")
 
 
 class ConsoleRenderer:
-    """The last processor of a chain. Returns one event as a line, folded between fields if it is over 100 columns long.
+    """The last processor of a chain. Returns one event as a line, wrapped between fields if it is longer than 100
+    columns.
 
     A process is shown as its part and pid, e.g. `api/4711`. Request lines are the most frequent, so they are short: the
     request id is `id`, and the process is left out. JSON has both in full.

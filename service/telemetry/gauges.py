@@ -1,4 +1,4 @@
-"""Metrics that are measured at a scrape instead of counted: dependencies, disks, and what is stored."""
+"""Metrics that are measured at each scrape: dependencies, disks, and what is stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _UP = {
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """In bytes. `free` is what this process may use: less than the rest if the disk reserves some for root."""
+    """In bytes. `free` is what this process may use, which is less than the rest if the disk reserves some space for
+    root.
+    """
 
     size: int
     used: int

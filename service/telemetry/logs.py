@@ -1,7 +1,7 @@
 """Structured logs: one event a line, with the id of the request that caused it.
 
-Clients choose parts of what is logged, e.g. a path. `_escape` removes control characters from every line,
-also from JSON, which people read in a terminal as well.
+Clients control parts of what is logged, e.g. a path. `_escape` removes control characters from every line, also from
+JSON, which people read in a terminal as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.telemetry.console import ConsoleRenderer
 from service.telemetry.requests import request_log
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
-# Types that contain no text of a client, and fields that contain a traceback.
+# Types that cannot contain a client's text, and fields that contain a traceback.
 _PLAIN = frozenset({int, float, bool, NoneType, bytes, datetime})
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
 
@@ -58,7 +58,9 @@ def configure(settings: Settings, **process: object) -> None:
 
 
 class _Lines:
-    """A logger that writes all lines of one iteration of the event loop together: one write costs more than a line."""
+    """A logger that writes all lines of one iteration of the event loop together, because a write costs more than a
+    line.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -150,7 +152,7 @@ def _indent_exception(_logger: object, _name: str, event: MutableMapping[str, An
 
 
 def _to_clean_json(line: dict[str, Any]) -> str:
-    """Escapes a line only if it needs it: checking the whole line costs less than checking each value."""
+    """Escapes a line only if necessary: checking the whole line costs less than checking each value."""
     try:
         text = _to_json(line)
     except UnicodeEncodeError:  # a lone surrogate

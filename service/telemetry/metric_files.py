@@ -1,8 +1,8 @@
 """The folder where the processes of one host share their metrics, with a set of files for each process.
 
-prometheus_client maps the files into memory and names them after the process. With its pid as the name, files would
-pile up if a process crashes repeatedly, and two containers would write into one file. So a process takes a slot: a
-number whose lock it holds until it ends. The next process that takes the slot continues its counts.
+prometheus_client maps the files into memory and names them after the process. If files were named after pids, they
+would accumulate if a process crashes repeatedly, and two containers would write to one file. So a process takes a slot:
+a number whose lock it holds until it ends. The next process that takes the slot continues its counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from service.folders import make_folder
 
 _GAUGES = "gauge_livesum"
-# More than all metrics take. A file that grows on a full disk would end the process with SIGBUS.
+# More than all metrics need. If a file had to grow on a full disk, the process would be killed by SIGBUS.
 RESERVED_BYTES = {"counter": 128 << 10, "histogram": 128 << 10, _GAUGES: 4 << 10}
 
 # The operator chooses the folder: other files in it are not touched.
@@ -60,7 +60,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def remove(folder: Path) -> None:
-    """Removes the metrics. Call it when no process writes there any more."""
+    """Removes the metrics. Call it when no process writes there."""
     with suppress(OSError):  # the folder does not exist, or contains other files
         for path in _find(folder, _ANY):
             path.unlink()
@@ -99,7 +99,7 @@ def _is_held(lock: Path) -> bool:
 def _reserve(path: Path, size: int) -> None:
     if path.exists():
         return
-    new = path.with_suffix(".new")  # a scrape must not meet an empty file
+    new = path.with_suffix(".new")  # a scrape must not read an empty file
     with new.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

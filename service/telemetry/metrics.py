@@ -131,9 +131,9 @@ class Metrics:
         self.requests = RequestMetrics(requests, request_seconds, errors, self.pictures_from_memory)
 
     def share(self, folder: Path) -> None:
-        """Counts into `folder`, together with other processes, from zero.
+        """Shares the metrics with other processes in `folder`. Counts start from zero.
 
-        Call it once, when a process starts. If the folder cannot be used, the process goes on counting in memory.
+        Call it once, when a process starts. If the folder cannot be used, the process keeps counting in memory.
         """
         try:
             slot = metric_files.take_slot(folder)
@@ -158,7 +158,9 @@ class Metrics:
         self._render_failures[code].inc()
 
     def render(self, queue: QueueState | None, state: ServiceState | None = None) -> bytes:
-        """Returns the text for Prometheus. `queue` is None if Redis is away. Reads files: call it in a thread."""
+        """Returns the text for Prometheus. `queue` is None if Redis is unavailable. Reads files: call it in a
+        thread.
+        """
         return generate_latest(_Families([*self._collect(), *_describe_queue(queue), *gauges.describe(state)]))
 
     def describe(self) -> Iterable[Metric]:
@@ -178,7 +180,7 @@ class Metrics:
         return Histogram(name, text, labels, registry=self._registry, buckets=BUCKETS_S)
 
     def _in_flight(self, name: str, meaning: str) -> InFlight:
-        """Creates a gauge that sums living processes only: what a dead one had in flight is no longer in flight."""
+        """Creates a gauge that sums live processes only: requests of a dead process are no longer in flight."""
         return Gauge(name, meaning, registry=self._registry, multiprocess_mode="livesum")
 
     def _counter_by_code(self, name: str, text: str) -> _ByCode:

@@ -1,4 +1,4 @@
-"""What is recorded of each request: a line of the log, and metrics by route and status."""
+"""The request log, and metrics by route and status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.errors import CATALOGUE
 from service.ids import KEY_PATTERN
 
 UNMATCHED = "unmatched"
-CLIENT_LEFT = 499  # nginx's status for a client that left before the end of the response
+CLIENT_DISCONNECTED = 499  # nginx's status for a client that disconnected before the end of the response
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
@@ -96,7 +96,7 @@ def log_request(
 class RequestMetrics:
     """Counts requests. A route is a template such as `/v1/images/{id}`, or UNMATCHED.
 
-    It keeps the counter of each combination of labels, since the library's `labels` takes longer than counting.
+    It caches the counter of each combination of labels, because the library's `labels` takes longer than counting.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class RequestMetrics:
         if code is not None:
             self._errors[code].inc()
 
-    def count_cut_off(self, method: str, route: str) -> None:
-        """Counts a client that left before the end of the response."""
-        self._count(method, route, CLIENT_LEFT)
+    def count_disconnect(self, method: str, route: str) -> None:
+        """Counts a client that disconnected before the end of the response."""
+        self._count(method, route, CLIENT_DISCONNECTED)
 
     def count_refusal(self, method: str, code: str) -> None:
         """Counts a request that was refused before it had a route."""
@@ -163,7 +163,7 @@ class PictureTally:
         self._sum += seconds
         self._buckets[bisect_left(BUCKETS_S, seconds)] += 1
 
-    def put(self) -> None:
+    def flush(self) -> None:
         if not self._count:
             return
         self._responses.inc(self._count)

@@ -14,7 +14,7 @@ import structlog
 
 from service.batcher import Batcher, running
 from service.database import Database, changed_nothing
-from service.errors import ServiceError, refuse_picture
+from service.errors import ServiceError, picture_error
 from service.ids import AccountId, ImageId
 from service.images.idempotency import find_by_key, release_key
 from service.images.models import IdempotencyKey, Image, NewImage
@@ -37,7 +37,7 @@ from service.uploads.receiving import Reservation, Upload
 
 # These errors are raised before a row is inserted.
 _NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unavailable", "unauthorized"})
-# How long a check for a file may take. A disk that hangs is no reason to refuse a file that was synced.
+# The maximum time of a check for a file. A disk that hangs is no reason to refuse a file that was synced.
 _FILE_CHECK_TIMEOUT_S = 2
 
 log = structlog.get_logger("service")
@@ -67,24 +67,24 @@ class ProbeResult:
 async def ingest_batch(
     database: Database, storage: OriginalStorage, items: Sequence[IngestItem]
 ) -> Sequence[Exception | None]:
-    """Makes received files images. A batch shares the cost of syncs, commits and threads.
+    """Turns received files into images. A batch shares the cost of syncs, commits and threads.
 
     Returns an outcome for each, as `OriginalStorage.sync_batch` and `insert_pending` do, and FileLost for a row whose
     file is lost. Raises `storage-unavailable`.
     """
-    seal_errors = await storage.sync_batch([item.file for item in items])
-    sealed = [item for item, error in zip(items, seal_errors, strict=True) if error is None]
-    for item in sealed:
+    sync_errors = await storage.sync_batch([item.file for item in items])
+    synced = [item for item, error in zip(items, sync_errors, strict=True) if error is None]
+    for item in synced:
         if item.reservation is not None:
             item.reservation.hand_over()
-    images = [item.image for item in sealed]
+    images = [item.image for item in synced]
     outcomes = await insert_pending(database, images)
     lost = await storage.publish([image.id for image, outcome in zip(images, outcomes, strict=True) if outcome is None])
     published = iter(
         FileLost(image.id) if outcome is None and image.id in lost else outcome
         for image, outcome in zip(images, outcomes, strict=True)
     )
-    return [error or next(published) for error in seal_errors]
+    return [error or next(published) for error in sync_errors]
 
 
 class Ingest:
@@ -132,7 +132,7 @@ class Ingest:
         """Returns the stored row, and the image once a worker has probed it: None if that takes longer than `wait_s`.
 
         The image is durable as soon as its row is committed, whatever happens afterwards. If the key belongs to an
-        image of the same content, that image is returned and the upload is dropped. Raises `quota-exceeded`,
+        image with the same content, that image is returned and the upload is discarded. Raises `quota-exceeded`,
         `account-suspended`, `unauthorized` if the account was deleted meanwhile, `idempotency-key-reused`,
         `image-deleted` if a client deletes it meanwhile, and the error of a picture that is refused.
         """
@@ -142,10 +142,10 @@ class Ingest:
             return stored, await self.wait(stored, request_id)
         return await self._join(stored, request_id)
 
-    async def repeat(
+    async def find_stored(
         self, account_id: AccountId, key: IdempotencyKey, *, request_id: str
     ) -> tuple[NewImage, Image | None] | None:
-        """Returns what `store` returns if the key belongs to the picture from this URL, or None if it is unused.
+        """Returns what `store` would return if the key belongs to the picture of this URL, or None if it is unused.
 
         Raises what `store` does.
         """
@@ -160,7 +160,7 @@ class Ingest:
                 await self.ingest_batcher.submit(IngestItem(file, new, upload.reservation))
             except IdTaken:
                 image_id = new_image_id()
-                # If another upload of this moment has the new id, it is refused on the next attempt as well.
+                # If a concurrent upload has the new id, the next attempt fails with IdTaken again.
                 if await self._storage.rename_upload(file, image_id):
                     new = replace(new, id=image_id)
             except KeyTaken:
@@ -171,7 +171,7 @@ class Ingest:
                 await self._mark_lost(new)
                 raise ServiceError("storage-unavailable") from error
             except ServiceError as refusal:
-                # After any other error the row may have been committed: the file stays for the sweep.
+                # After any other error the row may have been committed, so the file is left for the sweep.
                 if refusal.code in _NOT_INSERTED or changed_nothing(refusal):
                     await self._storage.discard(file)
                 raise
@@ -185,7 +185,7 @@ class Ingest:
         except BaseException:
             file.abandon()
             raise
-        if image is not None and image.id != new.id:  # it is its own if a batch was written again
+        if image is not None and image.id != new.id:  # it is its own image if a batch was retried
             await self._storage.discard(file)
         return image
 
@@ -199,21 +199,24 @@ class Ingest:
         if not earlier.matches(key, sha256):
             raise ServiceError("idempotency-key-reused")
         if await self._is_lost(earlier.image.id):
-            # The repeated upload takes its place. The row stays, since the file may come back from a backup.
+            # The repeated upload replaces it. The row stays, because the file may be restored from a backup.
             async with self._database.connection() as connection:
                 await release_key(connection, earlier.image.id)
             return None
         return earlier.image
 
     async def _join(self, image: Image, request_id: str) -> tuple[NewImage, Image | None]:
-        """Returns an image that another request stored. It is probed again if need be: that request may have died."""
+        """Returns an image that another request stored. It is probed again if necessary, because that request may have
+        failed.
+        """
         stored = NewImage(image.id, image.account_id, image.size, image.sha256, image.tags)
         return stored, image if image.state == "ready" else await self.wait(stored, request_id, joined=True)
 
     async def wait(self, new: NewImage, request_id: str, *, joined: bool = False) -> Image | None:
         """Returns the image once it is ready, or None if it is still pending after `wait_s`.
 
-        `joined` says that another request stored the image: its job may be finished, and the reply gone to the other.
+        `joined` means that another request stored the image: its job may be finished, and only that request got the
+        reply.
         """
         image = await self.waiter.wait(
             new.id,
@@ -225,10 +228,10 @@ class Ingest:
         )
         if image is None or image.error is None:
             return image
-        if image.error == FILE_MISSING:  # the row goes on saying so
-            raise refuse_picture(image.error, None)
-        await self._forget(image, soon=joined or new.idempotency_key is not None)
-        raise refuse_picture(image.error, image.error_kind)
+        if image.error == FILE_MISSING:  # the row stays failed
+            raise picture_error(image.error, None)
+        await self._delete_failed(image, soon=joined or new.idempotency_key is not None)
+        raise picture_error(image.error, image.error_kind)
 
     async def _check(self, new: NewImage, result: ProbeResult | None) -> Image | None:
         """Returns the image if it is ready or failed, or None if it is pending. Raises `image-deleted`."""
@@ -237,20 +240,20 @@ class Ingest:
         else:
             try:
                 image = await self._find(new)
-            except ServiceError:  # the database is away, but a reply may still come
+            except ServiceError:  # the database is unavailable, but a reply may still arrive
                 return None
         if image is None:
             raise ServiceError("image-deleted")
         return None if image.state == "pending" else image
 
     async def _require_file(self, new: NewImage, *, joined: bool) -> Image | None:
-        """Returns None if the file is there. Otherwise returns the image if its probe has ended after all.
+        """Returns None if the file exists. Otherwise returns the image if its probe has finished nevertheless.
 
         Raises `storage-unavailable` if its file is lost, and `image-deleted`.
         """
         if not await self._is_lost(new.id):
             return None
-        # Another host may see a folder as it was a moment ago (NFS): only the host that wrote the file gives it up.
+        # Another host may see an outdated folder (NFS), so only the host that wrote the file marks it as lost.
         image = await self._load(new.id) if joined else await self._mark_lost(new)
         if image is None:
             raise ServiceError("image-deleted")
@@ -259,7 +262,7 @@ class Ingest:
         return image
 
     async def _is_lost(self, image_id: ImageId) -> bool:
-        """Returns whether the file is missing. A disk that hangs has the file, which was synced.
+        """Returns whether the file is missing. If the disk hangs, the file is assumed to exist, because it was synced.
 
         Raises `storage-unavailable` if that cannot be known.
         """
@@ -285,7 +288,7 @@ class Ingest:
         async with self._database.connection() as connection:
             return await load_image(connection, image_id)
 
-    async def _forget(self, image: Image, *, soon: bool) -> None:
+    async def _delete_failed(self, image: Image, *, soon: bool) -> None:
         forget = expire_failed_image if soon else delete_failed_image
         with suppress(ServiceError):  # the sweep deletes the row a day later
             async with self._database.connection() as connection:
@@ -293,6 +296,6 @@ class Ingest:
 
 
 def _retrieve_error(check: asyncio.Future[frozenset[ImageId]]) -> None:
-    """Keeps asyncio from logging an error whose request has gone."""
+    """Keeps asyncio from logging an error after its request is gone."""
     if not check.cancelled():
         check.exception()

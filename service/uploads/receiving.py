@@ -1,4 +1,4 @@
-"""Admits a body, reserves its bytes of what the account may still store, and streams it to a file."""
+"""Admits a body, reserves its bytes in the account's quota, and streams it to a file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from service.accounts.accounts import Account, load_account
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.expiring_cache import TRUST_S
+from service.expiring_cache import LOOKUP_TTL_S
 from service.ids import AccountId, ImageId
 from service.images.idempotency import find_used_keys
 from service.images.models import IdempotencyKey
 from service.images.pending import new_image_id
 from service.limits.slots import GRACE_S, Pace, PreemptibleSlot, PreemptibleSlots
 from service.queue.waiter import Subscriber
-from service.shared_memory.arriving_bytes import ArrivingBytes
+from service.shared_memory.in_flight_bytes import InFlightBytes
 from service.storage.interface import OriginalStorage, UploadFile
 from service.telemetry.metrics import metrics
 
-# A write costs a switch of threads whatever its size, so chunks are gathered. Times the uploads in flight, this is a
-# good part of the memory that bodies take (`./run bench memory` prints the peak).
+# Each write costs a thread switch, so chunks are gathered. Multiplied by the uploads in flight, this is a large part of
+# the memory of bodies (`./run bench memory` prints the peak).
 _WRITE_BYTES = 256 * 1024
 
 
@@ -41,8 +41,8 @@ class UploadLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """What an admitted body holds until the block ends: a slot, and bytes of its account."""
+class AdmittedBody:
+    """The resources that an admitted body holds until the block ends: a slot, and reserved bytes of its account."""
 
     slots: PreemptibleSlots
     slot: PreemptibleSlot
@@ -68,13 +68,13 @@ class Upload:
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None = None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None = None
 ) -> Upload:
-    """Streams a body to disk, hashing and counting on the way. Without `body` only `limits` apply.
+    """Streams a body to disk, and hashes and counts it. Without `body`, only `limits` apply.
 
     Raises `empty-body`, `upload-too-large` at the first byte over the limit, `quota-exceeded` at the first byte that
     the account has no room for, `upload-timeout` if the sender pauses or takes too long or is slower than the minimum
-    pace, `busy` if another body takes its slot, and what `chunks` raises. Then no file is left behind.
+    pace, `busy` if another body takes its slot, and what `chunks` raises. No file is left behind after an error.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
@@ -84,7 +84,7 @@ async def receive(
 
 
 async def _receive(
-    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: Body | None
+    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
@@ -113,8 +113,8 @@ async def _receive(
 
 
 async def _next(chunks: AsyncIterator[bytes], pace: Pace, idle_timeout_s: float) -> bytes | None:
-    pace.begin_wait()
-    async with asyncio.timeout(min(idle_timeout_s, pace.left_s)):
+    pace.start_wait()
+    async with asyncio.timeout(min(idle_timeout_s, pace.remaining_s)):
         chunk = await anext(chunks, None)
     pace.end_wait(len(chunk or b""))
     return chunk
@@ -124,10 +124,11 @@ def too_large(max_bytes: int) -> ServiceError:
     return ServiceError("upload-too-large", f"The picture is larger than this server accepts: {max_bytes} bytes.")
 
 
-# This part of the account's remaining bytes may be reserved unchecked: what others have stored since is not known.
+# Only a quarter (1 / this) of the account's remaining bytes may be reserved without a check, because other processes
+# may have stored images since.
 _UNCHECKED_PART = 4
-_TRUST_NEAR_QUOTA_S = 1.0
-# How long a repeat waits for its turn, and how often it checks whether another process has released bytes.
+_NEAR_QUOTA_TTL_S = 1.0
+# How long a repeated request waits for its turn, and how often it checks whether another process has released bytes.
 _MAX_TURN_WAIT_S = 10.0
 _TURN_POLL_INTERVAL_S = 0.25
 
@@ -136,8 +137,8 @@ _TURN_POLL_INTERVAL_S = 0.25
 class _AccountTotal:
     """The reservations of one account in this process.
 
-    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. `turn` is
-    held by the repeat that waits for `released`.
+    `limit` bounds the reserved bytes until `limit_expires_at`. `stored` counts the bytes that went to rows. The
+    repeated request that waits for `released` holds `turn`.
     """
 
     reserved: int = 0
@@ -166,7 +167,7 @@ class Reservation:
     async def cover(self, size: int) -> None:
         """Grows the reservation to `size` bytes.
 
-        Raises `quota-exceeded`, `busy` for a repeat that gets no turn, and `database-unavailable` if nothing is known.
+        Raises `quota-exceeded`, `busy` for a repeated request that gets no turn, and `database-unavailable`.
         """
         more = size - self.size
         if more <= 0:
@@ -179,7 +180,7 @@ class Reservation:
             await self._cover_repeat(more, self._key)
 
     def hand_over(self) -> None:
-        """Releases the bytes because the body is about to have a row, which the quota is decided on."""
+        """Releases the bytes before the row is inserted, which decides the quota."""
         self._total.stored += self.size
         self._total.limit -= self.size
         self.release()
@@ -211,19 +212,21 @@ class Reservation:
         try:
             account = await self._reservations.load_account(self.account.id)
         except ServiceError:
-            if self._sum(more) <= self._total.limit:  # bodies go on while the database is away
+            if self._sum(more) <= self._total.limit:  # bodies continue while the database is unavailable
                 return True
             raise
-        # Rows that were inserted during the query may or may not be in its result: they are no reason to refuse now,
-        # and count from now on.
+        # Rows that were inserted during the query may or may not be in its result. They are no reason to refuse this
+        # body, but count for later ones.
         remaining, reserved = account.remaining_bytes - (self._total.stored - stored), self._sum(more)
         is_far = reserved <= remaining // _UNCHECKED_PART
         self._total.limit = remaining // _UNCHECKED_PART if is_far else remaining
-        self._total.limit_expires_at = time.monotonic() + (TRUST_S if is_far else _TRUST_NEAR_QUOTA_S)
+        self._total.limit_expires_at = time.monotonic() + (LOOKUP_TTL_S if is_far else _NEAR_QUOTA_TTL_S)
         return reserved <= account.remaining_bytes
 
     async def _cover_repeat(self, more: int, key: IdempotencyKey) -> None:
-        """Does what `cover` does. An image that has the key already may fill the account: it is no reason to refuse."""
+        """Like `cover`, for a repeated request. The image that already has the key may fill the account, which is no
+        reason to refuse.
+        """
         try:
             async with asyncio.timeout(_MAX_TURN_WAIT_S), self._total.turn:
                 while not await self._repeat_fits(more, key):
@@ -238,7 +241,9 @@ class Reservation:
             raise ServiceError("busy") from None
 
     async def _repeat_fits(self, more: int, key: IdempotencyKey) -> bool:
-        """Returns whether it fits beside all reservations. Raises `quota-exceeded` if it would not fit alone."""
+        """Returns whether it fits in addition to all reservations. Raises `quota-exceeded` if it would not fit without
+        them.
+        """
         account = await self._reservations.load_account(self.account.id)
         size, room = self.size + more, account.remaining_bytes
         if size > room:
@@ -249,17 +254,17 @@ class Reservation:
 
 
 class Reservations:
-    """The reservations of one process: bytes of bodies in flight, held against what their account may still store.
+    """The reservations of one process: bytes of bodies in flight, which count against the quota of their account.
 
     A body reserves its declared length, or grows its reservation as it arrives. While an account's reservations are
-    within a quarter of its remaining bytes of some seconds ago, the database is not asked. Beyond that it is, about
-    once a second for an account that is not full. The quota itself is decided when rows are inserted.
+    within a quarter of its cached remaining bytes, the database is not queried. Beyond that it is, about once a second
+    for an account that is not full. The insert of the row decides the quota itself.
 
-    Requests that repeat one another under an Idempotency-Key need no more room than one of them. Those that do not fit
-    beside each other take turns. `shared` has the reservations of the other processes on this machine.
+    Repeated requests with the same Idempotency-Key need no more room than one of them. Those that do not fit at the
+    same time take turns. `shared` has the reservations of the other processes on this machine.
     """
 
-    def __init__(self, database: Database, shared: ArrivingBytes) -> None:
+    def __init__(self, database: Database, shared: InFlightBytes) -> None:
         self.shared = shared
         self._database = database
         self._by_account: dict[AccountId, _AccountTotal] = {}
@@ -270,13 +275,13 @@ class Reservations:
         return sum(total.reserved for total in self._by_account.values())
 
     def open(self, account: Account, key: IdempotencyKey | None) -> Reservation:
-        """Returns an empty reservation, to be closed. `account` is at most some seconds old."""
+        """Returns an empty reservation, which the caller closes. `account` is at most some seconds old."""
         total = self._by_account.get(account.id)
         if total is None:
             total = self._by_account[account.id] = _AccountTotal()
         now = time.monotonic()
         if now >= total.limit_expires_at:
-            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + TRUST_S
+            total.limit, total.limit_expires_at = account.remaining_bytes // _UNCHECKED_PART, now + LOOKUP_TTL_S
         total.holders += 1
         return Reservation(account, key, self, total)
 
@@ -296,9 +301,9 @@ class Reservations:
 
 
 class Admission:
-    """Decides whether a client may send a body, before its first byte.
+    """Decides before the first byte of a body whether a client may send it.
 
-    While `results`, the replies to jobs, is not connected, jobs cannot be enqueued either.
+    `results` is the subscriber of job replies; while it is not connected, jobs cannot be enqueued either.
     """
 
     def __init__(self, settings: Settings, reservations: Reservations, results: Subscriber[Any]) -> None:
@@ -309,7 +314,7 @@ class Admission:
         self._uploads = PreemptibleSlots(settings.uploads_in_flight, metrics.uploads_in_flight)
         self._downloads = PreemptibleSlots(settings.downloads_in_flight, metrics.downloads_in_flight)
 
-    async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> Body:
+    async def upload(self, account: Account, length: int | None, key: IdempotencyKey | None) -> AdmittedBody:
         """Reserves a slot, and bytes of the account's quota, for a body of this declared length.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`, `busy`, and `queue-unavailable` while no job can be
@@ -318,24 +323,26 @@ class Admission:
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, length)
-            return self._take(self._uploads, reservation, self._upload_grace_s)
+            return self._admit(self._uploads, reservation, self._upload_grace_s)
         except BaseException:
             reservation.close()
             raise
 
-    async def download(self, account: Account, key: IdempotencyKey | None) -> Body:
-        """The same for a file from a URL. Downloads have their own slots, so that slow origins do not block uploads."""
+    async def download(self, account: Account, key: IdempotencyKey | None) -> AdmittedBody:
+        """Like `upload`, for a file from a URL. Downloads have their own slots, so that slow origins do not block
+        uploads.
+        """
         reservation = self._reservations.open(account, key)
         try:
             await self.reserve(reservation, None)
-            reservation.release()  # until its length is known, it blocks no other upload
-            return self._take(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
+            reservation.release()  # until its length is known, it reserves nothing
+            return self._admit(self._downloads, reservation, math.inf)  # the timeouts of the origin expire first
         except BaseException:
             reservation.close()
             raise
 
     async def reserve(self, reservation: Reservation, length: int | None) -> None:
-        """Reserves a file's declared length, if it has one; the bytes that arrive are counted in any case.
+        """Reserves a file's declared length, if it has one. The bytes that arrive are counted in any case.
 
         Raises `upload-too-large`, `empty-body`, `quota-exceeded`.
         """
@@ -345,9 +352,9 @@ class Admission:
             raise ServiceError("empty-body")
         await reservation.cover(length or 1)
 
-    def _take(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> Body:
+    def _admit(self, slots: PreemptibleSlots, reservation: Reservation, grace_s: float) -> AdmittedBody:
         if not self._results.connected:
             raise ServiceError("queue-unavailable")
         pace = Pace(grace_s)
-        pace.begin_wait()
-        return Body(slots, slots.acquire(reservation.account.id, pace), reservation)
+        pace.start_wait()
+        return AdmittedBody(slots, slots.acquire(reservation.account.id, pace), reservation)

@@ -1,1 +1,1 @@
-"""`daguerre verify`, and the check at a start that database and storage belong together."""
+"""`daguerre verify`, and the check at start-up that database and storage belong together."""

@@ -1,4 +1,4 @@
-"""What the checks share: what they work on, what they may change, and what they report."""
+"""What the checks share: their resources, options and reports."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.storage.interface import RenditionStorage
 from service.storage.local.originals import LocalOriginals
 
 BATCH_SIZE = 1000
-# If more than this part of the images or files is affected, and more than this number, the storage or the database is
-# not the right one.
+# If more than this fraction of the images or files is affected, and more than this number, the storage or the database
+# is probably the wrong one.
 MAX_AFFECTED_PART, MIN_AFFECTED = 0.1, 10
 
 # A server that read a damaged page may have closed all connections, and restarts.
@@ -33,7 +33,7 @@ _RELATION_FILE = re.compile(r'"base/[0-9]+/(?P<filenode>[0-9]{1,10})')
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`repair` says what was done about it, and is empty if nothing was."""
+    """`repair` says what was done about it, and is empty if nothing was done."""
 
     subject: str
     what: str
@@ -45,7 +45,7 @@ class Problem:
 
 Problems: TypeAlias = AsyncIterator[Problem]
 
-# What a statement raises, as it is and as `Database` wraps it, and what text of a damaged row raises.
+# Errors of a statement, raw or wrapped by `Database`, and of text in a damaged row.
 DATABASE_ERRORS = (ServiceError, asyncpg.PostgresError, UnicodeDecodeError)
 
 
@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(slots=True)
 class Context:
-    """What one run works on. What it may repair depends on the last three fields: whether the database knows the id of
+    """The state of one run. What it may repair depends on the last three fields: whether the database knows the id of
     the storage, whether every row of an image could be read, and the shards whose folders cannot be used.
     """
 
@@ -79,11 +79,13 @@ class Context:
     bad_shards: set[int] = field(default_factory=set, init=False)
 
     def may_change(self, number: int, total: int) -> bool:
-        """Returns whether few enough are affected that the files or rows are wrong, not the database or the storage."""
+        """Returns whether few enough are affected to repair them. If many are, the database or the storage is probably
+        the wrong one.
+        """
         return self.options.force or (self.is_storage_known and number <= max(MIN_AFFECTED, total * MAX_AFFECTED_PART))
 
     async def explain(self, error: BaseException) -> str:
-        """Does what the function does, and names the table or index if PostgreSQL names one of its files."""
+        """Like the function `explain`, but names the table or index if PostgreSQL names one of its files."""
         text = explain(error)
         match = _RELATION_FILE.search(text)
         if match is None:
@@ -98,8 +100,8 @@ class Context:
         name, is_index = relation
         return f"{text} (index {name}: `reindex index {name}` rebuilds it)" if is_index else f"{text} (table {name})"
 
-    async def is_database_there(self) -> bool:
-        """Returns whether the database answers; waits some seconds for a server that restarts."""
+    async def is_database_available(self) -> bool:
+        """Returns whether the database responds. Waits some seconds for a server that restarts."""
         for _ in range(_RECOVERY_TRIES):
             try:
                 async with self.database.connection() as connection:
@@ -121,6 +123,6 @@ def explain(error: BaseException) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """Returns a file's name in one line of text: bytes that are no text, and control characters, become escapes."""
+    """Returns a file's name as one printable line: invalid UTF-8 and control characters are escaped."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -13,12 +13,12 @@ from service.images.integrity import find_orphans, find_sha256, find_without_row
 from service.storage.local.disk import NUM_SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
-# Both are longer than what the sweep, which runs every few seconds, leaves behind.
+# Longer than what the sweep, which runs every few seconds, leaves unfinished.
 _STALE_UPLOAD_S = 3600 + 600
 _REMOVAL_S = 120
 
 _MAX_UNFINISHED = 100_000
-# Names that are compared with the rows at a time, since a scan of the table of images takes long.
+# The number of names that are compared with the rows at a time, because a scan of the table of images is slow.
 _NAMES_BATCH_SIZE = 50_000
 
 
@@ -58,7 +58,7 @@ def _repair_folder(context: Context, folder: Path, error: OSError) -> Problem:
 
 
 async def check_files(context: Context) -> Problems:
-    """Checks that every file has a row, or is to be removed. With `repair`, the others go into the quarantine."""
+    """Checks that every file has a row or a recorded removal. With `repair`, the others are moved to the quarantine."""
     orphans: list[Path] = []
     num_files = 0
     async for batch in _list_files(context):
@@ -108,7 +108,9 @@ async def _list_files(context: Context) -> AsyncIterator[Mapping[str, Path] | Pr
 
 
 async def _find_orphans(context: Context, files: Mapping[str, Path]) -> AsyncIterator[Path | Problem]:
-    """Asks the indexes first and then scans the tables, since no file may be moved because an index lacks its row."""
+    """Queries the indexes first and then scans the tables, because no file may be moved only because an index lacks its
+    row.
+    """
     names = [name for name, path in files.items() if _is_in_its_shard(context, path)]
     for name in sorted(files.keys() - set(names)):
         yield files[name]
@@ -128,7 +130,7 @@ async def _find_orphans(context: Context, files: Mapping[str, Path]) -> AsyncIte
 
 
 async def _scan_orphans(context: Context, names: list[str]) -> list[str]:
-    """If not all rows can be read, returns the names for which no row was read, and no file may be moved."""
+    """Returns the names without a row. If not all rows can be read, no file may be moved."""
     if not names:
         return names
     try:
@@ -160,7 +162,7 @@ def _repair_orphan(context: Context, path: Path, *, may_move: bool) -> Problem |
 
 
 async def check_uploads(context: Context) -> Problems:
-    """Checks that no upload is unfinished for long. With `repair`, its file is published or removed."""
+    """Checks that no upload stays unfinished. With `repair`, its file is published or removed."""
     stale = await context.storage.list_stale_uploads(_STALE_UPLOAD_S, _MAX_UNFINISHED)
     async with context.database.connection() as connection:
         stored = await find_sha256(connection, stale)

@@ -1,4 +1,4 @@
-"""Checks that every stored image has its file, and that the file is what was uploaded."""
+"""Checks that every stored image has its file, and that the file has the content that was uploaded."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def _list_rows(context: Context, bad_blocks: list[int]) -> AsyncIterator[S
             last = rows[-1].id
             yield rows
     except DATABASE_ERRORS as error:
-        if not await context.is_database_there():
+        if not await context.is_database_available():
             raise
         yield Problem("table images", f"its rows cannot be read by its primary key: {await context.explain(error)}")
         async with context.database.connection() as connection:
@@ -97,12 +97,12 @@ async def _list_blocks(context: Context, bad_blocks: list[int]) -> AsyncIterator
                     yield await _read_blocks(context, block, block + 1)
                 except DATABASE_ERRORS:
                     bad_blocks.append(block)
-                    if len(bad_blocks) > _MAX_BAD_BLOCKS or not await context.is_database_there():
+                    if len(bad_blocks) > _MAX_BAD_BLOCKS or not await context.is_database_available():
                         raise
 
 
 async def _copy_all(context: Context) -> AsyncIterator[list[StoredRow]]:
-    """Yields the rows before a damaged block, then raises what PostgreSQL says."""
+    """Yields the rows before a damaged block, then raises PostgreSQL's error."""
     with tempfile.TemporaryFile() as file:
         failure = None
         try:
@@ -124,7 +124,7 @@ async def _read_blocks(context: Context, first: int, end: int) -> list[StoredRow
 
 
 async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fault]:
-    """Leaves out images that were deleted meanwhile. Raises OSError if the storage cannot be reached any more."""
+    """Skips images that were deleted meanwhile. Raises OSError if the storage can no longer be reached."""
     context.num_images += len(rows)
     context.num_bytes += sum(row.size for row in rows)
     with ThreadPoolExecutor(_READERS) as readers:
@@ -187,7 +187,7 @@ async def _drop_missing(context: Context, missing: Sequence[_Fault]) -> Problems
 
 
 async def _drop(context: Context, row: StoredRow) -> str:
-    """Returns what was done, which is empty if the database cannot do it."""
+    """Deletes an image. Returns what was done, or "" if the database failed."""
     try:
         async with context.database.connection() as connection:
             await delete_images(connection, [row.id], row.account_id)

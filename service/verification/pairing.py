@@ -1,4 +1,4 @@
-"""Whether the database and the storage belong together: the checks of a start, and the id that both have.
+"""Checks at start-up that the database and the storage belong together, by the id that both have.
 
 A disk that is not mounted must not look like a new storage, nor a wrong database like a new one.
 """
@@ -25,7 +25,7 @@ from service.storage.files import in_thread
 from service.storage.identity import find_id, record_id
 from service.storage.interface import OriginalBackend, StorageUnavailable
 
-# A database that is away does not prevent a start: `/readyz` reports it.
+# An unavailable database does not prevent a start: `/readyz` reports it.
 _CONNECT_TIMEOUT_S = 2
 # If none of this many images has its file, the folder is not the storage.
 _SAMPLE_SIZE = 20
@@ -36,7 +36,7 @@ log = structlog.get_logger("service")
 
 
 class _State(NamedTuple):
-    """What the database says about its storage: the id, whether images need it, and the first images."""
+    """What the database knows about its storage: the id, whether images need it, and the first images."""
 
     id: str | None
     is_needed: bool
@@ -46,7 +46,7 @@ class _State(NamedTuple):
 async def require_pair(database_url: str, storage: OriginalBackend, *, is_new_database: bool = False) -> None:
     """Raises SettingsError if only the database or only the storage holds images: the other is new, or the wrong one.
 
-    `is_new_database` says that the operator knows that. A database that is away or damaged is not checked.
+    `is_new_database` means that the operator confirmed it. A database that is unavailable or damaged is not checked.
     """
     try:
         connection = await asyncpg.connect(database_url, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S)
@@ -91,7 +91,7 @@ async def prepare_storage(storage: OriginalBackend, database: Database) -> None:
             if is_new:
                 reason = explain_database(error.__cause__ or error)
                 raise storage.unusable(
-                    f"it is empty, and PostgreSQL, which knows whether it should be, is away ({reason})"
+                    f"it is empty, and PostgreSQL, which knows whether it should be, is unavailable ({reason})"
                 ) from error
             await asyncio.to_thread(storage.prepare)
             return
@@ -114,15 +114,15 @@ async def _require_own(storage: OriginalBackend, state: _State, own_id: str | No
     if state.id is None and not await _has_any(storage, state.sample):
         raise storage.unusable(
             "none of the files of this database's images is there: mount that disk, or correct the setting"
-            f" (to give the images up, run `{_DROP_ALL}`)"
+            f" (to delete the images, run `{_DROP_ALL}`)"
         )
 
 
 async def load_or_record_id(storage: OriginalBackend, database: Database) -> str | None:
     """Returns the id of the database's storage. If it has none, records that of the storage, which may be created.
 
-    So it does not matter whether `daguerre schema` or an API process is started first. Raises StorageUnavailable,
-    another OSError, and `database-unavailable`.
+    So `daguerre schema` and an API process can be started in any order. Raises StorageUnavailable, another OSError, and
+    `database-unavailable`.
     """
     state = await _load_state(database)
     if state.id is not None:
@@ -149,7 +149,7 @@ async def _has_any(storage: OriginalBackend, image_ids: Sequence[ImageId]) -> bo
 
 
 async def _create_and_record_id(storage: OriginalBackend, database: Database, instead_of: str | None) -> str | None:
-    """Returns the id that is recorded then. Raises OSError, and `database-unavailable`."""
+    """Returns the recorded id. Raises OSError, and `database-unavailable`."""
     async with database.connection() as connection:
         if await connection.fetchval("select to_regclass('storage') is null"):
             return None  # `daguerre schema` was not run
@@ -172,7 +172,7 @@ async def _record_id(storage: OriginalBackend, database: Database, instead_of: s
 def _missing(storage: OriginalBackend, storage_id: str | None) -> SettingsError:
     return storage.unusable(
         "Daguerre's folders are missing, though images are stored: mount that disk, correct the setting, or restore the"
-        f" files (to give the images up, run: {storage.adopt_command(storage_id)} && {_DROP_ALL})"
+        f" files (to delete the images, run: {storage.adopt_command(storage_id)} && {_DROP_ALL})"
     )
 
 

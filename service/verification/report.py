@@ -34,10 +34,10 @@ _COMMAND_TIMEOUT_S = 600
 async def verify(
     settings: Settings, options: Options, expected: Mapping[ImageId, bytes], *, write: Callable[[str], None]
 ) -> bool:
-    """Writes each problem as it is found, and a summary. Returns whether there is none, or all were repaired.
+    """Writes each problem as it is found, and a summary. Returns whether no problem remains.
 
-    Raises SettingsError if the storage or the tables cannot be used, and what PostgreSQL raises if the database as a
-    whole cannot.
+    Raises SettingsError if the storage or the tables cannot be used, and PostgreSQL's error if the database cannot be
+    used.
     """
     _require_storage(LocalOriginals(settings.storage_folder))
     redis = jobs.open_redis(settings.redis_url)
@@ -75,7 +75,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _require_storage(storage: LocalOriginals) -> None:
-    """Raises SettingsError if no folder of the storage is there. If one is, the checks report what is wrong."""
+    """Raises SettingsError if no folder of the storage exists. If one does, the checks report what is wrong."""
     if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(NUM_SHARDS)):
         storage.require()
 
@@ -121,13 +121,13 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
             async for problem in check:
                 yield problem
         except Exception as error:  # the other checks can still run
-            if not await context.is_database_there():
+            if not await context.is_database_available():
                 raise
             yield Problem(subject, f"the check could not be finished: {await context.explain(error)}")
 
 
 async def _require_tables(database: Database) -> None:
-    """Raises if there are no tables, or they are older or may not be read. The checks report damaged tables."""
+    """Raises an error if the tables are missing, older, or not readable. The checks report damaged tables."""
     try:
         async with database.connection() as connection:
             await require_tables(connection)

@@ -1,4 +1,4 @@
-"""Checks that the tables can be read, and what the rows say: pending images, counters, images that are expected."""
+"""Checks of the tables and their rows: pending images, counters, and expected images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def check_tables(context: Context) -> Problems:
             async with context.database.connection() as connection:
                 await read_table(connection, table)
         except DATABASE_ERRORS as error:
-            if not await context.is_database_there():
+            if not await context.is_database_available():
                 raise
             yield Problem(f"table {table}", f"it cannot be read: {await context.explain(error)}")
 
@@ -56,7 +56,7 @@ async def check_accounts(context: Context) -> Problems:
         except AccountUnknown:
             continue  # deleted meanwhile
         except DATABASE_ERRORS as error:
-            if not await context.is_database_there():
+            if not await context.is_database_available():
                 raise
             yield Problem(f"account {account.name}", f"its images cannot be counted: {await context.explain(error)}")
 

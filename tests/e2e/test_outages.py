@@ -127,11 +127,11 @@ def test_long_outage_is_logged_every_minute(monkeypatch: pytest.MonkeyPatch) -> 
     with capture_logs() as logs:
         for _ in range(2000):
             outage.report(DISK_FULL)
-            outage.pass_check()  # e.g. a check that passes although calls fail
+            outage.report_success()  # e.g. a check that passes although calls fail
             clock.now += 0.1
         clock.now += 2
-        outage.pass_check()
-        outage.pass_check()
+        outage.report_success()
+        outage.report_success()
     assert [line["event"] for line in logs] == ["storage.unavailable"] * 4 + ["storage.available"]
     assert logs[0]["reason"] == "its disk is full"
     assert logs[3]["seconds"] == 180
@@ -145,7 +145,7 @@ def test_intermittent_outage_is_logged_as_one(monkeypatch: pytest.MonkeyPatch) -
         for _ in range(100):  # 10 minutes
             outage.report(DISK_FULL)
             clock.now += 3
-            outage.pass_check()
+            outage.report_success()
             clock.now += 3
     assert len(logs) <= 2 + 11
 

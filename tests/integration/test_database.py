@@ -14,7 +14,7 @@ import pytest
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.database import Database, Schema, SchemaNewer, apply_schema
+from service.database import Database, Schema, SchemaTooNew, apply_schema
 from service.errors import ServiceError
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
@@ -79,7 +79,7 @@ class TestVersions:
     async def test_an_older_version_refuses_newer_tables(self, database_url: str, connection: Any) -> None:
         version = Schema.load().version
         await connection.execute("update applied_schema set version = $1", version + 1)
-        with pytest.raises(SchemaNewer, match=f"schema {version + 1}; this one knows {version}"):
+        with pytest.raises(SchemaTooNew, match=f"schema {version + 1}; this one knows {version}"):
             await apply_schema(database_url)
         result = daguerre("schema", "--wait", "0", database_url=database_url)
         assert (result.returncode, result.stdout) == (1, "")
@@ -90,7 +90,7 @@ class TestVersions:
     async def test_an_older_schema_changes_nothing(self, database_url: str, connection: Any) -> None:
         """E.g. the function that keeps the tags stays the newer one."""
         older = Schema.parse("-- version: 1\ncreate table of_version_1 ()")
-        with pytest.raises(SchemaNewer):
+        with pytest.raises(SchemaTooNew):
             await apply_schema(database_url, schema=older)
         assert await connection.fetchval("select to_regclass('of_version_1')") is None
 

@@ -72,7 +72,7 @@ class Part:
 
     def decoders(self) -> list[int]:
         """Returns the decoder processes of a worker."""
-        return self.child_pids("worker.sandbox.child_main")
+        return self.child_pids("worker.sandbox.decoder_main")
 
     def has_open(self, path: Path) -> bool:
         return _has_open(self.pid, path)

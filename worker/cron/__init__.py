@@ -1,1 +1,1 @@
-"""What the worker does periodically."""
+"""The periodic jobs of the worker."""

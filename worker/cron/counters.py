@@ -19,8 +19,8 @@ from worker.resources import Resources
 log = structlog.get_logger("worker")
 
 BUDGET_S = 10
-# A slow account, because of its size or of a lock on its row, leaves half of the first run to the others. In later runs
-# it is the last one, and may use all the time that is left.
+# An account that is slow because of its size or a lock on its row may use half of its first run. In later runs it comes
+# last, and may use all remaining time.
 FIRST_TRY_S = 5
 _BATCH_SIZE = 1000
 
@@ -55,7 +55,7 @@ async def _refresh_stale(worker: Resources, budget_s: float, first_try_s: float)
                 if connection.is_closed() or is_server_error(error):
                     raise  # it concerns all accounts
                 if isinstance(error, TimeoutError) and is_first_try and deadline == ends_at:
-                    break  # it had less than its time, and will be among the first of the next run
+                    break  # it had less than its time limit, and will be among the first of the next run
                 worker.failed_refreshes[account_id] = None
                 log.warning("counters.refresh_failed", account_id=account_id, error=repr(error))
             if time() >= ends_at:

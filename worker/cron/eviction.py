@@ -1,4 +1,4 @@
-"""The periodic job that keeps the folder of renditions within its maximum size, and removes files without rows."""
+"""The periodic job that limits the size of all renditions, and removes files without rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TARGET_SHARE = 0.9
 BATCH_SIZE = 1000
 _MAX_BATCHES = 100
 _ABANDONED_S = 3600
-# Each run compares one folder with the rows. This key in Redis counts the runs of all workers.
+# Each run compares one folder with the rows. This Redis key counts the runs of all workers.
 NEXT_FOLDER = "daguerre:renditions:next_folder"
 
 
@@ -44,7 +44,7 @@ async def evict_renditions(ctx: dict[str, Any], *, batch_size: int = BATCH_SIZE)
         await _check_folder(worker, await _next_folder(worker), batch_size)
     except StorageUnavailable as error:
         STORAGE.report(error)
-    except (ServiceError, OSError) as error:  # a dependency is away
+    except (ServiceError, OSError) as error:  # a dependency is unavailable
         log.log(level_of(error), "eviction.deferred", error=repr(error))
 
 
@@ -72,14 +72,14 @@ async def _evict(worker: Resources, batch_size: int) -> None:
         candidates = _choose(oldest, excess)
         if not candidates:
             break
-        # The row is deleted after the file, so that no existing file is forgotten.
+        # The row is deleted after the file, so that no file remains without a row.
         failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in candidates])
         removed = [rendition for rendition in candidates if rendition.key not in failures]
         async with worker.database.connection() as connection:
             await delete_evicted(connection, removed)
         excess -= sum(rendition.size for rendition in removed)
         evicted += len(removed)
-        stuck += len(failures)  # they remain the oldest, and younger ones are evicted in their place
+        stuck += len(failures)  # they remain the oldest, so newer ones are evicted in their place
     metrics.renditions_evicted.inc(evicted)
     log.info("renditions.evicted", renditions=evicted, not_removed=stuck, bytes_before=total_bytes)
 

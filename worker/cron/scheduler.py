@@ -1,9 +1,9 @@
-"""Runs each periodic job once in its interval, in one of all workers, independently of the clocks of hosts. A run that
+"""Runs each periodic job once per interval, in one of the workers, independently of the clocks of hosts. A run that
 takes longer than the interval may overlap with the next one, in another worker.
 
 arq's cron uses the clock of its host. A host that is two hours ahead schedules its jobs for times that no other worker
-reaches for two hours, and one whose clock is set back runs none until it has caught up. Here every worker waits by its
-monotonic clock, and a lease in Redis decides which one runs the job.
+reaches for two hours, and one whose clock is set back runs none until it has caught up. Here every worker uses its
+monotonic clock, and a lease in Redis decides which worker runs the job.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class PeriodicJob:
 class Lease:
     """One worker's side of the lease of a job, which lasts for `interval_s`.
 
-    Redis expires a lease by its own clock. If that was set back the lease would last for as much longer, so a holder is
-    replaced when this worker has seen it for a whole interval by its `clock`.
+    Redis expires a lease by its own clock. If that clock was set back, the lease would last longer. So a holder is
+    replaced when this worker has seen it for a whole interval of its own `clock`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Lease:
         self._seen_at = 0.0  # when this holder was first seen
 
     async def acquire(self) -> float:
-        """Returns 0 if this worker has the lease now, or else the seconds until the next try."""
+        """Returns 0 if this worker has the lease now, or the seconds until the next attempt."""
         now, token = self._clock(), secrets.token_hex(8)
         replaceable = self._holder if now - self._seen_at >= self._interval_s else ""
         args = [token, round(self._interval_s * 1000), replaceable]
@@ -97,11 +97,13 @@ class Scheduler:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Start no more runs."""
+        """Starts no more runs."""
         self._stopping.set()
 
     async def run(self, *, drain_s: float) -> None:
-        """Returns when `stop` was called and the current runs have ended. Cancels those that outlast `drain_s`."""
+        """Returns after `stop` was called and the current runs have finished. Cancels runs that take longer than
+        `drain_s`.
+        """
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._repeat(job)) for job in self._jobs]
             await self._stopping.wait()

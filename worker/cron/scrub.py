@@ -1,7 +1,7 @@
 """Reads every original once in a period, slowly, and compares its SHA-256, so that damage is found before a client
 does.
 
-One worker at a time reads: it has a lease on a row in PostgreSQL. The progress is in that row, so that a round survives
+One worker at a time reads, which has a lease on a row in PostgreSQL. The row has the progress, so that a round survives
 restarts.
 """
 
@@ -33,11 +33,11 @@ from service.images.scrubbing import (
     ScrubLease,
     acquire_lease,
     advance,
-    begin_round,
-    end_round,
+    finish_round,
     record_damaged,
     record_intact,
     release_lease,
+    start_round,
     sum_cost,
 )
 from service.queue.heartbeats import name_worker
@@ -57,12 +57,12 @@ _POLL_INTERVAL_S = 30.0
 _ERROR_PAUSE_S = 60.0
 _LOG_INTERVAL_S = 3600.0
 # A round should take this share of its period. Its speed is at most ten times the average.
-_TARGET_SHARE, _MIN_LEFT_SHARE = 0.9, 0.1
+_TARGET_SHARE, _MIN_REMAINING_SHARE = 0.9, 0.1
 MIN_BYTES_PER_S = 256 << 10
 _MAX_BYTES_PER_S = 100 << 20
-# Up to this much time of reads and late wake-ups is made up for by shorter waits.
+# Shorter waits compensate for at most this much time of reads and late wake-ups.
 _MAX_LAG_S = 0.1
-# If this many images in a row are missing or damaged, the storage itself is broken.
+# If this many consecutive images are missing or damaged, the storage itself is broken.
 _MAX_CONSECUTIVE_FAULTS = 20
 # These errors are about one file. After others, e.g. of a network, the file may be intact.
 _FILE_ERRORS = frozenset(
@@ -97,7 +97,7 @@ class LeaseLost(Exception):
 
 
 class Scrub:
-    """One worker's scrubbing, at `min_bytes_per_s` at least."""
+    """The scrub of one worker, at least at `min_bytes_per_s`."""
 
     def __init__(self, database: Database, storage: OriginalStorage, period_s: float, min_bytes_per_s: int) -> None:
         self._database = database
@@ -106,10 +106,10 @@ class Scrub:
         self._min_bytes_per_s = min_bytes_per_s
         self._poll_interval_s = min(_POLL_INTERVAL_S, period_s / 10)
         self._holder = name_worker()
-        # Only its reads are idle. At a low CPU priority the thread would hold the interpreter's lock for longer, and
-        # delay threads for which clients wait.
+        # Only its I/O priority is idle. With a low CPU priority the thread would hold the interpreter's lock for
+        # longer, and delay threads for which clients wait.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_set_idle_io_class)
-        self._due = 0.0  # when the next read may begin
+        self._due = 0.0  # when the next read may start
         self._renewed_at = 0.0
         self._consecutive_faults = 0
 
@@ -121,7 +121,7 @@ class Scrub:
                 pause_s = await self._step()
             except LeaseLost:
                 pause_s = self._poll_interval_s
-            except Exception as error:  # usually a dependency is away; no error of a scrub ends the worker
+            except Exception as error:  # e.g. an outage; no error of the scrub stops the worker
                 pause_s = min(_ERROR_PAUSE_S, self._period_s)
                 if time.monotonic() >= next_log:
                     log.warning("scrub.paused", error=repr(error))
@@ -135,31 +135,35 @@ class Scrub:
     async def _step(self) -> float:
         """Reads some images if this worker has the lease. Returns the seconds until the next step."""
         async with self._database.connection() as connection:
-            turn = await acquire_lease(connection, self._holder, _LEASE_S)
+            lease = await acquire_lease(connection, self._holder, _LEASE_S)
             self._renewed_at = time.monotonic()
-            if turn is None:
+            if lease is None:
                 return self._poll_interval_s
-            if turn.is_over:
-                if turn.age_s is not None and 0 <= turn.age_s < self._period_s:
-                    return min(self._poll_interval_s, self._period_s - turn.age_s)
-                await begin_round(connection, self._holder)
+            if lease.is_over:
+                if lease.age_s is not None and 0 <= lease.age_s < self._period_s:
+                    return min(self._poll_interval_s, self._period_s - lease.age_s)
+                await start_round(connection, self._holder)
                 return 0
-            rows = await list_stored_rows(connection, turn.after_id, _BATCH_SIZE)
+            rows = await list_stored_rows(connection, lease.after_id, _BATCH_SIZE)
             if not rows:
                 log.info(
-                    "scrub.round_ended", damaged_images=await end_round(connection, self._holder), round_s=turn.age_s
+                    "scrub.round_ended",
+                    damaged_images=await finish_round(connection, self._holder),
+                    round_s=lease.age_s,
                 )
                 return 0
-            rate = self._choose_rate(turn, await sum_cost(connection))
+            rate = self._choose_rate(lease, await sum_cost(connection))
         await self._storage.require_available()
         await self._read(rows, rate)
         return 0
 
-    def _choose_rate(self, turn: ScrubLease, total_cost: int) -> float:
-        """Returns the bytes per second with which the round ends in time; more after no worker ran for a while."""
-        age_s = max(0.0, turn.age_s or 0.0)  # it is negative after the clock of PostgreSQL was set back
-        left_s = max(_TARGET_SHARE * self._period_s - age_s, _MIN_LEFT_SHARE * self._period_s)
-        return min(max((total_cost - turn.done_cost) / left_s, self._min_bytes_per_s), _MAX_BYTES_PER_S)
+    def _choose_rate(self, lease: ScrubLease, total_cost: int) -> float:
+        """Returns the bytes per second at which the round finishes in time. It is higher after a time without
+        workers.
+        """
+        age_s = max(0.0, lease.age_s or 0.0)  # it is negative after the clock of PostgreSQL was set back
+        remaining_s = max(_TARGET_SHARE * self._period_s - age_s, _MIN_REMAINING_SHARE * self._period_s)
+        return min(max((total_cost - lease.done_cost) / remaining_s, self._min_bytes_per_s), _MAX_BYTES_PER_S)
 
     async def _read(self, rows: Sequence[StoredRow], rate: float) -> None:
         """Saves the progress every `_SAVE_INTERVAL_S`, and at the end."""
@@ -172,7 +176,7 @@ class Scrub:
             self._consecutive_faults = 0 if fault is None else self._consecutive_faults + 1
             if self._consecutive_faults >= _MAX_CONSECUTIVE_FAULTS:
                 self._consecutive_faults = 0
-                raise OSError(errno.ENODEV, "many files in a row are missing or damaged: is it the right storage?")
+                raise OSError(errno.ENODEV, "many consecutive files are missing or damaged: is it the right storage?")
             if number == len(rows) or time.monotonic() - saved_at >= _SAVE_INTERVAL_S:
                 await self._save(rows[first:number], faults)
                 first, saved_at, faults = number, time.monotonic(), {}
@@ -196,8 +200,8 @@ class Scrub:
         metrics.scrub_damaged.inc(len(damaged))
 
     async def _find_fault(self, row: StoredRow, rate: float) -> str | None:
-        """Returns a description of the fault, or None. Raises OSError if the storage is away, and LeaseLost."""
-        await self._pace(FILE_COST, rate)
+        """Returns a description of the fault, or None. Raises OSError if the storage is unavailable, and LeaseLost."""
+        await self._throttle(FILE_COST, rate)
         try:
             return find_fault(row, *await self._digest(row.id, rate))
         except FileNotFoundError:
@@ -215,16 +219,16 @@ class Scrub:
             digest, size = hashlib.sha256(), 0
             while length := await in_thread(self._threads, partial(_read_into, digest, file)):
                 size += length
-                await self._pace(length, rate)
+                await self._throttle(length, rate)
             return size, digest.digest()
         finally:
             file.close()
 
-    async def _pace(self, cost: int, rate: float) -> None:
-        """Waits as long as reading `cost` bytes should take at this rate, and keeps the lease meanwhile."""
+    async def _throttle(self, cost: int, rate: float) -> None:
+        """Waits as long as reading `cost` bytes should take at this rate, and renews the lease meanwhile."""
         self._due = max(self._due, time.monotonic() - _MAX_LAG_S) + cost / rate
-        while (left_s := self._due - time.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, _RENEW_INTERVAL_S))
+        while (remaining_s := self._due - time.monotonic()) > 0:
+            await asyncio.sleep(min(remaining_s, _RENEW_INTERVAL_S))
             await self._renew()
         await self._renew()
 

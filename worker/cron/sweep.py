@@ -22,11 +22,12 @@ from worker.resources import Resources
 
 log = structlog.get_logger("worker")
 
-# An idle worker starts a job at once. After this the job was lost, or it is in the queue still, which knows its id.
+# An idle worker starts a job immediately. After this time the job is lost, or still in the queue, which then ignores a
+# second one.
 _OVERDUE_S = 10
 # Longer than any upload may take (settings.upload_timeout_s) together with the insertion of its row.
 _ABANDONED_S = 3600
-# The process that ends a row removes the file at once. After this the process has died.
+# The process that deletes a row removes the file immediately. After this time that process has crashed.
 _REMOVAL_S = 30
 _FAILED_ROW_S = 24 * 3600
 BATCH_SIZE = 500
@@ -34,9 +35,8 @@ _MAX_BATCHES = 40
 
 
 async def sweep(ctx: dict[str, Any], *, batch_size: int = BATCH_SIZE) -> None:
-    """Runs each step, also after one that fails. Steps are bounded, and their cost depends on what is unfinished, not
-    on
-    what is stored.
+    """Runs each step, also if an earlier one fails. Steps are bounded, and their cost depends on what is unfinished,
+    not on what is stored.
     """
     worker: Resources = ctx["resources"]
     for step in (_enqueue_overdue, _reconcile_abandoned, _remove_files, _delete_failed_rows, _delete_expired_keys):
@@ -44,14 +44,14 @@ async def sweep(ctx: dict[str, Any], *, batch_size: int = BATCH_SIZE) -> None:
             await step(worker, batch_size)
         except StorageUnavailable as error:
             STORAGE.report(error)
-        except (ServiceError, OSError) as error:  # a dependency is away
+        except (ServiceError, OSError) as error:  # a dependency is unavailable
             log.log(level_of(error), "sweep.deferred", step=step.__name__, error=repr(error))
         except Exception:
             log.exception("sweep.failed", step=step.__name__)
 
 
 async def _enqueue_overdue(worker: Resources, batch_size: int) -> None:
-    """Enqueues all pending images that are not in the queue: after the loss of the queue, the whole backlog."""
+    """Enqueues all overdue images that are not in the queue. If the queue was lost, this is the whole backlog."""
     last: OverdueImage | None = None
     seen = enqueued = 0
     for _ in range(_MAX_BATCHES):
@@ -71,8 +71,8 @@ async def _enqueue_overdue(worker: Resources, batch_size: int) -> None:
 async def _reconcile_abandoned(worker: Resources, batch_size: int) -> None:
     """Publishes a received file if its row was committed, and removes it if not.
 
-    Files that cannot be moved or removed stay in the folder, so each batch skips those before it. Nothing is removed if
-    the database does not know this storage or has no images, because then no file has a row.
+    Files that cannot be moved or removed stay in the folder, so each batch skips those of earlier batches. Nothing is
+    removed if the database does not know this storage or has no images, because then no file has a row.
     """
     seen: set[ImageId] = set()
     published: set[ImageId] = set()
@@ -103,13 +103,13 @@ async def _reconcile_abandoned(worker: Resources, batch_size: int) -> None:
 
 
 async def _belongs_to(connection: Connection, storage: OriginalStorage) -> bool:
-    """Whether the storage, which was mounted a moment ago, belongs to this database, and that one has images."""
+    """Returns whether the storage belongs to this database, and the database has images."""
     storage_id = await find_id(connection)
     return storage_id is not None and storage_id == storage.id and await is_any_known(connection)
 
 
 async def _remove_files(worker: Resources, batch_size: int) -> None:
-    """Removes the files of ended rows. Goes on after files that cannot be removed."""
+    """Removes the files of deleted and failed images. Continues after files that cannot be removed."""
     last: Removal | None = None
     for _ in range(_MAX_BATCHES):
         async with worker.database.connection() as connection:

@@ -1,7 +1,7 @@
-"""EXIF as a JSON object.
+"""Reads EXIF as a JSON object.
 
-This reader replaces Pillow's, which gives up a directory at its first bad tag, reports through `warnings`, and takes
-0.2 ms for the 40 tags of a camera; this one takes 0.08.
+Why not Pillow's: it stops at the first bad tag of a directory, reports through `warnings`, and takes 0.2 ms for the 40
+tags of a camera; this one takes 0.08.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def read_orientation(block: bytes | None) -> object:
 
 
 def is_exif(block: bytes) -> bool:
-    """Whether a block starts as a TIFF structure, with or without the head that EXIF has in a JPEG."""
+    """Returns whether a block starts as a TIFF structure, with or without the header that EXIF has in a JPEG."""
     return block.startswith(tuple(LAYOUTS), _head_bytes(block))
 
 
@@ -109,7 +109,7 @@ def _read(read: Read) -> dict[str, Value]:
     layout, first = header
     values: dict[str, Value] = {}
     inner: dict[str, Value] = {}
-    # Each directory is read once and by its name, so a loop of directories does no harm.
+    # Each directory is read once, so a cycle of directories does no harm.
     pointers = _read_directory(read, layout, first, _BOTH_TAGS, values)
     if EXIF_IFD in pointers:
         pointers = _read_directory(read, layout, pointers[EXIF_IFD], _BOTH_TAGS, inner) | pointers

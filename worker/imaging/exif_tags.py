@@ -1,6 +1,6 @@
 """The tags that the API shows, by the names of the EXIF standard (CIPA DC-008, version 2.32, tables 4 to 18).
 
-Left out are blobs, and tags about how pixels or blocks are stored (strips, tiles, thumbnails, tables).
+Blobs are excluded, and so are tags about how pixels or blocks are stored (strips, tiles, thumbnails, tables).
 """
 
 from __future__ import annotations

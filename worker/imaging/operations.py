@@ -1,4 +1,4 @@
-"""What a child process does with a picture's file: probe it, render it, find its locations."""
+"""The operations of a decoder on a picture's file: probe, render, and find locations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.imaging.rendering.watermarks import open_watermark
 
 
 def probe(file: File, *, max_pixels: int) -> Probe:
-    """Decodes the whole picture once and returns what the API says about it.
+    """Decodes the whole picture once, and returns its properties for the API.
 
     `max_pixels` bounds width x height x pages, by the header, before any pixel is decoded. Raises `Rejected` with
     `unsupported-image`, `damaged-image`, `too-many-pixels` or `probe-failed`, and OSError if the file cannot be read.
@@ -62,12 +62,12 @@ def render(file: File, transformation: Transformation, *, watermark: File | None
 def find_locations(file: File) -> list[Patch]:
     """Returns patches that remove every location from the file's EXIF, XMP and IPTC, and nothing else.
 
-    They keep pixels, length and other tags, are in the order of the file, and do not overlap. A structure that cannot
-    be read is searched up to there. Raises OSError if the file cannot be read, and Rejected for a compressed SVG that
-    does not fit into its length without the locations.
+    They keep pixels, length and other tags, are in the order of the file, and do not overlap. An unreadable structure
+    is searched up to the error. Raises OSError if the file cannot be read, and Rejected for a compressed SVG that does
+    not fit into its length without the locations.
 
     Not searched: maker notes, some of which have coordinates under a maker's own tags; free texts such as titles and
-    comments; videos after a still picture; C2PA manifests; and pictures inside of an SVG.
+    comments; videos after a still picture; C2PA manifests; and pictures inside an SVG.
     """
     with open_file(file) as fd:
         try:

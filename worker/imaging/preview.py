@@ -16,10 +16,11 @@ from PIL import Image
 from service.images.probe import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE
 from worker.imaging.formats.format import DecodedPicture
 
-# Loads the encoders now: at its first picture a child is in its sandbox, and the picture would wait for them.
+# Loads the encoders now. Otherwise the first picture would wait for them, inside the sandbox.
 Image.preinit()
 
-# Long sides; the first one that fits is used. 48 is three whole blocks of 16 and fits every photograph, but not noise.
+# The long sides to try; the first that fits is used. 48 is three whole blocks of 16 and fits every photograph, but not
+# noise.
 PREVIEW_PX = (MAX_PREVIEW_SIDE, 32, 16)
 
 # Quantization steps of the lowest frequency, 3 % apart. Those of higher frequencies are up to 2.4 times as large.
@@ -27,7 +28,7 @@ _STEPS = tuple(4 * 1.03**i for i in range(142))
 _TABLES = tuple([min(255, round(step * (1 + 0.1 * (u + v)))) for v in range(8) for u in range(8)] for step in _STEPS)
 _MEDIAN_STEP = 62  # a step of 25, the median of 24 photographs
 
-# In those photographs all but some 190 bytes shrink by 2.15 % with each step, so that two or three tries are enough.
+# In those photographs all but some 190 bytes shrink by 2.15 % with each step, so two or three attempts are enough.
 _FIXED_BYTES = 190
 _SHRINK_PER_STEP = 0.0215
 _CLOSE_BYTES = 8

@@ -1,4 +1,4 @@
-"""A small copy of a picture for its preview. To make it decodes all of the picture.
+"""A small copy of a picture for its preview. Creating it decodes the whole picture.
 
 Pixels are fetched through a `Region`, in the calling thread: libvips's usual sinks start worker threads, which costs
 0.25 ms a pipeline, a sixth of the whole probe of a 640 x 480 JPEG.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyvips
 
-from worker.imaging.colour import convert, is_foreign
+from worker.imaging.colour import convert, needs_conversion
 from worker.imaging.vips import fetch_lines, premultiply, unpremultiply
 
 # The long side of the small copy is this to twice this, unless the picture is smaller.
@@ -30,10 +30,10 @@ class SmallCopy:
 def make_small_copy(image: pyvips.Image, profile: bytes | None) -> SmallCopy:
     """Decodes the whole image, and returns it flattened on white, in sRGB or grey.
 
-    It is averaged down by whole numbers, at half the cost of a fractional resize.
+    It is shrunk by an integer factor, at half the cost of a fractional resize.
     """
-    if is_foreign(image, profile):
-        # Decoded before it is converted, so that an error of the decoder is not taken for one of a profile.
+    if needs_conversion(image, profile):
+        # Decoded before it is converted, so that an error of the decoder is not mistaken for an error of a profile.
         small = _shrink(premultiply(image) if image.hasalpha() else image)
         small = fetch_lines(pyvips.Region.new(small), small, small.height)
         small = convert(unpremultiply(small) if image.hasalpha() else small, profile)

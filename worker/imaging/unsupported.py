@@ -1,4 +1,4 @@
-"""Names of the file types that people send and that no decoder here reads, by their first bytes."""
+"""Names unsupported file types that people upload, by their first bytes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def name_kind(head: bytes) -> str | None:
 
 
 def _name_by_pattern(head: bytes) -> str | None:
-    """For types whose fixed bytes are too few to be sure."""
+    """Returns types whose fixed bytes are too few to be certain."""
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "AVI video"
     if _ICON.match(head):
@@ -110,7 +110,7 @@ _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40
 
 
 def _name_brand(head: bytes) -> str | None:
-    """Returns None if the file ends before its brands do."""
+    """Returns the type by its brands. None if the file ends within its brands."""
     if len(head) < min(int.from_bytes(head[:4]), _MAX_BRANDS_BYTES):
         return None
     size = min(int.from_bytes(head[:4]), len(head))
@@ -155,7 +155,9 @@ _RAW_PHOTOMETRICS = frozenset({32803, 34892})
 
 
 def name_tiff(head: bytes, contents: Contents) -> str | None:
-    """Returns the type of a TIFF that libtiff does not decode, or of which it shows a small copy; None for others."""
+    """Returns the type of a TIFF that libtiff cannot decode, or of which it decodes only a small copy; None for
+    others.
+    """
     if head[8:10] == b"CR":
         return "raw camera file (CR2)"
     if contents.photometrics & _RAW_PHOTOMETRICS:

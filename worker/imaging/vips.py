@@ -1,4 +1,4 @@
-"""Small helpers around pyvips: what an image says beside its pixels, and pixels in memory."""
+"""Helpers for pyvips: metadata of images, and pixels in memory."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def _max_alpha(image: pyvips.Image) -> int:
 
 
 def keep_alive(image: pyvips.Image, owner: object) -> None:
-    """Keeps `owner`, whose memory the image reads, for as long as the image. pyvips has no public way to do so."""
+    """Keeps `owner`, whose memory the image uses, alive as long as the image. pyvips has no public way to do so."""
     image._references.append(owner)

@@ -1,12 +1,12 @@
-"""An arq worker that is pushed: a list in Redis wakes it, and it handles jobs in groups.
+"""An arq worker with push instead of polling: a Redis list wakes it, and it handles jobs in groups.
 
 arq polls the queue twice a second, makes several round trips for each job and has no hooks to change that. This module
-is the only one that uses arq's private or undocumented names. arq is pinned, and for each name
-tests/integration/queue/test_arq_worker.py has a test of what the worker does by it.
+is the only one that uses arq's private or undocumented names. arq is pinned, and
+tests/integration/queue/test_arq_worker.py has a test for the use of each name.
 
 | Name of arq.Worker | Why |
 |---|---|
-| `main` | overridden: arq's own reads facts about Redis first, and ends if Redis is away then |
+| `main` | overridden: arq's own queries Redis first, and exits if Redis is unavailable |
 | `_poll_iteration` | overridden: waits for a wake-up, claims a group, renews leases; arq calls it in an endless loop |
 | `close` | overridden: hands unfinished jobs over, then arq's own closes the connections |
 | `poll_delay_s` | 0, since `_poll_iteration` waits itself; arq polls at this interval |
@@ -16,7 +16,7 @@ tests/integration/queue/test_arq_worker.py has a test of what the worker does by
 | `jobs_complete`, `jobs_retried`, `jobs_failed` | arq's counts, with which its shutdown is logged |
 | `pool`, `loop`, `ctx`, `queue_name`, `burst`, `max_jobs`, `job_timeout_s` | the options of the constructor |
 
-What arq has for the same purposes and is not in use here: `start_jobs`, `run_job`, `sem`, `job_counter`, `heart_beat`.
+Names of arq for the same purposes that are not used here: `start_jobs`, `run_job`, `sem`, `job_counter`, `heart_beat`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from worker.queue.claims import LEASE_S, AccountShares, ClaimedJob, Claims, JobR
 
 log = structlog.get_logger("worker")
 
-# Without a wake-up the queue is checked this often, for the jobs of workers that died and for tokens that were lost.
+# Without a wake-up, the queue is checked this often, for jobs of crashed workers and for lost tokens.
 POLL_INTERVAL_S = 1.0
 # A burst does not wait for wake-ups, since it ends when the queue is empty.
 _BURST_DELAY_S = 0.01
 _RECONNECT_S = 0.5
-# A job that reached its time limit, most likely while it waited for a decoder, is retried after this.
+# A job that exceeded its time limit, most likely while it waited for a decoder, is retried after this time.
 _TIMEOUT_RETRY_MS = 1000
 
 
@@ -55,8 +55,8 @@ class PushWorker(Worker):
     """Waits for wake-ups while it has free slots, and for its own jobs while it has none.
 
     `wakeup_key` is the list onto which clients push a token for each job. `heartbeats` records that this worker is
-    alive. `shares` returns how many jobs to claim at this time, up to `max_jobs`, and of which accounts. What a job's
-    function returns is published to those who wait for the job.
+    alive. `shares` returns how many jobs to claim at this time, up to `max_jobs`, and of which accounts. The return
+    value of a job's function is published as the reply.
 
     Nothing here depends on the clock of this host. arq's cron and health check do, so neither is used.
     """
@@ -85,7 +85,7 @@ class PushWorker(Worker):
         self._exit_stack = AsyncExitStack()
 
     async def main(self) -> None:
-        """Starts again if Redis is away or slow at the start."""
+        """Restarts if Redis is unavailable or slow at the start."""
         await self._exit_stack.enter_async_context(running(self._results.run()))
         while True:
             try:
@@ -117,7 +117,7 @@ class PushWorker(Worker):
             await self._claim(wait=False)
 
     def _free_slots(self) -> int:
-        """0 until half of the slots are free, because jobs are claimed in groups; and 0 during shutdown."""
+        """Returns 0 until half of the slots are free, because jobs are claimed in groups, and during shutdown."""
         return self._shares.free_slots() if self.allow_pick_jobs else 0
 
     async def _wait_for_finished_job(self, timeout_s: float) -> None:
@@ -127,9 +127,9 @@ class PushWorker(Worker):
                 await self._job_finished.wait()
 
     async def _wait_for_room_or_others(self) -> None:
-        """Waits until a full account has room again or another account has a job, for one poll interval at most.
+        """Waits until a full account has room again or another account has a job, for at most one poll interval.
 
-        It takes tokens for other accounts only. Those for all accounts are left to workers that have room for all.
+        It takes only tokens for other accounts. Workers with room for all accounts take the other tokens.
         """
         if self._others_wakeup is None:
             self._others_wakeup = asyncio.create_task(self._wait_for_others())
@@ -140,9 +140,9 @@ class PushWorker(Worker):
             and self._full_accounts
             and self._full_accounts <= self._shares.claim_limits().full_accounts
         ):
-            if (left_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
+            if (remaining_s := deadline - time.monotonic()) <= 0 or not self.allow_pick_jobs:
                 return
-            await self._wait_for_finished_job(left_s)
+            await self._wait_for_finished_job(remaining_s)
         if self._others_wakeup.done():
             wakeup, self._others_wakeup = self._others_wakeup, None
             await wakeup
@@ -152,7 +152,7 @@ class PushWorker(Worker):
         return await self.pool.blpop(keys, timeout=timeout_s)  # type: ignore[arg-type, misc]
 
     async def _claim(self, *, wait: bool) -> None:
-        """In one round trip, which waits for a wake-up first."""
+        """Claims and starts jobs in one round trip, which first waits for a wake-up if `wait` is set."""
         if not (free := self._free_slots()):
             return
         wait_s = self._poll_interval_s if wait and not self.burst else 0
@@ -160,7 +160,7 @@ class PushWorker(Worker):
         self._reap()  # a job whose result could not be recorded may be among the claimed ones
         jobs = [job for job in claimed if not self._is_running(job)]
         free = self._free_slots()
-        if len(jobs) > free:  # meanwhile a shutdown began, or the pictures became slow
+        if len(jobs) > free:  # meanwhile a shutdown started, or the pictures became slow
             await self._claims.release(jobs[free:])
         for job in jobs[:free]:
             self._shares.add(job.account)
@@ -174,13 +174,12 @@ class PushWorker(Worker):
         return sum(not task.done() for task in self.tasks.values())
 
     def _is_running(self, job: ClaimedJob) -> bool:
-        """Whether it still runs here, though its lease has expired while Redis was away."""
+        """Returns whether the job still runs here, although its lease expired during an outage of Redis."""
         return job.id in self.tasks and not self.tasks[job.id].done()
 
     async def _run_claimed(self, job: ClaimedJob) -> None:
-        """Does what arq's `run_job` does, without its two round trips, and without a maximum of tries: a dependency
-        that
-        is away never makes a job fail.
+        """Does what arq's `run_job` does, without its two round trips and its maximum of tries: an unavailable
+        dependency never makes a job fail.
         """
         try:
             name, args, options, _, _ = deserialize_job_raw(job.payload or b"", deserializer=self.job_deserializer)
@@ -233,7 +232,7 @@ class PushWorker(Worker):
                 log.log(level_of(error), "job.result_lost", job_id=job_id, error=repr(error))
 
     async def _renew(self) -> None:
-        """Renews the leases of the running jobs and records a heartbeat, once in a poll interval."""
+        """Renews the leases of the running jobs and records a heartbeat, once per poll interval."""
         if time.monotonic() < self._next_heartbeat:
             return
         self._next_heartbeat = time.monotonic() + self._poll_interval_s
@@ -252,7 +251,7 @@ class PushWorker(Worker):
             self._others_wakeup.cancel()
             await asyncio.wait([self._others_wakeup])
         await self._exit_stack.aclose()
-        with suppress(*UNAVAILABLE):  # Redis is away: leases and heartbeat expire by themselves
+        with suppress(*UNAVAILABLE):  # Redis is unavailable: leases and heartbeat expire by themselves
             if self._heartbeats is not None:
                 await self._heartbeats.remove(self._name)
             await super().close()

@@ -1,7 +1,7 @@
 """The jobs of one worker in Redis: claims, renews, releases and finishes them, in groups, with a fair share for each
 account.
 
-The queue is arq's own, with its keys, payloads and leases. arq makes several round trips for a job; here one script
+The queue is arq's, with its keys, payloads and leases. arq needs several round trips for each job; here one script
 handles a group.
 """
 
@@ -24,17 +24,19 @@ from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.jobs import MAX_WAKEUP_TOKENS, REPLY_CHANNELS_PREFIX, UNAVAILABLE
 from service.queue.waiter import encode_message
 
-# A job belongs to its worker for this long, and the worker renews its leases every second. So the jobs of a worker that
-# was killed run elsewhere after some seconds; with arq's leases only after the longest time limit of all functions.
+# A job belongs to its worker for this long, and the worker renews its leases every second. So the jobs of a killed
+# worker run elsewhere after some seconds. With arq's leases they would wait for the longest time limit of all
+# functions.
 LEASE_S = 6
 _TRIES_EXPIRE_S = 24 * 60 * 60
 # The maximum of a job's delay. A job that is due later, or a longer lease, was written before the clock of Redis was
 # set back.
 MAX_DEFER_S = 60
-# How often a worker looks for jobs that have no turn, and how many it reads: less than a millisecond of Redis's time.
+# How often a worker searches for jobs that have no turn, and how many it reads, which takes Redis less than a
+# millisecond.
 _SCAN_INTERVAL_S = 0.5
 _PAGE_SIZE = 1000
-# The name of the group of all slow accounts. Another account is a group of its own.
+# The name of the group of all slow accounts. Every other account is its own group.
 _SLOW_GROUP = "slow"
 
 _CLAIM = JOIN + Path(__file__).with_name("claim.lua").read_text()
@@ -43,9 +45,8 @@ _FINISH = Path(__file__).with_name("finish.lua").read_text()
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job of this worker. `score` is the time when it was due, in milliseconds, and `waited_s` how long ago that was
-    by
-    the clock of Redis. `tries` counts earlier runs that were retried. `account` is empty if the client named none.
+    """A job that this worker has claimed. `score` is the time when it was due, in milliseconds, and `waited_s` how long
+    ago that was, by the clock of Redis. `tries` counts earlier runs. `account` is empty if the client set none.
     """
 
     id: str
@@ -58,7 +59,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """Of a finished job, with the reply to those who wait for it; or of one that runs again after `retry_after_ms`."""
+    """The result of a run: the job is finished, with a reply to its waiters, or runs again after `retry_after_ms`."""
 
     job_id: str
     reply: object = None
@@ -80,7 +81,7 @@ class ClaimLimits:
 
 
 class AccountShares:
-    """Counts the jobs of one worker by account, and returns how many more it should claim.
+    """Counts the jobs of one worker by account, and decides how many more it should claim.
 
     An account, or the slow accounts together, may have `share` jobs, and the other accounts `spare` more. The values
     change with the speed of the pictures, so all three parameters are functions. Jobs are claimed in groups: a share
@@ -155,7 +156,7 @@ class Claims:
         self._wakeup_key = wakeup_key
         self._prefixes = [in_progress_key_prefix, job_key_prefix, retry_key_prefix, turns.line]
         self._later = turns.later
-        self._offset = 0  # in arq's set, where the next search for jobs without a turn begins
+        self._offset = 0  # in arq's set, where the next search for jobs without a turn starts
         self._next_scan = 0.0
         self._claim_sha = ""
         self._finish = redis.register_script(_FINISH)
@@ -191,7 +192,7 @@ class Claims:
         ]
 
     def _choose_offset(self) -> int:
-        """Where to search for jobs without a turn, or -1 if it is too early to."""
+        """Returns the offset at which to search for jobs without a turn, or -1 if it is too early to search."""
         now = time.monotonic()
         if now < self._next_scan:
             return -1
@@ -199,7 +200,7 @@ class Claims:
         return self._offset
 
     async def release(self, claimed: Sequence[ClaimedJob]) -> None:
-        """Gives jobs that have not started to another worker."""
+        """Releases jobs that have not started, so that another worker claims them."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(*(in_progress_key_prefix + job.id for job in claimed))
             pipe.zadd(self._later, {job.id: job.score for job in claimed}, xx=True)  # so that the next claim finds them

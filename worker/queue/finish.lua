@@ -1,7 +1,7 @@
--- Gets three arguments for each job: its id, the milliseconds after which it runs again (empty if it is finished), and
--- the reply (empty if there is none). In one step, so that no job is in the queue without its payload, and that no
--- client begins to wait between the reply and the end of the job. A channel gets its replies as one message, a msgpack
--- array.
+-- Finishes or retries jobs. Gets three arguments for each job: its id, the milliseconds after which it runs again
+-- (empty if it is finished), and the reply (empty if there is none). All is one step, so that no job is in the queue
+-- without its payload, and no client starts to wait between the reply and the end of the job. A channel gets its
+-- replies as one message, a msgpack array.
 local queue, later, accounts = KEYS[1], KEYS[2], KEYS[3]
 local running, job, retry, waiting, tries_expire_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local time = redis.call('TIME')

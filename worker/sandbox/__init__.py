@@ -4,10 +4,10 @@
 - decoder.py is one decoder as the worker sees it, process.py its operating system process;
 - files.py opens pictures for decoders, in threads that may hang;
 - messages.py is the protocol, and validates results;
-- child_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
+- decoder_main.py is the program that runs in the process, limits.py its resource limits, confinement.py and seccomp.py
   the sandbox that it enters before it sees a picture.
 
-Why not a library: pebble, the one that ends a task past its time, keeps its processes on one shared pipe, polls ten
-times a second, and cannot give the processes an environment of their own. Here a decoder is a process with its own pair
-of pipes on the event loop.
+Why not a library: pebble, which can stop a task at its time limit, uses one shared pipe for its processes, polls ten
+times a second, and cannot give the processes another environment. Here each decoder is a process with its own pair of
+pipes on the event loop.
 """

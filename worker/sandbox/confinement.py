@@ -1,7 +1,7 @@
-"""The sandbox of a decoder. Code in a hostile picture that takes the process over finds nothing to steal or damage.
+"""The sandbox of a decoder. A hostile picture that takes over the process finds nothing to steal or damage.
 
 A decoder enters it before it sees the first picture. Landlock denies it files, `seccomp` all system calls that decoding
-does not need. This holds for root too, because the capabilities are dropped, and with them the right to raise a limit.
+does not need. This also holds for root, because the capabilities are dropped, including the right to raise a limit.
 
 Why not a library: pyseccomp has had no release since 2021 and needs libseccomp; landlock and py-landlock are first
 versions; landlockpy and seccompy are some months old and take longer to load than everything else here, and seccompy's
@@ -24,7 +24,7 @@ MAX_OPEN_FILES = 64
 
 _PR_SET_NO_NEW_PRIVS = 38
 
-# linux/capability.h: version 3. Reading the files of other users is kept: root may not own the installation.
+# linux/capability.h: version 3. Reading files of other users stays allowed, because root may not own the installation.
 _CAPABILITY_VERSION = 0x20080522
 _CAP_DAC_READ_SEARCH = 1 << 2
 
@@ -44,7 +44,7 @@ _SYSTEM = (
 
 
 def enter_sandbox() -> list[str]:
-    """Confine this process for good. From now on it can open files of the installation only.
+    """Confines this process permanently. Afterwards it can open only files of the installation.
 
     Call it before another thread starts, because existing threads are not confined. Returns the parts of the sandbox
     that this system lacks.

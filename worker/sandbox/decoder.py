@@ -1,4 +1,4 @@
-"""One decoder as the worker sees it: its queue of requests, and which picture is to blame if its process fails."""
+"""One decoder on the worker's side: its queue of requests, and which picture is to blame if its process fails."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ _CLOSE_TIMEOUT_S = 3.0
 
 
 class DecoderFailed(Exception):
-    """The process crashed, timed out or sent an invalid response while it worked on a picture. It has been killed."""
+    """The process crashed, timed out or sent an invalid response while it worked on a picture. It was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
-    """When a process is replaced, so that whatever a hostile picture has made of it ends, and how failures are judged.
+    """Limits after which a process is replaced, so that the effects of a hostile picture end, and rules to classify
+    failures.
 
-    The memory is what a process keeps between two pictures. It is checked after every `memory_check_pictures`.
+    The memory is what a process uses between two pictures. It is checked after every `memory_check_pictures`.
 
-    A process that timed out after computing for less than `io_stall_cpu_share` of its time was waiting for the disk.
-    The share is low, so that a picture that takes too long is recognised even if several decoders share a core.
+    A process that timed out after less than `io_stall_cpu_share` of the time on the CPU was waiting for the disk. The
+    share is low, so that a picture that takes too long is recognised even if several decoders share a core.
     """
 
     max_pictures: int = 10_000
@@ -46,7 +47,7 @@ class DecoderLimits:
     max_resident_bytes: int = 512 << 20
     memory_check_pictures: int = 64
     low_priority_s: float = LOW_PRIORITY_S
-    start_backoff_s: float = 1.0  # after a start that failed
+    start_backoff_s: float = 1.0  # after a failed start
     io_stall_cpu_share: float = 0.1
 
 
@@ -55,7 +56,7 @@ DEFAULT_LIMITS = DecoderLimits()
 
 @dataclass(slots=True)
 class Usage:
-    """The seconds that a request has taken: CPU time, or wall time if the decoder failed."""
+    """The duration of a request: CPU time, or wall time if the decoder failed."""
 
     seconds: float = 0.0
 
@@ -64,8 +65,8 @@ class Usage:
 class PendingRequest:
     """A request of the account that owns the picture.
 
-    `files` stay open until `result` is done. `context` is that of the caller, for the log: one task of the decoder
-    works for many callers.
+    `files` stay open until `result` is done. `context` is that of the caller, for the log, because one task of the
+    decoder serves many callers.
     """
 
     request: Request
@@ -80,7 +81,7 @@ class Decoder:
     """Sends requests to a process, which it starts on demand and replaces after a failure.
 
     The process handles requests in order, so the first one without a response is the one it is working on. Calls
-    `on_duration` with the seconds and the account of each request, and `on_idle` whenever it can take another one.
+    `on_duration` with the seconds and the account of each request, and `on_idle` when it can accept another one.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Decoder:
         self._submitted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_receiving = False  # all pending requests were sent to the process
-        self._began = 0.0  # with the first pending request
+        self._started_at = 0.0  # with the first pending request
 
     @property
     def in_flight(self) -> int:
@@ -118,12 +119,12 @@ class Decoder:
 
     @property
     def current_s(self) -> float:
-        """Seconds since it began to work on its first request."""
-        return time.monotonic() - self._began if self._pending and self._is_receiving else 0.0
+        """Seconds since it started to work on its first request."""
+        return time.monotonic() - self._started_at if self._pending and self._is_receiving else 0.0
 
     @property
     def is_backing_off(self) -> bool:
-        """Its process could not be started lately: other decoders are preferred."""
+        """Whether its process recently failed to start, so that other decoders are preferred."""
         return time.monotonic() < self._backoff_until
 
     async def start(self) -> None:
@@ -135,8 +136,9 @@ class Decoder:
             self.missing = greeting.missing
 
     def submit(self, pending: PendingRequest) -> None:
-        """Sets the request's result. Its exception is DecoderFailed if the process failed on this picture,
-        DecoderUnavailable if none can be started, and ReadStalled if it waited for the disk until its time was up.
+        """Queues a request, and sets its result later. The exception is DecoderFailed if the process failed on this
+        picture, DecoderUnavailable if no process can be started, and ReadStalled if it waited for the disk until its
+        time limit.
         """
         self._pending.append(pending)
         self._submitted.set()
@@ -157,7 +159,7 @@ class Decoder:
         """Runs until no request is pending, and a process of low priority has been replaced."""
         try:
             while self._pending or self.process.has_low_priority:
-                await self._wait_for_request(self.process.low_priority_left_s)
+                await self._wait_for_request(self.process.low_priority_remaining_s)
                 if not self._pending:
                     await self.process.stop()
                 await self.start()
@@ -184,14 +186,14 @@ class Decoder:
 
     async def _receive_all(self) -> None:
         """Returns when no request is pending, or when the process has failed or was replaced."""
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self._is_receiving = True
         try:
             while self._pending:
                 async with asyncio.timeout(self._timeout_s):
                     result, seconds = await self._receive()
                 self._finish(result, seconds)
-                if self._is_worn_out():
+                if self._needs_replacement():
                     log.info("decoder.replaced", pictures=self._responses)
                     self._is_receiving = False
                     await self.process.stop()
@@ -214,7 +216,7 @@ class Decoder:
         self._responses += 1
         return result, min(response.seconds, self._timeout_s)
 
-    def _is_worn_out(self) -> bool:
+    def _needs_replacement(self) -> bool:
         limits = self._limits
         is_checked = self._responses % limits.memory_check_pictures == 0
         if is_checked and self.process.resident_bytes() > limits.max_resident_bytes:
@@ -232,7 +234,7 @@ class Decoder:
         # The kernel sends SIGBUS to a process that reads from a mapped file what the disk does not deliver.
         is_stall = (isinstance(error, TimeoutError) and was_idle) or exit_code == -signal.SIGBUS
         context = self._pending[0].context
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._started_at
         if is_stall:
             context.run(log.warning, "decoder.io_stalled", exit_code=exit_code, stderr=stderr)
             self._finish(ReadStalled("it waited for the disk or a core"), seconds)
@@ -244,12 +246,12 @@ class Decoder:
             self._finish(DecoderFailed(), seconds)
 
     def _add_usage(self, seconds: float) -> None:
-        """Clamped to what the worker allows, whatever the process reports."""
+        """Adds seconds to the usage, clamped to what the worker allows, because the process may lie."""
         self._pending[0].usage.seconds += min(max(0.0, seconds), self._timeout_s)
 
     def _finish(self, result: Result | Exception, seconds: float | None = None) -> None:
         pending = self._pending.popleft()
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         future = pending.result
         if not future.done():  # it was cancelled
             if isinstance(result, Exception):

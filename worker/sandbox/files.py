@@ -1,4 +1,6 @@
-"""Opens the files of pictures for decoders, whose sandbox forbids them to; in daemon threads, since a disk may hang."""
+"""Opens the files of pictures for decoders, which cannot open files in their sandbox. Uses daemon threads, because a
+disk may hang.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ Result = TypeVar("Result")
 
 _CHUNK_BYTES = 1 << 20
 
-# Where the file of a picture may be, in the order in which to try.
+# Paths where the file of a picture may be, in the order to try.
 CandidatePaths: TypeAlias = Sequence[str]
 
 
 class SizeMismatch(Exception):
-    """A file does not have the size with which it was stored."""
+    """A file does not have the size that was recorded for it."""
 
 
 class PictureFiles:
@@ -35,15 +37,15 @@ class PictureFiles:
     def __init__(self, timeout_s: float) -> None:
         self.threads: DaemonThreadPool[Sequence[PictureFile]] = DaemonThreadPool("pictures")
         self._timeout_s = timeout_s
-        # By the first path of a picture: since when it hangs, and when the next thread may try.
+        # By the first path of a picture: since when it hangs, and when the next attempt may start.
         self._hanging: dict[str, tuple[float, float]] = {}
 
     @asynccontextmanager
     async def open(self, *pictures: CandidatePaths, sizes: Sequence[int] = ()) -> AsyncIterator[Sequence[PictureFile]]:
         """Yields the open file of each picture, and closes them with the context.
 
-        `sizes` are those with which the files were stored, 0 for an unknown one. Raises SizeMismatch, FileNotFoundError
-        if none of a picture's paths exists, and DecoderUnavailable if a file cannot be opened, or not in time.
+        `sizes` are the recorded sizes of the files, 0 if unknown. Raises SizeMismatch, FileNotFoundError if none of a
+        picture's paths exists, and DecoderUnavailable if a file cannot be opened, or not in time.
         """
         files = await self._open(pictures)
         try:
@@ -62,7 +64,7 @@ class PictureFiles:
         try:
             await self._wait(self.threads.submit(partial(self._read_each, pictures), _close_each))
         except TimeoutError:
-            self._note_hanging(pictures)
+            self._record_hanging(pictures)
             return False
         except OSError:
             return False
@@ -71,20 +73,20 @@ class PictureFiles:
     async def _open(self, pictures: Sequence[CandidatePaths]) -> Sequence[PictureFile]:
         if self._hanging and any(self._is_deferred(paths) for paths in pictures):
             raise DecoderUnavailable("its file does not open")
-        began: list[float] = []
+        started_at: list[float] = []
         try:
-            return await self._wait(self.threads.submit(partial(self._open_each, pictures, began), _close_each))
+            return await self._wait(self.threads.submit(partial(self._open_each, pictures, started_at), _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:
-            if began:  # otherwise other files hang, and no thread was free
-                self._note_hanging(pictures)
+            if started_at:  # otherwise other files hang, and no thread was free
+                self._record_hanging(pictures)
             raise DecoderUnavailable("its file does not open") from error
         except OSError as error:
             raise DecoderUnavailable(repr(error)) from error
 
     async def _wait(self, opening: asyncio.Future[Sequence[PictureFile]]) -> Sequence[PictureFile]:
-        # Does what asyncio.timeout does, in half of its time: each picture needs one.
+        # Like asyncio.timeout, but in half the time, because each picture needs one.
         timer = asyncio.get_running_loop().call_later(self._timeout_s, _expire, opening)
         try:
             return await opening
@@ -96,23 +98,25 @@ class PictureFiles:
             timer.cancel()
 
     def _is_deferred(self, paths: CandidatePaths) -> bool:
-        """Whether its file hangs, and it is too early to try again or the threads are needed for other files."""
+        """Returns whether its file hangs, and it is too early to retry or the threads are needed for other files."""
         if paths[0] not in self._hanging:
             return False
         return self.threads.is_half_used or self._hanging[paths[0]][1] > time.monotonic()
 
-    def _note_hanging(self, pictures: Sequence[CandidatePaths]) -> None:
-        """Each try may occupy a thread for good, so the wait before the next one doubles each time."""
+    def _record_hanging(self, pictures: Sequence[CandidatePaths]) -> None:
+        """Records files that hang. Each attempt may occupy a thread forever, so the wait before the next one
+        doubles.
+        """
         now = time.monotonic()
         if len(self._hanging) > MAX_CALLS:
-            self._hanging.clear()  # the images of some are deleted by now, so nothing else would remove them
+            self._hanging.clear()  # entries of deleted images would never be removed otherwise
         for paths in pictures:
             since, _ = self._hanging.get(paths[0], (now - self._timeout_s, 0))
             self._hanging[paths[0]] = since, 2 * now - since
 
-    def _open_each(self, pictures: Sequence[CandidatePaths], began: list[float]) -> Sequence[PictureFile]:
-        """Blocks. Opens all files or none. Appends the time to `began` when it starts. Raises OSError."""
-        began.append(time.monotonic())
+    def _open_each(self, pictures: Sequence[CandidatePaths], started_at: list[float]) -> Sequence[PictureFile]:
+        """Blocks. Opens all files or none. Appends the time to `started_at` when it starts. Raises OSError."""
+        started_at.append(time.monotonic())
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(_open_first(paths)) for paths in pictures]
@@ -154,10 +158,10 @@ def _close_each(files: Sequence[PictureFile]) -> None:
 
 
 MAX_THREADS = 32
-# Unfinished calls. A worker has fewer jobs, so more of them are calls that hang and that their jobs gave up.
+# Maximum unfinished calls. A worker has fewer jobs, so others are calls that hang and that their jobs abandoned.
 MAX_CALLS = 1000
-# Another thread starts if no call has finished for this long. As long as no call hangs one thread is enough: several
-# would compete for the interpreter's lock.
+# Another thread starts if no call has finished for this long. If no call hangs, one thread is enough: several would
+# compete for the interpreter's lock.
 _STALL_S = 0.005
 
 
@@ -172,7 +176,7 @@ class DaemonThreadPool(Generic[Result]):
     """Starts threads on demand. They end with `close` or with the process, even if they hang.
 
     Why not ThreadPoolExecutor: its threads keep the process alive while one of them hangs, and it takes twice as long
-    to hand a call over, which every picture pays.
+    to pass a call to a thread, for every picture.
     """
 
     def __init__(self, name: str) -> None:
@@ -208,7 +212,7 @@ class DaemonThreadPool(Generic[Result]):
         """Ends each thread after its current call."""
         for _ in range(self.thread_count):
             self._calls.put(None)
-        self._calls = SimpleQueue()  # later calls get threads of their own
+        self._calls = SimpleQueue()  # later calls start new threads
         self.thread_count = 0
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:

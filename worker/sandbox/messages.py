@@ -29,49 +29,50 @@ from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformati
 from worker.file_headers import HEAD_BYTES, PictureFile, Read, avif_size, jpeg_frame, read_size, sniff
 
 LENGTH = struct.Struct("<I")
-# Random bytes that a response repeats, so that it can neither be made before its request nor belong to another one.
+# Random bytes that a response repeats, so that a decoder cannot prepare it before its request or send it for another
+# one.
 TOKEN_BYTES = 8
 GREETING_TOKEN = bytes(TOKEN_BYTES)
 HEADER_BYTES = TOKEN_BYTES + LENGTH.size
 # A picture and its watermark.
 MAX_FILES = 2
-# The limit of every response that holds neither a file nor parts of one: a greeting, EXIF, a preview, an error message.
+# The limit of every response without a file or parts of one: a greeting, EXIF, a preview, an error message.
 MAX_METADATA_BYTES = 64 << 10
 MAX_CAUSE_CHARS = 200
 
 
 class InvalidResponse(ConnectionError):
-    """No honest decoder gives this response to the request. The process is not used again."""
+    """A response that a decoder never sends if it is not compromised. The process is not used again."""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, tag="probe"):
-    """Has one file, the picture."""
+    """Probe a picture. Has one file, the picture."""
 
     max_pixels: int
 
 
 class RenderRequest(msgspec.Struct, frozen=True, tag="render"):
-    """Has the file of the picture, and that of its watermark if the transformation has one."""
+    """Render a rendition. Has the file of the picture, and that of the watermark if the transformation has one."""
 
     transformation: Transformation
     max_pixels: int
 
 
 class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
-    """Asks for the bytes of the file that contain the location where the picture was taken."""
+    """Find the bytes of the file that contain the location where the picture was taken."""
 
 
 Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A whole picture file."""
+    """A complete picture file."""
 
     data: bytes
 
 
 class Patches(msgspec.Struct, frozen=True):
-    """Offsets, and the bytes to write there over a copy of the file, so that it contains no location any more."""
+    """Offsets, and the bytes to write there over a copy of the file, so that it no longer contains a location."""
 
     patches: Sequence[tuple[int, bytes]]
 
@@ -88,7 +89,7 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 class ReadError(msgspec.Struct, frozen=True):
-    """The file could not be read, which is not the fault of the picture."""
+    """The file could not be read. The picture is not to blame."""
 
     cause: Annotated[str, msgspec.Meta(max_length=MAX_CAUSE_CHARS)]
 
@@ -96,14 +97,13 @@ class ReadError(msgspec.Struct, frozen=True):
 Result: TypeAlias = Probe | Rendered | Patches | Rejection | ReadError
 
 
-# Finite, so that sums of them are too, whatever a decoder sends.
+# Bounded, so that sums are finite whatever a decoder sends.
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Response(msgspec.Struct, frozen=True, omit_defaults=True):
     """One result. `seconds` is how long it took, `cpu_s` the CPU time of the process since it started. The first
-    response
-    of a process is a greeting: it has no result, and names the `missing` parts of the sandbox.
+    response of a process is a greeting: it has no result, and names the `missing` parts of the sandbox.
     """
 
     seconds: _Seconds
@@ -172,7 +172,7 @@ def decode_response(payload: bytes) -> Response:
 
 
 # The checks of results. A decoder can still lie within these bounds, e.g. about colours. It cannot make the worker read
-# more bytes than the response to a request may have, nor put values into rows, files and responses that no honest
+# more bytes than the response to a request may have, nor put values into rows, files and responses that an honest
 # decoder sends.
 
 # Noise in the best quality takes 5 as JPEG, and less in other formats. EXIF and XMP of a rendition have 60 KB each.
@@ -210,7 +210,7 @@ def max_response_bytes(request: Request, picture: PictureFile) -> int:
 
 
 def check_result(request: Request, picture: PictureFile, result: Result) -> None:
-    """Raises InvalidResponse if no honest decoder gives this result."""
+    """Raises InvalidResponse for a result that a decoder never sends if it is not compromised."""
     match request, result:
         case ProbeRequest(max_pixels=max_pixels), Probe():
             _check_probe(result, picture, max_pixels)
@@ -256,7 +256,8 @@ def _has_size(picture: PictureFile, sides: Sequence[int]) -> bool:
 
 
 def _check_exif(exif: Mapping[str, object]) -> None:
-    """Valid in JSON and PostgreSQL: no NUL, no infinite numbers. msgpack has already refused lone surrogates.
+    """Checks that EXIF is valid in JSON and PostgreSQL: no NUL, no infinite numbers. msgpack has already refused lone
+    surrogates.
 
     Checks all tags at once: a loop over them takes longer than all other checks.
     """
@@ -278,7 +279,7 @@ def _max_len(values: Sequence[Sized]) -> int:
 
 
 def _check_preview(data: bytes) -> None:
-    """A complete baseline JPEG, by its segments."""
+    """Checks that the preview is a complete baseline JPEG, by its segments."""
     _require(len(data) <= MAX_PREVIEW_BYTES, "a preview with too many bytes")
     frame = jpeg_frame(_reader(data)) if data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9") else None
     _require(frame is not None and frame.marker == _SOF0, "a preview that is not a baseline JPEG")
@@ -305,7 +306,7 @@ def _may_be_animated(transformation: Transformation) -> bool:
 
 
 def _check_patches(patches: Sequence[tuple[int, bytes]], size: int) -> None:
-    """In the order of the file, within it, without overlaps."""
+    """Checks that patches are in the order of the file, within it, and do not overlap."""
     _require(len(patches) <= _MAX_PATCHES, "too many patches")
     end = 0
     for offset, data in patches:

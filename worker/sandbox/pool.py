@@ -1,4 +1,4 @@
-"""The pool of decoders: what the rest of the worker calls to probe and render pictures. Its dispatcher is fair."""
+"""The pool of decoders, which probes and renders pictures for the rest of the worker. Its dispatcher is fair."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from worker.sandbox.process import DecoderStalled, ReadStalled
 
 log = structlog.get_logger("worker")
 
-# A decoder gets requests for this much time in advance: some milliseconds hide the way to the worker and back, and more
-# of them could be done by another worker.
+# A decoder gets requests for this much time in advance. Some milliseconds hide the round trip to the worker; more
+# requests are better left to other workers.
 _PREFETCH_S = 0.02
 MAX_PREFETCH = 4
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
-# With this many pictures in flight, results wait a moment for others to be written with. With fewer, nothing waits.
+# With this many pictures in flight, results wait a moment to be written in one batch. With fewer, nothing waits.
 _CROWDED_PICTURES = 4
-# An account is slow from a picture that took this long, and for some time after it.
+# An account is slow after a picture that took this long, for `SLOW_FOR_S`.
 SLOW_S = 2.0
 SLOW_FOR_S = 60.0
 _MAX_SLOW_ACCOUNTS = 100
 
 
 class DecoderPool:
-    """A fixed number of decoders. Each gets some requests in advance, so that it never waits for the worker.
+    """A fixed number of decoders. Each has some requests in advance, so that it never waits for the worker.
 
-    Pictures reach them as open files. `durations` observes the seconds of each request, by default as those of probes.
+    Pictures are passed as open files. `durations` observes the seconds of each request, by default as those of probes.
     An account gets at most `share` of the decoders, by default all.
     """
 
@@ -79,7 +79,7 @@ class DecoderPool:
 
     @property
     def prefetch(self) -> int:
-        """Requests that one decoder may have at a time: as many as lately took `_PREFETCH_S`."""
+        """The maximum requests of one decoder at a time: as many as recently took `_PREFETCH_S`."""
         return min(MAX_PREFETCH, max(1, round(_PREFETCH_S / self._mean_s)))
 
     @property
@@ -87,21 +87,21 @@ class DecoderPool:
         return sum(decoder.in_flight for decoder in self.decoders)
 
     def is_crowded(self) -> bool:
-        """Returns whether more results are about to come, so that it pays to write them together."""
+        """Returns whether more results are expected soon, so that it pays to write them together."""
         return self.in_flight >= _CROWDED_PICTURES
 
     async def start(self) -> None:
-        """Starts all processes, so that the first picture need not wait for one. Raises DecoderUnavailable."""
+        """Starts all processes, so that the first picture does not wait for one. Raises DecoderUnavailable."""
         await asyncio.gather(*(decoder.start() for decoder in self.decoders))
         if missing := {part for decoder in self.decoders for part in decoder.missing}:
             log.warning("sandbox.incomplete", missing=sorted(missing))
 
     def slow_accounts(self) -> Collection[str]:
-        """Returns the accounts with a picture that takes long, or took long lately."""
+        """Returns the accounts with a picture that takes long, or recently took long."""
         return self._dispatcher.slow_accounts()
 
     async def probe(self, *paths: str, account: str = "") -> Probe:
-        """Probe the file at the first of the paths that exists.
+        """Probes the file at the first of the paths that exists.
 
         Raises Rejected, DecoderFailed, DecoderUnavailable, and FileNotFoundError if none exists, as the other methods
         do.
@@ -194,7 +194,7 @@ class SlowAccounts:
         self._expiries: OrderedDict[str, float] = OrderedDict()  # the first one first
 
     def record(self, account: str, seconds: float) -> None:
-        """Record how long a picture of the account has taken."""
+        """Records how long a picture of the account has taken."""
         if seconds >= self._slow_s:
             self._expiries[account] = self._clock() + self._slow_for_s
             self._expiries.move_to_end(account)
@@ -230,7 +230,7 @@ class Dispatcher:
         self._queues.setdefault(pending.account, deque()).append(pending)
 
     def slow_accounts(self) -> Collection[str]:
-        """Returns those of current pictures too, and lowers the priority of the decoders of slow accounts."""
+        """Returns the slow accounts, including those of current pictures, and lowers the priority of their decoders."""
         for decoder in self._decoders:
             if decoder.account is not None:
                 self._slow.record(decoder.account, decoder.current_s)
@@ -284,6 +284,6 @@ class Dispatcher:
 
 
 def _rank(decoder: Decoder, *, is_slow: bool) -> tuple[bool, bool, int, bool]:
-    """The lowest rank is the best decoder for an account that is slow, or is not."""
+    """Returns a sort key. The lowest is the best decoder for a slow account, or for another one."""
     process = decoder.process
     return decoder.is_backing_off, process.has_low_priority != is_slow, decoder.in_flight, process.pid is None

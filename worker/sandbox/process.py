@@ -1,4 +1,4 @@
-"""The operating system process of one decoder: start it, talk to it, end it."""
+"""The operating system process of one decoder: starts it, exchanges messages with it, and stops it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _START_TIMEOUT_S = 30
 KILL_TIMEOUT_S = 0.5
 # No further process is started while this many killed ones are still alive.
 _MAX_DYING = 2
-# Slow pictures leave the cores to quick ones. No lower than the priority of renditions, since their time limit goes on.
+# Quick pictures have priority over slow ones. Not lower than the priority of renditions, because the time limit of a
+# slow picture keeps running.
 _NICENESS_INCREMENT = 5
-# A process keeps a low priority for this long after the last slow picture, and is replaced then. Not as soon as it is
-# idle: a start costs as much as some fifty pictures.
+# A process has a low priority for this long after the last slow picture, and is replaced then. It is not replaced when
+# it becomes idle, because a start costs as much as some fifty pictures.
 LOW_PRIORITY_S = 5.0
 # At most this much of stderr is logged; the pipe holds more.
 _STDERR_TAIL_BYTES = 1000
@@ -47,11 +48,11 @@ class DecoderUnavailable(Exception):
 
 
 class ReadStalled(DecoderUnavailable):
-    """The decoder did not get the bytes of the file, or reports an error of the disk."""
+    """The decoder did not get the bytes of the file, or reported an error of the disk."""
 
 
 class DecoderStalled(ReadStalled):
-    """The decoder did not read the file, though the worker can: the disk is not the cause."""
+    """The decoder did not read the file, although the worker can: the disk is not the cause."""
 
 
 class DecoderProcess:
@@ -81,12 +82,12 @@ class DecoderProcess:
         return self.pid == self._low_priority_pid
 
     @property
-    def low_priority_left_s(self) -> float:
+    def low_priority_remaining_s(self) -> float:
         """Seconds until the process may be replaced by one of ordinary priority; at most 0 if it may be now."""
         return self._low_priority_until - time.monotonic() if self.has_low_priority else 0.0
 
     def lower_priority(self) -> None:
-        """Only root may raise a priority again, so the process has to be replaced afterwards."""
+        """Lowers the CPU priority. Only root may raise it again, so the process must be replaced afterwards."""
         self._low_priority_until = time.monotonic() + self._low_priority_s
         if self.pid is None or self.has_low_priority:
             return
@@ -101,7 +102,7 @@ class DecoderProcess:
             return None
         await self.stop()
         if len(self._dying) >= _MAX_DYING:
-            raise DecoderUnavailable("killed processes do not die")
+            raise DecoderUnavailable("killed processes are still alive")
         try:
             process = await self._open_process()
         except OSError as error:
@@ -141,7 +142,7 @@ class DecoderProcess:
         """
         assert self._process is not None  # noqa: S101 - set by start
         response = await _receive(self._process, self._tokens.popleft(), max_bytes)
-        self._drain_stderr()  # so that `read_stderr` returns nothing about this picture if the next one fails
+        self._drain_stderr()  # so that `read_stderr` does not return output of this picture if the next one fails
         return response
 
     def read_stderr(self) -> str:
@@ -170,12 +171,12 @@ class DecoderProcess:
         return process.returncode if process else None
 
     async def wait(self) -> int:
-        """Returns the exit code of the process once it has ended by itself."""
+        """Waits until the process exits by itself, and returns its exit code."""
         assert self._process is not None  # noqa: S101 - set by start
         return await self._process.wait()
 
     def resident_bytes(self) -> int:
-        """Returns its memory, or 0 if the system does not report it."""
+        """Returns the resident memory, or 0 if the system does not report it."""
         try:
             pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
             return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -198,7 +199,7 @@ class DecoderProcess:
         try:
             self._requests.setblocking(False)
             self._requests.shutdown(socket.SHUT_RD)  # responses come through a pipe, which cannot carry descriptors
-            # Output that nobody reads is dropped: a process that prints much neither blocks nor fills a log.
+            # Unread output is dropped, so that a process that prints much neither blocks nor fills a log.
             os.set_blocking(self._stderr, False)
             os.set_blocking(stderr, False)
             return await _open_process(*self._args, requests=requests, stderr=stderr)
@@ -239,7 +240,7 @@ async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Pro
         sys.executable,
         "-P",  # import nothing from the folder where the worker was started
         "-m",
-        "worker.sandbox.child_main",
+        "worker.sandbox.decoder_main",
         str(os.getpid()),
         *args,
         stdin=requests.fileno(),
@@ -250,7 +251,7 @@ async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Pro
 
 
 def _environment() -> dict[str, str]:
-    """Returns no variable of the worker's own, above all no URL or password of a database."""
+    """Returns the environment of a decoder: none of the worker's settings, above all no database URL or password."""
     names = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
     return {name: os.environ[name] for name in names if name in os.environ} | {
         "PYTHONPATH": str(Path(__file__).parents[2]),  # the worker's own code

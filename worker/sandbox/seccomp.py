@@ -1,9 +1,9 @@
 """The allowlist of system calls of a decoder. A seccomp filter refuses all others, in this thread and all later ones.
 
 The list is what libvips, libheif, librsvg and Pillow call over the sample files (recorded by strace), and what other
-versions of the C library call instead. None of them reaches other processes, the network, or a file that is not open.
-A new kernel's calls are refused until they are listed here. `tests/integration/sandbox/test_confinement.py` decodes and
-encodes every format behind the filter.
+versions of the C library call instead. None of them can reach other processes, the network, or a file that is not open.
+New calls of later kernels are refused until they are listed here. `tests/integration/sandbox/test_confinement.py`
+decodes and encodes every format behind the filter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Program(ctypes.Structure):
 
 
 def install_filter(libc: ctypes.CDLL) -> bool:
-    """Returns False if this system does not support it. Needs no_new_privs."""
+    """Installs the filter. Returns False if this system does not support it. Requires no_new_privs."""
     machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         return False

@@ -1,1 +1,1 @@
-"""The OpenAPI document: written from the classes, limits and error codes that the handlers work with."""
+"""The OpenAPI document, generated from the classes, limits and error codes that the handlers use."""

@@ -19,14 +19,14 @@ Daguerre stores images, and returns an id, the dimensions, EXIF and a preview of
 Every response under `/v1` is `{{"success": true, "response": …}}`, or `{{"success": false, "error": …}}` with the
 matching status. A path that does not support a method responds with 405 and `Allow`. Methods may be in lower case, and
 a `?` at the beginning of the query string is ignored. A body may have at most {max_upload}. HEAD is supported wherever
-GET changes nothing, and OPTIONS everywhere, without a key.
+GET changes nothing. OPTIONS is supported everywhere and needs no key.
 """
 
 _TAGS = {
     "images": "Create, show, search and delete images.",
     "tags": "Add and remove the tags of images.",
-    "account": "How much storage is used, and how much is left.",
-    "delivery": "Serve images, as they were uploaded or as renditions.",
+    "account": "The account of the API key, and how much storage it uses.",
+    "delivery": "Get images, as they were uploaded or as renditions.",
     "service": "For operators of the service.",
 }
 

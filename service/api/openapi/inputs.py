@@ -14,7 +14,7 @@ ID_IN_PATH = Parameter("id", "path", "The image's id.", ID, required=True, examp
 IDS_IN_PATH = Parameter(
     "id",
     "path",
-    "One id, or several separated by commas. The response is one object, or a list in the order of the ids.",
+    "One id, or several separated by commas. The response is one object, or a list in the same order.",
     {"type": "array", "items": ID, "minItems": 1, "maxItems": MAX_IDS},
     required=True,
     example=["NKrigl4"],
@@ -23,13 +23,13 @@ IDS_IN_PATH = Parameter(
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
-    "A key of the client's choice for this image. Sent again within 24 hours, the request creates no second image and "
-    "returns the first one. Another file or URL with the same key is a 422. A refused request does not use up its "
-    "key, and a delete releases it.",
+    "A key that the client chooses for this image. A repeated request within 24 hours creates no second image and "
+    "returns the first one. Another file or URL with the same key is refused with 422. A refused request does not use "
+    "its key, and deleting the image releases it.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
     example="7f3a1c02-upload-17",
 )
-NEW_TAGS = Parameter("tags", "query", "Comma-separated tags of the new image.", TAGS)
+NEW_TAGS = Parameter("tags", "query", "Comma-separated tags for the new image.", TAGS)
 SOME_TAGS = Parameter("tags", "query", "Comma-separated tags.", schemas.SOME_TAGS, required=True, example=examples.TAGS)
 
 DETAIL = (
@@ -52,7 +52,7 @@ DETAIL = (
 SOURCE_URL = Parameter(
     "url",
     "query",
-    "The address of the file: a public http or https URL.",
+    "The location of the file: a public http or https URL.",
     {"type": "string", "format": "uri"},
     required=True,
     example=examples.SOURCE_URL,

@@ -56,7 +56,7 @@ _STORED = (
         links=_LINKS,
     ),
     Response(
-        "The image is stored, and no worker has probed it yet; request it again later.",
+        "The image is stored, but no worker has probed it yet; request it again later.",
         schemas.success(schemas.reference_to(ProcessingImage)),
         _PROCESSING,
         status=202,
@@ -67,7 +67,7 @@ _STORED = (
 
 
 def _changed(description: str, tags: list[str]) -> Response:
-    """One image, or a list if the path has several ids."""
+    """Returns a response with one image, or with a list if the path has several ids."""
     image = schemas.reference("Image")
     return Response(
         description,
@@ -86,8 +86,8 @@ _CREATE = (
         path="/v1/images",
         name="createImageFromUrl",
         tag="images",
-        summary="Create an image from a URL",
-        description="Fetches the file and stores it. The client's key and headers are never sent to its origin.",
+        summary="Fetch an image from a URL",
+        description="Fetches the file and stores it. The client's key and headers are never sent to the origin server.",
         parameters=(SOURCE_URL, NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
         responses=_STORED,
         errors=(*_DOWNLOAD, *_STORE),
@@ -97,7 +97,7 @@ _CREATE = (
         path="/v1/images",
         name="createImage",
         tag="images",
-        summary="Create an image from bytes or from a URL",
+        summary="Upload an image, or fetch it from a URL",
         parameters=(NEW_TAGS, *DETAIL, IDEMPOTENCY_KEY),
         body=FILE_OR_URL,
         responses=_STORED,
@@ -111,7 +111,7 @@ _SHOW = Operation(
     path="/v1/images/{id}",
     name="showImage",
     tag="images",
-    summary="The metadata of one image",
+    summary="Show the metadata of an image",
     parameters=(ID_IN_PATH, *DETAIL),
     responses=(
         Response(
@@ -129,8 +129,9 @@ _SEARCH = Operation(
     path="/v1/images/search",
     name="searchImages",
     tag="images",
-    summary="The account's ready images, newest first",
-    description="Filters can be combined. No page repeats an image, or omits one that existed during the whole search.",
+    summary="Search the account's images, newest first",
+    description="Returns ready images. Filters can be combined. No page repeats an image, or omits one that existed "
+    "during the whole search.",
     parameters=(*FILTERS, *DETAIL),
     responses=(
         Response(
@@ -148,8 +149,8 @@ _DELETE = Operation(
     path="/v1/images/{id}",
     name="deleteImages",
     tag="images",
-    summary="Delete one image or several",
-    description="All of them or none: with an unknown id, nothing is deleted.",
+    summary="Delete one or several images",
+    description="Deletes all of the images or none: with an unknown id, nothing is deleted.",
     parameters=(IDS_IN_PATH, *DETAIL),
     responses=(_changed("The deleted images.", []),),
     errors=("invalid-id", "invalid-parameter"),
@@ -160,9 +161,9 @@ _ADD_TAGS = Operation(
     path="/v1/images/{id}/tags",
     name="addTags",
     tag="tags",
-    summary="Add tags to one image or several",
-    description="They are appended to the tags of the image, which can have at most 20. With more, or with an unknown "
-    "id, nothing is changed.",
+    summary="Add tags to one or several images",
+    description="The tags are appended to those of each image, which can have at most 20. With more, or with an "
+    "unknown id, nothing is changed.",
     parameters=(IDS_IN_PATH, *DETAIL),
     body=TAGS_IN_BODY,
     responses=(_changed("The images with their tags.", examples.TAGS),),
@@ -174,8 +175,8 @@ _REMOVE_TAGS = Operation(
     path="/v1/images/{id}/tags",
     name="removeTags",
     tag="tags",
-    summary="Remove tags from one image or several",
-    description="A tag that an image does not have is no error; with an unknown id, nothing is changed. The tags may "
+    summary="Remove tags from one or several images",
+    description="A tag that an image does not have is ignored; with an unknown id, nothing is changed. The tags may "
     "also be in a JSON body, as for PUT.",
     parameters=(IDS_IN_PATH, SOME_TAGS, *DETAIL),
     responses=(_changed("The images with the remaining tags.", []),),
@@ -203,7 +204,7 @@ _ACCOUNT = Operation(
     path="/v1/account",
     name="showAccount",
     tag="account",
-    summary="The number of images, and the storage that is used and left",
+    summary="Show the number of images and the storage usage",
     responses=(
         Response(
             "The account.",
@@ -229,8 +230,8 @@ _SERVICE = (
         path="/",
         name="showFront",
         tag="service",
-        summary="What this server is, and where its documentation is",
-        description="HTML for clients that accept `text/html`, e.g. browsers; JSON for others.",
+        summary="Show the start page",
+        description="Returns HTML for clients that accept `text/html`, e.g. browsers, and JSON for others.",
         responses=(
             Response("The page.", media_types=("application/json", "text/html"), headers=("Cache-Control", "Vary")),
         ),
@@ -241,7 +242,7 @@ _SERVICE = (
         path="/healthz",
         name="isAlive",
         tag="service",
-        summary="Whether this process responds",
+        summary="Check whether the process responds",
         responses=(
             Response(
                 "It responds.",
@@ -256,7 +257,7 @@ _SERVICE = (
         path="/readyz",
         name="isReady",
         tag="service",
-        summary="Whether an upload would succeed: database, queue, storage and a worker",
+        summary="Check whether an upload would succeed",
         responses=(
             Response("Everything is available.", _READINESS, headers=("Cache-Control",)),
             Response(
@@ -273,7 +274,7 @@ _SERVICE = (
         path="/metrics",
         name="showMetrics",
         tag="service",
-        summary="Metrics for Prometheus",
+        summary="Get the metrics for Prometheus",
         responses=(
             Response(
                 "Metrics in the text format of Prometheus.",
@@ -290,7 +291,7 @@ _SERVICE = (
         path="/docs",
         name="showReference",
         tag="service",
-        summary="This reference, as a page",
+        summary="Show the API reference",
         responses=(Response("The page.", media_types=("text/html",), headers=("Cache-Control", "ETag", "Vary")),),
         needs_key=False,
     ),
@@ -299,7 +300,7 @@ _SERVICE = (
         path="/docs/{asset}",
         name="showReferenceAsset",
         tag="service",
-        summary="A file of the reference's page",
+        summary="Get a file of the API reference",
         parameters=(
             Parameter(
                 "asset",
@@ -325,7 +326,7 @@ _SERVICE = (
         path="/openapi.json",
         name="showOpenapi",
         tag="service",
-        summary="This document",
+        summary="Get the OpenAPI document",
         responses=(
             Response(
                 "An OpenAPI 3.1 document.",

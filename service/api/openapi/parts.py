@@ -1,4 +1,4 @@
-"""The parts of the description of an operation."""
+"""The classes that describe an operation."""
 
 from __future__ import annotations
 

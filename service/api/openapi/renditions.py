@@ -1,4 +1,4 @@
-"""The parameters and operations of `/i/{id}`: an image as it was sent, or a rendition of it."""
+"""The parameters and operations of `/i/{id}`: an image as it was uploaded, or a rendition of it."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ _SHOW = Operation(
     path="/i/{id}",
     name="showPicture",
     tag="delivery",
-    summary="An image as pages embed it",
-    description="Without parameters it is the file that was sent. With parameters it is a rendition, which is made by "
-    f"the first request for it: at most {MAX_SIDE} pixels a side, and {MAX_PIXELS // 10**6} million in all frames "
-    "together. A parameter that is unknown, given more than once or in conflict with another is a 400. Conditional "
-    "requests and a single Range are supported. Unsigned requests for new renditions are rate limited by the time that "
-    "these take: a large source, `trim`, sharpening or a large result counts as several.",
+    summary="Get the picture of an image",
+    description="Without parameters, returns the file that was uploaded. With parameters, returns a rendition, which "
+    f"the first request creates: at most {MAX_SIDE} pixels a side, and {MAX_PIXELS // 10**6} million in all frames "
+    "together. A parameter that is unknown, given more than once or in conflict with another is refused with 400. "
+    "Conditional requests and a single Range are supported. Unsigned requests for new renditions are rate limited by "
+    "the time that they take: a large source, `trim`, sharpening or a large result counts as several.",
     parameters=(ID_IN_PATH, *RENDITION, *SIGNED),
     responses=(
         Response("The picture.", media_types=_MEDIA_TYPES, headers=(*_HEADERS, "Accept-Ranges")),
         Response(
-            "The part of the picture that Range names.",
+            "The requested range of the picture.",
             status=206,
             media_types=_MEDIA_TYPES,
             headers=(*_HEADERS, "Accept-Ranges", "Content-Range"),
@@ -99,7 +99,7 @@ _SHOW_NAMED = replace(
     _SHOW,
     path="/i/{id}/{name}",
     name="showNamedPicture",
-    summary="An image as pages embed it, with a name",
+    summary="Get the picture of an image under a name",
     description=f"{_SHOW.description} The name is for search engines and saved files; its extension, if it is one "
     f"of {', '.join(FORMATS_BY_EXTENSION)}, is the same as `format`.",
     parameters=(

@@ -24,7 +24,7 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": '^"key";q=[0-9]+;w=[0-9]+$'},
     },
     "RateLimit": {
-        "description": "What is left of the rate limit: `r` requests, and at most `t` seconds until another one.",
+        "description": "The remaining rate limit: `r` requests, and at most `t` seconds until one more is available.",
         "schema": {"type": "string", "pattern": '^"key";r=[0-9]+;t=[0-9]+$'},
     },
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
@@ -48,7 +48,7 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}( {IMAGE_ID_PATTERN.pattern})?$"},
     },
     "Cache-Tag": {
-        "description": "The same for CDNs that use this header.",
+        "description": "The same ids, for CDNs that use this header.",
         "schema": {"type": "string", "pattern": f"^{IMAGE_ID_PATTERN.pattern}(,{IMAGE_ID_PATTERN.pattern})?$"},
     },
 }

@@ -1,8 +1,8 @@
-"""A request of each operation as code in seven languages: those of the contract's own page.
+"""Code samples for each operation, in the seven languages of the original API's documentation.
 
-Every sample runs as it stands, if the key and the id are the reader's own and a `picture.jpg` lies beside it. It needs
-the language's standard library alone, but for jQuery and Python's requests. tests/e2e/test_reference_samples.py runs
-each.
+Every sample runs unchanged with the reader's key and id and a `picture.jpg` in the same folder. It needs only the
+language's standard library, except for jQuery and Python's requests. tests/e2e/test_reference_samples.py runs all
+samples.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _curl(request: SampleRequest) -> str:
 
 
 def _js(value: object) -> str:
-    """A string or an object as JavaScript writes it."""
+    """Returns a value as JavaScript source."""
     if isinstance(value, dict):
         names = (name if name.isidentifier() else _js(name) for name in value)
         return (
@@ -244,7 +244,7 @@ def _ruby(request: SampleRequest) -> str:
     )
 
 
-# The label of each tab, with the name by which syntax highlighters know the language.
+# The label of each tab, with the name of the language for syntax highlighters.
 _LANGUAGES: dict[str, tuple[str, Callable[[SampleRequest], str]]] = {
     "cURL": ("shell", _curl),
     "HTTP": ("http", _http),

@@ -1,1 +1,1 @@
-"""The API reference at `/docs`: the page, its script and style, and the component that draws it."""
+"""The API reference at `/docs`: the page, its script and style, and the component that renders it."""

@@ -1,9 +1,9 @@
-"""`/docs`: the API reference, drawn in the browser from `/openapi.json`.
+"""`/docs`: the API reference, which the browser renders from `/openapi.json`.
 
-The component is openapi-explorer 2.4.820 from npm (Apache-2.0), kept beside this file as it was published. Chosen over
-RapiDoc, whose last release names fonts on another host, and over Scalar, which is four times as large and talks to its
-own hosts. To update it: `npm pack openapi-explorer`, copy `dist/browser/openapi-explorer.min.js` and `LICENSE`, and
-look at the page.
+The component is openapi-explorer 2.4.820 from npm (Apache-2.0), vendored unchanged beside this file. It was chosen over
+RapiDoc, whose last release loads fonts from another host, and over Scalar, which is four times as large and connects to
+its own hosts. To update it: run `npm pack openapi-explorer`, copy `dist/browser/openapi-explorer.min.js` and `LICENSE`,
+and check the page in a browser.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file with what is sent for it. `packed` is the body compressed by gzip."""
+    """A file as it is sent. `gzipped` is the body compressed by gzip."""
 
     body: bytes
-    packed: bytes
+    gzipped: bytes
     etag: str
 
 
@@ -57,14 +57,14 @@ _loaded: dict[Path, Asset] = {}
 
 
 def _load(path: Path) -> Asset:
-    """Reads and compresses a file, and keeps it. Blocks for some hundredths of a second."""
+    """Reads, compresses and caches a file. Blocks for some hundredths of a second."""
     body = (_FOLDER / path).read_bytes()
     asset = _loaded[path] = Asset(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16])
     return asset
 
 
 async def show(request: web.Request) -> web.Response:
-    """GET /docs: the page, for all, without a key."""
+    """GET /docs: the page, without a key."""
     return await _respond(request, Path(_PAGE), _HTML)
 
 
@@ -83,10 +83,10 @@ async def _respond(request: web.Request, path: Path, media_type: str) -> web.Res
     if {tag.value for tag in request.if_none_match or ()} & {asset.etag, "*"}:
         response = web.Response(status=304, headers=_HEADERS)
     else:
-        is_packed = _GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
-        body = asset.packed if is_packed else asset.body
+        is_gzipped = _GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
+        body = asset.gzipped if is_gzipped else asset.body
         response = web.Response(body=body, content_type=media_type, charset="utf-8", headers=_HEADERS)
-        if is_packed:
+        if is_gzipped:
             response.headers[hdrs.CONTENT_ENCODING] = "gzip"
     response.etag = ETag(asset.etag, is_weak=True)
     return response

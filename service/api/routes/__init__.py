@@ -1,1 +1,1 @@
-"""The handlers, by what they serve."""
+"""The request handlers, one module for each resource."""

@@ -1,4 +1,4 @@
-"""`/openapi.json`: the description of the API for programs."""
+"""`/openapi.json`: the machine-readable description of the API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.config.settings import Settings
 
 
 class OpenApiDocument:
-    """The OpenAPI document of one process, encoded at its start."""
+    """The OpenAPI document, encoded once at start-up."""
 
     def __init__(self, settings: Settings) -> None:
         self._body = msgspec.json.encode(make_document(settings))

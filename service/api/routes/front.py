@@ -34,7 +34,7 @@ class Front(msgspec.Struct, frozen=True):
 
 
 class FrontPage:
-    """Both responses of one process, made at its start."""
+    """The HTML and JSON responses, rendered once at start-up."""
 
     def __init__(self, settings: Settings) -> None:
         url, number = settings.public_url.rstrip("/"), version("daguerre")

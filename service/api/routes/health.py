@@ -19,7 +19,7 @@ async def alive(_: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /readyz: 200 if an upload would succeed, else 503 with what is unavailable, and why."""
+    """GET /readyz: 200 if an upload would succeed, otherwise 503 with what is unavailable and why."""
     service = request.app[RESOURCES]
     names = [*service.dependencies, "worker"]
     problems = await asyncio.gather(

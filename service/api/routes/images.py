@@ -44,7 +44,7 @@ async def create_from_url(request: web.Request) -> web.Response:
     """GET /v1/images?url=: stores the file behind the URL as an image."""
     service = request.app[RESOURCES]
     account = await authenticate(request, service)
-    return await _copy(request, service, account, parameters.url(request), parameters.tags(request))
+    return await _create_from_source(request, service, account, parameters.url(request), parameters.tags(request))
 
 
 class UrlBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,16 +58,17 @@ async def _create_from_json(request: web.Request, service: Resources, account: A
     body = await bodies.read_json(request, UrlBody, service.upload_limits.idle_timeout_s)
     if body.tags and parameters.tags(request):
         raise ServiceError("invalid-parameter", "tags must be in the query string or in the body, not in both.")
-    return await _copy(request, service, account, body.url, clean_tags(body.tags) or parameters.tags(request))
+    tags = clean_tags(body.tags) or parameters.tags(request)
+    return await _create_from_source(request, service, account, body.url, tags)
 
 
-async def _copy(
+async def _create_from_source(
     request: web.Request, service: Resources, account: Account, url: str, tags: Sequence[str]
 ) -> web.Response:
     detail, source = parameters.detail(request, "tags", "url"), parse_url(url)
     key = parameters.idempotency_key(request, source)
     try:
-        repeated = await service.ingest.repeat(account.id, key, request_id=request_id(request)) if key else None
+        repeated = await service.ingest.find_stored(account.id, key, request_id=request_id(request)) if key else None
         new, image = repeated or await _download(request, service, account, source, tags=tags, key=key)
     except ServiceError as error:
         if error.code == "unsupported-image":
@@ -99,7 +100,7 @@ async def show(request: web.Request) -> web.Response:
     account = await authenticate(request, service)
     detail = parameters.detail(request)
     image_id = parse_image_id(request.match_info["id"])
-    image = await service.image_lookups.submit(ImageQuery(image_id, account.id, detail.large))
+    image = await service.image_lookups.submit(ImageQuery(image_id, account.id, detail.include))
     if image is None:
         raise ServiceError("image-not-found")
     view = describe_image(image, detail, service.settings.public_url)
@@ -115,7 +116,7 @@ async def delete(request: web.Request) -> web.Response:
     ids = request.match_info["id"]
     image_ids = parse_image_ids(ids)
     async with service.database.connection() as connection:
-        images = await delete_images(connection, image_ids, account.id, detail.large)
+        images = await delete_images(connection, image_ids, account.id, detail.include)
     await service.delivery.renditions.delete(image_ids)
     await service.file_removal.remove(image_ids)
     return await changed_response(images, service, account, detail, as_list="," in ids)

@@ -18,7 +18,7 @@ _CHECK_TIMEOUT_S = 1
 
 
 async def show(request: web.Request) -> web.Response:
-    """GET /metrics, without a key: it shows nothing of single accounts and images."""
+    """GET /metrics, without a key: it shows nothing about single accounts or images."""
     service = request.app[RESOURCES]
     try:
         body = await service.metrics_scrape.get(partial(_scrape, service))

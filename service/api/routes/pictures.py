@@ -1,4 +1,4 @@
-"""`/i/{id}`: a stored image as pages embed it, as it was sent or as a rendition."""
+"""`/i/{id}`: the picture of an image, as it was uploaded or as a rendition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.renditions.signatures import is_signed
 from service.storage.files import SMALL_BYTES
 from service.telemetry.metrics import metrics
 
-# A file may change between being found and being sent.
+# A file may change after it was found and before it is sent.
 _MAX_ATTEMPTS = 3
 
 

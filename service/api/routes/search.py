@@ -53,8 +53,8 @@ async def find(request: web.Request) -> web.Response:
             account.id,
             filters,
             after,
-            limit + 1,  # one more than the page shows whether there is a next page
-            include=detail.large,
+            limit + 1,  # one more than a page, to find out whether there is a next page
+            include=detail.include,
         )
     page = ImagePage([describe_ready(image, detail, service.settings.public_url) for image in images[:limit]], None)
     if len(images) > limit:
@@ -93,7 +93,7 @@ def _parse_sha256(query: MultiMapping[str]) -> bytes | None:
 
 
 def _parse_date(query: MultiMapping[str], name: str) -> datetime | None:
-    """Returns a date with a time, or a date's midnight; in UTC if it has no zone."""
+    """Returns a date with a time, or midnight of a date; in UTC if it has no zone."""
     value = query.get(name)
     if value is None:
         return None
@@ -130,5 +130,5 @@ def _decode_cursor(text: str, account_id: AccountId, filters: Filters) -> Positi
 
 
 def _digest(position: Position, account_id: AccountId, filters: Filters) -> bytes:
-    """Ties a cursor to its search. It is no secret: a forged cursor shows only the account's own images."""
+    """Binds a cursor to its search. The digest is not secret: a forged cursor shows only the account's own images."""
     return hashlib.blake2b(msgspec.json.encode((account_id, filters, position)), digest_size=8).digest()

@@ -33,7 +33,7 @@ async def add(request: web.Request) -> web.Response:
 
 
 async def remove(request: web.Request) -> web.Response:
-    """GET /v1/images/{id}/remove_tags and DELETE /v1/images/{id}/tags: a missing tag is no error."""
+    """GET /v1/images/{id}/remove_tags and DELETE /v1/images/{id}/tags: a missing tag is not an error."""
     service = request.app[RESOURCES]
     account = await authenticate(request, service)
     return await _change(request, service, account, remove=await _read_tags(request, service))
@@ -51,7 +51,7 @@ async def _change(
     ids = request.match_info["id"]
     image_ids = parse_image_ids(ids)
     async with service.database.connection() as connection:
-        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.large)
+        images = await change_tags(connection, image_ids, account.id, add=add, remove=remove, include=detail.include)
     return await changed_response(images, service, account, detail, as_list="," in ids)
 
 

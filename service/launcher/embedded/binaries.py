@@ -63,7 +63,7 @@ def package(name: str) -> Path:
 
 
 def _runs(program: Path, user: User) -> bool:
-    """Runs the program: mode bits do not show ACLs and mount options."""
+    """Tries to run the program, because mode bits do not show ACLs and mount options."""
     try:
         return run_as(user, [program, "--version"]).returncode == 0
     except OSError:

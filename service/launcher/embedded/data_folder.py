@@ -28,7 +28,7 @@ class DataFolder:
 
     path: Path
     run: Path
-    unclean: bool  # the last `up` was killed, and its processes may still be ending
+    unclean: bool  # the last `up` was killed, and its processes may still be stopping
 
     @property
     def postgres(self) -> Path:
@@ -167,7 +167,7 @@ def _run_folder(path: Path, server_user: User | None) -> Path:
 
 
 def _can_enter(path: Path, user: User) -> bool:
-    """Enters it as that user: mode bits do not show ACLs."""
+    """Tries to enter the folder as that user, because mode bits do not show ACLs."""
     return run_as(user, ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(path)]).returncode == 0
 
 

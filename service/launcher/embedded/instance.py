@@ -27,7 +27,7 @@ class Instance:
 
 
 def find(data: Path, wait_s: float = 15) -> Instance | None:
-    """Returns the `up` that runs on the folder, or None. Waits `wait_s` for one that is starting.
+    """Returns the `up` that is running on the folder, or None. Waits `wait_s` for one that is starting.
 
     Raises EmbeddedError if it is still starting after that, or if the folder belongs to another user.
     """

@@ -52,7 +52,7 @@ class LogFile:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._ended.set()
-        self._follower.join(_JOIN_TIMEOUT_S)  # a paused terminal would block it for ever
+        self._follower.join(_JOIN_TIMEOUT_S)  # a paused terminal would block it forever
 
     def write(self, event: str, text: str) -> None:
         """Appends a line of `up` itself, which the caller prints on the terminal. Ignores a full disk."""

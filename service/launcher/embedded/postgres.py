@@ -112,7 +112,9 @@ class Postgres(Server):
                 )
 
     def _create_cluster(self, programs: Path) -> None:
-        """Creates it under another name first, so that an interrupted one is not mistaken for a whole one."""
+        """Creates the cluster under another name first, so that an interrupted one is not mistaken for a complete
+        one.
+        """
         partial = self.folder / "cluster.partial"
         shutil.rmtree(partial, ignore_errors=True)
         options = ["-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions", "-U", "daguerre"]
@@ -140,7 +142,9 @@ class Postgres(Server):
             raise EmbeddedError(f"PostgreSQL could not create its cluster in {self.folder}: {reason}")
 
     def _end_stale(self) -> None:
-        """Ends a server that outlived its parent. Removes the files of a dead one, which would block the next start."""
+        """Stops a server that outlived its parent. Removes the files of a dead one, which would block the next
+        start.
+        """
         lock = self.cluster / "postmaster.pid"
         pid = read_pid(lock)
         if pid is not None and is_server_of(pid, self.cluster):

@@ -1,4 +1,4 @@
-"""What the two embedded servers share: start, stop, and the end of a server that outlived its parent."""
+"""The base class of the two embedded servers: start, stop, and cleanup of a server that outlived its parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `daguerre up` prints for the person who watches it."""
+"""The output of `daguerre up` on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BOLD, _DIM, _GREEN, _YELLOW, _RED = "1", "2", "32", "33", "31"
 
 
 class Terminal:
-    """Prints plain lines. On a real terminal, steps appear when they begin, and there are a few colours."""
+    """Prints plain lines. On a real terminal, steps appear when they start, and there are a few colours."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

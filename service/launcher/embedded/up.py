@@ -19,7 +19,7 @@ import click
 
 from service.config import settings as configuration
 from service.config.settings import Settings
-from service.database import SchemaNewer
+from service.database import SchemaTooNew
 from service.launcher import StartError, listening, serve
 from service.launcher.embedded import EmbeddedError, data_folder, first_key, instance
 from service.launcher.embedded.data_folder import DataFolder
@@ -63,7 +63,7 @@ def up(*, port: int | None, host: str | None, data: Path | None, workers: int, n
 
 
 def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database: bool = False) -> int:
-    """Returns the exit code when everything has ended. Raises StartError if it cannot start."""
+    """Starts everything, and returns the exit code after it has stopped. Raises StartError if it cannot start."""
     own_postgres = "database_url" not in settings.model_fields_set
     was_ready = False
     with contextlib.ExitStack() as stack:
@@ -82,8 +82,10 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
             is_new = not first_key.path(folder.path).exists()
             with terminal.step("Schema and first account"):
                 storage = open_originals(settings.storage or folder.path / "storage")
-                _finish(supervisor, require_pair(addresses.database_url, storage, is_new_database=is_new_database))
-                first = _finish(supervisor, first_key.prepare(addresses.database_url, folder.path))
+                _run_until_done(
+                    supervisor, require_pair(addresses.database_url, storage, is_new_database=is_new_database)
+                )
+                first = _run_until_done(supervisor, first_key.prepare(addresses.database_url, folder.path))
             with terminal.step(f"API and {workers} worker{'s' if workers > 1 else ''}", has_notes=True):
                 env = _environment(folder.path, addresses, log_format)
                 # SIGKILL: the servers end at the same time, and without them no request could be finished.
@@ -163,8 +165,8 @@ def _wait_ready(supervisor: Supervisor, listener: socket.socket, note: Callable[
     def is_ready() -> bool:
         nonlocal state
         response = listening.get(listener, "/readyz")
-        status = f"/readyz answers {response.status} {response.body}"
-        state = status if response.status else "/readyz does not answer"
+        status = f"/readyz responds {response.status} {response.body}"
+        state = status if response.status else "/readyz does not respond"
         return response.status == 200
 
     for waited_s in range(0, _READY_TIMEOUT_S, _NOTE_INTERVAL_S):
@@ -175,8 +177,8 @@ def _wait_ready(supervisor: Supervisor, listener: socket.socket, note: Callable[
     raise EmbeddedError(f"Daguerre is not ready after {_READY_TIMEOUT_S} s: {state}")
 
 
-def _finish(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Result:
-    """Runs `work` to its end. Raises Stopped if a signal arrives first, EmbeddedError if the database fails."""
+def _run_until_done(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Result:
+    """Runs `work` until it is done. Raises Stopped if a signal arrives first, EmbeddedError if the database fails."""
 
     async def watch() -> Result:
         task = asyncio.ensure_future(work)
@@ -190,7 +192,7 @@ def _finish(supervisor: Supervisor, work: Coroutine[None, None, Result]) -> Resu
 
     try:
         return asyncio.run(watch())
-    except SchemaNewer as error:
+    except SchemaTooNew as error:
         raise EmbeddedError(str(error)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise EmbeddedError(f"The database cannot be used: {str(error) or type(error).__name__}") from error

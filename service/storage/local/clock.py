@@ -1,4 +1,4 @@
-"""The clock that file times come from: that of the file system, which may be a server's."""
+"""The clock of the file system, which may be that of a server. File times come from it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def read_clock(folder: Path) -> float:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-    os.utime(folder)  # A full disk takes no new file, but it takes a new time.
+    os.utime(folder)  # a full disk accepts no new file, but a new time
     return folder.stat().st_mtime
 
 
 class FolderClock:
-    """Reads the clock of a folder, and corrects jumps forward, after which new files would look old.
+    """Reads the clock of a folder, and corrects forward jumps, after which new files would look old.
 
     A clock jumps when its host wakes up or corrects it. So the clock is compared with the monotonic clock of this
-    process: the smallest lead over it counts, within the span of time that ages of files are compared with. A jump
-    before this process began is not noticed.
+    process. The smallest lead over it within the last `span_s` counts. A jump before this process started is not
+    detected.
     """
 
     def __init__(self, folder: Path) -> None:

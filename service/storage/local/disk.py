@@ -1,4 +1,4 @@
-"""The folders of originals on a disk, and the operations on them that are one step each, which block.
+"""The folders of originals on a disk, and blocking operations on them.
 
 A descriptor of the storage's folder stands for one disk: a disk that is unmounted or mounted meanwhile cannot make a
 file look missing.
@@ -44,7 +44,7 @@ def shard_of(image_id: ImageId) -> str:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Moves a file to a path that is free, and never overwrites a file.
+    """Moves a file to a free path, and never overwrites a file.
 
     Raises FileExistsError if the path is taken, and OSError. A crash may leave the file under both names. Without hard
     links it is a check and a rename, which are two steps.
@@ -81,7 +81,7 @@ def sync_folder(path: Path) -> None:
 
 
 def has_folder(name: str, root: int) -> bool:
-    """Returns whether the folder is there. Raises OSError."""
+    """Returns whether the folder exists. Raises OSError."""
     try:
         os.stat(name, dir_fd=root)
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def has_folder(name: str, root: int) -> bool:
 
 
 def require_folder(name: str, root: int) -> None:
-    """Raises OSError, and never FileNotFoundError, if the folder is missing."""
+    """Raises OSError, but not FileNotFoundError, if the folder is missing."""
     if not has_folder(name, root):
         raise OSError(errno.ENODEV, f"the folder {name} of the storage is missing")
 
@@ -127,8 +127,8 @@ _POLL_INTERVAL_S = 0.1
 
 
 class StorageFolders:
-    """`incoming` holds uploads that are not published; 256 folders, the shards, hold all other originals. They are made
-    at the first start, so that a new image makes none.
+    """`incoming` holds uploads that are not published; 256 folders, the shards, hold all other originals. They are
+    created at the first start, so that uploads need not create any.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,7 +166,7 @@ class StorageFolders:
         return None
 
     def is_new(self) -> bool:
-        """Returns whether the folders were never made, or are on a disk that is not mounted. Blocks."""
+        """Returns whether the folders were never created, or are on a disk that is not mounted. Blocks."""
         try:
             self.incoming.stat()
         except FileNotFoundError:
@@ -176,7 +176,9 @@ class StorageFolders:
         return False
 
     def prepare(self) -> None:
-        """Makes the folders. Blocks; raises SettingsError if they cannot be made or written; a full disk can."""
+        """Creates the folders. Blocks. Raises SettingsError if they cannot be created or written. A full disk is
+        accepted.
+        """
         try:
             make_folder(self.incoming)
             for shard in range(NUM_SHARDS):
@@ -187,9 +189,10 @@ class StorageFolders:
         self.require()
 
     def require(self, *, wait_s: float = 0) -> None:
-        """Raises SettingsError if the folders cannot be written, or no API process makes them within `wait_s`. Blocks.
+        """Raises SettingsError if the folders cannot be written, or if no API process creates them within `wait_s`.
+        Blocks.
 
-        A worker never makes them: a disk that is not mounted must not look like a new one.
+        A worker never creates them: a disk that is not mounted must not look like a new one.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -198,7 +201,7 @@ class StorageFolders:
                 break
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
-                    raise self.unusable("Daguerre's folders are missing; `daguerre serve` makes them") from None
+                    raise self.unusable("Daguerre's folders are missing; `daguerre serve` creates them") from None
             except OSError as error:
                 raise self.unusable((error.strerror or str(error)).lower()) from error
             time.sleep(_POLL_INTERVAL_S)
@@ -212,19 +215,19 @@ class StorageFolders:
 
 ID_FILE = "storage-id"
 _MAX_ID_BYTES = 64
-# Less than a check may take, so that a database that hangs does not look like a disk that hangs.
+# Shorter than the time limit of a check, so that a database that hangs does not look like a disk that hangs.
 _LOAD_TIMEOUT_S = 1.0
 
 
 class StorageRoot:
     """Runs functions on the folder of a storage while the storage of the database is mounted there.
 
-    A disk that is not mounted leaves an empty folder behind, perhaps one with Daguerre's own folders in it, and another
-    disk may be mounted in its place. No file is lost then, and nothing that is written there would be kept. So a file
-    in the folder has the id of the database.
+    If a disk is not mounted, its mount point is an empty folder or has other folders of Daguerre, or another disk is
+    mounted there. Then files are not lost, and new files would be. So a file in the folder has the id that the database
+    records.
 
-    `load_id` loads the id of the database's storage. If the database has none, a folder without an id is accepted that
-    has `incoming`; without `load_id`, any folder that has `incoming`.
+    `load_id` loads the id of the database's storage. If the database has none, a folder that has `incoming` and no id
+    is accepted; without `load_id`, any folder that has `incoming`.
     """
 
     def __init__(self, path: Path, load_id: Callable[[], Awaitable[str | None]] | None, threads: Executor) -> None:
@@ -236,8 +239,8 @@ class StorageRoot:
     async def call(self, do: Callable[[int], Result], *, needs_id: bool = True) -> Result:
         """Calls `do` in a thread with a descriptor of the folder, and returns its result.
 
-        Raises StorageUnavailable, OSError, and `database-unavailable` if the id has to be loaded. Without `needs_id`
-        the id that was loaded last will do if the database does not answer soon.
+        Raises StorageUnavailable, OSError, and `database-unavailable` if the id has to be loaded. Without `needs_id`,
+        the last id is used if the database does not respond soon.
         """
         load = self._load if needs_id else self._load_soon
         if self.id is None:
@@ -250,7 +253,7 @@ class StorageRoot:
         return await in_thread(self._threads, partial(self.run, do))
 
     def run(self, do: Callable[[int], Result]) -> Result:
-        """Does what `call` does, with the id that was loaded last. Blocks."""
+        """Like `call`, with the last loaded id. Blocks."""
         with ExitStack() as stack:
             try:
                 root = stack.enter_context(open_folder(self.path))
@@ -309,14 +312,14 @@ def read_folder_id(path: Path) -> str | None:
 
 
 def create_id(path: Path) -> str:
-    """Writes a new id into a folder that has none, and returns the id that is there then. Blocks; raises OSError."""
+    """Writes a new id into a folder that has none. Returns the id of the folder. Blocks; raises OSError."""
     draft = path / f".{ID_FILE}-{secrets.token_hex(8)}"
     try:
         with draft.open("x") as file:
             file.write(f"{secrets.token_hex(16)}\n")
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):  # another process was faster
+        with suppress(FileExistsError):  # another process created it first
             publish(draft, path / ID_FILE)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,8 +1,7 @@
 """Originals as files of a disk.
 
 A body is written to `incoming/ID`, synced there, and moved to its final path after its row is committed. So `incoming`
-is the journal of uploads that may have died half-way, no sweep has to read the folders of published files, and a reader
-looks in both.
+is the journal of unfinished uploads, no sweep has to list the folders of published files, and readers try both paths.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ class LocalOriginals(StorageFolders):
         await self.root.call(lambda _: None)
 
     async def check(self) -> None:
-        """Raises OSError if nothing can be written, or the storage of the database is not mounted. Before its id could
-        be loaded, any folder that can be written will do.
+        """Raises OSError if nothing can be written, or the storage of the database is not mounted. Until its id is
+        loaded, any writable folder is accepted.
         """
         await self.root.call(lambda _: disk.try_write(self.incoming), needs_id=False)
 
@@ -80,7 +79,7 @@ class LocalOriginals(StorageFolders):
 
     async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[ServiceError | None]:
         """Makes finished files and their names durable, with one sync of the folder for all of them."""
-        received = cast("Sequence[LocalUploadFile]", files)  # `receive` made them
+        received = cast("Sequence[LocalUploadFile]", files)  # created by `receive`
         with storage_errors():
             return await self.root.call(lambda _: self._sync_batch(received))
 
@@ -115,8 +114,8 @@ class LocalOriginals(StorageFolders):
     async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
         """Moves files whose rows were committed to their final paths. Returns the images whose files are lost.
 
-        A file that cannot be moved is left to the sweep. Nothing is raised: a batch that is committed must not look
-        like a batch that failed, which is written again.
+        The sweep retries a file that cannot be moved. Nothing is raised: a committed batch must not look like a failed
+        one, which would be retried.
         """
         try:
             missing = await in_thread(self.threads, partial(self._publish, image_ids))
@@ -157,7 +156,7 @@ class LocalOriginals(StorageFolders):
         """Returns the file of an image, or None if it is lost. Raises `storage-unavailable`, `database-unavailable`."""
         with storage_errors():
             file = await in_thread(self.threads, partial(self._find, image_id))
-            if file is None and not await self.find_missing([image_id]):  # the storage was away, and has come back
+            if file is None and not await self.find_missing([image_id]):  # the storage was not mounted for a moment
                 file = await in_thread(self.threads, partial(self._find, image_id))
         return file
 
@@ -206,8 +205,8 @@ class LocalOriginals(StorageFolders):
 class LocalUploadFile:
     """The `UploadFile` of a disk.
 
-    Each call waits for a thread, which costs more than what is done in it: callers gather chunks up to some hundred
-    kilobytes, and a smaller body is written together with others, by `LocalOriginals.sync_batch`.
+    Each call waits for a thread, which costs more than the write itself. So callers gather chunks up to some hundred
+    kilobytes, and `LocalOriginals.sync_batch` writes smaller bodies together.
     """
 
     def __init__(self, path: Path, threads: Executor) -> None:
@@ -229,7 +228,7 @@ class LocalUploadFile:
                 await in_thread(self._threads, self._flush_and_sync)
 
     def flush(self) -> None:
-        """Writes the last chunks, and asks the disk to begin. Blocks; raises OSError."""
+        """Writes the last chunks, and starts writing to the disk. Blocks; raises OSError."""
         if self._durable:
             return
         if self._abandoned:
@@ -239,8 +238,8 @@ class LocalUploadFile:
         assert self._file is not None  # noqa: S101 - _write opened it
         self._file.flush()
         if hasattr(os, "posix_fadvise"):
-            # Linux starts to write at this advice. A file system like ext4 then commits the files of a group together,
-            # and not one by one at their syncs.
+            # Linux starts to write at this advice. A file system like ext4 then commits the files of a batch together,
+            # instead of one by one at each sync.
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
@@ -257,7 +256,9 @@ class LocalUploadFile:
         self._path = path
 
     def abandon(self) -> None:
-        """Removes the file if this object made it. Not a coroutine, so that a cancelled request cleans up as well."""
+        """Removes the file if this object created it. Not a coroutine, so that a cancelled request cleans up as
+        well.
+        """
         self._durable, self._abandoned = False, True
         if self._file is not None:
             self._path.unlink(missing_ok=True)

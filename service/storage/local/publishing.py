@@ -26,7 +26,7 @@ class Publisher:
         self._quarantine = quarantine
 
     def publish(self, image_ids: Iterable[ImageId]) -> Failures:
-        """Publishes uploads whose rows were committed just now. An error of one file stops no other.
+        """Publishes uploads whose rows were just committed. An error of one file does not affect others.
 
         The ids were free when the rows were inserted, so a file at the final path is an orphan.
         """
@@ -39,9 +39,9 @@ class Publisher:
     def reconcile(self, expected: Mapping[ImageId, bytes]) -> Failures:
         """Publishes uploads whose rows were committed some time ago and have these SHA-256.
 
-        If there is a published file already, the SHA-256 decides which of the two is the image. As a rule it is the
-        published one: the other was received under an id that was taken, and its process ended before it got another
-        id. It is removed. Or a crash left one file under both names.
+        If a file is already published, the SHA-256 decides which of the two is the image. Usually it is the published
+        one: the other was received under an id that was taken, and its process crashed before it got another id. It is
+        removed. Or a crash left one file under both names.
         """
 
         def reconcile_one(image_id: ImageId) -> None:

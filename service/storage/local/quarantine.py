@@ -1,4 +1,4 @@
-"""The folder `unclaimed`: files that belong to no image, which are kept because their rows may be restored."""
+"""The folder `unclaimed`: files without an image. They are not deleted, because their rows may be restored."""
 
 from __future__ import annotations
 

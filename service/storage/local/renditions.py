@@ -1,4 +1,4 @@
-"""Renditions as files of a disk: a cache that may be lost, so nothing is synced. A file is whole or missing."""
+"""Renditions as files of a disk: a cache that may be lost, so nothing is synced. A file is complete or missing."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Owner = TypeVar("Owner", bound=Hashable)
 log = structlog.get_logger("service")
 
 _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-# Errors of a disk that fails: its renditions are made again, and sent without being stored.
+# Errors of a failing disk: its renditions are rendered again, and sent without being stored.
 _CANNOT_READ = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP})
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _COPY_BYTES = 1 << 20
 
 
 class LocalRenditions:
-    """The `RenditionStorage` of a disk: 256 folders of files, made when needed, and `incoming` for files that are being
-    written. `device` is the disk that the folder is on, if it is known.
+    """The `RenditionStorage` of a disk: 256 folders of files, created when needed, and `incoming` for files that are
+    being written. `device` is the disk that the folder is on, if it is known.
 
     Methods without `async` block and raise OSError.
     """
@@ -64,9 +64,10 @@ class LocalRenditions:
         return str(self.root)
 
     def prepare(self) -> None:
-        """Makes the folders, and notes their disk.
+        """Creates the folders, and records their disk.
 
-        Raises SettingsError, but not if the disk is full or read-only: then renditions are sent without being stored.
+        Raises SettingsError if they cannot be used. A full or read-only disk is accepted: renditions are then sent
+        without being stored.
         """
         try:
             make_folder(self.root / INCOMING)
@@ -83,15 +84,15 @@ class LocalRenditions:
     def _shard(self, image_id: ImageId) -> Path:
         return self.root / shard_of(image_id)
 
-    async def find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+    async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         with storage_errors():
-            return await in_thread(self.threads, partial(self._find, key, is_whole))
+            return await in_thread(self.threads, partial(self._find, key, is_complete))
 
-    def _find(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> StoredFile | None:
+    def _find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         path = self.path(key)
         try:
             file = read_file(path)
-            if is_whole(file):
+            if is_complete(file):
                 return file
         except FileNotFoundError:
             return None
@@ -105,9 +106,9 @@ class LocalRenditions:
             path.unlink()
         return None
 
-    def find_disk_size(self, key: RenditionKey, is_whole: Callable[[StoredFile], bool]) -> int | None:
+    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
         try:
-            return size_on_disk(self.path(key).stat()) if self._find(key, is_whole) else None
+            return size_on_disk(self.path(key).stat()) if self._find(key, is_complete) else None
         except FileNotFoundError:
             return None
 
@@ -132,9 +133,9 @@ class LocalRenditions:
         return self._write(key, fill)
 
     def _write(self, key: RenditionKey, fill: Callable[[int], None], data: bytes | None = None) -> StoredFile:
-        """Uses few system calls, since each may hand the interpreter to another thread and wait for it again.
+        """Uses few system calls, because each may pass the interpreter's lock to another thread and wait for it again.
 
-        A rendition that is there is replaced, unlike an original: it has the same content, or it is damaged.
+        An existing rendition is replaced, unlike an original: it has the same content, or it is damaged.
         """
         draft, path = self.root / INCOMING / f"{self._draft_name}{next(self._draft_numbers)}", self.path(key)
         try:
@@ -155,12 +156,12 @@ class LocalRenditions:
         return StoredFile(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
 
     def _make_shard(self, folder: Path) -> None:
-        """Makes a folder with the mode of `incoming`, which the operator may have opened to a proxy for X-Accel."""
+        """Creates a folder with the mode of `incoming`, which the operator may have opened to a proxy for X-Accel."""
         folder.mkdir(mode=stat.S_IMODE((self.root / INCOMING).stat().st_mode) & 0o777, exist_ok=True)
 
     def _create(self, path: Path) -> int:
-        """Opens a new file. The folders may be lost at any time and are made again, but not the folder above them, and
-        not on the disk below if their own disk is not mounted.
+        """Opens a new file. Folders that were removed are created again, except for the parent of the root, and except
+        under a mount point whose disk is not mounted.
         """
         try:
             return os.open(path, _CREATE, 0o666)
@@ -171,7 +172,7 @@ class LocalRenditions:
             self._require_device()
             path.parent.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, _CREATE, 0o666)
-        except FileNotFoundError as error:  # callers would take it for an original that is missing
+        except FileNotFoundError as error:  # callers would treat it as a missing original
             raise OSError(errno.ESTALE, f"there is no folder for {self.root}") from error
 
     def _require_device(self) -> None:
@@ -180,8 +181,8 @@ class LocalRenditions:
             raise OSError(errno.ENODEV, f"the disk of {self.root} is not mounted")
 
     def _require_mounted(self) -> None:
-        """Raises OSError if the disk is not mounted, because the renditions on it still exist. An empty folder will do:
-        renditions may be lost.
+        """Raises OSError if the disk is not mounted, because the renditions on it still exist. An empty folder is
+        accepted, because renditions may be lost.
         """
         if not (self.root / INCOMING).exists():
             try:
@@ -197,7 +198,7 @@ class LocalRenditions:
         return _log_failures(_remove_each((key, self.path(key)) for key in keys))
 
     def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
-        if self.device is not None:  # else, in a command, the folder may not be made yet
+        if self.device is not None:  # in a command, the folder may not exist yet
             self._require_mounted()
         failures: dict[ImageId, OSError] = {}
         for image_id in image_ids:

@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.accounts.accounts import begin_deletion, end_deletion
+from service.accounts.accounts import finish_deletion, start_deletion
 from service.accounts.presets import set_preset
 from service.accounts.signing_keys import create_signing_key
 from service.config.settings import Settings
@@ -322,8 +322,8 @@ async def test_missing_storage_begins_no_deletion(
 async def test_late_row_is_deleted_too(connection: Any, tenant: Tenant, settings: Settings) -> None:
     """A process of an older version, which knows no suspension, may insert it after the last batch."""
     await fill(connection, tenant, settings, 1)
-    await begin_deletion(connection, tenant.id)
-    assert await end_deletion(connection, tenant.id) is False
+    await start_deletion(connection, tenant.id)
+    assert await finish_deletion(connection, tenant.id) is False
     async with Database.open(settings.database_url, connections=1) as database:
         deletion = AccountDeletion(
             database, LocalOriginals(settings.storage_folder), LocalRenditions(settings.renditions_folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.accounts.accounts import AccountBeingDeleted, begin_deletion, resume_account, suspend_account
+from service.accounts.accounts import AccountBeingDeleted, resume_account, start_deletion, suspend_account
 from service.config.settings import Settings
 from service.database import Database
 from service.ids import ImageId
@@ -145,7 +145,7 @@ async def test_suspended_account_stops_no_other_upload(
 
 
 async def test_a_deletion_cannot_be_resumed(connection: Any, tenant: Tenant) -> None:
-    await begin_deletion(connection, tenant.id)
+    await start_deletion(connection, tenant.id)
     with pytest.raises(AccountBeingDeleted):
         await resume_account(connection, tenant.name)
     with pytest.raises(AccountBeingDeleted):

@@ -247,10 +247,10 @@ async def test_backup_refuses_other_folders(settings: Settings, storage: LocalOr
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(BackupError, match=r"holds other files \(a.jpg\)"):
         await back_up(settings, tmp_path / "photos")
-    with pytest.raises(BackupError, match="inside of the folder of the images"):
+    with pytest.raises(BackupError, match="inside the folder of the images"):
         await back_up(settings, settings.storage_folder / "backup")
     (tmp_path / "link").symlink_to(settings.storage_folder)
-    with pytest.raises(BackupError, match="inside of the folder of the images"):
+    with pytest.raises(BackupError, match="inside the folder of the images"):
         await back_up(settings, tmp_path / "link" / "backup")
 
 

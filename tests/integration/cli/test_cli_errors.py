@@ -121,9 +121,9 @@ NO_TEXT = "\udcff"  # an argument that is no UTF-8
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("accounts", "create", "x", "--max-storage", "99999999999TB"), "is too large a size"),
-        (("accounts", "create", "x", "--max-storage", "9" * 400), "is too large a size"),
-        (("accounts", "create", "x", "--max-storage", "9223372036854775808"), "is too large a size"),
+        (("accounts", "create", "x", "--max-storage", "99999999999TB"), "is too large: the maximum"),
+        (("accounts", "create", "x", "--max-storage", "9" * 400), "is too large: the maximum"),
+        (("accounts", "create", "x", "--max-storage", "9223372036854775808"), "is too large: the maximum"),
         (("accounts", "create", "x" * 201), "1 to 200 printable characters"),
         (("accounts", "create", ""), "1 to 200 printable characters"),
         (("accounts", "create", NOTHING), "1 to 200 printable characters"),
@@ -218,5 +218,5 @@ def test_size_is_exact_up_to_a_bigint() -> None:
     assert parse_size("8388607TB") == 8388607 << 40
     assert parse_size("9007199254740993") == 2**53 + 1
     for text in (str(MAX_SIZE + 1), "8388608TB", "9" * 100, "1" + "0" * 64 + ".5k"):
-        with pytest.raises(ValueError, match="too large a size"):
+        with pytest.raises(ValueError, match="is too large: the maximum"):
             parse_size(text)

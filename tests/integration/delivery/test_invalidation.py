@@ -42,7 +42,7 @@ async def test_deleted_image_is_gone_at_once(
 async def test_deletion_invalidates_other_processes(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "TRUST_S", 60)
+    monkeypatch.setattr(image_cache, "LOOKUP_TTL_S", 60)
     other = await aiohttp_client(create_app(settings))
     paths = [f"/i/{image_id}", f"/i/{image_id}?width=40"]
     for path in paths:
@@ -59,7 +59,7 @@ async def test_deleted_image_is_not_reported_lost(
     api: Client, image_id: str, settings: Settings, tenant: Tenant, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the process has not heard of the deletion."""
-    monkeypatch.setattr(image_cache, "TRUST_S", 60)
+    monkeypatch.setattr(image_cache, "LOOKUP_TTL_S", 60)
     monkeypatch.setattr(Renditions, "_on_event", lambda *_: None)
     other = await aiohttp_client(create_app(settings))
     await resources_of(other).delivery.renditions.events.wait_connected(5)
@@ -121,9 +121,9 @@ async def test_changed_file_is_found_again(
     find, changes = LocalRenditions.find, iter([change])
 
     async def find_and_change(
-        self: LocalRenditions, key: RenditionKey, is_whole: Callable[[StoredFile], bool]
+        self: LocalRenditions, key: RenditionKey, is_complete: Callable[[StoredFile], bool]
     ) -> StoredFile | None:
-        stored = await find(self, key, is_whole)
+        stored = await find(self, key, is_complete)
         match next(changes, None):
             case "evicted":
                 self.remove([key])

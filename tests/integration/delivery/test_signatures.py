@@ -48,7 +48,7 @@ async def test_cached_picture_expires_with_its_policy(
     api: Client, image_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture that was found by a cached policy is not trusted longer than the policy."""
-    monkeypatch.setattr(image_cache, "TRUST_S", 60)
+    monkeypatch.setattr(image_cache, "LOOKUP_TTL_S", 60)
     expiries: list[float] = []
 
     def record(_: MemoryCache, __: Any, ___: Any, *, until: float, generation: int) -> None:
@@ -63,7 +63,7 @@ async def test_cached_picture_expires_with_its_policy(
 async def test_changed_policy_holds_after_the_cache(
     api: Client, image_id: str, connection: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "TRUST_S", 0.5)
+    monkeypatch.setattr(image_cache, "LOOKUP_TTL_S", 0.5)
     assert (await api.get(f"/i/{image_id}")).status == 200
     await set_policy(connection, tenant.name, require_signature=True, strip_location=None)
     async with asyncio.timeout(10):

@@ -20,7 +20,7 @@ from tests.integration.sandbox.conftest import NewPool
 from tests.support.decoders import pid_of, start_request, until
 from tests.support.processes import is_alive
 from tests.support.samples import jpeg
-from worker.sandbox import child_main
+from worker.sandbox import decoder_main
 from worker.sandbox.decoder import DecoderFailed, DecoderLimits
 from worker.sandbox.messages import LENGTH, ProbeRequest, ReadError, Response, decode_response, encode_response
 from worker.sandbox.pool import MAX_PREFETCH, DecoderPool
@@ -160,7 +160,7 @@ async def test_undead_processes_are_bounded(new_pool: NewPool, picture: str, mon
                     with pytest.raises(DecoderUnavailable, match="waited"):
                         await pool.probe(picture)
             async with asyncio.timeout(20):
-                with pytest.raises(DecoderUnavailable, match="do not die"):
+                with pytest.raises(DecoderUnavailable, match="still alive"):
                     await pool.probe(picture)
         assert all(is_alive(pid) for pid in undead)
     finally:
@@ -416,7 +416,7 @@ def test_deeply_nested_response_is_invalid() -> None:
 def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(1)
     folder = os.open("/", os.O_RDONLY)
-    assert isinstance(child_main.handle(request, [folder]), ReadError)
+    assert isinstance(decoder_main.handle(request, [folder]), ReadError)
     os.close(folder)
 
     def encode(*_: object, **__: object) -> None:
@@ -424,7 +424,7 @@ def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("worker.imaging.probe", encode)
     with pytest.raises(OSError, match="encoder error"):
-        child_main.handle(request, [0])
+        decoder_main.handle(request, [0])
 
 
 async def test_process_that_reads_no_requests_is_killed(picture: str) -> None:

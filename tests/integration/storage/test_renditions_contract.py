@@ -35,12 +35,12 @@ def renditions(open_renditions: Callable[[], RenditionStorage]) -> RenditionStor
     return renditions
 
 
-def is_whole(file: StoredFile) -> bool:
+def is_complete(file: StoredFile) -> bool:
     return file.size > 0
 
 
 async def find(renditions: RenditionStorage, key: RenditionKey) -> bytes | None:
-    file = await renditions.find(key, is_whole)
+    file = await renditions.find(key, is_complete)
     return None if file is None else file.path.read_bytes()
 
 
@@ -50,23 +50,23 @@ async def test_written_rendition_is_found(renditions: RenditionStorage, size: in
     written = renditions.write(KEYS[0], data)
     assert (written.path, written.size) == (renditions.path(KEYS[0]), size)
     assert written.data == (data if size <= SMALL_BYTES else None)
-    file = await renditions.find(KEYS[0], is_whole)
+    file = await renditions.find(KEYS[0], is_complete)
     assert file is not None
     assert (file.size, file.modified_ns, file.data) == (size, written.modified_ns, written.data)
     assert file.path.read_bytes() == data
-    assert renditions.find_disk_size(KEYS[0], is_whole) == written.disk_size >= size
+    assert renditions.find_disk_size(KEYS[0], is_complete) == written.disk_size >= size
 
 
 async def test_unknown_rendition_is_not_found(renditions: RenditionStorage) -> None:
     renditions.write(KEYS[0], b"x")
-    assert await renditions.find(KEYS[1], is_whole) is None
-    assert renditions.find_disk_size(KEYS[1], is_whole) is None
+    assert await renditions.find(KEYS[1], is_complete) is None
+    assert renditions.find_disk_size(KEYS[1], is_complete) is None
 
 
 async def test_damaged_rendition_is_removed(renditions: RenditionStorage) -> None:
     renditions.write(KEYS[0], b"x")
     assert await renditions.find(KEYS[0], lambda _: False) is None
-    assert await renditions.find(KEYS[0], is_whole) is None
+    assert await renditions.find(KEYS[0], is_complete) is None
 
 
 async def test_rendition_can_be_written_again(renditions: RenditionStorage) -> None:
@@ -98,7 +98,7 @@ async def test_patched_copy_differs_in_its_patches(renditions: RenditionStorage,
     assert source.read_bytes() == b"0123456789"
     with pytest.raises(OSError, match="outside of its file"):
         renditions.write_patched(KEYS[1], source, [(9, b"yz")])
-    assert await renditions.find(KEYS[1], is_whole) is None
+    assert await renditions.find(KEYS[1], is_complete) is None
 
 
 async def test_keys_are_removed(renditions: RenditionStorage) -> None:

@@ -73,7 +73,7 @@ async def test_storage_is_made_before_the_tables(settings: Settings, connection:
 
 async def test_storage_is_not_made_without_postgres(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": "postgresql://daguerre@127.0.0.1:1/daguerre"})
-    with pytest.raises(SettingsError, match="PostgreSQL, which knows whether it should be, is away"):
+    with pytest.raises(SettingsError, match="PostgreSQL, which knows whether it should be, is unavailable"):
         await start(away)
     assert list(settings.storage_folder.iterdir()) == []
 

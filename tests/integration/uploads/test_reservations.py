@@ -17,8 +17,8 @@ from aiohttp.test_utils import TestServer
 
 from service.config.settings import Settings
 from service.errors import ServiceError
-from service.shared_memory import arriving_bytes
-from service.shared_memory.arriving_bytes import SLOTS, ArrivingBytes
+from service.shared_memory import in_flight_bytes
+from service.shared_memory.in_flight_bytes import SLOTS, InFlightBytes
 from service.telemetry.metrics import metrics
 from tests.conftest import Client, NewTenant, Tenant, resources_of
 from tests.support.api import error_of
@@ -221,11 +221,11 @@ async def test_body_goes_on_during_a_database_outage(
 
 class TestSharedBytes:
     @pytest.fixture
-    def processes(self) -> Callable[[int], ArrivingBytes]:
-        descriptor = arriving_bytes.create(3)
-        return lambda number: ArrivingBytes(descriptor, number)
+    def processes(self) -> Callable[[int], InFlightBytes]:
+        descriptor = in_flight_bytes.create(3)
+        return lambda number: InFlightBytes(descriptor, number)
 
-    def test_each_process_sees_what_the_others_hold(self, processes: Callable[[int], ArrivingBytes]) -> None:
+    def test_each_process_sees_what_the_others_hold(self, processes: Callable[[int], InFlightBytes]) -> None:
         first, second, third = (processes(number) for number in range(3))
         first.put(7, 100)
         second.put(7, 20)
@@ -235,13 +235,13 @@ class TestSharedBytes:
         assert second.count_others(7) == 0
         assert third.count_others(8) == 3
 
-    def test_replaced_process_holds_nothing(self, processes: Callable[[int], ArrivingBytes]) -> None:
+    def test_replaced_process_holds_nothing(self, processes: Callable[[int], InFlightBytes]) -> None:
         first, second = processes(0), processes(1)
         first.put(7, 100)
         processes(0)
         assert second.count_others(7) == 0
 
-    def test_slots_are_used_again_and_run_out(self, processes: Callable[[int], ArrivingBytes]) -> None:
+    def test_slots_are_used_again_and_run_out(self, processes: Callable[[int], InFlightBytes]) -> None:
         first, second = processes(0), processes(1)
         for account_id in range(3 * SLOTS):
             first.put(account_id, 5)
@@ -254,6 +254,6 @@ class TestSharedBytes:
         assert second.count_others(SLOTS) == 9
 
     def test_one_process_alone_has_no_others(self) -> None:
-        alone = ArrivingBytes.alone()
+        alone = InFlightBytes.unshared()
         alone.put(7, 100)
         assert alone.count_others(7) == 0

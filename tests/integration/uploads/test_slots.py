@@ -41,9 +41,9 @@ class Bodies:
     async def begin(self, account_id: AccountId, *, size: int = 0) -> asyncio.Task[str]:
         """Begins a body of which `size` bytes have arrived. Raises `busy`; the task returns its error code."""
         body_pace = Pace()
-        body_pace.begin_wait()
+        body_pace.start_wait()
         body_pace.end_wait(size)
-        body_pace.begin_wait()
+        body_pace.start_wait()
         slot = self.slots.acquire(account_id, body_pace)
         self._taken.append(slot)
         task = asyncio.create_task(self._arrive(slot))

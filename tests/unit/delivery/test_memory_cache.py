@@ -93,5 +93,5 @@ def test_lookup_before_a_deletion_is_not_cached() -> None:
 def test_max_age_ends_with_the_signature() -> None:
     assert CachePolicy(60).header(1000.0) == "public, max-age=60"
     assert CachePolicy(60, immutable=True).header(1000.0) == "public, max-age=60, immutable"
-    for now, left_s in [(1000.0, 60), (1950.0, 50), (1998.5, 1), (2000.0, 0), (2010.0, 0)]:
-        assert CachePolicy(60, expires=2000).header(now) == f"public, max-age={left_s}"
+    for now, remaining_s in [(1000.0, 60), (1950.0, 50), (1998.5, 1), (2000.0, 0), (2010.0, 0)]:
+        assert CachePolicy(60, expires=2000).header(now) == f"public, max-age={remaining_s}"

@@ -84,7 +84,7 @@ class TestCounts:
         assert not replaced.is_ahead()
 
     def test_single_process_is_never_ahead(self) -> None:
-        counts = ConnectionCounts.alone()
+        counts = ConnectionCounts.unshared()
         counts.add(1000)
         assert not counts.is_ahead()
 
@@ -133,7 +133,7 @@ async def test_failed_connection_is_not_counted(error: Exception, capfd: pytest.
             raise error
         return Greeting()
 
-    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    listener, counts = listening(socket.socket()), ConnectionCounts.unshared()
     async with Acceptor(listener, make, counts, max_connections=1):
         with pytest.raises(asyncio.IncompleteReadError):  # closed at once
             await greet(listener)
@@ -145,7 +145,7 @@ async def test_failed_connection_is_not_counted(error: Exception, capfd: pytest.
 async def test_accepting_resumes_after_exhaustion() -> None:
     listener = listening(Exhausted())
     began = time.monotonic()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.unshared(), max_connections=1000):
         assert await greet(listener) == b"hello"
     assert time.monotonic() - began >= 0.9
 
@@ -153,7 +153,7 @@ async def test_accepting_resumes_after_exhaustion() -> None:
 async def test_listener_is_closed_after_the_block() -> None:
     listener = listening(socket.socket())
     address = listener.getsockname()
-    async with Acceptor(listener, Greeting, ConnectionCounts.alone(), max_connections=1000):
+    async with Acceptor(listener, Greeting, ConnectionCounts.unshared(), max_connections=1000):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
@@ -166,7 +166,7 @@ async def test_last_connection_gets_its_protocol() -> None:
         protocols.append(Greeting())
         return protocols[-1]
 
-    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    listener, counts = listening(socket.socket()), ConnectionCounts.unshared()
     with socket.create_connection(listener.getsockname()) as client:
         async with Acceptor(listener, make, counts, max_connections=1000):
             while not counts.held:
@@ -180,7 +180,7 @@ async def test_last_connection_gets_its_protocol() -> None:
 
 
 async def test_waiting_connections_are_accepted_at_the_end() -> None:
-    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    listener, counts = listening(socket.socket()), ConnectionCounts.unshared()
     address = listener.getsockname()
     with socket.create_connection(address) as one, socket.create_connection(address) as other:
         async with Acceptor(listener, Greeting, counts, max_connections=1000):
@@ -195,7 +195,7 @@ async def test_waiting_connections_are_accepted_at_the_end() -> None:
 async def test_connection_limit_delays_the_next_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    listener, counts = listening(socket.socket()), ConnectionCounts.alone()
+    listener, counts = listening(socket.socket()), ConnectionCounts.unshared()
     async with Acceptor(listener, Greeting, counts, max_connections=2):
         for _ in range(2):
             assert await greet(listener) == b"hello"

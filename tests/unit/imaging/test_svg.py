@@ -264,7 +264,7 @@ def test_svg_with_unsupported_picture_is_refused(refuse: Refuse) -> None:
     element = svg("&a;", before=f"<!DOCTYPE svg [<!ENTITY a '{image_of(uri)}'>]>")
     for document, kind in [
         (svg(image_of(inner)), "SVG in an SVG with a WebP picture inside"),
-        (element, "SVG with a WebP picture inside of an entity"),
+        (element, "SVG with a WebP picture inside an entity"),
         (svg(image_of(data_uri(green("BMP"), "image/bmp"))), "SVG with a BMP or ICO picture inside"),
     ]:
         assert refuse(document.encode()) == ("unsupported-image", kind)

@@ -23,7 +23,7 @@ PRIMARIES = {
 PQ, HLG = 16, 18
 
 SRGB_CURVE = parametric(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-# Pictures for television, encoded by the curves of BT.709, BT.601 or BT.2020, are shown by the one of its screens.
+# Television pictures, encoded with the curves of BT.709, BT.601 or BT.2020, are displayed with the curve of TV screens.
 _BT1886_CURVE = parametric(2.4)
 _CURVES = {
     **dict.fromkeys((1, 6, 11, 14, 15), _BT1886_CURVE),
@@ -37,7 +37,7 @@ _CURVES = {
 
 
 def profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
-    """Returns a profile of the same meaning; None if the code points are unspecified, reserved or not for screens.
+    """Returns an equivalent profile; None if the code points are unspecified, reserved or not for screens.
 
     A profile of HDR has the code points in its tag `cicp`, which `interpretation` reads.
     """

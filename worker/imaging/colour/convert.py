@@ -19,9 +19,9 @@ _SPACES = {
 def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
     """Returns an image in memory as 8-bit sRGB or grey, with its alpha.
 
-    The bands of the result depend on the kind of image and the profile only.
+    The bands of the result depend only on the kind of image and the profile.
     """
-    if not is_foreign(image, profile):
+    if not needs_conversion(image, profile):
         return image
     if not image.hasalpha():
         return _to_srgb(image, profile)
@@ -29,15 +29,17 @@ def convert(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
     return _to_srgb(colour, profile).bandjoin(_eight_bits(image.extract_band(image.bands - 1)))
 
 
-def is_foreign(image: pyvips.Image, profile: bytes | None) -> bool:
-    """Whether `convert` has to change the image: its colours are not stored as 8 bits of sRGB or grey."""
+def needs_conversion(image: pyvips.Image, profile: bytes | None) -> bool:
+    """Returns whether `convert` changes the image, because its colours are not stored as 8 bits of sRGB or grey."""
     colours = image.bands - bool(image.hasalpha())
     is_plain = image.format == "uchar" and image.interpretation in {"srgb", "b-w"} and colours in {1, 3}
     return not is_plain or _interpret_for(image, colours, profile) is not None
 
 
 def _interpret_for(image: pyvips.Image, colours: int, profile: bytes | None) -> Interpretation | None:
-    """Returns what the profile means for these pixels; None if they are sRGB, or if the profile is of another space."""
+    """Returns what the profile means for these pixels; None if they are sRGB, or if the profile has another colour
+    space.
+    """
     if profile is None:
         return None
     meaning = interpret(profile)
@@ -82,7 +84,7 @@ def _eight_bits(alpha: pyvips.Image) -> pyvips.Image:
     return (alpha >> 8 if alpha.format == "ushort" else alpha).cast("uchar")
 
 
-def mix_unknown_inks(image: pyvips.Image) -> pyvips.Image:
+def convert_untagged_cmyk(image: pyvips.Image) -> pyvips.Image:
     """Returns RGB for CMYK without a CMYK profile, as browsers show it: each ink absorbs its share of the light.
 
     Returns any other image unchanged. 255 is a full ink.

@@ -10,7 +10,8 @@ Curve = Callable[[float], float]
 
 # Values of a parametricCurveType by its function type (ICC.1:2022, 10.18).
 _PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
-# The maximum exponent, and the minimum is its inverse: others make no picture. It fits into s15Fixed16Number.
+# The maximum exponent, and the minimum is its inverse: others are not useful for pictures. It fits into
+# s15Fixed16Number.
 MAX_GAMMA = 100.0
 
 

@@ -1,6 +1,7 @@
-"""ICC profiles (ICC.1:2022), read as far as colours need them, and written.
+"""Reads the parts of ICC profiles (ICC.1:2022) that colours need, and writes profiles.
 
-They are written for lcms, with only the tags that it needs, and for pictures that state their colours in another way.
+Profiles are written for lcms with only the tags that it needs, also for pictures that define their colours in another
+way.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Profile:
 
 
 def read_profile(data: bytes) -> Profile | None:
-    """Returns None if this is no profile, or if browsers do not read its version either (iccMAX)."""
+    """Returns None if this is not a profile, or has a version that browsers do not read either (iccMAX)."""
     if len(data) < _HEADER_BYTES + 4 or data[36:40] != b"acsp" or data[8] > _MAX_VERSION:
         return None
     size, count = int.from_bytes(data[:4]), int.from_bytes(data[128:132])
@@ -83,7 +84,7 @@ def matrix_profile(to_xyz: Matrix, curve: bytes, *, cicp: tuple[int, int] | None
 
 
 def write_profile(version: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """Returns a profile of these tags. Equal contents are written once."""
+    """Returns a profile with these tags. Equal contents are written once."""
     at = 128 + 4 + 12 * len(tags)
     places: dict[bytes, int] = {}
     body = b""

@@ -1,1 +1,1 @@
-"""Readers of the containers that more than one format has: structures only, never pixels."""
+"""Parsers of file structures that several modules need. They never decode pixels."""

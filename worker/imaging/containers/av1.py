@@ -1,4 +1,4 @@
-"""The colours in the AV1 stream itself: `color_config` of its sequence header (AV1 specification, 5.5)."""
+"""Reads the colours in the AV1 stream itself: `color_config` of its sequence header (AV1 specification, 5.5)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Bits:
 
 
 def _read_header(bits: _Bits) -> Nclx | None:
-    """Section 5.5.1; the comments have its names."""
+    """Reads section 5.5.1; the comments have its field names."""
     profile, _, reduced = bits.take(3), bits.take(), bits.take()
     if reduced:
         bits.take(5)

@@ -1,4 +1,4 @@
-"""Blocks of a GIF (GIF89a): the screen, and the place of each frame on it."""
+"""Parses the blocks of a GIF (GIF89a): the screen, and the position of each frame on it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Gif:
-    """`loop` is how many times the animation plays, 0 for ever."""
+    """`loop` is how many times the animation plays, 0 for infinitely."""
 
     width: int
     height: int
@@ -61,7 +61,7 @@ class Gif:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether any pixel of any frame may be transparent. A transparent colour counts as used."""
+        """Whether any pixel of any frame may be transparent. A transparent colour is assumed to be used."""
         screen = (0, 0, self.width, self.height)
         opaque = False
         for frame in self.frames:
@@ -80,8 +80,8 @@ def read_gif(data: Bytes, *, max_frames: int) -> Gif:
     """Reads all frames, at most one more than `max_frames`.
 
     The screen is enlarged to hold the first frame, as in browsers; later frames are cut off at the screen. Raises
-    IndexError or struct.error if the file ends inside of a block. The end mark alone may be missing: all pixels are
-    there, and such files exist.
+    IndexError or struct.error if the file ends inside a block. Only the trailer may be missing: such files exist, and
+    have all pixels.
     """
     width, height = gif_size(data[:10])
     global_palette = data[13 : 13 + _colour_table_bytes(data[10])]
@@ -107,7 +107,7 @@ def read_gif(data: Bytes, *, max_frames: int) -> Gif:
 def blocks(data: Bytes) -> Iterator[tuple[int, int]]:
     """Yields start and end of each image and extension, up to any other byte.
 
-    Raises IndexError if the file ends inside of a block.
+    Raises IndexError if the file ends inside a block.
     """
     at = 13 + _colour_table_bytes(data[10])
     while at < len(data):

@@ -1,10 +1,11 @@
 """Boxes of ISO base media files (ISO/IEC 14496-12) and the items of HEIF (ISO/IEC 23008-12): HEIC, AVIF.
 
-A file that contradicts itself raises Malformed; what a newer version adds is skipped. Every loop is bounded by
+A contradiction in the file raises Malformed; additions of newer versions are skipped. Every loop is bounded by
 MAX_ENTRIES. Only the heads of boxes and the whole of `meta` are read.
 
-`read_heif` is for decoding: one contradiction refuses the file. Readers that want what can be read in spite of it, such
-as the removal of locations, use `open_meta`, `read_items` and `locate_items`, which fill in items until they raise.
+`read_heif` is for decoding: one contradiction refuses the file. Code that needs everything up to the contradiction,
+such as the removal of locations, uses `open_meta`, `read_items` and `locate_items`, which fill in items until they
+raise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from worker.file_headers import Read
 # Of one list: items, extents, properties, references. A picture of an iPhone has 50 to 150 items.
 MAX_ENTRIES = 100_000
 
-# `construction_method`, where an item lies: in the file, in the box `idat`, or in another item.
+# `construction_method`, where the data of an item is: in the file, in the box `idat`, or in another item.
 _IN_FILE, _IN_IDAT, _IN_ITEM = 0, 1, 2
 _FULL_BOX_BYTES = 4  # version and flags
 
@@ -29,7 +30,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box by its type, and where its contents lie in the file. The end may lie beyond that of the file."""
+    """A box: its type, and start and end of its contents in the file. The end may be beyond that of the file."""
 
     kind: bytes
     start: int
@@ -50,10 +51,10 @@ class Nclx:
 class Item:
     """An item of `meta`. `text` is what follows its type: name, content type and encoding, each ended by a zero byte.
 
-    `extents` are pairs of start and end in the file, in order. An end may lie beyond that of the file, and an extent
-    without a length ends with the file. An item that lies in another item has none. `is_external` means that the item
-    says it lies in another file (`data_reference_index`), where the extents are then.
-    `properties` are type and contents of each associated property, in the order of association.
+    `extents` are pairs of start and end in the file, in order. An end may be beyond that of the file, and an extent
+    without a length ends with the file. An item inside another item has none. `is_external` means that the item is in
+    another file (`data_reference_index`), and so are the extents. `properties` are type and contents of each associated
+    property, in the order of association.
     """
 
     id: int
@@ -174,7 +175,9 @@ def open_meta(read: Read, meta: Box, size: int) -> Meta:
 
 
 def iterate_boxes(read: Read, start: int, end: int) -> Iterator[Box]:
-    """Yields the boxes between these offsets of a file, up to what is no box. Raises Malformed if they are too many."""
+    """Yields the boxes between these offsets of a file, up to the first invalid one. Raises Malformed if there are too
+    many.
+    """
     at = start
     for _ in range(MAX_ENTRIES):
         if at + 8 > end:

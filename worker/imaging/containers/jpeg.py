@@ -1,4 +1,4 @@
-"""The stream of a JPEG (ITU-T T.81, annex B): its segments up to the first scan, and its scans up to the end."""
+"""Parses the stream of a JPEG (ITU-T T.81, annex B): its segments up to the first scan, and its scans up to the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from worker.file_headers import Read
 
-# A file with more segments than this only keeps us busy: 0.1 s.
+# More segments than this are only meant to waste time: 0.1 s.
 MAX_SEGMENTS = 100_000
 
 EOI, SOS, APP1, APP13 = 0xD9, 0xDA, 0xE1, 0xED
@@ -24,15 +24,15 @@ _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16, 1 << 16
 
 
-class CutShort(Exception):
+class Truncated(Exception):
     """The file ends before its scans do."""
 
 
 def segments(read: Read, at: int = 2) -> Iterator[tuple[bytes, int, int]]:
     """Yields the first 10 bytes (or fewer), start and end of each segment, up to and including the first start of scan.
 
-    A marker without a length is a segment too. An end may lie beyond the end of the file. Stray bytes between segments,
-    as cameras and editors leave them, are skipped as libjpeg does (`next_marker`).
+    A marker without a length is a segment too. An end may be beyond the end of the file. Stray bytes between segments,
+    which some cameras and editors write, are skipped as in libjpeg (`next_marker`).
     """
     for _ in range(MAX_SEGMENTS):
         head = read(10, at)
@@ -43,7 +43,7 @@ def segments(read: Read, at: int = 2) -> Iterator[tuple[bytes, int, int]]:
             return
         end = at + 2
         if head[1] not in _MARKERS_WITHOUT_LENGTH:
-            end += max(2, int.from_bytes(head[2:4]))  # of a length that is too short, only the length is skipped
+            end += max(2, int.from_bytes(head[2:4]))  # if the length is too short, only the length is skipped
         yield head, at, end
         if head[1] == SOS:
             return
@@ -64,7 +64,7 @@ def _find_marker(read: Read, at: int) -> int:
 def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
     """Returns the number of scans up to the end of the picture, or `limit` if there are more.
 
-    The entropy-coded data of the first scan starts at `at`. Raises CutShort if the file ends before the picture does,
+    The entropy-coded data of the first scan starts at `at`. Raises Truncated if the file ends before the picture does,
     or has more markers than MAX_SEGMENTS.
     """
     scans = 1
@@ -73,14 +73,14 @@ def count_scans(data: bytes | mmap.mmap, at: int, limit: int) -> int:
             return scans
         match = _SCAN_END.search(data, at)
         if match is None:
-            raise CutShort
+            raise Truncated
         at, marker = match.end(), data[match.end() - 1]
         if marker == EOI:
             return scans
         scans += marker == SOS
         if marker not in _MARKERS_WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2]))
-    raise CutShort
+    raise Truncated
 
 
 def write_app1(head: bytes, contents: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Chunks of a PNG (PNG, third edition, 5.3), and the texts in some of them (11.3.3)."""
+"""Parses the chunks of a PNG (PNG, third edition, 5.3), and the texts in some of them (11.3.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from worker.file_headers import Read
 
-# A file with more chunks than this only keeps us busy: 0.1 s.
+# More chunks than this are only meant to waste time: 0.1 s.
 _MAX_CHUNKS = 100_000
 TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 MAX_TEXT_BYTES = 4_000_000
@@ -25,7 +25,7 @@ _PROFILE = re.compile(rb"\s*+(?:[^\n]++\n\s*+|\S++\s++)\d++\s([0-9a-fA-F\s]*+)\0
 def chunks(read: Read) -> Iterator[tuple[bytes, int, int]]:
     """Yields kind, start and end of each chunk whose first 12 bytes are in the file.
 
-    The end may lie beyond the end of the file.
+    The end may be beyond the end of the file.
     """
     at = 8
     for _ in range(_MAX_CHUNKS):
@@ -77,7 +77,7 @@ def parse_text(kind: bytes, contents: bytes) -> Text | None:
 
 
 def decode_profile(text: bytes) -> bytes:
-    """Returns the bytes that a text of hexadecimal digits stands for. Raises ValueError if it is none."""
+    """Returns the bytes of a text of hexadecimal digits. Raises ValueError if it is not such a text."""
     match = _PROFILE.match(text)
     if match is None:
         raise ValueError("no digits")

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from worker.file_headers import Read
 
-# A file with more chunks than this only keeps us busy: 0.1 s. Callers enforce it.
+# More chunks than this are only meant to waste time: 0.1 s. Callers enforce the limit.
 MAX_CHUNKS = 100_000
 
 
 def chunks(read: Read) -> Iterator[tuple[bytes, int, int]]:
     """Yields kind, and start and end of the contents, of each chunk whose head is in the file.
 
-    Start and end may lie beyond the end of the file.
+    Start and end may be beyond the end of the file.
     """
     at = 12
     while len(head := read(8, at)) == 8:

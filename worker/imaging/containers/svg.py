@@ -1,4 +1,4 @@
-"""The document of an SVG file: compressed or not, in any encoding that XML declares (XML 1.0, appendix F)."""
+"""Reads the document of an SVG file: compressed or not, in any encoding that XML declares (XML 1.0, appendix F)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _is_known(name: str) -> bool:
 
 
 def is_svg(fd: int) -> bool:
-    """Whether the root element of a file is svg, in its namespace or in none, as an XML parser sees it.
+    """Returns whether the root element of a file is svg, in its namespace or in none, according to an XML parser.
 
     Reads at most 4 MB.
     """
@@ -159,7 +159,7 @@ def _root_name(head: bytes) -> str:
 
 
 def read_root(document: bytes) -> Root:
-    """Raises Rejected if no root element can be read."""
+    """Returns the root element. Raises Rejected if none can be read."""
     root: Root | None = None
 
     def on_start(_: str, attributes: dict[str, str]) -> None:

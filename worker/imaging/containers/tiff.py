@@ -1,7 +1,7 @@
-"""The reader and writer of TIFF directories (TIFF 6.0, section 2; BigTIFF), which EXIF consists of too.
+"""Reads and writes TIFF directories (TIFF 6.0, section 2; BigTIFF). EXIF consists of them too.
 
-Probes, renditions and the removal of locations read directories here. Each of them says how many entries it accepts,
-and decides what a damaged directory means.
+Probes, renditions and the removal of locations read directories here. Each caller limits the entries that it accepts,
+and decides how to handle a damaged directory.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Layout:
         return int.from_bytes(data, self.order)
 
     def pointer(self, entry: Entry) -> int:
-        """Returns the offset of the directory that an entry points to. BigTIFF may store 32 bits, at the front."""
+        """Returns the offset of the directory that an entry points to. BigTIFF may store 32 bits, in the first
+        bytes.
+        """
         return self.number(entry.field[:4] if entry.kind in {LONG, IFD} else entry.field)
 
     def pack(self, entry: Entry) -> bytes:
@@ -117,7 +119,7 @@ class Directory(NamedTuple):
 
 
 def read_header(read: Read) -> tuple[Layout, int] | None:
-    """Returns the layout of a structure and the offset of its first directory, or None if this is no TIFF."""
+    """Returns the layout of a structure and the offset of its first directory, or None if this is not a TIFF."""
     head = read(HEAD_BYTES, 0)
     layout = LAYOUTS.get(head[:4])
     if layout is None or len(head) < 2 * layout.offset_bytes:
@@ -126,7 +128,7 @@ def read_header(read: Read) -> tuple[Layout, int] | None:
 
 
 def read_directory(read: Read, layout: Layout, at: int, *, max_entries: int) -> Directory:
-    """Reads the directory at this offset, which is empty and without a following one if the file ends before it."""
+    """Reads the directory at this offset. It is empty and has no following one if the file ends before it."""
     start = at + layout.count_bytes
     counted = read(layout.count_bytes, at)
     if len(counted) < layout.count_bytes:
@@ -134,16 +136,16 @@ def read_directory(read: Read, layout: Layout, at: int, *, max_entries: int) -> 
     count = layout.number(counted)
     size = layout.entry_bytes * min(count, max(max_entries, 0))
     table = read(size + layout.offset_bytes, start)
-    whole_bytes = min(size, len(table) // layout.entry_bytes * layout.entry_bytes)
-    entries = [*map(Entry._make, layout.entry_struct.iter_unpack(table[:whole_bytes]))]
-    is_whole = count <= max_entries and len(table) == size + layout.offset_bytes
-    return Directory(start, count, entries, layout.number(table[size:]) if is_whole else None)
+    complete_bytes = min(size, len(table) // layout.entry_bytes * layout.entry_bytes)
+    entries = [*map(Entry._make, layout.entry_struct.iter_unpack(table[:complete_bytes]))]
+    is_complete = count <= max_entries and len(table) == size + layout.offset_bytes
+    return Directory(start, count, entries, layout.number(table[size:]) if is_complete else None)
 
 
 def walk_directories(read: Read, layout: Layout, at: int) -> Iterator[Directory]:
     """Yields the chain of directories from this offset on, up to one that was seen before or exceeds MAX_ENTRIES.
 
-    A directory that the file does not hold as a whole has no entries, and is the last one.
+    A directory that is not completely in the file has no entries, and is the last one.
     """
     seen: set[int] = set()
     entries_left = MAX_ENTRIES

@@ -1,4 +1,4 @@
-"""What a TIFF contains by its directories, and whether the file has all of it."""
+"""Reads what a TIFF contains according to its directories, and checks that the file has all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.imaging.containers.tiff import MAX_ENTRIES, Directory, Entry, Layout
 # Offsets and sizes of strips and tiles, and offsets of inner directories, of one file: 0.1 s.
 _MAX_NUMBERS = 2_000_000
 _MAX_METADATA_ENTRIES = 512
-# A file that has lost all but 1 in 40 of its bytes has next to nothing of its pixels left.
+# A file that has only 1 in 40 of its bytes has almost none of its pixels.
 _MAX_LOSS = 40
 
 _ARRAY_CODES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
@@ -22,13 +22,13 @@ _COMPRESSION, _PHOTOMETRIC, _DNG_VERSION = 259, 262, 50706
 _SUB_DIRECTORIES, _METADATA = 330, (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
 
-class CutShort(Exception):
-    """The file ends before what its directories name."""
+class Truncated(Exception):
+    """The file ends before data that its directories refer to."""
 
 
 @dataclass(slots=True)
 class Contents:
-    """`compressions` are the codes of all pages, and `photometrics` also those of the directories inside of pages."""
+    """`compressions` are the codes of all pages, and `photometrics` also those of the directories inside pages."""
 
     pages: int = 0
     compressions: set[int] = field(default_factory=set)
@@ -37,14 +37,14 @@ class Contents:
 
 
 def read_contents(read: Read, size: int, *, max_pages: int) -> Contents:
-    """Reads at most one page more than `max_pages`.
+    """Returns the contents. Reads at most one page more than `max_pages`.
 
-    Raises CutShort if a directory, a value, a strip or a tile goes on after the end of a file of `size` bytes: of any
-    page, of the directories inside of it, or of EXIF.
+    Raises Truncated if a directory, a value, a strip or a tile extends beyond the end of a file of `size` bytes: of any
+    page, of the directories inside it, or of EXIF.
     """
     header = read_header(read)
     if header is None:
-        raise CutShort
+        raise Truncated
     layout, first = header
     walk = _Walk(read, size, layout)
     walk.read_pages(first, max_pages)
@@ -61,7 +61,7 @@ class _Walk:
     numbers_left: int = _MAX_NUMBERS
 
     def read_pages(self, first: int, max_pages: int) -> None:
-        """Reads the pages in their order, and what is inside of a page before the next one."""
+        """Reads the pages in order, and the directories inside a page before the next page."""
         seen: set[int] = set()
         pending = [(first, True)]
         while pending and self.contents.pages <= max_pages:
@@ -85,7 +85,7 @@ class _Walk:
         return None if directory.entry_count > limit else directory
 
     def _read_page(self, page: Directory, *, is_page: bool) -> array[int]:
-        """Returns the offsets of the directories inside of it."""
+        """Checks a page. Returns the offsets of the directories inside it."""
         self._require_values(page)
         by_tag = {entry.tag: entry for entry in page.entries}
         contents = self.contents
@@ -104,37 +104,41 @@ class _Walk:
 
     def _require_values(self, directory: Directory) -> None:
         if directory.following is None:
-            raise CutShort
+            raise Truncated
         for entry in directory.entries:
-            if entry.size > self.layout.offset_bytes and self._is_cut(self.layout.number(entry.field), entry.size):
-                raise CutShort
+            if entry.size > self.layout.offset_bytes and self._is_truncated(
+                self.layout.number(entry.field), entry.size
+            ):
+                raise Truncated
 
-    def _is_cut(self, at: int, size: int) -> bool:
-        """Whether the file once had these bytes. What lies far after its end was never there: metadata may be wrong."""
+    def _is_truncated(self, at: int, size: int) -> bool:
+        """Returns whether these bytes were cut off. Offsets far beyond the end are wrong metadata instead."""
         return at + size > self.size and at + size <= self.size * _MAX_LOSS
 
     def _require_metadata(self, at: int) -> None:
-        """Ignores what is no directory: writers that do not know metadata leave its pointer as it was."""
+        """Checks a metadata directory. Ignores an invalid one: programs that do not know metadata copy stale
+        pointers.
+        """
         if at > self.size * _MAX_LOSS:
             return
         directory = self._read_directory(at, _MAX_METADATA_ENTRIES)
         if directory is None:
             return
         if directory.following is None:
-            raise CutShort
+            raise Truncated
         tags = [entry.tag for entry in directory.entries]
         if tags == sorted(tags) and all(entry.size for entry in directory.entries):
             self._require_values(directory)
 
     def _require_strips(self, offsets: Entry, counts: Entry) -> None:
         if max(map(operator.add, self._numbers(offsets), self._numbers(counts)), default=0) > self.size:
-            raise CutShort
+            raise Truncated
 
     def _numbers(self, entry: Entry, limit: int = _MAX_NUMBERS) -> array[int]:
         """Returns the first values of an entry of whole numbers.
 
-        Returns none of another type, and none if they are more than may still be read of this file: then the decoder
-        finds out.
+        Returns none if the type is another, or if the limit of values per file is reached: then only the decoder checks
+        them.
         """
         numbers = array(_ARRAY_CODES.get(entry.kind, "B"))
         count = min(entry.value_count, limit)

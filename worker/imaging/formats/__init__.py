@@ -1,4 +1,4 @@
-"""The formats of pictures, each declared by a module of its name; and libvips, limited to their loaders."""
+"""The formats of pictures, one module each, and the setup that limits libvips to their loaders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS: dict[str, Format] = {
 
 
 def prepare() -> None:
-    """Sets libvips and libheif up for untrusted files, once per process: our loaders only, one thread, no cache."""
+    """Sets up libvips and libheif for untrusted files, once per process: only our loaders, one thread, no cache."""
     pyvips.operation_block_set("VipsForeignLoad", True)
     for picture_format in FORMATS.values():
         for loader in picture_format.loaders:
@@ -48,6 +48,6 @@ def detect_format(fd: int) -> Format:
 
 @contextmanager
 def open_original(file: File, max_pixels: int, selection: FrameSelection) -> Iterator[Original]:
-    """Raises what `open_source` does, also if a decoder fails inside of the context."""
+    """Opens a picture for a rendition. Raises what `open_source` does, also if a decoder fails inside the block."""
     with open_source(file, max_pixels) as source:
         yield detect_format(source.fd).open_original(source, selection)

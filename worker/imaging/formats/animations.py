@@ -17,8 +17,8 @@ from worker.imaging.formats.format import (
 from worker.imaging.formats.source import Source
 from worker.imaging.vips import fetch_lines
 
-# Pixels that a probe decodes after the first frame: 0.1 s of a GIF, 0.4 s of a WebP. The blocks alone say whether an
-# animation is complete.
+# Pixels that a probe decodes after the first frame: 0.1 s of a GIF, 0.4 s of a WebP. Whether an animation is complete
+# is already known from its blocks.
 MAX_CHECKED_PIXELS = 10_000_000
 
 # The delay of a frame that has none in the file, as in browsers.
@@ -32,14 +32,14 @@ def probe_frames(
     checked_pixels: int = MAX_CHECKED_PIXELS,
     load_pages: Callable[[int], pyvips.Image] | None = None,
 ) -> DecodedPicture:
-    """Probes all frames, which `image` has below each other.
+    """Probes all frames of `image`, where they are below each other.
 
-    The first frame is kept. The next ones are decoded, up to `checked_pixels`, to see that they are not damaged.
-    `load_pages` opens a number of frames, for a loader that decodes all frames of an image.
+    The first frame is used for the preview. The next ones are decoded, up to `checked_pixels`, to check that they are
+    not damaged. `load_pages` opens a number of frames, for a loader that decodes all frames of an image.
     """
     height = image.get_page_height()
     pages = image.height // height
-    source.admit(image.width, height, pages)
+    source.check_size(image.width, height, pages)
     if pages == 1:
         return decode_picture(image, image.width, height)
     checked = min(pages, 1 + checked_pixels // (image.width * height))
@@ -59,13 +59,15 @@ def open_frames(
     pages: int,
     keeps_alpha: bool = True,
 ) -> Original:
-    """`image` is the first frame. `load` takes either `page`, the index of a frame, or `n`, the number of frames."""
+    """Returns the selected frames. `image` is the first frame. `load` takes either `page`, the index of a frame, or
+    `n`, the number of frames.
+    """
     if selection.number is not None:
         image = load(page=min(selection.number, pages) - 1)
     if selection.number is not None or not selection.all or pages == 1:
-        source.admit(image.width, image.height)
+        source.check_size(image.width, image.height)
         return original_from(image, keeps_alpha=keeps_alpha)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     delays = image.get("delay") if image.get_typeof("delay") else []
     delays = [*delays[:pages], *[_DEFAULT_DELAY_MS] * (pages - len(delays))]
     loop = image.get("loop") if image.get_typeof("loop") else 0

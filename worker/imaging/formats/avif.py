@@ -1,4 +1,4 @@
-"""AVIF. libvips rotates and mirrors the picture as the container says."""
+"""AVIF. libvips applies the rotation and mirroring of the container."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_original(source: Source, _: FrameSelection) -> Original:
 def _open(source: Source) -> tuple[HeifFile, pyvips.Image]:
     file = open_heif(source, "AVIF", b"av01")
     image = source.load(pyvips.Image.heifload_source, fail_on="truncated", access="sequential")
-    source.admit(image.width, image.height)
+    source.check_size(image.width, image.height)
     return file, read_heif_colours(source, file).apply(image)
 
 

@@ -1,4 +1,4 @@
-"""What every format provides: the picture of a probe, the original of a rendition, and where its locations are."""
+"""The interface of a format: the picture of a probe, the original of a rendition, and the removal of its locations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from worker.imaging.vips import image_orientation, read_blob, valid_orientation
 
 @dataclass(frozen=True, slots=True)
 class DecodedPicture:
-    """What a probe keeps of a picture.
+    """The result of decoding a picture for a probe.
 
-    `width` and `height` are as stored. `orientation` still has to be applied to them and to `small_copy`;
-    `applied_orientation` is what the decoder has applied already, by the container. `exif` comes from `read_exif`.
+    `width` and `height` are as stored. `orientation` still has to be applied to them and to `small_copy`.
+    `applied_orientation` is the orientation of the container, which the decoder has already applied. `exif` comes from
+    `read_exif`.
     """
 
     width: int
@@ -42,10 +43,10 @@ def decode_picture(
     first: pyvips.Image | None = None,
     exif: bytes | None = None,
 ) -> DecodedPicture:
-    """Decodes an image that was admitted, or its `first` frame alone. It may be smaller than `width` and `height`.
+    """Decodes an image whose size was checked, or only its `first` frame. It may be smaller than `width` and `height`.
 
-    `exif` is the file's block, if libvips does not know or changes it. A block decides the orientation: libvips reads
-    that of EXIF with another reader, but knows that of TIFF.
+    `exif` is the file's block, if libvips does not know or changes it. If there is a block, it decides the orientation:
+    libvips parses EXIF differently, but its orientation of a TIFF is right.
     """
     block = read_blob(image, "exif-data") if exif is None else exif
     return DecodedPicture(
@@ -61,8 +62,8 @@ def decode_picture(
 
 @dataclass(frozen=True, slots=True)
 class FrameSelection:
-    """Which frame of an animation, or page of a document: `number` counts from 1, and any number beyond the last means
-    the last. Without a number it is the first, or `all` frames of an animation.
+    """The frame of an animation, or page of a document, to use. `number` counts from 1; a number beyond the last frame
+    means the last. Without a number it is the first, or `all` frames of an animation.
     """
 
     number: int | None = None
@@ -71,7 +72,7 @@ class FrameSelection:
 
 @dataclass(frozen=True, slots=True)
 class Animation:
-    """`delays` are in ms, one per frame. `loop` is how many times it plays, 0 for ever.
+    """`delays` are in ms, one per frame. `loop` is how many times it plays, 0 for infinitely.
 
     `frames` yields each frame in memory, if the decoder composes them one by one. Then `load` returns the first frame.
     """
@@ -83,10 +84,11 @@ class Animation:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The source of a rendition: its header was read and admitted; pixels are decoded by `load`.
+    """The source of a rendition. Its header was read and its size checked; `load` decodes the pixels.
 
-    `width` and `height` are of one frame, as stored. `load` takes a scale, and returns all of it scaled by at least
-    that (at most 1, or more for a drawing), frames below each other. `exif` is a block, or the descriptor of a TIFF.
+    `width` and `height` are of one frame, as stored. `load` takes a scale (at most 1, or more for a drawing), and
+    returns the picture scaled by at least that, with its frames below each other. `exif` is a block, or the descriptor
+    of a TIFF.
     """
 
     width: int
@@ -108,10 +110,10 @@ def original_from(
     keeps_alpha: bool = True,
     exif: bytes | int | None = None,
 ) -> Original:
-    """Returns the original of an image that was admitted. `load` defaults to the image itself.
+    """Returns the original of an image whose size was checked. `load` defaults to the image itself.
 
-    `exif` is the file's block, if libvips does not know or changes it, or the descriptor of a TIFF. A block decides the
-    orientation.
+    `exif` is the file's block, if libvips does not know or changes it, or the descriptor of a TIFF. If there is a
+    block, it decides the orientation.
     """
     exif = read_blob(image, "exif-data") if exif is None else exif
     return Original(
@@ -131,8 +133,8 @@ class Format:
     """A format as its module declares it. `name` is the one that `sniff` returns, a key of `MIME_TYPES`.
 
     `loaders` are the classes of libvips that may read it, without their prefix "VipsForeignLoad"; all others are
-    blocked. `probe` decodes the whole picture once. `open_original` reads the header. Both admit the picture by its
-    header before any pixel is decoded, and raise what `open_source` turns into `Rejected`. `blank_locations` removes
+    blocked. `probe` decodes the whole picture once. `open_original` reads the header. Both check the size in the header
+    before any pixel is decoded, and raise errors that `open_source` turns into `Rejected`. `blank_locations` removes
     locations from the metadata.
     """
 

@@ -16,7 +16,7 @@ from worker.imaging.location_removal.gif import blank_gif
 
 def probe(source: Source) -> DecodedPicture:
     gif, canvas = _open(source)
-    _admit(source, gif, gif.frames)
+    _check_size(source, gif, gif.frames)
     _check_frames(gif, canvas)
     return decode_picture(canvas.first(), gif.width, gif.height, pages=len(gif.frames))
 
@@ -25,17 +25,17 @@ def open_original(source: Source, selection: FrameSelection) -> Original:
     gif, canvas = _open(source)
     pages = len(gif.frames)
     if selection.all and selection.number is None and pages > 1:
-        _admit(source, gif, gif.frames)
+        _check_size(source, gif, gif.frames)
         animation = Animation([frame.control.delay_ms for frame in gif.frames], gif.loop, canvas.frames)
         return Original(gif.width, gif.height, lambda _: canvas.first(), animation=animation)
     number = min(selection.number or 1, pages) - 1
     for frame in gif.frames[: number + 1]:
-        _admit(source, gif, [frame])
+        _check_size(source, gif, [frame])
     return Original(gif.width, gif.height, lambda _: canvas.frame(number))
 
 
 def _open(source: Source) -> tuple[Gif, Canvas]:
-    """Raises Rejected for a GIF without frames, and for one that ends inside of a block."""
+    """Opens a GIF. Raises Rejected if it has no frames, or ends inside a block."""
     data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
     try:
         gif = read_gif(data, max_frames=MAX_PAGES)
@@ -43,18 +43,18 @@ def _open(source: Source) -> tuple[Gif, Canvas]:
         raise Rejected("damaged-image") from error
     if not gif.frames or 0 in {gif.width, gif.height}:
         raise Rejected("damaged-image")
-    source.admit(1, 1, len(gif.frames))
+    source.check_size(1, 1, len(gif.frames))
     return gif, Canvas(data, gif)
 
 
-def _admit(source: Source, gif: Gif, frames: list[Frame]) -> None:
-    """Counts whole frames too, because they may be larger than the screen."""
-    source.admit(gif.width, gif.height, len(frames))
-    source.admit(sum(frame.width * frame.height for frame in frames), 1)
+def _check_size(source: Source, gif: Gif, frames: list[Frame]) -> None:
+    """Checks the pixels of frames too, because frames may be larger than the screen."""
+    source.check_size(gif.width, gif.height, len(frames))
+    source.check_size(sum(frame.width * frame.height for frame in frames), 1)
 
 
 def _check_frames(gif: Gif, canvas: Canvas) -> None:
-    """Decodes the frames after the first one, up to MAX_CHECKED_PIXELS, to see that they are not damaged."""
+    """Decodes the frames after the first one, up to MAX_CHECKED_PIXELS, to check that they are not damaged."""
     pixels_left = MAX_CHECKED_PIXELS
     for frame in gif.frames[1:]:
         pixels_left -= frame.width * frame.height

@@ -1,4 +1,4 @@
-"""The frames of a GIF as browsers show them: each is drawn over what the frames before it left on the canvas.
+"""The frames of a GIF as browsers show them: each is drawn over what earlier frames left on the canvas.
 
 Pillow's LZW decoder takes 8 ms per million pixels; libnsgif, which libvips uses, takes 12. libnsgif cannot draw the
 canvas either: it ignores the screen's size if that is a common one, e.g. 640 x 480, and fills with the background.
@@ -19,7 +19,7 @@ _TRANSPARENT = (0, 0, 0, 0)
 
 
 class Canvas:
-    """A GIF whose size was admitted."""
+    """The canvas of a GIF whose size was checked."""
 
     def __init__(self, data: Bytes, gif: Gif) -> None:
         self._data = data
@@ -56,7 +56,7 @@ class Canvas:
         return map(self._to_image, self._compose())
 
     def decode(self, frame: Frame) -> Image.Image:
-        """Returns the colour indexes of a frame as stored. Raises Rejected if any is missing."""
+        """Returns the colour indexes of a frame as stored. Raises Rejected if any are missing."""
         size = (frame.width, frame.height)
         codes = self._data[frame.start + 1 : frame.end]
         try:
@@ -65,9 +65,9 @@ class Canvas:
             raise Rejected("damaged-image") from error
 
     def _compose(self) -> Iterator[Image.Image]:
-        """Yields the same image again and again, each time with one frame more.
+        """Yields the same image repeatedly, each time with one more frame.
 
-        A damaged frame is left out: a probe decodes the first frames only, and a picture that it accepted is shown.
+        A damaged frame is skipped: a probe decodes only the first frames, and a picture that it accepted must be shown.
         """
         canvas = Image.new("RGBA", (self._gif.width, self._gif.height))
         for frame in self._gif.frames:

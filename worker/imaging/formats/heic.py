@@ -49,15 +49,15 @@ def _open(source: Source) -> _HeicFile:
     file = open_heif(source, "HEIC", b"hvc1")
     for meta in (box for box in file.boxes if box.kind == b"meta"):
         _reject_unreadable_items(os.pread(source.fd, meta.end - meta.start, meta.start))
-    data = source.read_all()  # outside of `try`: an error of the disk is no damage
+    data = source.read_all()  # outside the `try`: an error of the disk is not damage
     try:
         heif = pi_heif.open_heif(data)
         width, height = heif.size
-        source.admit(width, height)
+        source.check_size(width, height)
         pixels, mode, info = heif.data, heif.mode, heif.info
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError, IndexError) as error:
         raise Rejected("damaged-image") from error
-    width, height = heif.size  # the decoded one, which a hostile header may contradict
+    width, height = heif.size  # the decoded size, which a hostile header may contradict
     bands = len(mode.partition(";")[0])
     is_deep = mode.endswith(";16")
     image = pyvips.Image.new_from_memory(pixels, width, height, bands, "ushort" if is_deep else "uchar")
@@ -78,10 +78,10 @@ class _HeicFile:
 
 
 def _reject_unreadable_items(meta: bytes) -> None:
-    """Rejects a HEIF whose item types or names are no UTF-8: pi_heif 1.4 dereferences a null pointer for them.
+    """Rejects a HEIF whose item types or names are not UTF-8: pi_heif 1.4 dereferences a null pointer for them.
 
-    Searches all of the box for `infe` in place of walking the items, because libheif may find entries that our walker
-    skips. Entries that overlap are rejected too, because reading all of them would take quadratic time.
+    Searches the whole box for `infe` instead of parsing the items, because libheif may find entries that our parser
+    skips. Overlapping entries are rejected too, because reading all of them would take quadratic time.
     """
     bytes_left = len(meta)
     at = meta.find(b"infe")

@@ -1,4 +1,4 @@
-"""What HEIC and AVIF share: the boxes of the file, its EXIF, and how decoders turn the picture."""
+"""What HEIC and AVIF share: the boxes of the file, its EXIF, and the orientation that decoders apply."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.imaging.unsupported import CODECS
 
 # E.g. an overlay of a grid of rotated tiles.
 _MAX_DERIVATIONS = 4
-# Whatever else follows a picture may look like a box.
+# Other data after a picture may look like a box.
 _KNOWN_BOXES = frozenset({b"meta", b"mdat", b"moov", b"mpvd", b"uuid"})
 # More than the EXIF of any camera, whose thumbnail and maker notes may have some 100 KB.
 _MAX_EXIF_BYTES = 4_000_000
@@ -34,8 +34,8 @@ _ORIENTATIONS = {
 def open_heif(source: Source, format_name: str, codec: bytes) -> HeifFile:
     """Returns the boxes of a file whose picture is an item of the type `codec`.
 
-    Raises Rejected if it is of another type, and if a box or an item ends beyond the file: decoders show what they have
-    of a truncated picture, or green.
+    Raises Rejected if it is of another type, and if a box or an item ends beyond the file: decoders show a part of a
+    truncated picture, or green.
     """
     size = os.fstat(source.fd).st_size
     try:
@@ -81,7 +81,7 @@ def _find_exif_item(file: HeifFile) -> Item | None:
 
 
 def applied_orientation(file: HeifFile) -> int:
-    """Returns what the properties `irot` and `imir` of the primary picture do, as an orientation of EXIF.
+    """Returns the orientation of the properties `irot` and `imir` of the primary picture, as an EXIF value.
 
     Decoders apply these in the order of association (ISO/IEC 23008-12, 6.5.10 and 6.5.12), and ignore the orientation
     of EXIF, which repeats them for readers of EXIF alone.

@@ -28,8 +28,8 @@ class HeifColours:
     is_limited: bool = False
 
     def apply(self, image: pyvips.Image) -> pyvips.Image:
-        """Returns the decoded image with this profile. Grey gets one band and full range: libheif makes RGB of it, in
-        the range that is stored.
+        """Returns the decoded image with this profile. Grey gets one band and full range: libheif converts it to RGB in
+        the stored range.
         """
         if self.is_grey:
             image = _extract_grey(image)
@@ -56,7 +56,7 @@ def read_heif_colours(source: Source, file: HeifFile) -> HeifColours:
 
 
 def _is_monochrome(item: Item) -> bool:
-    """By the configuration of AV1 (av1C, 2.3.3) or of HEVC (ISO/IEC 14496-15, 8.3.3.1)."""
+    """Returns whether the configuration of AV1 (av1C, 2.3.3) or HEVC (ISO/IEC 14496-15, 8.3.3.1) is monochrome."""
     av1, hevc = item.find_property(b"av1C") or b"", item.find_property(b"hvcC") or b""
     return bool(av1[2:3] and av1[2] & 0x10) or bool(hevc[16:17] and hevc[16] & 3 == 0)
 
@@ -86,7 +86,7 @@ def _extract_grey(image: pyvips.Image) -> pyvips.Image:
 
 
 def _expand_range(image: pyvips.Image) -> pyvips.Image:
-    """From limited to full range, in 8 bits, or in 16 to which more bits are shifted."""
+    """Expands limited to full range, in 8 bits, or in 16 bits to which deeper pictures are shifted."""
     black, white, full = (16 << 8, 235 << 8, 65535) if image.format == "ushort" else (16, 235, 255)
     factor = full / (white - black)
     alphas = image.bands - 1

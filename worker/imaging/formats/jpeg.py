@@ -1,4 +1,4 @@
-"""JPEG. The header is read here; libvips or Pillow decodes the pixels, no larger than needed."""
+"""JPEG. This module parses the header; libvips or Pillow decodes the pixels, no larger than needed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyvips
 
 from service.images.probe import Rejected
 from worker.file_headers import SOF_MARKERS, Read, bytes_reader
-from worker.imaging.colour import ICC_PROFILE, mix_unknown_inks
-from worker.imaging.containers.jpeg import APP1, EOI, EXIF_HEAD, SOS, XMP_HEAD, CutShort, count_scans, segments
+from worker.imaging.colour import ICC_PROFILE, convert_untagged_cmyk
+from worker.imaging.containers.jpeg import APP1, EOI, EXIF_HEAD, SOS, XMP_HEAD, Truncated, count_scans, segments
 from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.format import DecodedPicture, Format, FrameSelection, Original
 from worker.imaging.formats.small_jpegs import decode_small
@@ -24,11 +24,11 @@ from worker.imaging.location_removal.jpeg import blank_jpeg
 from worker.imaging.small_copy import make_small_copy
 from worker.imaging.vips import read_blob, valid_orientation
 
-# The shortest long side to which a JPEG is scaled by its own transform, which costs nothing; SMALL_PX is for others.
+# The minimum long side to which a JPEG is scaled by its own transform, which is free; SMALL_PX is for other formats.
 # 128 would raise the previews' SSIM by only 0.0004.
 JPEG_SMALL_PX = 64
 
-# A JPEG of up to this size is decoded from memory, without its EXIF. In a larger one that saves little.
+# A JPEG of up to this size is decoded from memory, without its EXIF. For larger ones that would save little.
 IN_MEMORY_BYTES = 1 << 20
 
 # Warnings of libjpeg that mean lost pixels. Others are usual in files of cameras: bytes before the end marker, odd SOS
@@ -38,7 +38,7 @@ _LOST_PIXELS = re.compile(
     re.IGNORECASE,
 )
 
-# Pixels of the result by which its whole width or height may be off.
+# The maximum error of the width or height of the result, in pixels.
 _MAX_STRETCH = 0.25
 
 # The offset of the height in a start of frame.
@@ -67,7 +67,7 @@ def probe(source: Source) -> DecodedPicture:
 def _reject_lost_pixels() -> None:
     """Raises Rejected after a warning of libjpeg that means damage.
 
-    libvips leaves the warning among its messages, and would fail only if it came before the last lines.
+    libvips leaves the warning in its message buffer, and would fail only if it came before the last lines.
     """
     warning = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode("utf-8", "replace")
     if _LOST_PIXELS.search(warning):
@@ -103,7 +103,7 @@ def read_jpeg(source: Source) -> JpegFile:
     stored = os.fstat(source.fd).st_size
     data = os.pread(source.fd, stored, 0) if stored <= IN_MEMORY_BYTES else None
     header = _read_header(partial(os.pread, source.fd) if data is None else bytes_reader(data))
-    source.admit(header.width, header.height)
+    source.check_size(header.width, header.height)
     file = JpegFile(source, header, data)
     if not header.single_scan:
         file.reject_truncated()
@@ -112,7 +112,9 @@ def read_jpeg(source: Source) -> JpegFile:
 
 @dataclass(frozen=True, slots=True)
 class JpegFile:
-    """A JPEG whose header was read and admitted. `data` is the whole file, if it is decoded from memory."""
+    """A JPEG whose header was read and whose size was checked. `data` is the whole file, if it is decoded from
+    memory.
+    """
 
     source: Source
     header: JpegHeader
@@ -121,7 +123,7 @@ class JpegFile:
     def read_without_exif(self) -> bytes:
         """Returns the file without EXIF and stray bytes.
 
-        libvips would turn every tag of EXIF into a text, which takes long compared with the pixels of a small picture.
+        libvips would convert every EXIF tag to text, which takes long compared with the pixels of a small picture.
         Stray bytes cause a warning that would hide later ones.
         """
         data = self.data or self.source.read_all()
@@ -136,7 +138,7 @@ class JpegFile:
         return self._in_colour(pyvips.Image.jpegload_buffer(self.read_without_exif(), **options))
 
     def load_all(self, shrink: int) -> pyvips.Image:
-        """Loads like `load`, but decodes every line of the picture.
+        """Like `load`, but decodes every line of the picture.
 
         libvips returns whole pixels only, so it does not decode the last row of blocks if that has fewer lines than one
         pixel. Then the height is raised in the header, so that the padding of that row completes the pixel.
@@ -152,12 +154,12 @@ class JpegFile:
         return self._in_colour(image)
 
     def _in_colour(self, image: pyvips.Image) -> pyvips.Image:
-        return mix_unknown_inks(image) if self.header.components == 4 else image
+        return convert_untagged_cmyk(image) if self.header.components == 4 else image
 
     def reject_truncated(self) -> None:
         """Raises Rejected if the file ends before its last scan does, or has too many scans.
 
-        Whatever follows the end of the picture, e.g. a video, is ignored.
+        Data after the end of the picture, e.g. a video, is ignored.
         """
         fd, data = self.source.fd, self.data
         last = os.pread(fd, 2, os.fstat(fd).st_size - 2) if data is None else data[-2:]
@@ -166,13 +168,13 @@ class JpegFile:
         with _mapped(fd) if data is None else nullcontext(data) as whole:
             try:
                 scans = count_scans(whole, self.header.pixels_at, _MAX_SCANS + 1)
-            except CutShort:
+            except Truncated:
                 raise Rejected("damaged-image") from None
         if scans > _MAX_SCANS:
             raise Rejected("probe-failed")
 
     def reject_other_size(self, image: pyvips.Image, shrink: int) -> None:
-        """Raises Rejected if the image does not have the size that was admitted."""
+        """Raises Rejected if the image does not have the size that was checked."""
         width, height = self.header.width, self.header.height
         if abs(image.width * shrink - width) >= shrink or abs(image.height * shrink - height) >= shrink:
             raise Rejected("damaged-image")
@@ -194,9 +196,9 @@ def _decode(image: pyvips.Image, file: JpegFile, shrink: int) -> DecodedPicture:
 
 
 def _fits(header: JpegHeader, shrink: int, scale: float) -> bool:
-    """Whether a JPEG can be decoded that much smaller.
+    """Returns whether a JPEG can be decoded with this shrink factor.
 
-    It must not become smaller than `scale`, and the part of a pixel at its edge must not be stretched too far.
+    It must not become smaller than `scale`, and a fraction of a pixel at its edge must not be stretched too far.
     """
     if shrink * scale > 1:
         return False
@@ -214,7 +216,7 @@ def _read_xmp(source: Source, header: JpegHeader) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """All segments before the pixels.
+    """The header: all segments before the pixels.
 
     `width` and `height` are as stored, from the first start of frame, at the offset `frame_at`. `exif` has the first
     blocks of EXIF. `app1` are start and end of the application segments 1 (EXIF and XMP), and `other_segments` those of
@@ -240,7 +242,7 @@ class JpegHeader:
 
 
 def _read_header(read: Read) -> JpegHeader:
-    """Raises Rejected. libvips cannot do this: it returns the size only after shrink-on-load."""
+    """Returns the header. Raises Rejected. libvips cannot do this: it returns the size only after shrink-on-load."""
     frame, frame_at = b"", 0
     exif: list[bytes] = []
     app1: list[tuple[int, int]] = []
@@ -292,7 +294,7 @@ def _join(segments_of_exif: list[bytes]) -> list[bytes]:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Returns width and height. Raises Rejected if the file is no JPEG that can be decoded."""
+    """Returns width and height. Raises Rejected if the file is not a JPEG that can be decoded."""
     header = _read_header(bytes_reader(data))
     return header.width, header.height
 

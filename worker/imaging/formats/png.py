@@ -39,7 +39,7 @@ from worker.imaging.vips import replace_profile
 
 # Bytes up to the end of width and height in IHDR, the first chunk.
 _SIZE_BYTES = 24
-# The bit of a chunk's type that says that decoders may ignore it (5.4).
+# The bit of a chunk's type that means that decoders may ignore it (5.4).
 _ANCILLARY = 0x20
 _READ_BYTES = 1 << 20
 # EXIF, or what a JPEG's segment APP1 contains: EXIF or XMP.
@@ -51,7 +51,7 @@ _MAX_PROFILES = 4
 def probe(source: Source) -> DecodedPicture:
     image = _load(source)
     pages = _count_frames(source.fd)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     return decode_picture(image, image.width, image.height, pages=pages, exif=_find_exif(source.fd))
 
 
@@ -60,9 +60,9 @@ def open_original(source: Source, _: FrameSelection) -> Original:
 
 
 def _load(source: Source) -> pyvips.Image:
-    source.admit(*size_of(os.pread(source.fd, _SIZE_BYTES, 0)))
+    source.check_size(*size_of(os.pread(source.fd, _SIZE_BYTES, 0)))
     image = source.load(pyvips.Image.pngload_source, fail_on="truncated", access="sequential")
-    source.admit(image.width, image.height)
+    source.check_size(image.width, image.height)
     read = partial(os.pread, source.fd)
     return replace_profile(image, read_png_profile(chunks(read), read))
 
@@ -80,7 +80,7 @@ def _count_frames(fd: int) -> int:
     """Returns the number of pictures in an APNG with its default image, and 1 for any other PNG.
 
     Raises Rejected if the file ends before IEND or a critical chunk is damaged: decoders stop after the last line of
-    pixels, so nothing else notices.
+    pixels, and do not detect it.
     """
     declared, controls, first = 0, 0, b""
     for kind, at, end in chunks(partial(os.pread, fd)):
@@ -99,7 +99,7 @@ def _count_frames(fd: int) -> int:
 
 
 def _has_checksum(fd: int, start: int, end: int) -> bool:
-    """Whether the CRC of a chunk is right. libvips does not check it."""
+    """Returns whether the CRC of a chunk is right. libvips does not check it."""
     checksum = 0
     for at in range(start + 4, end - 4, _READ_BYTES):
         checksum = zlib.crc32(os.pread(fd, min(_READ_BYTES, end - 4 - at), at), checksum)
@@ -126,7 +126,7 @@ def _find_exif(fd: int) -> bytes | None:
 
 
 def _read_contents(fd: int, start: int, end: int) -> bytes:
-    """Returns nothing of a chunk that is truncated, or larger than any text."""
+    """Returns the contents, or nothing if the chunk is truncated or larger than any text."""
     size = end - start - 12
     contents = os.pread(fd, size, start + 8) if size <= MAX_TEXT_BYTES else b""
     return contents if len(contents) == size else b""

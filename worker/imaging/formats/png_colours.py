@@ -1,8 +1,8 @@
 """The colours of a PNG by its chunks, as a profile (PNG, third edition: 4.3 and 11.3.2).
 
-cICP has precedence over iCCP, iCCP over sRGB, and sRGB over gAMA and cHRM. What the specification leaves open is
-decided as in Chromium 156: cHRM counts only together with gAMA, gAMA without cHRM is sRGB if it is close to 1/2.2, and
-all but cICP may follow PLTE. A malformed chunk is skipped.
+cICP has precedence over iCCP, iCCP over sRGB, and sRGB over gAMA and cHRM. Where the specification is open, this
+follows Chromium 156: cHRM counts only together with gAMA, gAMA without cHRM is sRGB if it is close to 1/2.2, and all
+but cICP may follow PLTE. A malformed chunk is skipped.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import pyvips
 from service.images.probe import MAX_PAGES, Rejected
 from worker.imaging.vips import keep_alive
 
-# In the messages of libvips; the limit is RLIMIT_AS of the child process.
+# In the messages of libvips; the limit is RLIMIT_AS of the decoder process.
 _OUT_OF_MEMORY = "out of memory"
 
-# A path, or the descriptor of an open file. A child process can open no picture by its path.
+# A path, or the descriptor of an open file. A decoder cannot open pictures by path.
 File: TypeAlias = str | int
 
 
@@ -29,21 +29,22 @@ class Source:
     max_pixels: int
     _data: mmap.mmap | None = None
 
-    def admit(self, width: int, height: int, pages: int = 1) -> None:
-        """Raises Rejected if that is too much to decode."""
+    def check_size(self, width: int, height: int, pages: int = 1) -> None:
+        """Raises Rejected if the picture has too many pixels or pages to decode."""
         if width * height * pages > self.max_pixels or pages > MAX_PAGES:
             raise Rejected("too-many-pixels")
 
     def load(self, loader: Callable[..., pyvips.Image], **options: object) -> pyvips.Image:
         """Opens the file with a loader of libvips that takes a source, e.g. `pngload_source`.
 
-        libvips reads the mapped file. A loader that reads a descriptor moves its position, which all duplicates share:
-        two images of one file would take bytes from each other.
+        libvips reads the mapped file. A loader that reads a descriptor moves its position, which all duplicates share,
+        so two images of one file would disturb each other.
         """
         if self._data is None:
             self._data = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
         image = loader(pyvips.Source.new_from_memory(self._data), **options)
-        # pyvips keeps what images refer to, but not what their sources do. Regions keep neither: they need this object.
+        # pyvips keeps alive what images refer to, but not what their sources refer to. Regions keep neither, so they
+        # need this object.
         keep_alive(image, self._data)
         return image
 
@@ -53,8 +54,10 @@ class Source:
 
 @contextmanager
 def open_source(file: File, max_pixels: int) -> Iterator[Source]:
-    """Raises Rejected, also if a decoder fails inside of the context, and OSError if the file cannot be read."""
-    # A message that an earlier picture left behind would be taken for one about this picture.
+    """Opens a picture. Raises Rejected, also if a decoder fails inside the block, and OSError if the file cannot be
+    read.
+    """
+    # A message of an earlier picture would be mistaken for one about this picture.
     pyvips.vips_lib.vips_error_clear()
     with open_file(file) as fd, _reject_damage():
         source = Source(fd, max_pixels)  # lives as long as the context
@@ -81,6 +84,6 @@ def _reject_damage() -> Iterator[None]:
     except pyvips.Error as error:
         raise Rejected("probe-failed" if _OUT_OF_MEMORY in str(error) else "damaged-image") from error
     except UnicodeDecodeError as error:
-        # libvips's message repeats bytes of the file, and pyvips takes them for UTF-8 before it empties the buffer.
+        # libvips's message contains bytes of the file, which pyvips decodes as UTF-8 before it empties the buffer.
         pyvips.vips_lib.vips_error_clear()
         raise Rejected("damaged-image") from error

@@ -1,7 +1,7 @@
-"""SVG, drawn by librsvg in the size that is needed.
+"""SVG, which librsvg draws in the required size.
 
-librsvg is built here without some formats, and shows other pictures inside of a document without their orientation and
-colours. Those are replaced by PNGs first.
+This build of librsvg lacks some formats, and shows other pictures inside a document without their orientation and
+colours. Such pictures are replaced by PNGs first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyvips
 
 from service.images.probe import Rejected
 from worker.file_headers import bytes_reader
-from worker.imaging.colour import ICC_PROFILE, convert, is_foreign, mix_unknown_inks
+from worker.imaging.colour import ICC_PROFILE, convert, convert_untagged_cmyk, needs_conversion
 from worker.imaging.containers.gif import Gif, read_gif
 from worker.imaging.containers.png import chunks
 from worker.imaging.containers.svg import START_TAG, decompress, read_root, to_utf8
@@ -32,12 +32,12 @@ from worker.imaging.location_removal.svg import blank_svg
 from worker.imaging.small_copy import SMALL_PX
 from worker.imaging.vips import image_orientation, read_blob, replace_profile
 
-# Pixels of all pictures together that are encoded anew for librsvg: 1 s.
+# The total pixels of pictures that are converted for librsvg: 1 s.
 _MAX_CONVERTED_PIXELS = 25_000_000
-# What a picture costs in addition to its pixels: 1 ms.
+# The cost of a picture in addition to its pixels: 1 ms.
 _PIXELS_PER_PICTURE = 10_000
-# The weight of a picture that librsvg decodes itself, without its orientation or colours. If it is too large, librsvg
-# shows it like that.
+# The weight of a picture that librsvg can decode, without its orientation or colours. If it is too large, it is not
+# converted.
 _OPTIONAL_FACTOR = 2
 # libxml2 may refuse a longer attribute (XML_MAX_TEXT_LENGTH is 10 MB).
 _LONG_BYTES = 9_000_000
@@ -66,7 +66,9 @@ def open_original(source: Source, _: FrameSelection) -> Original:
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    """The document is in memory: without a base URL, librsvg fetches nothing that it refers to."""
+    """An SVG document and its size. It is in memory and has no base URL, so librsvg fetches nothing that it refers
+    to.
+    """
 
     document: bytes
     width: int
@@ -74,7 +76,7 @@ class _Drawing:
     is_long: bool
 
     def load(self, scale: float) -> pyvips.Image:
-        """Draws at 96 dots per inch, as in CSS. libvips scales all lengths by 96/72 for it, which 0.75 takes back."""
+        """Draws at 96 dots per inch, as in CSS. For it libvips scales all lengths by 96/72, which 0.75 compensates."""
         return pyvips.Image.svgload_buffer(self.document, dpi=96, scale=0.75 * scale, unlimited=self.is_long)
 
 
@@ -84,9 +86,9 @@ def _open(source: Source) -> _Drawing:
     size = natural_size(root.attributes)
     if 0 in {size.width, size.height}:
         raise Rejected("damaged-image")  # nothing to show
-    source.admit(size.width, size.height)
+    source.check_size(size.width, size.height)
     pictures = find_pictures(document)
-    source.admit(pictures.pixels, 1)
+    source.check_size(pictures.pixels, 1)
     edits = [
         (root.start, root.end, _write_size(document[root.start : root.end], size)),
         *_convert_pictures(document, pictures.to_convert),
@@ -99,7 +101,7 @@ def _open(source: Source) -> _Drawing:
 def _write_size(tag: bytes, size: NaturalSize) -> bytes:
     """Returns the start tag of the root element with its natural size in pixels.
 
-    librsvg would compute another size: its fonts have 12 pixels, and it takes a size from style sheets.
+    librsvg would compute another size: its default font has 12 pixels, and it uses sizes of style sheets.
     """
     attributes = {key: value[1:-1] for key, value in _ATTRIBUTE.findall(tag)}
     font = b"%.6gpx" % size.font_px
@@ -118,17 +120,18 @@ def _write_size(tag: bytes, size: NaturalSize) -> bytes:
 
 
 def _convert_pictures(document: bytes, pictures: list[EmbeddedPicture]) -> Iterator[tuple[int, int, bytes]]:
-    """Yields edits that replace pictures by PNGs, if librsvg does not decode them or shows them unlike browsers.
+    """Yields edits that replace pictures by PNGs, if librsvg cannot decode them or shows them differently from
+    browsers.
 
-    Damaged pictures are left out, as in browsers. Raises Rejected if a picture that librsvg does not decode cannot be
-    replaced, or if all together are too large.
+    Damaged pictures are not replaced. Raises Rejected if a picture that librsvg cannot decode cannot be replaced, or if
+    all together are too large.
     """
     pixels_left = _MAX_CONVERTED_PIXELS
     for picture in pictures:
         place, is_needed = _find_value(document, picture), picture.format_name in UNDECODED_FORMATS
         if place is None and is_needed:
             name = UNDECODED_FORMATS[picture.format_name]
-            raise Rejected("unsupported-image", f"SVG with a {name} picture inside of an entity")
+            raise Rejected("unsupported-image", f"SVG with a {name} picture inside an entity")
         pixels_left -= _PIXELS_PER_PICTURE
         if place is None or (pixels_left < 0 and not is_needed):
             continue
@@ -158,7 +161,7 @@ def _find_value(document: bytes, picture: EmbeddedPicture) -> tuple[int, int] | 
 def _open_picture(picture: EmbeddedPicture) -> tuple[int, int, Callable[[], pyvips.Image] | None]:
     """Returns width, height, and a function that decodes the first frame, upright and in sRGB.
 
-    The function is None if librsvg shows the picture like that itself. Raises pyvips.Error, IndexError or struct.error.
+    The function is None if librsvg shows the picture correctly. Raises pyvips.Error, IndexError or struct.error.
     """
     if picture.format_name == "gif":
         gif = read_gif(picture.data, max_frames=1)
@@ -169,15 +172,15 @@ def _open_picture(picture: EmbeddedPicture) -> tuple[int, int, Callable[[], pyvi
         image = replace_profile(image, read_png_profile(chunks(read), read))
     # Browsers ignore the orientation of other formats.
     is_turned = picture.format_name in {"jpeg", "png"} and image_orientation(image) != 1
-    if picture.format_name in UNDECODED_FORMATS or is_turned or is_foreign(image, read_blob(image, ICC_PROFILE)):
+    if picture.format_name in UNDECODED_FORMATS or is_turned or needs_conversion(image, read_blob(image, ICC_PROFILE)):
         return image.width, image.height, partial(_to_srgb, image, is_turned=is_turned)
     return image.width, image.height, None
 
 
 def _to_srgb(image: pyvips.Image, *, is_turned: bool) -> pyvips.Image:
     profile = read_blob(image, ICC_PROFILE)
-    if is_foreign(image, profile):
-        image = convert(mix_unknown_inks(image).copy_memory(), profile)
+    if needs_conversion(image, profile):
+        image = convert(convert_untagged_cmyk(image).copy_memory(), profile)
     return image.autorot() if is_turned else image
 
 

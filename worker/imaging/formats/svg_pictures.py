@@ -1,4 +1,4 @@
-"""The pictures inside of an SVG: `data:` URIs. librsvg decodes them whole, however small they are shown."""
+"""Finds the pictures inside an SVG: `data:` URIs. librsvg decodes them in full size, even if they are shown small."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from service.images.probe import Rejected
 from worker.file_headers import HEAD_BYTES, avif_size, gif_size, sniff, webp_size
 from worker.imaging.formats import jpeg, png
 
-# Documents inside of documents. Those of editors have a photo, or a drawing with a photo.
+# The maximum nesting of documents. Documents of editors contain a photo, or a drawing with a photo.
 _MAX_NESTING = 4
-# In all documents together: less than a second.
+# The maximum in all documents together: less than a second.
 _MAX_URIS = 10_000
 _MAX_DECOMPRESSED_BYTES = 20_000_000
-# References beyond the length of their document, which come from entities.
+# The maximum text of references beyond the length of the document, which comes from entities.
 _MAX_ENTITY_CHARS = 10_000_000
 _BASE64 = re.compile(r";[ ]*base64[ ]*$", re.IGNORECASE)
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
@@ -32,7 +32,7 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "webp": webp_size,
     "avif": avif_size,
 }
-# Formats that librsvg as it is built here does not decode, and their names.
+# Formats that this build of librsvg cannot decode, and their names.
 UNDECODED_FORMATS = {"gif": "GIF", "webp": "WebP", "avif": "AVIF"}
 # Bytes of metadata that browsers apply to a picture and librsvg does not: an orientation or a profile.
 _METADATA_MARKS = {"jpeg": (b"Exif\0\0", b"ICC_PROFILE\0"), "png": (b"eXIf", b"cICP", b"iCCP", b"gAMA")}
@@ -45,7 +45,7 @@ _IGNORED_CHARS = dict.fromkeys(map(ord, "\t\n\r"))
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPicture:
-    """A picture that librsvg does not show, or may show unlike browsers.
+    """A picture that librsvg does not show, or may show differently from browsers.
 
     It is the value of `attribute`, in the start tag at the offset `tag_at` of the document.
     """
@@ -58,7 +58,7 @@ class EmbeddedPicture:
 
 @dataclass(slots=True)
 class EmbeddedPictures:
-    """All pictures of a document, and of documents inside of it.
+    """All pictures of a document, and of documents inside it.
 
     `pixels` is the sum of width x height by their headers. `is_harmless` means that the document is well-formed, not
     deep, without entities, and has at most some MB without its pictures. Then libxml2 needs no limit for attributes.
@@ -74,11 +74,11 @@ class EmbeddedPictures:
 def find_pictures(document: bytes) -> EmbeddedPictures:
     """Returns the pictures in `data:` URIs of a document in UTF-8.
 
-    Raises Rejected if they are nested too deep, too large when decompressed, or too many, and if librsvg would leave
-    one out: of an unsupported format, or in a document inside of the document.
+    Raises Rejected if they are nested too deep, too large when decompressed, or too many, and if librsvg would not show
+    one: of an unsupported format, or in a document inside the document.
 
-    Python's own parser sees entities, default attributes and encodings as librsvg does. What it cannot read is ignored:
-    the decoder judges it, within the limits of its process.
+    Python's XML parser handles entities, default attributes and encodings as librsvg does. What it cannot parse is
+    ignored here, and left to the decoder within the limits of its process.
     """
     pictures = EmbeddedPictures()
     _search(document, pictures, 0)
@@ -96,7 +96,7 @@ def _search(document: bytes, pictures: EmbeddedPictures, nesting: int) -> None:
             raise Rejected("too-many-pixels")
         format_name = sniff(data[:HEAD_BYTES])
         if format_name in _SIZES:
-            with suppress(Rejected, struct.error):  # librsvg leaves out what is no picture
+            with suppress(Rejected, struct.error):  # librsvg skips invalid pictures
                 width, height = _SIZES[format_name](data)
                 pictures.pixels += width * height
             needs_conversion = format_name in UNDECODED_FORMATS or (not nesting and _has_metadata(format_name, data))

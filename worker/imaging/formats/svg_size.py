@@ -35,7 +35,9 @@ _MAX_SIDE = 1e9
 
 
 class NaturalSize(NamedTuple):
-    """Whole pixels, at least 1 unless the document says 0 or less, and the font size of the root element in pixels."""
+    """The size in whole pixels, at least 1 unless the document has 0 or less, and the root element's font size in
+    pixels.
+    """
 
     width: int
     height: int
@@ -43,12 +45,14 @@ class NaturalSize(NamedTuple):
 
 
 def natural_size(attributes: Mapping[str, str]) -> NaturalSize:
-    """Returns the size by the attributes of the root element. Percentages are ignored: they have no reference."""
+    """Returns the size from the attributes of the root element. Percentages are ignored, because they have no
+    reference.
+    """
     font_px = _font_px(attributes)
     width = _length_px(attributes.get("width", ""), font_px)
     height = _length_px(attributes.get("height", ""), font_px)
     ratio = _ratio(attributes)
-    if _is_stretched(attributes) and None in {width, height}:  # browsers ignore a single side then
+    if _is_stretched(attributes) and None in {width, height}:  # then browsers ignore a single side
         width, height = _DEFAULT_WIDTH, _DEFAULT_HEIGHT
     if width is None and height is None:
         width = min(_DEFAULT_WIDTH, _DEFAULT_HEIGHT * ratio) if ratio else _DEFAULT_WIDTH

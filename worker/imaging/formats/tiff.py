@@ -13,7 +13,7 @@ import pyvips
 from service.images.probe import MAX_PAGES, Rejected
 from worker.file_headers import Read, file_reader
 from worker.imaging.containers.tiff import HEAD_BYTES, SHORT, TYPES, Entry, Layout, read_header, walk_directories
-from worker.imaging.containers.tiff_contents import CutShort, read_contents
+from worker.imaging.containers.tiff_contents import Truncated, read_contents
 from worker.imaging.exif import read_exif
 from worker.imaging.exif_tags import ORIENTATION
 from worker.imaging.formats.animations import probe_frames
@@ -39,12 +39,12 @@ from worker.imaging.small_copy import make_small_copy
 from worker.imaging.unsupported import name_tiff
 from worker.imaging.vips import count_pages
 
-# Pages of different sizes are opened one by one, and for each of them libtiff walks there from the first page: 100 take
-# 0.16 s, 1,000 take 14.
+# Pages of different sizes are opened one by one, and libtiff walks to each from the first page: 100 take 0.16 s, 1,000
+# take 14.
 _MAX_UNEQUAL_PAGES = 100
 
-# Of width and height: libvips holds some lines in memory, which took 4 GB for lines of 16 million pixels. No other
-# format has longer sides.
+# The maximum width and height. libvips has some lines in memory, which took 4 GB for lines of 16 million pixels. Other
+# formats have shorter sides.
 _MAX_SIDE = 1_000_000
 
 # The types of an orientation (BYTE, SHORT and LONG), and their bytes.
@@ -54,7 +54,7 @@ _NUMBERS = frozenset(kind for kind, (_, code) in TYPES.items() if code != "s")
 
 
 def probe(source: Source) -> DecodedPicture:
-    """Decodes every page: a truncated one leaves no trace in the others.
+    """Decodes every page, because a truncated one does not affect the others.
 
     libtiff reports a strip that ends too early as an error, not as a truncation.
     """
@@ -68,14 +68,14 @@ def open_original(source: Source, selection: FrameSelection) -> Original:
     pages = count_pages(image)
     if selection.number is not None and pages > 1:
         image = load(page=min(selection.number, pages) - 1)
-    source.admit(image.width, image.height)
+    source.check_size(image.width, image.height)
     return original_from(image, exif=source.fd)
 
 
 def _loader(source: Source) -> Callable[..., pyvips.Image]:
     """Returns a function that loads a page, or `n` pages, in 8 or 16 bits. Raises Rejected for an unsupported kind.
 
-    If libtiff would misread an entry, it reads a corrected copy of the file.
+    If libtiff would misread an entry, it gets a corrected copy of the file.
     """
     options = {"fail_on": "error", "access": "sequential"}
     pages, corrections = _read_pages(source.fd)
@@ -94,7 +94,7 @@ def _loader(source: Source) -> Callable[..., pyvips.Image]:
             raise Rejected("too-many-pixels")
         if needs_full_scale(samples):
             first = load_stored(page=page)
-            source.admit(first.width, first.height)
+            source.check_size(first.width, first.height)
             white = full_scale(first)
         return as_integers(image, samples, white=white)
 
@@ -105,7 +105,7 @@ def _probe_pages(source: Source) -> DecodedPicture:
     load = _loader(source)
     image = load()
     pages = count_pages(image)
-    source.admit(image.width, image.height, pages)
+    source.check_size(image.width, image.height, pages)
     if pages == 1:
         return decode_picture(image, image.width, image.height)
     try:
@@ -125,7 +125,7 @@ def _probe_unequal_pages(
     for page in range(1, pages):
         image = load(page=page)
         pixels += image.width * image.height
-        source.admit(pixels, 1)
+        source.check_size(pixels, 1)
         make_small_copy(image, None)
     return picture
 
@@ -133,22 +133,22 @@ def _probe_unequal_pages(
 def _reject_truncated(source: Source) -> None:
     """Raises Rejected for a file that is incomplete, has too many pages, or is of a kind that libtiff does not decode.
 
-    libtiff shows the pages before a truncated directory, and never reads the directories inside of pages.
+    libtiff shows the pages before a truncated directory, and never reads the directories inside pages.
     """
     try:
         size = os.fstat(source.fd).st_size
         contents = read_contents(file_reader(source.fd), size, max_pages=MAX_PAGES)
-    except CutShort:
+    except Truncated:
         raise Rejected("damaged-image") from None
     if kind := name_tiff(os.pread(source.fd, HEAD_BYTES, 0), contents):
         raise Rejected("unsupported-image", kind)
-    source.admit(1, 1, contents.pages)
+    source.check_size(1, 1, contents.pages)
 
 
 def _read_pages(fd: int) -> tuple[list[Samples], list[tuple[int, bytes]]]:
     """Returns the samples of each page, and corrections: offsets and bytes of entries that replace others.
 
-    Corrected are invalid orientations, which libtiff reports as an error, and kinds of pixels that it misreads.
+    They correct invalid orientations, which libtiff reports as an error, and kinds of pixels that it misreads.
     """
     read = file_reader(fd)
     header = read_header(read)

@@ -58,18 +58,18 @@ _DEPTHS = frozenset({1, 2, 4, 8, 16, 32})
 
 # The value of white, by the format of libvips.
 _FULL = {"uchar": 255, "ushort": 65535, "uint": 2**32 - 1, "char": 127, "short": 32767, "int": 2**31 - 1, "float": 1}
-# Grey floats whose largest value is higher than this are not from 0 to 1, but to 255 or 65,535.
+# If the largest value of grey floats is higher than this, the range is not 0 to 1, but to 255 or 65,535.
 _MAX_UNIT = 16
 _INFINITE = 1e38
 
-# Returns the first values of a tag, up to a number of them (second parameter); () if the page does not have it.
+# Returns at most this many values (second parameter) of a tag (first parameter); () if the page does not have it.
 Tags = Callable[[int, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the tags of a page say about its samples. `extra` are the kinds of the samples after the colour's; None if
-    the page does not say.
+    """The description of a page's samples by its tags. `extra` are the kinds of the samples after the colour; None if
+    the page has no such tag.
     """
 
     photometric: int
@@ -97,8 +97,8 @@ class Samples:
     def alpha(self) -> int | None:
         """The index of the alpha among the extra samples.
 
-        A single sample that the page does not describe is an alpha, as in libtiff. One that is "unspecified" is not,
-        because editors store masks like that.
+        A single sample that the page does not describe is an alpha, as in libtiff. An "unspecified" one is not, because
+        editors store masks in this way.
         """
         if self.extra is None:
             return 0 if self.count == self.colours + 1 else None
@@ -122,7 +122,9 @@ class Samples:
 
     @property
     def is_planar_grey(self) -> bool:
-        """Whether libvips would take the lines of a strip from the wrong offsets, unless it sees a colour picture."""
+        """Whether libvips would read the lines of a strip from wrong offsets, unless it is declared as a colour
+        picture.
+        """
         return self.planar and self.photometric in _GREY
 
     @property
@@ -139,16 +141,16 @@ class Samples:
 
 def read_samples(tags: Tags) -> Samples:
     """Returns the samples of a page. Raises Rejected with the name of a kind that no decoder here supports."""
-    count = int(_one(tags, SAMPLES_PER_PIXEL, 1))
+    count = int(_first_value(tags, SAMPLES_PER_PIXEL, 1))
     subsampling = tags(_SUBSAMPLING, 2) or (2, 2)
     extra = tuple(map(int, tags(_EXTRA_SAMPLES, 32))) or None
     samples = Samples(
-        photometric=int(_one(tags, PHOTOMETRIC, Photometric.BLACK_IS_ZERO)),
+        photometric=int(_first_value(tags, PHOTOMETRIC, Photometric.BLACK_IS_ZERO)),
         count=count,
         bits=tuple(map(int, tags(BITS_PER_SAMPLE, 32))) or (1,),
-        format=int(_one(tags, _SAMPLE_FORMAT, _UNSIGNED)),
-        compression=int(_one(tags, COMPRESSION, 1)),
-        planar=count > 1 and _one(tags, PLANAR, 1) == 2,
+        format=int(_first_value(tags, _SAMPLE_FORMAT, _UNSIGNED)),
+        compression=int(_first_value(tags, COMPRESSION, 1)),
+        planar=count > 1 and _first_value(tags, PLANAR, 1) == 2,
         tiled=bool(tags(_TILE_WIDTH, 1)),
         extra=extra,
         subsampled=any(factor != 1 for factor in subsampling),
@@ -161,7 +163,7 @@ def read_samples(tags: Tags) -> Samples:
     return samples
 
 
-def _one(tags: Tags, tag: int, default: int) -> float:
+def _first_value(tags: Tags, tag: int, default: int) -> float:
     values = tags(tag, 1)
     return values[0] if values else default
 
@@ -196,7 +198,9 @@ def _unsupported(samples: Samples) -> str | None:
 
 
 def needs_full_scale(samples: Samples) -> bool:
-    """Whether the value of white depends on the pixels: grey floats, and integers whose range few writers use."""
+    """Returns whether the value of white depends on the pixels: for grey floats, and integers whose range few programs
+    use.
+    """
     if samples.format == _FLOAT:
         return samples.colours == 1
     return samples.depth == 32 or (samples.format == _SIGNED and samples.depth == 16)
@@ -239,7 +243,7 @@ def as_integers(image: pyvips.Image, samples: Samples, *, white: float | None = 
 
 
 def _is_ready(image: pyvips.Image, samples: Samples) -> bool:
-    """Whether the colours need no conversion."""
+    """Returns whether the colours need no conversion."""
     if samples.is_inverted:
         return False
     if image.format == "uchar":
@@ -267,7 +271,7 @@ def _convert_colour(image: pyvips.Image, samples: Samples, white: float) -> pyvi
 
 
 def _scale(image: pyvips.Image, factor: float, band_format: str) -> pyvips.Image:
-    """Clips values that are out of range."""
+    """Scales values, and clips those out of range."""
     if image.format == band_format and factor == 1:
         return image
     if image.format == "float":
@@ -281,12 +285,12 @@ def _without_nan(image: pyvips.Image) -> pyvips.Image:
 
 
 def _from_ycbcr(image: pyvips.Image, samples: Samples) -> pyvips.Image:
-    """By the tags YCbCrCoefficients and ReferenceBlackWhite (TIFF 6.0, section 21)."""
+    """Converts by the tags YCbCrCoefficients and ReferenceBlackWhite (TIFF 6.0, section 21)."""
     full = _FULL[image.format]
     red, green, blue = _usable(samples.luma, 3) or (0.299, 0.587, 0.114)
     middle = (full + 1) // 2
     limits = _usable(samples.black_white, 6) or (0, full, middle, full, middle, full)
-    if max(limits) <= 255 < full:  # by writers that use the default of 8 bits
+    if max(limits) <= 255 < full:  # written by programs that use the default of 8 bits
         limits = tuple(257 * limit for limit in limits)
     black, white = limits[0::2], limits[1::2]
     ranges = (full, full - middle, full - middle)

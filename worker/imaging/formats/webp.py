@@ -27,31 +27,31 @@ from worker.imaging.small_copy import SMALL_PX
 
 def probe(source: Source) -> DecodedPicture:
     frames = _count_frames(source.fd)
-    source.admit(1, 1, frames)
+    source.check_size(1, 1, frames)
     load = _loader(source)
     image = load(n=-1)
-    if image.height != frames * image.get_page_height():  # libwebp leaves out a frame that it cannot read
+    if image.height != frames * image.get_page_height():  # libwebp skips a frame that it cannot read
         raise Rejected("damaged-image")
     if image.height != image.get_page_height():
         picture = probe_frames(source, image, load_pages=lambda pages: load(n=pages))
         return replace(picture, has_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
-    source.admit(width, height)
+    source.check_size(width, height)
     scale = max(SMALL_PX / max(width, height), 1 / min(width, height))
-    if scale < 0.5:  # libwebp's own scaling reads all the file too, in half the time
+    if scale < 0.5:  # libwebp's own scaling also decodes the whole file, in half the time
         image = load(scale=scale)
     return decode_picture(image, width, height)
 
 
 def open_original(source: Source, selection: FrameSelection) -> Original:
     pages = _count_frames(source.fd)
-    source.admit(1, 1, pages)
+    source.check_size(1, 1, pages)
     load = _loader(source)
     image = load()
     if pages > 1:
         return open_frames(source, image, load, selection, pages=pages, keeps_alpha=_declares_alpha(source.fd))
     width, height = image.width, image.height
-    source.admit(width, height)
+    source.check_size(width, height)
 
     def load_scaled(scale: float) -> pyvips.Image:
         # libwebp scales by averages. At twice the size no detail that is needed is lost.
@@ -74,14 +74,14 @@ def _count_frames(fd: int) -> int:
     for number, (kind, start, _) in enumerate(chunks(partial(os.pread, fd))):
         if number == MAX_CHUNKS:
             raise Rejected("damaged-image")
-        if start > end:  # whatever follows the picture does not belong to it
+        if start > end:  # data after the picture does not belong to it
             break
         frames += kind == b"ANMF"
     return frames
 
 
 def _declares_alpha(fd: int) -> bool:
-    """Returns the flag of an extended WebP. libvips gives every animation an alpha band."""
+    """Returns the alpha flag of an extended WebP. libvips adds an alpha band to every animation."""
     head = os.pread(fd, 21, 0)
     return head[12:16] == b"VP8X" and bool(head[20] & 0x10)
 

@@ -21,18 +21,18 @@ _IPTC_START = 0x1C
 
 
 def blank_tiff(copy: Copy) -> None:
-    """A TIFF file is a block of EXIF with pixels."""
+    """Blanks a TIFF file, which has the structure of EXIF."""
     blank_exif(copy.region((0, copy.size)))
 
 
 def blank_exif(region: Region) -> None:
-    """Blanks a TIFF structure, with or without the head that it has in a JPEG."""
+    """Blanks a TIFF structure, with or without the header that it has in a JPEG."""
     start = 6 if region.read(len(EXIF_HEAD), 0) == EXIF_HEAD else 0
     blank_directories(region.part(start, region.size), _IN_TIFF)
 
 
 def blank_resources(region: Region) -> None:
-    """Blanks the resources that have metadata, and the digest of IPTC, which could confirm a guess of the location."""
+    """Blanks the resources with metadata, and the digest of IPTC, which could confirm a guessed location."""
     changes, digests = region.copy.changes, []
     for kind, value in _resources(region):
         with suppress(Unreadable):
@@ -62,7 +62,7 @@ def _resources(region: Region) -> Iterator[tuple[int, Region]]:
 
 
 def blank_iptc(region: Region) -> None:
-    """Overwrites the values of locations by spaces (IPTC-IIM 4.2, 1.5)."""
+    """Overwrites the values of locations with spaces (IPTC-IIM 4.2, 1.5)."""
     data, at = region.read_all(), 0
     while at + 5 <= len(data) and data[at] == _IPTC_START:
         region.copy.step()
@@ -80,7 +80,7 @@ def blank_iptc(region: Region) -> None:
 
 
 def blank_any(region: Region) -> None:
-    """Blanks a block whose kind is known by its first bytes."""
+    """Blanks a block whose kind is detected by its first bytes."""
     head = region.read(len(XMP_HEAD), 0)
     if head.startswith((EXIF_HEAD, *LAYOUTS)):
         blank_exif(region)
@@ -100,7 +100,7 @@ def contains_location(block: bytes) -> bool:
 
 
 def _blank_iptc_of_tiff(region: Region) -> None:
-    """Some writers store IPTC as numbers of 32 bits, with swapped bytes. Such a block is removed as a whole."""
+    """Some programs store IPTC as 32-bit numbers with swapped bytes. Such a block is removed completely."""
     block = region.read_all()
     swapped = b"".join(block[at : at + 4][::-1] for at in range(0, len(block), 4))
     if swapped[:1] == bytes([_IPTC_START]) != block[:1]:

@@ -25,9 +25,9 @@ Blankers = Mapping[int, Callable[[Region], None]]
 def blank_directories(region: Region, blankers: Blankers) -> None:
     """Removes GPS directories and GeoTIFF tags with their values; `blankers` handle the values of other tags.
 
-    Entries after a removed one move up, so that every reader finds a sound directory that never had it. Values stay
-    where they are, since maker notes have offsets of their own. If a file places a location over something else on
-    purpose, that is removed as well.
+    Entries after a removed one move up, so that the directory is valid for every reader. Values are not moved, because
+    maker notes have their own offsets. If a file deliberately overlaps a location with other data, that is removed as
+    well.
     """
     header = read_header(region.read)
     if header is None:
@@ -44,7 +44,7 @@ def blank_directories(region: Region, blankers: Blankers) -> None:
             pending += pointers.directories
             gps += pointers.gps
     for at in gps:
-        if at not in seen:  # a GPS directory that is another directory too has to stay readable
+        if at not in seen:  # a GPS directory that is also another directory must stay readable
             seen.add(at)
             with suppress(Unreadable):
                 _blank_gps(region, layout, at)
@@ -92,7 +92,7 @@ def _blank_directory(region: Region, layout: Layout, at: int, blankers: Blankers
 
 
 def _outer_value(region: Region, layout: Layout, entry: Entry) -> Region:
-    """Returns the part of the region that has the value; an empty one if the value is in the entry."""
+    """Returns the part of the region with the value; an empty one if the value is in the entry."""
     if entry.size <= layout.offset_bytes:
         return region.part(0, 0)
     return region.part(layout.number(entry.field), entry.size)
@@ -114,7 +114,7 @@ def _blank_value(region: Region, layout: Layout, entry: Entry) -> None:
 
 
 def _blank_gps(region: Region, layout: Layout, at: int) -> None:
-    """Overwrites a GPS directory by zeros, but no entry with another tag: the pointer may have been wrong."""
+    """Overwrites a GPS directory with zeros, but no entry with another tag, because the pointer may be wrong."""
     directory = _read_directory(region, layout, at)
     end = directory.start + len(directory.entries) * layout.entry_bytes
     is_blank = False

@@ -9,8 +9,8 @@ from worker.imaging.location_removal.regions import Copy
 from worker.imaging.location_removal.xmp import blank_xmp
 
 _XMP_HEAD = b"\x21\xff\x0bXMP DataXMP"
-# The packet is written as it is, so that decoders take its characters for lengths of blocks. This trailer leads them to
-# the end of the extension from wherever the last of these blocks ends (XMP specification, part 3, 1.1.2).
+# The packet is stored unchanged, so decoders interpret its characters as lengths of blocks. From any position in this
+# trailer, they reach the end of the extension (XMP specification, part 3, 1.1.2).
 _TRAILER = bytes([1, *range(255, -1, -1), 0])
 
 

@@ -16,7 +16,7 @@ _PICTURE_START = b"\xff\xd8\xff"
 
 
 def blank_jpeg(copy: Copy) -> None:
-    """Blanks all pictures in the file: thumbnails, and those after its end, which have the same metadata."""
+    """Blanks all pictures in the file: also thumbnails and pictures after its end, which have the same metadata."""
     at = 0
     while at != -1:
         copy.step()
@@ -73,8 +73,9 @@ def _find_metadata(copy: Copy, start: int) -> _Metadata:
 def _blank_xmp(packets: list[Region], extended: list[Region]) -> None:
     """Empties all packets if any of them has a location.
 
-    What does not fit into a segment goes on in extended ones, which the packet names by their digest. Each starts with
-    the digest in 32 characters, the length of all of them, and its offset (XMP specification, part 3, 1.1.3.1).
+    What does not fit into a segment continues in extended segments, which the packet refers to by their digest. Each
+    starts with the digest in 32 characters, the length of all of them, and its offset (XMP specification, part 3,
+    1.1.3.1).
     """
     ordered = sorted(extended, key=lambda region: (region.read(32, 0), region.read(4, 36)))
     whole = b"".join(region.read(region.size, 40) for region in ordered)

@@ -44,13 +44,13 @@ def _blank_text(copy: Copy, kind: bytes, start: int, contents: Region) -> None:
     if text.keyword == XMP_KEYWORD and not text.is_compressed:
         blank_xmp(contents.part(text.start, contents.size))
     elif _contains_location(copy, text):
-        # Becomes an empty comment, which every reader accepts.
+        # It becomes an empty comment, which every reader accepts.
         copy.write(start + 4, b"tEXt")
         contents.write((b"Comment"[: contents.size - 1] + b"\0").ljust(contents.size), 0)
 
 
 def _contains_location(copy: Copy, text: Text) -> bool:
-    """True also for a profile that cannot be read."""
+    """Returns whether a text contains a location, or is a profile that cannot be read."""
     if names_location(b":" + text.keyword):
         return True
     if not text.keyword.startswith((PROFILE_KEYWORD, XMP_KEYWORD)):

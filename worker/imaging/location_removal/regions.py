@@ -1,4 +1,4 @@
-"""A private copy of a file, and regions of it that read as one although they may consist of pieces."""
+"""A private copy of a file, and regions of it, which may consist of several pieces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import NamedTuple
 from worker.imaging.containers.tiff import MAX_ENTRIES
 
 _MAX_STEPS = MAX_ENTRIES
-# Bytes that may be read and written. A file is read about once; only overlapping structures are read again and again.
+# The limit of bytes that are read and written, in sizes of the file. A file is read about once, unless structures
+# overlap.
 _READ_FACTOR = 4
 _MIN_BYTES = 20_000_000
 
 
 class Unreadable(Exception):
-    """A structure goes on after its bytes end, or took all the work that the file is worth."""
+    """A structure extends beyond its bytes, or the limit of work for the file is reached."""
 
 
 class Patch(NamedTuple):
@@ -28,9 +29,9 @@ class Patch(NamedTuple):
 
 
 class Copy:
-    """The bytes of a file, which are changed in this copy only; the patches are the difference.
+    """The bytes of a file, which are changed only in this copy; the patches are the difference.
 
-    It accounts for all work, so that a file cannot cause more than its size is worth.
+    It counts all work, so that a file cannot cause more than its size justifies.
     """
 
     def __init__(self, data: mmap.mmap | bytearray) -> None:
@@ -49,13 +50,13 @@ class Copy:
         return Region(self, ((max(0, start), min(end, self.size)) for start, end in pieces))
 
     def step(self, steps: int = 1) -> None:
-        """Accounts for entries, segments or chunks. Raises Unreadable if the file has too many of them."""
+        """Counts entries, segments or chunks. Raises Unreadable if the file has too many of them."""
         self.steps_left -= steps
         if self.steps_left < 0:
             raise Unreadable
 
     def spend(self, size: int) -> None:
-        """Accounts for bytes that are read or written. Raises Unreadable if they are too many for the file."""
+        """Counts bytes that are read or written. Raises Unreadable if they are too many for the file."""
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise Unreadable
@@ -107,7 +108,7 @@ class Region:
         return int.from_bytes(data)
 
     def write(self, data: bytes, at: int) -> None:
-        """Leaves out what exceeds the region."""
+        """Writes bytes, without those beyond the end of the region."""
         self.copy.spend(len(data))
         for start, end in self._pieces_within(at, len(data)):
             self.copy.write(start, data[: end - start])

@@ -1,4 +1,4 @@
-"""Locations in an SVG: elements of metadata, inside of `metadata` or not."""
+"""Locations in an SVG: metadata elements, inside `metadata` or not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from worker.imaging.location_removal.regions import Copy, Unreadable
 from worker.imaging.location_removal.xmp import names_location
 
 _METADATA = frozenset({"metadata", "xmpmeta", "xapmeta", "RDF"})
-# Elements that come from entities, beyond those that the document writes out.
+# The maximum number of elements that come from entities.
 _MAX_ENTITY_ELEMENTS = 100_000
 
 
 def blank_svg(copy: Copy) -> None:
-    """Overwrites the contents of metadata elements with a location by spaces.
+    """Overwrites the contents of metadata elements that have a location with spaces.
 
-    An XML parser finds the elements, so that comments do not confuse it; what follows an error of the document is not
-    searched. A document that is compressed or not in UTF-8 loses the contents instead, and is padded to the length that
-    it had. Raises Rejected if it does not fit.
+    An XML parser finds the elements, so comments are handled correctly. Text after a syntax error is not searched. In a
+    document that is compressed or not in UTF-8, the contents are deleted instead, and the file is padded to its former
+    length. Raises Rejected if the new file is longer.
     """
     data = copy.read(copy.size, 0)
     encoding = encoding_of(data)

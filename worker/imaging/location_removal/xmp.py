@@ -18,12 +18,12 @@ _LOCATION = re.compile(
     rb"|(?:city|state|provincestate|country(?:code|name)?|worldregion|coverage|lat|lon|long)(?![\w.-]))",
     re.IGNORECASE,
 )
-# Some readers fail at a packet without an element.
+# Some readers fail if a packet has no element.
 _EMPTY = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/></x:xmpmeta>'
 
 
 def names_location(packet: bytes) -> bool:
-    """Whether the packet has any property of a location. It may be in UTF-8, UTF-16 or UTF-32."""
+    """Returns whether the packet has a property of a location. It may be in UTF-8, UTF-16 or UTF-32."""
     return _LOCATION.search(packet.replace(b"\0", b"")) is not None
 
 

@@ -1,1 +1,1 @@
-"""The steps of a rendition: frames of the wanted size, effects, a watermark, metadata, encoding."""
+"""The steps of a rendition: frames of the requested size, effects, watermark, metadata, encoding."""

@@ -1,4 +1,4 @@
-"""Encodes the frames of a rendition, with efforts that keep a request short."""
+"""Encodes the frames of a rendition, with encoder efforts that keep requests short."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from worker.imaging.formats.format import Animation
 from worker.imaging.rendering.metadata import Metadata
 from worker.imaging.rendering.pixels import to_colour
 
-# Up to here Pillow encodes JPEGs: 0.3 ms faster than libvips, which starts a thread, and half as long for optimized
-# Huffman tables.
+# Up to this size Pillow encodes JPEGs: 0.3 ms faster than libvips, which starts a thread, and in half the time for
+# optimized Huffman tables.
 _SMALL_PIXELS = 1_000_000
 
 # From this quality on chroma is not subsampled, as in libvips.
@@ -76,7 +76,7 @@ def _jpeg(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
 
 
 def _small_jpeg(image: pyvips.Image, quality: int) -> bytes | None:
-    """Returns None if the result exceeds Pillow's buffer, as for noise."""
+    """Returns None if the result exceeds Pillow's buffer, e.g. for noise."""
     pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
     small = Image.frombytes("L" if image.bands == 1 else "RGB", (image.width, image.height), pixels)
     subsampling = "4:2:0" if quality < _FULL_COLOUR_QUALITY else "4:4:4"
@@ -117,7 +117,8 @@ def _avif(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
 def _attach_metadata(image: pyvips.Image, metadata: Metadata) -> tuple[pyvips.Image, str]:
     """Returns the image with metadata, and the value of libvips's option `keep`.
 
-    libvips would rewrite EXIF and add tags. It gets a placeholder of the right length, which `_insert_exif` overwrites.
+    libvips would rewrite EXIF and add tags. So it gets a placeholder of the right length, which `_insert_exif`
+    overwrites.
     """
     image = image.copy()
     keep = []

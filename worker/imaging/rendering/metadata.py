@@ -1,4 +1,4 @@
-"""The metadata of a rendition: a new EXIF block with known tags of the original, and its XMP."""
+"""Builds the metadata of a rendition: a new EXIF block with known tags of the original, and its XMP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worker.imaging.exif import MAX_ENTRIES, exif_reader
 from worker.imaging.exif_tags import EXIF_IFD, GPS_IFD, GPS_TAGS, IMAGE_TAGS, ORIENTATION, PHOTO_TAGS
 from worker.imaging.formats.format import Original
 
-# A segment of a JPEG can hold this. The tags of cameras have some hundred bytes.
+# A JPEG segment has room for this. The tags of cameras have some hundred bytes.
 _MAX_BLOCK_BYTES = 60_000
 _MAX_TAG_BYTES = 16_384
 
@@ -33,7 +33,7 @@ _IMAGE_TAGS_TO_KEEP = frozenset(IMAGE_TAGS) - _PIXEL_TAGS
 _PHOTO_TAGS_TO_KEEP = frozenset(PHOTO_TAGS) - _PIXEL_TAGS
 _TYPES = TYPES.keys() - BIG_TIFF_TYPES  # the block is no BigTIFF
 
-# Pictures inside of XMP would show what a crop removed. The orientation has been applied.
+# Pictures inside XMP would show what a crop removed. The orientation has been applied.
 _XMP_PICTURES = re.compile(rb"Thumbnails|xmpGImg|xapGImg|GDepth|GImage|HDRGainMap")
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[1-8]""")
 
@@ -68,7 +68,7 @@ def _build_exif(read: Read, transformation: Transformation) -> bytes | None:
     if EXIF_IFD in pointers:
         inner, more = _read_tags(read, layout, pointers[EXIF_IFD], tags)
         pointers = more | pointers
-    # Each tag goes into the directory that it belongs to. It may have been in the other one.
+    # Each tag goes into the directory that it belongs to. The original may have it in the other one.
     image = [value for tag, value in (inner | first).items() if tag in _IMAGE_TAGS_TO_KEEP]
     photo = [value for tag, value in (first | inner).items() if tag in _PHOTO_TAGS_TO_KEEP]
     directories = {EXIF_IFD: photo} if photo else {}

@@ -7,7 +7,7 @@ import pyvips
 from service.renditions.transformation import Rgba, Transformation
 from worker.imaging.vips import fetch_lines
 
-# Up to this many decoded bytes pixels are fetched in this thread, in one piece. More are streamed.
+# Up to this many decoded bytes, pixels are fetched in this thread, in one piece. Larger images are streamed.
 _ONE_PIECE_BYTES = 16 << 20
 
 _WHITE: Rgba = (255, 255, 255, 255)
@@ -35,7 +35,7 @@ def split_alpha(image: pyvips.Image) -> tuple[pyvips.Image, pyvips.Image]:
 
 
 def resize(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
-    """Resizes each side by itself: with Lanczos to make it smaller, with a cubic to enlarge it.
+    """Resizes each side separately: Lanczos to shrink it, bicubic to enlarge it.
 
     Enlarges by `affine`, because libvips's `resize` moves an enlarged image by half a pixel to the right and down.
     """

@@ -24,7 +24,7 @@ from worker.imaging.rendering.pixels import (
 from worker.imaging.rendering.turning import Turn, requested_turn, upright
 from worker.imaging.vips import premultiply, read_blob, unpremultiply
 
-# The maximum side to draw a drawing in. Beyond it is enlarged like a picture.
+# The maximum side in which a drawing is drawn. A larger one is enlarged like a picture.
 _MAX_DRAWN_SIDE = 16_384
 # The maximum side of a picture before a crop. libvips accepts ten times as much.
 _MAX_SCALED_SIDE = 10_000_000
@@ -32,14 +32,14 @@ _WHITE = (255, 255, 255, 255)
 
 
 def place_frames(original: Original, transformation: Transformation) -> list[pyvips.Image]:
-    """Returns one frame or all frames of an animation, in memory. The first one decides where all are cropped."""
+    """Returns one frame, or all frames of an animation, in memory. The first one determines where all are cropped."""
     if transformation.trim is not None or (transformation.crop is not None and transformation.gravity == "smart"):
         return list(_place_whole(original, transformation))
     return list(_place_streamed(original, transformation))
 
 
 def _place_streamed(original: Original, transformation: Transformation) -> Iterator[pyvips.Image]:
-    """Resizes the picture while it is decoded, and turns it afterwards, when it has fewer pixels."""
+    """Resizes the picture while it is decoded, and turns it afterwards, because it has fewer pixels then."""
     turn = upright(original.orientation).then(requested_turn(transformation))
     stored = Size(original.width, original.height)
     plan = _plan(turn.size(stored), original, transformation)
@@ -56,7 +56,7 @@ def _place_streamed(original: Original, transformation: Transformation) -> Itera
 
 
 def _place_whole(original: Original, transformation: Transformation) -> Iterator[pyvips.Image]:
-    """Decodes the whole picture first, since its contents decide where it is cut."""
+    """Decodes the whole picture first, because its contents determine where it is cut."""
     image = original.load(1)
     profile = read_blob(image, ICC_PROFILE)
     box: tuple[Place, Size] | None = None
@@ -161,7 +161,9 @@ def _cut(image: pyvips.Image, place: Place, size: Size) -> pyvips.Image:
 
 
 def _find_edges(image: pyvips.Image, distance: float, transformation: Transformation) -> tuple[Place, Size]:
-    """Returns the box without edges in the colour of the upper left corner; the whole image if it has one colour."""
+    """Returns the box without edges in the colour of the upper left corner, or the whole image if it has only one
+    colour.
+    """
     flat = flatten_on(image, background_colour(transformation))
     if flat.hasalpha():
         flat = flatten_on(flat, _WHITE)

@@ -1,4 +1,4 @@
-"""Effects on a frame that has its size: colours, blur, sharpness, shape."""
+"""Effects on a frame after the resize: colours, blur, sharpness, shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.imaging.vips import premultiply, unpremultiply
 # The weights of red, green and blue in brightness (ITU-R BT.709).
 _LUMA = (0.2126, 0.7152, 0.0722)
 _MIDDLE_GREY = 127.5
-# A stronger blur is done on a smaller picture: its cost grows with its radius, and the difference is invisible.
+# A stronger blur is applied to a smaller picture: its cost grows with its radius, and the difference is invisible.
 _MAX_SIGMA = 8.0
 # The weight below which libvips cuts the blur's mask. Its default, 0.2, makes the deviation a quarter too small.
 _MIN_WEIGHT = 0.02
@@ -83,7 +83,7 @@ def _sharpen(image: pyvips.Image, sigma: float) -> pyvips.Image:
 
 
 def _cut_ellipse(image: pyvips.Image, around: Rgba) -> pyvips.Image:
-    """Cuts the largest ellipse. The colour `around` is outside of it, and its edge is antialiased."""
+    """Cuts the largest ellipse, with an antialiased edge and the colour `around` outside."""
     mask = _ellipse_mask(image.width, image.height) / 255
     if around[3] == 255:
         if len(set(around[:3])) > 1:

@@ -21,7 +21,7 @@ _MARGIN = 0.02
 
 @dataclass(frozen=True, slots=True)
 class WatermarkLayer:
-    """The watermark's image in its size, and its place on a frame."""
+    """The resized image of a watermark, and its position on a frame."""
 
     image: pyvips.Image
     place: Place

@@ -41,7 +41,8 @@ _MAX_INHERITED = 1 << 16
 def main() -> None:
     worker, timeout_s = int(sys.argv[1]), float(sys.argv[2])
     _die_with_worker(worker)
-    # Descriptors that the worker inherited, and uvloop's duplicates. Older systems close one by one, up to a billion.
+    # Descriptors that the worker inherited, and uvloop's duplicates. Older systems close them one by one, up to a
+    # billion.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), _MAX_INHERITED))
     os.nice(int(sys.argv[3]))
     requests = socket.socket(fileno=sys.stdin.fileno())
@@ -56,26 +57,26 @@ def main() -> None:
     responses.write(GREETING_TOKEN + encode_response(greeting))
     responses.flush()
     while (received := _receive(requests)) is not None:
-        began = time.monotonic()
+        started_at = time.monotonic()
         limits.extend_cpu_limit(timeout_s)
         token, request, files = received
         result = handle(request, files)
         for fd in files:
             os.close(fd)
-        response = Response.of(result, seconds=time.monotonic() - began, cpu_s=time.process_time())
+        response = Response.of(result, seconds=time.monotonic() - started_at, cpu_s=time.process_time())
         responses.write(token + encode_response(response))
         responses.flush()
 
 
 def handle(request: Request, files: Sequence[int]) -> Result:
-    """Raises what imaging raises about the picture; the process ends then."""
+    """Returns the result of a request. Raises other errors of imaging, which end the process."""
     try:
         return _decode(request, *files)
     except Rejected as error:
         return Rejection(error.code, error.kind)
     except OSError as error:
         if error.errno is None:
-            raise  # Pillow's own: it is about the picture, not about the disk
+            raise  # raised by Pillow: it concerns the picture, not the disk
         return ReadError(repr(error)[:MAX_CAUSE_CHARS])
 
 
@@ -92,8 +93,8 @@ def _decode(request: Request, picture: int, watermark: int | None = None) -> Res
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, Request, Sequence[int]] | None:
-    """Returns the token, the request and the descriptors of its files, which come with its first byte. None at the end
-    of the stream.
+    """Returns the token, the request and the descriptors of its files, which are sent with its first byte. Returns None
+    at the end of the stream.
     """
     header, files, _, _ = socket.recv_fds(requests, HEADER_BYTES, MAX_FILES, socket.MSG_WAITALL)
     if len(header) < HEADER_BYTES:
@@ -109,14 +110,14 @@ def _receive(requests: socket.socket) -> tuple[bytes, Request, Sequence[int]] | 
 
 
 def _claim_stdout() -> BinaryIO:
-    """Returns the pipe to the worker. From now on what a library prints to stdout goes to stderr."""
+    """Returns the pipe to the worker, and redirects stdout to stderr for libraries that print."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe
 
 
 def _die_with_worker(worker: int) -> None:
-    """On Linux the process ends as soon as the worker does, elsewhere after the current picture."""
+    """Makes the process end with the worker: on Linux immediately, elsewhere after the current picture."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:

@@ -1,6 +1,6 @@
 """The bytes of each account that are in flight to the API processes of one machine, in shared memory.
 
-Each process writes its own region and reads the others. There is no lock: a reader may see a sum that is some
+Each process writes its own region and reads the others. There is no lock: a reader may get a sum that is some
 microseconds old.
 """
 
@@ -12,7 +12,7 @@ from typing import Self
 
 from service.shared_memory.memory import create_memory
 
-# Maximum of accounts with uploads in flight to one process. Further accounts are counted in that process alone.
+# Maximum accounts with uploads in flight to one process. Further accounts are counted in that process only.
 SLOTS = 512
 _CELL_BYTES = 8
 # The highest number of slots ever in use, then an account and its bytes for each slot.
@@ -20,7 +20,7 @@ _REGION_CELLS = 1 + 2 * SLOTS
 _REGION_BYTES = _CELL_BYTES * _REGION_CELLS
 
 
-class ArrivingBytes:
+class InFlightBytes:
     """`number` is the index of this process's region. The values of an earlier process in it are cleared."""
 
     def __init__(self, descriptor: int, number: int) -> None:
@@ -34,8 +34,8 @@ class ArrivingBytes:
         self._free = list(range(SLOTS))[::-1]
 
     @classmethod
-    def alone(cls) -> Self:
-        """Returns the counter of a process that shares its memory with no other."""
+    def unshared(cls) -> Self:
+        """Returns the counter of a process that does not share it."""
         descriptor = create(1)
         try:
             return cls(descriptor, 0)
@@ -68,4 +68,4 @@ class ArrivingBytes:
 
 def create(processes: int) -> int:
     """Returns the descriptor of memory for that many processes to inherit. The caller closes it."""
-    return create_memory("arriving bytes", processes * _REGION_BYTES)
+    return create_memory("bytes in flight", processes * _REGION_BYTES)
