@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import shutil
@@ -267,22 +268,32 @@ def settings(
 ) -> Settings:
     """Returns the settings of a test, which `@pytest.mark.settings(name=value)` can change."""
     marker = request.node.get_closest_marker("settings")
-    values: dict[str, Any] = {
+    places = {
         "data": tmp_path,
         "metrics_dir": tmp_path / "metrics",
         "storage": storage_folder,
         "renditions_dir": tmp_path / "renditions",
         "database_url": database_url,
         "redis_url": redis_url,
-        "public_url": "https://img.example.com",
-        "wait_s": 5,
-        "database_connections": 4,
-        "probe_processes": 1,
-        "render_processes": 1,
     }
-    values |= marker.kwargs if marker else {}
-    assert values.keys() <= Settings.model_fields.keys(), "unknown setting"
-    return Settings(**values)
+    if marker is None:
+        return _parse_defaults().model_copy(update=places)
+    assert marker.kwargs.keys() <= Settings.model_fields.keys(), "unknown setting"
+    return Settings(**_DEFAULTS | places | marker.kwargs)
+
+
+_DEFAULTS: dict[str, Any] = {
+    "public_url": "https://img.example.com",
+    "wait_s": 5,
+    "database_connections": 4,
+    "probe_processes": 1,
+    "render_processes": 1,
+}
+
+
+@functools.cache
+def _parse_defaults() -> Settings:
+    return Settings(**_DEFAULTS)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -29,6 +28,7 @@ from service.ids import ImageId
 from service.images.integrity import find_sha256, list_stored_rows
 from service.storage.identity import find_id
 from service.storage.local.originals import LocalOriginals
+from service.version import VERSION
 
 # What is wrong with the copies of images that are missing or damaged.
 Faults: TypeAlias = dict[ImageId, str]
@@ -131,6 +131,6 @@ def _claim(folder: Path, storage: Path) -> Iterator[int]:
 def _write_manifest(folder: Path) -> None:
     """Call it last: a folder without the manifest holds no finished backup."""
     draft = folder / f"{MANIFEST}.partial"
-    manifest = {"daguerre": version("daguerre"), "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    manifest = {"daguerre": VERSION, "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     draft.write_text(json.dumps(manifest) + "\n")
     draft.replace(folder / MANIFEST)

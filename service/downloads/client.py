@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import aiohttp
 from aiohttp import hdrs
@@ -19,6 +18,7 @@ from service.downloads.decoding import DecodingError, decode, parse_codings
 from service.downloads.urls import CredentialsInURL, parse_absolute, resolve_redirect
 from service.errors import ServiceError
 from service.limits.slots import Pace
+from service.version import VERSION
 
 MAX_URL_LENGTH = 8000
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
@@ -128,7 +128,7 @@ class DownloadClient:
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             headers={
-                "User-Agent": f"Daguerre/{version('daguerre')}",
+                "User-Agent": f"Daguerre/{VERSION}",
                 "Accept": "image/*, */*;q=0.5",
                 "Accept-Encoding": "identity",
             },

@@ -5,7 +5,6 @@ A process counts in memory until it calls `share`. From then on a scrape sums th
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,12 +30,12 @@ from service.errors import CATALOGUE
 from service.telemetry import gauges, metric_files
 from service.telemetry.gauges import ServiceState
 from service.telemetry.requests import BUCKETS_S, RequestMetrics
+from service.version import VERSION
 
 log = structlog.get_logger("service")
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SCRAPE_TIMEOUT_S = 10
-_VERSION = importlib.metadata.version("daguerre")
 
 # They show only when a process started, and merged metrics do not have them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -211,7 +210,7 @@ class _BuildInfo:
 
     def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily("daguerre_build_info", "Always 1; the label is the version.", labels=["version"])
-        family.add_metric([_VERSION], 1)
+        family.add_metric([VERSION], 1)
         return [family]
 
 

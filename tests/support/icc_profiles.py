@@ -17,6 +17,7 @@ BT2020 = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290)
 PROPHOTO = (0.734699, 0.265301, 0.159597, 0.840403, 0.036598, 0.000105, 0.345704, 0.358540)
 
 
+@functools.cache
 def colorants(primaries: Sequence[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Returns XYZ of red, green and blue as columns, adapted to D50 by Bradford's matrix."""
     xyz = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def reset_storage(storage: Path) -> bool:
     if not storage.is_dir() or {path.name for path in storage.iterdir()} != _STORAGE_FOLDERS:
         return False
     for folder in _STORAGE_FOLDERS:
-        for path in (storage / folder).iterdir():
-            if path.is_dir():
+        for name in os.listdir(storage / folder):  # noqa: PTH208 - takes a third of the time of Path.iterdir
+            if (path := storage / folder / name).is_dir():
                 return False
             path.unlink()
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from importlib.metadata import version
 
 from service.api.openapi import schemas
 from service.api.openapi.operations import OPERATIONS
@@ -12,6 +11,7 @@ from service.api.openapi.responses import HEADERS, RATE_LIMIT_HEADERS, describe_
 from service.api.openapi.samples import make_samples
 from service.config.settings import Settings
 from service.config.values import format_size
+from service.version import VERSION
 
 _DESCRIPTION = """\
 Daguerre stores images, and returns an id, the dimensions, EXIF and a preview of about 500 bytes.
@@ -49,7 +49,7 @@ def make_document(settings: Settings) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "Daguerre",
-            "version": version("daguerre"),
+            "version": VERSION,
             "summary": "A self-hosted image host",
             "description": _DESCRIPTION.format(max_upload=format_size(settings.max_upload)),
             "license": {"name": "MIT", "identifier": "MIT"},

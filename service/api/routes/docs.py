@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import msgspec
 from aiohttp import ETag, web
@@ -12,11 +13,18 @@ from service.config.settings import Settings
 
 
 class OpenApiDocument:
-    """The OpenAPI document, encoded once at start-up."""
+    """The OpenAPI document, encoded once, at the first request."""
 
     def __init__(self, settings: Settings) -> None:
-        self._body = msgspec.json.encode(make_document(settings))
-        self._etag = hashlib.sha256(self._body).hexdigest()[:16]
+        self._settings = settings
+
+    @cached_property
+    def _body(self) -> bytes:
+        return msgspec.json.encode(make_document(self._settings))
+
+    @cached_property
+    def _etag(self) -> str:
+        return hashlib.sha256(self._body).hexdigest()[:16]
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /openapi.json, without a key. Clients may cache it, and revalidate it by its ETag."""

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from service.api.responses import success_response
 from service.config.settings import Settings
+from service.version import VERSION
 
 _TEMPLATE = Path(__file__).with_name("front.html")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
@@ -37,7 +37,7 @@ class FrontPage:
     """The HTML and JSON responses, rendered once at start-up."""
 
     def __init__(self, settings: Settings) -> None:
-        url, number = settings.public_url.rstrip("/"), version("daguerre")
+        url, number = settings.public_url.rstrip("/"), VERSION
         template = _TEMPLATE.read_text()
         filled = template.replace("{version}", html.escape(number)).replace("{url}", html.escape(url))
         self._page = filled.encode()

@@ -20,12 +20,13 @@ from tests.integration.downloads.origins import (
 )
 from tests.support.samples import jpeg, stored_files
 
+pytestmark = pytest.mark.slow
+
 
 def deflate(data: bytes) -> bytes:
     return zlib.compress(data)[2:-4]
 
 
-@pytest.mark.slow
 @LOCAL
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(

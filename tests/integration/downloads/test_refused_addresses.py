@@ -25,6 +25,7 @@ from tests.support.api import error_of
 from tests.support.samples import jpeg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host",
     [

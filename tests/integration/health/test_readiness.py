@@ -250,6 +250,7 @@ async def test_a_wrong_database_password_is_named(
         await admin.execute("drop role keeper")
 
 
+@pytest.mark.slow
 async def test_an_unknown_database_is_named(admin: Any, at_postgres: Callable[..., Settings]) -> None:
     assert "no database of that name" in await find_reason(at_postgres(database="nothing"), "database")
 

@@ -17,7 +17,7 @@ from service.telemetry.metrics import metrics
 from tests.conftest import Tenant
 from tests.support import pictures
 
-pytestmark = pytest.mark.usefixtures("worker")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("worker")]
 
 # Headers that differ between any two responses.
 _VARYING = {"date", "x-request-id"}
@@ -66,7 +66,6 @@ async def test_fast_response_equals_the_ordinary_one(
     assert answers[0] == answers[1] == answers[2]
 
 
-@pytest.mark.slow
 async def test_special_requests_take_the_ordinary_path(fast: list[str], session: ClientSession, image_id: str) -> None:
     path = f"/i/{image_id}"
     async with session.get(path) as answer:

@@ -22,6 +22,8 @@ from tests.conftest import Tenant
 from tests.support.samples import insert_image
 from tests.support.scrapes import Scrape
 
+pytestmark = pytest.mark.slow
+
 ID = ImageId("AAAAAAA")
 SIZE = 24 << 20  # more than the kernel buffers for a client that does not read
 ROUTE = "/i/{id}"
@@ -87,7 +89,6 @@ async def slow_client(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
         writer.close()
 
 
-@pytest.mark.slow
 async def test_slow_download_is_counted_at_its_end(port: int, records: Records, large_file: bytes) -> None:
     async with slow_client(port) as (reader, _):
         began = time.monotonic()
@@ -110,7 +111,6 @@ async def test_client_that_leaves_is_counted_as_499(port: int, records: Records)
     assert records.logged() == [499]
 
 
-@pytest.mark.slow
 async def test_file_read_error_is_counted_as_503(
     port: int, records: Records, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,7 +124,6 @@ async def test_file_read_error_is_counted_as_503(
     assert caplog.records == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "headers", "status", "size"),
     [

@@ -76,6 +76,7 @@ async def test_concurrent_refusals_have_the_same_error(
     assert await connection.fetchval("select count(idempotency_key) from images") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_row_of_a_refused_picture_lasts_a_minute(
     api: Client, tenant: Tenant, settings: Settings, connection: Any

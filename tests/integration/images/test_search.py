@@ -113,6 +113,7 @@ async def test_search_returns_ready_images_only(
         assert await search(api, tenant, **filters) == ["AAAAAAA"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("how", ["all", "tag", "tags", "format", "sha256"])
 async def test_pages_contain_each_image_once(

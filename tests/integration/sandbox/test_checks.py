@@ -36,7 +36,10 @@ from worker.sandbox.messages import (
 from worker.sandbox.pool import DecoderPool
 from worker.sandbox.process import DecoderStalled
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets"),
+]
 
 PREVIEW = pictures.encode("JPEG", Image.new("L", (48, 32)), quality=10)
 HONEST = Probe("jpeg", 120, 80, 1, 1, has_alpha=False, exif={"Make": "Daguerre"}, mini_preview=PREVIEW)
@@ -276,7 +279,6 @@ async def test_stalled_decoder_is_no_slow_disk(liar: Liar) -> None:
         await liar.probe()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", pictures.every_format())
 async def test_every_format_passes_the_checks(new_pool: NewPool, tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"

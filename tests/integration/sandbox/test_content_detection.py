@@ -18,7 +18,10 @@ from tests.support import pictures
 from tests.support.decoders import Child
 from tests.support.samples import stored_files
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets"),
+]
 
 
 def _zip() -> bytes:
@@ -41,7 +44,6 @@ POLYGLOTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 async def test_polyglot_is_what_its_first_bytes_say(api: Client, tenant: Tenant) -> None:
     assert {form.strip() for form in POLYGLOTS} == set(MIME_TYPES)

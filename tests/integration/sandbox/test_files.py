@@ -19,6 +19,8 @@ from worker.sandbox.files import MAX_THREADS, PictureFiles
 from worker.sandbox.pool import DecoderPool
 from worker.sandbox.process import DecoderUnavailable
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 0.5
 
 
@@ -225,7 +227,6 @@ async def test_files_of_a_cancelled_task_are_closed(files: PictureFiles, picture
     await until_closed(tmp_path)
 
 
-@pytest.mark.slow
 async def test_hanging_file_delays_no_other_picture(new_pool: NewPool, hanging: Path, picture: str) -> None:
     pool = new_pool(timeout_s=3)
     await pool.start()

@@ -13,7 +13,10 @@ import pytest
 from tests.support import hostile_pictures as hostile
 from tests.support.decoders import Child
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="decoders get their files over Unix sockets"),
+]
 
 
 class Canary:
@@ -88,7 +91,6 @@ REFERENCES: dict[str, Callable[[str], bytes]] = {
 UNREADABLE = {"entity", "parameter entity"}
 
 
-@pytest.mark.slow
 async def test_svg_fetches_and_reads_nothing(child: Child, canary: Canary) -> None:
     white = (await child.look(hostile.svg(""))).mini_preview
     links = (

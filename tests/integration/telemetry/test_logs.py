@@ -16,6 +16,8 @@ from tests.conftest import Tenant
 from tests.support.daguerre_processes import processes_of
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 _SCRIPT = """
 import logging, structlog
 from service.telemetry import logs
@@ -85,7 +87,6 @@ def test_lines_of_one_iteration_are_written_together() -> None:
     assert [line["event"] for line in lines] == ["request", "request", "another", "of a thread", "last"]
 
 
-@pytest.mark.slow
 def test_request_line_has_the_common_fields() -> None:
     lines = [json.loads(line) for line in run_in_a_loop("json")]
     assert [(line["level"], line["status"]) for line in lines[:2]] == [("info", 200), ("warning", 503)]
@@ -151,7 +152,6 @@ def test_escaped_lines_are_still_json() -> None:
     assert lines[4]["exception"].startswith("Traceback (most recent call last):\n")
 
 
-@pytest.mark.slow
 @pytest.mark.settings(log_format="console")
 async def test_client_text_is_escaped(settings: Settings, tenant: Tenant, tmp_path: Path) -> None:
     """Over a real connection and in the log of a real process."""

@@ -29,6 +29,8 @@ from worker.resources import open_resources
 from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.pool import DecoderPool
 
+pytestmark = pytest.mark.slow
+
 RAW = {"Content-Type": "application/octet-stream"}
 OF_QUEUE = {"daguerre_queue_depth", "daguerre_queue_oldest_seconds", "daguerre_workers"}
 
@@ -223,7 +225,6 @@ async def test_hanging_redis_delays_a_scrape_by_a_second(api: Client, redis_url:
     assert not OF_QUEUE & shown.names()
 
 
-@pytest.mark.slow
 async def test_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     before = await scrape(api)
     picture = tmp_path / "picture"
@@ -238,7 +239,6 @@ async def test_lost_child_is_counted(api: Client, tmp_path: Path) -> None:
     assert after.rise(before, "daguerre_probe_duration_seconds_sum") >= 1
 
 
-@pytest.mark.slow
 @pytest.mark.settings(wait_s=0.1)
 async def test_repairs_of_periodic_jobs_are_counted(
     api: Client, tenant: Tenant, connection: Any, settings: Settings, redis_url: str

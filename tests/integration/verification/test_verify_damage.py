@@ -22,6 +22,8 @@ from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.support.verify import PICTURE, insert, put, verify
 
+pytestmark = pytest.mark.slow
+
 _BLOCK = 8192
 _IDS = [f"Image{number:03}" for number in range(300)]
 _FILL = """

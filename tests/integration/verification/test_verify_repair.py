@@ -20,6 +20,8 @@ from tests.support.commands import daguerre
 from tests.support.disks import prepare_identified
 from tests.support.verify import ID, PICTURE, insert, put, verify
 
+pytestmark = pytest.mark.slow
+
 IDS = [ImageId(f"Image{number:02}") for number in range(30)]
 
 

@@ -39,6 +39,7 @@ def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
     return bytes(image.crop(0, 0, width, height).write_to_memory())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])

@@ -233,6 +233,7 @@ def test_every_recipe_is_tested() -> None:
     assert re.findall(r"^```(\w+)$", recipes, re.MULTILINE) == list(CALLS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("target", [VECTOR_TARGET, "/i/NKrigl4", "/i/NKrigl4/caf%C3%A9.jpg"])
 @pytest.mark.parametrize("expires", [None, VECTOR_EXPIRES])
