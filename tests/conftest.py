@@ -79,9 +79,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Configures Hypothesis: a tenth as many requests as mutated pictures, at most 1,000, the same in every run."""
-    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist get the option
-        is_selection = config.args_source is pytest.Config.ArgsSource.ARGS
-        config.option.all |= is_selection or bool(config.option.keyword or config.option.markexpr)
     inputs, seed = config.getoption("--fuzz-inputs"), config.getoption("--fuzz-seed")
     hypothesis.settings.register_profile(
         "requests",
@@ -137,7 +134,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all") or config.getoption("--chaos"):
+    names_files = config.args_source is pytest.Config.ArgsSource.ARGS
+    if names_files or any(map(config.getoption, ("--all", "--chaos", "-k", "-m"))):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
