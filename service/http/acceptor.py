@@ -14,7 +14,6 @@ from service.shared_memory.connection_counts import ConnectionCounts
 
 log = structlog.get_logger("service.api")
 
-# A process with more connections than another waits this long for the other to accept, then accepts itself.
 _YIELD_S = 0.001
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
@@ -26,7 +25,8 @@ class Acceptor:
     """Accepts one connection at a time until the block ends, and counts it in `counts`.
 
     The server of an event loop would accept all waiting connections at once, even if other processes have fewer. At
-    `max_connections` this one accepts no more, so that descriptors remain for files and the database.
+    `max_connections` this one accepts no more, so that descriptors remain for files and the database. A process that is
+    ahead of another waits `yield_s` for the other to accept a connection, then accepts it itself.
 
     On exit it accepts all waiting connections. After the block, every accepted connection has its protocol.
     """
@@ -38,11 +38,13 @@ class Acceptor:
         counts: ConnectionCounts,
         *,
         max_connections: int,
+        yield_s: float = _YIELD_S,
     ) -> None:
         self._listener = listener
         self._make_connection = make_connection
         self._counts = counts
         self._max_connections = max_connections
+        self._yield_s = yield_s
         self._warned_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
@@ -65,7 +67,7 @@ class Acceptor:
 
     def _accept_in_turn(self) -> None:
         if self._counts.is_ahead():
-            self._pause(_YIELD_S)
+            self._pause(self._yield_s)
         else:
             self._accept()
 

@@ -115,7 +115,7 @@ async def test_process_ahead_leaves_connections_to_others(
 
     listener = listening(socket.socket())
     async with (
-        Acceptor(listener, accepted_by("ahead"), ahead, max_connections=1000),
+        Acceptor(listener, accepted_by("ahead"), ahead, max_connections=1000, yield_s=60),
         Acceptor(listener.dup(), accepted_by("behind"), behind, max_connections=1000),
     ):
         for _ in range(10):
