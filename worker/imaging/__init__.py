@@ -1,8 +1,8 @@
 """Everything that decodes and encodes pictures. It is synchronous, and imported only in decoder processes.
 
-libvips decodes most formats, and libheif (through pi_heif) those that libvips cannot. Pillow, which pi_heif needs
-anyway, encodes previews and small JPEGs. Of clients' bytes it decodes only JPEGs, after our parser has accepted the
-header, and the pixels of GIFs.
+libvips decodes most formats, libjpeg-turbo (through simplejpeg) JPEGs that are whole, and libheif (through pi_heif)
+those that libvips cannot. Pillow, which pi_heif needs anyway, encodes previews and small JPEGs. Of clients' bytes it
+decodes only the pixels of GIFs.
 
 `operations` has the operations of a decoder on a file. `formats` has a module per format, which declares how to open
 it; `containers` parses the structures of the formats, `location_removal` blanks the locations in them, and `rendering`

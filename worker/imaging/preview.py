@@ -8,7 +8,6 @@ and accepts the table; libvips takes 0.4.
 
 from __future__ import annotations
 
-import io
 import math
 
 from PIL import Image
@@ -33,6 +32,12 @@ _FIXED_BYTES = 190
 _SHRINK_PER_STEP = 0.0215
 _CLOSE_BYTES = 8
 _MAX_TRIES = 5
+
+# Of Pillow's encoder: quality, progressive, smooth, optimize, keep_rgb, streamtype, dpi, subsampling (2 is 4:2:0), and
+# restart markers by blocks and by rows. The quantization tables, the comment, segments and EXIF follow.
+_ENCODER_OPTIONS = (-1, False, 0, True, False, 0, (0, 0), 2, 0, 0)
+_ENCODER_BUFFER_BYTES = 1 << 16
+_ENCODER_DONE = 1
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,7 +71,7 @@ def _encode_to_fit(image: Image.Image) -> bytes | None:
     too_fine, fits, best = -1, len(_TABLES), None
     at, tries = _MEDIAN_STEP, 0
     while fits - too_fine > 1:
-        data = _encode(image, _TABLES[at])
+        data = encode(image, _TABLES[at])
         tries += 1
         if len(data) <= MAX_PREVIEW_BYTES:
             fits, best = at, data
@@ -79,10 +84,16 @@ def _encode_to_fit(image: Image.Image) -> bytes | None:
     return best
 
 
-def _encode(image: Image.Image, table: list[int]) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", qtables=[table], subsampling="4:2:0", optimize=True)
-    return without_spare_headers(out.getvalue())
+def encode(image: Image.Image, table: list[int]) -> bytes:
+    """Does what `image.save(…, "JPEG", qtables=[table], subsampling="4:2:0", optimize=True)` does, in half the time."""
+    encoder = Image.core.jpeg_encoder(  # type: ignore[attr-defined] # Pillow has no public way
+        image.mode, image.mode, *_ENCODER_OPTIONS, [table], None, b"", b""
+    )
+    encoder.setimage(image.im, (0, 0, *image.size))
+    _, status, data = encoder.encode(_ENCODER_BUFFER_BYTES)
+    if status != _ENCODER_DONE:
+        raise OSError(f"Pillow's encoder returned {status}")
+    return without_spare_headers(data)
 
 
 def without_spare_headers(data: bytes) -> bytes:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyvips
 
-from worker.imaging.colour import convert, needs_conversion
+from worker.imaging.colour import convert, is_srgb, needs_conversion
 from worker.imaging.vips import fetch_lines, premultiply, unpremultiply
 
 # The long side of the small copy is this to twice this, unless the picture is smaller.
@@ -25,6 +26,19 @@ class SmallCopy:
     height: int
     bands: int
     pixels: bytes
+
+
+def copy_pixels(
+    pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]], profile: bytes | None
+) -> SmallCopy | None:
+    """Returns what `make_small_copy` would for grey or RGB pixels in memory, without libvips.
+
+    Returns None if they have to be shrunk or converted.
+    """
+    height, width, bands = pixels.shape
+    if max(width, height) >= 2 * SMALL_PX or not is_srgb(profile):
+        return None
+    return SmallCopy(width, height, bands, pixels.tobytes())
 
 
 def make_small_copy(image: pyvips.Image, profile: bytes | None) -> SmallCopy:

@@ -246,16 +246,18 @@ async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Pro
         stdin=requests.fileno(),
         stdout=PIPE,
         stderr=stderr,
-        env=_environment(),
+        env=decoder_environment(),
     )
 
 
-def _environment() -> dict[str, str]:
+def decoder_environment() -> dict[str, str]:
     """Returns the environment of a decoder: none of the worker's settings, above all no database URL or password."""
     names = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
     return {name: os.environ[name] for name in names if name in os.environ} | {
         "PYTHONPATH": str(Path(__file__).parents[2]),  # the worker's own code
         "VIPS_CONCURRENCY": "1",
+        # numpy, which simplejpeg loads, would start a thread per core. A thread of before the sandbox is not confined.
+        "OPENBLAS_NUM_THREADS": "1",
         # Pixels that a loader cannot stream, e.g. a WebP's, stay in memory: the sandbox allows no temporary files.
         "VIPS_DISC_THRESHOLD": str(MEMORY_BYTES),
         "MALLOC_ARENA_MAX": "2",  # glibc's arenas grow without bound under libvips

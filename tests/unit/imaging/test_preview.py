@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from tests.support import pictures
 from tests.support.imaging import ProbeBytes
 from tests.unit.imaging.probes import near, open_preview
+from worker.imaging.preview import encode, without_spare_headers
 
 SAMPLES = pictures.every_format()
 
@@ -97,3 +99,12 @@ def test_preview_is_the_first_frame(probe: ProbeBytes, form: str) -> None:
     shown = open_preview(result).convert("RGB")
     assert near(shown.getpixel((6, 6)), pictures.RED)
     assert near(shown.getpixel((42, 26)), pictures.WHITE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_preview_is_encoded_as_pillow_saves(mode: str) -> None:
+    image = pictures.landscape(48, 36).convert(mode)
+    for table in ([step] * 64 for step in (1, 25, 255)):
+        out = io.BytesIO()
+        image.save(out, "JPEG", qtables=[table], subsampling="4:2:0", optimize=True)
+        assert encode(image, table) == without_spare_headers(out.getvalue())

@@ -9,13 +9,14 @@ mathematics; `interpretation` decides what a profile means for pixels, and `hdr`
 from worker.imaging.colour.cicp import profile_of_code_points
 from worker.imaging.colour.convert import convert, convert_untagged_cmyk, needs_conversion
 from worker.imaging.colour.icc import gamma_profile, read_profile
-from worker.imaging.colour.interpretation import ICC_PROFILE
+from worker.imaging.colour.interpretation import ICC_PROFILE, is_srgb
 
 __all__ = [
     "ICC_PROFILE",
     "convert",
     "convert_untagged_cmyk",
     "gamma_profile",
+    "is_srgb",
     "needs_conversion",
     "profile_of_code_points",
     "read_profile",

@@ -46,6 +46,14 @@ def interpret(profile: bytes) -> Interpretation | None:
     return _interpret_cached(profile) if len(profile) <= _MAX_CACHED_BYTES else _interpret(profile)
 
 
+def is_srgb(profile: bytes | None) -> bool:
+    """Returns whether 8-bit pixels with this profile are sRGB, or grey of its curve. A profile that browsers ignore
+    means that, too.
+    """
+    meaning = None if profile is None else interpret(profile)
+    return meaning is None or (meaning.profile is None and meaning.hdr is None)
+
+
 def _interpret(data: bytes) -> Interpretation | None:
     profile = read_profile(data)
     if profile is None:

@@ -12,8 +12,9 @@ from worker.file_headers import Read
 # More segments than this are only meant to waste time: 0.1 s.
 MAX_SEGMENTS = 100_000
 
-EOI, SOS, APP1, APP13 = 0xD9, 0xDA, 0xE1, 0xED
+EOI, SOS, APP1, APP2, APP13 = 0xD9, 0xDA, 0xE1, 0xE2, 0xED
 EXIF_HEAD = b"Exif\0"  # and one more byte
+PROFILE_HEAD = b"ICC_PROFILE\0"  # ICC.1, annex B.4
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKERS_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 # Decoders skip everything else: stray bytes, fill bytes of 0xFF, and 0xFF that is escaped by a zero.

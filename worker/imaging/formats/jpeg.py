@@ -1,4 +1,4 @@
-"""JPEG. This module parses the header; libvips or Pillow decodes the pixels, no larger than needed."""
+"""JPEG. This module parses the header; libjpeg-turbo or libvips decodes the pixels, no larger than needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ import pyvips
 from service.images.probe import Rejected
 from worker.file_headers import SOF_MARKERS, Read, bytes_reader
 from worker.imaging.colour import ICC_PROFILE, convert_untagged_cmyk
-from worker.imaging.containers.jpeg import APP1, EOI, EXIF_HEAD, SOS, XMP_HEAD, Truncated, count_scans, segments
+from worker.imaging.containers.jpeg import (
+    APP1,
+    APP2,
+    EOI,
+    EXIF_HEAD,
+    PROFILE_HEAD,
+    SOS,
+    XMP_HEAD,
+    Truncated,
+    count_scans,
+    segments,
+)
 from worker.imaging.exif import is_exif, read_exif, read_orientation
 from worker.imaging.formats.format import DecodedPicture, Format, FrameSelection, Original
-from worker.imaging.formats.small_jpegs import decode_small
 from worker.imaging.formats.source import Source
+from worker.imaging.formats.turbo_jpegs import Pixels, decode_turbo
 from worker.imaging.location_removal.jpeg import blank_jpeg
-from worker.imaging.small_copy import make_small_copy
+from worker.imaging.small_copy import SmallCopy, copy_pixels, make_small_copy
 from worker.imaging.vips import read_blob, valid_orientation
 
 # The minimum long side to which a JPEG is scaled by its own transform, which is free; SMALL_PX is for other formats.
@@ -48,6 +59,8 @@ _LOSSLESS_MARKERS = frozenset({0xC3, 0xCB})
 _HIERARCHICAL_MARKERS = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _JPEG_LS = 0xF7  # ITU-T T.87 has a start of frame of its own
 _END = bytes([0xFF, EOI])
+# In a segment with a part of an ICC profile: its number, the number of parts, and the part itself from here on.
+_PROFILE_AT = len(PROFILE_HEAD) + 2
 # Editors may add a block to the camera's, and a block of 64 KB or more takes several segments.
 _MAX_EXIF_SEGMENTS = 16
 # Encoders write about 10. An empty scan takes only a few bytes, but a pass over the whole picture.
@@ -59,7 +72,14 @@ def probe(source: Source) -> DecodedPicture:
     file.reject_truncated()
     short, long = sorted((file.header.width, file.header.height))
     shrink = next(s for s in (8, 4, 2, 1) if s == 1 or (long >= s * JPEG_SMALL_PX and short >= 8 * s))
-    picture = _decode(file.load_all(shrink), file, shrink)
+    profile = file.header.profile
+    pixels = file.decode_turbo(shrink)
+    if pixels is not None:
+        small_copy = copy_pixels(pixels.values, profile)
+        return _describe(file, small_copy or make_small_copy(pixels.to_image(profile), profile))
+    image = file.load_all(shrink)
+    file.reject_other_size(image, shrink)
+    picture = _describe(file, make_small_copy(image, read_blob(image, ICC_PROFILE)))
     _reject_lost_pixels()
     return picture
 
@@ -80,12 +100,14 @@ def open_original(source: Source, _: FrameSelection) -> Original:
 
     def load(scale: float) -> pyvips.Image:
         shrink = next(s for s in (8, 4, 2, 1) if s == 1 or _fits(header, s, scale))
-        image = decode_small(file.read_without_exif, header.width, header.height, shrink)
-        if image is None:
+        pixels = file.decode_turbo(shrink)
+        if pixels is not None:
+            image = pixels.to_image(header.profile)
+        else:
             image = file.load(shrink)
             file.reject_other_size(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
-        if (width, height) != (image.width, image.height):  # Pillow rounds the size up, libvips rounds it down
+        if (width, height) != (image.width, image.height):  # libjpeg rounds the size up, libvips rounds it down
             image = image.embed(0, 0, width, height, extend="copy")
         return image
 
@@ -130,6 +152,11 @@ class JpegFile:
         header = self.header
         other_segments = (data[start:end] for start, end in header.other_segments)
         return b"".join([data[:2], *other_segments, data[header.pixels_at :]])
+
+    def decode_turbo(self, shrink: int) -> Pixels | None:
+        header = self.header
+        data = self.source.map() if self.data is None else self.data
+        return decode_turbo(data, width=header.width, height=header.height, components=header.components, shrink=shrink)
 
     def load(self, shrink: int) -> pyvips.Image:
         options = {"shrink": shrink, "fail_on": "truncated", "access": "sequential"}
@@ -180,8 +207,7 @@ class JpegFile:
             raise Rejected("damaged-image")
 
 
-def _decode(image: pyvips.Image, file: JpegFile, shrink: int) -> DecodedPicture:
-    file.reject_other_size(image, shrink)
+def _describe(file: JpegFile, small_copy: SmallCopy) -> DecodedPicture:
     header = file.header
     exif = read_exif(*header.exif)
     return DecodedPicture(
@@ -191,7 +217,7 @@ def _decode(image: pyvips.Image, file: JpegFile, shrink: int) -> DecodedPicture:
         pages=1,
         has_alpha=False,
         exif=exif,
-        small_copy=make_small_copy(image, read_blob(image, ICC_PROFILE)),
+        small_copy=small_copy,
     )
 
 
@@ -219,9 +245,10 @@ class JpegHeader:
     """The header: all segments before the pixels.
 
     `width` and `height` are as stored, from the first start of frame, at the offset `frame_at`. `exif` has the first
-    blocks of EXIF. `app1` are start and end of the application segments 1 (EXIF and XMP), and `other_segments` those of
-    all others. `block_lines` is the number of lines in a row of blocks, for all components together. The first scan's
-    pixels start at `pixels_at`; `single_scan` means that there is no other.
+    blocks of EXIF, and `profile_chunks` the parts of the ICC profile by their numbers. `app1` are start and end of the
+    application segments 1 (EXIF and XMP), and `other_segments` those of all others. `block_lines` is the number of
+    lines in a row of blocks, for all components together. The first scan's pixels start at `pixels_at`; `single_scan`
+    means that there is no other.
     """
 
     width: int
@@ -231,9 +258,16 @@ class JpegHeader:
     block_lines: int
     single_scan: bool
     exif: list[bytes]
+    profile_chunks: dict[int, bytes]
     app1: list[tuple[int, int]]
     other_segments: list[tuple[int, int]]
     pixels_at: int
+
+    @property
+    def profile(self) -> bytes | None:
+        """The ICC profile. If it has several parts, their numbers give the order, as in libvips."""
+        chunks = self.profile_chunks
+        return b"".join(chunks[number] for number in sorted(chunks)) if chunks else None
 
     @property
     def orientation(self) -> int:
@@ -245,6 +279,7 @@ def _read_header(read: Read) -> JpegHeader:
     """Returns the header. Raises Rejected. libvips cannot do this: it returns the size only after shrink-on-load."""
     frame, frame_at = b"", 0
     exif: list[bytes] = []
+    profile_chunks: dict[int, bytes] = {}
     app1: list[tuple[int, int]] = []
     other_segments: list[tuple[int, int]] = []
     for head, at, end in segments(read):
@@ -265,8 +300,13 @@ def _read_header(read: Read) -> JpegHeader:
             single_scan = sof_marker not in _PROGRESSIVE_MARKERS and head[4] == components
             block_lines = 8 * max(sampling)
             return JpegHeader(
-                width, height, components, frame_at, block_lines, single_scan, _join(exif), app1, other_segments, end
-            )
+                width, height, components, frame_at, block_lines, single_scan, _join(exif), profile_chunks, app1,
+                other_segments, end,
+            )  # fmt: skip
+        elif head[1] == APP2:
+            segment = read(end - at - 4, at + 4)
+            if segment.startswith(PROFILE_HEAD) and len(segment) > _PROFILE_AT:
+                profile_chunks[segment[_PROFILE_AT - 2]] = segment[_PROFILE_AT:]
         elif head[1] == _JPEG_LS:
             raise Rejected("unsupported-image", "JPEG-LS")
     raise Rejected("damaged-image")

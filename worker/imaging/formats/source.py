@@ -40,13 +40,18 @@ class Source:
         libvips reads the mapped file. A loader that reads a descriptor moves its position, which all duplicates share,
         so two images of one file would disturb each other.
         """
-        if self._data is None:
-            self._data = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-        image = loader(pyvips.Source.new_from_memory(self._data), **options)
+        data = self.map()
+        image = loader(pyvips.Source.new_from_memory(data), **options)
         # pyvips keeps alive what images refer to, but not what their sources refer to. Regions keep neither, so they
         # need this object.
-        keep_alive(image, self._data)
+        keep_alive(image, data)
         return image
+
+    def map(self) -> mmap.mmap:
+        """Returns the mapped file."""
+        if self._data is None:
+            self._data = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        return self._data
 
     def read_all(self) -> bytes:
         return os.pread(self.fd, os.fstat(self.fd).st_size, 0)

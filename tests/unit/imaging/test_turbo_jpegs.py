@@ -11,7 +11,6 @@ import pyvips
 from tests.support import pictures
 from worker.imaging.formats import jpeg
 from worker.imaging.formats.jpeg import JpegFile
-from worker.imaging.formats.small_jpegs import decode_small
 from worker.imaging.formats.source import Source
 
 OpenJpeg = Callable[[bytes], JpegFile]
@@ -32,7 +31,8 @@ def open_jpeg(tmp_path: Path) -> Iterator[OpenJpeg]:
 
 
 def decode(file: JpegFile, shrink: int) -> pyvips.Image | None:
-    return decode_small(file.read_without_exif, file.header.width, file.header.height, shrink)
+    pixels = file.decode_turbo(shrink)
+    return None if pixels is None else pixels.to_image(None)
 
 
 def pixels(image: pyvips.Image, width: int, height: int) -> bytes:
@@ -66,11 +66,16 @@ def test_small_jpeg_in_a_large_file(open_jpeg: OpenJpeg) -> None:
     assert pixels(image, 32, 24) == pixels(file.load(2), 32, 24)
 
 
-def test_small_jpeg_keeps_its_profile(open_jpeg: OpenJpeg) -> None:
+def test_profile_is_joined_from_its_segments(open_jpeg: OpenJpeg) -> None:
     profile = pictures.icc_profile(red=(0.1431, 0.0606, 0.7141), blue=(0.4361, 0.2225, 0.0139))
-    image = decode(open_jpeg(pictures.encode("JPEG", icc_profile=profile)), 1)
-    assert image is not None
-    assert image.get("icc-profile-data") == profile
+    whole = pictures.encode("JPEG")
+    parts = [profile[100:], profile[:100]]
+    segments = b"".join(
+        b"\xff\xe2" + (len(part) + 16).to_bytes(2, "big") + b"ICC_PROFILE\0" + bytes([2 - number, 2]) + part
+        for number, part in enumerate(parts)
+    )
+    file = open_jpeg(whole[:2] + segments + whole[2:])
+    assert file.header.profile == profile == bytes(file.load(1).get("icc-profile-data"))
 
 
 @pytest.mark.slow
@@ -84,5 +89,5 @@ def test_other_jpegs_are_left_to_libvips(open_jpeg: OpenJpeg) -> None:
         whole[:huffman] + b"\xff\xc4\0\3\0" + whole[huffman:],
         whole.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantization tables
     ):
-        assert decode(open_jpeg(data), 1) is None
-    assert decode(open_jpeg(pictures.encode("JPEG", pictures.landscape(2500, 2000))), 1) is None  # large
+        assert open_jpeg(data).decode_turbo(1) is None
+    assert open_jpeg(pictures.encode("JPEG", pictures.landscape(2500, 2000))).decode_turbo(1) is None  # large

@@ -1,0 +1,59 @@
+"""Decodes JPEGs with libjpeg-turbo, in two thirds of the time of the mozjpeg of libvips.
+
+simplejpeg, rather than Pillow, which takes longer, accepts files with warnings, and searches for other pictures.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyvips
+import simplejpeg
+
+from worker.imaging.colour import ICC_PROFILE
+
+Buffer: TypeAlias = bytes | mmap.mmap
+
+# The maximum of the result, which is completely in memory. libvips decodes larger ones line by line.
+_MAX_PIXELS = 4_000_000
+# By the number of components.
+_COLOURS = {1: "GRAY", 3: "RGB"}
+_INTERPRETATIONS = {1: "b-w", 3: "srgb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Grey or RGB pixels of 8 bits, as lines of columns of bands."""
+
+    values: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+    @property
+    def bands(self) -> int:
+        return self.values.shape[2]
+
+    def to_image(self, profile: bytes | None) -> pyvips.Image:
+        height, width, bands = self.values.shape
+        image = pyvips.Image.new_from_memory(self.values, width, height, bands, "uchar")
+        image = image.copy(interpretation=_INTERPRETATIONS[bands])
+        if profile is not None:
+            image.set_type(pyvips.GValue.blob_type, ICC_PROFILE, profile)
+        return image
+
+
+def decode_turbo(data: Buffer, *, width: int, height: int, components: int, shrink: int) -> Pixels | None:
+    """Returns the pixels scaled by 1/`shrink`, with the size rounded up. Every line of the file is decoded.
+
+    Returns None if libvips has to decode the file: a large result, other colours, and anything that libjpeg-turbo
+    warns of, because libvips knows which warnings mean damage. The size of the JPEG must have been checked.
+    """
+    size = (-(-width // shrink), -(-height // shrink))
+    if components not in _COLOURS or size[0] * size[1] > _MAX_PIXELS:
+        return None
+    try:
+        values = simplejpeg.decode_jpeg(data, _COLOURS[components], min_width=size[0], min_height=size[1])
+    except ValueError:
+        return None
+    return Pixels(values) if values.shape == (size[1], size[0], components) else None
