@@ -106,7 +106,7 @@ def test_svg_metadata_in_another_encoding(strip: Strip, encoding: str) -> None:
     assert TOWN.decode() in data.decode(encoding)
     assert TOWN.decode() not in clean
     assert "A café" in clean
-    assert ElementTree.fromstring(clean.removeprefix(declaration).encode())
+    ElementTree.fromstring(clean.removeprefix(declaration).encode())  # it is valid XML
 
 
 def test_compressed_svg_metadata(strip: Strip) -> None:
