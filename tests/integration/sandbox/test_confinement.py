@@ -466,6 +466,10 @@ async def test_incomplete_sandbox_is_logged_once(tmp_path: Path, monkeypatch: py
         ("sys.platform = 'darwin'", ["Landlock", "seccomp"]),
         ("seccomp._ARCHITECTURES.clear()", ["seccomp"]),
         ("confinement._CREATE_RULESET = 999", ["Landlock"]),
+        (
+            "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+            ["other threads"],
+        ),
     ],
 )
 @linux

@@ -107,7 +107,7 @@ def open_original(source: Source, _: FrameSelection) -> Original:
             image = file.load(shrink)
             file.reject_other_size(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
-        if (width, height) != (image.width, image.height):  # libjpeg rounds the size up, libvips rounds it down
+        if (width, height) != (image.width, image.height):  # libvips rounds the size down
             image = image.embed(0, 0, width, height, extend="copy")
         return image
 
@@ -265,7 +265,7 @@ class JpegHeader:
 
     @property
     def profile(self) -> bytes | None:
-        """The ICC profile. If it has several parts, their numbers give the order, as in libvips."""
+        """The ICC profile. If it has several parts, their numbers give the order."""
         chunks = self.profile_chunks
         return b"".join(chunks[number] for number in sorted(chunks)) if chunks else None
 

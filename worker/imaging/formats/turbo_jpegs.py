@@ -36,7 +36,7 @@ class Pixels:
 
     def to_image(self, profile: bytes | None) -> pyvips.Image:
         height, width, bands = self.values.shape
-        image = pyvips.Image.new_from_memory(self.values, width, height, bands, "uchar")
+        image = pyvips.Image.new_from_memory(np.ascontiguousarray(self.values), width, height, bands, "uchar")
         image = image.copy(interpretation=_INTERPRETATIONS[bands])
         if profile is not None:
             image.set_type(pyvips.GValue.blob_type, ICC_PROFILE, profile)
@@ -44,7 +44,9 @@ class Pixels:
 
 
 def decode_turbo(data: Buffer, *, width: int, height: int, components: int, shrink: int) -> Pixels | None:
-    """Returns the pixels scaled by 1/`shrink`, with the size rounded up. Every line of the file is decoded.
+    """Returns the pixels scaled by 1/`shrink`. Every line of the file is decoded.
+
+    The size is rounded: a last column or line that is less than half a pixel is left out, or it would be stretched.
 
     Returns None if libvips has to decode the file: a large result, other colours, and anything that libjpeg-turbo
     warns of, because libvips knows which warnings mean damage. The size of the JPEG must have been checked.
@@ -56,4 +58,6 @@ def decode_turbo(data: Buffer, *, width: int, height: int, components: int, shri
         values = simplejpeg.decode_jpeg(data, _COLOURS[components], min_width=size[0], min_height=size[1])
     except ValueError:
         return None
-    return Pixels(values) if values.shape == (size[1], size[0], components) else None
+    if values.shape != (size[1], size[0], components):
+        return None
+    return Pixels(values[: max(1, round(height / shrink)), : max(1, round(width / shrink))])
