@@ -99,7 +99,7 @@ async def test_order_that_redis_lost_is_enqueued_again(api: Client, image_id: st
 
 @pytest.mark.slow
 @pytest.mark.settings(render_timeout_s=0.1, wait_s=9)
-async def test_what_cannot_be_made_is_told_and_not_tried_again_at_once(
+async def test_failed_rendition_is_reported_and_not_retried_immediately(
     api: Client, tenant: Tenant, settings: Settings
 ) -> None:
     async with run_worker(settings, limits=DecoderLimits(io_stall_cpu_share=0)):
@@ -127,7 +127,7 @@ async def test_deleted_image_ends_its_pending_rendition(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("query", ["", "?width=10"])
-async def test_a_lost_file_is_told(api: Client, image_id: str, settings: Settings, query: str) -> None:
+async def test_lost_file_is_reported(api: Client, image_id: str, settings: Settings, query: str) -> None:
     on_disk(resources_of(api).storage).path(ImageId(image_id)).unlink()
     async with run_worker(settings):
         assert await code(await api.get(f"/i/{image_id}{query}")) == (410, "image-lost")

@@ -413,7 +413,7 @@ def test_deeply_nested_response_is_invalid() -> None:
         decode_response(b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")
 
 
-def test_disk_error_is_told_from_a_decoding_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_differs_from_a_decoding_error(monkeypatch: pytest.MonkeyPatch) -> None:
     request = ProbeRequest(1)
     folder = os.open("/", os.O_RDONLY)
     assert isinstance(decoder_main.handle(request, [folder]), ReadError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyvips
 
 from worker.imaging.colour.hdr import to_sdr
-from worker.imaging.colour.interpretation import ICC_PROFILE, Interpretation, interpret, is_srgb
+from worker.imaging.colour.interpretation import ICC_PROFILE, Interpretation, interpret
 
 # Colour spaces of profiles that are used, by libvips's interpretation and the number of colour bands. Browsers use RGB
 # profiles for grey too.
@@ -40,11 +40,11 @@ def _interpret_for(image: pyvips.Image, colours: int, profile: bytes | None) -> 
     """Returns what the profile means for these pixels; None if they are sRGB, or if the profile has another colour
     space.
     """
-    if profile is None or is_srgb(profile):
+    meaning = None if profile is None else interpret(profile)
+    if meaning is None or meaning.is_srgb:
         return None
-    meaning = interpret(profile)
     spaces = _SPACES.get((image.interpretation, colours), frozenset())
-    return meaning if meaning is not None and meaning.space in spaces else None
+    return meaning if meaning.space in spaces else None
 
 
 def _to_srgb(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:

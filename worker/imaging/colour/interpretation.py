@@ -40,6 +40,11 @@ class Interpretation:
     hdr: int | None = None
     to_xyz: Matrix = _SRGB_COLORANTS
 
+    @property
+    def is_srgb(self) -> bool:
+        """Whether the stored values are those of sRGB, or of grey with its curve."""
+        return self.profile is None and self.hdr is None
+
 
 def interpret(profile: bytes) -> Interpretation | None:
     """Returns None if browsers ignore the profile: it is damaged, incomplete, or of a kind that they do not read."""
@@ -51,7 +56,7 @@ def is_srgb(profile: bytes | None) -> bool:
     means that, too.
     """
     meaning = None if profile is None else interpret(profile)
-    return meaning is None or (meaning.profile is None and meaning.hdr is None)
+    return meaning is None or meaning.is_srgb
 
 
 def _interpret(data: bytes) -> Interpretation | None:

@@ -30,10 +30,6 @@ class Pixels:
 
     values: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-    @property
-    def bands(self) -> int:
-        return self.values.shape[2]
-
     def to_image(self, profile: bytes | None) -> pyvips.Image:
         height, width, bands = self.values.shape
         image = pyvips.Image.new_from_memory(np.ascontiguousarray(self.values), width, height, bands, "uchar")
