@@ -1,4 +1,7 @@
-"""Decodes JPEGs with libjpeg-turbo, in two thirds of the time of the mozjpeg of libvips.
+"""Decodes JPEGs with libjpeg-turbo, in less time than the mozjpeg of libvips.
+
+At 1/8 it takes about a quarter of the time for 640 x 480 pixels, 0.7 for 2000 x 1500 and 0.9 for 6000 x 4000
+(`./run bench floor`).
 
 simplejpeg, rather than Pillow, which takes longer, accepts files with warnings, and searches for other pictures.
 """
