@@ -57,7 +57,13 @@ def test_workers() -> None:
 @pytest.mark.needs("wrk")
 def test_floor() -> None:
     printed = run_row("floor", "--sizes", "s")
-    for work in ("decoding alone", "the whole probe", "a whole rendition, 300 pixels wide"):
+    for work in (
+        "decoding at 1/8 by libvips",
+        "decoding at 1/8 by libjpeg-turbo",
+        "the whole probe",
+        "decoding at 1/2 by libjpeg-turbo",
+        "a whole rendition, 300 pixels wide",
+    ):
         assert f"\n| s, 640 x 480 | {work} | " in printed
 
 
