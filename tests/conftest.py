@@ -20,7 +20,6 @@ import pytest
 import redis as sync_redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from arq.connections import ArqRedis
 
 from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
@@ -32,6 +31,7 @@ from service.ids import AccountId
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
+from service.queue.connection import Redis
 from tests.chaos.report import print_faults
 from tests.support.daguerre_processes import Daguerre, processes_of
 from tests.support.folders import temporary_folder
@@ -238,7 +238,7 @@ def redis_url(servers: Servers) -> str:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """Yields a client of the Redis of the queue."""
     client = jobs.open_redis(redis_url)
     yield client

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 import uvloop
 from arq import func
-from arq.connections import ArqRedis
 
 from service.config.settings import Settings, SettingsError
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
@@ -18,6 +17,7 @@ from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched
 from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.heartbeats import Heartbeats
 from service.storage.backends import open_originals
 from service.telemetry import logs
@@ -119,7 +119,7 @@ def _stop_on_signals(workers: list[PushWorker], scheduler: Scheduler) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
 
 
-def make_probe_worker(settings: Settings, resources: Resources, redis: ArqRedis, *, burst: bool = False) -> PushWorker:
+def make_probe_worker(settings: Settings, resources: Resources, redis: Redis, *, burst: bool = False) -> PushWorker:
     """Returns the worker of the probe queue. Call it inside the running loop."""
     return _make_worker(
         settings,
@@ -135,7 +135,7 @@ def make_probe_worker(settings: Settings, resources: Resources, redis: ArqRedis,
     )
 
 
-def make_render_worker(settings: Settings, resources: Resources, redis: ArqRedis) -> PushWorker:
+def make_render_worker(settings: Settings, resources: Resources, redis: Redis) -> PushWorker:
     """Returns the worker of the render queue. Renditions have their own queue, so that a rush of them delays no
     upload.
     """
@@ -151,7 +151,7 @@ def make_render_worker(settings: Settings, resources: Resources, redis: ArqRedis
     )
 
 
-def _make_worker(settings: Settings, resources: Resources, redis: ArqRedis, **options: Any) -> PushWorker:
+def _make_worker(settings: Settings, resources: Resources, redis: Redis, **options: Any) -> PushWorker:
     return PushWorker(
         redis_pool=redis,
         ctx={"resources": resources},

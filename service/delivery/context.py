@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from arq.connections import ArqRedis
-
 from service.batcher import Batcher, running
 from service.config.settings import Settings
 from service.config.values import Network, Rate
@@ -18,6 +16,7 @@ from service.delivery.image_cache import ServedImageCache
 from service.delivery.limits import MemoryBudget, NotFoundLimiter
 from service.delivery.memory_cache import MemoryCache
 from service.limits.rate_limiter import RateLimiter
+from service.queue.connection import Redis
 from service.queue.jobs import RENDER_QUEUE, RENDER_WAKEUP_KEY, Job, JobQueue
 from service.renditions.cost_limiter import CostLimiter
 from service.renditions.service import Renditions
@@ -49,7 +48,7 @@ class DeliveryContext:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, database: Database, storage: OriginalStorage, redis: ArqRedis
+        cls, settings: Settings, database: Database, storage: OriginalStorage, redis: Redis
     ) -> AsyncIterator[Self]:
         """Opens the resources; tasks end with the block. Raises SettingsError if the folder of renditions cannot be
         used.

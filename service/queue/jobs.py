@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
-from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from redis.asyncio import ConnectionPool
@@ -18,6 +17,7 @@ from service.config.settings import SettingsError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
+from service.queue.connection import Argument, Redis, Script
 from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.heartbeats import Heartbeats
 from service.telemetry.metrics import QueueState
@@ -53,7 +53,7 @@ decode = msgspec.msgpack.Decoder().decode
 UNAVAILABLE = (RedisError, OSError, RuntimeError)
 
 
-def open_redis(url: str) -> ArqRedis:
+def open_redis(url: str) -> Redis:
     """Returns a client that connects when first used. Its timeouts are short, so that an outage is detected soon.
 
     Raises SettingsError for an invalid URL.
@@ -65,7 +65,7 @@ def open_redis(url: str) -> ArqRedis:
         raise SettingsError(f"DAGUERRE_REDIS_URL: {str(error).rpartition('() ')[2]}") from None
     except ValueError as error:
         raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
-    return ArqRedis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
+    return Redis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +110,18 @@ def _serialize(function: str, argument: object, request_id: str) -> bytes:
 
 Job: TypeAlias = ProbeJob | RenderJob
 
-_ENQUEUE = JOIN + Path(__file__).with_name("enqueue.lua").read_text()
+_ENQUEUE = Script(JOIN + Path(__file__).with_name("enqueue.lua").read_text())
 
 
 class JobQueue:
     """Enqueues batches of jobs in one round trip. arq's own `enqueue_job`, with the same keys, takes three for each."""
 
-    def __init__(self, redis: ArqRedis, *, name: str = PROBE_QUEUE, wakeup_key: str = WAKEUP_KEY) -> None:
+    def __init__(self, redis: Redis, *, name: str = PROBE_QUEUE, wakeup_key: str = WAKEUP_KEY) -> None:
         self._redis = redis
         fair = FairQueueKeys.of(name)
         self._name = name
         self._keys = [name, wakeup_key, others_wakeup_key(wakeup_key), fair.turns, fair.accounts]
         self._line = fair.line
-        self._enqueue = redis.register_script(_ENQUEUE)
         self._heartbeats = Heartbeats(redis)
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[None]:
@@ -138,21 +137,22 @@ class JobQueue:
         return await self._add([ProbeJob(*image, "", "sweep") for image in images.items()])
 
     async def _add(self, jobs: Sequence[Job]) -> int:
-        args: list[Any] = [job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _JOB_TTL_MS, MAX_WAKEUP_TOKENS]
-        for job in jobs:
-            args += (job.id, job.account_id, job.serialize(), job.reply_to)
         try:
-            return int(await self._enqueue(keys=self._keys, args=args))
+            return await self._run_enqueue(jobs)
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error
 
+    async def _run_enqueue(self, jobs: Sequence[Job]) -> int:
+        args: list[Argument] = [job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _JOB_TTL_MS, MAX_WAKEUP_TOKENS]
+        for job in jobs:
+            args += (job.id, job.account_id, job.serialize(), job.reply_to)
+        return int(await _ENQUEUE.run(self._redis.pipelined, self._keys, args))
+
     async def check(self) -> None:
         """Checks that jobs can be enqueued, without enqueueing one. Raises what redis-py raises."""
         await self._redis.set(_CHECK_KEY, b"", px=_CHECK_TTL_MS)
-        await self._enqueue(
-            keys=self._keys, args=[job_key_prefix, REPLY_CHANNELS_PREFIX, self._line, _JOB_TTL_MS, MAX_WAKEUP_TOKENS]
-        )
+        await self._run_enqueue([])
 
     async def count_workers(self, *, host: str | None = None) -> int:
         """Returns how many workers are alive, on all hosts or on one. Raises `queue-unavailable`."""

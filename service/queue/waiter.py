@@ -12,13 +12,16 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
+from service.queue.connection import Connection, Redis
 from service.queue.jobs import UNAVAILABLE, Job
 
 log = structlog.get_logger(__name__)
@@ -33,6 +36,16 @@ Message = TypeVar("Message")
 class _Wait(Generic[Reply]):
     wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     reply: Reply | None = None
+
+    async def wait(self, timeout_s: float) -> None:
+        """Waits for a wake-up. The timer is one: each upload waits here, and asyncio.timeout takes longer."""
+        if not self.wakeup.is_set():
+            timer = asyncio.get_running_loop().call_later(timeout_s, self.wakeup.set)
+            try:
+                await self.wakeup.wait()
+            finally:
+                timer.cancel()
+        self.wakeup.clear()
 
     def take_reply(self) -> Reply | None:
         reply, self.reply = self.reply, None
@@ -49,7 +62,7 @@ class JobWaiter(Generic[Key, Reply]):
 
     def __init__(
         self,
-        enqueue: Callable[[Job], Awaitable[None]],
+        enqueue: Callable[[Job], asyncio.Future[None]],
         *,
         poll_interval_s: float = 1.0,
         lost_after_s: float = 2.0,
@@ -122,21 +135,21 @@ class JobWaiter(Generic[Key, Reply]):
         self, end: float, wait: _Wait[Reply], check: Callable[[Reply | None], Awaitable[Result | None]]
     ) -> Result | None:
         while (remaining := end - time.monotonic()) > 0 or wait.reply is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(remaining, self.poll_interval_s)):
-                    await wait.wakeup.wait()
-            wait.wakeup.clear()
+            await wait.wait(min(remaining, self.poll_interval_s))
             if (result := await check(wait.take_reply())) is not None:
                 return result
         return None
 
     async def _enqueue(self, job: Job) -> bool:
         """Returns whether the job is in the queue. A job that was there before is not changed."""
-        with suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(self.enqueue_timeout_s):
-                await self._enqueue_job(job)
-                return True
-        return False
+        enqueued = self._enqueue_job(job)
+        await asyncio.wait([enqueued], timeout=self.enqueue_timeout_s)
+        if enqueued.cancel() or enqueued.cancelled():
+            return False
+        error = enqueued.exception()
+        if error is not None and not isinstance(error, ServiceError | TimeoutError):
+            raise error
+        return error is None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -161,7 +174,7 @@ class Subscriber(Generic[Message]):
 
     def __init__(
         self,
-        redis: Any,
+        redis: Redis,
         channels: Sequence[str],
         message_type: Any,  # a type, or a union of types
         *,
@@ -180,6 +193,7 @@ class Subscriber(Generic[Message]):
         self._ping_after_s = ping_after_s
         self._reconnect_after_s = reconnect_after_s
         self._first_connected = asyncio.Event()
+        self._received = False
 
     def find_error(self) -> Exception | None:
         """Returns why no messages arrive, or None if they do."""
@@ -205,22 +219,34 @@ class Subscriber(Generic[Message]):
             await asyncio.sleep(self._reconnect_after_s)
 
     async def _receive(self) -> None:
-        async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(*self._channels)
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection = Connection(self._on_reply, partial(_set_error, lost))
+        await connection.open(self._redis.connection_pool)
+        try:
+            connection.write(("SUBSCRIBE", *self._channels))
             pinged = False
-            while True:
-                message = await pubsub.get_message(timeout=self._ping_after_s)
-                if message is None:
-                    if pinged:
-                        raise ConnectionError("Redis does not respond to a ping")
-                    await pubsub.ping()
-                pinged = message is None
-                if message is not None and message["type"] == "message":
-                    self._handle(message["data"])
-                elif message is not None and message["type"] == "subscribe" and message["data"] == len(self._channels):
-                    self.connected = True
-                    self._first_connected.set()
-                    self._on_gap()
+            while not lost.done():
+                self._received = False
+                await asyncio.wait([lost], timeout=self._ping_after_s)
+                if not self._received and pinged:
+                    raise ConnectionError("Redis does not respond to a ping")
+                pinged = not self._received
+                if pinged:
+                    connection.write(("PING",))
+            lost.result()
+        finally:
+            connection.close()
+
+    def _on_reply(self, reply: Any) -> None:
+        self._received = True
+        if isinstance(reply, RedisError):
+            raise reply
+        if reply[0] == b"message":
+            self._handle(reply[2])
+        elif reply[0] == b"subscribe" and reply[2] == len(self._channels):
+            self.connected = True
+            self._first_connected.set()
+            self._on_gap()
 
     def _handle(self, data: bytes) -> None:
         try:
@@ -230,3 +256,8 @@ class Subscriber(Generic[Message]):
             return
         for message in messages:
             self._on_message(message)
+
+
+def _set_error(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

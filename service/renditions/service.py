@@ -82,7 +82,7 @@ class Renditions:
         usage_interval_s: float = 30.0,
     ) -> None:
         self.wait_s = wait_s
-        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueue_batcher.submit)
+        self.waiter: JobWaiter[RenditionKey, RenderResult] = JobWaiter(enqueue_batcher.enqueue)
         self.waiting = SharedSlots(max_in_flight * _REQUESTS_PER_SLOT)
         self.in_progress: dict[RenditionKey, asyncio.Task[StoredFile]] = {}
         self.refusals: ExpiringCache[RenditionKey, _Refusal] = ExpiringCache(_MAX_REFUSALS)

@@ -98,7 +98,7 @@ class Ingest:
         self._wait_s = wait_s
         self.ingest_batcher = Batcher(partial(ingest_batch, database, storage))
         self.enqueue_batcher: Batcher[Job, None] = Batcher(queue.enqueue)
-        self.waiter: JobWaiter[ImageId, ProbeResult] = JobWaiter(self.enqueue_batcher.submit)
+        self.waiter: JobWaiter[ImageId, ProbeResult] = JobWaiter(self.enqueue_batcher.enqueue)
         self.reply_channel = f"daguerre:replies:{secrets.token_hex(8)}"
         self.results: Subscriber[ProbeResult] = Subscriber(
             redis,

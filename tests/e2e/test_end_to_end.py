@@ -16,9 +16,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from arq.connections import ArqRedis
 from PIL import Image
 
+from service.queue.connection import Redis
 from service.queue.jobs import PROBE_QUEUE
 from tests.support.daguerre_processes import Daguerre, Response, stop_process, suspend_decoder
 from tests.support.processes import is_alive
@@ -210,7 +210,7 @@ async def test_kill_during_a_body_leaves_one_file(daguerre: Daguerre, stored: St
 
 @pytest.mark.parametrize("job", ["is queued", "is lost"])
 async def test_kill_after_the_commit_loses_no_image(
-    daguerre: Daguerre, stored: StoredState, redis: ArqRedis, job: str
+    daguerre: Daguerre, stored: StoredState, redis: Redis, job: str
 ) -> None:
     api = daguerre.start_api()
     await api.wait_logged("api.listening")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import aiohttp
 import asyncpg
 import pytest
-from arq.connections import ArqRedis
 
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
+from service.queue.connection import Redis
 from service.queue.heartbeats import WORKERS_KEY
 from service.queue.jobs import PROBE_QUEUE
 from tests.conftest import Servers, empty
@@ -42,7 +42,7 @@ def redis_url(own_valkey: Valkey) -> str:
 
 @pytest.mark.settings(wait_s=20)
 async def test_lost_job_is_enqueued_again_while_client_waits(
-    daguerre: Daguerre, stored: StoredState, redis: ArqRedis, own_valkey: Valkey
+    daguerre: Daguerre, stored: StoredState, redis: Redis, own_valkey: Valkey
 ) -> None:
     _, worker = await daguerre.start()
     stop_process(worker.pid)
@@ -238,7 +238,7 @@ async def test_request_in_flight_at_sigterm_is_answered(daguerre: Daguerre, stor
     await stored.assert_holds({image["id"]: jpeg()})
 
 
-async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: StoredState, redis: ArqRedis) -> None:
+async def test_worker_finishes_its_job_at_sigterm(daguerre: Daguerre, stored: StoredState, redis: Redis) -> None:
     _, worker = await daguerre.start()
     uploading = asyncio.create_task(daguerre.upload(SLOW))
     decoder = await suspend_decoder(worker, await stored.wait_stored())

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from arq import func
-from arq.connections import ArqRedis
 
 from service.ids import AccountId, ImageId
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.heartbeats import Heartbeats
 from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, JobQueue
 from worker.queue.arq_worker import PushWorker
@@ -72,7 +72,7 @@ async def run_queue_worker(url: str, job: Job, *, max_jobs: int = 4, **options: 
         await worker.close()
 
 
-async def enqueue(redis: ArqRedis, *ids: str, account: int = 1) -> None:
+async def enqueue(redis: Redis, *ids: str, account: int = 1) -> None:
     queue = JobQueue(redis)
     for image_id in ids:
         await queue.enqueue([jobs.ProbeJob(ImageId(image_id), AccountId(account), "r", "q")])
@@ -86,6 +86,6 @@ def has_run(job: Recorder, count: int) -> bool:
     return len(job.runs) == count
 
 
-async def is_empty(redis: ArqRedis) -> bool:
+async def is_empty(redis: Redis) -> bool:
     """Whether the probe queue is empty."""
     return int(await redis.zcard(PROBE_QUEUE)) == 0

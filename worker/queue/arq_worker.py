@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from arq import Retry
@@ -36,6 +36,7 @@ from arq.worker import Worker
 
 from service.batcher import Batcher, running
 from service.dependencies.outages import QUEUE, level_of
+from service.queue.connection import Redis
 from service.queue.heartbeats import Heartbeats, name_worker
 from service.queue.jobs import UNAVAILABLE
 from worker.queue.claims import LEASE_S, AccountShares, ClaimedJob, Claims, JobResult
@@ -76,7 +77,7 @@ class PushWorker(Worker):
         self._heartbeats = heartbeats
         self._shares = shares or AccountShares(lambda: self.max_jobs)
         self._name = name_worker()
-        self._claims = Claims(self.pool, self.queue_name, wakeup_key, lease_s=lease_s)
+        self._claims = Claims(cast("Redis", self.pool), self.queue_name, wakeup_key, lease_s=lease_s)
         self._next_heartbeat = 0.0
         self._job_finished = asyncio.Event()
         self._others_wakeup: asyncio.Task[object] | None = None  # waits for a token for other accounts

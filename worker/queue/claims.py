@@ -7,19 +7,19 @@ handles a group.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from redis.exceptions import NoScriptError
 
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
+from service.queue.connection import Argument, Redis, Script
 from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.jobs import MAX_WAKEUP_TOKENS, REPLY_CHANNELS_PREFIX, UNAVAILABLE
 from service.queue.waiter import encode_message
@@ -39,8 +39,8 @@ _PAGE_SIZE = 1000
 # The name of the group of all slow accounts. Every other account is its own group.
 _SLOW_GROUP = "slow"
 
-_CLAIM = JOIN + Path(__file__).with_name("claim.lua").read_text()
-_FINISH = Path(__file__).with_name("finish.lua").read_text()
+_CLAIM = Script(JOIN + Path(__file__).with_name("claim.lua").read_text())
+_FINISH = Script(Path(__file__).with_name("finish.lua").read_text())
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Claims:
     `wakeup_key` is the list onto which clients push a token for each job that they enqueue.
     """
 
-    def __init__(self, redis: ArqRedis, queue: str, wakeup_key: str, *, lease_s: float = LEASE_S) -> None:
+    def __init__(self, redis: Redis, queue: str, wakeup_key: str, *, lease_s: float = LEASE_S) -> None:
         self.has_more = True  # the last claim left jobs behind; unknown before the first
         self.has_skipped = False  # the last claim skipped jobs of accounts without room
         self.others_wakeup_key = others_wakeup_key(wakeup_key)
@@ -158,14 +158,13 @@ class Claims:
         self._later = turns.later
         self._offset = 0  # in arq's set, where the next search for jobs without a turn starts
         self._next_scan = 0.0
-        self._claim_sha = ""
-        self._finish = redis.register_script(_FINISH)
+        self._waiting = redis.add_pipeline()  # apart from others, because its commands wait for a wake-up
 
     async def claim(self, count: int, limits: ClaimLimits, *, wait_s: float) -> list[ClaimedJob]:
         """Claims at most `count` jobs in one round trip. Waits for a wake-up first, for at most `wait_s`, unless it is
         0.
         """
-        args = [
+        args: list[Argument] = [
             *self._prefixes,
             count,
             self._lease_ms,
@@ -174,17 +173,19 @@ class Claims:
             self._choose_offset(),
             int(wait_s > 0),
         ]
-        args += [limits.share, MAX_DEFER_S * 1000, *chain.from_iterable(limits.groups)]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            if wait_s:
-                pipe.blpop([self._wakeup_key], timeout=wait_s)  # type: ignore[arg-type] # fractions are allowed
-            pipe.evalsha(self._claim_sha, len(self._keys), *self._keys, *args)  # type: ignore[arg-type]
-            try:
-                *_, (has_more, skipped, claimed, now, offset) = await pipe.execute()
-            except NoScriptError:  # this is the worker's first claim, or Redis was restarted
-                self._claim_sha = await self._redis.script_load(_CLAIM)
-                self.has_more = True
-                return []
+        args += [limits.share, MAX_DEFER_S * 1000, *(value for group in limits.groups for value in group)]
+        commands = [_CLAIM.command(self._keys, args)]
+        if wait_s:
+            commands.insert(0, ("BLPOP", self._wakeup_key, wait_s))
+        try:
+            has_more, skipped, claimed, now, offset = await self._waiting.send(*commands, wait_s=wait_s)
+        except NoScriptError:  # this is the worker's first claim, or Redis was restarted
+            await _CLAIM.load(self._waiting)
+            self.has_more = True
+            return []
+        except asyncio.CancelledError:
+            self._waiting.close()  # otherwise it would claim jobs later, for nobody
+            raise
         self.has_more, self.has_skipped, self._offset = bool(has_more), bool(skipped), max(0, offset)
         return [
             ClaimedJob(job_id.decode(), account.decode(), due, max(0, now - due) / 1000, payload, int(tries or 0))
@@ -216,7 +217,7 @@ class Claims:
 
     async def finish(self, results: Sequence[JobResult]) -> list[None]:
         """Raises `queue-unavailable`."""
-        args: list[str | int | bytes] = [
+        args: list[Argument] = [
             in_progress_key_prefix,
             job_key_prefix,
             retry_key_prefix,
@@ -227,7 +228,7 @@ class Claims:
             reply = b"" if result.reply is None else encode_message(result.reply)
             args += (result.job_id, "" if result.retry_after_ms is None else result.retry_after_ms, reply)
         try:
-            await self._finish(keys=[self._keys[0], *self._keys[3:]], args=args)
+            await _FINISH.run(self._redis.pipelined, [self._keys[0], *self._keys[3:]], args)
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 
+from service.queue.connection import Redis
 from tests.conftest import Servers
 from tests.support.waiting import until
 from worker.cron.scheduler import Lease, PeriodicJob, Scheduler
@@ -27,7 +27,7 @@ Function = Callable[[dict[str, Any]], Awaitable[None]]
 
 @asynccontextmanager
 async def repeating(
-    redis: ArqRedis, *functions: Function, timeout_s: float = 30, drain_s: float = 0.2
+    redis: Redis, *functions: Function, timeout_s: float = 30, drain_s: float = 0.2
 ) -> AsyncIterator[Scheduler]:
     periodic_jobs = [PeriodicJob(function, INTERVAL_S, timeout_s) for function in functions]
     scheduler = Scheduler(redis, periodic_jobs, {"name": "x"}, retry_s=0.1)
@@ -40,7 +40,7 @@ async def repeating(
 
 
 @pytest.mark.slow
-async def test_job_runs_in_one_of_several_workers(redis: ArqRedis) -> None:
+async def test_job_runs_in_one_of_several_workers(redis: Redis) -> None:
     runs: list[float] = []
 
     async def tick(context: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ async def test_job_runs_in_one_of_several_workers(redis: ArqRedis) -> None:
     assert min(after - before for before, after in pairwise(runs)) > INTERVAL_S * 0.8
 
 
-async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis) -> None:
+async def test_job_of_a_dead_worker_runs_elsewhere(redis: Redis) -> None:
     assert await Lease(redis, "tick", LONG_S).acquire() == 0
     survivor = Lease(redis, "tick", LONG_S)
     assert 0 < await survivor.acquire() <= LONG_S
@@ -60,7 +60,7 @@ async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis) -> None:
 
 
 @pytest.mark.parametrize("holder", ["another worker", "itself"])
-async def test_lease_outlasts_no_redis_clock_set_back(redis: ArqRedis, holder: str) -> None:
+async def test_lease_outlasts_no_redis_clock_set_back(redis: Redis, holder: str) -> None:
     """Redis would expire it a day late, so a worker counts the interval itself."""
     now = 1000.0
     lease = Lease(redis, "tick", LONG_S, clock=lambda: now)
@@ -74,14 +74,14 @@ async def test_lease_outlasts_no_redis_clock_set_back(redis: ArqRedis, holder: s
     assert await redis.pttl(KEY) <= LONG_S * 1000
 
 
-async def test_lost_lease_is_acquired_again(redis: ArqRedis) -> None:
+async def test_lost_lease_is_acquired_again(redis: Redis) -> None:
     lease = Lease(redis, "tick", LONG_S)
     assert await lease.acquire() == 0
     await redis.flushall()
     assert await lease.acquire() == 0
 
 
-async def test_failing_job_delays_no_other(redis: ArqRedis, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_failing_job_delays_no_other(redis: Redis, capfd: pytest.CaptureFixture[str]) -> None:
     runs: Counter[str] = Counter()
 
     async def fail(context: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ async def test_failing_job_delays_no_other(redis: ArqRedis, capfd: pytest.Captur
     assert "periodic.timed_out" in output
 
 
-async def test_shutdown_waits_for_a_run(redis: ArqRedis) -> None:
+async def test_shutdown_waits_for_a_run(redis: Redis) -> None:
     ended: list[str] = []
 
     async def tick(context: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ async def test_shutdown_waits_for_a_run(redis: ArqRedis) -> None:
     assert ended == ["run"]
 
 
-async def test_run_that_outlasts_the_drain_is_cancelled(redis: ArqRedis) -> None:
+async def test_run_that_outlasts_the_drain_is_cancelled(redis: Redis) -> None:
     async def hang(context: dict[str, Any]) -> None:
         await asyncio.sleep(60)
 
@@ -126,7 +126,7 @@ async def test_run_that_outlasts_the_drain_is_cancelled(redis: ArqRedis) -> None
 
 
 @pytest.mark.slow
-async def test_jobs_continue_after_an_outage_of_redis(servers: Servers, redis: ArqRedis) -> None:
+async def test_jobs_continue_after_an_outage_of_redis(servers: Servers, redis: Redis) -> None:
     runs: list[float] = []
 
     async def tick(context: dict[str, Any]) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from arq import Retry
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.jobs import serialize_job
 from arq.worker import Worker
 
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE
 from tests.conftest import Servers
 from tests.support.queue_workers import (
@@ -31,7 +31,7 @@ from tests.support.waiting import until
 
 
 async def test_arq_polls_and_runs_no_jobs_itself(
-    redis: ArqRedis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`_poll_iteration` is overridden, and arq's main loop calls it."""
 
@@ -47,7 +47,7 @@ async def test_arq_polls_and_runs_no_jobs_itself(
     assert job.finished == ["image01"]
 
 
-async def test_waiting_worker_starts_a_job_at_once(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_waiting_worker_starts_a_job_at_once(redis: Redis, redis_url: str, job: Recorder) -> None:
     """Neither arq's `poll_delay_s` nor the poll interval delays it: 30 polls would take two minutes."""
     async with run_queue_worker(redis_url, job, poll_interval_s=LONG_POLL_S) as worker:
         assert worker.poll_delay_s == 0
@@ -71,7 +71,7 @@ async def test_main_waits_for_redis(servers: Servers, redis_url: str, job: Recor
         await client.aclose(close_connection_pool=True)
 
 
-async def test_main_outlives_an_error_of_redis(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_main_outlives_an_error_of_redis(redis: Redis, redis_url: str, job: Recorder) -> None:
     """arq's own `main` sends INFO first."""
     permit: Any = partial(redis.execute_command, "ACL", "SETUSER", "default")
     await permit("-info")
@@ -85,7 +85,7 @@ async def test_main_outlives_an_error_of_redis(redis: ArqRedis, redis_url: str, 
         await permit("+info")
 
 
-async def test_signal_lets_tasks_finish_and_starts_none(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_signal_lets_tasks_finish_and_starts_none(redis: Redis, redis_url: str, job: Recorder) -> None:
     """arq's handler sets `allow_pick_jobs` to False, and waits until `tasks` is empty."""
     job.release.clear()
     await enqueue(redis, *(f"image{number:03}" for number in range(10)))
@@ -100,7 +100,7 @@ async def test_signal_lets_tasks_finish_and_starts_none(redis: ArqRedis, redis_u
     assert await redis.zcard(PROBE_QUEUE) == 8
 
 
-async def test_signal_cancels_tasks_at_the_time_limit(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_signal_cancels_tasks_at_the_time_limit(redis: Redis, redis_url: str, job: Recorder) -> None:
     """arq's handler cancels what is in `tasks`, and another worker runs it at once."""
     job.release.clear()
     await enqueue(redis, "image01")
@@ -115,7 +115,7 @@ async def test_signal_cancels_tasks_at_the_time_limit(redis: ArqRedis, redis_url
         await until(lambda: other.finished == ["image01"])
 
 
-async def test_close_hands_unfinished_jobs_over(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_close_hands_unfinished_jobs_over(redis: Redis, redis_url: str, job: Recorder) -> None:
     stuck = Recorder()
     stuck.release.clear()
     await enqueue(redis, "image01")
@@ -132,7 +132,7 @@ async def test_close_is_quiet_while_redis_is_away(servers: Servers, redis_url: s
     servers.valkey.start()
 
 
-async def test_undecodable_jobs_are_dropped(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_undecodable_jobs_are_dropped(redis: Redis, redis_url: str, job: Recorder) -> None:
     """By `job_deserializer` and `functions`. The next job runs."""
     payloads = {
         "noise01": b"\xc1",
@@ -151,7 +151,7 @@ async def test_undecodable_jobs_are_dropped(redis: ArqRedis, redis_url: str, job
 
 
 @pytest.mark.slow
-async def test_ends_of_jobs_are_counted(redis: ArqRedis, redis_url: str) -> None:
+async def test_ends_of_jobs_are_counted(redis: Redis, redis_url: str) -> None:
     """By `jobs_complete`, `jobs_retried` and `jobs_failed`. arq's maximum of five tries does not hold."""
 
     async def run(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -168,14 +168,14 @@ async def test_ends_of_jobs_are_counted(redis: ArqRedis, redis_url: str) -> None
     assert worker.jobs_retried == 7
 
 
-async def test_burst_ends_with_the_queue(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_burst_ends_with_the_queue(redis: Redis, redis_url: str, job: Recorder) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(10)))
     async with run_queue_worker(redis_url, job, burst=True, poll_interval_s=LONG_POLL_S) as worker:
         await until(partial(has_ended, worker))
         assert len(job.finished) == worker.jobs_complete == 10
 
 
-async def test_context_reaches_jobs(redis: ArqRedis, redis_url: str) -> None:
+async def test_context_reaches_jobs(redis: Redis, redis_url: str) -> None:
     """That of the constructor, `ctx`, and what is known of the job."""
     contexts: list[dict[str, Any]] = []
 
@@ -192,7 +192,7 @@ async def test_context_reaches_jobs(redis: ArqRedis, redis_url: str) -> None:
 
 
 @pytest.mark.slow
-async def test_job_at_its_time_limit_is_retried(redis: ArqRedis, redis_url: str) -> None:
+async def test_job_at_its_time_limit_is_retried(redis: Redis, redis_url: str) -> None:
     """By `job_timeout_s`: most likely it waited for a decoder."""
     tries: list[int] = []
 
@@ -208,7 +208,7 @@ async def test_job_at_its_time_limit_is_retried(redis: ArqRedis, redis_url: str)
     assert worker.jobs_failed == 0
 
 
-async def test_max_jobs_is_never_exceeded(redis: ArqRedis, redis_url: str) -> None:
+async def test_max_jobs_is_never_exceeded(redis: Redis, redis_url: str) -> None:
     now, maximum, finished = 0, 0, 0
 
     async def run(ctx: Any, image_id: str, **_: Any) -> None:

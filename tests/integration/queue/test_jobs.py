@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 from arq import Retry
-from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 
 from service.ids import AccountId, ImageId
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, JobQueue
 from tests.support.queue_workers import Recorder, enqueue, is_empty, run_queue_worker
 from tests.support.waiting import until
 from worker.queue.claims import Claims, JobResult
 
 
-async def test_job_is_enqueued_once(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_job_is_enqueued_once(redis: Redis, redis_url: str, job: Recorder) -> None:
     job.release.clear()
     await enqueue(redis, "image01", "image01")
     async with run_queue_worker(redis_url, job) as worker:
@@ -36,7 +36,7 @@ async def test_job_is_enqueued_once(redis: ArqRedis, redis_url: str, job: Record
 
 
 @pytest.mark.slow
-async def test_retried_job_runs_after_its_delay(redis: ArqRedis, redis_url: str) -> None:
+async def test_retried_job_runs_after_its_delay(redis: Redis, redis_url: str) -> None:
     tries: list[float] = []
 
     async def run(ctx: Any, image_id: str, **_: Any) -> None:
@@ -50,7 +50,7 @@ async def test_retried_job_runs_after_its_delay(redis: ArqRedis, redis_url: str)
     assert tries[1] - tries[0] > 0.25
 
 
-async def test_reply_goes_to_all_who_wait(redis: ArqRedis, redis_url: str) -> None:
+async def test_reply_goes_to_all_who_wait(redis: Redis, redis_url: str) -> None:
     """Also after a retry, and nothing remains in Redis."""
     received: dict[str, list[object]] = {"one": [], "two": []}
 
@@ -76,7 +76,7 @@ async def test_reply_goes_to_all_who_wait(redis: ArqRedis, redis_url: str) -> No
     assert await redis.keys("arq:*") == await redis.keys("daguerre:waiting:*") == []
 
 
-async def test_channel_gets_replies_in_one_message(redis: ArqRedis) -> None:
+async def test_channel_gets_replies_in_one_message(redis: Redis) -> None:
     ids = [f"image{number:03}" for number in range(300)]
     await JobQueue(redis).enqueue([jobs.ProbeJob(ImageId(each), AccountId(1), "channel", "q") for each in ids])
     async with redis.pubsub() as pubsub:
@@ -88,7 +88,7 @@ async def test_channel_gets_replies_in_one_message(redis: ArqRedis) -> None:
     assert jobs.decode(message["data"]) == ids
 
 
-async def test_job_of_an_earlier_version_runs(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_job_of_an_earlier_version_runs(redis: Redis, redis_url: str, job: Recorder) -> None:
     """It names where to reply, and is in the queue after an upgrade. Nobody listens there any more."""
     options = {"reply_to": "r", "request_id": "q"}
     await redis.set(
@@ -100,13 +100,13 @@ async def test_job_of_an_earlier_version_runs(redis: ArqRedis, redis_url: str, j
     assert job.finished == ["image01"]
 
 
-async def test_finished_job_is_not_retried(redis: ArqRedis) -> None:
+async def test_finished_job_is_not_retried(redis: Redis) -> None:
     """Otherwise the next job with its id would begin with a try that was never made."""
     await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult("image01", retry_after_ms=0)])
     assert await redis.keys("*") == []
 
 
-async def test_payload_is_no_pickle_and_has_no_time(redis: ArqRedis) -> None:
+async def test_payload_is_no_pickle_and_has_no_time(redis: Redis) -> None:
     """The clock of Redis counts, and that of the client's host may differ."""
     await enqueue(redis, "image01")
     payload = jobs.decode(await redis.get(job_key_prefix + "image01"))

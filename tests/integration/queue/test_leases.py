@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 
 from service.errors import ServiceError
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.fair_dispatch import FairQueueKeys
 from service.queue.jobs import PROBE_QUEUE, WAKEUP_KEY
 from tests.conftest import Servers
@@ -25,7 +25,7 @@ from worker.queue.claims import LEASE_S, MAX_DEFER_S, ClaimLimits, Claims, JobRe
 
 
 @pytest.mark.slow
-async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis, redis_url: str) -> None:
+async def test_job_of_a_dead_worker_runs_elsewhere(redis: Redis, redis_url: str) -> None:
     started: list[float] = []
 
     async def run(ctx: Any, image_id: str, **_: Any) -> None:
@@ -40,7 +40,7 @@ async def test_job_of_a_dead_worker_runs_elsewhere(redis: ArqRedis, redis_url: s
     assert started[0] - began >= 1.4
 
 
-async def test_lease_of_a_running_job_is_renewed(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_lease_of_a_running_job_is_renewed(redis: Redis, redis_url: str, job: Recorder) -> None:
     key = in_progress_key_prefix + "image01"
     job.release.clear()
     await enqueue(redis, "image01")
@@ -53,7 +53,7 @@ async def test_lease_of_a_running_job_is_renewed(redis: ArqRedis, redis_url: str
         await until(lambda: job.finished == ["image01"])
 
 
-async def is_longer(redis: ArqRedis, key: str, ttl_ms: int) -> bool:
+async def is_longer(redis: Redis, key: str, ttl_ms: int) -> bool:
     return int(await redis.pttl(key)) > ttl_ms
 
 
@@ -72,7 +72,7 @@ async def test_worker_outlives_a_restart_of_redis(servers: Servers, redis_url: s
     await client.aclose(close_connection_pool=True)
 
 
-async def test_job_that_still_runs_is_not_started_again(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_job_that_still_runs_is_not_started_again(redis: Redis, redis_url: str, job: Recorder) -> None:
     """Its lease has expired, e.g. during an outage of Redis, and its own worker claims it."""
     job.release.clear()
     await enqueue(redis, "a")
@@ -89,7 +89,7 @@ async def test_job_that_still_runs_is_not_started_again(redis: ArqRedis, redis_u
 
 @pytest.mark.slow
 async def test_lost_result_makes_the_job_run_again(
-    redis: ArqRedis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Claims.finish
     calls = 0
@@ -118,7 +118,7 @@ async def test_lost_result_makes_the_job_run_again(
 
 
 @pytest.mark.parametrize("state", ["waiting", "deferred", "claimed by a worker that died"])
-async def test_jobs_outlast_a_redis_clock_set_back(redis: ArqRedis, redis_url: str, job: Recorder, state: str) -> None:
+async def test_jobs_outlast_a_redis_clock_set_back(redis: Redis, redis_url: str, job: Recorder, state: str) -> None:
     """All times from before lie a day in the future."""
     keys, day_ms = FairQueueKeys.of(PROBE_QUEUE), 86_400_000
     await enqueue(redis, "image01")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from arq import Retry
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 
 from service.config.settings import Settings
 from service.ids import AccountId, ImageId
 from service.queue import jobs
+from service.queue.connection import Redis
 from service.queue.fair_dispatch import FairQueueKeys, others_wakeup_key
 from service.queue.jobs import PROBE_IMAGE, PROBE_QUEUE, WAKEUP_KEY, Job, JobQueue, ProbeJob, RenderJob
 from service.renditions.jobs import RenderOrder, encode_order
@@ -39,7 +39,7 @@ SAMPLES = 20
 MIN_WAIT_S = 0.3
 
 
-async def claim(redis: ArqRedis, count: int, limits: ClaimLimits = ROOMY, *, lease_s: float = LEASE_S) -> list[str]:
+async def claim(redis: Redis, count: int, limits: ClaimLimits = ROOMY, *, lease_s: float = LEASE_S) -> list[str]:
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY, lease_s=lease_s)
     await claims.claim(0, limits, wait_s=0)  # loads the script
     return [job.id for job in await claims.claim(count, limits, wait_s=0)]
@@ -124,7 +124,7 @@ async def test_slow_renditions_delay_no_other_account(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_accounts_take_turns(redis: ArqRedis) -> None:
+async def test_accounts_take_turns(redis: Redis) -> None:
     await enqueue(redis, "a1", "a2", "a3", "a4", account=1)
     await enqueue(redis, "b1", "b2", account=2)
     await enqueue(redis, "c1", account=3)
@@ -133,7 +133,7 @@ async def test_accounts_take_turns(redis: ArqRedis) -> None:
     assert await claim(redis, 10) == ["c1", "a2", "b2", "d1", "a3", "a4"]
 
 
-async def test_account_without_room_is_skipped(redis: ArqRedis) -> None:
+async def test_account_without_room_is_skipped(redis: Redis) -> None:
     await enqueue(redis, "a1", "a2", "a3", account=1)
     await enqueue(redis, "b1", "b2", "b3", account=2)
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
@@ -146,7 +146,7 @@ async def test_account_without_room_is_skipped(redis: ArqRedis) -> None:
     assert [job.id for job in claimed] == ["a1", "b2"]
 
 
-async def test_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
+async def test_long_line_does_not_slow_claims(redis: Redis) -> None:
     """Neither of the same account nor of others, nor if the account is skipped."""
 
     async def measure(limits: ClaimLimits) -> float:
@@ -173,7 +173,7 @@ async def test_long_line_does_not_slow_claims(redis: ArqRedis) -> None:
 
 
 @pytest.mark.parametrize("defer_s", [0, 1])
-async def test_job_of_a_plain_arq_client_runs(redis: ArqRedis, redis_url: str, defer_s: int) -> None:
+async def test_job_of_a_plain_arq_client_runs(redis: Redis, redis_url: str, defer_s: int) -> None:
     """Behind a line of another account, and without a wake-up."""
     started: list[str] = []
 
@@ -189,7 +189,7 @@ async def test_job_of_a_plain_arq_client_runs(redis: ArqRedis, redis_url: str, d
     assert len(started) < 150
 
 
-async def test_jobs_of_a_version_without_turns_run(redis: ArqRedis) -> None:
+async def test_jobs_of_a_version_without_turns_run(redis: Redis) -> None:
     ids = [f"image{number:04}" for number in range(2500)]
     await JobQueue(redis).enqueue([ProbeJob(ImageId(image_id), AccountId(1), "", "") for image_id in ids])
     await redis.delete(KEYS.turns, KEYS.later, KEYS.accounts, f"{KEYS.line}1")  # which that version does not write
@@ -203,7 +203,7 @@ async def test_jobs_of_a_version_without_turns_run(redis: ArqRedis) -> None:
             await claims.finish([JobResult(job_id) for job_id in group])
 
 
-async def test_job_that_an_older_worker_finished(redis: ArqRedis) -> None:
+async def test_job_that_an_older_worker_finished(redis: Redis) -> None:
     """That worker knows arq's keys only. Nothing of the job remains."""
     await enqueue(redis, "a1", "a2", account=1)
     await enqueue(redis, "b1", account=2)
@@ -214,7 +214,7 @@ async def test_job_that_an_older_worker_finished(redis: ArqRedis) -> None:
     assert not await redis.exists(*KEYS[:3], f"{KEYS.line}1", f"{KEYS.line}2")
 
 
-async def test_job_that_an_older_worker_runs(redis: ArqRedis) -> None:
+async def test_job_that_an_older_worker_runs(redis: Redis) -> None:
     await enqueue(redis, "a1")
     await redis.set(in_progress_key_prefix + "a1", b"1", px=60_000)
     assert await claim(redis, 10) == []
@@ -223,7 +223,7 @@ async def test_job_that_an_older_worker_runs(redis: ArqRedis) -> None:
     assert await claim(redis, 10) == ["a1"]
 
 
-async def test_jobs_of_a_dead_worker_keep_their_account(redis: ArqRedis) -> None:
+async def test_jobs_of_a_dead_worker_keep_their_account(redis: Redis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
     await enqueue(redis, "b1", account=2)
     assert await claim(redis, 2, lease_s=0.2) == ["a1", "b1"]
@@ -232,7 +232,7 @@ async def test_jobs_of_a_dead_worker_keep_their_account(redis: ArqRedis) -> None
 
 
 @pytest.mark.slow
-async def test_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) -> None:
+async def test_retried_job_keeps_its_account(redis: Redis, redis_url: str) -> None:
     accounts: list[str] = []
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -246,7 +246,7 @@ async def test_retried_job_keeps_its_account(redis: ArqRedis, redis_url: str) ->
     assert accounts == ["7"] * 3
 
 
-async def test_released_job_keeps_its_account(redis: ArqRedis) -> None:
+async def test_released_job_keeps_its_account(redis: Redis) -> None:
     await enqueue(redis, "a1", "a2", account=1)
     claims = Claims(redis, PROBE_QUEUE, WAKEUP_KEY)
     await claims.claim(0, ROOMY, wait_s=0)
@@ -255,14 +255,14 @@ async def test_released_job_keeps_its_account(redis: ArqRedis) -> None:
     assert [(job.id, job.account) for job in claimed] == [("a1", "1"), ("a2", "1")]
 
 
-async def test_empty_queue_has_no_turns(redis: ArqRedis) -> None:
+async def test_empty_queue_has_no_turns(redis: Redis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(30)), account=1)
     await enqueue(redis, "b1", account=2)
     await Claims(redis, PROBE_QUEUE, WAKEUP_KEY).finish([JobResult(job_id) for job_id in await claim(redis, 100)])
     assert set(await redis.keys("*")) <= {WAKEUP_KEY.encode(), others_wakeup_key(WAKEUP_KEY).encode()}
 
 
-async def test_full_share_leaves_room_for_others(redis: ArqRedis, redis_url: str) -> None:
+async def test_full_share_leaves_room_for_others(redis: Redis, redis_url: str) -> None:
     started: list[tuple[str, float]] = []
     released: set[str] = set()
 
@@ -291,7 +291,7 @@ async def test_full_share_leaves_room_for_others(redis: ArqRedis, redis_url: str
         released.update(f"image{number}" for number in range(8))
 
 
-async def test_single_account_drains_without_waits(redis: ArqRedis, redis_url: str) -> None:
+async def test_single_account_drains_without_waits(redis: Redis, redis_url: str) -> None:
     done: list[str] = []
 
     async def job(ctx: dict[str, Any], image_id: str, **_: Any) -> None:
@@ -302,7 +302,7 @@ async def test_single_account_drains_without_waits(redis: ArqRedis, redis_url: s
         await until(lambda: len(done) == 300, timeout_s=20)  # with a poll for each of a hundred claims: 100 s
 
 
-async def test_account_without_room_wakes_once(redis: ArqRedis, redis_url: str) -> None:
+async def test_account_without_room_wakes_once(redis: Redis, redis_url: str) -> None:
     """The worker claims when there is room again. A new line wakes workers for other accounts: one useless claim."""
     end = asyncio.Event()
 
@@ -329,7 +329,7 @@ async def test_account_without_room_wakes_once(redis: ArqRedis, redis_url: str) 
     assert min(useless) <= 1  # a busy machine adds polls
 
 
-async def test_worker_with_room_takes_the_job(redis: ArqRedis, redis_url: str) -> None:
+async def test_worker_with_room_takes_the_job(redis: Redis, redis_url: str) -> None:
     by_worker: list[tuple[int, float]] = []
     end = asyncio.Event()
 

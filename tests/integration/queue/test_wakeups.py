@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 
+from service.queue.connection import Redis
 from service.queue.jobs import MAX_WAKEUP_TOKENS, WAKEUP_KEY, JobQueue
 from tests.support.queue_workers import (
     LONG_POLL_S,
@@ -28,7 +28,7 @@ from tests.support.waiting import until
 from worker.queue.claims import AccountShares
 
 
-async def test_workers_share_a_backlog_on_one_token(redis: ArqRedis, redis_url: str) -> None:
+async def test_workers_share_a_backlog_on_one_token(redis: Redis, redis_url: str) -> None:
     runs: Counter[str] = Counter()
     by_worker: Counter[int] = Counter()
 
@@ -53,12 +53,12 @@ async def test_workers_share_a_backlog_on_one_token(redis: ArqRedis, redis_url: 
     assert await redis.keys("arq:*") == []
 
 
-async def test_wakeup_list_is_bounded(redis: ArqRedis) -> None:
+async def test_wakeup_list_is_bounded(redis: Redis) -> None:
     await enqueue(redis, *(f"image{number:03}" for number in range(50)))
     assert await redis.llen(WAKEUP_KEY) == MAX_WAKEUP_TOKENS  # type: ignore[misc]
 
 
-async def test_backlog_is_claimed_at_start(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_backlog_is_claimed_at_start(redis: Redis, redis_url: str, job: Recorder) -> None:
     """Without a token, and without a wait for one."""
     await enqueue(redis, "image01")
     await redis.delete(WAKEUP_KEY)
@@ -68,7 +68,7 @@ async def test_backlog_is_claimed_at_start(redis: ArqRedis, redis_url: str, job:
     assert time.monotonic() - started < LONG_POLL_S
 
 
-async def test_stopped_worker_leaves_the_token(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_stopped_worker_leaves_the_token(redis: Redis, redis_url: str, job: Recorder) -> None:
     stopped = Recorder()
     async with run_queue_worker(redis_url, stopped) as worker:
         await until(lambda: JobQueue(redis).count_workers())
@@ -84,7 +84,7 @@ async def test_stopped_worker_leaves_the_token(redis: ArqRedis, redis_url: str, 
     assert stopped.runs == []
 
 
-async def test_token_without_a_slot_goes_back(redis: ArqRedis, redis_url: str, job: Recorder) -> None:
+async def test_token_without_a_slot_goes_back(redis: Redis, redis_url: str, job: Recorder) -> None:
     share = 4
     job.release.clear()
     await enqueue(redis, "a", "b")

@@ -24,7 +24,10 @@ class Site:
         self.error: Exception | None = None
         self.checks: list[str | None] = []
         self.stored: str | None = None
-        self.waiter: JobWaiter[str, str] = JobWaiter(self._enqueue, **timings)
+        self.waiter: JobWaiter[str, str] = JobWaiter(self.enqueue, **timings)
+
+    def enqueue(self, job: Job) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._enqueue(job))
 
     async def _enqueue(self, job: Job) -> None:
         assert self.waiter.count("key")  # a reply from now on is not missed
@@ -92,10 +95,10 @@ async def test_enqueueing_that_hangs_ends_in_time() -> None:
     site = Site(poll_interval_s=60, retry_after_s=0.02, enqueue_timeout_s=0.02)
     hanging = 0
 
-    async def hang(_: Job) -> None:
+    def hang(_: Job) -> asyncio.Future[None]:
         nonlocal hanging
         hanging += 1
-        await asyncio.sleep(60)
+        return asyncio.get_running_loop().create_future()
 
     waiter: JobWaiter[str, str] = JobWaiter(hang, poll_interval_s=60, retry_after_s=0.02, enqueue_timeout_s=0.02)
     wait = asyncio.create_task(waiter.wait("key", JOB, site.check, timeout_s=30))
