@@ -1,11 +1,10 @@
 """Connections to Redis that pipeline: commands of several callers are on their way at once, without a pool, and without
 a task or a time-out for each.
 
-Every upload sends commands and gets a reply, for which the pool, tasks and time-outs of redis-py cost
-too much. Here it only opens the connection, with all options of its URL (TLS, passwords, sockets). It remains the client
-for everything that is not done for each upload.
-`_writer` and `BaseParser` are private to redis-py, which is pinned; tests/integration/queue/test_connection.py holds
-them.
+Every upload sends commands and waits for a reply, and the pool, tasks and time-outs of redis-py cost too much for that.
+Here it only opens the connection, with all options of its URL (TLS, passwords, sockets). It remains the client for
+everything that is not done for each upload. `_writer` and `BaseParser` are private to redis-py, which is pinned;
+tests/integration/queue/test_connection.py holds them.
 """
 
 from __future__ import annotations
