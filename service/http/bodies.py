@@ -63,18 +63,15 @@ async def read_file(request: web.Request, on_field: OnField) -> AsyncIterator[by
     Raises `invalid-body` for a form that does not hold exactly one file, and what `on_field` raises.
     """
     await send_100_continue(request)
-    is_form = request.content_type == "multipart/form-data"
-    chunks = read_form(request, on_field) if is_form else _read_raw(request)
     try:
-        async for chunk in chunks:
-            yield chunk
+        if request.content_type == "multipart/form-data":
+            async for chunk in read_form(request, on_field):
+                yield chunk
+        else:
+            while chunk := await request.content.readany():
+                yield chunk
     except _MALFORMED as error:
         raise ServiceError("invalid-body") from error
-
-
-async def _read_raw(request: web.Request) -> AsyncIterator[bytes]:
-    while chunk := await request.content.readany():
-        yield chunk
 
 
 @asynccontextmanager
@@ -112,7 +109,7 @@ async def read_json(request: web.Request, kind: type[Value], timeout_s: float) -
     await send_100_continue(request)
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in _read_raw(request):
+            while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
                     raise too_large

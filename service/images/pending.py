@@ -38,7 +38,11 @@ _MAX_OUTAGE_WAIT_S = 1.0
 
 def new_image_id() -> ImageId:
     """Returns 7 characters of base62, as in the API's example. The table's primary key makes it unique."""
-    return ImageId("".join(secrets.choice(BASE62) for _ in range(_IMAGE_ID_LENGTH)))
+    number, letters = secrets.randbelow(len(BASE62) ** _IMAGE_ID_LENGTH), []
+    for _ in range(_IMAGE_ID_LENGTH):
+        number, letter = divmod(number, len(BASE62))
+        letters.append(BASE62[letter])
+    return ImageId("".join(letters))
 
 
 # All or nothing for each account: its share of the batch fits the quota, or none of it is inserted. The accounts' rows

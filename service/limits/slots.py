@@ -208,7 +208,12 @@ class Pace:
 
     @property
     def waited_s(self) -> float:
-        return self._waited_s + (0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since)
+        return self._waited_s + self.current_wait_s
+
+    @property
+    def current_wait_s(self) -> float:
+        """How long this side has waited for the next bytes, or 0 if it does not wait."""
+        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
 
     @property
     def remaining_s(self) -> float:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -29,6 +29,9 @@ from service.telemetry.metrics import metrics
 # Each write costs a thread switch, so chunks are gathered. Multiplied by the uploads in flight, this is a large part of
 # the memory of bodies (`./run bench memory` prints the peak).
 _WRITE_BYTES = 256 * 1024
+
+# The pace of a body that is nearly too slow is not checked more often than this.
+_MIN_CHECK_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +79,32 @@ async def receive(
     the account has no room for, `upload-timeout` if the sender pauses or takes too long or is slower than the minimum
     pace, `busy` if another body takes its slot, and what `chunks` raises. No file is left behind after an error.
     """
+    pace, reservation = (body.slot.pace, body.reservation) if body else (Pace(), None)
     try:
-        async with asyncio.timeout(limits.timeout_s):
-            return await _receive(chunks, storage, limits, body)
+        async with _time_limit(limits, pace):
+            return await _receive(chunks, storage, limits.max_bytes, pace, reservation)
     except TimeoutError:
         raise ServiceError("upload-timeout") from None
 
 
 async def _receive(
-    chunks: AsyncIterator[bytes], storage: OriginalStorage, limits: UploadLimits, body: AdmittedBody | None
+    chunks: AsyncIterator[bytes],
+    storage: OriginalStorage,
+    max_bytes: int,
+    pace: Pace,
+    reservation: Reservation | None,
 ) -> Upload:
     image_id = new_image_id()
     hasher = hashlib.sha256()
-    pace, reservation = (body.slot.pace, body.reservation) if body else (Pace(), None)
     pending_bytes = 0
     pending: list[bytes] = []
     try:
         async with storage.receive(image_id) as file:
-            while (chunk := await _next(chunks, pace, limits.idle_timeout_s)) is not None:
-                if pace.size > limits.max_bytes:
-                    raise too_large(limits.max_bytes)
+            pace.start_wait()
+            async for chunk in chunks:
+                pace.end_wait(len(chunk))
+                if pace.size > max_bytes:
+                    raise too_large(max_bytes)
                 if reservation is not None and pace.size > reservation.size:
                     await reservation.cover(pace.size)
                 hasher.update(chunk)
@@ -104,6 +113,8 @@ async def _receive(
                 if pending_bytes >= _WRITE_BYTES:
                     await file.write(pending)
                     pending, pending_bytes = [], 0
+                pace.start_wait()
+            pace.end_wait(0)
             if not pace.size:
                 raise ServiceError("empty-body")
             await file.finish(pending)
@@ -112,12 +123,31 @@ async def _receive(
     return Upload(image_id, pace.size, hasher.digest(), file, reservation)
 
 
-async def _next(chunks: AsyncIterator[bytes], pace: Pace, idle_timeout_s: float) -> bytes | None:
-    pace.start_wait()
-    async with asyncio.timeout(min(idle_timeout_s, pace.remaining_s)):
-        chunk = await anext(chunks, None)
-    pace.end_wait(len(chunk or b""))
-    return chunk
+@asynccontextmanager
+async def _time_limit(limits: UploadLimits, pace: Pace) -> AsyncIterator[None]:
+    """Raises TimeoutError if the block takes longer than the limits, or the transfer is too slow.
+
+    It is one timer, which checks the pace when the body may have become too slow. A timer for each chunk would cost
+    more than the chunk.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def check() -> None:
+        nonlocal timer
+        remaining_s = min(limits.idle_timeout_s - pace.current_wait_s, pace.remaining_s)
+        if remaining_s <= 0:
+            scope.reschedule(loop.time())
+        else:
+            timer = loop.call_later(max(remaining_s, _MIN_CHECK_INTERVAL_S), check)
+
+    async with asyncio.timeout(limits.timeout_s) as scope:
+        check()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 def too_large(max_bytes: int) -> ServiceError:

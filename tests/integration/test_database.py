@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,59 @@ async def test_application_starts_without_a_database(settings: Settings, aiohttp
     api = await aiohttp_client(create_app(settings))
     response = await api.get("/v1/account?key=" + "A" * 40)
     assert (response.status, response.headers["Retry-After"]) == (503, "1")
+
+
+async def find_pid(database: Database) -> int:
+    async with database.connection() as connection:
+        return int(await connection.fetchval("select pg_backend_pid()"))
+
+
+async def test_statements_in_turn_share_a_connection(database_url: str) -> None:
+    async with Database.open(database_url, connections=4) as database:
+        assert len({await find_pid(database) for _ in range(5)}) == 1
+
+
+async def test_free_connection_goes_to_a_caller_that_waits(database_url: str) -> None:
+    async with Database.open(database_url, connections=1) as database:
+        for _ in range(3):
+            async with database.connection():
+                waiting = [asyncio.create_task(find_pid(database)) for _ in range(3)]
+                await asyncio.sleep(0)
+            async with asyncio.timeout(1):  # less than the time-out of the pool
+                await asyncio.gather(*waiting)
+
+
+async def test_spare_connection_that_the_server_closed_is_replaced(database_url: str, connection: Any) -> None:
+    async with Database.open(database_url, connections=1) as database:
+        pid = await find_pid(database)
+        assert await connection.fetchval("select pg_terminate_backend($1, 5000)", pid)
+        async with asyncio.timeout(5):
+            while await find_pid_or_none(database) in {None, pid}:
+                pass
+
+
+async def find_pid_or_none(database: Database) -> int | None:
+    try:
+        return await find_pid(database)
+    except ServiceError:
+        return None
+
+
+async def test_connection_of_a_cancelled_statement_serves_the_next(database_url: str) -> None:
+    async with Database.open(database_url, connections=1) as database:
+        for _ in range(3):
+            async with database.connection() as connection:
+                sleeping = asyncio.create_task(connection.fetchval("select pg_sleep(60)"))
+                await asyncio.sleep(0.05)
+                sleeping.cancel()
+                await asyncio.wait([sleeping])
+            assert await find_pid(database)
+
+
+async def test_closing_does_not_wait_for_a_connection_that_was_in_use(database_url: str) -> None:
+    async with asyncio.timeout(3):  # less than the time-out of closing
+        async with AsyncExitStack() as stack, Database.open(database_url, connections=2) as database:
+            for _ in range(2):
+                await stack.enter_async_context(database.connection())
+            closing = asyncio.create_task(stack.aclose())
+        await closing
