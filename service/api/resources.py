@@ -110,7 +110,9 @@ async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | No
         database = await stack.enter_async_context(
             Database.open(settings.database_url, connections=settings.database_connections)
         )
-        storage = open_originals(settings.storage_folder, lambda: load_or_record_id(storage, database))
+        storage = open_originals(
+            settings.storage_folder, lambda: load_or_record_id(storage, database), disk=settings.storage_disk
+        )
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

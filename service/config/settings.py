@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
@@ -116,6 +116,7 @@ MAX_SECONDS = 86_400
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=100_000)]
 Processes = Annotated[int, Field(gt=0, le=1000)]
+Disk: TypeAlias = Literal["auto", "local", "remote"]
 
 
 class Settings(BaseSettings):
@@ -125,6 +126,11 @@ class Settings(BaseSettings):
 
     data: Folder = Field(default_factory=default_data_folder, description="Folder for all data.")
     storage: OptionalFolder = Field(None, description="Folder for originals; by default `storage` in the data folder.")
+    storage_disk: Disk = Field(
+        "auto",
+        description="`local` if short calls to the originals' disk may run on the event loop, `remote` if they need a"
+        " thread; `auto` decides by the type of the file system.",
+    )
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
         "postgresql://localhost/daguerre", description="URL of PostgreSQL."
     )

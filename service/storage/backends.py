@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from service.config.settings import Disk
 from service.storage.interface import OriginalBackend, RenditionStorage
+from service.storage.local.file_systems import is_local
 from service.storage.local.originals import LocalOriginals
 from service.storage.local.renditions import LocalRenditions
 
 
-def open_originals(folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> OriginalBackend:
+def open_originals(
+    folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None, *, disk: Disk = "auto"
+) -> OriginalBackend:
     """`load_id` loads the id of the database's storage; with it, no other storage is used."""
-    return LocalOriginals(folder, load_id)
+    return LocalOriginals(folder, load_id, is_local=is_local(folder) if disk == "auto" else disk == "local")
 
 
 def open_renditions(folder: Path) -> RenditionStorage:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,11 +14,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from service.dependencies.outages import STORAGE, Outage
 from service.errors import ServiceError
 from service.storage.interface import StoredFile
 
 Result = TypeVar("Result")
+
+log = structlog.get_logger("service")
 
 # Threads only wait for the disk; with the default of cores + 4, six slow syncs would delay every other upload.
 DISK_THREADS = 32
@@ -54,6 +59,34 @@ async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
                 await asyncio.wait([running])
         running.exception()  # marks it as retrieved, or asyncio would log it
         raise
+
+
+class ShortCalls:
+    """Runs short calls on one disk. `on_loop` is for a local disk: there a thread costs more than the call itself.
+
+    A call that takes longer than `max_s` means that the disk is busy or hangs. Then calls run in threads, for
+    `slow_for_s`.
+    """
+
+    def __init__(self, threads: Executor, *, on_loop: bool, max_s: float = 0.05, slow_for_s: float = 60.0) -> None:
+        self._threads = threads
+        self._on_loop = on_loop
+        self._max_s = max_s
+        self._slow_for_s = slow_for_s
+        self._slow_until = 0.0
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Returns the result of the call. Raises what it raises, and what `in_thread` does."""
+        started_at = time.monotonic()
+        if not self._on_loop or started_at < self._slow_until:
+            return await in_thread(self._threads, call)
+        try:
+            return call()
+        finally:
+            ended_at = time.monotonic()
+            if ended_at - started_at > self._max_s:
+                self._slow_until = ended_at + self._slow_for_s
+                log.info("storage.slow", ms=round(1000 * (ended_at - started_at)))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import structlog
 
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.storage.files import disk_threads, in_thread, open_regular, read_file, storage_errors
+from service.storage.files import ShortCalls, disk_threads, in_thread, open_regular, read_file, storage_errors
 from service.storage.interface import Failures, StorageUnavailable, StoredFile, UploadFile
 from service.storage.local import disk
 from service.storage.local.clock import FolderClock
@@ -34,13 +34,22 @@ log = structlog.get_logger("service")
 
 
 class LocalOriginals(StorageFolders):
-    """The `OriginalStorage` of a disk. `load_id` loads the id of the database's storage, as for StorageRoot."""
+    """The `OriginalStorage` of a disk. `load_id` loads the id of the database's storage, as for StorageRoot. `is_local`
+    means that short calls may run on the event loop.
+    """
 
-    def __init__(self, folder: Path, load_id: Callable[[], Awaitable[str | None]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        load_id: Callable[[], Awaitable[str | None]] | None = None,
+        *,
+        is_local: bool = False,
+    ) -> None:
         super().__init__(folder)
         self.quarantine = Quarantine(folder / "unclaimed")
         self.publisher = Publisher(self, self.quarantine)
         self.threads = disk_threads("storage")
+        self.short_calls = ShortCalls(self.threads, on_loop=is_local)
         self.root = StorageRoot(folder, load_id, self.threads)
         self._clock = FolderClock(self.incoming)
 
@@ -70,7 +79,7 @@ class LocalOriginals(StorageFolders):
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
-        file = LocalUploadFile(self.incoming_path(image_id), self.threads)
+        file = LocalUploadFile(self.incoming_path(image_id), self.threads, self.short_calls)
         try:
             yield file
         except BaseException:
@@ -118,7 +127,7 @@ class LocalOriginals(StorageFolders):
         one, which would be retried.
         """
         try:
-            missing = await in_thread(self.threads, partial(self._publish, image_ids))
+            missing = await self.short_calls.run(partial(self._publish, image_ids))
             return await self.find_missing(missing) if missing else frozenset()
         except (OSError, ServiceError) as error:
             log.warning("storage.move_failed", images=len(image_ids), error=repr(error))
@@ -205,20 +214,21 @@ class LocalOriginals(StorageFolders):
 class LocalUploadFile:
     """The `UploadFile` of a disk.
 
-    Each call waits for a thread, which costs more than the write itself. So callers gather chunks up to some hundred
-    kilobytes, and `LocalOriginals.sync_batch` writes smaller bodies together.
+    On a disk that is not local, each call waits for a thread, which costs more than the write itself. So callers gather
+    chunks up to some hundred kilobytes, and `LocalOriginals.sync_batch` writes smaller bodies together.
     """
 
-    def __init__(self, path: Path, threads: Executor) -> None:
+    def __init__(self, path: Path, threads: Executor, short_calls: ShortCalls) -> None:
         self._path = path
         self._threads = threads
+        self._short_calls = short_calls
         self._file: BinaryIO | None = None
         self._rest: Sequence[bytes] = ()
         self._durable = self._abandoned = False
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         with storage_errors():
-            await in_thread(self._threads, partial(self._write, chunks))
+            await self._short_calls.run(partial(self._write, chunks))
 
     async def finish(self, chunks: Sequence[bytes]) -> None:
         """Takes the last chunks. A large body is synced here, so that others do not wait for it."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,11 @@ class Site:
         return self.open(self)
 
 
-def open_local(site: Site) -> OriginalBackend:
-    return LocalOriginals(site.folder / "storage", site.load_id)
+def open_local(site: Site, *, is_local: bool) -> OriginalBackend:
+    return LocalOriginals(site.folder / "storage", site.load_id, is_local=is_local)
 
 
-BACKENDS = {"local": open_local}
+BACKENDS = {"local disk": partial(open_local, is_local=True), "remote disk": partial(open_local, is_local=False)}
 
 
 @pytest.fixture(params=BACKENDS)

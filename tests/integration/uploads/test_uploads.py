@@ -403,7 +403,7 @@ async def test_cancelled_upload_leaves_no_file(settings: Settings) -> None:
     assert stored_files(settings) == []
 
 
-@pytest.mark.settings(wait_s=0.2)
+@pytest.mark.settings(wait_s=0.2, storage_disk="remote")
 async def test_unpublished_images_are_stored_once(
     api: Client, tenant: Tenant, settings: Settings, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
