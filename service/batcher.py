@@ -34,8 +34,8 @@ class Batcher(Generic[Item, Outcome]):
     raised to its submitter alone. If `write` raises a ServiceError, the whole batch gets it. After any other exception
     the items are written one by one. Callers that wait for their items bound the backlog.
 
-    A batch is written at once, unless `crowded` returns True: then it waits `gather_s` for more items. A batch costs
-    the same messages between processes at any size. Clients that get their responses together send their next requests
+    A batch waits `wait_s()` for more items, by default not at all. A batch costs the same messages between processes at
+    any size, so a short wait pays under load. Clients that get their responses together send their next requests
     together, so later batches grow too.
 
     If a ServiceError took longer than `slow_s`, items that arrived meanwhile get it as well. Otherwise each batch of a
@@ -49,13 +49,11 @@ class Batcher(Generic[Item, Outcome]):
         write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
         *,
         limit: int = 256,
-        crowded: Callable[[], bool] = lambda: False,
-        gather_s: float = 0.008,
+        wait_s: Callable[[], float] = lambda: 0,
         slow_s: float = 1.0,
         max_backlog: int | None = None,
     ) -> None:
-        self.crowded = crowded
-        self.gather_s = gather_s
+        self.wait_s = wait_s
         self._write = write
         self._limit = limit
         self._slow_s = slow_s
@@ -88,8 +86,8 @@ class Batcher(Generic[Item, Outcome]):
         try:
             while True:
                 await self._submitted.wait()
-                if self.crowded():
-                    await asyncio.sleep(self.gather_s)
+                if (wait_s := self.wait_s()) > 0:
+                    await asyncio.sleep(wait_s)
                 self._submitted.clear()
                 while self._backlog:
                     await self._write_next()
@@ -160,7 +158,7 @@ class WriteBehind(Generic[Item]):
         self._drain_timeout_s = drain_timeout_s
         self._pending: dict[asyncio.Future[None], Item] = {}  # in the order of their arrival
         self.batcher: Batcher[Item, None] = Batcher(
-            self._write_until_done, limit=limit, crowded=lambda: True, gather_s=gather_s, max_backlog=max_backlog
+            self._write_until_done, limit=limit, wait_s=lambda: gather_s, max_backlog=max_backlog
         )
 
     @property

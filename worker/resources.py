@@ -87,7 +87,7 @@ async def open_resources(
         renditions = open_renditions(settings.renditions_folder)
         await asyncio.to_thread(renditions.prepare)
         recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
-        probe_results = Batcher(partial(mark_ready, database), crowded=probers.is_crowded)
+        probe_results = Batcher(partial(mark_ready, database), wait_s=probers.choose_result_wait_s)
         await stack.enter_async_context(running(probe_results.run()))
         yield Resources(
             database=database,

@@ -76,6 +76,11 @@ class JobWaiter(Generic[Key, Reply]):
         self._enqueue_job = enqueue
         self._waits: dict[Key, list[_Wait[Reply]]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """The number of keys for which requests wait."""
+        return len(self._waits)
+
     def count(self, key: Key) -> int:
         """Returns the number of waits for the key."""
         return len(self._waits.get(key, ()))

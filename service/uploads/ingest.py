@@ -40,6 +40,10 @@ _NOT_INSERTED = frozenset({"account-suspended", "quota-exceeded", "storage-unava
 # The maximum time of a check for a file. A disk that hangs is no reason to refuse a file that was synced.
 _FILE_CHECK_TIMEOUT_S = 2
 
+# With this many uploads waiting for their probes, others will come soon.
+_CROWDED_UPLOADS = 4
+_CROWDED_WAIT_S = 0.002
+
 log = structlog.get_logger("service")
 
 
@@ -96,7 +100,7 @@ class Ingest:
         self._database = database
         self._storage = storage
         self._wait_s = wait_s
-        self.ingest_batcher = Batcher(partial(ingest_batch, database, storage))
+        self.ingest_batcher = Batcher(partial(ingest_batch, database, storage), wait_s=self._choose_wait_s)
         self.enqueue_batcher: Batcher[Job, None] = Batcher(queue.enqueue)
         self.waiter: JobWaiter[ImageId, ProbeResult] = JobWaiter(self.enqueue_batcher.enqueue)
         self.reply_channel = f"daguerre:replies:{secrets.token_hex(8)}"
@@ -107,6 +111,10 @@ class Ingest:
             on_message=lambda result: self.waiter.deliver(result.image_id, result),
             on_gap=self.waiter.wake_all,
         )
+
+    def _choose_wait_s(self) -> float:
+        """Returns how long a new upload should wait for others, to be stored together."""
+        return _CROWDED_WAIT_S if self.waiter.waiting >= _CROWDED_UPLOADS else 0
 
     @classmethod
     @asynccontextmanager

@@ -27,15 +27,15 @@ async def test_backlog_is_written_in_batches() -> None:
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize(("crowded", "expected"), [(True, [[1, 2]]), (False, [[1], [2]])])
-async def test_crowded_batch_waits_for_more_items(crowded: bool, expected: list[list[int]]) -> None:
+@pytest.mark.parametrize(("wait_s", "expected"), [(0.3, [[1, 2]]), (0, [[1], [2]])])
+async def test_batch_waits_for_more_items(wait_s: float, expected: list[list[int]]) -> None:
     batches: list[list[int]] = []
 
     async def write(items: Sequence[int]) -> list[int | Exception]:
         batches.append(list(items))
         return list(items)
 
-    batcher: Batcher[int, int] = Batcher(write, crowded=lambda: crowded, gather_s=0.3)
+    batcher: Batcher[int, int] = Batcher(write, wait_s=lambda: wait_s)
     async with running(batcher.run()):
         first = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.001)

@@ -37,8 +37,11 @@ MAX_PREFETCH = 4
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
-# With this many pictures in flight, results wait a moment to be written in one batch. With fewer, nothing waits.
+# With this many pictures in flight, results wait for about two more to be written in one batch. With fewer, nothing
+# waits.
 _CROWDED_PICTURES = 4
+_MIN_RESULT_WAIT_S = 0.004
+_MAX_RESULT_WAIT_S = 0.008
 # An account is slow after a picture that took this long, for `SLOW_FOR_S`.
 SLOW_S = 2.0
 SLOW_FOR_S = 60.0
@@ -86,9 +89,11 @@ class DecoderPool:
     def in_flight(self) -> int:
         return sum(decoder.in_flight for decoder in self.decoders)
 
-    def is_crowded(self) -> bool:
-        """Returns whether more results are expected soon, so that it pays to write them together."""
-        return self.in_flight >= _CROWDED_PICTURES
+    def choose_result_wait_s(self) -> float:
+        """Returns how long a result should wait for others that will come soon, to be written together."""
+        if self.in_flight < _CROWDED_PICTURES:
+            return 0
+        return min(max(_MIN_RESULT_WAIT_S, 2 * self._mean_s), _MAX_RESULT_WAIT_S)
 
     async def start(self) -> None:
         """Starts all processes, so that the first picture does not wait for one. Raises DecoderUnavailable."""

@@ -128,8 +128,7 @@ async def test_retry_after_a_lost_commit_gets_the_image(
 
     monkeypatch.setattr(pending, "_insert", insert_and_lose)
     accepting = resources_of(api).ingest.ingest_batcher
-    accepting.gather_s = 0.1
-    accepting.crowded = lambda: True
+    accepting.wait_s = lambda: 0.1
     answers = await asyncio.gather(*(post(api, tenant) for _ in range(3)))
     assert {each.refusal for each in answers} == {(503, "database-unavailable")}
     image_id = await connection.fetchval("select id from images")

@@ -419,8 +419,7 @@ async def test_unpublished_images_are_stored_once(
         return in_executor(executor, call)
 
     monkeypatch.setattr(loop, "run_in_executor", refuse_once)
-    service.ingest.ingest_batcher.gather_s = 0.1
-    service.ingest.ingest_batcher.crowded = lambda: True
+    service.ingest.ingest_batcher.wait_s = lambda: 0.1
     answers = await asyncio.gather(*(upload(api, tenant, jpeg()) for _ in range(3)))
     assert len(refused) == 1
     assert [status for status, _ in answers] == [202] * 3
