@@ -206,12 +206,13 @@ update images set
     exif = probe.exif::json, mini_preview = probe.mini_preview
 from probe join locked on locked.id = probe.id, relaxed
 where images.id = probe.id and images.state = 'pending'
-returning {COLUMNS}, images.exif::text, images.mini_preview
+returning {COLUMNS}
 """
 
 
 async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]) -> list[Image | None]:
     """Writes a batch of probes in one commit. Returns the images, and None for one that is no longer pending."""
+    exifs = [msgspec.json.encode(probe.exif).decode() for _, probe in probes]
     async with database.connection() as connection:
         rows = await connection.fetch(
             _MARK_READY,
@@ -222,11 +223,14 @@ async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]
             [probe.orientation for _, probe in probes],
             [probe.pages for _, probe in probes],
             [probe.has_alpha for _, probe in probes],
-            [msgspec.json.encode(probe.exif).decode() for _, probe in probes],
+            exifs,
             [probe.mini_preview for _, probe in probes],
         )
-    images = {row[0]: Image(*row) for row in rows}
-    return [images.get(image_id) for image_id, _ in probes]
+    rows_by_id = {row[0]: row for row in rows}
+    return [
+        Image(*row, exif, probe.mini_preview) if (row := rows_by_id.get(image_id)) else None
+        for (image_id, probe), exif in zip(probes, exifs, strict=True)
+    ]
 
 
 # A missing file is not removed, because it may be restored. The Idempotency-Key is released, so that the client can
