@@ -228,7 +228,7 @@ async def mark_ready(database: Database, probes: Sequence[tuple[ImageId, Probe]]
         )
     rows_by_id = {row[0]: row for row in rows}
     return [
-        Image(*row, exif, probe.mini_preview) if (row := rows_by_id.get(image_id)) else None
+        Image(*(*row, exif, probe.mini_preview)) if (row := rows_by_id.get(image_id)) else None
         for (image_id, probe), exif in zip(probes, exifs, strict=True)
     ]
 
