@@ -36,10 +36,10 @@ LENGTH = struct.Struct("<I")
 TOKEN_BYTES = 8
 GREETING_TOKEN = bytes(TOKEN_BYTES)
 HEADER_BYTES = TOKEN_BYTES + LENGTH.size
-# Requests that a decoder has at a time. They may all come in one message.
-MAX_IN_FLIGHT = 4
+# Requests of one message. More would save little, and all of them are tried again if the decoder fails on one.
+MAX_GROUP = 4
 # Of one message: the picture of each request, or one picture and its watermark.
-MAX_FILES = MAX_IN_FLIGHT
+MAX_FILES = MAX_GROUP
 # The limit of every response without a file or parts of one: a greeting, EXIF, a preview, an error message.
 MAX_METADATA_BYTES = 64 << 10
 MAX_CAUSE_CHARS = 200

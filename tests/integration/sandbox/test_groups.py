@@ -67,9 +67,9 @@ def widths_of(outcomes: Sequence[Result | BaseException]) -> list[int | type]:
 async def test_group_is_one_message_answered_in_order(
     pool: DecoderPool, tmp_path: Path, messages: list[list[str]]
 ) -> None:
-    pictures = write_pictures(tmp_path, 50, 60, 70, 80)
-    assert widths_of(await probe_group(pool, *pictures)) == [50, 60, 70, 80]
-    assert messages == [["50", "60", "70", "80"]]
+    pictures = write_pictures(tmp_path, 50, 60, 70, 80, 90)
+    assert widths_of(await probe_group(pool, *pictures)) == [50, 60, 70, 80, 90]
+    assert messages == [["50", "60", "70", "80"], ["90"]]  # at most MAX_GROUP
 
 
 async def test_lone_picture_is_sent_at_once(pool: DecoderPool, tmp_path: Path, messages: list[list[str]]) -> None:
