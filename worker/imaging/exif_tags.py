@@ -156,4 +156,4 @@ ASCII_IN_BYTES = frozenset({"ExifVersion", "FlashpixVersion"})
 UTF16_IN_BYTES = frozenset({"XPTitle", "XPComment", "XPAuthor", "XPKeywords", "XPSubject"})
 CODED_TEXT = frozenset({"UserComment", "GPSProcessingMethod", "GPSAreaInformation"})
 NUMBERS_IN_BYTES = frozenset({"ComponentsConfiguration", "FileSource", "SceneType"})
-NOT_NUMBERS = ASCII_IN_BYTES | UTF16_IN_BYTES | CODED_TEXT
+TEXT_IN_BYTES = ASCII_IN_BYTES | UTF16_IN_BYTES | CODED_TEXT

@@ -57,7 +57,7 @@ def encode_preview(picture: DecodedPicture) -> bytes:
     for px in PREVIEW_PX:
         scale = min(1, px / max(picture.width, picture.height))
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        image = full.resize(size, Image.Resampling.HAMMING)
+        image = full.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
         if picture.orientation in _TURNS:
             image = image.transpose(_TURNS[picture.orientation])
         data = _encode_to_fit(image)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
 from service.telemetry.metrics import metrics
 from worker.file_headers import PictureFile
 from worker.sandbox.limits import MAX_CPU_S
-from worker.sandbox.messages import InvalidResponse, Request, Result, check_result, max_response_bytes
+from worker.sandbox.messages import MAX_GROUP, InvalidResponse, Request, Response, Result, check_result
 from worker.sandbox.process import LOW_PRIORITY_S, DecoderProcess, ReadStalled
 
 log = structlog.get_logger("worker")
@@ -61,12 +62,12 @@ class Usage:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingRequest:
     """A request of the account that owns the picture.
 
     `files` stay open until `result` is done. `context` is that of the caller, for the log, because one task of the
-    decoder serves many callers.
+    decoder serves many callers. `is_alone` means that it is sent in no group with others.
     """
 
     request: Request
@@ -74,14 +75,18 @@ class PendingRequest:
     result: asyncio.Future[Result]
     usage: Usage = field(default_factory=Usage)
     account: str = ""
+    is_alone: bool = False
     context: Context = field(default_factory=copy_context)
 
 
 class Decoder:
     """Sends requests to a process, which it starts on demand and replaces after a failure.
 
-    The process handles requests in order, so the first one without a response is the one it is working on. Calls
-    `on_duration` with the seconds and the account of each request, and `on_idle` when it can accept another one.
+    Requests of one turn of the event loop are sent as one group, which has the time limit of one picture. The process
+    handles requests in order, but writes responses of quick pictures together. So if it fails on a group, the pictures
+    without a response are sent again one by one, and only a picture that fails alone is blamed.
+
+    Calls `on_duration` with the seconds and the account of each request, and `on_idle` when it can accept another one.
     """
 
     def __init__(
@@ -102,15 +107,26 @@ class Decoder:
         self._backoff_until = 0.0
         self._cpu_s = 0.0  # of this process, at its last response
         self._responses = 0  # of this process
-        self._pending: deque[PendingRequest] = deque()
+        self._resident_bytes = 0  # of this process, at its last check
+        self._pending: deque[PendingRequest] = deque()  # those that were sent first
+        self._groups: deque[int] = deque()  # the number of pending requests of each group that was sent
         self._submitted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_receiving = False  # all pending requests were sent to the process
+        self._is_receiving = False  # from a process that works on the pending requests
         self._started_at = 0.0  # with the first pending request
 
     @property
     def in_flight(self) -> int:
         return len(self._pending)
+
+    def has_room(self, prefetch: int) -> bool:
+        """Returns whether it may get a request.
+
+        It accepts up to `prefetch` requests, and more only when it has at most half of them, so that they come in
+        groups. The rest keeps it busy meanwhile.
+        """
+        has_unsent = self.in_flight > sum(self._groups)
+        return self.in_flight < prefetch if has_unsent else self.in_flight <= prefetch // 2
 
     @property
     def account(self) -> str | None:
@@ -129,10 +145,13 @@ class Decoder:
 
     async def start(self) -> None:
         """Raises DecoderUnavailable."""
+        if isinstance(self.process.error, InvalidResponse):  # while no picture was pending
+            log.warning("decoder.failed", cause=_describe(self.process.error), exit_code=None, stderr="")
         greeting = await self.process.start()
         if greeting is not None:
             self._cpu_s = greeting.cpu_s
             self._responses = 0
+            self._resident_bytes = 0
             self.missing = greeting.missing
 
     def submit(self, pending: PendingRequest) -> None:
@@ -143,10 +162,10 @@ class Decoder:
         self._pending.append(pending)
         self._submitted.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._work(), context=Context())  # no caller's in the log
             self._task.add_done_callback(lambda _: self._on_idle())
         elif self._is_receiving:
-            self.process.send(pending.request, pending.files)
+            asyncio.get_running_loop().call_soon(self._send_pending)
 
     async def close(self) -> None:
         """Returns once the process is dead, or when it does not die soon."""
@@ -165,8 +184,7 @@ class Decoder:
                 await self.start()
                 # Cancelled requests are dropped: their files are closed.
                 self._pending = deque(pending for pending in self._pending if not pending.result.done())
-                for pending in self._pending:
-                    self.process.send(pending.request, pending.files)
+                self._groups.clear()
                 await self._receive_all()
         except Exception as error:
             self._backoff_until = time.monotonic() + self._limits.start_backoff_s
@@ -190,9 +208,11 @@ class Decoder:
         self._is_receiving = True
         try:
             while self._pending:
+                self._send_pending()
                 async with asyncio.timeout(self._timeout_s):
-                    result, seconds = await self._receive()
-                self._finish(result, seconds)
+                    while self._groups[0]:
+                        self._accept(await self.process.receive())
+                self._groups.popleft()
                 if self._needs_replacement():
                     log.info("decoder.replaced", pictures=self._responses)
                     self._is_receiving = False
@@ -205,26 +225,50 @@ class Decoder:
         finally:
             self._is_receiving = False
 
-    async def _receive(self) -> tuple[Result, float]:
-        """Returns the result of the first request and its seconds. Raises what DecoderProcess.receive does."""
+    def _send_pending(self) -> None:
+        """Sends the requests that were not sent yet, in groups."""
+        if not self._is_receiving:
+            return
+        group: list[PendingRequest] = []
+        for pending in islice(self._pending, sum(self._groups), None):
+            if group and (pending.is_alone or group[0].is_alone or len(group) == MAX_GROUP):
+                self._send(group)
+                group = []
+            group.append(pending)
+        if group:
+            self._send(group)
+
+    def _send(self, group: Sequence[PendingRequest]) -> None:
+        if len(group) == 1:
+            group[0].is_alone = True
+        self._groups.append(len(group))
+        self.process.send([(pending.request, pending.files) for pending in group])
+
+    def _accept(self, response: Response) -> None:
+        """Finishes the first request. Raises InvalidResponse."""
         pending = self._pending[0]
-        response = await self.process.receive(max_response_bytes(pending.request, pending.files[0]))
         result = response.result
         check_result(pending.request, pending.files[0], result)
         self._add_usage(response.cpu_s - self._cpu_s)
         self._cpu_s = response.cpu_s
         self._responses += 1
-        return result, min(response.seconds, self._timeout_s)
+        if self._responses % self._limits.memory_check_pictures == 0:
+            self._resident_bytes = self.process.resident_bytes()
+        self._groups[0] -= 1
+        self._finish(result, min(response.seconds, self._timeout_s))
 
     def _needs_replacement(self) -> bool:
         limits = self._limits
-        is_checked = self._responses % limits.memory_check_pictures == 0
-        if is_checked and self.process.resident_bytes() > limits.max_resident_bytes:
-            return True
-        return self._responses >= limits.max_pictures or self._cpu_s >= limits.max_cpu_s
+        return (
+            self._responses >= limits.max_pictures
+            or self._cpu_s >= limits.max_cpu_s
+            or self._resident_bytes > limits.max_resident_bytes
+        )
 
     async def _handle_failure(self, error: Exception) -> None:
-        """Kills the process, and blames the picture it worked on unless the disk was the cause."""
+        """Kills the process. Blames the picture it worked on, unless the disk was the cause or that picture is one of a
+        group.
+        """
         cpu_s = self.process.cpu_s()
         has_low_priority = self.process.has_low_priority
         stall_share = _LOW_PRIORITY_STALL_CPU_SHARE if has_low_priority else self._limits.io_stall_cpu_share
@@ -233,14 +277,22 @@ class Decoder:
         was_idle = cpu_s is not None and cpu_s - self._cpu_s < stall_share * self._timeout_s
         # The kernel sends SIGBUS to a process that reads from a mapped file what the disk does not deliver.
         is_stall = (isinstance(error, TimeoutError) and was_idle) or exit_code == -signal.SIGBUS
-        context = self._pending[0].context
+        cause = _describe(error)
+        if not is_stall:
+            metrics.child_crashes.inc()
+        group = [*islice(self._pending, self._groups[0])]
+        self._groups.clear()
+        if not group[0].is_alone:
+            log.warning("decoder.group_failed", pictures=len(group), cause=cause, exit_code=exit_code, stderr=stderr)
+            for pending in group:
+                pending.is_alone = True
+            return
+        context = group[0].context
         seconds = time.monotonic() - self._started_at
         if is_stall:
             context.run(log.warning, "decoder.io_stalled", exit_code=exit_code, stderr=stderr)
             self._finish(ReadStalled("it waited for the disk or a core"), seconds)
         else:
-            metrics.child_crashes.inc()
-            cause = f"{type(error).__name__}: {error}" if isinstance(error, InvalidResponse) else type(error).__name__
             context.run(log.warning, "decoder.failed", cause=cause, exit_code=exit_code, stderr=stderr)
             self._add_usage(seconds)
             self._finish(DecoderFailed(), seconds)
@@ -261,3 +313,7 @@ class Decoder:
         if seconds is not None:
             self._on_duration(seconds, pending.account)
             self._on_idle()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, InvalidResponse) else type(error).__name__

@@ -1,4 +1,4 @@
-"""The program of a decoder process: handles one request at a time, until its worker has ended."""
+"""The program of a decoder process: handles groups of requests, one request at a time, until its worker has ended."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import BinaryIO
 
 from service.images.probe import Rejected
 from worker.sandbox import confinement, limits
 from worker.sandbox.messages import (
     GREETING_TOKEN,
-    HEADER_BYTES,
     LENGTH,
     MAX_CAUSE_CHARS,
     MAX_FILES,
-    TOKEN_BYTES,
+    Envelope,
     LocationRequest,
     Patches,
     ProbeRequest,
@@ -30,12 +30,14 @@ from worker.sandbox.messages import (
     Request,
     Response,
     Result,
-    decode_request,
+    decode_requests,
     encode_response,
 )
 
 _PR_SET_PDEATHSIG = 1
 _MAX_INHERITED = 1 << 16
+# A response waits at most this long for those of the next pictures of its group, and for the picture that is decoded.
+_MAX_DELAY_S = 0.005
 
 
 def main() -> None:
@@ -57,15 +59,27 @@ def main() -> None:
     responses.write(GREETING_TOKEN + encode_response(greeting))
     responses.flush()
     while (received := _receive(requests)) is not None:
-        started_at = time.monotonic()
-        limits.extend_cpu_limit(timeout_s)
-        token, request, files = received
-        result = handle(request, files)
-        for fd in files:
+        limits.extend_cpu_limit(timeout_s)  # for the whole group, as the time limit of the worker
+        _handle_group(*received, responses)
+
+
+def _handle_group(group: Sequence[Envelope], files: Sequence[int], responses: BinaryIO) -> None:
+    """Writes the responses of quick pictures together: each write wakes up the worker."""
+    descriptors = iter(files)
+    started_at = flushed_at = time.monotonic()
+    for envelope in group:
+        own = [*islice(descriptors, envelope.file_count)]
+        result = handle(envelope.request, own)
+        for fd in own:
             os.close(fd)
-        response = Response.of(result, seconds=time.monotonic() - started_at, cpu_s=time.process_time())
-        responses.write(token + encode_response(response))
-        responses.flush()
+        now = time.monotonic()
+        response = Response.of(result, seconds=now - started_at, cpu_s=time.process_time())
+        responses.write(envelope.token + encode_response(response))
+        started_at = now
+        if now - flushed_at > _MAX_DELAY_S:
+            responses.flush()
+            flushed_at = now
+    responses.flush()
 
 
 def handle(request: Request, files: Sequence[int]) -> Result:
@@ -92,21 +106,21 @@ def _decode(request: Request, picture: int, watermark: int | None = None) -> Res
             return Patches(imaging.find_locations(picture))
 
 
-def _receive(requests: socket.socket) -> tuple[bytes, Request, Sequence[int]] | None:
-    """Returns the token, the request and the descriptors of its files, which are sent with its first byte. Returns None
-    at the end of the stream.
+def _receive(requests: socket.socket) -> tuple[Sequence[Envelope], Sequence[int]] | None:
+    """Returns a group of requests and the descriptors of their files, which come with its first byte. Returns None at
+    the end of the stream.
     """
-    header, files, _, _ = socket.recv_fds(requests, HEADER_BYTES, MAX_FILES, socket.MSG_WAITALL)
-    if len(header) < HEADER_BYTES:
+    header, files, _, _ = socket.recv_fds(requests, LENGTH.size, MAX_FILES, socket.MSG_WAITALL)
+    if len(header) < LENGTH.size:
         return None
-    (length,) = LENGTH.unpack_from(header, TOKEN_BYTES)
+    (length,) = LENGTH.unpack(header)
     payload = b""
     while length > len(payload):
         chunk = os.read(requests.fileno(), length - len(payload))
         if not chunk:
             return None
         payload += chunk
-    return header[:TOKEN_BYTES], decode_request(payload), files
+    return decode_requests(payload), files
 
 
 def _claim_stdout() -> BinaryIO:

@@ -1,7 +1,9 @@
-"""The protocol between a worker and its decoders: the token of the request, a length, then msgpack.
+"""The protocol between a worker and its decoders.
 
-A request comes through a socket, with the descriptors of its files. A response goes through a pipe, which cannot carry
-descriptors. Every result is checked, because a hostile picture may control the decoder.
+A group of requests comes through a socket as one message: a length, then msgpack, and the descriptors of all files.
+Each request gets a response of its own, in the same order: the token of the request, a length, then msgpack. Responses
+go through a pipe, which cannot carry descriptors. Every result is checked, because a hostile picture may control the
+decoder.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ LENGTH = struct.Struct("<I")
 TOKEN_BYTES = 8
 GREETING_TOKEN = bytes(TOKEN_BYTES)
 HEADER_BYTES = TOKEN_BYTES + LENGTH.size
-# A picture and its watermark.
-MAX_FILES = 2
+# Requests of one message. More would save little, and all of them are tried again if the decoder fails on one.
+MAX_GROUP = 4
+# Of one message: the picture of each request, or one picture and its watermark.
+MAX_FILES = MAX_GROUP
 # The limit of every response without a file or parts of one: a greeting, EXIF, a preview, an error message.
 MAX_METADATA_BYTES = 64 << 10
 MAX_CAUSE_CHARS = 200
@@ -63,6 +67,14 @@ class LocationRequest(msgspec.Struct, frozen=True, tag="location"):
 
 
 Request: TypeAlias = ProbeRequest | RenderRequest | LocationRequest
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """One request of a message, with its token and the number of its files among those of the message."""
+
+    token: bytes
+    request: Request
+    file_count: int
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -143,7 +155,7 @@ _FIELDS: dict[type[Result], str] = {
 }
 
 _encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_requests = msgspec.msgpack.Decoder(list[Envelope])
 _responses = msgspec.msgpack.Decoder(Response)
 
 
@@ -151,11 +163,11 @@ def frame(payload: bytes) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 
 
-def encode_request(request: Request) -> bytes:
-    return frame(_encoder.encode(request))
+def encode_requests(group: Sequence[Envelope]) -> bytes:
+    return frame(_encoder.encode(group))
 
 
-def decode_request(payload: bytes) -> Request:
+def decode_requests(payload: bytes) -> list[Envelope]:
     return _requests.decode(payload)
 
 
@@ -163,7 +175,7 @@ def encode_response(response: Response) -> bytes:
     return frame(_encoder.encode(response))
 
 
-def decode_response(payload: bytes) -> Response:
+def decode_response(payload: bytes | memoryview) -> Response:
     """Raises InvalidResponse if the payload is not a valid message."""
     try:
         return _responses.decode(payload)

@@ -16,6 +16,7 @@ from service.telemetry.metrics import Durations, metrics
 from worker.sandbox.decoder import DEFAULT_LIMITS, Decoder, DecoderLimits, PendingRequest, Usage
 from worker.sandbox.files import CandidatePaths, PictureFiles
 from worker.sandbox.messages import (
+    MAX_GROUP,
     LocationRequest,
     Patches,
     ProbeRequest,
@@ -33,7 +34,7 @@ log = structlog.get_logger("worker")
 # A decoder gets requests for this much time in advance. Some milliseconds hide the round trip to the worker; more
 # requests are better left to other workers.
 _PREFETCH_S = 0.02
-MAX_PREFETCH = 4
+MAX_PREFETCH = 2 * MAX_GROUP  # it works on one group while the next one is on its way
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
@@ -151,7 +152,8 @@ class DecoderPool:
     ) -> _Expected:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         async with self.files.open(*pictures, sizes=sizes) as files:
-            self._dispatcher.add(PendingRequest(request, files, future, usage or Usage(), account))
+            is_alone = not isinstance(request, ProbeRequest)
+            self._dispatcher.add(PendingRequest(request, files, future, usage or Usage(), account, is_alone))
             self._dispatch()
             try:
                 return _unwrap(await future, kind)
@@ -252,7 +254,7 @@ class Dispatcher:
         """
         if not self._queues:
             return None
-        free = [decoder for decoder in self._decoders if decoder.in_flight < prefetch]
+        free = [decoder for decoder in self._decoders if decoder.has_room(prefetch)]
         if not free:
             return None
         slow = self.slow_accounts()
@@ -265,9 +267,11 @@ class Dispatcher:
             if candidates:
                 is_slow = account in slow
                 decoder = min(candidates, key=lambda decoder: _rank(decoder, is_slow=is_slow))
+                pending = self._pop(account)
                 if is_slow:
                     decoder.process.lower_priority()
-                return self._pop(account), decoder
+                    pending.is_alone = True
+                return pending, decoder
         return None
 
     def close(self) -> None:

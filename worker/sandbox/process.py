@@ -7,26 +7,24 @@ import os
 import socket
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from collections import deque
+from asyncio.subprocess import Process
 from collections.abc import Sequence
-from contextlib import suppress
-from io import FileIO
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from worker.file_headers import PictureFile
 from worker.sandbox.limits import MEMORY_BYTES
 from worker.sandbox.messages import (
     GREETING_TOKEN,
-    HEADER_BYTES,
-    LENGTH,
     MAX_METADATA_BYTES,
     TOKEN_BYTES,
-    InvalidResponse,
+    Envelope,
     Request,
     Response,
-    decode_response,
-    encode_request,
+    encode_requests,
+    max_response_bytes,
 )
+from worker.sandbox.response_reader import ResponseReader
 
 _START_TIMEOUT_S = 30
 # A process that waits for a disk outlives its SIGKILL for as long as the disk hangs.
@@ -69,13 +67,18 @@ class DecoderProcess:
         self._low_priority_until = 0.0
         self._process: Process | None = None
         self._requests: socket.socket | None = None  # to its stdin
-        self._tokens: deque[bytes] = deque()  # of the requests without a response
+        self._responses = ResponseReader()  # from its stdout
         self._stderr: int | None = None  # the reading end of a pipe
         self._dying: list[Process] = []  # the event loop reaps each, however late it dies
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why no more responses can be received."""
+        return self._responses.error
 
     @property
     def has_low_priority(self) -> bool:
@@ -98,7 +101,7 @@ class DecoderProcess:
 
     async def start(self) -> Response | None:
         """Returns the greeting of a new process, or None if one is running already. Raises DecoderUnavailable."""
-        if self._process is not None and _is_alive(self._process):
+        if self._process is not None and self._process.returncode is None and self.error is None:
             return None
         await self.stop()
         if len(self._dying) >= _MAX_DYING:
@@ -109,7 +112,7 @@ class DecoderProcess:
             raise DecoderUnavailable("it does not start") from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                greeting = await _receive(process, GREETING_TOKEN, MAX_METADATA_BYTES)
+                greeting = await self._responses.receive()
         except BaseException as error:
             self._kill(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
@@ -119,30 +122,31 @@ class DecoderProcess:
         self._process = process
         return greeting
 
-    def send(self, request: Request, files: Sequence[FileIO]) -> None:
-        """Sends the request, and duplicates of its files' descriptors. Kills a process that does not read requests."""
+    def send(self, group: Sequence[tuple[Request, Sequence[PictureFile]]]) -> None:
+        """Sends requests as one message, and duplicates of their files' descriptors. Kills a process that does not read
+        requests.
+        """
         assert self._process is not None and self._requests is not None  # noqa: S101, PT018 - set by start
-        token = os.urandom(TOKEN_BYTES)
-        frame = token + encode_request(request)
-        self._tokens.append(token)
+        envelopes = []
+        for request, files in group:
+            envelope = Envelope(os.urandom(TOKEN_BYTES), request, len(files))
+            self._responses.expect(envelope.token, max_response_bytes(request, files[0]))
+            envelopes.append(envelope)
+        message = encode_requests(envelopes)
         try:
-            sent = socket.send_fds(self._requests, [frame], [file.fileno() for file in files])
+            sent = socket.send_fds(self._requests, [message], [file.fileno() for _, files in group for file in files])
         except OSError:
             sent = 0
         # The socket's buffer holds far more than the requests of one decoder: the process has ended or does not read.
-        if sent < len(frame):
+        if sent < len(message):
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def receive(self, max_bytes: int = MAX_METADATA_BYTES) -> Response:
-        """Returns the response to the oldest request.
-
-        Raises IncompleteReadError or ConnectionError if the process died, and InvalidResponse if the response is not
-        valid or has more than `max_bytes`.
-        """
-        assert self._process is not None  # noqa: S101 - set by start
-        response = await _receive(self._process, self._tokens.popleft(), max_bytes)
-        self._drain_stderr()  # so that `read_stderr` does not return output of this picture if the next one fails
+    async def receive(self) -> Response:
+        """Returns the response to the oldest request. Raises what ResponseReader.receive does."""
+        response = await self._responses.receive()
+        if not self._responses.has_response:
+            self._drain_stderr()  # so that `read_stderr` returns no output of this picture if the next one fails
         return response
 
     def read_stderr(self) -> str:
@@ -162,6 +166,8 @@ class DecoderProcess:
         if process is not None:
             self._kill(process)
         await self._wait_for_deaths(timeout_s)
+        self._responses.close()
+        self._responses = ResponseReader()
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -193,19 +199,20 @@ class DecoderProcess:
             return None
 
     async def _open_process(self) -> Process:
-        self._tokens.clear()
-        self._requests, requests = socket.socketpair()
-        self._stderr, stderr = os.pipe()
-        try:
+        with ExitStack() as stack:
+            self._requests, requests = socket.socketpair()
+            stack.callback(requests.close)
             self._requests.setblocking(False)
             self._requests.shutdown(socket.SHUT_RD)  # responses come through a pipe, which cannot carry descriptors
+            responses, stdout = os.pipe()
+            stack.callback(os.close, stdout)
+            self._responses = await _read_responses(responses)
+            self._stderr, stderr = os.pipe()
+            stack.callback(os.close, stderr)
             # Unread output is dropped, so that a process that prints much neither blocks nor fills a log.
             os.set_blocking(self._stderr, False)
             os.set_blocking(stderr, False)
-            return await _open_process(*self._args, requests=requests, stderr=stderr)
-        finally:
-            requests.close()
-            os.close(stderr)
+            return await _open_process(*self._args, requests=requests, stdout=stdout, stderr=stderr)
 
     def _kill(self, process: Process) -> None:
         with suppress(ProcessLookupError):
@@ -220,22 +227,14 @@ class DecoderProcess:
         self._dying = [process for process in self._dying if process.returncode is None]
 
 
-def _is_alive(process: Process) -> bool:
-    return process.returncode is None and process.stdout is not None and not process.stdout.at_eof()
+async def _read_responses(pipe: int) -> ResponseReader:
+    """Returns a reader of the responses in a pipe, which it closes. Expects a greeting."""
+    _, reader = await asyncio.get_running_loop().connect_read_pipe(ResponseReader, os.fdopen(pipe, "rb", buffering=0))
+    reader.expect(GREETING_TOKEN, MAX_METADATA_BYTES)
+    return reader
 
 
-async def _receive(process: Process, token: bytes, max_bytes: int) -> Response:
-    assert process.stdout is not None  # noqa: S101 - opened as a pipe
-    header = await process.stdout.readexactly(HEADER_BYTES)
-    if header[:TOKEN_BYTES] != token:
-        raise InvalidResponse("the token of another request")
-    (length,) = LENGTH.unpack_from(header, TOKEN_BYTES)
-    if length > max_bytes:
-        raise InvalidResponse(f"{length} bytes, maximum {max_bytes}")
-    return decode_response(await process.stdout.readexactly(length))
-
-
-async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Process:
+async def _open_process(*args: str, requests: socket.socket, stdout: int, stderr: int) -> Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # import nothing from the folder where the worker was started
@@ -244,7 +243,7 @@ async def _open_process(*args: str, requests: socket.socket, stderr: int) -> Pro
         str(os.getpid()),
         *args,
         stdin=requests.fileno(),
-        stdout=PIPE,
+        stdout=stdout,
         stderr=stderr,
         env=decoder_environment(),
     )

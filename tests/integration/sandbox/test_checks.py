@@ -17,7 +17,8 @@ from service.images.probe import MAX_PREVIEW_BYTES, Probe
 from service.renditions.transformation import Transformation
 from tests.integration.sandbox.conftest import NewPool
 from tests.support import pictures
-from tests.support.lying_decoder import TOKEN
+from tests.support.decoders import probe_group
+from tests.support.lying_decoder import TOKEN, TOKENS
 from tests.support.samples import jpeg
 from worker.file_headers import read_size
 from worker.sandbox.decoder import DecoderFailed
@@ -47,6 +48,10 @@ MAX_PIXELS = 1_000_000
 SMALL = Transformation("jpeg", 80, width=60, height=60)
 
 
+def encode(result: Result, *, seconds: float = 0) -> bytes:
+    return encode_response(Response.of(result, seconds=seconds, cpu_s=0))
+
+
 class Liar:
     """A pool of one decoder that responds with what a test has set. Before that it does not respond."""
 
@@ -57,13 +62,20 @@ class Liar:
         self._lie = folder / "lie"
 
     def say(self, result: Result, *, seconds: float = 0) -> None:
-        self.say_bytes(encode_response(Response.of(result, seconds=seconds, cpu_s=0)))
+        self.say_bytes(encode(result, seconds=seconds))
 
     def say_bytes(self, message: bytes) -> None:
         self._lie.write_bytes(message)
 
+    def say_to_groups(self, message: bytes) -> None:
+        """Sets the response to all requests of a group, with TOKENS."""
+        self._lie.with_suffix(".group").write_bytes(message)
+
     async def probe(self) -> Probe:
         return await self.pool.probe(str(self.picture))
+
+    async def probe_group(self) -> list[Result | BaseException]:
+        return await probe_group(self.pool, str(self.picture), str(self.picture))
 
     async def render(self, transformation: Transformation = SMALL) -> bytes:
         return await self.pool.render([str(self.picture)], transformation)
@@ -241,14 +253,61 @@ async def test_patches_stay_within_their_file(liar: Liar) -> None:
 
 @pytest.mark.parametrize("token", [TOKEN, b"<stolen>", GREETING_TOKEN], ids=["twice", "early", "as a greeting"])
 async def test_response_to_no_request_ends_decoder(liar: Liar, token: bytes) -> None:
-    """Otherwise each picture would get the response of another one."""
-    honest = encode_response(Response.of(HONEST, seconds=0, cpu_s=0))
-    liar.say_bytes(honest + token + honest)
+    """Otherwise each picture would get the response of another one. No picture is blamed."""
+    liar.say_bytes(encode(HONEST) + token + encode(HONEST))
     assert await liar.probe() == HONEST
-    with pytest.raises(DecoderFailed):
-        await liar.probe()
+    pid = liar.pid
     liar.say(HONEST)
-    assert [await liar.probe() for _ in range(3)] == [HONEST] * 3
+    with capture_logs() as logs:
+        assert [await liar.probe() for _ in range(3)] == [HONEST] * 3
+    assert liar.pid != pid
+    assert [(line["event"], line["cause"]) for line in logs] == [
+        ("decoder.failed", "InvalidResponse: the token of another request")
+    ]
+
+
+FIRST, SECOND = TOKENS
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        SECOND + encode(HONEST) + FIRST + encode(HONEST),
+        FIRST + encode(HONEST) + FIRST + encode(HONEST),
+        FIRST + encode(Rendered(b"")),
+        FIRST + LENGTH.pack(MAX_METADATA_BYTES + 1),
+        FIRST + encode(HONEST) + b"<stolen>" + encode(HONEST),
+        FIRST + encode(HONEST),
+    ],
+    ids=["out of order", "twice", "of another type", "too long", "for another request", "too few"],
+)
+async def test_group_with_an_invalid_response_is_split(liar: Liar, lie: bytes) -> None:
+    """The decoder does not lie to a lone picture, so nobody is blamed."""
+    liar.say(HONEST)
+    liar.say_to_groups(lie)
+    pid = liar.pid
+    with capture_logs() as logs:
+        assert await liar.probe_group() == [HONEST] * 2
+    assert liar.pid != pid
+    assert [line["event"] for line in logs] == ["decoder.group_failed"]
+
+
+async def test_picture_with_an_invalid_response_is_blamed_alone(liar: Liar) -> None:
+    liar.say(Rendered(b""))
+    liar.say_to_groups(FIRST + encode(HONEST) + SECOND + encode(Rendered(b"")))
+    with capture_logs() as logs:
+        outcomes = await liar.probe_group()
+    assert (outcomes[0], type(outcomes[1])) == (HONEST, DecoderFailed)
+    assert [line["event"] for line in logs] == ["decoder.group_failed", "decoder.failed"]
+
+
+async def test_too_many_responses_to_a_group_end_decoder(liar: Liar) -> None:
+    liar.say(HONEST)
+    liar.say_to_groups(b"".join(token + encode(HONEST) for token in (FIRST, SECOND, SECOND)))
+    pid = liar.pid
+    assert await liar.probe_group() == [HONEST] * 2
+    assert await liar.probe() == HONEST
+    assert liar.pid != pid
 
 
 async def test_two_results_end_decoder(liar: Liar) -> None:

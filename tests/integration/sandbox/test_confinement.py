@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.support.decoders import until
 from tests.support.processes import is_alive
 from tests.support.samples import jpeg, slow_svg
 from worker import imaging
+from worker.file_headers import PictureFile
 from worker.sandbox import confinement, limits
 from worker.sandbox.decoder import DecoderFailed
 from worker.sandbox.messages import ProbeRequest, Response
@@ -150,6 +150,7 @@ if os.uname().machine == "x86_64":
 SCRIPT = """
 import ctypes, errno, fcntl, json, mmap, os, resource, socket, subprocess, sys, threading
 from pathlib import Path
+from worker.file_headers import PictureFile
 from worker.sandbox import confinement, limits, seccomp
 from worker import imaging
 
@@ -344,10 +345,10 @@ async def test_kernel_ends_a_process_at_its_cpu_limit(tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(jpeg())
     process = DecoderProcess(0.1)
     await process.start()
-    with FileIO(tmp_path / "picture") as picture, FileIO(tmp_path / "endless") as endless:
-        process.send(ProbeRequest(1_000_000), [picture])
+    with PictureFile(str(tmp_path / "picture")) as picture, PictureFile(str(tmp_path / "endless")) as endless:
+        process.send([(ProbeRequest(1_000_000), [picture])])
         assert (await process.receive()).probe is not None
-        process.send(ProbeRequest(1_000_000), [endless])
+        process.send([(ProbeRequest(1_000_000), [endless])])
     with pytest.raises(asyncio.IncompleteReadError):
         await process.receive()
     assert await process.wait() == -signal.SIGXCPU

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Literal, NamedTuple
 
 from worker.file_headers import Read
@@ -90,10 +91,10 @@ class Layout:
 
     def read_value(self, read: Read, entry: Entry, max_bytes: int) -> bytes:
         """Returns the bytes of an entry's values, at most `max_bytes`, and fewer if the file ends before."""
-        size = min(entry.size, max_bytes)
-        if entry.size <= self.offset_bytes:
-            return entry.field[:size]
-        return read(size, self.number(entry.field))
+        size = entry.size
+        if size <= self.offset_bytes:
+            return entry.field[: min(size, max_bytes)]
+        return read(min(size, max_bytes), self.number(entry.field))
 
 
 # By the first bytes of a structure; those with a + are BigTIFF.
@@ -137,7 +138,7 @@ def read_directory(read: Read, layout: Layout, at: int, *, max_entries: int) -> 
     size = layout.entry_bytes * min(count, max(max_entries, 0))
     table = read(size + layout.offset_bytes, start)
     complete_bytes = min(size, len(table) // layout.entry_bytes * layout.entry_bytes)
-    entries = [*map(Entry._make, layout.entry_struct.iter_unpack(table[:complete_bytes]))]
+    entries = [*starmap(Entry, layout.entry_struct.iter_unpack(table[:complete_bytes]))]
     is_complete = count <= max_entries and len(table) == size + layout.offset_bytes
     return Directory(start, count, entries, layout.number(table[size:]) if is_complete else None)
 
