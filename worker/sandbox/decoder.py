@@ -122,8 +122,8 @@ class Decoder:
     def has_room(self, prefetch: int) -> bool:
         """Returns whether it may get a request.
 
-        It accepts up to `prefetch` requests, and more when it has at most half of them. So it gets several at a time,
-        and always has one to work on.
+        It accepts up to `prefetch` requests, and more only when it has at most half of them, so that they come in
+        groups. The rest keeps it busy meanwhile.
         """
         has_unsent = self.in_flight > sum(self._groups)
         return self.in_flight < prefetch if has_unsent else self.in_flight <= prefetch // 2
