@@ -174,6 +174,25 @@ async def test_pictures_of_a_slow_account_are_sent_alone(
     assert [len(message) for message in messages] == [1] * 20
 
 
+async def test_picture_that_is_cancelled_before_it_is_sent(
+    pool: DecoderPool, tmp_path: Path, messages: list[list[str]]
+) -> None:
+    """Also behind a picture that the decoder works on, where nothing is sent until the next turn of the event loop."""
+    first, cancelled, last = write_pictures(tmp_path, 50, 60, 70)
+    os.kill(pid_of(pool), signal.SIGSTOP)
+    working = asyncio.create_task(probe_group(pool, first))
+    while not messages:
+        await asyncio.sleep(0)
+    with PictureFile(cancelled) as file:
+        pending = PendingRequest(ProbeRequest(1_000_000), [file], asyncio.get_running_loop().create_future())
+        pool.decoders[0].submit(pending)
+        pending.result.cancel()
+    outcomes = asyncio.create_task(probe_group(pool, last))
+    os.kill(pid_of(pool), signal.SIGCONT)
+    assert widths_of([*await working, *await outcomes]) == [50, 70]
+    assert messages == [["50"], ["70"]]
+
+
 async def test_cancelled_picture_of_a_failed_group_is_not_sent_again(
     new_pool: NewPool, crashing: str, picture: str, messages: list[list[str]]
 ) -> None:
