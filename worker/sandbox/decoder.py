@@ -17,7 +17,7 @@ import structlog
 from service.telemetry.metrics import metrics
 from worker.file_headers import PictureFile
 from worker.sandbox.limits import MAX_CPU_S
-from worker.sandbox.messages import InvalidResponse, Request, Response, Result, check_result
+from worker.sandbox.messages import MAX_GROUP, InvalidResponse, Request, Response, Result, check_result
 from worker.sandbox.process import LOW_PRIORITY_S, DecoderProcess, ReadStalled
 
 log = structlog.get_logger("worker")
@@ -123,7 +123,7 @@ class Decoder:
         """Returns whether it may get a request.
 
         It accepts up to `prefetch` requests, and more only when it has at most half of them, so that they come in
-        groups. The rest keeps it busy meanwhile.
+        groups. It works on the other half meanwhile.
         """
         has_unsent = self.in_flight > sum(self._groups)
         return self.in_flight < prefetch if has_unsent else self.in_flight <= prefetch // 2
@@ -233,7 +233,7 @@ class Decoder:
         self._pending = deque([*islice(self._pending, sent), *unsent])
         group: list[PendingRequest] = []
         for pending in unsent:
-            if group and (pending.is_alone or group[0].is_alone):
+            if group and (pending.is_alone or group[0].is_alone or len(group) == MAX_GROUP):
                 self._send(group)
                 group = []
             group.append(pending)

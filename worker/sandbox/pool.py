@@ -16,7 +16,7 @@ from service.telemetry.metrics import Durations, metrics
 from worker.sandbox.decoder import DEFAULT_LIMITS, Decoder, DecoderLimits, PendingRequest, Usage
 from worker.sandbox.files import CandidatePaths, PictureFiles
 from worker.sandbox.messages import (
-    MAX_IN_FLIGHT,
+    MAX_GROUP,
     LocationRequest,
     Patches,
     ProbeRequest,
@@ -34,7 +34,7 @@ log = structlog.get_logger("worker")
 # A decoder gets requests for this much time in advance. Some milliseconds hide the round trip to the worker; more
 # requests are better left to other workers.
 _PREFETCH_S = 0.02
-MAX_PREFETCH = MAX_IN_FLIGHT
+MAX_PREFETCH = 2 * MAX_GROUP  # it works on one group while the next one is on its way
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
