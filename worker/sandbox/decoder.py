@@ -123,7 +123,7 @@ class Decoder:
         """Returns whether it may get a request.
 
         It accepts up to `prefetch` requests, and more only when it has at most half of them, so that they come in
-        groups. The rest keeps it busy meanwhile.
+        groups. It works on the other half meanwhile.
         """
         has_unsent = self.in_flight > sum(self._groups)
         return self.in_flight < prefetch if has_unsent else self.in_flight <= prefetch // 2
@@ -182,8 +182,6 @@ class Decoder:
                 if not self._pending:
                     await self.process.stop()
                 await self.start()
-                # Cancelled requests are dropped: their files are closed.
-                self._pending = deque(pending for pending in self._pending if not pending.result.done())
                 self._groups.clear()
                 await self._receive_all()
         except Exception as error:
@@ -207,8 +205,8 @@ class Decoder:
         self._started_at = time.monotonic()
         self._is_receiving = True
         try:
-            while self._pending:
-                self._send_pending()
+            self._send_pending()
+            while self._groups:
                 async with asyncio.timeout(self._timeout_s):
                     while self._groups[0]:
                         self._accept(await self.process.receive())
@@ -219,6 +217,7 @@ class Decoder:
                     await self.process.stop()
                     await self.start()
                     return
+                self._send_pending()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             self._is_receiving = False
             await self._handle_failure(error)
@@ -226,11 +225,14 @@ class Decoder:
             self._is_receiving = False
 
     def _send_pending(self) -> None:
-        """Sends the requests that were not sent yet, in groups."""
+        """Sends the requests that were not sent yet, in groups. Drops cancelled ones: their files are closed."""
         if not self._is_receiving:
             return
+        sent = sum(self._groups)
+        unsent = [pending for pending in islice(self._pending, sent, None) if not pending.result.done()]
+        self._pending = deque([*islice(self._pending, sent), *unsent])
         group: list[PendingRequest] = []
-        for pending in islice(self._pending, sum(self._groups), None):
+        for pending in unsent:
             if group and (pending.is_alone or group[0].is_alone or len(group) == MAX_GROUP):
                 self._send(group)
                 group = []

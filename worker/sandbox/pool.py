@@ -38,11 +38,9 @@ MAX_PREFETCH = 2 * MAX_GROUP  # it works on one group while the next one is on i
 _MEAN_WEIGHT = 1 / 8
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
-# With this many pictures in flight, results wait for about two more to be written in one batch. With fewer, nothing
-# waits.
-_CROWDED_PICTURES = 4
-_MIN_RESULT_WAIT_S = 0.004
-_MAX_RESULT_WAIT_S = 0.008
+# With this many unfinished requests, results wait a moment to be written in one batch. With fewer, nothing waits.
+_CROWDED_REQUESTS = 4
+_CROWDED_WAIT_S = 0.008
 # An account is slow after a picture that took this long, for `SLOW_FOR_S`.
 SLOW_S = 2.0
 SLOW_FOR_S = 60.0
@@ -80,6 +78,7 @@ class DecoderPool:
         self._dispatcher = Dispatcher(self.decoders, count if share is None else share, self._slow)
         self._max_pixels = max_pixels
         self._mean_s = _PREFETCH_S
+        self._unfinished = 0  # requests, also those that wait for their file or for a decoder
 
     @property
     def prefetch(self) -> int:
@@ -92,9 +91,7 @@ class DecoderPool:
 
     def choose_result_wait_s(self) -> float:
         """Returns how long a result should wait for others that will come soon, to be written together."""
-        if self.in_flight < _CROWDED_PICTURES:
-            return 0
-        return min(max(_MIN_RESULT_WAIT_S, 2 * self._mean_s), _MAX_RESULT_WAIT_S)
+        return _CROWDED_WAIT_S if self._unfinished >= _CROWDED_REQUESTS else 0
 
     async def start(self) -> None:
         """Starts all processes, so that the first picture does not wait for one. Raises DecoderUnavailable."""
@@ -151,16 +148,19 @@ class DecoderPool:
         usage: Usage | None = None,
     ) -> _Expected:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        async with self.files.open(*pictures, sizes=sizes) as files:
-            is_alone = not isinstance(request, ProbeRequest)
-            self._dispatcher.add(PendingRequest(request, files, future, usage or Usage(), account, is_alone))
-            self._dispatch()
-            try:
+        is_alone = not isinstance(request, ProbeRequest)
+        self._unfinished += 1
+        try:
+            async with self.files.open(*pictures, sizes=sizes) as files:
+                self._dispatcher.add(PendingRequest(request, files, future, usage or Usage(), account, is_alone))
+                self._dispatch()
                 return _unwrap(await future, kind)
-            except ReadStalled as error:
-                if await self.files.can_read(*pictures):
-                    raise DecoderStalled(str(error)) from error
-                raise
+        except ReadStalled as error:
+            if await self.files.can_read(*pictures):
+                raise DecoderStalled(str(error)) from error
+            raise
+        finally:
+            self._unfinished -= 1
 
     async def close(self) -> None:
         self._dispatcher.close()
