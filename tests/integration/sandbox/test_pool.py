@@ -317,18 +317,18 @@ async def test_prefetch_follows_the_speed_of_pictures(pool: DecoderPool, picture
     assert pool.prefetch > 1
 
 
-async def test_pool_is_crowded_by_queued_requests_too(pool: DecoderPool, picture: str) -> None:
+async def test_results_wait_while_requests_are_queued(pool: DecoderPool, picture: str) -> None:
     """A decoder that works on a slow picture has only one request."""
     pool.record_duration(10)
     os.kill(pid_of(pool), signal.SIGSTOP)
     probing = [await start_request(pool, picture)]
-    assert not pool.is_crowded()
+    assert not pool.choose_result_wait_s()
     probing += [asyncio.create_task(pool.probe(picture)) for _ in range(3)]
-    await until(pool.is_crowded)
+    await until(lambda: pool.choose_result_wait_s() > 0)
     assert pool.in_flight == 1
     os.kill(pid_of(pool), signal.SIGCONT)
     await asyncio.gather(*probing)
-    assert not pool.is_crowded()
+    assert not pool.choose_result_wait_s()
 
 
 async def test_close_cancels_waiting_requests(pool: DecoderPool, picture: str) -> None:
