@@ -20,6 +20,7 @@ from service.limits.rate_limiter import RateLimiter
 from service.renditions.signatures import sign
 from tests.conftest import Client, NewTenant, Tenant, resources_of, run_worker
 from tests.support import pictures
+from tests.support.waiting import until
 from worker.sandbox.decoder import DecoderLimits
 
 pytestmark = pytest.mark.slow
@@ -34,8 +35,14 @@ def upload(api: Client, tenant: Tenant, settings: Settings) -> Upload:
         async with run_worker(settings):
             headers = {**owner.headers, "Content-Type": "application/octet-stream"}
             answer = await api.post("/v1/images", data=io.BytesIO(data), headers=headers)
-            assert answer.status == 200, await answer.text()
-            return str((await answer.json())["response"]["id"])
+            assert answer.status in {200, 202}, await answer.text()
+            image_id = str((await answer.json())["response"]["id"])
+            await until(lambda: is_ready(image_id, owner))
+            return image_id
+
+    async def is_ready(image_id: str, owner: Tenant) -> bool:
+        answer = await api.get(f"/v1/images/{image_id}", headers=owner.headers)
+        return "status" not in (await answer.json())["response"]
 
     return post
 
