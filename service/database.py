@@ -170,8 +170,8 @@ class Database:
     async def _acquire(self) -> _PoolConnection:
         """Returns the spare connection, or one of the pool.
 
-        The next statement usually follows soon, and handing one connection to it costs a third of going through the
-        pool. So one free connection is not returned to the pool, unless a caller waits there.
+        The next statement usually follows soon, and going through the pool costs more than a small statement itself. So
+        one free connection is not returned to the pool, unless a caller waits there.
         """
         connection, self._spare = self._spare, None
         if connection is not None:

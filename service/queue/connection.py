@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", self._opened._writer.transport)
         self._transport.set_protocol(self)
         if self._transport.is_closing():
+            self.close()
             raise redis_errors.ConnectionError("the connection was lost")
 
     def write(self, *commands: Command) -> None:
@@ -101,11 +102,11 @@ class Pipeline:
         A command is executed even if the caller is cancelled after it was sent. Raises what redis-py raises, for any of
         the commands.
         """
-        if self._connection is None:
-            await self._open()
-        assert self._connection is not None  # noqa: S101 - just opened
+        connection = self._connection or await self._open()
+        if connection is not self._connection:  # lost before this task continued
+            raise redis_errors.ConnectionError("the connection was lost")
         loop, deadline = asyncio.get_running_loop(), time.monotonic() + self._reply_timeout_s + wait_s
-        self._connection.write(*commands)
+        connection.write(*commands)
         replies = [loop.create_future() for _ in commands]
         self._waiting.extend((reply, deadline) for reply in replies)
         if self._timer is None:
@@ -114,12 +115,13 @@ class Pipeline:
             await reply
         return await replies[-1]
 
-    async def _open(self) -> None:
+    async def _open(self) -> Connection:
         async with self._opening:
             if self._connection is None:
                 connection = Connection(self._on_reply, self._on_lost)
                 await connection.open(self._pool)
                 self._connection = connection
+            return self._connection
 
     def _on_reply(self, reply: Any) -> None:
         future, _ = self._waiting.popleft()

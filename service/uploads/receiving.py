@@ -135,6 +135,8 @@ async def _time_limit(limits: UploadLimits, pace: Pace) -> AsyncIterator[None]:
 
     def check() -> None:
         nonlocal timer
+        if scope.expired():  # the block may still wait for a thread
+            return
         remaining_s = min(limits.idle_timeout_s - pace.current_wait_s, pace.remaining_s)
         if remaining_s <= 0:
             scope.reschedule(loop.time())

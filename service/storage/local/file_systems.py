@@ -16,7 +16,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def is_local(folder: Path, mounts: Path = _MOUNTS) -> bool:
-    """Returns whether the folder is on a local disk. It is not if the system does not tell."""
+    """Returns whether the folder is on a local disk. If the system has no table of mounts, it is not."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:

@@ -49,7 +49,7 @@ class LocalOriginals(StorageFolders):
         self.quarantine = Quarantine(folder / "unclaimed")
         self.publisher = Publisher(self, self.quarantine)
         self.threads = disk_threads("storage")
-        self.short_calls = ShortCalls(self.threads, on_loop=is_local)
+        self._short_calls = ShortCalls(self.threads, on_loop=is_local)
         self.root = StorageRoot(folder, load_id, self.threads)
         self._clock = FolderClock(self.incoming)
 
@@ -79,7 +79,7 @@ class LocalOriginals(StorageFolders):
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
-        file = LocalUploadFile(self.incoming_path(image_id), self.threads, self.short_calls)
+        file = LocalUploadFile(self.incoming_path(image_id), self.threads, self._short_calls)
         try:
             yield file
         except BaseException:
@@ -127,7 +127,7 @@ class LocalOriginals(StorageFolders):
         one, which would be retried.
         """
         try:
-            missing = await self.short_calls.run(partial(self._publish, image_ids))
+            missing = await self._short_calls.run(partial(self._publish, image_ids))
             return await self.find_missing(missing) if missing else frozenset()
         except (OSError, ServiceError) as error:
             log.warning("storage.move_failed", images=len(image_ids), error=repr(error))

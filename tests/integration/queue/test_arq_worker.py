@@ -47,7 +47,7 @@ async def test_arq_polls_and_runs_no_jobs_itself(
     assert job.finished == ["image01"]
 
 
-async def test_waiting_worker_starts_a_job_at_once(redis: Redis, redis_url: str, job: Recorder) -> None:
+async def test_waiting_worker_starts_a_job_immediately(redis: Redis, redis_url: str, job: Recorder) -> None:
     """Neither arq's `poll_delay_s` nor the poll interval delays it: 30 polls would take two minutes."""
     async with run_queue_worker(redis_url, job, poll_interval_s=LONG_POLL_S) as worker:
         assert worker.poll_delay_s == 0

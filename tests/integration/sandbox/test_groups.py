@@ -72,7 +72,7 @@ async def test_group_is_one_message_answered_in_order(
     assert messages == [["50", "60"], ["70", "80"]]
 
 
-async def test_lone_picture_is_sent_at_once(pool: DecoderPool, tmp_path: Path, messages: list[list[str]]) -> None:
+async def test_lone_picture_is_sent_immediately(pool: DecoderPool, tmp_path: Path, messages: list[list[str]]) -> None:
     """Even behind a group: the decoder would wait for it otherwise."""
     pictures = write_pictures(tmp_path, 50, 60, 70)
     os.kill(pid_of(pool), signal.SIGSTOP)
