@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
@@ -114,7 +115,7 @@ class DecoderProcess:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 greeting = await self._responses.receive()
         except BaseException as error:
-            self._kill(process)
+            self._stop(process)
             if isinstance(error, TimeoutError | asyncio.IncompleteReadError | ConnectionError):
                 await self._wait_for_deaths(KILL_TIMEOUT_S)
                 raise DecoderUnavailable(f"it does not start: {self.read_stderr()}") from error
@@ -139,8 +140,7 @@ class DecoderProcess:
             sent = 0
         # The socket's buffer holds far more than the requests of one decoder: the process has ended or does not read.
         if sent < len(message):
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            _kill(self._process)
 
     async def receive(self) -> Response:
         """Returns the response to the oldest request. Raises what ResponseReader.receive does."""
@@ -164,7 +164,7 @@ class DecoderProcess:
         """Kills the process. Returns its exit code, or None if it is still alive after `timeout_s`."""
         process, self._process = self._process, None
         if process is not None:
-            self._kill(process)
+            self._stop(process)
         await self._wait_for_deaths(timeout_s)
         self._responses.close()
         self._responses = ResponseReader()
@@ -214,9 +214,8 @@ class DecoderProcess:
             os.set_blocking(stderr, False)
             return await _open_process(*self._args, requests=requests, stdout=stdout, stderr=stderr)
 
-    def _kill(self, process: Process) -> None:
-        with suppress(ProcessLookupError):
-            process.kill()
+    def _stop(self, process: Process) -> None:
+        _kill(process)
         self._dying.append(process)
 
     async def _wait_for_deaths(self, timeout_s: float) -> None:
@@ -225,6 +224,14 @@ class DecoderProcess:
                 for process in self._dying:
                     await process.wait()
         self._dying = [process for process in self._dying if process.returncode is None]
+
+
+def _kill(process: Process) -> None:
+    # Before Python 3.13, `process.kill()` itself reaps a process that has just exited, and asyncio reports 255 instead
+    # of its exit code (https://github.com/python/cpython/issues/87744).
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 async def _read_responses(pipe: int) -> ResponseReader:
