@@ -63,7 +63,7 @@ def _time(timestamp: object) -> str:
             moment = datetime.fromisoformat(str(timestamp))
         except ValueError:
             return str(timestamp)
-    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}Z"
+    return moment.replace(tzinfo=None).isoformat(" ", "milliseconds") + "Z"
 
 
 def _show(value: object) -> str:

@@ -35,7 +35,8 @@ def configure(settings: Settings, **process: object) -> None:
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _escape]
     if console:
-        rendering += [_indent_exception, ConsoleRenderer(colours=sys.stderr.isatty())]
+        to_console = ConsoleRenderer(colours=sys.stderr.isatty())
+        rendering += [_indent_exception, to_console]
     else:
         rendering.append(structlog.processors.JSONRenderer(_to_json))
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -51,9 +52,11 @@ def configure(settings: Settings, **process: object) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**process)
-    request_log.configure(
-        write_json=None if console else lambda line: lines.msg(_to_clean_json(line)), level=level, process=process
-    )
+
+    def write_request(line: dict[str, Any]) -> None:
+        lines.msg(to_console(None, "", _escape(None, "", line)) if console else _to_clean_json(line))
+
+    request_log.configure(write_line=write_request, level=level, process=process)
     _configure_libraries(shared, rendering)
 
 

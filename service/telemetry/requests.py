@@ -25,28 +25,28 @@ _LEVEL_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapp
 
 
 class RequestLog:
-    """Writes the line of each request. JSON bypasses structlog, which would cost a large part of a GET.
+    """Writes the line of each request. It bypasses structlog, which would cost a large part of a GET.
 
-    `write_json` writes a line as JSON; without it, lines go through structlog.
+    `write_line` renders and writes a line. Until it is configured, lines go through structlog.
     """
 
     def __init__(self) -> None:
-        self.configure(write_json=None, level=logging.INFO, process={})
+        self.configure(write_line=None, level=logging.INFO, process={})
 
     def configure(
-        self, *, write_json: Callable[[dict[str, Any]], None] | None, level: int, process: Mapping[str, object]
+        self, *, write_line: Callable[[dict[str, Any]], None] | None, level: int, process: Mapping[str, object]
     ) -> None:
-        self._write_json = write_json
+        self._write_line = write_line
         self._level = level
         self._process = process
         self._structured = structlog.get_logger("service.api")
 
     def write(self, level: int, fields: dict[str, object]) -> None:
-        if self._write_json is None:
+        if self._write_line is None:
             self._structured.log(level, "request", **fields)
         elif level >= self._level:
             now = datetime.now(UTC)
-            self._write_json(
+            self._write_line(
                 {**self._process, **fields, "event": "request", "level": _LEVEL_NAMES[level], "timestamp": now}
             )
 
