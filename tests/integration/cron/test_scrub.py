@@ -229,7 +229,11 @@ async def test_worker_scrubs_by_its_setting(storage: LocalOriginals, settings: S
     }
     with log.open("w") as output:
         process = start_worker(environment, output)
-    await asyncio.to_thread(wait_for, lambda: "scrub.damaged" in log.read_text() or process.poll() is not None)
+
+    def has_started_and_scrubbed() -> bool:
+        return {"scrub.damaged", "worker.started"} <= set(log.read_text().split('"')) or process.poll() is not None
+
+    await asyncio.to_thread(wait_for, has_started_and_scrubbed)
     process.terminate()
     assert await asyncio.to_thread(process.wait, 20) == 0, log.read_text()
     assert f'"image_id":"{IDS[1]}"' in log.read_text()

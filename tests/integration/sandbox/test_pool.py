@@ -144,7 +144,7 @@ async def test_undead_processes_are_bounded(new_pool: NewPool, picture: str, mon
     undead: list[int] = []
     try:
         with monkeypatch.context() as patches:
-            patches.setattr("asyncio.subprocess.Process.kill", lambda _: None)
+            patches.setattr("worker.sandbox.process._kill", lambda _: None)
             for _ in range(2):
                 await pool.start()
                 undead.append(pid_of(pool))
