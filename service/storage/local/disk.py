@@ -145,8 +145,9 @@ class StorageFolders:
 
     def candidate_paths(self, image_id: ImageId) -> tuple[str, str, str]:
         """Returns the paths that an image's file may have after the commit of its row, in the order to try."""
-        path = str(self.path(image_id))
-        return path, str(self.incoming_path(image_id)), path  # it may be published between the first two
+        # Strings, because a Path costs several times as much, and this is called for every picture.
+        path = f"{self.folder}/{shard_of(image_id)}/{image_id}"
+        return path, f"{self.folder}/{INCOMING}/{image_id}", path  # it may be published between the first two
 
     def shard_folder(self, number: int) -> Path:
         """Returns one of the folders of published files, 0 to 255."""
