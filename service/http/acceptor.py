@@ -15,7 +15,8 @@ from service.shared_memory.connection_counts import ConnectionCounts
 log = structlog.get_logger("service.api")
 
 _YIELD_S = 0.001
-# In addition to one, a process accepts this part of the connections that it has, in one iteration of its event loop.
+# In one iteration of its event loop a process accepts one connection and this part of those that it has, up to the
+# maximum.
 _BATCH_PART, _MAX_BATCH = 8, 64
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
