@@ -19,6 +19,7 @@ from bench import machine, wrk
 from bench.photographs import SIZES
 from bench.rows import (
     accept,
+    connections,
     faults,
     floor,
     growth,
@@ -49,6 +50,7 @@ ROWS: dict[str, Callable[..., None]] = {
     "workers": workers.run,
     "storm": storm.run,
     "slow": slow.run,
+    "connections": connections.run,
     "faults": faults.run,
 }
 
@@ -73,6 +75,12 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         "--uploads", type=int, help=f"of memory and storm: concurrent uploads ({memory.UPLOADS} and {storm.UPLOADS})"
     )
     parser.add_argument("--clients", type=int, default=slow.CLIENTS, help=f"of slow: slow clients ({slow.CLIENTS})")
+    parser.add_argument(
+        "--connections",
+        type=int,
+        default=connections.CONNECTIONS,
+        help=f"of connections: connections at once ({connections.CONNECTIONS})",
+    )
     options = parser.parse_args(arguments)
     # Not `choices`: argparse of Python 3.11 checks the default list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
@@ -91,6 +99,7 @@ def main() -> None:
         "memory": {"count": options.uploads or memory.UPLOADS},
         "storm": {"count": options.uploads or storm.UPLOADS},
         "slow": {"clients": options.clients},
+        "connections": {"count": options.connections},
     }
     try:
         wrk.require()

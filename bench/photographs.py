@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ SAMPLE = Path(__file__).parents[1] / "service" / "launcher" / "embedded" / "samp
 
 # Width, height, and the bytes of a typical JPEG of a camera of this size.
 SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 4_000_000)}
+
+# Of different photographs. With these they have 0.1 to 0.3 bytes a pixel, like those of cameras.
+_GRAIN, _QUALITY = (3.0, 8.0), 82
 
 
 def photograph(size: str) -> bytes:
@@ -37,6 +41,21 @@ def render(width: int, height: int, target_bytes: int) -> bytes:
             break
         low, high = (strength, high) if len(body) < target_bytes else (low, strength)
     return body
+
+
+def render_different(count: int, width: int, height: int) -> Iterator[bytes]:
+    """Yields different photographs: each shows another part of the landscape in other colours, with its own grain."""
+    with Image.open(SAMPLE) as sample:
+        exif, landscape = sample.getexif(), sample.convert("RGB")
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        part = rng.uniform(0.5, 1) * min(landscape.width / width, landscape.height / height)
+        left, top = rng.uniform(0, landscape.width - part * width), rng.uniform(0, landscape.height - part * height)
+        box = (left, top, left + part * width, top + part * height)
+        pixels = np.asarray(landscape.resize((width, height), Image.Resampling.LANCZOS, box), dtype=np.float32)
+        colours = rng.uniform(0.7, 1.1, size=3).astype(np.float32)
+        grain = rng.normal(scale=rng.uniform(*_GRAIN), size=(height, width, 1)).astype(np.float32)
+        yield _encode(pixels * colours + grain, exif, _QUALITY)
 
 
 def _encode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.float32]], exif: Image.Exif, quality: int) -> bytes:

@@ -22,7 +22,10 @@ from service.errors import ServiceError
 _PoolConnection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | _PoolConnection"
 
+# The maximum time to wait for a connection while none is returned, and in any case. Under a rush of requests each waits
+# for its turn, which is no outage.
 _ACQUIRE_TIMEOUT_S = 2
+_MAX_TURN_WAIT_S = 5
 # The maximum time of a statement for a client. It detects a server that vanished without closing its connections.
 _COMMAND_TIMEOUT_S = 5
 # asyncpg's own default for the connections of its pool.
@@ -111,6 +114,7 @@ class Database:
         self._spare: _PoolConnection | None = None
         self._spare_since = 0.0
         self._acquiring = 0
+        self._returned_at = 0.0
         self._is_closing = False
 
     @classmethod
@@ -183,11 +187,36 @@ class Database:
             await self._pool.release(connection)
         self._acquiring += 1
         try:
-            return await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+            async with self._time_limit():
+                return await self._pool.acquire()
         finally:
             self._acquiring -= 1
 
+    @asynccontextmanager
+    async def _time_limit(self) -> AsyncIterator[None]:
+        """Raises TimeoutError if no connection is returned for _ACQUIRE_TIMEOUT_S, or after _MAX_TURN_WAIT_S."""
+        loop = asyncio.get_running_loop()
+        started_at = time.monotonic()
+        timer: asyncio.TimerHandle
+
+        def check() -> None:
+            nonlocal timer
+            idle_since = max(started_at, self._returned_at)
+            remaining_s = min(idle_since + _ACQUIRE_TIMEOUT_S, started_at + _MAX_TURN_WAIT_S) - time.monotonic()
+            if remaining_s > 0:
+                timer = loop.call_later(remaining_s, check)
+            else:
+                scope.reschedule(loop.time())
+
+        async with asyncio.timeout(None) as scope:
+            timer = loop.call_later(_ACQUIRE_TIMEOUT_S, check)
+            try:
+                yield
+            finally:
+                timer.cancel()
+
     async def _release(self, connection: _PoolConnection) -> None:
+        self._returned_at = time.monotonic()
         if not (self._spare or self._acquiring or self._is_closing) and _is_open(connection):
             self._spare, self._spare_since = connection, time.monotonic()
         else:

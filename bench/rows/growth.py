@@ -32,7 +32,7 @@ from worker.cron.sweep import sweep
 from worker.resources import Resources, open_resources
 
 IMAGES = (10_000, 1_000_000)
-GOAL = 1.3
+GOAL = 1.1
 CONNECTIONS = 16
 PAGE = 10
 DEEP_PAGE = 1000

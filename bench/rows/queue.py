@@ -30,7 +30,7 @@ from service.uploads import receiving
 from service.uploads.ingest import IngestItem
 from worker.sandbox.pool import DecoderPool
 
-MAX_P50_MS, MAX_P99_MS, MAX_IDLE_PERCENT = 2.0, 5.0, 1.0
+MAX_P50_MS, MAX_P99_MS, MAX_IDLE_PERCENT = 1.2, 3.0, 1.0
 _WARM_UP_UPLOADS = 20
 
 

@@ -17,7 +17,7 @@ from bench.targets import BARE, DAGUERRE, FASTAPI, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 IMAGES = 200
-GOALS = {BARE: 0.85, FASTAPI: 1.6}
+GOALS = {BARE: 0.94, FASTAPI: 1.6}
 _TABLES = {BARE: "bare_aiohttp", FASTAPI: "fastapi_pillow"}
 
 _INSERT = """insert into {table} (id, width, height, filesize, format, exif, preview)

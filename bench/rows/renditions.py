@@ -1,7 +1,7 @@
-"""Renditions 300 pixels wide: uncached, cached, and 500 concurrent requests for one.
+"""Renditions: uncached, of 100 different photographs, cached, and 500 concurrent requests for one.
 
-Uncached renditions are compared with sharp and thumbor, cached ones with bare aiohttp. 500 concurrent requests for one
-rendition must render it once.
+Uncached renditions are compared with sharp and thumbor, those of photographs with thumbor, cached ones with bare
+aiohttp. 500 concurrent requests for one rendition must render it once.
 """
 
 from __future__ import annotations
@@ -9,32 +9,72 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import statistics
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from PIL import Image
 
 from bench import turns, wrk
-from bench.photographs import SIZES, photograph
+from bench.photographs import SIZES, photograph, render_different
 from bench.rows.reads import upload_all
 from bench.rows.uploads import CONNECTIONS
 from bench.targets import BARE, DAGUERRE, SHARP, THUMBOR, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
-IN_FLIGHT = (4, 16)
-IMAGES = 20
 REQUESTS = 500
-MAX_CPU_OF_SHARP, MIN_RATE_OF_THUMBOR, MIN_RATE_OF_BARE = 1.1, 5.0, 0.6
+MIN_RATE_OF_BARE = 0.6
 _WIDTH, _HEIGHT = 300, 225
-_QUERY = f"width={_WIDTH}&format=jpeg&quality=80"
+_QUERY = "format=jpeg&quality=80"
 # The background is part of the cache key but does not change a photograph, so every request renders the same pixels.
 _UNCACHED = f"{_QUERY}&background={wrk.FRESH}"
 _UNLIMITED = {"DAGUERRE_RENDITION_RATE_LIMIT": ""}
 _TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Renditions that no cache has. `size` is that of a rendition, `source` describes the pictures.
+
+    There is a target of the CPU time for each number of requests in flight.
+    """
+
+    name: str
+    source: str
+    make_pictures: Callable[[], Sequence[bytes]]
+    size: tuple[int, int]
+    in_flight: Sequence[int]
+    comparators: Sequence[str]
+    min_rate_of_thumbor: float
+    max_cpu_of_sharp: Mapping[int, float]
+
+
+UNCACHED = _Work(
+    name="uncached",
+    source="{} x {}".format(*SIZES["m"]),
+    make_pictures=lambda: [photograph("m")] * 20,
+    size=(_WIDTH, _HEIGHT),
+    in_flight=(4, 16),
+    comparators=(SHARP, THUMBOR),
+    min_rate_of_thumbor=5.0,
+    max_cpu_of_sharp={4: 1.15, 16: 1.0},
+)
+PHOTOGRAPHS = _Work(
+    name="photographs",
+    source="100 of 2040 x 1530",
+    make_pictures=lambda: list(render_different(100, 2040, 1530)),
+    size=(512, 384),
+    in_flight=(2, 16),
+    comparators=(THUMBOR,),
+    min_rate_of_thumbor=1.3,
+    max_cpu_of_sharp={},
+)
 
 
 def run(
@@ -45,38 +85,33 @@ def run(
     sizes: Sequence[str],  # noqa: ARG001 - one size
     only: Sequence[str] = ("",),
 ) -> None:
-    picture = photograph("m")
     prefixes = tuple(only)
-    in_flight = [connections for connections in IN_FLIGHT if f"uncached, {connections} in flight".startswith(prefixes)]
-    if in_flight:
-        _measure_uncached(folder / "uncached", picture, rounds, seconds, in_flight)
+    for work in (UNCACHED, PHOTOGRAPHS):
+        in_flight = [each for each in work.in_flight if f"{work.name}, {each} in flight".startswith(prefixes)]
+        if in_flight:
+            _measure_uncached(folder / work.name, work, rounds, seconds, in_flight)
     if "cached".startswith(prefixes):
-        _measure_cached(folder / "cached", picture, rounds, seconds)
+        _measure_cached(folder / "cached", photograph("m"), rounds, seconds)
     if "at once".startswith(prefixes):
-        _measure_concurrent(folder / "concurrent", picture, rounds)
+        _measure_concurrent(folder / "concurrent", photograph("m"), rounds)
 
 
-def _measure_uncached(folder: Path, picture: bytes, rounds: int, seconds: float, in_flight: Sequence[int]) -> None:
-    with (
-        daguerre(folder, env=_UNLIMITED) as ours,
-        comparator(SHARP, folder, None) as sharp,
-        comparator(THUMBOR, folder, None) as thumbor,
-    ):
-        ids = upload_all(ours, picture, IMAGES)
-        paths = {
-            DAGUERRE: [f"/i/{image_id}?{_UNCACHED}" for image_id in ids],
-            SHARP: [f"/i/{name}?width={_WIDTH}" for name in _write_pictures(sharp, picture, IMAGES)],
-            THUMBOR: [f"/unsafe/{_WIDTH}x0/{name}.jpg" for name in _write_pictures(thumbor, picture, IMAGES)],
-        }
-        targets = [ours, sharp, thumbor]
+def _measure_uncached(folder: Path, work: _Work, rounds: int, seconds: float, in_flight: Sequence[int]) -> None:
+    pictures = work.make_pictures()
+    with ExitStack() as stack:
+        ours = stack.enter_context(daguerre(folder, env=_UNLIMITED))
+        others = [stack.enter_context(comparator(name, folder, None)) for name in work.comparators]
+        paths = {target.name: _prepare(target, pictures, work.size[0]) for target in (ours, *others)}
+        kilobytes = statistics.mean(map(len, pictures)) / 1000
+        size = "{} x {}".format(*work.size)
         body_bytes = ", ".join(
-            f"{target.name} {len(_fetch(target, paths[target.name][0].replace(wrk.FRESH, 'fff')))}"
-            for target in targets
+            f"{target.name} {statistics.mean(len(_fetch(target, path, work.size)) for path in paths[target.name]):.0f}"
+            for target in (ours, *others)
         )
         for connections in in_flight:
             renders = _count_renders(ours)
-            first, *others = turns.measure(
-                targets,
+            first, *series = turns.measure(
+                [ours, *others],
                 lambda target: wrk.Requests(paths[target.name], [], jpeg=True),
                 connections=connections,
                 seconds=seconds,
@@ -84,10 +119,26 @@ def _measure_uncached(folder: Path, picture: bytes, rounds: int, seconds: float,
             )
             _require_renders(_count_renders(ours) - renders, first)
             turns.print_table(
-                f"Uncached, {_describe(picture)}, {connections} in flight; bytes: {body_bytes}", [first, *others]
+                f"{work.name.capitalize()}, {work.source}, {kilobytes:.0f} KB, to {size}, {connections} in flight;"
+                f" bytes: {body_bytes}",
+                [first, *series],
             )
-            turns.print_cpu_ratio(first, others[0], MAX_CPU_OF_SHARP)
-            turns.print_ratio(first, others[1], MIN_RATE_OF_THUMBOR)
+            for one in series:
+                if one.target.name == SHARP:
+                    turns.print_cpu_ratio(first, one, work.max_cpu_of_sharp[connections])
+                else:
+                    turns.print_ratio(first, one, work.min_rate_of_thumbor)
+
+
+def _prepare(target: Target, pictures: Sequence[bytes], width: int) -> list[str]:
+    """Gives the pictures to the target and returns the paths of their renditions."""
+    if target.name == DAGUERRE:
+        ids = [upload_all(target, picture, 1)[0] for picture in pictures]
+        return [f"/i/{image_id}?width={width}&{_UNCACHED}" for image_id in ids]
+    names = _write_pictures(target, pictures)
+    if target.name == SHARP:
+        return [f"/i/{name}?width={width}" for name in names]
+    return [f"/unsafe/{width}x0/{name}.jpg" for name in names]
 
 
 def _require_renders(renders: int, series: turns.Series) -> None:
@@ -103,9 +154,9 @@ def _measure_cached(folder: Path, picture: bytes, rounds: int, seconds: float) -
         daguerre(folder, env={**_UNLIMITED, "DAGUERRE_API_PROCESSES": "1"}) as ours,
         comparator(BARE, folder, postgres, processes=1) as bare,
     ):
-        path = f"/i/{upload_all(ours, picture, 1)[0]}?{_QUERY}"
-        rendition = _fetch(ours, path)
-        paths = {DAGUERRE: path, BARE: f"/i/{_write_pictures(bare, rendition, 1)[0]}"}
+        path = f"/i/{upload_all(ours, picture, 1)[0]}?width={_WIDTH}&{_QUERY}"
+        rendition = _fetch(ours, path, (_WIDTH, _HEIGHT))
+        paths = {DAGUERRE: path, BARE: f"/i/{_write_pictures(bare, [rendition])[0]}"}
         first, other = turns.measure(
             [ours, bare],
             lambda target: wrk.Requests([paths[target.name]], [], jpeg=True),
@@ -128,7 +179,7 @@ def _measure_concurrent(folder: Path, picture: bytes, rounds: int) -> None:
         max_renders = 0
         for turn in range(1, rounds + 1):
             before = _count_renders(ours)
-            path = f"/i/{image_id}?{_QUERY}&background={turn:06x}"
+            path = f"/i/{image_id}?width={_WIDTH}&{_QUERY}&background={turn:06x}"
             responses, times_s = asyncio.run(_request_all(ours, path))
             renders = _count_renders(ours) - before
             max_renders = max(max_renders, renders)
@@ -162,20 +213,21 @@ async def _request_all(target: Target, path: str) -> tuple[Counter[int], list[fl
     return responses, times_s
 
 
-def _write_pictures(target: Target, picture: bytes, count: int) -> list[str]:
-    """Writes `count` copies of the picture for a comparator and returns their names."""
-    names = [f"picture{i}" for i in range(count)]
-    for name in names:
+def _write_pictures(target: Target, pictures: Sequence[bytes]) -> list[str]:
+    """Writes the pictures for a comparator and returns their names."""
+    names = [f"picture{number}" for number in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
         (target.folder / f"{name}.jpg").write_bytes(picture)
     return names
 
 
-def _fetch(target: Target, path: str) -> bytes:
-    """Returns the body of the response. Raises BenchError if it is not a JPEG of the requested size."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}{path}", timeout=_TIMEOUT_S) as response:
+def _fetch(target: Target, path: str, size: tuple[int, int]) -> bytes:
+    """Returns the body of the response. Raises BenchError if it is not a JPEG of this size."""
+    url = f"http://127.0.0.1:{target.port}{path.replace(wrk.FRESH, 'fff')}"
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
         body: bytes = response.read()
     with Image.open(io.BytesIO(body)) as image:
-        if (image.format, image.size) != ("JPEG", (_WIDTH, _HEIGHT)):
+        if (image.format, image.size) != ("JPEG", size):
             raise wrk.BenchError(f"{target.name} responded with {image.format}, {image.size}")
     return body
 

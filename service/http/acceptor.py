@@ -15,6 +15,9 @@ from service.shared_memory.connection_counts import ConnectionCounts
 log = structlog.get_logger("service.api")
 
 _YIELD_S = 0.001
+# In one iteration of its event loop a process accepts one connection and this part of those that it has, up to the
+# maximum.
+_BATCH_PART, _MAX_BATCH = 8, 64
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
 _LIMIT_PAUSE_S = 0.1
@@ -22,11 +25,13 @@ _WARNING_INTERVAL_S = 60
 
 
 class Acceptor:
-    """Accepts one connection at a time until the block ends, and counts it in `counts`.
+    """Accepts connections until the block ends, and counts them in `counts`.
 
-    The server of an event loop would accept all waiting connections at once, even if other processes have fewer. At
-    `max_connections` this one accepts no more, so that descriptors remain for files and the database. A process that is
-    ahead of another waits `yield_s` for the other to accept a connection, then accepts it itself.
+    The server of an event loop would accept all waiting connections at once, even if other processes have fewer. This
+    one accepts one in each iteration, and more only in proportion to those that it has. One would be too few for
+    thousands that arrive together: if the kernel's backlog stays full, it resets connections after half a minute. A
+    process that is ahead of another waits `yield_s` for the other to accept a connection, then accepts it itself. At
+    `max_connections` it accepts no more, so that descriptors remain for files and the database.
 
     On exit it accepts all waiting connections. After the block, every accepted connection has its protocol.
     """
@@ -80,11 +85,13 @@ class Acceptor:
         self._accept()
 
     def _accept(self) -> None:
-        if self._counts.held >= self._max_connections:
-            self._warn("api.connection_limit_reached", connections=self._counts.held)
-            self._pause(_LIMIT_PAUSE_S)
-        else:
-            self._accept_one()
+        for _ in range(min(1 + self._counts.held // _BATCH_PART, _MAX_BATCH)):
+            if self._counts.held >= self._max_connections:
+                self._warn("api.connection_limit_reached", connections=self._counts.held)
+                self._pause(_LIMIT_PAUSE_S)
+                break
+            if not self._accept_one() or self._counts.is_ahead():
+                break
 
     def _accept_one(self) -> bool:
         """Returns whether a connection was waiting."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from service.launcher import StartError
 
-_BACKLOG = 1024
+# As many as the system allows: its own maximum (on Linux somaxconn, usually 4096) is lower.
+_BACKLOG = 65_535
 
 
 class Response(NamedTuple):

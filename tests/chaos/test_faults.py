@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from bench import burst
+from bench.rows.connections import MIX, Account, Mix
 from service.ids import ImageId
 from service.launcher.embedded.server import Server
 from service.queue import jobs
 from service.storage.local.originals import LocalOriginals
-from tests.chaos.load import ChaosClient, unique_picture
+from tests.chaos.load import ChaosClient, send, unique_picture
 from tests.chaos.site import Site, run_site
 from tests.support.disks import mounted, unmounted
 from tests.support.raw_http import upload_head
@@ -136,6 +139,26 @@ async def test_500_clients_send_a_byte_a_second(site: Site) -> None:
                 writer.write(b"x")
             await asyncio.sleep(1)
         assert count(clients, "200") > before + 100
+
+
+async def test_2000_connections_at_once(site: Site) -> None:
+    mix = Mix([Account(key, []) for key in site.keys[:2]], jpeg())
+    burst.raise_descriptor_limit(2 * 2000 + 512)
+    async with site.load():
+        for account in mix.accounts:
+            uploaded = await upload_all(site, account.key, 8 + mix.count_deletes(2000))
+            account.images[:], account.deletable[:] = uploaded[:8], uploaded[8:]
+        responses = await burst.send_all(site.daguerre.port, mix.make_all(2000), timeout_s=60)
+    wrong = [response for response in responses if not response.is_success and not response.is_refusal]
+    assert wrong == []
+    assert {response.kind for response in responses if response.is_success} == set(MIX)
+
+
+async def upload_all(site: Site, key: str, count: int) -> list[str]:
+    async with aiohttp.ClientSession(site.base_url, headers={"X-Api-Key": key}) as session:
+        headers = {"Content-Type": "image/jpeg"}
+        responses = [await send(session.post("/v1/images", data=jpeg(), headers=headers)) for _ in range(count)]
+    return [response.body["response"]["id"] for response in responses]
 
 
 async def test_everything_is_restarted(site: Site) -> None:

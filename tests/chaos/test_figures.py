@@ -117,6 +117,16 @@ def test_slow_clients() -> None:
 
 
 @pytest.mark.needs("wrk")
+def test_connections() -> None:
+    printed = run_bench("connections", "--rounds", "1", "--connections", "200")
+    assert "\n| 1 | 200 x 200 | " in printed
+    for kind in ("upload", "metadata", "rendition from memory", "new rendition", "search", "tag", "delete"):
+        assert f"\n| {kind} | " in printed
+    assert "\nNeither success nor 503 with Retry-After: 0 of 200, target none: reached\n" in printed
+    assert "\nSlowest recovery, ms until all three have succeeded: " in printed
+
+
+@pytest.mark.needs("wrk")
 @pytest.mark.timeout(120)
 def test_storm() -> None:
     printed = run_bench("storm", "--rounds", "1", "--uploads", "5")
@@ -135,6 +145,17 @@ def test_renditions_uncached() -> None:
         assert f"\n| {name} | " in printed
     assert "\nUncached, 2000 x 1500, 254 KB, to 300 x 225, 4 in flight; " in printed
     assert "\nCPU of Daguerre / sharp: " in printed
+    assert "\nDaguerre / thumbor: " in printed
+
+
+@pytest.mark.needs("wrk")
+@pytest.mark.timeout(240)  # pip install
+def test_renditions_of_photographs() -> None:
+    command_of("thumbor")
+    printed = run_row("renditions", "--work", "photographs, 2")
+    assert "\nPhotographs, 100 of 2040 x 1530, 522 KB, to 512 x 384, 2 in flight; bytes: Daguerre " in printed
+    for name in ("Daguerre", "thumbor"):
+        assert f"\n| {name} | " in printed
     assert "\nDaguerre / thumbor: " in printed
 
 

@@ -164,6 +164,39 @@ async def test_free_connection_goes_to_a_caller_that_waits(database_url: str) ->
                 await asyncio.gather(*waiting)
 
 
+async def use_in_turn(database: Database, times: int, hold_s: float) -> list[BaseException | None]:
+    """Uses a connection this many times at once. Returns the error of each."""
+
+    async def use() -> None:
+        async with database.connection():
+            await asyncio.sleep(hold_s)
+
+    return await asyncio.gather(*(use() for _ in range(times)), return_exceptions=True)
+
+
+async def test_caller_waits_while_connections_are_returned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.database._ACQUIRE_TIMEOUT_S", 0.8)
+    async with Database.open(database_url, connections=1) as database:
+        assert await use_in_turn(database, 8, 0.15) == [None] * 8
+
+
+async def test_wait_ends_if_no_connection_is_returned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.database._ACQUIRE_TIMEOUT_S", 0.3)
+    async with Database.open(database_url, connections=1) as database, database.connection():
+        async with asyncio.timeout(1):
+            with pytest.raises(ServiceError, match="database-unavailable"):
+                await find_pid(database)
+
+
+async def test_wait_for_a_turn_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.database._ACQUIRE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("service.database._MAX_TURN_WAIT_S", 0.4)
+    async with Database.open(database_url, connections=1) as database:
+        errors = await use_in_turn(database, 20, 0.1)
+    assert errors[0] is None
+    assert {error.code for error in errors if isinstance(error, ServiceError)} == {"database-unavailable"}
+
+
 async def test_spare_connection_that_the_server_closed_is_replaced(database_url: str, connection: Any) -> None:
     async with Database.open(database_url, connections=1) as database:
         pid = await find_pid(database)

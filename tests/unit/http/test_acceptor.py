@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -32,6 +32,11 @@ class Greeting(asyncio.Protocol):
         transport.write(b"hello")
 
 
+class Closing(asyncio.Protocol):
+    def connection_made(self, transport: Any) -> None:
+        transport.abort()
+
+
 class Exhausted(socket.socket):
     """Fails to accept the first connection, for lack of descriptors."""
 
@@ -44,9 +49,9 @@ class Exhausted(socket.socket):
         return super().accept()
 
 
-def listening(listener: socket.socket) -> socket.socket:
+def listening(listener: socket.socket, backlog: int = 16) -> socket.socket:
     listener.bind(("127.0.0.1", 0))
-    listener.listen(16)
+    listener.listen(backlog)
     return listener
 
 
@@ -121,6 +126,29 @@ async def test_process_ahead_leaves_connections_to_others(
         for _ in range(10):
             assert await greet(listener) == b"hello"
     assert acceptors == ["behind"] * 10
+
+
+async def accept_for(iterations: int, *, held: int, waiting: int) -> int:
+    """Returns how many of the waiting connections a process accepts that has `held` connections already."""
+    listener, counts = listening(socket.socket(), backlog=waiting), ConnectionCounts.unshared()
+    counts.add(held)
+    with ExitStack() as clients:
+        for _ in range(waiting):
+            clients.enter_context(socket.create_connection(listener.getsockname()))
+        async with Acceptor(listener, Closing, counts, max_connections=1000):
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+            accepted = counts.held - held
+    await asyncio.sleep(0.01)  # aborted connections are closed in the next iteration
+    return accepted
+
+
+async def test_few_connections_are_accepted_one_by_one() -> None:
+    assert await accept_for(4, held=0, waiting=16) <= 4
+
+
+async def test_rush_is_accepted_in_few_iterations() -> None:
+    assert await accept_for(4, held=400, waiting=100) == 100
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(errno.EINVAL, "the client has gone")])
