@@ -84,7 +84,7 @@ async def open_resources(
             limits=limits,
         )
         stack.push_async_callback(renderers.close)
-        renditions = open_renditions(settings.renditions_folder)
+        renditions = open_renditions(settings.renditions_folder, disk=settings.storage_disk)
         await asyncio.to_thread(renditions.prepare)
         recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
         probe_results = Batcher(partial(mark_ready, database), wait_s=probers.choose_result_wait_s)

@@ -120,7 +120,7 @@ def read_file(path: Path) -> StoredFile:
     with path.open("rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         data = file.read(status.st_size) if status.st_size <= SMALL_BYTES else None
-        return StoredFile(path, status.st_size, status.st_mtime_ns, data)
+        return StoredFile(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
 
 
 async def starts_with(threads: Executor, file: StoredFile, magic: bytes) -> bool:

@@ -21,6 +21,7 @@ from service.folders import make_folder
 from service.ids import ImageId
 from service.storage.files import (
     SMALL_BYTES,
+    ShortCalls,
     check_patch,
     disk_threads,
     in_thread,
@@ -34,6 +35,7 @@ from service.storage.local.disk import INCOMING, NUM_SHARDS, shard_of
 from service.telemetry.metrics import metrics
 
 Owner = TypeVar("Owner", bound=Hashable)
+Result = TypeVar("Result")
 
 log = structlog.get_logger("service")
 
@@ -46,17 +48,19 @@ _COPY_BYTES = 1 << 20
 
 class LocalRenditions:
     """The `RenditionStorage` of a disk: 256 folders of files, created when needed, and `incoming` for files that are
-    being written. `device` is the disk that the folder is on, if it is known.
+    being written. `device` is the disk that the folder is on, if it is known. `is_local` means that short calls may run
+    on the event loop.
 
     Methods without `async` block and raise OSError.
     """
 
     num_shards = NUM_SHARDS
 
-    def __init__(self, root: Path, device: int | None = None) -> None:
+    def __init__(self, root: Path, device: int | None = None, *, is_local: bool = False) -> None:
         self.root = root
         self.device = device
         self.threads = disk_threads("renditions")
+        self._short_calls = ShortCalls(self.threads, on_loop=is_local)
         self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
 
     @property
@@ -86,6 +90,8 @@ class LocalRenditions:
 
     async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         with storage_errors():
+            if not await self._short_calls.run(partial(_may_exist, self.path(key))):
+                return None  # as for every new rendition: a thread would only find that out
             return await in_thread(self.threads, partial(self._find, key, is_complete))
 
     def _find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
@@ -106,11 +112,8 @@ class LocalRenditions:
             path.unlink()
         return None
 
-    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
-        try:
-            return size_on_disk(self.path(key).stat()) if self._find(key, is_complete) else None
-        except FileNotFoundError:
-            return None
+    async def run(self, call: Callable[[], Result], *, size: int) -> Result:
+        return await (self._short_calls.run(call) if size <= SMALL_BYTES else in_thread(self.threads, call))
 
     def write(self, key: RenditionKey, data: bytes) -> StoredFile:
         def fill(descriptor: int) -> None:
@@ -231,6 +234,17 @@ class LocalRenditions:
             before = read_clock(folder) - age_s
             stale = [entry for entry in entries if _is_older(entry, before)]
         _log_failures(_remove_each((entry.name, Path(entry.path)) for entry in stale))
+
+
+def _may_exist(path: Path) -> bool:
+    """Returns False only if there is certainly no file."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass  # reading the file tells what it means
+    return True
 
 
 def _is_older(entry: os.DirEntry[str], before: float) -> bool:
