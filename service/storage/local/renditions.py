@@ -21,6 +21,7 @@ from service.folders import make_folder
 from service.ids import ImageId
 from service.storage.files import (
     SMALL_BYTES,
+    LoopCalls,
     ShortCalls,
     check_patch,
     disk_threads,
@@ -60,7 +61,7 @@ class LocalRenditions:
         self.root = root
         self.device = device
         self.threads = disk_threads("renditions")
-        self._short_calls = ShortCalls(self.threads, on_loop=is_local)
+        self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
         self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
 
     @property
