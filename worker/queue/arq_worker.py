@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, cast
@@ -57,7 +57,7 @@ class PushWorker(Worker):
 
     `wakeup_key` is the list onto which clients push a token for each job. `heartbeats` records that this worker is
     alive. `shares` returns how many jobs to claim at this time, up to `max_jobs`, and of which accounts. The return
-    value of a job's function is published as the reply.
+    value of a job's function is published as the reply, `result_wait_s()` later, together with others.
 
     Nothing here depends on the clock of this host. arq's cron and health check do, so neither is used.
     """
@@ -70,6 +70,7 @@ class PushWorker(Worker):
         shares: AccountShares | None = None,
         lease_s: float = LEASE_S,
         poll_interval_s: float = POLL_INTERVAL_S,
+        result_wait_s: Callable[[], float] = lambda: 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
@@ -82,7 +83,7 @@ class PushWorker(Worker):
         self._job_finished = asyncio.Event()
         self._others_wakeup: asyncio.Task[None] | None = None  # waits for a token for other accounts
         self._full_accounts: frozenset[str] = frozenset()  # without room after the last claim
-        self._results = Batcher(self._claims.finish)
+        self._results = Batcher(self._claims.finish, wait_s=result_wait_s)
         self._exit_stack = AsyncExitStack()
 
     async def main(self) -> None:
