@@ -147,6 +147,7 @@ def make_render_worker(settings: Settings, resources: Resources, redis: Redis) -
         queue_name=jobs.RENDER_QUEUE,
         wakeup_key=jobs.RENDER_WAKEUP_KEY,
         job_timeout=_JOB_TIMEOUT_S,
+        result_wait_s=resources.renderers.choose_result_wait_s,
         **_choose_slots(settings.render_processes, resources.renderers),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from functools import partial
 from typing import Any
@@ -87,8 +86,8 @@ async def _render_and_store(worker: Resources, order: RenderOrder, account: str,
     """
     key = RenditionKey(order.image_id, order.digest)
     rendition = None
-    size = await asyncio.to_thread(worker.renditions.find_disk_size, key, partial(is_complete, order))
-    if size is None:
+    stored = await worker.renditions.find(key, partial(is_complete, order))
+    if stored is None:
         try:
             rendition = await _write(worker, order, key, account, usage)
         except DecoderFailed as error:
@@ -100,10 +99,10 @@ async def _render_and_store(worker: Resources, order: RenderOrder, account: str,
             raise Rejected(await _find_reason(worker, order)) from error
         if not rendition.is_stored:
             return rendition
-        size = rendition.stored.disk_size
+        stored = rendition.stored
     # The row is written after the file, so that either a deletion of the image finds the file, or the recorder finds
     # that the image was deleted. An existing file needs a row too: its worker may have stopped before it wrote one.
-    worker.rendition_recorder.record(NewRendition(key, order.watermark_id, size))
+    worker.rendition_recorder.record(NewRendition(key, order.watermark_id, stored.disk_size))
     return rendition
 
 
@@ -118,7 +117,7 @@ async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, accou
     data = await worker.renderers.render(
         paths, order.transformation, watermark, sizes=sizes, account=account, usage=usage
     )
-    return await asyncio.to_thread(writer.write, key, data)
+    return await writer.write(key, data)
 
 
 def _choose_inline_file(rendition: Rendition | None) -> InlineFile | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -33,7 +34,7 @@ class Rendition:
 
 
 class RenditionWriter:
-    """Called from threads. `metrics.renditions_unkept` counts the renditions that could not be stored."""
+    """`metrics.renditions_unkept` counts the renditions that could not be stored."""
 
     def __init__(self, files: RenditionStorage) -> None:
         self._files = files
@@ -42,8 +43,11 @@ class RenditionWriter:
         self._failures = 0  # since the last success
         self._next_log = 0.0
 
-    def write(self, key: RenditionKey, data: bytes) -> Rendition:
-        """Blocks. Raises Rejected if the rendition can neither be stored nor sent."""
+    async def write(self, key: RenditionKey, data: bytes) -> Rendition:
+        """Raises Rejected if the rendition can neither be stored nor sent."""
+        return await self._files.run(partial(self._write, key, data), size=len(data))
+
+    def _write(self, key: RenditionKey, data: bytes) -> Rendition:
         try:
             stored = self._files.write(key, data)
         except OSError as error:

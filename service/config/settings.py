@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     storage: OptionalFolder = Field(None, description="Folder for originals; by default `storage` in the data folder.")
     storage_disk: Disk = Field(
         "auto",
-        description="`local` if short calls to the originals' disk may run on the event loop, `remote` if they need a"
-        " thread; `auto` decides by the type of the file system.",
+        description="`local` if short calls to the disks of originals and renditions may run on the event loop,"
+        " `remote` if they need a thread; `auto` decides by the types of the file systems.",
     )
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
         "postgresql://localhost/daguerre", description="URL of PostgreSQL."

@@ -53,7 +53,7 @@ class DeliveryContext:
         """Opens the resources; tasks end with the block. Raises SettingsError if the folder of renditions cannot be
         used.
         """
-        files = open_renditions(settings.renditions_folder)
+        files = open_renditions(settings.renditions_folder, disk=settings.storage_disk)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)

@@ -47,6 +47,10 @@ class _Wait(Generic[Reply]):
                 timer.cancel()
         self.wakeup.clear()
 
+    def wake_after_failure(self, enqueued: asyncio.Future[None]) -> None:
+        if enqueued.cancelled() or enqueued.exception() is not None:
+            self.wakeup.set()
+
     def take_reply(self) -> Reply | None:
         reply, self.reply = self.reply, None
         return reply
@@ -56,8 +60,8 @@ class JobWaiter(Generic[Key, Reply]):
     """The requests of one process that wait for results, by key. Several may wait for one key.
 
     `deliver` and `wake_all` are for the subscriber of the process's reply channel. Results are checked every
-    `poll_interval_s`. A job is enqueued again `lost_after_s` after it was enqueued, because Redis may lose recent
-    writes, and `retry_after_s` after a failed attempt. One attempt takes at most `enqueue_timeout_s`.
+    `poll_interval_s`. A job is enqueued again after `lost_after_s`, because Redis may lose recent writes or hang, and
+    after `retry_after_s` if it could not be enqueued.
     """
 
     def __init__(
@@ -67,12 +71,10 @@ class JobWaiter(Generic[Key, Reply]):
         poll_interval_s: float = 1.0,
         lost_after_s: float = 2.0,
         retry_after_s: float = 0.5,
-        enqueue_timeout_s: float = 1.0,
     ) -> None:
         self.poll_interval_s = poll_interval_s
         self.lost_after_s = lost_after_s
         self.retry_after_s = retry_after_s
-        self.enqueue_timeout_s = enqueue_timeout_s
         self._enqueue_job = enqueue
         self._waits: dict[Key, list[_Wait[Reply]]] = {}
 
@@ -121,12 +123,14 @@ class JobWaiter(Generic[Key, Reply]):
             wait.wakeup.set()
         try:
             while True:
-                retry_after_s = self.lost_after_s if await self._enqueue(job) else self.retry_after_s
-                retry_at = min(deadline, time.monotonic() + retry_after_s)
-                if time.monotonic() >= deadline and wait.reply is None:
+                enqueued = self._enqueue_job(job)
+                enqueued.add_done_callback(wait.wake_after_failure)
+                if timeout_s <= 0:
+                    await asyncio.wait([enqueued], timeout=self.lost_after_s)
                     return None
-                if (result := await self._wait_until(retry_at, wait, check)) is not None:
+                if (result := await self._wait_until_retry(enqueued, deadline, wait, check)) is not None:
                     return result
+                enqueued.cancel()
                 if before_retry is not None and (result := await before_retry()) is not None:
                     return result
                 if time.monotonic() >= deadline:
@@ -136,25 +140,33 @@ class JobWaiter(Generic[Key, Reply]):
             if not waits:
                 del self._waits[key]
 
-    async def _wait_until(
-        self, end: float, wait: _Wait[Reply], check: Callable[[Reply | None], Awaitable[Result | None]]
+    async def _wait_until_retry(
+        self,
+        enqueued: asyncio.Future[None],
+        deadline: float,
+        wait: _Wait[Reply],
+        check: Callable[[Reply | None], Awaitable[Result | None]],
     ) -> Result | None:
-        while (remaining := end - time.monotonic()) > 0 or wait.reply is not None:
-            await wait.wait(min(remaining, self.poll_interval_s))
+        """Does not wait for `enqueued` itself: the reply comes soon after it, and each wake-up of a task costs time."""
+        started_at = time.monotonic()
+        while True:
+            retry_at = started_at + (self.retry_after_s if _has_failed(enqueued) else self.lost_after_s)
+            remaining_s = min(deadline, retry_at) - time.monotonic()
+            if remaining_s <= 0 and wait.reply is None:
+                return None
+            await wait.wait(min(remaining_s, self.poll_interval_s))
             if (result := await check(wait.take_reply())) is not None:
                 return result
-        return None
 
-    async def _enqueue(self, job: Job) -> bool:
-        """Returns whether the job is in the queue. A job that was there before is not changed."""
-        enqueued = self._enqueue_job(job)
-        await asyncio.wait([enqueued], timeout=self.enqueue_timeout_s)
-        if enqueued.cancel() or enqueued.cancelled():
-            return False
-        error = enqueued.exception()
-        if error is not None and not isinstance(error, ServiceError | TimeoutError):
-            raise error
-        return error is None
+
+def _has_failed(enqueued: asyncio.Future[None]) -> bool:
+    """Returns whether the job could not be enqueued. Raises an error that is no outage."""
+    try:
+        if enqueued.done():
+            enqueued.result()
+    except (ServiceError, TimeoutError, asyncio.CancelledError):
+        return True
+    return False
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -61,25 +61,26 @@ async def in_thread(threads: Executor, call: Callable[[], Result]) -> Result:
         raise
 
 
-class ShortCalls:
-    """Runs short calls on one disk. `on_loop` is for a local disk: there a thread costs more than the call itself.
+class LoopCalls:
+    """Runs short calls to one disk on the event loop. They are allowed if the disk `is_local`: there a thread costs
+    more than the call itself.
 
-    A call that takes longer than `max_s` means that the disk is busy or hangs. Then calls run in threads, for
-    `slow_for_s`.
+    A call that takes longer than `max_s` means that the disk is busy or hangs. Then none is allowed for `slow_for_s`.
     """
 
-    def __init__(self, threads: Executor, *, on_loop: bool, max_s: float = 0.05, slow_for_s: float = 60.0) -> None:
-        self._threads = threads
-        self._on_loop = on_loop
+    def __init__(self, *, is_local: bool, max_s: float = 0.05, slow_for_s: float = 60.0) -> None:
+        self._is_local = is_local
         self._max_s = max_s
         self._slow_for_s = slow_for_s
         self._slow_until = 0.0
 
-    async def run(self, call: Callable[[], Result]) -> Result:
-        """Returns the result of the call. Raises what it raises, and what `in_thread` does."""
+    @property
+    def are_allowed(self) -> bool:
+        return self._is_local and time.monotonic() >= self._slow_until
+
+    def run(self, call: Callable[[], Result]) -> Result:
+        """Returns the result of the call, which must be allowed. Raises what it raises."""
         started_at = time.monotonic()
-        if not self._on_loop or started_at < self._slow_until:
-            return await in_thread(self._threads, call)
         try:
             return call()
         finally:
@@ -87,6 +88,18 @@ class ShortCalls:
             if ended_at - started_at > self._max_s:
                 self._slow_until = ended_at + self._slow_for_s
                 log.info("storage.slow", ms=round(1000 * (ended_at - started_at)))
+
+
+class ShortCalls:
+    """Runs short calls to one disk: on the event loop if that is allowed, and otherwise in a thread."""
+
+    def __init__(self, threads: Executor, loop_calls: LoopCalls) -> None:
+        self._threads = threads
+        self._loop_calls = loop_calls
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Returns the result of the call. Raises what it raises, and what `in_thread` does."""
+        return self._loop_calls.run(call) if self._loop_calls.are_allowed else await in_thread(self._threads, call)
 
 
 @contextmanager
@@ -120,7 +133,7 @@ def read_file(path: Path) -> StoredFile:
     with path.open("rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         data = file.read(status.st_size) if status.st_size <= SMALL_BYTES else None
-        return StoredFile(path, status.st_size, status.st_mtime_ns, data)
+        return StoredFile(path, status.st_size, status.st_mtime_ns, data, size_on_disk(status))
 
 
 async def starts_with(threads: Executor, file: StoredFile, magic: bytes) -> bool:

@@ -14,11 +14,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from service.config.settings import SettingsError
 from service.errors import ServiceError
 from service.ids import ImageId
+
+Result = TypeVar("Result")
 
 # Images whose files could not be published or removed, with the reasons.
 Failures: TypeAlias = dict[ImageId, OSError]
@@ -200,11 +202,11 @@ class RenditionStorage(Protocol):
         Raises `storage-unavailable`.
         """
 
-    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
-        """Returns the bytes that a rendition takes on disk, or None if `find` would return None."""
+    async def run(self, call: Callable[[], Result], *, size: int) -> Result:
+        """Runs a call that writes `size` bytes here: on the event loop if that is short, and otherwise in a thread."""
 
     def write(self, key: RenditionKey, data: bytes) -> StoredFile:
-        """Writes a rendition, completely or not at all. Raises OSError."""
+        """Writes a rendition, completely or not at all. Blocks. Raises OSError."""
 
     def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
         """Writes a copy of a file in which each patch replaces the bytes at its offset. Raises OSError."""

@@ -153,7 +153,7 @@ async def test_probe_that_hangs_twice_is_refused(daguerre: Daguerre, stored: Sto
     assert not is_alive(hanging)
 
 
-@pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=20)
+@pytest.mark.settings(probe_processes=1, probe_timeout_s=1, wait_s=20, storage_disk="remote")
 async def test_hanging_storage_does_not_blame_the_picture(
     daguerre: Daguerre, stored: StoredState, tmp_path: Path
 ) -> None:

@@ -38,9 +38,11 @@ def replace_profile(image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
 
 def fetch_lines(region: pyvips.Region, image: pyvips.Image, height: int) -> pyvips.Image:
     """Returns the first lines as an image in memory. They are decoded in the calling thread."""
-    pixels = region.fetch(0, 0, image.width, height)
-    lines = pyvips.Image.new_from_memory(pixels, image.width, height, image.bands, image.format)
-    return lines.copy(interpretation=image.interpretation)
+    width, interpretation = image.width, image.interpretation
+    pixels = region.fetch(0, 0, width, height)
+    lines = pyvips.Image.new_from_memory(pixels, width, height, image.bands, image.format)
+    # libvips takes one band for grey and three for sRGB.
+    return lines if lines.interpretation == interpretation else lines.copy(interpretation=interpretation)
 
 
 def premultiply(image: pyvips.Image) -> pyvips.Image:

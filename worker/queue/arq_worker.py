@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, cast
@@ -57,7 +57,7 @@ class PushWorker(Worker):
 
     `wakeup_key` is the list onto which clients push a token for each job. `heartbeats` records that this worker is
     alive. `shares` returns how many jobs to claim at this time, up to `max_jobs`, and of which accounts. The return
-    value of a job's function is published as the reply.
+    value of a job's function is published as the reply, `result_wait_s()` later, together with others.
 
     Nothing here depends on the clock of this host. arq's cron and health check do, so neither is used.
     """
@@ -70,6 +70,7 @@ class PushWorker(Worker):
         shares: AccountShares | None = None,
         lease_s: float = LEASE_S,
         poll_interval_s: float = POLL_INTERVAL_S,
+        result_wait_s: Callable[[], float] = lambda: 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, poll_delay=_BURST_DELAY_S if kwargs.get("burst") else 0, **kwargs)
@@ -80,9 +81,9 @@ class PushWorker(Worker):
         self._claims = Claims(cast("Redis", self.pool), self.queue_name, wakeup_key, lease_s=lease_s)
         self._next_heartbeat = 0.0
         self._job_finished = asyncio.Event()
-        self._others_wakeup: asyncio.Task[object] | None = None  # waits for a token for other accounts
+        self._others_wakeup: asyncio.Task[None] | None = None  # waits for a token for other accounts
         self._full_accounts: frozenset[str] = frozenset()  # without room after the last claim
-        self._results = Batcher(self._claims.finish)
+        self._results = Batcher(self._claims.finish, wait_s=result_wait_s)
         self._exit_stack = AsyncExitStack()
 
     async def main(self) -> None:
@@ -110,7 +111,8 @@ class PushWorker(Worker):
         if self._free_slots():
             if (self._claims.has_skipped or self._full_accounts) and not self._claims.has_more and not self.burst:
                 await self._wait_for_room_or_others()
-                await self._claim(wait=False)
+                # If there is room for all, a job that came meanwhile has left a token, unless it was skipped before.
+                await self._claim(wait=not self._claims.has_skipped and not self._shares.claim_limits().full_accounts)
             else:
                 await self._claim(wait=not self._claims.has_more)
         elif not self.burst:
@@ -133,7 +135,7 @@ class PushWorker(Worker):
         It takes only tokens for other accounts. Workers with room for all accounts take the other tokens.
         """
         if self._others_wakeup is None:
-            self._others_wakeup = asyncio.create_task(self._wait_for_others())
+            self._others_wakeup = asyncio.create_task(self._claims.wait_for_others(self._poll_interval_s))
             self._others_wakeup.add_done_callback(lambda _: self._job_finished.set())
         deadline = time.monotonic() + self._poll_interval_s
         while (
@@ -147,10 +149,6 @@ class PushWorker(Worker):
         if self._others_wakeup.done():
             wakeup, self._others_wakeup = self._others_wakeup, None
             await wakeup
-
-    async def _wait_for_others(self) -> object:
-        keys, timeout_s = [self._claims.others_wakeup_key], self._poll_interval_s
-        return await self.pool.blpop(keys, timeout=timeout_s)  # type: ignore[arg-type, misc]
 
     async def _claim(self, *, wait: bool) -> None:
         """Claims and starts jobs in one round trip, which first waits for a wake-up if `wait` is set."""

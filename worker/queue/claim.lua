@@ -1,13 +1,14 @@
 -- Claims at most `free` jobs that are due and that no worker runs, with their payloads, in the order of their accounts'
 -- turns (service/queue/fair_dispatch.py). arq needs five round trips for each job instead. Also returns whether it left
--- jobs behind, and wakes the next worker for them. The time is that of Redis, as it is where jobs are enqueued, because
--- the clocks of hosts differ. If that clock was set back, a job that is due too far in the future runs now, and a lease
--- that is too long is shortened: its worker renews it if it is alive.
+-- jobs behind, and wakes the next worker for them; if it left none, wake-ups are removed. The time is that of Redis, as
+-- it is where jobs are enqueued, because the clocks of hosts differ. If that clock was set back, a job that is due too
+-- far in the future runs now, and a lease that is too long is shortened: its worker renews it if it is alive.
 --
 -- First, jobs of `later` whose time has come join the line of their account. Then jobs without a turn get one: the
 -- script reads at most `page` jobs of arq's set from `offset` on, unless `offset` is negative and there is other work.
 -- An account gets no more jobs than the room of its group, or `share` if no room is given.
-local queue, wakeups, turns, later, accounts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local queue, wakeups, others_wakeups = KEYS[1], KEYS[2], KEYS[3]
+local turns, later, accounts = KEYS[4], KEYS[5], KEYS[6]
 local running, job, retry, line = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local free, lease_ms, max_wakeups, page = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local offset, was_woken, share = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11])
@@ -122,7 +123,9 @@ while true do
         end
     end
 end
-if (was_woken or #claimed > 0) and redis.call('EXISTS', turns) == 1 then
+if redis.call('EXISTS', turns) == 0 then
+    redis.call('DEL', wakeups, others_wakeups)  -- those of jobs that were claimed with others
+elseif was_woken or #claimed > 0 then
     redis.call('RPUSH', wakeups, '')
     redis.call('LTRIM', wakeups, -max_wakeups, -1)
 end

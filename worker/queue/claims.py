@@ -148,17 +148,20 @@ class Claims:
     def __init__(self, redis: Redis, queue: str, wakeup_key: str, *, lease_s: float = LEASE_S) -> None:
         self.has_more = True  # the last claim left jobs behind; unknown before the first
         self.has_skipped = False  # the last claim skipped jobs of accounts without room
-        self.others_wakeup_key = others_wakeup_key(wakeup_key)
+        self._others_wakeup_key = others_wakeup_key(wakeup_key)
         self._redis = redis
         self._lease_ms = round(lease_s * 1000)
         turns = FairQueueKeys.of(queue)
-        self._keys = [queue, wakeup_key, turns.turns, turns.later, turns.accounts]
+        self._claim_keys = [queue, wakeup_key, self._others_wakeup_key, turns.turns, turns.later, turns.accounts]
+        self._finish_keys = [queue, turns.later, turns.accounts]
         self._wakeup_key = wakeup_key
         self._prefixes = [in_progress_key_prefix, job_key_prefix, retry_key_prefix, turns.line]
         self._later = turns.later
         self._offset = 0  # in arq's set, where the next search for jobs without a turn starts
         self._next_scan = 0.0
-        self._waiting = redis.add_pipeline()  # apart from others, because its commands wait for a wake-up
+        # Apart from others, because their commands wait for a wake-up.
+        self._waiting = redis.add_pipeline()
+        self._waiting_for_others = redis.add_pipeline()
 
     async def claim(self, count: int, limits: ClaimLimits, *, wait_s: float) -> list[ClaimedJob]:
         """Claims at most `count` jobs in one round trip. Waits for a wake-up first, for at most `wait_s`, unless it is
@@ -174,7 +177,7 @@ class Claims:
             int(wait_s > 0),
         ]
         args += [limits.share, MAX_DEFER_S * 1000, *(value for group in limits.groups for value in group)]
-        commands = [_CLAIM.command(self._keys, args)]
+        commands = [_CLAIM.command(self._claim_keys, args)]
         if wait_s:
             commands.insert(0, ("BLPOP", self._wakeup_key, wait_s))
         try:
@@ -191,6 +194,14 @@ class Claims:
             ClaimedJob(job_id.decode(), account.decode(), due, max(0, now - due) / 1000, payload, int(tries or 0))
             for job_id, account, due, payload, tries in claimed
         ]
+
+    async def wait_for_others(self, wait_s: float) -> None:
+        """Waits for a wake-up because of an account that had no waiting jobs, for at most `wait_s`, and takes it."""
+        try:
+            await self._waiting_for_others.send(("BLPOP", self._others_wakeup_key, wait_s), wait_s=wait_s)
+        except asyncio.CancelledError:
+            self._waiting_for_others.close()  # otherwise it would take a wake-up later, for nobody
+            raise
 
     def _choose_offset(self) -> int:
         """Returns the offset at which to search for jobs without a turn, or -1 if it is too early to search."""
@@ -228,7 +239,7 @@ class Claims:
             reply = b"" if result.reply is None else encode_message(result.reply)
             args += (result.job_id, "" if result.retry_after_ms is None else result.retry_after_ms, reply)
         try:
-            await _FINISH.run(self._redis.pipelined, [self._keys[0], *self._keys[3:]], args)
+            await _FINISH.run(self._redis.pipelined, self._finish_keys, args)
         except UNAVAILABLE as error:
             QUEUE.report(error)
             raise ServiceError("queue-unavailable") from error

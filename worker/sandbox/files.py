@@ -1,5 +1,5 @@
-"""Opens the files of pictures for decoders, which cannot open files in their sandbox. Uses daemon threads, because a
-disk may hang.
+"""Opens the files of pictures for decoders, which cannot open files in their sandbox. Uses daemon threads if the disk
+may hang.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
+from service.storage.files import LoopCalls
 from worker.file_headers import PictureFile
 from worker.sandbox.process import DecoderUnavailable
 
@@ -32,11 +33,14 @@ class SizeMismatch(Exception):
 
 
 class PictureFiles:
-    """Opens files in threads, so that a disk that hangs delays only the pictures on it."""
+    """Opens files in threads, so that a disk that hangs delays only the pictures on it. On a local disk, which hardly
+    ever does, opens them on the event loop, because each thread would cost more than the call.
+    """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, is_local: bool = False) -> None:
         self.threads: DaemonThreadPool[Sequence[PictureFile]] = DaemonThreadPool("pictures")
         self._timeout_s = timeout_s
+        self._loop_calls = LoopCalls(is_local=is_local)
         # By the first path of a picture: since when it hangs, and when the next attempt may start.
         self._hanging: dict[str, tuple[float, float]] = {}
 
@@ -74,8 +78,11 @@ class PictureFiles:
         if self._hanging and any(self._is_deferred(paths) for paths in pictures):
             raise DecoderUnavailable("its file does not open")
         started_at: list[float] = []
+        open_each = partial(self._open_each, pictures, started_at)
         try:
-            return await self._wait(self.threads.submit(partial(self._open_each, pictures, started_at), _close_each))
+            if self._loop_calls.are_allowed:
+                return self._loop_calls.run(open_each)
+            return await self._wait(self.threads.submit(open_each, _close_each))
         except FileNotFoundError:
             raise
         except TimeoutError as error:

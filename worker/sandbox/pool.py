@@ -50,8 +50,8 @@ _MAX_SLOW_ACCOUNTS = 100
 class DecoderPool:
     """A fixed number of decoders. Each has some requests in advance, so that it never waits for the worker.
 
-    Pictures are passed as open files. `durations` observes the seconds of each request, by default as those of probes.
-    An account gets at most `share` of the decoders, by default all.
+    Pictures are passed as open files; `is_local` means that these are on a local disk. `durations` observes the seconds
+    of each request, by default as those of probes. An account gets at most `share` of the decoders, by default all.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class DecoderPool:
         niceness: int = 0,
         limits: DecoderLimits = DEFAULT_LIMITS,
         slow: SlowAccounts | None = None,
+        is_local: bool = False,
     ) -> None:
         self.decoders = [
             Decoder(
@@ -72,7 +73,7 @@ class DecoderPool:
             )
             for _ in range(count)
         ]
-        self.files = PictureFiles(timeout_s)
+        self.files = PictureFiles(timeout_s, is_local=is_local)
         self._durations = durations or metrics.probe_seconds
         self._slow = slow or SlowAccounts()
         self._dispatcher = Dispatcher(self.decoders, count if share is None else share, self._slow)

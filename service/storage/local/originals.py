@@ -22,7 +22,15 @@ import structlog
 
 from service.errors import ServiceError
 from service.ids import ImageId
-from service.storage.files import ShortCalls, disk_threads, in_thread, open_regular, read_file, storage_errors
+from service.storage.files import (
+    LoopCalls,
+    ShortCalls,
+    disk_threads,
+    in_thread,
+    open_regular,
+    read_file,
+    storage_errors,
+)
 from service.storage.interface import Failures, StorageUnavailable, StoredFile, UploadFile
 from service.storage.local import disk
 from service.storage.local.clock import FolderClock
@@ -49,7 +57,7 @@ class LocalOriginals(StorageFolders):
         self.quarantine = Quarantine(folder / "unclaimed")
         self.publisher = Publisher(self, self.quarantine)
         self.threads = disk_threads("storage")
-        self._short_calls = ShortCalls(self.threads, on_loop=is_local)
+        self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
         self.root = StorageRoot(folder, load_id, self.threads)
         self._clock = FolderClock(self.incoming)
 

@@ -21,6 +21,8 @@ from service.folders import make_folder
 from service.ids import ImageId
 from service.storage.files import (
     SMALL_BYTES,
+    LoopCalls,
+    ShortCalls,
     check_patch,
     disk_threads,
     in_thread,
@@ -34,6 +36,7 @@ from service.storage.local.disk import INCOMING, NUM_SHARDS, shard_of
 from service.telemetry.metrics import metrics
 
 Owner = TypeVar("Owner", bound=Hashable)
+Result = TypeVar("Result")
 
 log = structlog.get_logger("service")
 
@@ -46,17 +49,22 @@ _COPY_BYTES = 1 << 20
 
 class LocalRenditions:
     """The `RenditionStorage` of a disk: 256 folders of files, created when needed, and `incoming` for files that are
-    being written. `device` is the disk that the folder is on, if it is known.
+    being written. `device` is the disk that the folder is on, if it is known. `is_local` means that short calls may run
+    on the event loop.
 
     Methods without `async` block and raise OSError.
     """
 
     num_shards = NUM_SHARDS
 
-    def __init__(self, root: Path, device: int | None = None) -> None:
+    def __init__(self, root: Path, device: int | None = None, *, is_local: bool = False) -> None:
         self.root = root
         self.device = device
+        self._incoming = root / INCOMING
+        # All folders, because it takes 3 us to append a name to a path.
+        self._shards = {name: root / name for name in map("{:02x}".format, range(NUM_SHARDS))}
         self.threads = disk_threads("renditions")
+        self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
         self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
 
     @property
@@ -70,7 +78,7 @@ class LocalRenditions:
         without being stored.
         """
         try:
-            make_folder(self.root / INCOMING)
+            make_folder(self._incoming)
             self.device = self.root.stat().st_dev
         except OSError as error:
             if error.errno in _CANNOT_WRITE:
@@ -82,10 +90,12 @@ class LocalRenditions:
         return self._shard(key.image_id) / f"{key.image_id}-{key.digest}"
 
     def _shard(self, image_id: ImageId) -> Path:
-        return self.root / shard_of(image_id)
+        return self._shards[shard_of(image_id)]
 
     async def find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
         with storage_errors():
+            if not await self._short_calls.run(partial(_may_exist, self.path(key))):
+                return None  # as for every new rendition: a thread would only find that out
             return await in_thread(self.threads, partial(self._find, key, is_complete))
 
     def _find(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> StoredFile | None:
@@ -106,11 +116,8 @@ class LocalRenditions:
             path.unlink()
         return None
 
-    def find_disk_size(self, key: RenditionKey, is_complete: Callable[[StoredFile], bool]) -> int | None:
-        try:
-            return size_on_disk(self.path(key).stat()) if self._find(key, is_complete) else None
-        except FileNotFoundError:
-            return None
+    async def run(self, call: Callable[[], Result], *, size: int) -> Result:
+        return await (self._short_calls.run(call) if size <= SMALL_BYTES else in_thread(self.threads, call))
 
     def write(self, key: RenditionKey, data: bytes) -> StoredFile:
         def fill(descriptor: int) -> None:
@@ -137,7 +144,7 @@ class LocalRenditions:
 
         An existing rendition is replaced, unlike an original: it has the same content, or it is damaged.
         """
-        draft, path = self.root / INCOMING / f"{self._draft_name}{next(self._draft_numbers)}", self.path(key)
+        draft, path = self._incoming / f"{self._draft_name}{next(self._draft_numbers)}", self.path(key)
         try:
             descriptor = self._create(draft)
             try:
@@ -157,7 +164,7 @@ class LocalRenditions:
 
     def _make_shard(self, folder: Path) -> None:
         """Creates a folder with the mode of `incoming`, which the operator may have opened to a proxy for X-Accel."""
-        folder.mkdir(mode=stat.S_IMODE((self.root / INCOMING).stat().st_mode) & 0o777, exist_ok=True)
+        folder.mkdir(mode=stat.S_IMODE(self._incoming.stat().st_mode) & 0o777, exist_ok=True)
 
     def _create(self, path: Path) -> int:
         """Opens a new file. Folders that were removed are created again, except for the parent of the root, and except
@@ -184,7 +191,7 @@ class LocalRenditions:
         """Raises OSError if the disk is not mounted, because the renditions on it still exist. An empty folder is
         accepted, because renditions may be lost.
         """
-        if not (self.root / INCOMING).exists():
+        if not self._incoming.exists():
             try:
                 self._require_device()
                 self.root.stat()
@@ -226,11 +233,22 @@ class LocalRenditions:
         return sizes
 
     def remove_stale_drafts(self, age_s: float) -> None:
-        folder, stale = self.root / INCOMING, []
+        folder, stale = self._incoming, []
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             before = read_clock(folder) - age_s
             stale = [entry for entry in entries if _is_older(entry, before)]
         _log_failures(_remove_each((entry.name, Path(entry.path)) for entry in stale))
+
+
+def _may_exist(path: Path) -> bool:
+    """Returns False only if there is certainly no file."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass  # reading the file tells what it means
+    return True
 
 
 def _is_older(entry: os.DirEntry[str], before: float) -> bool:

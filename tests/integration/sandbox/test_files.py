@@ -94,6 +94,17 @@ async def test_files_are_closed_with_the_context(files: PictureFiles, picture: s
     assert open_files(tmp_path) == []
 
 
+async def test_local_disk_needs_no_thread(picture: str, tmp_path: Path) -> None:
+    files = PictureFiles(SECONDS, is_local=True)
+    async with files.open([str(tmp_path / "none"), picture]) as opened:
+        assert opened[0].read(2) == b"\xff\xd8"
+    with pytest.raises(FileNotFoundError):
+        async with files.open([str(tmp_path / "none")]):
+            pass
+    assert files.threads.thread_count == 0
+    assert open_files(tmp_path) == []
+
+
 async def test_missing_watermark_is_reported(files: PictureFiles, picture: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError) as error:

@@ -91,8 +91,16 @@ async def test_failed_job_is_retried_soon(error: Exception) -> None:
     assert await wait == "reply"
 
 
+async def test_error_that_is_no_outage_is_raised() -> None:
+    site = Site(poll_interval_s=60)
+    site.error = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        await site.wait()
+    assert site.waiter.count("key") == 0
+
+
 async def test_enqueueing_that_hangs_ends_in_time() -> None:
-    site = Site(poll_interval_s=60, retry_after_s=0.02, enqueue_timeout_s=0.02)
+    site = Site()
     hanging = 0
 
     def hang(_: Job) -> asyncio.Future[None]:
@@ -100,7 +108,7 @@ async def test_enqueueing_that_hangs_ends_in_time() -> None:
         hanging += 1
         return asyncio.get_running_loop().create_future()
 
-    waiter: JobWaiter[str, str] = JobWaiter(hang, poll_interval_s=60, retry_after_s=0.02, enqueue_timeout_s=0.02)
+    waiter: JobWaiter[str, str] = JobWaiter(hang, poll_interval_s=60, lost_after_s=0.02)
     wait = asyncio.create_task(waiter.wait("key", JOB, site.check, timeout_s=30))
     await until(lambda: hanging >= 2)
     waiter.deliver("key", "reply")

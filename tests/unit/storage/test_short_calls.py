@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from service.storage.files import ShortCalls
+from service.storage.files import LoopCalls, ShortCalls
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ async def runs_on_loop(calls: ShortCalls) -> bool:
 
 
 async def test_local_disk_needs_no_thread(threads: ThreadPoolExecutor) -> None:
-    assert await runs_on_loop(ShortCalls(threads, on_loop=True))
+    assert await runs_on_loop(ShortCalls(threads, LoopCalls(is_local=True)))
 
 
 async def test_remote_disk_needs_threads(threads: ThreadPoolExecutor) -> None:
-    assert not await runs_on_loop(ShortCalls(threads, on_loop=False))
+    assert not await runs_on_loop(ShortCalls(threads, LoopCalls(is_local=False)))
 
 
 @pytest.mark.parametrize("error", [None, OSError("a fault of the disk")])
 async def test_slow_call_sends_the_next_ones_to_threads(threads: ThreadPoolExecutor, error: OSError | None) -> None:
-    calls = ShortCalls(threads, on_loop=True, max_s=0.02, slow_for_s=0.2)
+    calls = ShortCalls(threads, LoopCalls(is_local=True, max_s=0.02, slow_for_s=0.2))
 
     def take_long() -> None:
         time.sleep(0.03)

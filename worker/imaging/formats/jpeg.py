@@ -102,10 +102,9 @@ def open_original(source: Source, _: FrameSelection) -> Original:
         shrink = next(s for s in (8, 4, 2, 1) if s == 1 or _fits(header, s, scale))
         pixels = file.decode_turbo(shrink)
         if pixels is not None:
-            image = pixels.to_image(header.profile)
-        else:
-            image = file.load(shrink)
-            file.reject_other_size(image, shrink)
+            return pixels.to_image(header.profile)
+        image = file.load(shrink)
+        file.reject_other_size(image, shrink)
         width, height = (max(1, round(side / shrink)) for side in (header.width, header.height))
         if (width, height) != (image.width, image.height):  # libvips rounds the size down
             image = image.embed(0, 0, width, height, extend="copy")

@@ -24,7 +24,6 @@ Buffer: TypeAlias = bytes | mmap.mmap
 _MAX_PIXELS = 4_000_000
 # By the number of components.
 _COLOURS = {1: "GRAY", 3: "RGB"}
-_INTERPRETATIONS = {1: "b-w", 3: "srgb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class Pixels:
 
     def to_image(self, profile: bytes | None) -> pyvips.Image:
         height, width, bands = self.values.shape
+        # libvips takes one band for grey and three for sRGB.
         image = pyvips.Image.new_from_memory(np.ascontiguousarray(self.values), width, height, bands, "uchar")
-        image = image.copy(interpretation=_INTERPRETATIONS[bands])
         if profile is not None:
             image.set_type(pyvips.GValue.blob_type, ICC_PROFILE, profile)
         return image

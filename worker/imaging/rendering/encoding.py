@@ -64,7 +64,7 @@ def _join(frames: list[pyvips.Image], animation: Animation | None) -> pyvips.Ima
 
 
 def _jpeg(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
-    data = _small_jpeg(image, quality) if image.width * image.height <= _SMALL_PIXELS else None
+    data = _small_jpeg(image, quality)
     if data is None:
         data = bytes(image.jpegsave_buffer(Q=quality, optimize_coding=True, keep="none"))
     segments = b""
@@ -76,9 +76,12 @@ def _jpeg(image: pyvips.Image, quality: int, metadata: Metadata) -> bytes:
 
 
 def _small_jpeg(image: pyvips.Image, quality: int) -> bytes | None:
-    """Returns None if the result exceeds Pillow's buffer, e.g. for noise."""
-    pixels = pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
-    small = Image.frombytes("L" if image.bands == 1 else "RGB", (image.width, image.height), pixels)
+    """Returns None if the image is not small, or if the result exceeds Pillow's buffer, e.g. for noise."""
+    width, height = image.width, image.height
+    if width * height > _SMALL_PIXELS:
+        return None
+    pixels = pyvips.Region.new(image).fetch(0, 0, width, height)
+    small = Image.frombytes("L" if image.bands == 1 else "RGB", (width, height), pixels)
     subsampling = "4:2:0" if quality < _FULL_COLOUR_QUALITY else "4:4:4"
     out = io.BytesIO()
     try:

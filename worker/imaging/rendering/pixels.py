@@ -39,9 +39,10 @@ def resize(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
 
     Enlarges by `affine`, because libvips's `resize` moves an enlarged image by half a pixel to the right and down.
     """
-    narrow, low = min(width, image.width), min(height, image.height)
-    if (narrow, low) != (image.width, image.height):
-        image = image.resize(narrow / image.width, vscale=low / image.height, kernel="lanczos3")
+    old_width, old_height = image.width, image.height
+    narrow, low = min(width, old_width), min(height, old_height)
+    if (narrow, low) != (old_width, old_height):
+        image = image.resize(narrow / old_width, vscale=low / old_height, kernel="lanczos3")
     if (narrow, low) == (width, height):
         return image
     x, y = width / image.width, height / image.height
