@@ -36,11 +36,9 @@ log = structlog.get_logger("worker")
 _PREFETCH_S = 0.02
 MAX_PREFETCH = 2 * MAX_GROUP  # it works on one group while the next one is on its way
 _MEAN_WEIGHT = 1 / 8
+_MAX_RESULT_WAIT_S = 0.008
 
 _Expected = TypeVar("_Expected", Probe, Rendered, Patches)
-# With this many unfinished requests, results wait a moment to be written in one batch. With fewer, nothing waits.
-_CROWDED_REQUESTS = 4
-_CROWDED_WAIT_S = 0.008
 # An account is slow after a picture that took this long, for `SLOW_FOR_S`.
 SLOW_S = 2.0
 SLOW_FOR_S = 60.0
@@ -76,7 +74,8 @@ class DecoderPool:
         self.files = PictureFiles(timeout_s, is_local=is_local)
         self._durations = durations or metrics.probe_seconds
         self._slow = slow or SlowAccounts()
-        self._dispatcher = Dispatcher(self.decoders, count if share is None else share, self._slow)
+        self._share = count if share is None else share
+        self._dispatcher = Dispatcher(self.decoders, self._share, self._slow)
         self._max_pixels = max_pixels
         self._mean_s = _PREFETCH_S
         self._unfinished = 0  # requests, also those that wait for their file or for a decoder
@@ -91,8 +90,11 @@ class DecoderPool:
         return sum(decoder.in_flight for decoder in self.decoders)
 
     def choose_result_wait_s(self) -> float:
-        """Returns how long a result should wait for others that will come soon, to be written together."""
-        return _CROWDED_WAIT_S if self._unfinished >= _CROWDED_REQUESTS else 0
+        """Returns how long a result should wait for others, to be written together: no longer than each decoder has
+        other pictures to work on, because clients send their next ones only after their results.
+        """
+        pictures_each = self._unfinished / self._share
+        return min(_MAX_RESULT_WAIT_S, max(0, pictures_each - 1) * self._mean_s)
 
     async def start(self) -> None:
         """Starts all processes, so that the first picture does not wait for one. Raises DecoderUnavailable."""
