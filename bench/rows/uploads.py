@@ -68,11 +68,13 @@ def upload(target: Target, body: Path, size: str) -> wrk.Requests:
 def truncate_files(target: Target) -> None:
     """Truncates the files of a comparator to free disk space, because nothing reads them. Daguerre keeps its files.
 
+    A `.part` may belong to a request that is still being decoded, which would end the process with SIGBUS.
+
     They are not deleted, because ext4 without a journal visits every inode that was deleted in the last seconds when it
     creates a file. That would slow down the next turn.
     """
     if target.name == DAGUERRE:
         return
-    for path in target.folder.rglob("*"):
-        if path.is_file() and path.stat().st_size:
+    for path in target.folder.rglob("*.jpg"):
+        if path.stat().st_size:
             os.truncate(path, 0)

@@ -51,7 +51,8 @@ async function supervise() {
     listening += 1;
     if (listening === processes) console.log(`fastify_sharp is listening on http://127.0.0.1:${port}`);
   });
-  cluster.on("exit", () => {
+  cluster.on("exit", (worker, code, signal) => {
+    console.log(`process ${worker.process.pid} has exited: ${signal ?? code}`);
     if (!stopping) process.exit(1);
   });
   for (let i = 0; i < processes; i += 1) cluster.fork({ UV_THREADPOOL_SIZE: 2 });
