@@ -71,7 +71,7 @@ def raise_descriptor_limit(files: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:
         raise BenchError(
-            f"so many connections need {files} open files, and the limit is {hard}: raise it (`ulimit -Hn {files}`, as "
+            f"these connections need {files} open files, and the limit is {hard}: raise it (`ulimit -Hn {files}`, as "
             "root), or choose fewer --connections."
         )
     if soft != resource.RLIM_INFINITY and soft < files:

@@ -14,7 +14,7 @@ SAMPLE = Path(__file__).parents[1] / "service" / "launcher" / "embedded" / "samp
 # Width, height, and the bytes of a typical JPEG of a camera of this size.
 SIZES = {"s": (640, 480, 22_000), "m": (2000, 1500, 263_000), "l": (6000, 4000, 4_000_000)}
 
-# Of different photographs. With these they have 0.1 to 0.3 bytes a pixel, like those of cameras.
+# Of different photographs: typical of cameras.
 _GRAIN, _QUALITY = (3.0, 8.0), 82
 
 

@@ -49,7 +49,7 @@ _FILES_PER_CONNECTION, _OTHER_FILES = 2, 512
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Requests read, tag and render `images`, and delete those of `deletable`."""
+    """Requests read, tag and render `images`, and delete `deletable`."""
 
     key: str
     images: list[str]

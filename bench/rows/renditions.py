@@ -1,6 +1,6 @@
 """Renditions: uncached, of 100 different photographs, cached, and 500 concurrent requests for one.
 
-Uncached renditions are compared with sharp and thumbor, those of photographs with thumbor, cached ones with bare
+Uncached renditions are compared with sharp and thumbor, the 100 photographs with thumbor, cached renditions with bare
 aiohttp. 500 concurrent requests for one rendition must render it once.
 """
 

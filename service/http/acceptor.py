@@ -15,7 +15,7 @@ from service.shared_memory.connection_counts import ConnectionCounts
 log = structlog.get_logger("service.api")
 
 _YIELD_S = 0.001
-# In one iteration of its event loop a process accepts one connection and this part of those that it has, up to the
+# In one iteration of its event loop a process accepts one connection, and an eighth of those that it has, up to the
 # maximum.
 _BATCH_PART, _MAX_BATCH = 8, 64
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -124,7 +124,7 @@ while true do
     end
 end
 if redis.call('EXISTS', turns) == 0 then
-    redis.call('DEL', wakeups, others_wakeups)  -- those of jobs that were claimed with others
+    redis.call('DEL', wakeups, others_wakeups)  -- their jobs were claimed together with others
 elseif was_woken or #claimed > 0 then
     redis.call('RPUSH', wakeups, '')
     redis.call('LTRIM', wakeups, -max_wakeups, -1)

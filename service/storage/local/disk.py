@@ -145,7 +145,7 @@ class StorageFolders:
 
     def candidate_paths(self, image_id: ImageId) -> tuple[str, str, str]:
         """Returns the paths that an image's file may have after the commit of its row, in the order to try."""
-        # Strings, because a Path costs several times as much, and this is called for every picture.
+        # Strings, because this is called for every picture, and Path is slower.
         path = f"{self.folder}/{shard_of(image_id)}/{image_id}"
         return path, f"{self.folder}/{INCOMING}/{image_id}", path  # it may be published between the first two
 

@@ -61,7 +61,7 @@ class LocalRenditions:
         self.root = root
         self.device = device
         self._incoming = root / INCOMING
-        # All folders, because it takes 3 us to append a name to a path.
+        # Built once, because joining paths would be a large part of a search.
         self._shards = {name: root / name for name in map("{:02x}".format, range(NUM_SHARDS))}
         self.threads = disk_threads("renditions")
         self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
@@ -247,7 +247,7 @@ def _may_exist(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        pass  # reading the file tells what it means
+        pass  # reading the file will raise it
     return True
 
 
