@@ -30,6 +30,7 @@ from service.launcher.embedded.postgres import Postgres
 
 REQUESTS = 500
 MIN_RATE_OF_BARE = 0.6
+MIN_RATE_OF_THUMBOR = 1.3
 _WIDTH, _HEIGHT = 300, 225
 _QUERY = "format=jpeg&quality=80"
 # The background is part of the cache key but does not change a photograph, so every request renders the same pixels.
@@ -51,7 +52,6 @@ class _Work:
     size: tuple[int, int]
     in_flight: Sequence[int]
     comparators: Sequence[str]
-    min_rate_of_thumbor: float
     max_cpu_of_sharp: Mapping[int, float]
 
 
@@ -62,7 +62,6 @@ UNCACHED = _Work(
     size=(_WIDTH, _HEIGHT),
     in_flight=(4, 16),
     comparators=(SHARP, THUMBOR),
-    min_rate_of_thumbor=5.0,
     max_cpu_of_sharp={4: 1.15, 16: 1.0},
 )
 PHOTOGRAPHS = _Work(
@@ -72,7 +71,6 @@ PHOTOGRAPHS = _Work(
     size=(512, 384),
     in_flight=(2, 16),
     comparators=(THUMBOR,),
-    min_rate_of_thumbor=1.3,
     max_cpu_of_sharp={},
 )
 
@@ -127,7 +125,7 @@ def _measure_uncached(folder: Path, work: _Work, rounds: int, seconds: float, in
                 if one.target.name == SHARP:
                     turns.print_cpu_ratio(first, one, work.max_cpu_of_sharp[connections])
                 else:
-                    turns.print_ratio(first, one, work.min_rate_of_thumbor)
+                    turns.print_ratio(first, one, MIN_RATE_OF_THUMBOR)
 
 
 def _prepare(target: Target, pictures: Sequence[bytes], width: int) -> list[str]:

@@ -47,10 +47,6 @@ class _Wait(Generic[Reply]):
                 timer.cancel()
         self.wakeup.clear()
 
-    def wake_after_failure(self, enqueued: asyncio.Future[None]) -> None:
-        if enqueued.cancelled() or enqueued.exception() is not None:
-            self.wakeup.set()
-
     def take_reply(self) -> Reply | None:
         reply, self.reply = self.reply, None
         return reply
@@ -61,20 +57,18 @@ class JobWaiter(Generic[Key, Reply]):
 
     `deliver` and `wake_all` are for the subscriber of the process's reply channel. Results are checked every
     `poll_interval_s`. A job is enqueued again after `lost_after_s`, because Redis may lose recent writes or hang, and
-    after `retry_after_s` if it could not be enqueued.
+    after the next check if it could not be enqueued.
     """
 
     def __init__(
         self,
         enqueue: Callable[[Job], asyncio.Future[None]],
         *,
-        poll_interval_s: float = 1.0,
+        poll_interval_s: float = 0.5,
         lost_after_s: float = 2.0,
-        retry_after_s: float = 0.5,
     ) -> None:
         self.poll_interval_s = poll_interval_s
         self.lost_after_s = lost_after_s
-        self.retry_after_s = retry_after_s
         self._enqueue_job = enqueue
         self._waits: dict[Key, list[_Wait[Reply]]] = {}
 
@@ -124,9 +118,9 @@ class JobWaiter(Generic[Key, Reply]):
         try:
             while True:
                 enqueued = self._enqueue_job(job)
-                enqueued.add_done_callback(wait.wake_after_failure)
                 if timeout_s <= 0:
                     await asyncio.wait([enqueued], timeout=self.lost_after_s)
+                    _has_failed(enqueued)
                     return None
                 if (result := await self._wait_until_retry(enqueued, deadline, wait, check)) is not None:
                     return result
@@ -148,15 +142,13 @@ class JobWaiter(Generic[Key, Reply]):
         check: Callable[[Reply | None], Awaitable[Result | None]],
     ) -> Result | None:
         """Does not wait for `enqueued` itself: the reply comes soon after it, and each wake-up of a task costs time."""
-        started_at = time.monotonic()
+        retry_at = min(deadline, time.monotonic() + self.lost_after_s)
         while True:
-            retry_at = started_at + (self.retry_after_s if _has_failed(enqueued) else self.lost_after_s)
-            remaining_s = min(deadline, retry_at) - time.monotonic()
-            if remaining_s <= 0 and wait.reply is None:
-                return None
-            await wait.wait(min(remaining_s, self.poll_interval_s))
+            await wait.wait(min(retry_at - time.monotonic(), self.poll_interval_s))
             if (result := await check(wait.take_reply())) is not None:
                 return result
+            if wait.reply is None and (_has_failed(enqueued) or time.monotonic() >= retry_at):
+                return None
 
 
 def _has_failed(enqueued: asyncio.Future[None]) -> bool:
