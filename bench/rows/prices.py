@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import pyvips
 from PIL import Image as Pillow
 
 from bench.photographs import photograph, render
@@ -136,10 +135,10 @@ def _save(frames: Sequence[Pillow.Image], form: str, **options: Any) -> bytes:
 
 def _describe(path: Path) -> Image:
     """Returns the row that a probe of the file would write."""
-    header = pyvips.Image.new_from_file(str(path), n=-1) if path.stem == "moving" else pyvips.Image.new_from_file(path)
-    pages = header.get("n-pages") if path.stem == "moving" else 1
+    with Pillow.open(path) as picture:
+        width, height = picture.size
+        pages = getattr(picture, "n_frames", 1)
     form, size = path.suffix.removeprefix("."), path.stat().st_size
-    height = header.height // pages
     return Image(
         ImageId("AAAAAAA"),
         AccountId(1),
@@ -149,7 +148,7 @@ def _describe(path: Path) -> Image:
         [],
         datetime.now(UTC),
         form,
-        header.width,
+        width,
         height,
         1,
         pages,

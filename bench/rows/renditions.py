@@ -37,6 +37,8 @@ _QUERY = "format=jpeg&quality=80"
 _UNCACHED = f"{_QUERY}&background={wrk.FRESH}"
 _UNLIMITED = {"DAGUERRE_RENDITION_RATE_LIMIT": ""}
 _TIMEOUT_S = 60
+# A process responds with its last scrape for a second.
+_SCRAPE_REUSE_S = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ def _fetch(target: Target, path: str, size: tuple[int, int]) -> bytes:
 
 
 def _count_renders(target: Target) -> int:
+    time.sleep(_SCRAPE_REUSE_S)
     with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics", timeout=_TIMEOUT_S) as response:
         match = re.search(r"^daguerre_render_duration_seconds_count ([\d.]+)$", response.read().decode(), re.MULTILINE)
     return int(float(match[1])) if match else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,11 @@ _DIM, _BOLD = "2", "1"
 _LEVELS = {"warning": "33", "error": "31", "critical": "31"}
 _BLOCKS = ("exception", "stack")
 _LEADING = ("method", "path")
+_USUAL_FIELDS = frozenset(
+    {"part", "pid", "request_id", "method", "path", "status", "ms", "event", "level", "timestamp"}
+)
+_PLAIN_TARGET = re.compile(r"[A-Z]+ [!#-&(-<>-~]+")  # needs neither quotes nor escapes
+_MAX_REQUEST_COLUMNS = MAX_COLUMNS - len("2026-01-01 00:00:00.000Z request ")
 
 
 class ConsoleRenderer:
@@ -29,6 +35,18 @@ class ConsoleRenderer:
         words = [(self._paint(text, colour), len(text)) for text, colour in _words(event)]
         blocks = [str(event[name]) for name in _BLOCKS if event.get(name)]
         return "\n".join([_fold(words), *blocks])
+
+    def render_request(self, line: Mapping[str, Any]) -> str | None:
+        """Renders the line of a usual request as it renders any event, in a fraction of the time, and returns None for
+        others.
+        """
+        if line.keys() != _USUAL_FIELDS or line["level"] != "info":
+            return None
+        target = f"{line['method']} {line['path']}"
+        words = f"{target} status={line['status']} ms={line['ms']} id={line['request_id']}"
+        if len(words) > _MAX_REQUEST_COLUMNS or _PLAIN_TARGET.fullmatch(target) is None:
+            return None
+        return f"{self._paint(_time(line['timestamp']), _DIM)} {self._paint('request', _BOLD)} {words}"
 
     def _paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours and colour else text

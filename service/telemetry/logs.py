@@ -54,7 +54,10 @@ def configure(settings: Settings, **process: object) -> None:
     structlog.contextvars.bind_contextvars(**process)
 
     def write_request(line: dict[str, Any]) -> None:
-        lines.msg(to_console(None, "", _escape(None, "", line)) if console else _to_clean_json(line))
+        if console:
+            lines.msg(to_console.render_request(line) or to_console(None, "", _escape(None, "", line)))
+        else:
+            lines.msg(_to_clean_json(line))
 
     request_log.configure(write_line=write_request, level=level, process=process)
     _configure_libraries(shared, rendering)

@@ -6,11 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis.strategies
 import pytest
 
 from service.config.settings import Settings
+from service.telemetry import logs
 from service.telemetry.console import ConsoleRenderer
 from tests.conftest import Tenant
 from tests.support.daguerre_processes import processes_of
@@ -194,6 +197,37 @@ def test_console_line_begins_with_its_event() -> None:
     assert line == "2026-11-29 20:13:02.123Z request GET /v1/images/nkCzOth status=200 ms=12.3 id=0123456789abcdef"
     [line] = render(event="probe.deferred", level="warning", reason="a b")
     assert line == "2026-11-29 20:13:02.123Z probe.deferred WARNING reason='a b' api/4711"
+
+
+@hypothesis.given(
+    path=hypothesis.strategies.text(min_size=1, max_size=60) | hypothesis.strategies.just("/v1/images/nkCzOth"),
+    method=hypothesis.strategies.sampled_from(["GET", "DELETE", "M-SEARCH", "A B"]),
+    status=hypothesis.strategies.sampled_from([200, 404, 499]),
+    colours=hypothesis.strategies.booleans(),
+    others=hypothesis.strategies.sampled_from([{}, {"code": "busy"}, {"level": "warning"}]),
+)
+def test_usual_request_is_rendered_like_any_event(
+    path: str, method: str, status: int, colours: bool, others: dict[str, str]
+) -> None:
+    renderer = ConsoleRenderer(colours=colours)
+    line = {
+        "part": "api",
+        "pid": 4711,
+        "request_id": "0123456789abcdef",
+        "method": method,
+        "path": path,
+        "status": status,
+        "ms": 12.3,
+        "event": "request",
+        "level": "info",
+        "timestamp": datetime(2026, 11, 29, 20, 13, 2, 123456, UTC),
+        **others,
+    }
+    rendered = renderer.render_request(line)
+    if rendered is None:
+        assert path != "/v1/images/nkCzOth" or others or not method.isalpha()
+    else:
+        assert rendered == renderer(None, "", logs._escape(None, "", dict(line)))
 
 
 def test_console_lines_fit_100_columns() -> None:
