@@ -10,8 +10,6 @@ from aiohttp import web
 from service.api.middleware import (
     CORS_HEADERS,
     RateLimitHeaders,
-    allow_cross_origin,
-    handle_options,
     protocol_error_response,
     request_middleware,
 )
@@ -26,21 +24,21 @@ from service.http.bodies import defer_100_continue
 from service.http.fast_path import FastPath
 from service.http.server import ERROR_RESPONSE, SHORTCUT
 from service.shared_memory.in_flight_bytes import InFlightBytes
+from service.telemetry.metrics import metrics as process_metrics
 
 
 def create_app(settings: Settings, in_flight_bytes: InFlightBytes | None = None) -> web.Application:
-    app = web.Application(middlewares=[request_middleware, handle_options])
+    app = web.Application(middlewares=[request_middleware])
     app[ERROR_RESPONSE] = protocol_error_response
-    app.on_response_prepare.append(allow_cross_origin)
     if settings.rate_limit is not None:
         app.on_response_prepare.append(RateLimitHeaders(settings.rate_limit))
 
     async def resources_context(app: web.Application) -> AsyncIterator[None]:
         async with open_resources(settings, in_flight_bytes) as resources:
             find_cached = partial(pictures.find_cached, resources.delivery)
-            fast_path = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached, CORS_HEADERS)
-            app[RESOURCES], app[SHORTCUT] = resources, fast_path
-            async with running(fast_path.run()):
+            app[RESOURCES] = resources
+            app[SHORTCUT] = FastPath("/i/", ("/i/{id}", "/i/{id}/{name}"), find_cached, CORS_HEADERS)
+            async with running(process_metrics.requests.run()):
                 yield
 
     app.cleanup_ctx.append(resources_context)

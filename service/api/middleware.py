@@ -77,7 +77,7 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
     exchange = _Exchange(request, time.perf_counter())
     request[_REQUEST_ID] = choose_request_id(request.headers.get("X-Request-Id"))
     try:
-        response = await handler(request)
+        response = await (handler(request) if request.method != "OPTIONS" else _respond_to_options(request, handler))
     except AccountUnknown:  # the account was deleted during the request
         exchange.code = "unauthorized"
         response = error_response(ServiceError("unauthorized"), request.get(ERROR_HEADERS))
@@ -96,6 +96,8 @@ async def request_middleware(request: web.Request, handler: _Handler) -> web.Str
         log.exception("request.failed", request_id=request_id(request), path=redact_keys(request.path))
         response = error_response(ServiceError("internal"), request.get(ERROR_HEADERS))
     response.headers["X-Request-Id"] = request_id(request)
+    if request.path not in _SAME_ORIGIN_PATHS:
+        add_cors_headers(response.headers)
     if isinstance(response, SendfileResponse):
         response.on_end = exchange.end  # it is sent after this, and may take minutes
     else:
@@ -141,23 +143,12 @@ def protocol_error_response(error: ServiceError, headers: Mapping[str, str] | No
     return response
 
 
-async def allow_cross_origin(request: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: adds the CORS headers to every response of the application, also to one that its
-    handler prepares.
-    """
-    if request.path not in _SAME_ORIGIN_PATHS:
-        add_cors_headers(response.headers)
-
-
-@web.middleware
-async def handle_options(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _respond_to_options(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Responds to OPTIONS from the route table, since aiohttp's router treats it as a method that is not allowed.
 
     A preflight to an unknown path succeeds too, so that the page can read the 404. Otherwise a mistyped path would look
     like a CORS failure.
     """
-    if request.method != "OPTIONS":
-        return await handler(request)
     is_preflight = "Access-Control-Request-Method" in request.headers
     refusal = request.match_info.http_exception
     if isinstance(refusal, web.HTTPMethodNotAllowed):

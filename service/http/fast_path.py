@@ -6,7 +6,6 @@ others, e.g. one with a Range, go to the application, which finds the same file.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -19,7 +18,6 @@ from service.http.file_sending import CacheControl, StoredFile
 from service.telemetry.metrics import metrics
 from service.telemetry.requests import choose_request_id, log_request
 
-_FLUSH_INTERVAL_S = 0.2
 # Headers of requests that only the application can handle.
 _SPECIAL_HEADERS = ("Range", "If-None-Match", "If-Modified-Since", "Expect")
 
@@ -55,20 +53,7 @@ class FastPath:
         self.prefix = prefix
         self._common_headers = common_headers
         self._find = find
-        self._tallies = [metrics.requests.tally("GET", route, 200) for route in routes]
-
-    async def run(self) -> None:
-        """Adds the counts to the metrics at intervals, until cancelled."""
-        try:
-            while True:
-                await asyncio.sleep(_FLUSH_INTERVAL_S)
-                self._flush()
-        finally:
-            self._flush()
-
-    def _flush(self) -> None:
-        for tally in self._tallies:
-            tally.flush()
+        self._tallies = [metrics.requests.tally("GET", route, 200, from_memory=True) for route in routes]
 
     def respond(self, request: web.BaseRequest) -> bytes | None:
         """Returns the whole response to a request under `prefix`, counted and logged, or None if the application has to

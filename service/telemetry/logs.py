@@ -21,11 +21,13 @@ import structlog
 
 from service.config.settings import Settings
 from service.telemetry.console import ConsoleRenderer
+from service.telemetry.request_lines import make_console_renderer, make_json_renderer
 from service.telemetry.requests import request_log
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 # Types that cannot contain a client's text, and fields that contain a traceback.
 _PLAIN = frozenset({int, float, bool, NoneType, bytes, datetime})
+_GATHER_S = 0.02
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
 
 
@@ -54,24 +56,28 @@ def configure(settings: Settings, **process: object) -> None:
     structlog.contextvars.bind_contextvars(**process)
 
     def write_request(line: dict[str, Any]) -> None:
-        if console:
-            lines.msg(to_console.render_request(line) or to_console(None, "", _escape(None, "", line)))
-        else:
-            lines.msg(_to_clean_json(line))
+        lines.put_soon(to_console(None, "", _escape(None, "", line)) if console else _to_clean_json(line))
 
-    request_log.configure(write_line=write_request, level=level, process=process)
+    request_log.configure(
+        render=make_console_renderer(colours=sys.stderr.isatty()) if console else make_json_renderer(_to_json(process)),
+        write_text=lines.put_soon,
+        write_fields=write_request,
+        level=level,
+        process=process,
+    )
     _configure_libraries(shared, rendering)
 
 
 class _Lines:
-    """A logger that writes all lines of one iteration of the event loop together, because a write costs more than a
-    line.
+    """A logger that writes several lines together, because a write costs more than a line: all lines of one iteration
+    of the event loop, and lines of requests within `_GATHER_S`.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._buffer: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that a write is scheduled on
+        self._later_loop: asyncio.AbstractEventLoop | None = None  # the same for a write of requests
         atexit.register(self._write)
 
     def __call__(self, *_: object) -> _Lines:
@@ -89,6 +95,22 @@ class _Lines:
             loop.call_soon(self._write)
 
     debug = info = warning = error = critical = msg
+
+    def put_soon(self, line: str) -> None:
+        """Like `msg`, but the line may be written a little later."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._put([line])
+            return
+        self._buffer.append(line)
+        if self._later_loop is not loop:
+            self._later_loop = loop
+            loop.call_later(_GATHER_S, self._write_later)
+
+    def _write_later(self) -> None:
+        self._later_loop = None
+        self._write()
 
     def _write(self) -> None:
         lines, self._buffer, self._loop = self._buffer, [], None

@@ -29,6 +29,7 @@ async def show(request: web.Request) -> web.Response:
 
 async def _scrape(service: Resources) -> bytes:
     queue, state = await asyncio.gather(_measure_queue(service), _measure_state(service))
+    metrics.requests.flush()
     return await asyncio.to_thread(metrics.render, queue, state)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import hypothesis.strategies
@@ -15,6 +16,8 @@ import pytest
 from service.config.settings import Settings
 from service.telemetry import logs
 from service.telemetry.console import ConsoleRenderer
+from service.telemetry.request_lines import RequestLine, make_console_renderer, make_json_renderer
+from service.telemetry.requests import redact_keys
 from tests.conftest import Tenant
 from tests.support.daguerre_processes import processes_of
 from tests.support.waiting import until
@@ -200,34 +203,30 @@ def test_console_line_begins_with_its_event() -> None:
 
 
 @hypothesis.given(
-    path=hypothesis.strategies.text(min_size=1, max_size=60) | hypothesis.strategies.just("/v1/images/nkCzOth"),
+    path=hypothesis.strategies.text(min_size=1, max_size=90)
+    | hypothesis.strategies.text("ab/", min_size=1, max_size=90)
+    | hypothesis.strategies.just("/v1/images/nkCzOth"),
     method=hypothesis.strategies.sampled_from(["GET", "DELETE", "M-SEARCH", "A B"]),
     status=hypothesis.strategies.sampled_from([200, 404, 499]),
-    colours=hypothesis.strategies.booleans(),
-    others=hypothesis.strategies.sampled_from([{}, {"code": "busy"}, {"level": "warning"}]),
+    form=hypothesis.strategies.sampled_from(["console", "colours", "json"]),
 )
-def test_usual_request_is_rendered_like_any_event(
-    path: str, method: str, status: int, colours: bool, others: dict[str, str]
-) -> None:
-    renderer = ConsoleRenderer(colours=colours)
-    line = {
-        "part": "api",
-        "pid": 4711,
-        "request_id": "0123456789abcdef",
-        "method": method,
-        "path": path,
-        "status": status,
-        "ms": 12.3,
-        "event": "request",
-        "level": "info",
-        "timestamp": datetime(2026, 11, 29, 20, 13, 2, 123456, UTC),
-        **others,
-    }
-    rendered = renderer.render_request(line)
-    if rendered is None:
-        assert path != "/v1/images/nkCzOth" or others or not method.isalpha()
+def test_usual_request_is_rendered_like_any_event(path: str, method: str, status: int, form: str) -> None:
+    process = {"part": "api", "pid": 4711}
+    json_renderer = make_json_renderer(json.dumps(process, separators=(",", ":")))
+    render = json_renderer if form == "json" else make_console_renderer(colours=form == "colours")
+    text = render(RequestLine("0123456789abcdef", method, path, status, 0.01234))
+    if text is None:
+        assert (path, method.isalpha()) != ("/v1/images/nkCzOth", True)
+        return
+    found = re.search(r"20[0-9-]{8}[T ][0-9:]{8}[.][0-9]+Z", text)
+    assert found is not None
+    fields = {"request_id": "0123456789abcdef", "method": method, "path": redact_keys(path), "status": status}
+    now = datetime.fromisoformat(found[0])
+    event = {**process, **fields, "ms": 12.3, "event": "request", "level": "info", "timestamp": now}
+    if form == "json":
+        assert json.loads(text) == {**event, "timestamp": found[0]}
     else:
-        assert rendered == renderer(None, "", logs._escape(None, "", dict(line)))
+        assert text == ConsoleRenderer(colours=form == "colours")(None, "", logs._escape(None, "", event))
 
 
 def test_console_lines_fit_100_columns() -> None:

@@ -77,6 +77,7 @@ async def test_every_process_shows_all_counts(daguerre: Daguerre) -> None:
     await daguerre.wait_ready()
     assert (await daguerre.upload(jpeg())).status == 200
     requests = await ask_each(daguerre, apis)
+    await wait_counted(daguerre, requests, in_flight=0)  # each process adds its own counts at intervals
     for _ in range(10):
         shown = await scrape(daguerre)
         assert total(shown) == requests
@@ -223,6 +224,7 @@ for route in {sorted({r.resource.canonical for r in create_app(Settings()).route
 for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"):
     for status in (400, 404, 405, 417, 499):
         metrics.requests.count_response(method, "unmatched", status, None, 1)
+metrics.requests.flush()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     for kind, size in metric_files.RESERVED_BYTES.items():
