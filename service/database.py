@@ -26,6 +26,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | _PoolConnection"
 # for its turn, which is no outage.
 _ACQUIRE_TIMEOUT_S = 2
 _MAX_TURN_WAIT_S = 5
+_RETURN_TIMEOUT_S = 2
 # The maximum time of a statement for a client. It detects a server that vanished without closing its connections.
 _COMMAND_TIMEOUT_S = 5
 # asyncpg's own default for the connections of its pool.
@@ -158,7 +159,7 @@ class Database:
             except BaseException as error:
                 if isinstance(error, asyncpg.InternalClientError):
                     connection.terminate()  # its state is undefined after the server closed it
-                await self._pool.release(connection)
+                await self._return(connection)
                 raise
             await self._release(connection)
         except _UNAVAILABLE as error:
@@ -184,7 +185,7 @@ class Database:
                 return connection
             if _is_open(connection):
                 connection.terminate()
-            await self._pool.release(connection)
+            await self._return(connection)
         self._acquiring += 1
         try:
             async with self._time_limit():
@@ -220,12 +221,18 @@ class Database:
         if not (self._spare or self._acquiring or self._is_closing) and _is_open(connection):
             self._spare, self._spare_since = connection, time.monotonic()
         else:
-            await self._pool.release(connection)
+            await self._return(connection)
+
+    async def _return(self, connection: _PoolConnection) -> None:
+        """Returns it to the pool. After a cancelled statement the pool waits until the server has confirmed that, but
+        for at most _RETURN_TIMEOUT_S: then it closes the connection, and raises TimeoutError.
+        """
+        await self._pool.release(connection, timeout=_RETURN_TIMEOUT_S)
 
     async def _release_spare(self) -> None:
         if self._spare is not None:
             connection, self._spare = self._spare, None
-            await self._pool.release(connection)
+            await self._return(connection)
 
 
 def _is_open(connection: _PoolConnection) -> bool:

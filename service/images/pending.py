@@ -289,7 +289,7 @@ async def delete_failed_image(connection: Connection, image_id: ImageId) -> None
     await connection.execute(_DELETE_FAILED_IMAGE, image_id)
 
 
-# Other requests with its Idempotency-Key may wait for it in other processes, which poll the row once a second.
+# Other requests with its Idempotency-Key may wait for it in other processes, which poll the row twice a second.
 _EXPIRE_FAILED_IMAGE = """
 update images set failed_at = least(failed_at, now() - interval '24 hours' + interval '1 minute')
 where id = $1 and state = 'failed'

@@ -115,6 +115,7 @@ class JobWaiter(Generic[Key, Reply]):
         waits.append(wait)  # before the job is enqueued, so that no reply is missed
         if check_first:
             wait.wakeup.set()
+        enqueued: asyncio.Future[None] | None = None
         try:
             while True:
                 enqueued = self._enqueue_job(job)
@@ -133,6 +134,8 @@ class JobWaiter(Generic[Key, Reply]):
             waits.remove(wait)
             if not waits:
                 del self._waits[key]
+            if enqueued is not None:
+                _ignore_error(enqueued)
 
     async def _wait_until_retry(
         self,
@@ -159,6 +162,14 @@ def _has_failed(enqueued: asyncio.Future[None]) -> bool:
     except (ServiceError, TimeoutError, asyncio.CancelledError):
         return True
     return False
+
+
+def _ignore_error(enqueued: asyncio.Future[None]) -> None:
+    """Keeps asyncio from logging an error after the wait has ended, e.g. because the client has disconnected."""
+    if not enqueued.done():
+        enqueued.add_done_callback(_ignore_error)
+    elif not enqueued.cancelled():
+        enqueued.exception()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,6 +23,7 @@ from service.storage.local.originals import LocalOriginals
 from tests.chaos.load import ChaosClient, send, unique_picture
 from tests.chaos.site import Site, run_site
 from tests.support.disks import mounted, unmounted
+from tests.support.processes import processes
 from tests.support.raw_http import upload_head
 from tests.support.samples import jpeg
 from tests.support.waiting import until
@@ -88,6 +89,22 @@ async def test_server_outage(site: Site, server: str, how: str) -> None:
         if how == "stopped for 20 seconds":
             await asyncio.sleep(20)
         await site.start_server(target)
+
+
+@pytest.mark.parametrize("server", ["valkey", "postgres"])
+async def test_server_hangs(site: Site, server: str) -> None:
+    """Its connections stay open, and the kernel accepts new ones, also those that should cancel statements."""
+    process = {"valkey": site.valkey, "postgres": site.postgres}[server].process
+    assert process is not None
+    async with site.load():
+        hanging = [process.pid, *(pid for pid, (parent, *_) in processes().items() if parent == process.pid)]
+        try:
+            for pid in hanging:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(14)
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
 
 
 async def test_valkey_is_flushed(site: Site) -> None:

@@ -134,6 +134,22 @@ async def test_slow_statement_is_database_unavailable(database_url: str) -> None
             assert await connection.fetchval("select 1") == 1
 
 
+async def test_server_that_cancels_nothing_is_given_up_soon(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server that hangs: a request waits for its statement, but not as long again for the end of that."""
+
+    async def hang(**_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("asyncpg.connect_utils._cancel", hang)
+    monkeypatch.setattr("service.database._RETURN_TIMEOUT_S", 0.2)
+    async with Database.open(database_url, connections=1, command_timeout_s=2) as database:
+        async with asyncio.timeout(3):
+            with pytest.raises(ServiceError, match="database-unavailable"):
+                async with database.connection() as connection:
+                    await connection.execute("select pg_sleep(4)")
+        assert await find_pid(database)
+
+
 @pytest.mark.settings(database_url="postgresql://daguerre@127.0.0.1:1/daguerre")
 async def test_application_starts_without_a_database(settings: Settings, aiohttp_client: Any) -> None:
     LocalOriginals(

@@ -159,14 +159,14 @@ class PushWorker(Worker):
         self._reap()  # a job whose result could not be recorded may be among the claimed ones
         jobs = [job for job in claimed if not self._is_running(job)]
         free = self._free_slots()
-        if len(jobs) > free:  # meanwhile a shutdown started, or the pictures became slow
-            await self._claims.release(jobs[free:])
         for job in jobs[:free]:
             self._shares.add(job.account)
             task = self.loop.create_task(self._run_claimed(job))
             task.add_done_callback(partial(self._on_job_finished, job.account))
             self.tasks[job.id] = task
         self._full_accounts = self._shares.claim_limits().full_accounts
+        if len(jobs) > free:  # meanwhile a shutdown started, or the pictures became slow
+            await self._claims.release(jobs[free:])
 
     @property
     def running_jobs(self) -> int:

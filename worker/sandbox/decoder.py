@@ -112,6 +112,7 @@ class Decoder:
         self._groups: deque[int] = deque()  # the number of pending requests of each group that was sent
         self._submitted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._context = copy_context()  # for the log: the fields of the process, and none of a caller
         self._is_receiving = False  # from a process that works on the pending requests
         self._started_at = 0.0  # with the first pending request
 
@@ -162,7 +163,7 @@ class Decoder:
         self._pending.append(pending)
         self._submitted.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work(), context=Context())  # no caller's in the log
+            self._task = asyncio.create_task(self._work(), context=self._context)
             self._task.add_done_callback(lambda _: self._on_idle())
         elif self._is_receiving:
             asyncio.get_running_loop().call_soon(self._send_pending)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from arq.constants import in_progress_key_prefix
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.ids import AccountId, ImageId
 from service.queue.connection import Redis
-from service.queue.jobs import MAX_WAKEUP_TOKENS, WAKEUP_KEY, JobQueue
+from service.queue.jobs import MAX_WAKEUP_TOKENS, WAKEUP_KEY, JobQueue, ProbeJob
 from tests.support.queue_workers import (
     LONG_POLL_S,
     Job,
@@ -25,7 +27,7 @@ from tests.support.queue_workers import (
     run_queue_worker,
 )
 from tests.support.waiting import until
-from worker.queue.claims import AccountShares
+from worker.queue.claims import LEASE_S, AccountShares, Claims
 
 
 async def test_workers_share_a_backlog_on_one_token(redis: Redis, redis_url: str) -> None:
@@ -98,6 +100,24 @@ async def test_token_without_a_slot_goes_back(redis: Redis, redis_url: str, job:
         await until(lambda: redis.llen(WAKEUP_KEY))
         job.release.set()
         await until(lambda: len(job.runs) == 3)
+
+
+async def test_jobs_with_a_slot_start_if_the_others_cannot_go_back(
+    redis: Redis, redis_url: str, job: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the connection that is lost at that moment delays all of them until their leases expire."""
+    share = 4
+
+    async def fail(*_: Any) -> None:
+        raise RedisConnectionError
+
+    monkeypatch.setattr(Claims, "release", fail)
+    async with run_queue_worker(redis_url, job, shares=AccountShares(lambda: share)):
+        await until(lambda: JobQueue(redis).count_workers())
+        await asyncio.sleep(0.3)  # it waits for a wake-up
+        share = 2
+        await JobQueue(redis).enqueue([ProbeJob(ImageId(image_id), AccountId(1), "", "") for image_id in "abcd"])
+        await until(lambda: job.finished == ["a", "b"], timeout_s=LEASE_S / 2)
 
 
 @pytest.mark.slow

@@ -105,13 +105,15 @@ async def test_picture_that_crashes_its_group_is_blamed_alone(
 
 
 async def test_group_that_fails_names_no_picture(new_pool: NewPool, crashing: str) -> None:
-    pool = new_pool(timeout_s=30)
+    with structlog.contextvars.bound_contextvars(part="worker"):
+        pool = new_pool(timeout_s=30)
     await pool.start()
     with (
         capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs,
         structlog.contextvars.bound_contextvars(image_id="of the caller"),
     ):
         await probe_group(pool, crashing, crashing)
+    assert logs[0]["part"] == "worker"  # as in every line of the process
     assert [(line["event"], line.get("image_id")) for line in logs] == [
         ("decoder.group_failed", None),
         ("decoder.failed", "of the caller"),

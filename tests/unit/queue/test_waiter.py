@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -115,6 +116,34 @@ async def test_enqueueing_that_hangs_ends_in_time() -> None:
     await until(lambda: hanging >= 2)
     waiter.deliver("key", "reply")
     assert await wait == "reply"
+
+
+@pytest.mark.parametrize("ending", ["timeout", "cancellation", "result"])
+async def test_error_after_the_wait_is_not_logged(ending: str) -> None:
+    """Otherwise an outage of Redis writes a traceback for each client that has disconnected meanwhile."""
+    loop = asyncio.get_running_loop()
+    unhandled: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    enqueued: list[asyncio.Future[None]] = []
+
+    def enqueue(_: Job) -> asyncio.Future[None]:
+        enqueued.append(loop.create_future())
+        return enqueued[-1]
+
+    site = Site()
+    site.stored = "stored"
+    timeout_s, lost_after_s = (0, 0.02) if ending == "timeout" else (30, 60)
+    waiter: JobWaiter[str, str] = JobWaiter(enqueue, poll_interval_s=60, lost_after_s=lost_after_s)
+    wait = asyncio.create_task(waiter.wait("key", JOB, site.check, timeout_s=timeout_s, check_first=ending == "result"))
+    await until(lambda: enqueued)
+    if ending == "cancellation":
+        wait.cancel()
+    await asyncio.wait([wait])
+    del wait
+    enqueued.pop().set_exception(ServiceError("queue-unavailable"))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert unhandled == []
 
 
 async def test_wait_ends_at_its_timeout() -> None:
