@@ -30,7 +30,7 @@ from service.launcher.embedded.postgres import Postgres
 
 REQUESTS = 500
 MIN_RATE_OF_BARE = 0.6
-MIN_RATE_OF_THUMBOR = 1.3
+MIN_RATE_OF_THUMBOR = {"uncached": 1.0, "photographs": 1.3}
 _WIDTH, _HEIGHT = 300, 225
 _QUERY = "format=jpeg&quality=80"
 # The background is part of the cache key but does not change a photograph, so every request renders the same pixels.
@@ -127,7 +127,7 @@ def _measure_uncached(folder: Path, work: _Work, rounds: int, seconds: float, in
                 if one.target.name == SHARP:
                     turns.print_cpu_ratio(first, one, work.max_cpu_of_sharp[connections])
                 else:
-                    turns.print_ratio(first, one, MIN_RATE_OF_THUMBOR)
+                    turns.print_ratio(first, one, MIN_RATE_OF_THUMBOR[work.name])
 
 
 def _prepare(target: Target, pictures: Sequence[bytes], width: int) -> list[str]:

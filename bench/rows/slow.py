@@ -1,7 +1,8 @@
 """The effect of 1,000 slow clients on others: the p99 of normal requests with and without them, in turns.
 
 Each slow client sends a byte a second. 400 of them send the body of an upload, more than two API processes accept from
-one account at a time; the others send the head of a request. A client that is refused or disconnected reconnects.
+one account at a time; the others send the head of a request. A client that is refused or disconnected reconnects. They
+all begin some seconds before the normal requests, after which their transfers may be replaced.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import statistics
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from bench.photographs import photograph
 from bench.rows.reads import read, upload_all
 from bench.rows.uploads import CONNECTIONS, upload
 from bench.targets import Target, daguerre
+from service.limits.slots import SLOW_AFTER_S
 
 CLIENTS = 1000
 _SHARE_IN_BODY = 0.4
@@ -67,6 +70,7 @@ def _slow_clients(target: Target, count: int) -> Iterator[None]:
         for _ in range(count):
             if not connected.acquire(timeout=_CONNECT_TIMEOUT_S):
                 raise wrk.BenchError("the slow clients could not connect")
+        time.sleep(SLOW_AFTER_S + 1)  # before, they are not known to be slow
         yield
     finally:
         ended.set()
