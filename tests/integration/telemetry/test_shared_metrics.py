@@ -112,11 +112,13 @@ async def test_killed_process_keeps_counts_without_gauges(daguerre: Daguerre, se
 
 
 async def wait_counted(daguerre: Daguerre, requests: int, *, in_flight: int) -> None:
-    """Returns when a scrape shows these values. The text of a scrape is used again for a second."""
+    """Returns when all processes show these values. Each uses the text of a scrape again for a second."""
 
     async def are_counted() -> bool:
-        shown = await scrape(daguerre)
-        return (total(shown), shown.value("daguerre_uploads_in_flight")) == (requests, in_flight)
+        scrapes = [await scrape(daguerre) for _ in range(10)]  # so that each process is asked
+        return all(
+            (total(shown), shown.value("daguerre_uploads_in_flight")) == (requests, in_flight) for shown in scrapes
+        )
 
     await until(are_counted)
 
