@@ -15,8 +15,8 @@ from service.shared_memory.connection_counts import ConnectionCounts
 log = structlog.get_logger("service.api")
 
 _YIELD_S = 0.001
-# In one iteration of its event loop a process accepts one connection, and an eighth of those that it has, up to the
-# maximum.
+# In one iteration of its event loop a process accepts 1 connection and an eighth of its number of open connections, but
+# at most _MAX_BATCH together.
 _BATCH_PART, _MAX_BATCH = 8, 64
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE_S = 1
