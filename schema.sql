@@ -1,18 +1,18 @@
--- version: 3
--- Daguerre's tables. Every change of a statement raises the version above by one. The file is applied under an advisory
--- lock at the first start of each version, so every statement must be idempotent; a later version changes a table with
--- `alter table … add column if not exists`. A process of an older version than the applied one refuses to start.
+-- version: 4
+-- Daguerre's tables as a new database gets them: all of them, in one transaction. An older database gets the same shape
+-- from the numbered steps in service/schema/steps, so every change here is a step there and raises the version above.
+-- A process of an older version than the applied one refuses to start.
 
--- The last applied version and the SHA-256 of its file. A process that finds its own version here locks no table.
-create table if not exists applied_schema (
+-- The versions that were applied, and when: the one of a new database, and that of each later step. The highest counts.
+-- `digest` is the SHA-256 of the file. `version` has no default, so that the first version of Daguerre, which inserts
+-- none, cannot apply its tables over later ones.
+create table applied_schema (
     digest     bytea not null,
-    applied_at timestamptz not null default now()
+    applied_at timestamptz not null default now(),
+    version    integer not null
 );
-alter table applied_schema add column if not exists version integer not null default 1;
--- No default: so the first version of Daguerre, which inserts no version, cannot apply its schema over a later one.
-alter table applied_schema alter column version drop default;
 
-create table if not exists accounts (
+create table accounts (
     id           bigint generated always as identity primary key,
     name         text not null unique,
     max_bytes    bigint not null check (max_bytes >= 0),
@@ -22,10 +22,22 @@ create table if not exists accounts (
     num_images   bigint not null default 0,
     created_at   timestamptz not null default now(),
     changed_at   timestamptz not null default now(),
-    refreshed_at timestamptz not null default '-infinity'
+    refreshed_at timestamptz not null default '-infinity',
+
+    -- how its pictures are delivered
+    require_signature boolean not null default false,
+    strip_location    boolean not null default false,
+
+    -- The state that operators give it. The keys of a suspended account are refused and no image is inserted for it;
+    -- its pictures are delivered unless delivery is stopped as well. A deletion that has begun cannot be undone.
+    suspended_at      timestamptz,
+    delivery_stopped  boolean not null default false,
+    deletion_began_at timestamptz,
+    -- An account may be over a quota that was lowered, but no image may be newer than that change.
+    max_bytes_set_at  timestamptz not null default '-infinity'
 ) with (fillfactor = 50);  -- leaves room on each page for updates of the counters (HOT)
 
-create table if not exists api_keys (
+create table api_keys (
     id           bigint generated always as identity primary key,
     account_id   bigint not null references accounts on delete cascade,
     key_hash     bytea not null unique,  -- SHA-256; a key is 40 random characters, so no salt or key stretching
@@ -34,21 +46,9 @@ create table if not exists api_keys (
     last_used_at timestamptz,            -- accurate to the hour
     revoked_at   timestamptz
 );
-create index if not exists api_keys_of_account on api_keys (account_id);
+create index api_keys_of_account on api_keys (account_id);
 
--- How the pictures of an account are delivered.
-alter table accounts add column if not exists require_signature boolean not null default false;
-alter table accounts add column if not exists strip_location boolean not null default false;
-
--- The state that operators give an account. The keys of a suspended account are refused and no image is inserted for
--- it; its pictures are delivered unless delivery is stopped as well. A deletion that has begun cannot be undone.
-alter table accounts add column if not exists suspended_at timestamptz;
-alter table accounts add column if not exists delivery_stopped boolean not null default false;
-alter table accounts add column if not exists deletion_began_at timestamptz;
--- An account may be over a quota that was lowered, but no image may be newer than that change.
-alter table accounts add column if not exists max_bytes_set_at timestamptz not null default '-infinity';
-
-create table if not exists images (
+create table images (
     id           text collate "C" primary key,
     account_id   bigint not null references accounts on delete restrict,
     state        text not null default 'pending' check (state in ('pending', 'ready', 'failed')),
@@ -69,33 +69,32 @@ create table if not exists images (
 
     -- the failure
     error        text,
+    error_kind   text,  -- of an unsupported picture, e.g. "12-bit JPEG"
     crashes      smallint not null default 0,  -- decoders that died while they decoded this picture
-    failed_at    timestamptz
+    failed_at    timestamptz,
+
+    -- The Idempotency-Key of the request that created the image, for 24 hours. A request is a repetition if its sha256
+    -- is equal, or the SHA-256 of its URL if it sends one. A failed row releases the key.
+    idempotency_key text collate "C",
+    idempotency_url bytea
 );
--- The Idempotency-Key of the request that created the image, for 24 hours. A request is a repetition if its sha256 is
--- equal, or the SHA-256 of its URL if it sends one. A failed row releases the key.
-alter table images add column if not exists idempotency_key text collate "C";
-alter table images add column if not exists idempotency_url bytea;
--- The kind of an unsupported picture, e.g. "12-bit JPEG".
-alter table images add column if not exists error_kind text;
-create unique index if not exists images_idempotency_key on images (account_id, idempotency_key)
+create unique index images_idempotency_key on images (account_id, idempotency_key)
     where idempotency_key is not null;
-create index if not exists images_keys_by_age on images (created_at) where idempotency_key is not null;
+create index images_keys_by_age on images (created_at) where idempotency_key is not null;
 
 -- For the sweep. It only contains unfinished images, so it stays small.
-create index if not exists images_unfinished on images (created_at) where state <> 'ready';
+create index images_unfinished on images (created_at) where state <> 'ready';
 -- The images of an account in the order of the search. It includes the sizes, so that refreshing the counters is an
 -- index-only scan.
-create index if not exists images_in_order on images (account_id, created_at, id) include (size)
+create index images_in_order on images (account_id, created_at, id) include (size)
     where state <> 'failed';
-drop index if exists images_of_account;  -- its predecessor
 -- The search by format and by content, in its order. It only finds ready images.
-create index if not exists images_by_format on images (account_id, format, created_at, id) where state = 'ready';
-create index if not exists images_by_sha256 on images (account_id, sha256, created_at, id) where state = 'ready';
+create index images_by_format on images (account_id, format, created_at, id) where state = 'ready';
+create index images_by_sha256 on images (account_id, sha256, created_at, id) where state = 'ready';
 
 -- The tags of ready images in the order of the search. An index on images.tags could find them, but not in order.
 -- Triggers keep this table consistent with every change of an image. They are not called for an image without tags.
-create table if not exists image_tags (
+create table image_tags (
     account_id bigint not null,
     tag        text collate "C" not null,
     created_at timestamptz not null,
@@ -103,7 +102,7 @@ create table if not exists image_tags (
     primary key (account_id, tag, created_at, image_id)
 );
 
-create or replace function keep_image_tags() returns trigger language plpgsql as $$
+create function keep_image_tags() returns trigger language plpgsql as $$
 begin
     if tg_op <> 'INSERT' and old.state = 'ready' then
         delete from image_tags
@@ -119,37 +118,26 @@ begin
 end
 $$;
 
--- Runs once. Creating a trigger blocks writers until the commit, so the initial copy contains every tag.
-do $$
-begin
-    if exists (select from pg_trigger where tgname = 'images_tags_deleted' and tgrelid = 'images'::regclass) then
-        return;
-    end if;
-    create trigger images_tags_inserted after insert on images for each row
-        when (new.state = 'ready' and new.tags <> '{}') execute function keep_image_tags();
-    create trigger images_tags_updated after update of state, tags on images for each row
-        when ((old.tags, new.tags) <> ('{}', '{}') and (old.state, old.tags) <> (new.state, new.tags))
-        execute function keep_image_tags();
-    create trigger images_tags_deleted after delete on images for each row
-        when (old.state = 'ready' and old.tags <> '{}') execute function keep_image_tags();
-    insert into image_tags
-    select account_id, tag, created_at, id from images, unnest(tags) as tag where state = 'ready'
-    on conflict do nothing;
-end
-$$;
+create trigger images_tags_inserted after insert on images for each row
+    when (new.state = 'ready' and new.tags <> '{}') execute function keep_image_tags();
+create trigger images_tags_updated after update of state, tags on images for each row
+    when ((old.tags, new.tags) <> ('{}', '{}') and (old.state, old.tags) <> (new.state, new.tags))
+    execute function keep_image_tags();
+create trigger images_tags_deleted after delete on images for each row
+    when (old.state = 'ready' and old.tags <> '{}') execute function keep_image_tags();
 
 -- The keys that sign URLs. They are not hashed, because checking a signature means computing it.
-create table if not exists signing_keys (
+create table signing_keys (
     id         bigint generated always as identity primary key,
     account_id bigint not null references accounts on delete cascade,
     secret     text not null,
     created_at timestamptz not null default now(),
     revoked_at timestamptz
 );
-create index if not exists signing_keys_of_account on signing_keys (account_id, id);
+create index signing_keys_of_account on signing_keys (account_id, id);
 
 -- Names for rendition parameters, which URLs may use instead of the parameters.
-create table if not exists presets (
+create table presets (
     account_id bigint not null references accounts on delete cascade,
     name       text collate "C" not null,
     parameters text not null,  -- as in a URL: width=300&height=300&fit=cover
@@ -159,14 +147,22 @@ create table if not exists presets (
 
 -- Files to remove: inserted by the statement that deletes the row of the image, and deleted when the file is removed.
 -- So a crash in between leaves no file behind, and the sweep does not have to list the storage folders.
-create table if not exists removals (
+create table removals (
     image_id   text collate "C" primary key,
     removed_at timestamptz not null default now()
 );
 
+-- Uploads to an object store that are not finished: a row is inserted before the object is written, and deleted after
+-- the image's row is committed. So an object that a crash left without an image is found without listing the bucket.
+create table unfinished_uploads (
+    image_id   text collate "C" primary key,
+    started_at timestamptz not null default now()
+);
+create index unfinished_uploads_by_start on unfinished_uploads (started_at);
+
 -- The renditions in their folder. `digest` identifies a rendition of an image. A rendition with a watermark is deleted
 -- with either image. A row may exist longer than its image, until its file is removed.
-create table if not exists renditions (
+create table renditions (
     image_id     text collate "C" not null,
     digest       text collate "C" not null,
     watermark_id text collate "C",
@@ -174,11 +170,11 @@ create table if not exists renditions (
     used_at      timestamptz not null default now(),  -- accurate to some minutes
     primary key (image_id, digest)
 );
-create index if not exists renditions_by_use on renditions (used_at) include (size);
-create index if not exists renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;
+create index renditions_by_use on renditions (used_at) include (size);
+create index renditions_of_watermark on renditions (watermark_id) where watermark_id is not null;
 
 -- The progress of the background scrub: one row. A worker holds a lease of it, by the clock of PostgreSQL.
-create table if not exists scrub (
+create table scrub (
     single     boolean primary key default true check (single),
     holder     text not null,
     held_until timestamptz not null,
@@ -189,7 +185,7 @@ create table if not exists scrub (
 );
 
 -- Images whose file the scrub has found damaged. Each is logged once, until its file is intact again.
-create table if not exists damaged_images (
+create table damaged_images (
     image_id text collate "C" primary key,
     what     text not null,
     found_at timestamptz not null default now()
@@ -197,7 +193,7 @@ create table if not exists damaged_images (
 
 -- The id in the file `storage-id` of the storage of the images. If the folder has another id, or none, its disk is not
 -- mounted, so no file counts as missing.
-create table if not exists storage (
+create table storage (
     single boolean primary key default true check (single),
     id     text not null
 );

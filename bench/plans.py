@@ -16,7 +16,7 @@ from typing import Any
 from bench.generated import PER_MINUTE, START, insert_images, vacuum
 from service.accounts.accounts import create_account
 from service.accounts.counters import list_stale, refresh_counters
-from service.database import Database, apply_schema
+from service.database import Database
 from service.deletion.removals import list_removals
 from service.ids import ImageId
 from service.images.idempotency import find_by_key, find_used_keys, release_expired_keys
@@ -25,6 +25,7 @@ from service.images.queries import ImageQuery, find_images, list_existing, list_
 from service.images.search import Filters, Position, search_images
 from service.images.updates import change_tags, delete_images
 from service.launcher.embedded.postgres import Postgres
+from service.schema.changes import create_schema
 from tests.support.folders import temporary_folder
 
 # The plan that was executed. EXPLAIN might show another one, because it plans for the given parameter values.
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 async def explain(postgres: Postgres, images: int) -> None:
-    await apply_schema(postgres.dsn)
+    await create_schema(postgres.dsn)
     opened = Database.open(postgres.dsn, connections=1, command_timeout_s=600)
     async with opened as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)

@@ -23,13 +23,14 @@ import asyncpg
 
 from bench.generated import PER_MINUTE, START, insert_images, vacuum
 from service.accounts.accounts import create_account
-from service.database import Connection, Database, apply_schema
+from service.database import Connection, Database
 from service.ids import AccountId, ImageId
 from service.images.models import NewImage
 from service.images.pending import insert_pending, mark_ready, new_image_id
 from service.images.probe import Probe
 from service.images.search import Filters, Position, search_images
 from service.launcher.embedded.postgres import Postgres
+from service.schema.changes import create_schema
 from tests.support.folders import temporary_folder
 
 PAGE = 20
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 async def measure(postgres: Postgres, images: int) -> None:
-    await apply_schema(postgres.dsn)
+    await create_schema(postgres.dsn)
     async with Database.open(postgres.dsn, connections=1) as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
         for owner in (account_id, await create_account(connection, "neighbour", 1 << 60)):

@@ -1,22 +1,17 @@
-"""The connection pool, and the schema."""
+"""The connection pool."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from service.dependencies.outages import DATABASE
-from service.dependencies.versions import require_postgres
 from service.errors import ServiceError
 
 _PoolConnection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -31,13 +26,6 @@ _RETURN_TIMEOUT_S = 2
 _COMMAND_TIMEOUT_S = 5
 # asyncpg's own default for the connections of its pool.
 _MAX_IDLE_S = 300
-_SCHEMA_FILE = Path(__file__).with_name("schema.sql")  # a link to the one at the top of the repository
-_VERSION = re.compile(r"-- version: (?P<version>[1-9][0-9]*)\n")
-_TABLE = re.compile(r"^create table if not exists (\w+)", re.MULTILINE)
-_SCHEMA_LOCK = 0xDA60E88E
-_SCHEMA_LOCK_TIMEOUT_S = 2
-_SCHEMA_ATTEMPTS = 20
-_SCHEMA_RETRY_S = 3
 
 # Errors of a database that is not set up yet, or for another version.
 SETUP_ERRORS = (
@@ -240,100 +228,3 @@ def _is_open(connection: _PoolConnection) -> bool:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # it was closed while it was in use, and the pool took it back
         return False
-
-
-async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Record]:
-    """Retries for `patience_s` while the server is not reachable or still starting."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return await asyncpg.connect(url, timeout=10)
-        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
-            if time.monotonic() >= deadline:
-                raise
-            await asyncio.sleep(0.5)
-
-
-class SchemaTooNew(Exception):
-    """The tables are those of a later version of Daguerre. The message is for the operator and says what to do."""
-
-    def __init__(self, applied: int, known: int) -> None:
-        super().__init__(
-            f"The database has tables of a newer Daguerre (schema {applied}; this one knows {known}): start the newer "
-            "one again, or restore a backup of the database from before it was upgraded."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The tables of this version of Daguerre, read from `schema.sql`."""
-
-    text: str
-    version: int
-
-    @classmethod
-    def load(cls) -> Schema:
-        return cls.parse(_SCHEMA_FILE.read_text())
-
-    @classmethod
-    def parse(cls, text: str) -> Schema:
-        match = _VERSION.match(text)
-        assert match is not None  # noqa: S101 - the first line has it
-        return cls(text, int(match["version"]))
-
-    @property
-    def tables(self) -> list[str]:
-        return _TABLE.findall(self.text)
-
-    @property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.text.encode()).digest()
-
-
-async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None = None) -> None:
-    """Creates or updates the tables if needed. Several processes may run it at once.
-
-    `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
-    Raises SchemaTooNew, and SettingsError for a server that is too old.
-    """
-    schema = schema or Schema.load()
-    connection = await _connect(url, patience_s)
-    try:
-        require_postgres(connection)
-        for attempts_left in reversed(range(_SCHEMA_ATTEMPTS)):
-            try:
-                return await _apply_once(connection, schema)
-            except asyncpg.LockNotAvailableError:
-                if not attempts_left:
-                    raise
-            await asyncio.sleep(_SCHEMA_RETRY_S)
-    finally:
-        await connection.close()
-
-
-async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Schema) -> None:
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-        applied = await find_schema_version(connection)
-        if applied == schema.version:
-            return
-        if applied > schema.version:
-            raise SchemaTooNew(applied, schema.version)
-        # A statement that waits for a table lock, e.g. behind a vacuum, makes all others wait behind it.
-        await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
-        await connection.execute(schema.text)
-        await connection.execute("delete from applied_schema")
-        await connection.execute(
-            "insert into applied_schema (digest, version) values ($1, $2)", schema.digest, schema.version
-        )
-
-
-# The table of the first version has no such column.
-_APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
-
-
-async def find_schema_version(connection: Connection) -> int:
-    """Returns the version of the tables, or 0 if there are none."""
-    if await connection.fetchval("select to_regclass('applied_schema')") is None:
-        return 0
-    return int(await connection.fetchval(_APPLIED) or 0)

@@ -25,13 +25,13 @@ from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
 from service.api.resources import RESOURCES, Resources
 from service.config.settings import Settings
-from service.database import apply_schema
 from service.http.server import Runner
 from service.ids import AccountId
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.queue.connection import Redis
+from service.schema.changes import create_schema
 from tests.chaos.report import print_faults
 from tests.support.daguerre_processes import Daguerre, processes_of
 from tests.support.folders import temporary_folder
@@ -181,7 +181,7 @@ async def _make_template(postgres: Postgres) -> None:
     connection = await asyncpg.connect(postgres.dsn)
     await connection.execute("create database template_daguerre")
     await connection.close()
-    await apply_schema(postgres.dsn_of("template_daguerre"))
+    await create_schema(postgres.dsn_of("template_daguerre"))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from aiohttp import web
 from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.database import Database, apply_schema
+from service.database import Database
 from service.http.server import Runner
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
+from service.schema.changes import create_schema
 from service.telemetry import logs
 from tests.conftest import run_worker
 from tests.support.folders import temporary_folder
@@ -95,7 +96,7 @@ def show(name: str, files: dict[str, set[str]], *, functions: bool) -> None:
 
 async def trace_all(settings: Settings, *, functions: bool) -> None:
     logs.configure(settings, part="trace", pid=os.getpid())
-    await apply_schema(settings.database_url)
+    await create_schema(settings.database_url)
     async with Database.open(settings.database_url, connections=1) as database, database.connection() as connection:
         await create_account(connection, "trace", 1 << 30)
         key = await create_key(connection, "trace")

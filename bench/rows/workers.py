@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import turns, usage
 from bench.wrk import BenchError
 from service.accounts.accounts import create_account
-from service.database import Connection, Database, apply_schema
+from service.database import Connection, Database
 from service.ids import AccountId, ImageId
 from service.images.models import NewImage
 from service.images.pending import insert_pending
@@ -25,6 +25,7 @@ from service.launcher.embedded.valkey import Valkey
 from service.launcher.process import Program, start, stop
 from service.queue import jobs
 from service.queue.jobs import JobQueue, ProbeJob
+from service.schema.changes import create_schema
 from service.storage.local.originals import LocalOriginals
 
 WORKERS = (1, 2, 4)
@@ -61,7 +62,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], coun
             "DAGUERRE_REDIS_URL": valkey.url,
             "DAGUERRE_LOG_LEVEL": "warning",
         }
-        asyncio.run(apply_schema(postgres.dsn))
+        asyncio.run(create_schema(postgres.dsn))
         servers = [server.process.pid for server in (postgres, valkey) if server.process is not None]
         turns_by_workers: dict[int, list[Turn]] = {workers: [] for workers in WORKERS}
         for _ in range(rounds):

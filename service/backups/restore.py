@@ -13,8 +13,10 @@ from service.backups import BackupError, programs
 from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
 from service.backups.files import Copies, holds_images
 from service.config.settings import Settings
-from service.database import apply_schema
+from service.database import Connection
 from service.images.integrity import list_stored_rows
+from service.schema.changes import upgrade_schema
+from service.schema.definition import Schema
 from service.storage.identity import find_id, record_id
 from service.storage.local.originals import LocalOriginals
 from service.verification import report
@@ -42,7 +44,7 @@ async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[s
     if holds_images(storage):
         raise BackupError(f"{settings.storage_folder} already holds images: name an empty folder in DAGUERRE_STORAGE")
     await _restore_database(settings.database_url, folder / DUMP)
-    await apply_schema(settings.database_url)
+    await upgrade_schema(settings.database_url)  # the backup may be of an older version
     write("Database: restored")
     storage.prepare()
     copies = await _restore_files(settings.database_url, LocalOriginals(folder / STORAGE), storage)
@@ -60,12 +62,21 @@ async def _restore_database(url: str, dump: Path) -> None:
         if has_tables and await connection.fetchval(_HAS_ROWS):
             raise BackupError("The database already holds accounts: name an empty database in DAGUERRE_DATABASE_URL")
         pg_restore = programs.find_program("pg_restore", connection.get_server_version().major)
+        if has_tables:
+            await _drop_tables(connection)
     finally:
         await connection.close()
-    replace = ["--clean", "--if-exists"] if has_tables else []
-    options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", *replace]
+    options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
     # The environment names the database, but pg_restore requires the option.
     programs.run(pg_restore, *options, "--dbname=application_name=daguerre", dump, database_url=url)
+
+
+async def _drop_tables(connection: Connection) -> None:
+    """Drops the empty tables of `daguerre schema`: those of the backup may be fewer, if its version is older."""
+    schema = Schema.load()
+    async with connection.transaction():
+        await connection.execute(f"drop table if exists {', '.join(schema.tables)}")
+        await connection.execute(f"drop function if exists {', '.join(schema.functions)}")
 
 
 async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:

@@ -103,12 +103,12 @@ def _run(work: Coroutine[None, None, Result]) -> Result:
 @contextmanager
 def _error_sentences() -> Iterator[None]:
     from service.backups import BackupError  # noqa: PLC0415
-    from service.database import SchemaTooNew  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
+    from service.schema.applied import SchemaMismatch  # noqa: PLC0415
 
     try:
         yield
-    except (BackupError, StartError, SettingsError, SchemaTooNew) as error:
+    except (BackupError, StartError, SettingsError, SchemaMismatch) as error:
         raise click.ClickException(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(f"Not finished: {error.code}") from None

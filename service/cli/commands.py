@@ -13,7 +13,8 @@ from service.cli.backups import backup, psql, restore
 from service.cli.health import health
 from service.cli.keys import keys, signing_keys
 from service.cli.presets import presets
-from service.cli.serving import schema, serve, worker
+from service.cli.schema import schema
+from service.cli.serving import serve, worker
 from service.cli.settings import settings
 from service.cli.sign import sign
 from service.cli.verify import verify

@@ -1,4 +1,4 @@
-"""The commands that run the API or a worker, or prepare their database."""
+"""The commands that run the API or a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from service.cli.common import SECONDS, describe, load_settings
+from service.cli.common import load_settings
 from service.config.settings import Settings, SettingsError
 from service.launcher import StartError, listening
 from service.shared_memory.connection_counts import ConnectionCounts
@@ -103,24 +103,3 @@ def worker() -> None:
         run(load_settings())
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-
-
-@click.command()
-@click.option(
-    "--wait", "patience_s", type=SECONDS, default=30.0, show_default=True, help="Seconds to wait for the server."
-)
-def schema(patience_s: float) -> None:
-    """Create or update the tables in DAGUERRE_DATABASE_URL."""
-    import asyncpg  # noqa: PLC0415
-
-    from service.database import SchemaTooNew, apply_schema  # noqa: PLC0415
-
-    settings = load_settings()
-    try:
-        asyncio.run(apply_schema(settings.database_url, patience_s=patience_s))
-    except (SchemaTooNew, SettingsError) as error:
-        raise click.ClickException(str(error)) from None
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        reason = describe(error)
-        raise click.ClickException(f"DAGUERRE_DATABASE_URL: the database cannot be used: {reason}") from None
-    click.echo("The schema is up to date.", err=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 import aiofiles.os
 import asyncpg
 
-from service.database import Connection, Database, Schema
+from service.database import Connection, Database
 from service.dependencies.outages import DATABASE
 from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.queue.jobs import JobQueue
+from service.schema.definition import Schema
 from service.storage.interface import OriginalStorage
 
 # Writing takes ten times as long as reading. Without an outage, the check writes at most this often.
@@ -75,7 +76,9 @@ class DatabaseCheck:
         """
         known = self._known_version
         if applied < known:
-            raise Unready(f"its tables are of schema {applied}, and this version needs {known}: run `daguerre schema`")
+            raise Unready(
+                f"its tables are of schema {applied}, and this version needs {known}: run `daguerre schema upgrade`"
+            )
         if applied > known and not self._was_current:
             raise Unready(f"its tables are of schema {applied}, of a newer Daguerre; this one knows {known}")
         self._was_current = True

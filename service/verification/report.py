@@ -12,11 +12,13 @@ import asyncpg
 
 from service.config.settings import Settings, SettingsError
 from service.config.values import format_size
-from service.database import Database, Schema, find_schema_version
+from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.images.integrity import require_tables
 from service.queue import jobs
+from service.schema.applied import SchemaTooOld, find_schema_version
+from service.schema.definition import Schema
 from service.storage.identity import load_id
 from service.storage.interface import StorageUnavailable
 from service.storage.local.disk import NUM_SHARDS, read_folder_id
@@ -141,12 +143,9 @@ async def _require_tables(database: Database) -> None:
             applied = await find_schema_version(connection)
     except DATABASE_ERRORS:
         return
-    needed = Schema.load().version
-    if applied < needed:
-        raise SettingsError(
-            f"The database has the tables of an older Daguerre (schema {applied}; this version needs {needed}):"
-            " run `daguerre schema`, or start `up` again."
-        )
+    schema = Schema.load()
+    if applied < schema.version:
+        raise SettingsError(str(SchemaTooOld(applied, schema)))
 
 
 def parse_expected(lines: Iterable[str]) -> dict[ImageId, bytes]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from service.accounts.accounts import Account, AccountUnknown, list_accounts
 from service.accounts.counters import has_grown_since_quota, measure_drift, refresh_counters
 from service.config.values import format_size
-from service.database import Schema
 from service.ids import ImageId
 from service.images.integrity import find_sha256, read_table
 from service.images.queries import OverdueImage, list_overdue
+from service.schema.definition import Schema
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems
 
 _OVERDUE_S = 60  # the sweep enqueues them earlier

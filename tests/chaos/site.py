@@ -24,12 +24,12 @@ import asyncpg
 
 from service.accounts.accounts import create_account, create_key
 from service.config.settings import Settings
-from service.database import apply_schema
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.server import Server
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
+from service.schema.changes import create_schema
 from service.storage.local.originals import LocalOriginals
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.support.daguerre_processes import Daguerre, Part, processes_of
@@ -213,7 +213,7 @@ async def run_site(
     `changes` are settings.
     """
     with temporary_folder() as servers, Postgres(servers / "pg") as postgres, Valkey(servers / "valkey") as valkey:
-        await apply_schema(postgres.dsn)
+        await create_schema(postgres.dsn)
         keys = await _make_accounts(postgres.dsn)
         settings = Settings(
             data=folder,

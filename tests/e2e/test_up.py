@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -9,10 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from service.config.settings import Settings
-from service.launcher.embedded import instance
+from service.launcher.embedded import data_folder, instance
+from service.launcher.embedded.postgres import Postgres, server_user
+from service.schema.applied import record_version
+from service.schema.definition import Schema
 from service.telemetry import metric_files
 from tests.support.processes import is_alive
 from tests.support.up import up
@@ -70,6 +75,27 @@ class TestUp:
             again.process.kill()
             wait_for(lambda: not any(is_alive(pid) for pid in parts))
         assert instance.find(data) is None
+        metric_files.remove(Settings(data=data).metrics_folder)  # it is outside of the folder of the test
+
+    def test_upgrades_the_tables_of_its_own_database(self, server_folder: Path) -> None:
+        data, first = server_folder / "data", Schema.load().steps[0]
+
+        async def create_older_tables(url: str) -> None:
+            connection = await asyncpg.connect(url)
+            await connection.execute(first.text)
+            await record_version(connection, first.version, first.text)
+            await connection.close()
+
+        with (
+            data_folder.claim(data, server_user()) as folder,
+            Postgres(folder.postgres, socket_folder=folder.run / "postgres") as postgres,
+        ):
+            asyncio.run(create_older_tables(postgres.dsn))
+        with up(data) as running:
+            assert "Step 4 (unfinished uploads): done in" in running.text
+            assert running.get(f"/v1/account?key={running.key}")[0] == 200
+        with up(data) as again:
+            assert "Step" not in again.text
         metric_files.remove(Settings(data=data).metrics_folder)  # it is outside of the folder of the test
 
     @pytest.mark.needs("curl")

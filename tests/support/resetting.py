@@ -24,6 +24,7 @@ _TABLES = {
     "scrub",
     "signing_keys",
     "storage",
+    "unfinished_uploads",
 }
 
 

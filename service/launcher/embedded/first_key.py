@@ -30,15 +30,13 @@ class FirstKey:
 
 
 async def prepare(database_url: str, folder: Path) -> FirstKey:
-    """Applies the schema, creates the first account if there is none, and returns its key.
+    """Creates the first account if there is none, and returns its key. The tables must exist.
 
     The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key
     differs from a key that never reached the database because of a crash.
     """
-    from service import database  # noqa: PLC0415  slow to import, and commands use only `path`
-    from service.accounts import accounts  # noqa: PLC0415
+    from service.accounts import accounts  # noqa: PLC0415  slow to import, and commands use only `path`
 
-    await database.apply_schema(database_url)
     file, new_file = path(folder), folder / "first-key.new"
     connection = await asyncpg.connect(database_url)
     try:

@@ -19,7 +19,6 @@ import click
 
 from service.config import settings as configuration
 from service.config.settings import Settings
-from service.database import SchemaTooNew
 from service.launcher import StartError, listening, serve
 from service.launcher.embedded import EmbeddedError, data_folder, first_key, instance
 from service.launcher.embedded.data_folder import DataFolder
@@ -30,6 +29,8 @@ from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.terminal import Terminal
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.supervisor import Stopped, Supervisor
+from service.schema.applied import SchemaMismatch
+from service.schema.changes import create_schema, upgrade_schema
 from service.storage.backends import open_originals
 from service.telemetry import metric_files
 from service.verification.pairing import require_pair
@@ -66,6 +67,7 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
     """Starts everything, and returns the exit code after it has stopped. Raises StartError if it cannot start."""
     own_postgres = "database_url" not in settings.model_fields_set
     was_ready = False
+    notes: list[str] = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(data_folder.claim(settings.data, server_user() if own_postgres else None))
         stack.callback(metric_files.remove, settings.metrics_folder)
@@ -85,7 +87,11 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
                 _run_until_done(
                     supervisor, require_pair(addresses.database_url, storage, is_new_database=is_new_database)
                 )
+                tables = _prepare_tables(addresses.database_url, is_own=own_postgres, report=notes.append)
+                _run_until_done(supervisor, tables)
                 first = _run_until_done(supervisor, first_key.prepare(addresses.database_url, folder.path))
+            for note in notes:
+                terminal.note(note)
             with terminal.step(f"API and {workers} worker{'s' if workers > 1 else ''}", has_notes=True):
                 env = _environment(folder.path, addresses, log_format)
                 # SIGKILL: the servers end at the same time, and without them no request could be finished.
@@ -106,6 +112,13 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
         supervisor.stop()
         terminal.line("Stopped")
     return 0 if was_ready else 130
+
+
+def _prepare_tables(url: str, *, is_own: bool, report: Callable[[str], None]) -> Coroutine[None, None, int]:
+    """Upgrades older tables only in the database of this `up`: no other process uses that, and none can reach it before
+    `up` has started it. For a database that is configured, the operator decides when.
+    """
+    return upgrade_schema(url, report=report) if is_own else create_schema(url)
 
 
 def _start_servers(
@@ -192,7 +205,7 @@ def _run_until_done(supervisor: Supervisor, work: Coroutine[None, None, Result])
 
     try:
         return asyncio.run(watch())
-    except SchemaTooNew as error:
+    except SchemaMismatch as error:
         raise EmbeddedError(str(error)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise EmbeddedError(f"The database cannot be used: {str(error) or type(error).__name__}") from error

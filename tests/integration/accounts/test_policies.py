@@ -14,7 +14,7 @@ from service.accounts.policies import Policy, find_policies, load_policy, set_po
 from service.accounts.presets import MAX_PRESETS, TooManyPresets, delete_preset, list_presets, set_preset
 from service.accounts.signing_keys import TooManySigningKeys, create_signing_key, list_signing_keys, revoke_signing_key
 from service.config.settings import Settings
-from service.database import Database, apply_schema
+from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId
 from service.renditions.parsing import check_preset
@@ -199,17 +199,3 @@ async def test_an_unknown_account_is_refused(connection: Any) -> None:
     with pytest.raises(AccountUnknown):
         await set_policy(connection, "nobody", require_signature=True, strip_location=None)
     assert await delete_preset(connection, "nobody", "thumb") is False
-
-
-async def test_older_database_keeps_its_accounts(connection: Any, tenant: Tenant, database_url: str) -> None:
-    await connection.execute("""
-        drop table signing_keys, presets;
-        alter table accounts drop column require_signature, drop column strip_location;
-        delete from applied_schema
-    """)
-    await apply_schema(database_url)
-    assert (await policy_of(connection, tenant)).require_signature is False
-    await connection.execute("delete from applied_schema")
-    await create_signing_key(connection, tenant.name)
-    await apply_schema(database_url)
-    assert len((await policy_of(connection, tenant)).secrets) == 1

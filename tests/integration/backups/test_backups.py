@@ -22,6 +22,8 @@ from service.config.settings import Settings
 from service.ids import ImageId
 from service.launcher.embedded import EmbeddedError, data_folder
 from service.launcher.embedded.postgres import server_user
+from service.schema.changes import create_schema
+from service.schema.definition import Schema
 from service.storage.interface import StorageUnavailable
 from service.storage.local.disk import ID_FILE
 from service.storage.local.originals import LocalOriginals
@@ -83,6 +85,22 @@ async def test_backup_is_restored_completely(
     )
     rows = "select id, tags, sha256, state from images order by id"
     assert await fetch(new_settings, rows) == await fetch(settings, rows)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_backup_of_an_older_version_is_upgraded(
+    api: Client, tenant: Tenant, settings: Settings, new_settings: Settings, connection: Any, tmp_path: Path
+) -> None:
+    """Also over the empty tables of this version."""
+    await upload_image(api, tenant, jpeg(64, 48))
+    await connection.execute("drop table unfinished_uploads; update applied_schema set version = 3")
+    await back_up(settings, tmp_path / "backup")
+    await create_schema(new_settings.database_url)
+    is_well, lines = await restore(new_settings, tmp_path / "backup")
+    assert is_well, lines
+    versions = "select array_agg(version order by version) from applied_schema"
+    assert await fetch(new_settings, versions) == [(list(range(3, Schema.load().version + 1)),)]
+    assert await fetch(new_settings, "select count(*) from unfinished_uploads") == [(0,)]
 
 
 async def fetch(settings: Settings, statement: str) -> list[Any]:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from service.cli.common import locate
-from service.database import apply_schema
 from service.launcher.embedded import instance
 from service.launcher.embedded.postgres import Postgres
 from service.renditions import signatures
+from service.schema.changes import create_schema
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client
 from tests.support.commands import daguerre, daguerre_process
@@ -264,7 +264,7 @@ def test_failed_schema_is_one_sentence(url: str, reason: str) -> None:
 async def test_schema_waits_for_a_starting_database() -> None:
     with temporary_folder() as place:
         postgres = Postgres(place / "pg", settings={"fsync": "off"})
-        applying = asyncio.create_task(apply_schema(postgres.dsn, patience_s=20))
+        applying = asyncio.create_task(create_schema(postgres.dsn, patience_s=20))
         await asyncio.sleep(0.2)
         assert not applying.done()
         with postgres:

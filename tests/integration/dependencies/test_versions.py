@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from service.config.settings import Settings, SettingsError
-from service.database import apply_schema
 from service.dependencies.versions import MIN_POSTGRES, MIN_REDIS, require_servers
 from service.queue import jobs
+from service.schema.changes import create_schema
 from service.storage.local.originals import LocalOriginals
 from tests.support.commands import daguerre_process
 
@@ -80,7 +80,7 @@ async def require(database_url: str, redis_url: str) -> None:
 @pytest.mark.parametrize("version", ["14.19 (Debian 14.19-1)", "12.22", "9.6.24"])
 async def test_an_old_postgresql_is_refused(redis_url: str, version: str) -> None:
     async with postgres_of(version) as url:
-        for work in (require(url, redis_url), apply_schema(url)):
+        for work in (require(url, redis_url), create_schema(url)):
             with pytest.raises(
                 SettingsError, match=r"^DAGUERRE_DATABASE_URL: PostgreSQL \d+\.\d+ is too old: .* 15 or newer$"
             ):

@@ -16,9 +16,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.database import Schema, apply_schema
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
+from service.schema.changes import create_schema
+from service.schema.definition import Schema
 from tests.conftest import Client, Tenant, empty
 from tests.support.disks import fill, mounted, remount
 from tests.support.folders import temporary_folder
@@ -208,7 +209,7 @@ def own_postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 async def admin(own_postgres: Postgres) -> AsyncIterator[Any]:
-    await apply_schema(own_postgres.dsn)
+    await create_schema(own_postgres.dsn)
     connection = await asyncpg.connect(own_postgres.dsn)
     yield connection
     await connection.close()
@@ -283,13 +284,13 @@ async def test_a_database_without_tables_is_named(
             assert "daguerre schema" in (await look(api)).reasons["database"]
             refused = await api.get("/v1/account", headers={"X-Api-Key": "x" * 40})
             assert (await refused.json())["error"]["code"] == "database-unavailable"
-            await apply_schema(at_postgres(database="bare").database_url)
+            await create_schema(at_postgres(database="bare").database_url)
             await wait_ok(api, "database")
     finally:
         await admin.execute("drop database bare with (force)")
 
 
-@pytest.mark.parametrize(("version", "words"), [(1, "daguerre schema"), (1000, "newer Daguerre")])
+@pytest.mark.parametrize(("version", "words"), [(1, "daguerre schema upgrade"), (1000, "newer Daguerre")])
 async def test_tables_of_another_version_are_named(
     admin: Any, at_postgres: Callable[..., Settings], version: int, words: str
 ) -> None:
@@ -323,7 +324,7 @@ async def test_a_hot_standby_is_named(settings: Settings) -> None:
     with temporary_folder() as folder:
         server = Postgres(folder / "pg", settings=SMALL)
         with server:
-            await apply_schema(server.dsn)
+            await create_schema(server.dsn)
         (server.cluster / "standby.signal").touch()
         with server:
             changed = settings.model_copy(update={"database_url": server.dsn})
@@ -353,7 +354,7 @@ async def test_a_full_database_disk_is_named(settings: Settings) -> None:
         mounted(folder / "pg", "160m"),
         Postgres(folder / "pg", settings=SMALL) as server,
     ):
-        await apply_schema(server.dsn)
+        await create_schema(server.dsn)
         async with serving(settings.model_copy(update={"database_url": server.dsn})) as api:
             assert (await look(api)).checks["database"] == "ok"
             filling = fill(folder / "pg")

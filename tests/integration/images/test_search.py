@@ -16,7 +16,7 @@ import pytest
 from bench.plans import LOG_PLANS
 from service.api.app import create_app
 from service.config.settings import Settings
-from service.database import Database, apply_schema
+from service.database import Database
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
 from service.images.queries import ImageQuery, find_images
@@ -352,20 +352,3 @@ async def test_pages_walk_an_index_with_any_statistics(
     assert len(plans) > len(searches)
     for plan in plans:
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 800, plan
-
-
-async def test_older_database_gets_its_tags_indexed_once(database_url: str, connection: Any, tenant: Tenant) -> None:
-    await insert_image(connection, tenant, "AAAAAAA", tags=["a", "b"])
-    await insert_image(connection, tenant, "PENDING", tags=["a"], state="pending")
-    await connection.execute("drop table image_tags; drop function keep_image_tags cascade; delete from applied_schema")
-    for _ in range(2):
-        await apply_schema(database_url)
-        indexed = await connection.fetch("select tag, image_id from image_tags order by tag")
-        assert [tuple(row) for row in indexed] == [("a", "AAAAAAA"), ("b", "AAAAAAA")]
-    await connection.execute("update images set state = 'ready', tags = '{c}'")
-    assert await connection.fetchval("select string_agg(tag || image_id, ' ' order by image_id) from image_tags") == (
-        "cAAAAAAA cPENDING"
-    )
-    await connection.execute("update images set state = 'failed' where id = 'PENDING'")
-    await connection.execute("delete from images where id = 'AAAAAAA'")
-    assert await connection.fetchval("select count(*) from image_tags") == 0

@@ -11,11 +11,12 @@ import pytest
 
 from service.accounts.accounts import create_account
 from service.config.settings import Settings
-from service.database import Database, apply_schema
+from service.database import Database
 from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.tag_rules import MAX_TAG_LENGTH, MAX_TAGS, clean_tags
 from service.images.updates import change_tags
+from service.schema.changes import create_schema
 from tests.conftest import Client, NewTenant, RunBurst, Servers, Tenant
 from tests.support.samples import ODD_TAGS, insert_image, jpeg
 
@@ -246,7 +247,7 @@ async def test_tags_change_in_an_sql_ascii_database(servers: Servers) -> None:
     await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'")
     await admin.close()
     dsn = servers.postgres.dsn_of("ascii")
-    await apply_schema(dsn)
+    await create_schema(dsn)
     connection = await asyncpg.connect(dsn)
     tenant = Tenant(await create_account(connection, "ascii", 1 << 20), "ascii", "")
     await insert_image(connection, tenant, ID, tags=["\u00e9"])

@@ -12,10 +12,10 @@ import pytest
 
 from service.config.settings import Settings, SettingsError
 from service.config.values import format_size
-from service.database import Schema
 from service.ids import ImageId
 from service.queue import jobs
 from service.queue.jobs import PROBE_QUEUE
+from service.schema.definition import Schema
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Client, Tenant
 from tests.support.commands import daguerre
@@ -361,15 +361,16 @@ class TestCommand:
 
     async def test_older_schema_is_one_sentence(self, settings: Settings, connection: Any) -> None:
         current = Schema.load().version
-        await connection.execute("update applied_schema set version = 1")
+        await connection.execute("update applied_schema set version = $1", current - 1)
         try:
             done = self.run(settings)
         finally:
             await connection.execute("update applied_schema set version = $1", current)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == (
-            f"Error: The database has the tables of an older Daguerre (schema 1; this version needs {current}):"
-            " run `daguerre schema`, or start `up` again.\n"
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(
+            f"Error: The database has tables of an older Daguerre (schema {current - 1}; this version needs {current}):"
+            " run `daguerre schema upgrade`."
         )
 
     async def test_database_outage_is_one_sentence(self, settings: Settings) -> None:

@@ -15,9 +15,10 @@ import asyncpg
 import pytest
 
 from service.config.settings import Settings
-from service.database import Schema, apply_schema
 from service.ids import ImageId
 from service.launcher.embedded.postgres import Postgres
+from service.schema.changes import create_schema
+from service.schema.definition import Schema
 from service.storage.local.originals import LocalOriginals
 from tests.conftest import Servers, Tenant
 from tests.support.verify import PICTURE, insert, put, verify
@@ -59,7 +60,7 @@ DAMAGES = {
 def filled(servers: Servers) -> Iterator[Postgres]:
     """A server with the database `filled`. Each test damages a copy of it."""
     asyncio.run(_execute(servers.postgres.dsn, "create database filled"))
-    asyncio.run(apply_schema(servers.postgres.dsn_of("filled")))
+    asyncio.run(create_schema(servers.postgres.dsn_of("filled")))
     ids = ",".join(f"'{image_id}'" for image_id in _IDS)
     sha256 = hashlib.sha256(PICTURE).hexdigest()
     statements = _FILL.replace("$SIZE", str(len(PICTURE))).replace("$SHA", sha256).replace("$IDS", ids)
