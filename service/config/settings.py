@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.addresses import AllowedAddresses
 from service.config import environment, errors
+from service.config.servers import check_database_url, check_redis_url
 from service.config.values import (
     Network,
     Rate,
@@ -51,45 +51,10 @@ def _check_folder(path: Path | None) -> Path | None:
         raise ValueError(f"there is no home folder of {shorten(path.parts[0])!r}") from None
 
 
-def _check_servers(url: str) -> str:
-    """Checks each server of the URL: `host`, `host:port`, or a folder of sockets, as in PostgreSQL's URLs. The query
-    may contain ports as well.
-    """
-    address = urlsplit(url)
-    for ports in parse_qs(address.query).get("port", []):
-        for port in ports.split(","):
-            _ = urlsplit(f"//host:{port}").port
-    for server in address.netloc.rpartition("@")[2].split(","):
-        parts = urlsplit(f"//{server}")
-        _ = parts.port
-        if parts.hostname and "%" not in parts.hostname:
-            _check_host(parts.hostname)
-    return url
-
-
-def _check_database_url(url: str) -> str:
-    if re.match("postgres(ql)?://", url) is None:
-        raise ValueError("must begin with postgresql://")
-    return _check_servers(url)
-
-
-def _check_redis_url(url: str) -> str:
-    if re.match("(rediss?|unix)://", url) is None:
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    return _check_servers(url)
-
-
 def _check_accel_path(path: str) -> str:
     if re.fullmatch("(/.*[^/])?", path) is None:
         raise ValueError("must be a path like /protected, which begins with a slash and ends without one")
     return path
-
-
-def _check_host(name: str) -> None:
-    try:
-        name.encode("idna")
-    except UnicodeError:
-        raise ValueError(f"{shorten(name)!r} is not the name of a host") from None
 
 
 def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
@@ -131,11 +96,13 @@ class Settings(BaseSettings):
         description="`local` if short calls to the disks of originals and renditions may run on the event loop,"
         " `remote` if they need a thread; `auto` decides by the types of the file systems.",
     )
-    database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
+    database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
         "postgresql://localhost/daguerre", description="URL of PostgreSQL."
     )
-    redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
-        "redis://localhost:6379/0", description="URL of Redis or Valkey; `unix://` for a socket."
+    redis_url: Annotated[str, AfterValidator(check_redis_url)] = Field(
+        "redis://localhost:6379/0",
+        description="URL of Redis or Valkey: `redis://`, `rediss://` with TLS, `unix://` for a socket,"
+        " `redis+sentinel://` for Sentinel.",
     )
     public_url: str = Field("http://localhost:8080", description="URL at which clients reach this service.")
 
@@ -226,6 +193,11 @@ class Settings(BaseSettings):
     )
 
     database_connections: Count = Field(10, description="Maximum connections of one process to PostgreSQL.")
+    database_pooler: Literal["auto", "none", "transaction"] = Field(
+        "auto",
+        description="`transaction` if a pooler like PgBouncer gives each transaction another connection to PostgreSQL,"
+        " `none` if not; `auto` finds out, and takes every pooler for such a one.",
+    )
     probe_processes: Processes = Field(
         2, description="Decoder processes of one worker that probe uploads of one account; one more is for others."
     )

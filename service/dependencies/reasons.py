@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 from redis import exceptions as redis_errors
+from redis.asyncio.sentinel import MasterNotFoundError
 
 TIMED_OUT = "it does not answer in time"
 _LOST = "the connection was lost"
 _UNREACHABLE = "it cannot be reached"
+_FULL = "its memory is full (see its maxmemory), and it evicts nothing"
+_NOT_PERMITTED = "its user may not use Daguerre's keys, channels or commands (see its ACL)"
 
 
 class Unready(Exception):
@@ -51,11 +54,12 @@ _DATABASE: Sequence[tuple[type[Exception], str]] = (
 )
 
 _QUEUE: Sequence[tuple[type[Exception], str]] = (
-    (redis_errors.OutOfMemoryError, "its memory is full (see its maxmemory), and it evicts nothing"),
+    (MasterNotFoundError, "its sentinels name no primary, or none of them can be used"),
+    (redis_errors.OutOfMemoryError, _FULL),
     (redis_errors.ReadOnlyError, "it is a read-only replica"),
     (redis_errors.AuthenticationError, "the user or the password is wrong or missing"),
     (redis_errors.AuthenticationWrongNumberOfArgsError, "it knows no users, or needs another kind of password"),
-    (redis_errors.NoPermissionError, "its user may not use Daguerre's keys, channels or commands (see its ACL)"),
+    (redis_errors.NoPermissionError, _NOT_PERMITTED),
     (redis_errors.BusyLoadingError, "it is loading its data"),
     (redis_errors.MasterDownError, "it is a replica without its primary"),
     (redis_errors.ClusterError, "it is a cluster, which is not supported"),
@@ -65,14 +69,14 @@ _QUEUE: Sequence[tuple[type[Exception], str]] = (
 # Errors for which redis-py has no class, by words of the message. Errors in scripts are only recognised by their
 # message, too.
 _QUEUE_WORDS: Mapping[str, str] = {
-    "OOM ": _QUEUE[0][1],
+    "OOM ": _FULL,
     "MISCONF": "it cannot save its data to its disk, and refuses writes",
     "READONLY": "it is a read-only replica",
     "NOREPLICAS": "it has too few replicas, and refuses writes",
     "DB index is out of range": "it has no database of that number",
     "max number of clients": "it has no connection left (see its maxclients)",
-    "ACL": _QUEUE[4][1],
-    "can't run this command": _QUEUE[4][1],
+    "ACL": _NOT_PERMITTED,
+    "can't run this command": _NOT_PERMITTED,
     "unknown command": "it lacks a command (Redis 7.0 or newer, or Valkey, is needed)",
     "cluster mode": "it is a cluster, which is not supported",
     "BUSY": "a script keeps it busy",
@@ -90,6 +94,27 @@ _SYSTEM: Mapping[int | None, str] = {
     errno.EPIPE: _LOST,
     errno.EMFILE: "this process has no open file left (see ulimit -n)",
     errno.ENFILE: "this machine has no open file left",
+}
+
+# By OpenSSL's name of the error. The other side sends an alert.
+_TLS: Mapping[str | None, str] = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted (see sslrootcert and ssl_ca_certs)",
+    "WRONG_VERSION_NUMBER": "it offers no TLS",
+    "RECORD_LAYER_FAILURE": "it offers no TLS",  # WRONG_VERSION_NUMBER since OpenSSL 3.2
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires a certificate of its clients",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it requires a certificate of its clients, or another version of TLS",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not trust this client's certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not trust this client's certificate",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not trust this client's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this client's certificate has expired",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "it requires another version of TLS",
+}
+# By OpenSSL's code (X509_V_ERR_…).
+_CERTIFICATE: Mapping[int, str] = {
+    9: "its certificate is not yet valid",
+    10: "its certificate has expired",
+    62: "its certificate is for another host",
+    64: "its certificate is for another host",
 }
 
 _STORAGE: Mapping[int | None, str] = {
@@ -151,9 +176,16 @@ def _explain_system(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return "the name of its host is unknown"
     if isinstance(error, ssl.SSLError):
-        return "no encrypted connection can be made"
+        return _explain_tls(error)
+    if "rejected SSL upgrade" in str(error):  # asyncpg's ConnectionError
+        return _TLS["WRONG_VERSION_NUMBER"]
     if isinstance(error, TimeoutError):
         return TIMED_OUT
     if isinstance(error, RuntimeError):  # from uvloop, for a connection that is lost between its check and a write
         return _LOST
     return _SYSTEM.get(error.errno, _UNREACHABLE) if isinstance(error, OSError) else _UNREACHABLE
+
+
+def _explain_tls(error: ssl.SSLError) -> str:
+    reason = _CERTIFICATE.get(error.verify_code) if isinstance(error, ssl.SSLCertVerificationError) else None
+    return reason or _TLS.get(error.reason) or "no encrypted connection can be made"
