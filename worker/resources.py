@@ -63,6 +63,7 @@ async def open_resources(
                 settings.database_url,
                 connections=settings.database_connections,
                 command_timeout_s=_COMMAND_TIMEOUT_S,
+                pooler=settings.database_pooler,
             )
         )
         storage = open_originals(settings.storage_folder, partial(load_id, database), disk=settings.storage_disk)

@@ -108,7 +108,9 @@ async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | No
     timeouts = DownloadTimeouts()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database.open(settings.database_url, connections=settings.database_connections)
+            Database.open(
+                settings.database_url, connections=settings.database_connections, pooler=settings.database_pooler
+            )
         )
         storage = open_originals(
             settings.storage_folder, lambda: load_or_record_id(storage, database), disk=settings.storage_disk

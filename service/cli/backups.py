@@ -43,6 +43,7 @@ def backup(folder: Path, data: Path | None) -> None:
                 folder.expanduser(),
                 first_key=first_key.path(located.data),
                 write=_write,
+                pooler=located.database_pooler,
             )
         )
     if faults:
@@ -81,7 +82,8 @@ def psql(arguments: tuple[str, ...], data: Path | None) -> None:
     from service.backups import programs  # noqa: PLC0415
 
     with _error_sentences():
-        program, environment = programs.find_program("psql"), programs.environment(locate(data).database_url)
+        url = locate(data).database_url
+        program, environment = programs.find_program("psql", url), programs.environment(url)
     sys.stdout.flush()
     os.execve(program, [str(program), *arguments], environment)  # noqa: S606  no shell is wanted
 

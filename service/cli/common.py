@@ -63,9 +63,10 @@ async def _connect_and_work(url: str, work: Callable[[Any], Awaitable[Result]]) 
     import asyncpg  # noqa: PLC0415
 
     from service.accounts.accounts import AccountUnknown  # noqa: PLC0415
+    from service.pooling import connect  # noqa: PLC0415
 
     try:
-        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S, command_timeout=_COMMAND_TIMEOUT_S)
+        connection = await connect(url, timeout=_CONNECT_TIMEOUT_S, command_timeout=_COMMAND_TIMEOUT_S)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise click.ClickException(f"The database cannot be reached: {describe(error)}") from None
     try:

@@ -74,7 +74,7 @@ async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None
 
     storage = open_originals(settings.storage_folder)
     await require_pair(settings.database_url, storage, is_new_database=is_new_database)
-    async with Database.open(settings.database_url, connections=1) as database:
+    async with Database.open(settings.database_url, connections=1, pooler=settings.database_pooler) as database:
         await prepare_storage(storage, database)
 
 

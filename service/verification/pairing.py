@@ -21,6 +21,7 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.images.integrity import list_stored_rows
 from service.images.queries import is_any_known, is_any_stored, needs_files
+from service.pooling import connect
 from service.storage.files import in_thread
 from service.storage.identity import find_id, record_id
 from service.storage.interface import OriginalBackend, StorageUnavailable
@@ -49,7 +50,7 @@ async def require_pair(database_url: str, storage: OriginalBackend, *, is_new_da
     `is_new_database` means that the operator confirmed it. A database that is unavailable or damaged is not checked.
     """
     try:
-        connection = await asyncpg.connect(database_url, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S)
+        connection = await connect(database_url, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         return
     try:

@@ -45,7 +45,10 @@ async def verify(
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
-            settings.database_url, connections=1, command_timeout_s=_COMMAND_TIMEOUT_S
+            settings.database_url,
+            connections=1,
+            command_timeout_s=_COMMAND_TIMEOUT_S,
+            pooler=settings.database_pooler,
         ) as database:
             storage = LocalOriginals(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
             await _require_own(storage)

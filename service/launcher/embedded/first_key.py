@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
-
 _ACCOUNT = "default"
 _MAX_BYTES = 10 << 30
 
@@ -35,10 +33,11 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
     The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key
     differs from a key that never reached the database because of a crash.
     """
-    from service.accounts import accounts  # noqa: PLC0415  slow to import, and commands use only `path`
+    from service import database, pooling  # noqa: PLC0415  slow to import, and commands use only `path`
+    from service.accounts import accounts  # noqa: PLC0415
 
     file, new_file = path(folder), folder / "first-key.new"
-    connection = await asyncpg.connect(database_url)
+    connection = await pooling.connect(database_url)
     try:
         if (key := _read(new_file)) and await accounts.is_key_active(connection, key):
             new_file.replace(file)

@@ -326,8 +326,8 @@ def test_psql_reaches_the_database(database_url: str) -> None:
 
 def test_older_program_is_refused() -> None:
     with pytest.raises(BackupError, match=r"pg_dump of PostgreSQL 99 or newer is needed .* postgresql-client-99"):
-        programs.find_program("pg_dump", 99)
-    assert programs.find_program("pg_dump", 18).exists()
+        programs.find_program("pg_dump", "postgresql:///x", 99)
+    assert programs.find_program("pg_dump", "postgresql:///x", 18).exists()
 
 
 @pytest.mark.parametrize("words", [("backup", "{}"), ("restore", "{}"), ("psql",)])
