@@ -29,6 +29,7 @@ from service.batcher import Batcher, running
 from service.config.values import Rate
 from service.expiring_cache import ExpiringCache
 from service.queue.jobs import UNAVAILABLE
+from service.queue.servers import open_pool
 from service.telemetry.metrics import metrics
 
 log = structlog.get_logger(__name__)
@@ -135,7 +136,8 @@ class RateLimiter:
     ) -> AsyncIterator[Self]:
         """Uses its own connection, because the queue's timeouts are longer."""
         timings = timings or RateLimitTimings()
-        redis = Redis.from_url(redis_url, socket_connect_timeout=timings.timeout_s, socket_timeout=timings.timeout_s)
+        pool = open_pool(redis_url, timeout_s=timings.timeout_s, connect_timeout_s=timings.timeout_s, max_connections=1)
+        redis = Redis(connection_pool=pool)
         try:
             self = cls(redis, rate, name, timings=timings)
             async with running(self._batcher.run()):

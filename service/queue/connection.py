@@ -2,9 +2,9 @@
 a task or a time-out for each.
 
 Every upload sends commands and waits for a reply, and the pool, tasks and time-outs of redis-py cost too much for that.
-Here it only opens the connection, with all options of its URL (TLS, passwords, sockets). It remains the client for
-everything that is not done for each upload. `_writer` and `BaseParser` are private to redis-py, which is pinned;
-tests/integration/queue/test_connection.py holds them.
+Here it only opens the connection, with all options of its URL (TLS, passwords, sockets, sentinels). It remains the
+client for everything that is not done for each upload. `_writer` and `BaseParser` are private to redis-py, which is
+pinned; tests/integration/queue/test_connection.py holds them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from arq.connections import ArqRedis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 from redis.asyncio import ConnectionPool
-from redis.exceptions import InvalidResponse, NoScriptError, RedisError
+from redis.exceptions import InvalidResponse, NoScriptError, ReadOnlyError, RedisError
 
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment] # its stub is for one argument
 
@@ -127,6 +127,8 @@ class Pipeline:
         future, _ = self._waiting.popleft()
         if isinstance(reply, RedisError):
             _fail(future, reply)
+            if isinstance(reply, ReadOnlyError):
+                raise reply  # the primary was demoted: the next connection finds its successor
         elif not future.done():  # its caller was cancelled
             future.set_result(reply)
 

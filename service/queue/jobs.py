@@ -10,16 +10,15 @@ from typing import TypeAlias
 import msgspec
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from service.config.settings import SettingsError
 from service.dependencies.outages import QUEUE
 from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.queue.connection import Argument, Redis, Script
 from service.queue.fair_dispatch import JOIN, FairQueueKeys, others_wakeup_key
 from service.queue.heartbeats import Heartbeats
+from service.queue.servers import open_pool
 from service.telemetry.metrics import QueueState
 
 PROBE_QUEUE = "daguerre:probe"
@@ -40,6 +39,9 @@ REPLY_CHANNELS_PREFIX = "daguerre:waiting:"
 _CHECK_KEY = "daguerre:check"
 _CHECK_TTL_MS = 10_000
 
+# The maximum of the pool of one client. Its pipelines and subscribers have connections of their own.
+_MAX_CONNECTIONS = 4
+
 _JOB_TTL_MS = 24 * 60 * 60 * 1000
 
 # arq's payloads have a time of this host's clock. Only the score of a job is used, by the clock of Redis.
@@ -58,13 +60,7 @@ def open_redis(url: str) -> Redis:
 
     Raises SettingsError for an invalid URL.
     """
-    try:
-        pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5)
-        pool.make_connection()  # type: ignore[no-untyped-call] # it does not connect yet
-    except TypeError as error:  # an unknown parameter
-        raise SettingsError(f"DAGUERRE_REDIS_URL: {str(error).rpartition('() ')[2]}") from None
-    except ValueError as error:
-        raise SettingsError(f"DAGUERRE_REDIS_URL: {error}") from None
+    pool = open_pool(url, timeout_s=5, connect_timeout_s=2, max_connections=_MAX_CONNECTIONS)
     return Redis(pool, job_serializer=encode, job_deserializer=decode, default_queue_name=PROBE_QUEUE)
 
 

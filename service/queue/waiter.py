@@ -180,9 +180,9 @@ def encode_message(message: object) -> bytes:
     return _encoder.encode(message)
 
 
-def publish(redis: Any, channel: str, messages: Sequence[object]) -> Any:
-    """Publishes messages to the current subscribers."""
-    return redis.publish(channel, _encoder.encode(messages))
+async def publish(redis: Redis, channel: str, messages: Sequence[object]) -> None:
+    """Publishes messages to the current subscribers. Raises what redis-py raises."""
+    await redis.pipelined.send(("PUBLISH", channel, _encoder.encode(messages)))
 
 
 class Subscriber(Generic[Message]):

@@ -163,7 +163,8 @@ async def test_errors_are_those_of_redis_py(reply: bytes, error: type[Exception]
 async def test_options_of_the_url_hold(tmp_path: Path, servers: Servers, redis: Redis) -> None:
     """TLS, a user with a password, and a database."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -out certificate.pem -keyout key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test"
+    command += " -addext subjectAltName=IP:127.0.0.1 -out certificate.pem -keyout key.pem"
     process = await asyncio.create_subprocess_exec(*command.split(), cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
