@@ -154,13 +154,15 @@ create table removals (
 
 -- Uploads to an object store that are not finished: a row is inserted before the object is written, and deleted after
 -- the image's row is committed. So an object that a crash left without an image is found without listing the bucket.
+-- `token` is in the object, too, which distinguishes it from an earlier object of this name.
 create table unfinished_uploads (
     image_id   text collate "C" primary key,
+    token      text not null,
     started_at timestamptz not null default now()
 );
 create index unfinished_uploads_by_start on unfinished_uploads (started_at);
 
--- The renditions in their folder. `digest` identifies a rendition of an image. A rendition with a watermark is deleted
+-- The renditions in their storage. `digest` identifies a rendition of an image. A rendition with a watermark is deleted
 -- with either image. A row may exist longer than its image, until its file is removed.
 create table renditions (
     image_id     text collate "C" not null,

@@ -81,6 +81,12 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         default=connections.CONNECTIONS,
         help=f"of connections: connections at once ({connections.CONNECTIONS})",
     )
+    parser.add_argument(
+        "--storage",
+        choices=["disk", "s3"],
+        default="disk",
+        help="of memory and uploads: s3 measures Daguerre on an object store, beside Daguerre on the disk (disk)",
+    )
     options = parser.parse_args(arguments)
     # Not `choices`: argparse of Python 3.11 checks the default list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
@@ -96,7 +102,8 @@ def main() -> None:
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
         "renditions": {"only": options.work.split(";")},
         "workers": {"count": options.jobs},
-        "memory": {"count": options.uploads or memory.UPLOADS},
+        "memory": {"count": options.uploads or memory.UPLOADS, "on_s3": options.storage == "s3"},
+        "uploads": {"on_s3": options.storage == "s3"},
         "storm": {"count": options.uploads or storm.UPLOADS},
         "slow": {"clients": options.clients},
         "connections": {"count": options.connections},

@@ -16,10 +16,11 @@ from functools import partial
 from bench.generated import insert_images
 from bench.search import PAGE, SEARCHES, median_ms, time_writes
 from service.accounts.accounts import create_account
-from service.database import Database, apply_schema
+from service.database import Database
 from service.ids import AccountId
 from service.images.search import search_images
 from service.launcher.embedded.postgres import Postgres
+from service.schema.changes import create_schema
 from tests.support.folders import temporary_folder
 from tests.support.pgbouncer import pgbouncer
 
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 async def measure(direct: str, pooled: str) -> None:
-    await apply_schema(direct)
+    await create_schema(direct)
     async with Database.open(direct, connections=1) as database, database.connection() as connection:
         account_id = await create_account(connection, "bench", 1 << 60)
         await insert_images(connection, account_id, _IMAGES)

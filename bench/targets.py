@@ -24,6 +24,7 @@ INSTALL_FOLDER = _ROOT / ".venv" / "bench"
 _START_TIMEOUT_S = 60
 
 DAGUERRE = "Daguerre"
+DAGUERRE_S3 = "Daguerre on S3"
 FASTIFY = "fastify + sharp"
 FASTAPI = "FastAPI + Pillow"
 BARE = "bare aiohttp"
@@ -50,15 +51,18 @@ class Target:
 
 
 @contextlib.contextmanager
-def daguerre(folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Target]:
+def daguerre(
+    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None, on_s3: bool = False
+) -> Iterator[Target]:
     """Runs `./run up` in its own folder, with the settings in `env`. Raises BenchError if it does not start."""
-    port, data = _free_port(), folder / "daguerre"
+    port, data = _free_port(), folder / ("daguerre-s3" if on_s3 else "daguerre")
     argv = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data), "--workers", workers]
+    argv += ["--storage", "s3"] if on_s3 else []
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
     with _running(DAGUERRE, [str(argument) for argument in argv], {**environment, **(env or {})}, folder) as process:
         _wait_ready(process, port, folder)
         key = (data / "first-key").read_text().strip()
-        yield Target(DAGUERRE, port, key, (process.pid,), data)
+        yield Target(DAGUERRE_S3 if on_s3 else DAGUERRE, port, key, (process.pid,), data)
 
 
 @contextlib.contextmanager

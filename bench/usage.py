@@ -19,6 +19,7 @@ _PARTS = (
     ("bench.stub_worker", "worker"),
     ("postgres", "postgres"),
     ("valkey", "valkey"),
+    ("bin/weed", "object store"),
     ("server.js", "service"),
     ("bench.comparators", "service"),
     ("comparators/thumbor", "service"),

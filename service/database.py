@@ -13,7 +13,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from service.dependencies.outages import DATABASE
 from service.errors import ServiceError
-from service.pooling import APPLICATION_NAME, Connector, Pooler, connect
+from service.pooling import APPLICATION_NAME, Connector, Pooler
 
 _PoolConnection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | _PoolConnection"
@@ -215,100 +215,3 @@ def _is_open(connection: _PoolConnection) -> bool:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # it was closed while it was in use, and the pool took it back
         return False
-
-
-async def _connect(url: str, patience_s: float) -> asyncpg.Connection[asyncpg.Record]:
-    """Retries for `patience_s` while the server is not reachable or still starting."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return await connect(url, timeout=10)
-        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
-            if time.monotonic() >= deadline:
-                raise
-            await asyncio.sleep(0.5)
-
-
-class SchemaTooNew(Exception):
-    """The tables are those of a later version of Daguerre. The message is for the operator and says what to do."""
-
-    def __init__(self, applied: int, known: int) -> None:
-        super().__init__(
-            f"The database has tables of a newer Daguerre (schema {applied}; this one knows {known}): start the newer "
-            "one again, or restore a backup of the database from before it was upgraded."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The tables of this version of Daguerre, read from `schema.sql`."""
-
-    text: str
-    version: int
-
-    @classmethod
-    def load(cls) -> Schema:
-        return cls.parse(_SCHEMA_FILE.read_text())
-
-    @classmethod
-    def parse(cls, text: str) -> Schema:
-        match = _VERSION.match(text)
-        assert match is not None  # noqa: S101 - the first line has it
-        return cls(text, int(match["version"]))
-
-    @property
-    def tables(self) -> list[str]:
-        return _TABLE.findall(self.text)
-
-    @property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.text.encode()).digest()
-
-
-async def apply_schema(url: str, *, patience_s: float = 0, schema: Schema | None = None) -> None:
-    """Creates or updates the tables if needed. Several processes may run it at once.
-
-    `patience_s` is how long it waits for a server that is not reachable yet. `schema` is by default this version's.
-    Raises SchemaTooNew, and SettingsError for a server that is too old.
-    """
-    schema = schema or Schema.load()
-    connection = await _connect(url, patience_s)
-    try:
-        require_postgres(connection)
-        for attempts_left in reversed(range(_SCHEMA_ATTEMPTS)):
-            try:
-                return await _apply_once(connection, schema)
-            except asyncpg.LockNotAvailableError:
-                if not attempts_left:
-                    raise
-            await asyncio.sleep(_SCHEMA_RETRY_S)
-    finally:
-        await connection.close()
-
-
-async def _apply_once(connection: asyncpg.Connection[asyncpg.Record], schema: Schema) -> None:
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", _SCHEMA_LOCK)
-        applied = await find_schema_version(connection)
-        if applied == schema.version:
-            return
-        if applied > schema.version:
-            raise SchemaTooNew(applied, schema.version)
-        # A statement that waits for a table lock, e.g. behind a vacuum, makes all others wait behind it.
-        await connection.execute(f"set local lock_timeout = '{_SCHEMA_LOCK_TIMEOUT_S}s'")
-        await connection.execute(schema.text)
-        await connection.execute("delete from applied_schema")
-        await connection.execute(
-            "insert into applied_schema (digest, version) values ($1, $2)", schema.digest, schema.version
-        )
-
-
-# The table of the first version has no such column.
-_APPLIED = "select max(coalesce((to_jsonb(applied_schema) ->> 'version')::integer, 1)) from applied_schema"
-
-
-async def find_schema_version(connection: Connection) -> int:
-    """Returns the version of the tables, or 0 if there are none."""
-    if await connection.fetchval("select to_regclass('applied_schema')") is None:
-        return 0
-    return int(await connection.fetchval(_APPLIED) or 0)

@@ -25,13 +25,16 @@ from service.accounts.accounts import create_account, create_key
 from service.api.app import create_app
 from service.api.resources import RESOURCES, Resources
 from service.config.settings import Settings
+from service.config.values import StoreUrl
 from service.http.server import Runner
 from service.ids import AccountId
+from service.launcher.embedded.object_store import BUCKET, ObjectStoreServer
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.valkey import Valkey
 from service.queue import jobs
 from service.queue.connection import Redis
 from service.schema.changes import create_schema
+from service.storage.object_store.client import ObjectStore
 from tests.chaos.report import print_faults
 from tests.support.daguerre_processes import Daguerre, processes_of
 from tests.support.folders import temporary_folder
@@ -66,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chaos",
         action="store_true",
         help="Run only the faults under load and the benchmark.",
+    )
+    parser.addoption(
+        "--chaos-storage",
+        choices=["disk", "s3"],
+        default="disk",
+        help="With --chaos: where the images are, on the disk or in an object store.",
     )
     parser.addoption(
         "--fuzz-inputs",
@@ -230,6 +239,26 @@ def storage_folder(servers: Servers) -> Iterator[Path]:
     yield folder
     if reset_storage(folder):
         servers.free_storages.append(folder)
+
+
+@pytest.fixture(scope="session")
+def object_store_server() -> Iterator[ObjectStoreServer]:
+    with temporary_folder() as folder, ObjectStoreServer(folder) as server:
+        yield server
+
+
+NewObjectStore = Callable[[], ObjectStore]
+
+
+@pytest.fixture
+def new_object_store(request: pytest.FixtureRequest) -> NewObjectStore:
+    """Returns a function that returns an empty object store. The server starts with the first one."""
+
+    def create() -> ObjectStore:
+        server: ObjectStoreServer = request.getfixturevalue("object_store_server")
+        return ObjectStore(StoreUrl("s3", BUCKET, f"store-{next(_numbers)}"), server.environment())
+
+    return create
 
 
 @pytest.fixture

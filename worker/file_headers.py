@@ -1,4 +1,4 @@
-"""Reads the first bytes of a file: which of the eight formats it has, and its width and height.
+"""Reads the first bytes of a file: its width and height, and of what kind of JPEG it is.
 
 Plain Python without a decoder, so that the worker can check the results of decoders with it. It does not use the
 parsers of `worker.imaging.containers`: the worker process never loads `worker.imaging`, and a check takes only a few
@@ -14,28 +14,13 @@ from collections.abc import Callable
 from io import FileIO
 from typing import NamedTuple, TypeAlias
 
+from service.media_types import HEAD_BYTES, sniff
+
 # Returns up to `size` bytes (first parameter) from an offset (second), and fewer at the end of the file, like os.pread.
 Read: TypeAlias = Callable[[int, int], bytes]
 
-HEAD_BYTES = 4096
-
 # Offsets of BigTIFF have 64 bits. No file reaches so far, and os.pread raises OverflowError from 1 << 63 on.
 _MAX_OFFSET = 1 << 62
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"II+\0", "tiff"),  # BigTIFF
-    (b"MM\0+", "tiff"),
-)
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_ANY_CODEC_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
-_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
 
 # Bytes of a PNG, GIF or WebP that include its width and height.
 _SIZE_BYTES = 30
@@ -64,56 +49,6 @@ def bytes_reader(data: bytes) -> Read:
 def file_reader(fd: int) -> Read:
     """Like os.pread, but accepts any offset: returns nothing beyond the largest possible file."""
     return lambda size, at: os.pread(fd, size, at) if at <= _MAX_OFFSET else b""
-
-
-def sniff(head: bytes) -> str | None:
-    """Returns the format of a file that starts with `head` (its first HEAD_BYTES), a key of `MIME_TYPES`, or None."""
-    for magic, format_name in _MAGIC:
-        if head.startswith(magic):
-            return format_name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head[4:8] == b"ftyp":
-        return _sniff_heif(head)
-    return "svg" if _starts_svg(head) else None
-
-
-def _sniff_heif(head: bytes) -> str | None:
-    """Returns "avif" or "heic" by brand. Brands like `mif1` name no codec; then the item types in the header decide."""
-    size = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = {head[8:12]} | {head[i : i + 4] for i in range(16, size - 3, 4)}
-    avif, heic = bool(brands & _AVIF_BRANDS), bool(brands & _HEIC_BRANDS)
-    if avif != heic:
-        return "avif" if avif else "heic"
-    if not avif and not brands & _ANY_CODEC_BRANDS:
-        return None
-    av1, hevc = head.find(b"av01"), head.find(b"hvc1")
-    if av1 == hevc == -1:
-        return None
-    return "avif" if hevc == -1 or -1 < av1 < hevc else "heic"
-
-
-def _starts_svg(head: bytes) -> bool:
-    """Returns whether the root element is svg, after any byte order mark, declarations and comments."""
-    i = 3 if head.startswith(b"\xef\xbb\xbf") else 0
-    while True:
-        while i < len(head) and head[i] in b" \t\r\n":
-            i += 1
-        if head.startswith(b"<!--", i):
-            i = _after(head, b"-->", i)
-        elif head.startswith(b"<?", i):
-            i = _after(head, b"?>", i)
-        elif head[i : i + 9].upper() == b"<!DOCTYPE":
-            subset, close = head.find(b"[", i), head.find(b">", i)
-            i = _after(head, b">", _after(head, b"]", subset)) if -1 < subset < close else _after(head, b">", i)
-        else:
-            return _SVG_ROOT.match(head, i) is not None
-
-
-def _after(head: bytes, mark: bytes, start: int) -> int:
-    """Returns the offset after the next `mark`, or the end of `head` if there is none."""
-    at = head.find(mark, start)
-    return len(head) if at == -1 else at + len(mark)
 
 
 def read_size(format_name: str, read: Read) -> tuple[int, int] | None:

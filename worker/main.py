@@ -15,11 +15,11 @@ from service.config.settings import Settings, SettingsError
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.versions import require_servers
 from service.dependencies.watch import Dependency, watched
-from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.health.checks import DatabaseCheck, QueueCheck
 from service.queue import jobs
 from service.queue.connection import Redis
 from service.queue.heartbeats import Heartbeats
-from service.storage.backends import open_originals
+from service.storage.backends import open_setup
 from service.telemetry import logs
 from service.telemetry.metrics import metrics
 from worker.cron.counters import refresh_accounts
@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
     Raises SettingsError if the storage or a port cannot be used.
     """
     logs.configure(settings, part="worker", pid=os.getpid())
-    open_originals(settings.storage_folder).require(wait_s=_STORAGE_WAIT_S)
+    open_setup(settings).require(wait_s=_STORAGE_WAIT_S)
     if settings.metrics_port:
         _serve_metrics(settings.host, settings.metrics_port)
     else:
@@ -77,7 +77,7 @@ async def _run(settings: Settings) -> None:
     await require_servers(settings.database_url, redis)
     async with (
         open_resources(settings, redis) as resources,
-        watched(_list_dependencies(settings, resources)),
+        watched(_list_dependencies(resources)),
         scrubbing(resources.database, resources.storage, settings.scrub),
     ):
         await resources.probers.start()  # so that the first upload need not wait for it
@@ -101,11 +101,11 @@ async def _run(settings: Settings) -> None:
     log.info("worker.stopped")
 
 
-def _list_dependencies(settings: Settings, resources: Resources) -> list[Dependency]:
+def _list_dependencies(resources: Resources) -> list[Dependency]:
     return [
         Dependency(DATABASE, DatabaseCheck(resources.database).run),
         Dependency(QUEUE, QueueCheck(resources.jobs).run),
-        Dependency(STORAGE, StorageCheck(resources.storage, settings.storage_folder).run),
+        Dependency(STORAGE, resources.storage.check),
     ]
 
 

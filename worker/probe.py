@@ -61,7 +61,7 @@ async def probe_image(ctx: dict[str, Any], image_id: ImageId, *, request_id: str
 async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int) -> Image | None:
     """Returns the finished row, or None if the image was deleted. `tries` includes this one."""
     try:
-        probe = await worker.probers.probe(*worker.storage.paths_for_decoding(image_id), account=account)
+        probe = await worker.probers.probe(*await worker.storage.paths_for_decoding(image_id), account=account)
         image = await worker.probe_results.submit((image_id, probe))
     except Rejected as error:
         log.info("probe.refused", code=error.code, kind=error.kind)

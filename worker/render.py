@@ -17,7 +17,6 @@ from service.images.queries import find_across_accounts
 from service.renditions.integrity import is_complete
 from service.renditions.jobs import InlineFile, RenderOrder, RenderResult, decode_order
 from service.renditions.queries import NewRendition
-from service.storage.files import in_thread
 from service.storage.interface import RenditionKey, StorageUnavailable
 from service.telemetry.metrics import metrics
 from worker.rendition_writer import Rendition
@@ -107,12 +106,12 @@ async def _render_and_store(worker: Resources, order: RenderOrder, account: str,
 
 
 async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Rendition:
-    paths = worker.storage.paths_for_decoding(order.image_id)
+    paths = await worker.storage.paths_for_decoding(order.image_id)
     writer = worker.rendition_writer
     if order.transformation is None:
         patches = await worker.renderers.find_locations(paths, size=order.size, account=account)
-        return await in_thread(worker.storage.threads, partial(writer.write_patched, key, paths, patches))
-    watermark = worker.storage.paths_for_decoding(order.watermark_id) if order.watermark_id else None
+        return await writer.write_patched(key, paths, patches)
+    watermark = await worker.storage.paths_for_decoding(order.watermark_id) if order.watermark_id else None
     sizes = order.size, order.watermark_size
     data = await worker.renderers.render(
         paths, order.transformation, watermark, sizes=sizes, account=account, usage=usage

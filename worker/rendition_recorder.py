@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
@@ -53,7 +52,7 @@ class RenditionRecorder:
         have_rows = await insert_renditions(self._database, batch)
         orphans = [rendition.key for rendition, has_row in zip(batch, have_rows, strict=True) if not has_row]
         try:
-            await asyncio.to_thread(self._files.remove, orphans)
+            await self._files.remove(orphans)
         except OSError as error:
             log.log(level_of(error), "rendition.removal_failed", error=repr(error))
 

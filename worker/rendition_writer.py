@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -38,44 +37,39 @@ class RenditionWriter:
 
     def __init__(self, files: RenditionStorage) -> None:
         self._files = files
-        self._lock = threading.Lock()
         self._is_failing = False
         self._failures = 0  # since the last success
         self._next_log = 0.0
 
     async def write(self, key: RenditionKey, data: bytes) -> Rendition:
         """Raises Rejected if the rendition can neither be stored nor sent."""
-        return await self._files.run(partial(self._write, key, data), size=len(data))
-
-    def _write(self, key: RenditionKey, data: bytes) -> Rendition:
         try:
-            stored = self._files.write(key, data)
+            stored = await self._files.write(key, data)
         except OSError as error:
             return self._send(key, data, error)
         self._record_success()
         return Rendition(stored)
 
-    def write_patched(self, key: RenditionKey, paths: Sequence[str], patches: Sequence[tuple[int, bytes]]) -> Rendition:
+    async def write_patched(
+        self, key: RenditionKey, paths: Sequence[str], patches: Sequence[tuple[int, bytes]]
+    ) -> Rendition:
         """Writes a copy of the file at the first of the paths that exists, with the bytes of `patches` at their
         offsets.
 
-        Blocks. Raises OSError if the file cannot be read, and Rejected as `write` does.
+        Raises OSError if the file cannot be read, and Rejected as `write` does.
         """
         for path in paths[:-1]:
             with suppress(FileNotFoundError):
-                return self._write_copy(key, Path(path), patches)
-        return self._write_copy(key, Path(paths[-1]), patches)
+                return await self._write_copy(key, Path(path), patches)
+        return await self._write_copy(key, Path(paths[-1]), patches)
 
-    def _write_copy(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> Rendition:
+    async def _write_copy(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> Rendition:
         try:
-            stored = self._files.write_patched(key, source, patches)
+            stored = await self._files.write_patched(key, source, patches)
         except FileNotFoundError:
             raise
         except OSError as error:
-            with source.open("rb") as original:
-                data = original.read(MAX_UNSTORED_BYTES + 1)
-            if len(data) <= MAX_UNSTORED_BYTES:
-                data = apply_patches(data, patches)
+            data = await asyncio.to_thread(_read_patched, source, patches)
             return self._send(key, data, error)
         self._record_success()
         return Rendition(stored)
@@ -88,19 +82,23 @@ class RenditionWriter:
 
     def _record_failure(self, cause: OSError) -> None:
         metrics.renditions_unkept.inc()
-        with self._lock:
-            self._is_failing = True
-            self._failures += 1
-            now = time.monotonic()
-            if now < self._next_log:
-                return
-            self._next_log = now + _LOG_INTERVAL_S
-            failures = self._failures
-        log.error("renditions.write_failed", folder=self._files.location, failures=failures, error=repr(cause))
+        self._is_failing = True
+        self._failures += 1
+        now = time.monotonic()
+        if now < self._next_log:
+            return
+        self._next_log = now + _LOG_INTERVAL_S
+        log.error("renditions.write_failed", folder=self._files.location, failures=self._failures, error=repr(cause))
 
     def _record_success(self) -> None:
         if not self._is_failing:
             return
-        with self._lock:
-            self._is_failing, failures, self._failures = False, self._failures, 0
+        self._is_failing, failures, self._failures = False, self._failures, 0
         log.info("renditions.write_recovered", folder=self._files.location, failures=failures)
+
+
+def _read_patched(source: Path, patches: Sequence[tuple[int, bytes]]) -> bytes:
+    """Returns the patched content of a file, or more than `MAX_UNSTORED_BYTES` of it. Blocks; raises OSError."""
+    with source.open("rb") as file:
+        data = file.read(MAX_UNSTORED_BYTES + 1)
+    return apply_patches(data, patches) if len(data) <= MAX_UNSTORED_BYTES else data

@@ -17,7 +17,7 @@ from service.images.models import Image
 from service.images.pending import mark_ready
 from service.images.probe import Probe
 from service.queue.jobs import JobQueue
-from service.storage.backends import is_local_disk, open_originals, open_renditions
+from service.storage.backends import open_originals, open_renditions
 from service.storage.identity import load_id
 from service.storage.interface import OriginalStorage, RenditionStorage
 from service.telemetry.metrics import metrics
@@ -66,15 +66,14 @@ async def open_resources(
                 pooler=settings.database_pooler,
             )
         )
-        storage = open_originals(settings.storage_folder, partial(load_id, database), disk=settings.storage_disk)
-        is_local = is_local_disk(settings.storage_folder, settings.storage_disk)
+        storage = open_originals(settings, database, partial(load_id, database))
         probers = DecoderPool(
             settings.probe_processes + SPARE_DECODERS,
             share=settings.probe_processes,
             max_pixels=settings.max_pixels,
             timeout_s=settings.probe_timeout_s,
             limits=limits,
-            is_local=is_local,
+            is_local=storage.is_local,
         )
         stack.push_async_callback(probers.close)
         renderers = DecoderPool(
@@ -85,10 +84,10 @@ async def open_resources(
             durations=metrics.render_seconds,
             niceness=_RENDER_NICENESS,
             limits=limits,
-            is_local=is_local,
+            is_local=storage.is_local,
         )
         stack.push_async_callback(renderers.close)
-        renditions = open_renditions(settings.renditions_folder, disk=settings.storage_disk)
+        renditions = open_renditions(settings)
         await asyncio.to_thread(renditions.prepare)
         recorder = await stack.enter_async_context(RenditionRecorder.open(database, renditions))
         probe_results = Batcher(partial(mark_ready, database), wait_s=probers.choose_result_wait_s)

@@ -79,7 +79,7 @@ async def _measure(settings: Settings, key: str, body: bytes, seconds: float) ->
             while time.monotonic() < deadline or len(queued) < 2 * _WARM_UP_UPLOADS:
                 new = await _accept(service, account.id, body)
                 queued.append(await _time_job(service, new))
-                paths = service.storage.paths_for_decoding(new.id)
+                paths = await service.storage.paths_for_decoding(new.id)
                 started = time.perf_counter()
                 await pool.probe(*paths)
                 direct.append((time.perf_counter() - started) * 1000)

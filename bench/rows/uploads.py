@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import turns, wrk
 from bench.photographs import SIZES, photograph
-from bench.targets import DAGUERRE, FASTAPI, FASTIFY, Target, comparator, daguerre
+from bench.targets import DAGUERRE, DAGUERRE_S3, FASTAPI, FASTIFY, Target, comparator, daguerre
 from service.launcher.embedded.postgres import Postgres
 
 CONNECTIONS = 16
@@ -18,7 +18,17 @@ GOALS = {
 }
 
 
-def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> None:
+# Of the rate on the disk.
+S3_GOALS = {"m": 0.5}
+
+
+def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], on_s3: bool = False) -> None:
+    if on_s3:
+        with daguerre(folder, on_s3=True) as ours, daguerre(folder) as on_disk:
+            for size in sizes:
+                first, other = _measure(folder, size, [ours, on_disk], rounds, seconds)
+                turns.print_ratio(first, other, S3_GOALS.get(size, 0))
+        return
     with (
         Postgres(folder / "pg") as postgres,
         daguerre(folder) as ours,
@@ -27,26 +37,30 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str]) -> N
         comparator(FASTIFY, folder, postgres, fsync=True) as fastify_synced,
         comparator(FASTAPI, folder, postgres, fsync=True) as fastapi_synced,
     ):
+        targets = [ours, fastify, fastapi, fastify_synced, fastapi_synced]
         for size in sizes:
-            width, height, _ = SIZES[size]
-            body = folder / f"{size}.jpg"
-            body.write_bytes(photograph(size))
-            first, *others = turns.measure(
-                [ours, fastify, fastapi, fastify_synced, fastapi_synced],
-                lambda target, body=body, size=size: upload(target, body, size),  # type: ignore[misc]
-                connections=CONNECTIONS,
-                seconds=seconds,
-                rounds=rounds,
-                after_turn=truncate_files,
-            )
-            kilobytes = body.stat().st_size // 1000
-            turns.print_table(
-                f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", [first, *others]
-            )
+            first, *others = _measure(folder, size, targets, rounds, seconds)
             for other in others:
                 goal = GOALS.get(other.target.name, {}).get(size)
                 if goal is not None:
                     turns.print_ratio(first, other, goal)
+
+
+def _measure(folder: Path, size: str, targets: Sequence[Target], rounds: int, seconds: float) -> Sequence[turns.Series]:
+    width, height, _ = SIZES[size]
+    body = folder / f"{size}.jpg"
+    body.write_bytes(photograph(size))
+    series = turns.measure(
+        targets,
+        lambda target: upload(target, body, size),
+        connections=CONNECTIONS,
+        seconds=seconds,
+        rounds=rounds,
+        after_turn=truncate_files,
+    )
+    kilobytes = body.stat().st_size // 1000
+    turns.print_table(f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", series)
+    return series
 
 
 def upload(target: Target, body: Path, size: str) -> wrk.Requests:
@@ -73,7 +87,7 @@ def truncate_files(target: Target) -> None:
     They are not deleted, because ext4 without a journal visits every inode that was deleted in the last seconds when it
     creates a file. That would slow down the next turn.
     """
-    if target.name == DAGUERRE:
+    if target.name in {DAGUERRE, DAGUERRE_S3}:
         return
     for path in target.folder.rglob("*.jpg"):
         if path.stat().st_size:

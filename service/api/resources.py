@@ -20,7 +20,7 @@ from service.delivery.context import DeliveryContext
 from service.dependencies.outages import DATABASE, QUEUE, STORAGE
 from service.dependencies.watch import CHECK_TIMEOUT_S, Dependency, watched
 from service.downloads.client import DownloadClient, DownloadTimeouts
-from service.health.checks import DatabaseCheck, QueueCheck, StorageCheck
+from service.health.checks import DatabaseCheck, QueueCheck
 from service.health.usage import UsageMeter
 from service.http.client_addresses import ProxyWarnings
 from service.ids import ImageId
@@ -112,9 +112,7 @@ async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | No
                 settings.database_url, connections=settings.database_connections, pooler=settings.database_pooler
             )
         )
-        storage = open_originals(
-            settings.storage_folder, lambda: load_or_record_id(storage, database), disk=settings.storage_disk
-        )
+        storage = open_originals(settings, database, lambda: load_or_record_id(storage, database))
         await prepare_storage(storage, database)
         redis = jobs.open_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
@@ -135,7 +133,7 @@ async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | No
         dependencies = {
             "database": Dependency(DATABASE, DatabaseCheck(database).run),
             "queue": Dependency(QUEUE, QueueCheck(queue, ingest.results.find_error).run),
-            "storage": Dependency(STORAGE, StorageCheck(storage, settings.storage_folder).run),
+            "storage": Dependency(STORAGE, storage.check),
         }
         await stack.enter_async_context(watched(dependencies.values()))
         yield Resources(
@@ -157,12 +155,6 @@ async def open_resources(settings: Settings, in_flight_bytes: InFlightBytes | No
             delivery=delivery,
             proxy_warnings=ProxyWarnings(delivery.trusted_proxies),
             dependencies=dependencies,
-            usage=UsageMeter(
-                database,
-                {
-                    "storage": (settings.storage_folder, storage.threads),
-                    "renditions": (settings.renditions_folder, delivery.files.threads),
-                },
-            ),
+            usage=UsageMeter(database, [storage, delivery.files]),
             file_removal=FileRemoval(partial(remove_files, database, storage, delivery.files)),
         )

@@ -22,7 +22,7 @@ from service.config.values import format_size
 from service.errors import ServiceError, picture_error
 from service.ids import IMAGE_ID_PATTERN
 from service.images.models import Image, NewImage
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 
 Value = TypeVar("Value")
 

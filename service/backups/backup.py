@@ -7,6 +7,7 @@ storage lost files or parts of them, good copies of an earlier backup are not ov
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -16,55 +17,40 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from service.backups import BackupError, programs
-from service.backups.files import Copies
+from service.config.settings import Settings
 from service.config.values import format_size
-from service.database import Connection
-from service.ids import ImageId
-from service.images.integrity import find_sha256, list_stored_rows
-from service.pooling import Pooler
-from service.storage.identity import find_id
-from service.storage.local.originals import LocalOriginals
+from service.database import Database
+from service.storage.backends import open_inventory
+from service.storage.identity import load_id
+from service.storage.local.inventory import LocalInventory
+from service.transfers.copies import Copies, Faults
 from service.version import VERSION
 
-# What is wrong with the copies of images that are missing or damaged.
-Faults: TypeAlias = dict[ImageId, str]
-
 DUMP, STORAGE, KEY, MANIFEST = "database.dump", "storage", "first-key", "backup.json"
-_BATCH_SIZE = 1000
 _MAX_FAULTS_SHOWN = 20
 
 
-async def make_backup(
-    database_url: str,
-    storage: Path,
-    folder: Path,
-    *,
-    first_key: Path,
-    write: Callable[[str], None],
-    pooler: Pooler = "auto",
-) -> int:
+async def make_backup(settings: Settings, folder: Path, *, first_key: Path, write: Callable[[str], None]) -> int:
     """Makes the backup in `folder`, or updates an earlier backup, which can be restored until the new one is finished.
 
     `first_key` is the file of the first account's key, which is copied if it exists. Returns the number of images whose
-    file is missing or damaged in the backup. Raises BackupError, OSError and what asyncpg raises.
+    file is missing or damaged in the backup. Raises BackupError, ServiceError, OSError and what asyncpg raises.
     """
-    with _claim(folder, storage) as handle:
-        dump, copies = folder / f"{DUMP}.partial", Copies()
-        connection = await programs.connect(database_url, pooler)
-        try:
-            source = LocalOriginals(storage, partial(find_id, connection))
+    with _claim(folder, settings) as handle:
+        dump, url, pooler = folder / f"{DUMP}.partial", settings.database_url, settings.database_pooler
+        pg_dump = programs.find_program("pg_dump", url, await programs.find_server_major(url, pooler))
+        async with Database.open(url, connections=1, pooler=pooler) as database:
+            source = open_inventory(settings, database, partial(load_id, database))
             await source.require_available()
-            pg_dump = programs.find_program("pg_dump", database_url, connection.get_server_version().major)
             _create(dump).close()
-            programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=database_url)
+            programs.run(pg_dump, "--format=custom", f"--file={dump}", database_url=url)
             write(f"Database: {format_size(dump.stat().st_size)}")
-            faults = await _copy_files(connection, source, LocalOriginals(folder / STORAGE), copies)
+            copies = Copies(source, open_copies(folder))
+            faults = await _copy_files(database, copies)
             await source.require_available()
-        finally:
-            await connection.close()
         write(f"Images: {copies.describe()}")
         _write_faults(faults, write)
         copy_key(first_key, folder / KEY)
@@ -89,18 +75,17 @@ def _create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-async def _copy_files(
-    connection: Connection, storage: LocalOriginals, target: LocalOriginals, copies: Copies
-) -> Faults:
+def open_copies(folder: Path) -> LocalInventory:
+    """Returns the storage inside a backup."""
+    return LocalInventory(folder / STORAGE)
+
+
+async def _copy_files(database: Database, copies: Copies) -> Faults:
     """Copies the files of all rows. Returns what is wrong with copies that are missing or damaged."""
+    await asyncio.to_thread(copies.target.prepare_target)
     faults: Faults = {}
-    last = ""
-    while rows := await list_stored_rows(connection, last, _BATCH_SIZE):
-        last = rows[-1].id
-        results = {row.id: copies.add(row, storage.candidate_paths(row.id), target.path(row.id)) for row in rows}
-        new_faults = {image_id: fault for image_id, fault in results.items() if fault is not None}
-        # Images that were deleted meanwhile need no copy.
-        faults |= {image_id: new_faults[image_id] for image_id in await find_sha256(connection, list(new_faults))}
+    async for new_faults in copies.add_all(database):
+        faults |= new_faults
     return faults
 
 
@@ -112,9 +97,9 @@ def _write_faults(faults: Faults, write: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _claim(folder: Path, storage: Path) -> Iterator[int]:
+def _claim(folder: Path, settings: Settings) -> Iterator[int]:
     """Creates the folder if it is missing, locks it against other backups, and yields its descriptor."""
-    if storage.resolve() in [folder.resolve(), *folder.resolve().parents]:
+    if settings.storage_folder.resolve() in [folder.resolve(), *folder.resolve().parents]:
         raise BackupError(f"{folder} is inside the folder of the images: choose another folder")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = {DUMP, f"{DUMP}.partial", STORAGE, KEY, MANIFEST, f"{MANIFEST}.partial", "lost+found"}

@@ -65,6 +65,15 @@ async def connect(database_url: str, pooler: pooling.Pooler) -> asyncpg.Connecti
     )
 
 
+async def find_server_major(database_url: str, pooler: pooling.Pooler) -> int:
+    """Returns the major version of the server. Raises what `connect` does."""
+    connection = await connect(database_url, pooler)
+    try:
+        return connection.get_server_version().major
+    finally:
+        await connection.close()
+
+
 def find_program(name: str, database_url: str, server_major: int | None = None) -> Path:
     """Returns the program of the server's major version, or the next later version; without a server, the newest.
 

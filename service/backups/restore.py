@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from service.backups import BackupError, programs
-from service.backups.backup import DUMP, KEY, MANIFEST, STORAGE, copy_key
-from service.backups.files import Copies, holds_images
+from service.backups.backup import DUMP, KEY, MANIFEST, copy_key, open_copies
 from service.config.settings import Settings
-from service.database import Connection
-from service.images.integrity import list_stored_rows
-from service.pooling import connect
-from service.storage.identity import find_id, record_id
-from service.storage.local.originals import LocalOriginals
+from service.database import Connection, Database
+from service.schema.changes import upgrade_schema
+from service.schema.definition import Schema
+from service.storage.backends import open_inventory, open_setup
+from service.storage.identity import find_id, load_id, record_id
+from service.storage.local.inventory import LocalInventory
+from service.transfers.copies import Copies
 from service.verification import report
 from service.verification.context import Options
 
-_BATCH_SIZE = 1000
 _HAS_ROWS = "select exists (select from accounts) or exists (select from images)"
 
 
@@ -36,14 +38,13 @@ async def restore_backup(settings: Settings, folder: Path, *, write: Callable[[s
     BackupError, SettingsError, OSError and what asyncpg raises.
     """
     check_backup(folder)
-    storage = LocalOriginals(settings.storage_folder)
-    if holds_images(storage):
-        raise BackupError(f"{settings.storage_folder} already holds images: name an empty folder in DAGUERRE_STORAGE")
+    storage = open_setup(settings)
+    if await asyncio.to_thread(storage.find_any_file) is not None:
+        raise BackupError(f"{storage.location} already holds images: name an empty storage in DAGUERRE_STORAGE")
     await _restore_database(settings, folder / DUMP)
-    await apply_schema(settings.database_url)
+    await upgrade_schema(settings.database_url)  # the backup may be of an older version
     write("Database: restored")
-    storage.prepare()
-    copies = await _restore_files(settings.database_url, LocalOriginals(folder / STORAGE), storage)
+    copies = await _restore_files(settings, open_copies(folder))
     os.sync()
     write(f"Images: {copies.describe()}")
     with suppress(FileNotFoundError):  # with servers of the operator there may be no data folder
@@ -59,6 +60,8 @@ async def _restore_database(settings: Settings, dump: Path) -> None:
         if has_tables and await connection.fetchval(_HAS_ROWS):
             raise BackupError("The database already holds accounts: name an empty database in DAGUERRE_DATABASE_URL")
         pg_restore = programs.find_program("pg_restore", url, connection.get_server_version().major)
+        if has_tables:
+            await _drop_tables(connection)
     finally:
         await connection.close()
     options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
@@ -74,18 +77,16 @@ async def _drop_tables(connection: Connection) -> None:
         await connection.execute(f"drop function if exists {', '.join(schema.functions)}")
 
 
-async def _restore_files(url: str, source: LocalOriginals, target: LocalOriginals) -> Copies:
+async def _restore_files(settings: Settings, source: LocalInventory) -> Copies:
     """Copies only files that have a row: the backup may have others, of images that were stored after the dump."""
-    copies, last = Copies(), ""
-    connection = await connect(url, timeout=programs.CONNECT_TIMEOUT_S)
-    try:
-        # The dump has the id of the storage that was backed up.
-        own_id = target.create_own_id()
-        await record_id(connection, own_id, instead_of=await find_id(connection))
-        while rows := await list_stored_rows(connection, last, _BATCH_SIZE):
-            last = rows[-1].id
-            for row in rows:
-                copies.add(row, [source.path(row.id)], target.path(row.id))
-    finally:
-        await connection.close()
+    async with Database.open(settings.database_url, connections=1, pooler=settings.database_pooler) as database:
+        target = open_inventory(settings, database, partial(load_id, database))
+        await asyncio.to_thread(target.prepare)
+        own_id = await asyncio.to_thread(target.create_own_id)
+        async with database.connection() as connection:
+            # The dump has the id of the storage that was backed up.
+            await record_id(connection, own_id, instead_of=await find_id(connection))
+        copies = Copies(source, target)
+        async for _ in copies.add_all(database):  # the verification reports faults
+            pass
     return copies

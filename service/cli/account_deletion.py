@@ -32,11 +32,12 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     """
     from service.accounts.accounts import Account, find_account  # noqa: PLC0415
     from service.config.values import format_size  # noqa: PLC0415
-    from service.storage.backends import open_originals  # noqa: PLC0415
+    from service.storage.backends import open_setup  # noqa: PLC0415
 
     settings = locate(data)
     try:
-        open_originals(settings.storage_folder).require()
+        storage = open_setup(settings)
+        storage.require()
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     account: Account = with_database(data, lambda connection: find_account(connection, name))
@@ -52,7 +53,7 @@ def delete_account(name: str, *, yes: bool, data: Path | None) -> None:
     click.echo(f"Account {name!r} is deleted.", err=True)
     if missing:
         click.echo(
-            f"{missing} files of deleted images were not in {settings.storage_folder}. The workers search for them"
+            f"{missing} files of deleted images were not in {storage.location}. The workers search for them"
             " within a minute.",
             err=True,
         )
@@ -90,8 +91,8 @@ async def _delete(settings: Settings, account: Any) -> int:
         async with database.connection() as connection:
             if not await start_deletion(connection, account.id):
                 raise click.ClickException(f"Account {account.name!r} was deleted by another command meanwhile.")
-        storage = open_originals(settings.storage_folder, partial(load_id, database))
-        deletion = AccountDeletion(database, storage, open_renditions(settings.renditions_folder))
+        storage = open_originals(settings, database, partial(load_id, database))
+        deletion = AccountDeletion(database, storage, open_renditions(settings))
         deleted, shown_at = 0, time.monotonic()
         async with aclosing(deletion.run(account.id)) as progress:
             async for deleted in progress:

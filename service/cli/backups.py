@@ -36,16 +36,7 @@ def backup(folder: Path, data: Path | None) -> None:
 
     settings = load_settings(data=data)
     with _error_sentences(), _existing_servers(settings) as located:
-        faults = _run(
-            make_backup(
-                located.database_url,
-                located.storage_folder,
-                folder.expanduser(),
-                first_key=first_key.path(located.data),
-                write=_write,
-                pooler=located.database_pooler,
-            )
-        )
+        faults = _run(make_backup(located, folder.expanduser(), first_key=first_key.path(located.data), write=_write))
     if faults:
         raise click.ClickException(
             f"The backup in {folder} is complete except for the files of {faults} images; see `verify`."

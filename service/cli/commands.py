@@ -17,6 +17,7 @@ from service.cli.schema import schema
 from service.cli.serving import serve, worker
 from service.cli.settings import settings
 from service.cli.sign import sign
+from service.cli.storage import storage
 from service.cli.verify import verify
 
 
@@ -41,7 +42,7 @@ def cli() -> None:
 
 accounts.add_command(delete_account)
 for command in (
-    *(serve, worker, schema, health, verify, backup, restore, psql),
+    *(serve, worker, schema, health, verify, backup, restore, storage, psql),
     *(accounts, keys, signing_keys, presets, sign, settings),
 ):
     cli.add_command(command)

@@ -125,7 +125,7 @@ def locate(data: Path | None) -> Settings:
         )
     servers = {"database_url": running.database_url, "redis_url": running.redis_url}
     public = {} if "public_url" in settings.model_fields_set else {"public_url": running.public_url}
-    return settings.model_copy(update=servers | public)
+    return running.storage_settings(settings.model_copy(update=servers | public))
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -69,13 +69,13 @@ async def _require_servers(settings: Settings) -> None:
 
 async def _prepare_storage(settings: Settings, *, is_new_database: bool) -> None:
     from service.database import Database  # noqa: PLC0415
-    from service.storage.backends import open_originals  # noqa: PLC0415
+    from service.storage.backends import open_originals, open_setup  # noqa: PLC0415
+    from service.storage.identity import load_id  # noqa: PLC0415
     from service.verification.pairing import prepare_storage, require_pair  # noqa: PLC0415
 
-    storage = open_originals(settings.storage_folder)
-    await require_pair(settings.database_url, storage, is_new_database=is_new_database)
+    await require_pair(settings.database_url, open_setup(settings), is_new_database=is_new_database)
     async with Database.open(settings.database_url, connections=1, pooler=settings.database_pooler) as database:
-        await prepare_storage(storage, database)
+        await prepare_storage(open_originals(settings, database, partial(load_id, database)), database)
 
 
 def _open_shared(shared: tuple[int, int, int] | None) -> tuple[ConnectionCounts, InFlightBytes]:

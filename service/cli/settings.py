@@ -11,11 +11,12 @@ from service.config import environment
 from service.config.settings import Settings
 from service.config.values import format_size
 
-_SIZES = {"max_upload", "renditions_size", "renditions_memory"}
+_SIZES = {"max_upload", "cache_size", "renditions_size", "renditions_memory"}
 # Defaults that depend on the machine or on other settings.
 _DEFAULTS = {
     "data": "`/var/lib/daguerre` for root, else `~/.local/share/daguerre`",
     "storage": "`storage` in the data folder",
+    "cache": "`cache` in the data folder",
     "renditions_dir": "`renditions` in the folder for originals",
     "metrics_dir": "in `/dev/shm`, else `metrics` in the data folder",
     "rate_limit": "no limit",

@@ -22,10 +22,12 @@ from service.config.servers import check_database_url, check_redis_url
 from service.config.values import (
     Network,
     Rate,
+    StoreUrl,
     parse_networks,
     parse_period,
     parse_rate,
     parse_size,
+    parse_storage,
     parse_widths,
     shorten,
 )
@@ -51,6 +53,10 @@ def _check_folder(path: Path | None) -> Path | None:
         raise ValueError(f"there is no home folder of {shorten(path.parts[0])!r}") from None
 
 
+def _check_storage(storage: Path | StoreUrl | None) -> Path | StoreUrl | None:
+    return storage if isinstance(storage, StoreUrl) else _check_folder(storage)
+
+
 def _check_accel_path(path: str) -> str:
     if re.fullmatch("(/.*[^/])?", path) is None:
         raise ValueError("must be a path like /protected, which begins with a slash and ends without one")
@@ -67,6 +73,12 @@ def _join(values: Iterable[object]) -> str:
 
 
 Folder = Annotated[Path, AfterValidator(_check_folder)]
+OptionalStorage = Annotated[
+    Path | StoreUrl | None,
+    _parsed(parse_storage),
+    AfterValidator(_check_storage),
+    PlainSerializer(lambda storage: None if storage is None else str(storage)),
+]
 OptionalFolder = Annotated[Path | None, AfterValidator(_check_folder)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 # Each is dumped as text that can be parsed again.
@@ -90,7 +102,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=environment.PREFIX, enable_decoding=False, frozen=True, extra="ignore")
 
     data: Folder = Field(default_factory=default_data_folder, description="Folder for all data.")
-    storage: OptionalFolder = Field(None, description="Folder for originals; by default `storage` in the data folder.")
+    storage: OptionalStorage = Field(
+        None,
+        description="Folder for originals, by default `storage` in the data folder; or `s3://bucket/prefix`.",
+    )
     storage_disk: Disk = Field(
         "auto",
         description="`local` if short calls to the disks of originals and renditions may run on the event loop,"
@@ -150,11 +165,29 @@ class Settings(BaseSettings):
         description="Maximum time after SIGTERM for requests and jobs in flight, in seconds.",
     )
 
+    cache: OptionalFolder = Field(
+        None,
+        description="Folder for local copies of files in an object store, and for uploads that are being received;"
+        " by default `cache` in the data folder.",
+    )
+    cache_size: Size = Field(
+        10 << 30, description="Maximum size of these copies; the least recently used are deleted first."
+    )
+
+    delivery_redirect: bool = Field(
+        False,
+        description="With an object store, clients get originals over 256 KB from the store itself, by a redirect (302)"
+        " that is valid for 10 minutes; except for accounts that strip locations.",
+    )
+
     renditions_dir: OptionalFolder = Field(
-        None, description="Folder for renditions, which may be lost; by default `renditions` in the originals' folder."
+        None,
+        description="Folder for renditions, which may be lost; by default `renditions` in the originals' folder."
+        " In an object store they are beside the originals.",
     )
     renditions_size: Size = Field(
-        10 << 30, description="Maximum size of all renditions on disk; the least recently used are deleted first."
+        10 << 30,
+        description="Maximum size of all stored renditions; the least recently used are deleted first.",
     )
     renditions_memory: Size = Field(
         64 << 20, description="Size of the memory cache of one API process for small pictures."
@@ -254,8 +287,18 @@ class Settings(BaseSettings):
         return init_settings, variables
 
     @property
+    def object_store(self) -> StoreUrl | None:
+        """The place of originals and renditions in an object store, or None if they are in folders."""
+        return self.storage if isinstance(self.storage, StoreUrl) else None
+
+    @property
     def storage_folder(self) -> Path:
-        return self.storage or self.data / "storage"
+        """The folder of originals, if they are not in an object store."""
+        return self.storage if isinstance(self.storage, Path) else self.data / "storage"
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache or self.data / "cache"
 
     @property
     def renditions_folder(self) -> Path:
@@ -286,6 +329,9 @@ def load(**overrides: object) -> Settings:
         raise SettingsError(unknown)
     options = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings.model_validate({**Settings().model_dump(exclude_unset=True), **options})
+        settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **options})
     except ValidationError as error:
         raise SettingsError(errors.explain(error, Settings.model_fields)) from None
+    if settings.object_store is not None and settings.renditions_dir is not None:
+        raise SettingsError("DAGUERRE_RENDITIONS_DIR: must be unset, because renditions are in the object store")
+    return settings

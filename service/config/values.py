@@ -1,4 +1,4 @@
-"""Parsers for values of settings: sizes, rates, periods, networks and widths.
+"""Parsers for values of settings: sizes, rates, periods, networks, widths and storages.
 
 Each is parsed from the text of an environment variable. Errors are ValueErrors whose message is for the operator.
 """
@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import TypeAlias
 
 # The largest bigint of PostgreSQL.
@@ -122,6 +123,37 @@ def parse_widths(text: str) -> tuple[int, ...]:
     if widths and not 1 <= widths[0] <= widths[-1] <= 8192:
         raise ValueError("a width must be 1 to 8192 pixels")
     return tuple(widths)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUrl:
+    """The place of files in an object store. Its text is `s3://bucket/prefix`.
+
+    `scheme` is `s3`, `gs` or `az`. `prefix` may be empty, and neither begins nor ends with a slash.
+    """
+
+    scheme: str
+    bucket: str
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+# The names that all three stores allow; S3 also allows dots, which break its certificates.
+_STORE_URL = re.compile(
+    r"(?P<scheme>s3|gs|az)://(?P<bucket>[a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?P<prefix>(?:/[\w.=@+-]+)*)/?", re.ASCII
+)
+
+
+def parse_storage(text: str) -> Path | StoreUrl:
+    """Returns the path of a folder, or the URL of an object store. Raises ValueError."""
+    if "://" not in text:
+        return Path(text)
+    match = _STORE_URL.fullmatch(text.strip())
+    if match is None or {".", ".."} & set(match["prefix"].split("/")):
+        raise ValueError("must be a folder or a URL like s3://bucket/prefix, without keys")  # which it may contain
+    return StoreUrl(match["scheme"], match["bucket"], match["prefix"].removeprefix("/"))
 
 
 _MAX_SHOWN_LENGTH = 40

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -16,8 +15,7 @@ from service.database import Connection, Database
 from service.dependencies.outages import STORAGE
 from service.ids import ImageId
 from service.renditions.queries import DerivedRendition, delete_renditions, list_by_images
-from service.storage.files import in_thread
-from service.storage.interface import OriginalStorage, RenditionKey, RenditionStorage, StorageUnavailable
+from service.storage.interface import OriginalStorage, RenditionKey, RenditionStorage
 
 log = structlog.get_logger("service")
 
@@ -79,8 +77,8 @@ async def _remove_renditions(
     """If the storage cannot be reached, all are stuck, because they still exist there."""
     keys = [one.key for one in derived]
     try:
-        stuck_ids = await in_thread(renditions.threads, partial(renditions.remove_for_images, image_ids))
-        stuck_keys = await in_thread(renditions.threads, partial(renditions.remove, keys))
+        stuck_ids = await renditions.remove_for_images(image_ids)
+        stuck_keys = await renditions.remove(keys)
     except OSError as error:
         level = logging.DEBUG if STORAGE.is_under_way else logging.WARNING  # usually they are on the same disk
         log.log(level, "removal.failed", images=len(image_ids), first_error=repr(error))
@@ -93,18 +91,12 @@ async def _remove_renditions(
 
 async def _remove_originals(storage: OriginalStorage, image_ids: Sequence[ImageId]) -> list[ImageId]:
     """Returns the images whose files are removed. Logs one line for all failures, or the outage of the storage."""
-    removed: list[ImageId] = []
-    failures: list[tuple[ImageId, OSError]] = []
-    for image_id in image_ids:
-        try:
-            await storage.remove(image_id)
-            removed.append(image_id)
-        except StorageUnavailable as error:  # the same for all of them
-            STORAGE.report(error)
-            break
-        except OSError as error:
-            failures.append((image_id, error))
+    try:
+        failures = await storage.remove(image_ids)
+    except OSError as error:
+        STORAGE.report(error)
+        return []
     if failures:
-        image_id, first = failures[0]
+        image_id, first = next(iter(failures.items()))
         log.warning("removal.failed", images=len(failures), image_id=image_id, first_error=repr(first))
-    return removed
+    return [image_id for image_id in image_ids if image_id not in failures]

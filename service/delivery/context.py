@@ -30,7 +30,7 @@ _ADDRESS_SHARE = 0.75
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
     """`widths` are the allowed widths of unsigned requests in ascending order; empty means that all are allowed.
-    `accel_prefix` is empty unless a proxy sends the files.
+    `accel_prefix` is empty unless a proxy sends the files, and `redirects` says whether the object store does.
     """
 
     storage: OriginalStorage
@@ -44,6 +44,7 @@ class DeliveryContext:
     trusted_proxies: Sequence[Network]
     max_age_s: int
     accel_prefix: str
+    redirects: bool
 
     @classmethod
     @asynccontextmanager
@@ -53,7 +54,7 @@ class DeliveryContext:
         """Opens the resources; tasks end with the block. Raises SettingsError if the folder of renditions cannot be
         used.
         """
-        files = open_renditions(settings.renditions_folder, disk=settings.storage_disk)
+        files = open_renditions(settings)
         await asyncio.to_thread(files.prepare)
         image_cache, memory_cache = ServedImageCache(database), MemoryCache(settings.renditions_memory)
         queue = JobQueue(redis, name=RENDER_QUEUE, wakeup_key=RENDER_WAKEUP_KEY)
@@ -88,6 +89,7 @@ class DeliveryContext:
                 trusted_proxies=settings.trusted_proxies,
                 max_age_s=settings.cache_max_age_s,
                 accel_prefix=settings.x_accel_redirect,
+                redirects=settings.delivery_redirect,
             )
 
 

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from email.utils import formatdate
+from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -18,7 +19,7 @@ from service.delivery.memory_cache import CachePolicy, ServedPicture
 from service.errors import ServiceError
 from service.ids import ImageId, parse_image_id
 from service.images.models import Image
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 from service.renditions import signatures
 from service.renditions.cost_limiter import Requester
 from service.renditions.costs import estimate_copy_s, estimate_rendition_s
@@ -26,7 +27,7 @@ from service.renditions.jobs import RenderOrder
 from service.renditions.normalize import normalize
 from service.renditions.parsing import parse, split_query
 from service.renditions.transformation import Format, RenditionParams
-from service.storage.files import starts_with
+from service.storage.files import SMALL_BYTES, starts_with, storage_errors
 from service.storage.interface import StoredFile
 from service.telemetry.metrics import metrics
 
@@ -37,6 +38,8 @@ _PICTURE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
+# Caches may keep a redirect for half of this time.
+_REDIRECT_VALID_S = 600
 _GZIP_MAGIC = b"\x1f\x8b"
 # An SVG is a document that may hold scripts; this keeps a browser that opens it from running them.
 _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -46,6 +49,7 @@ _SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; san
 class PictureRequest:
     """One request for a picture. `id_text` is the id in the path, not yet checked. `raw_path` (with the query) and
     `raw_query` are as received, because signatures are. `accepted` are the negotiated formats that the client accepts.
+    `may_be_redirected` is False for HEAD, since a signed URL is for GET.
 
     Finding the picture sets the last two fields: `valid_until` is the monotonic time until which everything that was
     looked up is valid, and `varies_by_accept` says whether the response, also an error, depends on Accept.
@@ -60,12 +64,20 @@ class PictureRequest:
     is_signed: bool
     address: str
     request_id: str
+    may_be_redirected: bool = False
     valid_until: float = math.inf
     varies_by_accept: bool = False
 
 
-async def find_picture(request: PictureRequest) -> ServedPicture:
-    """Returns the picture, and adds it to the memory cache.
+class Redirect(NamedTuple):
+    """The picture is at this URL of the object store."""
+
+    url: str
+    caching: CachePolicy
+
+
+async def find_picture(request: PictureRequest) -> ServedPicture | Redirect:
+    """Returns the picture, and adds it to the memory cache; or where the client gets it.
 
     Raises the errors of the parameters, the signature, the state of the image and a new rendition.
     """
@@ -76,6 +88,8 @@ async def find_picture(request: PictureRequest) -> ServedPicture:
     picture = await _build_picture(request, served, CachePolicy(request.context.max_age_s, expires))
     if expires is not None:
         request.valid_until = min(request.valid_until, time.monotonic() + expires - time.time())
+    if isinstance(picture, Redirect):
+        return picture
     if len(request.raw_path) <= _MAX_CACHED_PATH_CHARACTERS:
         cache.put((request.raw_path, request.accepted), picture, until=request.valid_until, generation=generation)
     return picture
@@ -118,7 +132,9 @@ async def _authorize(request: PictureRequest, served: ServedImage) -> int | None
         raise
 
 
-async def _build_picture(request: PictureRequest, served: ServedImage, caching: CachePolicy) -> ServedPicture:
+async def _build_picture(
+    request: PictureRequest, served: ServedImage, caching: CachePolicy
+) -> ServedPicture | Redirect:
     params = parse(split_query(request.raw_query), request.name, served.policy.presets)
     headers = dict(_PICTURE_HEADERS)
     if request.name:
@@ -128,8 +144,26 @@ async def _build_picture(request: PictureRequest, served: ServedImage, caching: 
     headers["Content-Type"] = MIME_TYPES[served.image.format or ""]
     if served.image.format == "svg":
         headers["Content-Security-Policy"] = _SVG_POLICY
-    find_original = _find_copy_without_location if served.policy.strip_location else _find_original
-    return await find_original(request, served, headers, caching._replace(immutable=True))
+    if served.policy.strip_location:
+        return await _find_copy_without_location(request, served, headers, caching._replace(immutable=True))
+    if (redirect := await _find_redirect(request, served.image, caching)) is not None:
+        return redirect
+    return await _find_original(request, served, headers, caching._replace(immutable=True))
+
+
+async def _find_redirect(request: PictureRequest, image: Image, caching: CachePolicy) -> Redirect | None:
+    """Returns where the client gets a large original, if it may get that from the object store.
+
+    An SVG needs headers that keep its scripts from running, and the store does not send them.
+    """
+    context = request.context
+    if not (context.redirects and request.may_be_redirected) or image.size <= SMALL_BYTES or image.format == "svg":
+        return None
+    with storage_errors():
+        url = await context.storage.sign(image.id, _REDIRECT_VALID_S)
+    if url is None:
+        return None
+    return Redirect(url, caching._replace(max_age_s=min(caching.max_age_s, _REDIRECT_VALID_S // 2)))
 
 
 async def _find_rendition(

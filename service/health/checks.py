@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import aiofiles.os
 import asyncpg
 
 from service.database import Connection, Database
@@ -17,7 +13,6 @@ from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.queue.jobs import JobQueue
 from service.schema.definition import Schema
-from service.storage.interface import OriginalStorage
 
 # Writing takes ten times as long as reading. Without an outage, the check writes at most this often.
 _WRITE_INTERVAL_S = 2.0
@@ -92,29 +87,6 @@ async def _check_writes(connection: Connection) -> None:
     except asyncpg.InsufficientPrivilegeError as error:  # PostgreSQL's error for EROFS and EACCES
         raise Unready("it cannot write to its disk") from error
     await connection.execute(_COMMIT)
-
-
-_statvfs = aiofiles.os.wrap(os.statvfs)  # the stub of aiofiles' own wrapper lacks `executor`
-
-
-class StorageCheck:
-    """Checks that the originals' folder can be written."""
-
-    def __init__(self, storage: OriginalStorage, folder: Path) -> None:
-        self._storage = storage
-        self._folder = folder
-
-    async def run(self) -> None:
-        """Raises Unready, and OSError."""
-        try:
-            await self._storage.check()
-        except OSError as error:
-            if error.errno == errno.ENOSPC and await self._count_free_inodes() == 0:
-                raise Unready("its disk has no inode left") from error
-            raise
-
-    async def _count_free_inodes(self) -> int:
-        return (await _statvfs(self._folder, executor=self._storage.threads)).f_ffree
 
 
 class QueueCheck:

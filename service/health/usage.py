@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from service.database import Database
 from service.errors import ServiceError
 from service.single_flight import SingleFlight
 from service.storage.files import in_thread
+from service.storage.interface import OriginalStorage, RenditionStorage
 from service.telemetry.gauges import DiskSpace, StoredState
 
 # Measuring is slow: PostgreSQL inspects each file of the database, and the sum reads all accounts.
@@ -47,13 +48,15 @@ def measure_space(folder: str | Path) -> DiskSpace:
 class UsageMeter:
     """Measures the space of disks and what is stored.
 
-    `folders` are the disks of `daguerre_disk_…_bytes` by name, each with the threads that wait for that disk.
+    The disks of the storages are those of `daguerre_disk_…_bytes`.
     """
 
-    def __init__(self, database: Database, folders: Mapping[str, tuple[Path, Executor]]) -> None:
+    def __init__(self, database: Database, storages: Sequence[OriginalStorage | RenditionStorage]) -> None:
         self._database = database
-        self._folders = folders
-        self._spaces = {name: SingleFlight[DiskSpace](_TIMEOUT_S, ttl_s=_CACHE_TTL_S) for name in folders}
+        self._folders: dict[str, tuple[Path, Executor]] = {
+            name: (folder, storage.threads) for storage in storages for name, folder in storage.disks.items()
+        }
+        self._spaces = {name: SingleFlight[DiskSpace](_TIMEOUT_S, ttl_s=_CACHE_TTL_S) for name in self._folders}
         self._sizes: SingleFlight[tuple[StoredState, DiskSpace | None]] = SingleFlight(_TIMEOUT_S, ttl_s=_CACHE_TTL_S)
 
     async def measure(self) -> tuple[dict[str, DiskSpace], StoredState | None]:

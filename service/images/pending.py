@@ -18,10 +18,7 @@ from service.ids import BASE62, AccountId, ImageId
 from service.images.idempotency import ScopedKey, find_used_keys, release_if_expired
 from service.images.models import COLUMNS, Image, NewImage
 from service.images.probe import Probe
-
-
-class IdTaken(Exception):
-    """Another image has this id; retry with a new one."""
+from service.storage.interface import IdTaken
 
 
 class KeyTaken(Exception):

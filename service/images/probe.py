@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIME_TYPES: dict[str, str] = {
-    "jpeg": "image/jpeg",
-    "png": "image/png",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "avif": "image/avif",
-    "tiff": "image/tiff",
-    "heic": "image/heic",
-    "svg": "image/svg+xml",
-}
-
 # Limits of the result; the EXIF's size is that of its JSON text.
 MAX_EXIF_BYTES = 16_384
 MAX_EXIF_TEXT_CHARS = 1_000

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import asyncpg
 
+from service import pooling
 from service.database import Connection
 from service.dependencies.versions import require_postgres
 from service.schema.applied import SchemaTooNew, find_schema_version, record_version, require_current
@@ -149,7 +150,7 @@ async def _connect(url: str, patience_s: float = 0) -> AsyncIterator[asyncpg.Con
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            connection = await asyncpg.connect(url, timeout=10)
+            connection = await pooling.connect(url, timeout=10)
             break
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
             if time.monotonic() >= deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import structlog
 
@@ -28,6 +29,7 @@ log = structlog.get_logger("service")
 DISK_THREADS = 32
 # Up to this size, a file is read when it is found, and may be cached in memory.
 SMALL_BYTES = 256 << 10
+_COPY_BYTES = 1 << 20
 # `st_blocks` counts these whatever the file system's own blocks are (stat(2)).
 _STAT_BLOCK = 512
 # The block of ext4, XFS and Btrfs on nearly every machine.
@@ -159,6 +161,17 @@ def apply_patches(data: bytes, patches: Sequence[tuple[int, bytes]]) -> bytes:
         check_patch(offset, replacement, len(data))
         patched[offset : offset + len(replacement)] = replacement
     return bytes(patched)
+
+
+def copy_patched(source: Path, target: BinaryIO, patches: Sequence[tuple[int, bytes]]) -> None:
+    """Copies a file, however large, and replaces the bytes at the offset of each patch. Blocks; raises OSError."""
+    with source.open("rb") as original:
+        shutil.copyfileobj(original, target, _COPY_BYTES)
+    size = target.tell()
+    for offset, data in patches:
+        check_patch(offset, data, size)
+        target.seek(offset)
+        target.write(data)
 
 
 def check_patch(offset: int, data: bytes, size: int) -> None:

@@ -20,7 +20,6 @@ from service.images.idempotency import find_by_key, release_key
 from service.images.models import IdempotencyKey, Image, NewImage
 from service.images.pending import (
     FILE_MISSING,
-    IdTaken,
     KeyTaken,
     delete_failed_image,
     expire_failed_image,
@@ -32,7 +31,7 @@ from service.images.queries import ImageQuery, find_images, load_image
 from service.queue.jobs import Job, JobQueue, ProbeJob
 from service.queue.waiter import JobWaiter, Subscriber
 from service.storage.files import storage_errors
-from service.storage.interface import OriginalStorage, UploadFile
+from service.storage.interface import IdTaken, OriginalStorage, UploadFile
 from service.uploads.receiving import Reservation, Upload
 
 # These errors are raised before a row is inserted.

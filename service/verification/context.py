@@ -16,8 +16,7 @@ from service.database import Database
 from service.errors import ServiceError
 from service.images.integrity import find_relation
 from service.queue.jobs import JobQueue
-from service.storage.interface import RenditionStorage
-from service.storage.local.originals import LocalOriginals
+from service.storage.interface import OriginalInventory, RenditionStorage
 
 BATCH_SIZE = 1000
 # If more than this fraction of the images or files is affected, and more than this number, the storage or the database
@@ -68,7 +67,7 @@ class Context:
     """
 
     database: Database
-    storage: LocalOriginals
+    storage: OriginalInventory
     renditions: RenditionStorage
     queue: JobQueue
     options: Options

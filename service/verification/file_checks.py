@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.images.integrity import find_orphans, find_sha256, find_without_row, scan_orphans
-from service.storage.local.disk import NUM_SHARDS
+from service.storage.interface import BadFolder, StoredName
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 # Longer than what the sweep, which runs every few seconds, leaves unfinished.
@@ -24,42 +21,28 @@ _NAMES_BATCH_SIZE = 50_000
 
 async def check_folders(context: Context) -> Problems:
     """Checks that every folder of the storage can be listed. With `repair`, a missing folder is created."""
-    storage = context.storage
-    folders = [(storage.incoming, None), *((storage.shard_folder(shard), shard) for shard in range(NUM_SHARDS))]
-    for folder, shard in folders:
-        error = await asyncio.to_thread(_try_folder, folder)
-        if error is not None:
-            problem = await asyncio.to_thread(_repair_folder, context, folder, error)
-            # A folder that was missing may have held files; only the operator can know that it did not.
-            if shard is not None and not (problem.repair and context.options.force):
-                context.bad_shards.add(shard)
-            yield problem
+    for folder in await context.storage.find_bad_folders():
+        problem = await _repair_folder(context, folder)
+        # A folder that was missing may have held files; only the operator can know that it did not.
+        if folder.shard is not None and not (problem.repair and context.options.force):
+            context.bad_shards.add(folder.shard)
+        yield problem
 
 
-def _try_folder(folder: Path) -> OSError | None:
-    try:
-        with os.scandir(folder) as entries:
-            next(entries, None)
-    except OSError as error:
-        return error
-    return None
-
-
-def _repair_folder(context: Context, folder: Path, error: OSError) -> Problem:
-    is_missing = isinstance(error, FileNotFoundError) and not os.path.lexists(folder)
-    what, repair = "it is missing" if is_missing else f"it cannot be read: {explain(error)}", ""
-    if is_missing and context.options.repair:
+async def _repair_folder(context: Context, folder: BadFolder) -> Problem:
+    what, repair = "it is missing" if folder.is_missing else f"it cannot be read: {explain(folder.error)}", ""
+    if folder.is_missing and context.options.repair:
         try:
-            folder.mkdir(mode=0o700)
+            await context.storage.create_folder(folder)
             repair = "created"
         except OSError as failure:
             what += f", and cannot be created: {explain(failure)}"
-    return Problem(f"folder {printable(folder)}", what, repair)
+    return Problem(f"folder {printable(folder.location)}", what, repair)
 
 
 async def check_files(context: Context) -> Problems:
     """Checks that every file has a row or a recorded removal. With `repair`, the others are moved to the quarantine."""
-    orphans: list[Path] = []
+    orphans: list[StoredName] = []
     num_files = 0
     async for batch in _list_files(context):
         if isinstance(batch, Problem):
@@ -72,8 +55,8 @@ async def check_files(context: Context) -> Problems:
             else:
                 orphans.append(orphan)
     may_move = context.are_rows_complete and context.may_change(len(orphans), num_files)
-    for path in orphans:
-        problem = await asyncio.to_thread(_repair_orphan, context, path, may_move=may_move)
+    for file in orphans:
+        problem = await _repair_orphan(context, file, may_move=may_move)
         if problem is not None:
             yield problem
     if context.options.repair and orphans and not may_move:
@@ -90,28 +73,27 @@ def _refuse_move(context: Context, num_orphans: int, num_files: int) -> Problem:
     )
 
 
-async def _list_files(context: Context) -> AsyncIterator[Mapping[str, Path] | Problem]:
+async def _list_files(context: Context) -> AsyncIterator[Mapping[str, StoredName] | Problem]:
     """Yields files by their names, many at a time."""
-    batch: dict[str, Path] = {}
-    for shard in sorted(set(range(NUM_SHARDS)) - context.bad_shards):
+    batch: dict[str, StoredName] = {}
+    for shard in sorted(set(range(context.storage.num_shards)) - context.bad_shards):
         try:
-            paths = await asyncio.to_thread(context.storage.list_shard, shard)
+            async for files in context.storage.list_shard(shard):
+                for file in files:
+                    if len(batch) >= _NAMES_BATCH_SIZE or file.name in batch:
+                        yield batch
+                        batch = {}
+                    batch[file.name] = file
         except OSError as error:
-            yield Problem(f"folder {printable(context.storage.shard_folder(shard))}", f"not read: {explain(error)}")
-            continue
-        for path in paths:
-            if len(batch) >= _NAMES_BATCH_SIZE or path.name in batch:
-                yield batch
-                batch = {}
-            batch[path.name] = path
+            yield Problem(f"folder {printable(context.storage.locate_shard(shard))}", f"not read: {explain(error)}")
     yield batch
 
 
-async def _find_orphans(context: Context, files: Mapping[str, Path]) -> AsyncIterator[Path | Problem]:
+async def _find_orphans(context: Context, files: Mapping[str, StoredName]) -> AsyncIterator[StoredName | Problem]:
     """Queries the indexes first and then scans the tables, because no file may be moved only because an index lacks its
     row.
     """
-    names = [name for name, path in files.items() if _is_in_its_shard(context, path)]
+    names = [name for name, file in files.items() if _is_in_its_shard(file)]
     for name in sorted(files.keys() - set(names)):
         yield files[name]
     try:
@@ -142,23 +124,23 @@ async def _scan_orphans(context: Context, names: list[str]) -> list[str]:
         return await find_without_row(connection, names)
 
 
-def _is_in_its_shard(context: Context, path: Path) -> bool:
-    return IMAGE_ID_PATTERN.fullmatch(path.name) is not None and context.storage.path(ImageId(path.name)) == path
+def _is_in_its_shard(file: StoredName) -> bool:
+    return IMAGE_ID_PATTERN.fullmatch(file.name) is not None and not file.is_misplaced
 
 
-def _repair_orphan(context: Context, path: Path, *, may_move: bool) -> Problem | None:
+async def _repair_orphan(context: Context, file: StoredName, *, may_move: bool) -> Problem | None:
     """Returns None if the file was deleted meanwhile."""
-    is_misplaced = IMAGE_ID_PATTERN.fullmatch(path.name) is not None and not _is_in_its_shard(context, path)
-    what, repair = "it is in the wrong folder" if is_misplaced else "no image belongs to it", ""
+    what, repair = "it is in the wrong folder" if file.is_misplaced else "no image belongs to it", ""
     try:
-        path.lstat()
+        if not await context.storage.has_file(file):
+            return None
         if context.options.repair and may_move:
-            repair = f"moved to {printable(context.storage.quarantine.add(path))}"
+            repair = f"moved to {printable(await context.storage.quarantine(file))}"
     except FileNotFoundError:
         return None
     except OSError as error:
         what += f", and it cannot be moved: {explain(error)}"
-    return Problem(f"file {printable(path)}", what, repair)
+    return Problem(f"file {printable(file.location)}", what, repair)
 
 
 async def check_uploads(context: Context) -> Problems:
@@ -168,7 +150,7 @@ async def check_uploads(context: Context) -> Problems:
         stored = await find_sha256(connection, stale)
         unknown = [name for name in stale if name not in stored and IMAGE_ID_PATTERN.fullmatch(name)]
         orphans = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
-    conflicts = await asyncio.to_thread(context.storage.publisher.find_conflicts, stored)
+    conflicts = await context.storage.find_conflicts(stored)
     may_change = context.options.repair and context.are_rows_complete
     may_remove = may_change and context.may_change(len(orphans), len(stored) + context.num_images)
     # A removal cannot be undone, and beside an empty database every file is an orphan.
@@ -179,11 +161,12 @@ async def check_uploads(context: Context) -> Problems:
         await context.storage.remove_stale_uploads(orphans)
     for image_id in (*stored, *orphans):
         what, repair = _describe_upload(image_id, has_row=image_id in stored, conflicts=conflicts)
-        is_left = await asyncio.to_thread(os.path.lexists, context.storage.incoming_path(image_id))
-        yield Problem(f"file incoming/{image_id}", what, repair if may_change and not is_left else "")
+        is_left = await context.storage.is_unfinished(image_id)
+        subject = f"file {context.storage.locate_upload(image_id)}"
+        yield Problem(subject, what, repair if may_change and not is_left else "")
     for name in stale:
         if not IMAGE_ID_PATTERN.fullmatch(name):
-            yield await asyncio.to_thread(_repair_foreign, context, name)
+            yield await _repair_foreign(context, name)
     if context.options.repair and orphans and not may_remove:
         yield Problem(
             "storage",
@@ -203,14 +186,14 @@ def _describe_upload(image_id: ImageId, *, has_row: bool, conflicts: Mapping[Ima
     return "another image has its id", "removed"
 
 
-def _repair_foreign(context: Context, name: ImageId) -> Problem:
+async def _repair_foreign(context: Context, name: ImageId) -> Problem:
     what, repair = "no upload has such a name", ""
     if context.options.repair:
         try:
-            repair = f"moved to {printable(context.storage.quarantine.add(context.storage.incoming_path(name)))}"
+            repair = f"moved to {printable(await context.storage.quarantine_upload(name))}"
         except OSError as error:
             what += f", and it cannot be moved: {explain(error)}"
-    return Problem(f"file incoming/{printable(name)}", what, repair)
+    return Problem(f"file {printable(context.storage.locate_upload(name))}", what, repair)
 
 
 async def check_removals(context: Context) -> Problems:

@@ -6,8 +6,6 @@ import asyncio
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import ServiceError
@@ -33,12 +31,12 @@ _MAX_BAD_BLOCKS = 1000
 
 
 class _Fault(NamedTuple):
-    """`quarantined` is a file in the quarantine that has the content of the image."""
+    """`quarantined` is the location of a file in the quarantine that has the content of the image."""
 
     row: StoredRow
     what: str
     is_missing: bool = False
-    quarantined: Path | None = None
+    quarantined: str | None = None
 
 
 async def check_images(context: Context) -> Problems:
@@ -53,7 +51,7 @@ async def check_images(context: Context) -> Problems:
             if fault.is_missing and context.options.drop_missing:
                 missing.append(fault)
             else:
-                yield await asyncio.to_thread(_repair, context, fault)
+                yield await _repair(context, fault)
     if bad_blocks:
         numbers = ", ".join(map(str, bad_blocks[:10])) + (", …" if len(bad_blocks) > 10 else "")
         yield Problem("table images", f"{len(bad_blocks)} of its blocks cannot be read ({numbers})")
@@ -127,8 +125,8 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
     """Skips images that were deleted meanwhile. Raises OSError if the storage can no longer be reached."""
     context.num_images += len(rows)
     context.num_bytes += sum(row.size for row in rows)
-    with ThreadPoolExecutor(_READERS) as readers:
-        results = await asyncio.to_thread(lambda: list(readers.map(lambda row: _examine(context, row), rows)))
+    readers = asyncio.Semaphore(_READERS)
+    results = await asyncio.gather(*(_examine(context, row, readers) for row in rows))
     faults = [fault for fault in results if fault is not None]
     if any(fault.is_missing for fault in faults):
         await context.storage.require_available()
@@ -142,10 +140,11 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
     return [fault for fault in faults if fault.row.id in existing]
 
 
-def _examine(context: Context, row: StoredRow) -> _Fault | None:
+async def _examine(context: Context, row: StoredRow, readers: asyncio.Semaphore) -> _Fault | None:
     is_missing = False
     try:
-        what = find_fault(row, *context.storage.examine(row.id, read=context.options.read))
+        async with readers:
+            what = find_fault(row, *await context.storage.examine(row.id, read=context.options.read))
     except FileNotFoundError:
         is_missing, what = True, MISSING
     except StorageUnavailable:  # the same for all of them
@@ -154,21 +153,21 @@ def _examine(context: Context, row: StoredRow) -> _Fault | None:
         return _Fault(row, f"its file cannot be read: {explain(error)}")
     if what is None:
         return None
-    quarantined = context.storage.quarantine.find(row.id, row.size, row.sha256)
+    quarantined = await context.storage.find_quarantined(row.id, row.size, row.sha256)
     return _Fault(row, what, is_missing and quarantined is None, quarantined)
 
 
-def _repair(context: Context, fault: _Fault) -> Problem:
-    subject, what, repair = f"image {fault.row.id}", fault.what, ""
+async def _repair(context: Context, fault: _Fault) -> Problem:
+    row, what, repair = fault.row, fault.what, ""
     if fault.quarantined is not None:
         what += f", and {printable(fault.quarantined)} has its content"
         if context.options.repair:
             try:
-                if context.storage.publisher.restore(fault.row.id, fault.row.size, fault.row.sha256) is not None:
+                if await context.storage.restore_quarantined(row.id, row.size, row.sha256):
                     repair = "restored"
             except OSError as error:
                 what += f", which cannot be moved: {explain(error)}"
-    return Problem(subject, what, repair)
+    return Problem(f"image {row.id}", what, repair)
 
 
 async def _drop_missing(context: Context, missing: Sequence[_Fault]) -> Problems:

@@ -24,7 +24,7 @@ from service.images.queries import is_any_known, is_any_stored, needs_files
 from service.pooling import connect
 from service.storage.files import in_thread
 from service.storage.identity import find_id, record_id
-from service.storage.interface import OriginalBackend, StorageUnavailable
+from service.storage.interface import OriginalBackend, StorageSetup, StorageUnavailable
 
 # An unavailable database does not prevent a start: `/readyz` reports it.
 _CONNECT_TIMEOUT_S = 2
@@ -44,7 +44,7 @@ class _State(NamedTuple):
     sample: Sequence[ImageId]
 
 
-async def require_pair(database_url: str, storage: OriginalBackend, *, is_new_database: bool = False) -> None:
+async def require_pair(database_url: str, storage: StorageSetup, *, is_new_database: bool = False) -> None:
     """Raises SettingsError if only the database or only the storage holds images: the other is new, or the wrong one.
 
     `is_new_database` means that the operator confirmed it. A database that is unavailable or damaged is not checked.
@@ -65,7 +65,7 @@ async def require_pair(database_url: str, storage: OriginalBackend, *, is_new_da
         connection.terminate()
 
 
-async def _require_no_files(connection: Connection, storage: OriginalBackend) -> None:
+async def _require_no_files(connection: Connection, storage: StorageSetup) -> None:
     path = await asyncio.to_thread(storage.find_any_file)
     # Checked again, since another process may have stored the first image meanwhile.
     if path is None or await is_any_known(connection):
@@ -170,14 +170,14 @@ async def _record_id(storage: OriginalBackend, database: Database, instead_of: s
         raise _mismatched(storage, own_id, recorded)
 
 
-def _missing(storage: OriginalBackend, storage_id: str | None) -> SettingsError:
+def _missing(storage: StorageSetup, storage_id: str | None) -> SettingsError:
     return storage.unusable(
         "Daguerre's folders are missing, though images are stored: mount that disk, correct the setting, or restore the"
         f" files (to delete the images, run: {storage.adopt_command(storage_id)} && {_DROP_ALL})"
     )
 
 
-def _mismatched(storage: OriginalBackend, own_id: str | None, storage_id: str) -> SettingsError:
+def _mismatched(storage: StorageSetup, own_id: str | None, storage_id: str) -> SettingsError:
     what = "has no id" if own_id is None else f"has the id {own_id}"
     return storage.unusable(
         f"it {what}, and the storage of this database has the id {storage_id}: mount that disk, or correct the setting"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from pathlib import Path
 
 import asyncpg
 
@@ -19,11 +16,9 @@ from service.images.integrity import require_tables
 from service.queue import jobs
 from service.schema.applied import SchemaTooOld, find_schema_version
 from service.schema.definition import Schema
+from service.storage.backends import open_inventory, open_renditions
 from service.storage.identity import load_id
-from service.storage.interface import StorageUnavailable
-from service.storage.local.disk import NUM_SHARDS, read_folder_id
-from service.storage.local.originals import LocalOriginals
-from service.storage.local.renditions import LocalRenditions
+from service.storage.interface import OriginalInventory, StorageUnavailable
 from service.verification.context import DATABASE_ERRORS, Context, Options, Problem, Problems
 from service.verification.file_checks import check_files, check_folders, check_removals, check_uploads
 from service.verification.image_checks import check_images
@@ -41,7 +36,6 @@ async def verify(
     Raises SettingsError if the storage or the tables cannot be used, and PostgreSQL's error if the database cannot be
     used.
     """
-    _require_storage(LocalOriginals(settings.storage_folder))
     redis = jobs.open_redis(settings.redis_url)
     try:
         async with Database.open(
@@ -50,10 +44,10 @@ async def verify(
             command_timeout_s=_COMMAND_TIMEOUT_S,
             pooler=settings.database_pooler,
         ) as database:
-            storage = LocalOriginals(settings.storage_folder, partial(_load_id, database, settings.storage_folder))
+            storage = open_inventory(settings, database, lambda: _load_id(database, storage))
+            await asyncio.to_thread(storage.require_any)
             await _require_own(storage)
-            renditions = LocalRenditions(settings.renditions_folder)
-            context = Context(database, storage, renditions, jobs.JobQueue(redis), options)
+            context = Context(database, storage, open_renditions(settings), jobs.JobQueue(redis), options)
             context.is_storage_known = await _is_known(database, storage)
             num_problems = num_repaired = 0
             async for problem in _check_all(context, expected):
@@ -79,14 +73,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _require_storage(storage: LocalOriginals) -> None:
-    """Raises SettingsError if no folder of the storage exists. If one does, the checks report what is wrong."""
-    if not any(os.access(storage.shard_folder(shard), os.F_OK) for shard in range(NUM_SHARDS)):
-        storage.require()
-
-
-async def _require_own(storage: LocalOriginals) -> None:
-    """Raises SettingsError if the folder has another id than the database. The checks report anything else."""
+async def _require_own(storage: OriginalInventory) -> None:
+    """Raises SettingsError if the storage has another id than the database. The checks report anything else."""
     try:
         await storage.require_available()
     except StorageUnavailable as error:
@@ -96,12 +84,12 @@ async def _require_own(storage: LocalOriginals) -> None:
         pass
 
 
-async def _load_id(database: Database, folder: Path) -> str | None:
-    """Returns the id of the database's storage. If it has none, returns that of the folder, so that it can be read."""
-    return await load_id(database) or await asyncio.to_thread(read_folder_id, folder)
+async def _load_id(database: Database, storage: OriginalInventory) -> str | None:
+    """Returns the id of the database's storage. If it has none, returns that of the storage, so that it can be read."""
+    return await load_id(database) or await asyncio.to_thread(storage.read_own_id)
 
 
-async def _is_known(database: Database, storage: LocalOriginals) -> bool:
+async def _is_known(database: Database, storage: OriginalInventory) -> bool:
     """Returns whether the storage has the id that the database has, or both have none."""
     try:
         return storage.id == await load_id(database)

@@ -21,16 +21,19 @@ from typing import NamedTuple
 
 import aiohttp
 import asyncpg
+import pytest
 
 from service.accounts.accounts import create_account, create_key
 from service.config.settings import Settings
+from service.config.values import StoreUrl
+from service.launcher.embedded.object_store import BUCKET, ObjectStoreServer
 from service.launcher.embedded.postgres import Postgres
 from service.launcher.embedded.server import Server
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.exit_reasons import wait_ready
 from service.launcher.process import end_orphans, start
 from service.schema.changes import create_schema
-from service.storage.local.originals import LocalOriginals
+from service.storage.backends import open_setup
 from tests.chaos.load import ChaosClient, mixed_load, send
 from tests.support.daguerre_processes import Daguerre, Part, processes_of
 from tests.support.folders import temporary_folder
@@ -66,8 +69,11 @@ CORRECT_CLOCKS = Clocks()
 
 @dataclass
 class Site:
+    """`object_store` is None if the images are on the disk."""
+
     postgres: Postgres
     valkey: Valkey
+    object_store: ObjectStoreServer | None
     settings: Settings
     keys: Sequence[str]
     daguerre: Daguerre
@@ -154,7 +160,9 @@ class Site:
                 "PATH": os.environ["PATH"],
                 "DAGUERRE_DATABASE_URL": self.settings.database_url,
                 "DAGUERRE_REDIS_URL": self.settings.redis_url,
-                "DAGUERRE_STORAGE": str(self.settings.storage_folder),
+                "DAGUERRE_STORAGE": str(self.settings.object_store or self.settings.storage_folder),
+                "DAGUERRE_CACHE": str(self.settings.cache_folder),
+                **(self.object_store.environment() if self.object_store else {}),
             },
             input=expected,
             capture_output=True,
@@ -202,31 +210,49 @@ class Site:
             part.send(signal.SIGKILL)
         self.kill_server(self.postgres)
         self.kill_server(self.valkey)
+        if self.object_store is not None:
+            self.kill_server(self.object_store)
 
 
 @asynccontextmanager
 async def run_site(
-    folder: Path, record: Callable[[str, object], None], clocks: Clocks = CORRECT_CLOCKS, **changes: object
+    folder: Path,
+    record: Callable[[str, object], None],
+    clocks: Clocks = CORRECT_CLOCKS,
+    *,
+    on_s3: bool = False,
+    **changes: object,
 ) -> AsyncIterator[Site]:
-    """Runs a deployment within the block. `record` is called with the name and value of each measurement.
+    """Runs a deployment within the block, with its images on the disk or in an object store. `record` is called with
+    the name and value of each measurement.
 
     `changes` are settings.
     """
-    with temporary_folder() as servers, Postgres(servers / "pg") as postgres, Valkey(servers / "valkey") as valkey:
+    with (
+        temporary_folder() as servers,
+        Postgres(servers / "pg") as postgres,
+        Valkey(servers / "valkey") as valkey,
+        contextlib.ExitStack() as stack,
+    ):
+        object_store = stack.enter_context(ObjectStoreServer(servers / "s3")) if on_s3 else None
+        environment = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in (object_store.environment() if object_store else {}).items():
+            environment.setenv(name, value)
         await create_schema(postgres.dsn)
         keys = await _make_accounts(postgres.dsn)
         settings = Settings(
             data=folder,
-            storage=servers / "storage",
+            storage=StoreUrl("s3", BUCKET) if on_s3 else servers / "storage",
             metrics_dir=folder / "metrics",
             database_url=postgres.dsn,
             redis_url=valkey.url,
         ).model_copy(update=changes)
         async with processes_of(settings, keys[0], folder / "logs") as daguerre:
             host, port = daguerre.listener.getsockname()
-            site = Site(postgres, valkey, settings, keys, daguerre, f"http://{host}:{port}", record, clocks)
+            base_url = f"http://{host}:{port}"
+            site = Site(postgres, valkey, object_store, settings, keys, daguerre, base_url, record, clocks)
             # Otherwise a worker waits for the folders with time.sleep, which fails under libfaketime (EINVAL).
-            LocalOriginals(settings.storage_folder).prepare()
+            open_setup(settings).prepare()
             site.start()
             await site.wait_ready()
             yield site

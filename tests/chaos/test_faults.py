@@ -32,8 +32,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture
-async def site(tmp_path: Path, record_property: Callable[[str, object], None]) -> AsyncIterator[Site]:
-    async with run_site(tmp_path, record_property) as running:
+async def site(
+    request: pytest.FixtureRequest, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> AsyncIterator[Site]:
+    """On the disk, or in an object store with `--chaos-storage s3`, except for tests of the disk."""
+    on_s3 = request.config.getoption("--chaos-storage") == "s3"
+    if on_s3 and request.node.get_closest_marker("of_disk"):
+        pytest.skip("it is about the disk")
+    async with run_site(tmp_path, record_property, on_s3=on_s3) as running:
         yield running
 
 
@@ -125,6 +131,7 @@ async def test_disk_is_full(tmp_path: Path, record_property: Callable[[str, obje
             enlarge(storage, "1g")
 
 
+@pytest.mark.of_disk
 async def test_storage_is_unmounted(site: Site) -> None:
     """The disk is unmounted and mounted again. Its mount point has the folders of a storage."""
     storage = site.settings.storage_folder
@@ -193,12 +200,13 @@ async def test_everything_is_restarted(site: Site) -> None:
 async def test_every_process_is_killed_at_once(site: Site) -> None:
     async with site.load():
         site.kill_all()
-        await site.start_server(site.postgres)
-        await site.start_server(site.valkey)
+        for server in filter(None, (site.postgres, site.valkey, site.object_store)):
+            await site.start_server(server)
         site.start()
         await site.wait_ready()
 
 
+@pytest.mark.of_disk
 async def test_lost_image_is_detected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that the invariants can fail."""
     monkeypatch.setattr("tests.chaos.site._CONSISTENCY_TIMEOUT_S", 3)
@@ -207,7 +215,7 @@ async def test_lost_image_is_detected(site: Site, monkeypatch: pytest.MonkeyPatc
     async def lose_images() -> None:
         async with site.load() as clients:
             for image_id in [name for client in clients for name in client.history.stored]:
-                await storage.remove(ImageId(image_id))
+                await storage.remove([ImageId(image_id)])
 
     with pytest.raises(AssertionError, match="its file is missing"):
         await lose_images()

@@ -9,7 +9,8 @@ import pytest
 import redis as sync_redis
 
 from service.config.settings import Settings
-from service.database import Schema, apply_schema
+from service.schema.changes import create_schema
+from service.schema.definition import Schema
 from tests.conftest import Servers
 from tests.e2e.conftest import OwnedDatabase
 from tests.support.journey import succeed, travel
@@ -29,7 +30,7 @@ async def test_backup_is_restored_without_a_superuser(
     servers: Servers, owned_database: OwnedDatabase, settings: Settings, tmp_path: Path
 ) -> None:
     url = owned_database.url(servers)
-    await apply_schema(url)
+    await create_schema(url)
     place = settings.model_copy(update={"database_url": url})
     succeed(place, "accounts", "create", "shop")
     (settings.storage_folder / "incoming").mkdir(exist_ok=True)

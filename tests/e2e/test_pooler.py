@@ -14,8 +14,9 @@ import pytest
 import redis as sync_redis
 
 from service.config.settings import Settings
-from service.database import Database, apply_schema
+from service.database import Database
 from service.errors import ServiceError
+from service.schema.changes import create_schema
 from tests.conftest import Servers
 from tests.e2e.conftest import OwnedDatabase
 from tests.support.journey import run, travel
@@ -71,7 +72,7 @@ select current_setting('plan_cache_mode'), current_setting('enable_seqscan'), pg
 
 
 async def test_every_statement_is_planned_with_the_settings(pooled: Pooled) -> None:
-    await apply_schema(pooled.url())
+    await create_schema(pooled.url())
 
     async def use(number: int) -> tuple[Any, ...]:
         async with database.connection() as connection:
@@ -92,7 +93,7 @@ async def test_every_statement_is_planned_with_the_settings(pooled: Pooled) -> N
 
 
 async def test_nothing_is_left_in_a_session(pooled: Pooled) -> None:
-    await apply_schema(pooled.url())
+    await create_schema(pooled.url())
     async with Database.open(pooled.url(), connections=10) as database:
         for _ in range(10):
             async with database.connection() as connection:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from service.config.settings import Settings
 from service.errors import CATALOGUE
-from service.images.probe import MAX_EXIF_BYTES, MIME_TYPES, Probe, Rejected
+from service.images.probe import MAX_EXIF_BYTES, Probe, Rejected
+from service.media_types import MIME_TYPES
 from service.renditions.transformation import Transformation
 from tests.conftest import Fuzzing
 from tests.fuzz.mutations import mutate, repair_png_checksums

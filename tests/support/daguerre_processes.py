@@ -215,7 +215,7 @@ class Daguerre(Client):
             env=env
             | {"PYTHONPATH": str(_ROOT)}
             | dict(environment or {})
-            | {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items()},
+            | {f"DAGUERRE_{name.upper()}": str(value) for name, value in values.items() if value is not None},
             pass_fds=() if self.listener.fileno() < 0 else (self.listener.fileno(),),
             log=log,
             death_signal=signal.SIGKILL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,10 +37,11 @@ async def evict_renditions(ctx: dict[str, Any], *, batch_size: int = BATCH_SIZE)
     """Evicts the least recently used renditions first."""
     worker: Resources = ctx["resources"]
     try:
-        await asyncio.to_thread(worker.renditions.remove_stale_drafts, _ABANDONED_S)
+        await worker.renditions.remove_stale_drafts(_ABANDONED_S)
         await _evict(worker, batch_size)
-        await worker.storage.require_available()  # otherwise the rows may be those of another storage
-        await _check_folder(worker, await _next_folder(worker), batch_size)
+        if worker.renditions.num_shards:
+            await worker.storage.require_available()  # otherwise the rows may be those of another storage
+            await _check_folder(worker, await _next_folder(worker), batch_size)
     except StorageUnavailable as error:
         STORAGE.report(error)
     except (ServiceError, OSError) as error:  # a dependency is unavailable
@@ -73,7 +73,7 @@ async def _evict(worker: Resources, batch_size: int) -> None:
         if not candidates:
             break
         # The row is deleted after the file, so that no file remains without a row.
-        failures = await asyncio.to_thread(worker.renditions.remove, [rendition.key for rendition in candidates])
+        failures = await worker.renditions.remove([rendition.key for rendition in candidates])
         removed = [rendition for rendition in candidates if rendition.key not in failures]
         async with worker.database.connection() as connection:
             await delete_evicted(connection, removed)
@@ -97,12 +97,12 @@ def _choose(oldest: Sequence[EvictionCandidate], excess: int) -> list[EvictionCa
 
 async def _check_folder(worker: Resources, shard: int, batch_size: int) -> None:
     """Removes files without a row, which would never be evicted, and corrects the sizes in the rows of the others."""
-    sizes = list((await asyncio.to_thread(worker.renditions.list_shard, shard, _ABANDONED_S)).items())
+    sizes = list((await worker.renditions.list_shard(shard, _ABANDONED_S)).items())
     for start in range(0, len(sizes), batch_size):
         batch = dict(sizes[start : start + batch_size])
         async with worker.database.connection() as connection:
             unknown = await list_orphans(connection, list(batch))
             await update_sizes(connection, batch)
-        failures = await asyncio.to_thread(worker.renditions.remove, unknown)
+        failures = await worker.renditions.remove(unknown)
         if len(unknown) > len(failures):
             log.info("renditions.unknown_removed", renditions=len(unknown) - len(failures))

@@ -24,11 +24,11 @@ from service.images.probe import (
     MAX_PAGES,
     MAX_PREVIEW_BYTES,
     MAX_PREVIEW_SIDE,
-    MIME_TYPES,
     Probe,
 )
+from service.media_types import HEAD_BYTES, MIME_TYPES, sniff
 from service.renditions.transformation import MAX_PIXELS, MAX_SIDE, Transformation
-from worker.file_headers import HEAD_BYTES, PictureFile, Read, avif_size, jpeg_frame, read_size, sniff
+from worker.file_headers import PictureFile, Read, avif_size, jpeg_frame, read_size
 
 LENGTH = struct.Struct("<I")
 # Random bytes that a response repeats, so that a decoder cannot prepare it before its request or send it for another

@@ -8,7 +8,7 @@ from service.api.openapi.schemas import FLAG, ID, TAGS
 from service.api.routes.search import DEFAULT_LIMIT, MAX_LIMIT
 from service.http.bodies import MAX_FIELDS
 from service.ids import MAX_IDS
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 
 ID_IN_PATH = Parameter("id", "path", "The image's id.", ID, required=True, example="NKrigl4")
 IDS_IN_PATH = Parameter(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from service.api.openapi.inputs import ID_IN_PATH
 from service.api.openapi.parts import Json, Operation, Parameter, Response
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 from service.renditions.formats import FORMATS_BY_EXTENSION
 from service.renditions.parameters import PARAMETERS
 from service.renditions.parameters import Parameter as RenditionParameter
@@ -64,6 +64,12 @@ _SHOW = Operation(
             status=206,
             media_types=_MEDIA_TYPES,
             headers=(*_HEADERS, "Accept-Ranges", "Content-Range"),
+        ),
+        Response(
+            "The picture is at `Location`, in the object store of the server.",
+            status=302,
+            media_types=(),
+            headers=("Location", "Cache-Control"),
         ),
         Response("The client has the picture already.", status=304, media_types=(), headers=_HEADERS),
     ),

@@ -36,6 +36,7 @@ HEADERS: Json = {
     "Cache-Control": {"schema": {"type": "string"}},
     "ETag": {"schema": {"type": "string"}},
     "Last-Modified": {"schema": {"type": "string"}},
+    "Location": {"schema": {"type": "string", "format": "uri"}},
     "Vary": {"description": "`Accept`, if that header determined the format.", "schema": {"type": "string"}},
     "Accept-Ranges": {"schema": {"const": "bytes"}},
     "Content-Range": {"schema": {"type": "string", "pattern": "^bytes ([0-9]+-[0-9]+|\\*)/[0-9]+$"}},

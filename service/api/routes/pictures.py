@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from service.api.middleware import ERROR_HEADERS, request_id
 from service.api.resources import RESOURCES
 from service.delivery.context import DeliveryContext
 from service.delivery.memory_cache import ServedPicture
-from service.delivery.pictures import PictureRequest, find_picture
+from service.delivery.pictures import PictureRequest, Redirect, find_picture
 from service.errors import ServiceError
 from service.http.client_addresses import client_address
 from service.http.file_sending import FileChanged, file_response
@@ -45,6 +46,7 @@ async def show(request: web.Request) -> web.StreamResponse:
         is_signed=is_signed(request.raw_path),
         address=address,
         request_id=request_id(request),
+        may_be_redirected=request.method == "GET",
     )
     return await _find_and_send(request, picture_request)
 
@@ -69,6 +71,9 @@ async def _find_and_send(request: web.Request, picture_request: PictureRequest) 
         finally:
             if picture_request.varies_by_accept:
                 request[ERROR_HEADERS] = {"Vary": "Accept"}
+        if isinstance(picture, Redirect):
+            headers = {"Location": picture.url, "Cache-Control": picture.caching.header(time.time())}
+            return web.Response(status=302, headers=headers)
         with suppress(FileChanged):
             response = await file_response(request, picture, accel_prefix=context.accel_prefix)
             if picture.stored.data is not None and picture.stored.size > SMALL_BYTES:

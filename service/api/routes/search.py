@@ -19,8 +19,8 @@ from service.api.resources import RESOURCES
 from service.api.responses import ImagePage, add_account, describe_ready, success_response
 from service.errors import ServiceError
 from service.ids import AccountId, parse_image_id
-from service.images.probe import MIME_TYPES
 from service.images.search import Filters, Position, search_images
+from service.media_types import MIME_TYPES
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20

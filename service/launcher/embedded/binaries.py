@@ -1,4 +1,4 @@
-"""The programs inside the wheels of PostgreSQL and Valkey, located without importing the wheels' Python.
+"""The programs inside the wheels of PostgreSQL, Valkey and SeaweedFS, located without importing the wheels' Python.
 
 The wheels' own start-up code is not used: as root, PostgreSQL's creates a system user and loosens the mode of root's
 home; Valkey's turns the append-only file off.
@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from service.launcher.embedded import EmbeddedError
@@ -53,6 +54,14 @@ def valkey_server() -> Path:
     if not servers:
         raise EmbeddedError("The wheel of Valkey has no server for this machine: set DAGUERRE_REDIS_URL instead")
     return servers[0]
+
+
+def seaweedfs() -> Path:
+    """Returns the program of the object store, which its wheel installs as a command."""
+    path = Path(sys.executable).with_name("weed")
+    if not path.exists():
+        raise EmbeddedError("SeaweedFS is not installed with this Daguerre: install it with the extra `object-store`")
+    return path
 
 
 def package(name: str) -> Path:

@@ -39,6 +39,10 @@ class DataFolder:
         return self.path / "valkey"
 
     @property
+    def object_store(self) -> Path:
+        return self.path / "object-store"
+
+    @property
     def logs(self) -> Path:
         return self.path / "log"
 

@@ -33,7 +33,7 @@ async def prepare(database_url: str, folder: Path) -> FirstKey:
     The key is written to `first-key.new` before the commit and renamed to `first-key` after it. So a revoked key
     differs from a key that never reached the database because of a crash.
     """
-    from service import database, pooling  # noqa: PLC0415  slow to import, and commands use only `path`
+    from service import pooling  # noqa: PLC0415  slow to import, and commands use only `path`
     from service.accounts import accounts  # noqa: PLC0415
 
     file, new_file = path(folder), folder / "first-key.new"

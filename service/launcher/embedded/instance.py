@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from service.config.settings import Settings
+from service.config.values import parse_storage
 from service.launcher.embedded import EmbeddedError
 from service.launcher.process import name_of
 
@@ -19,11 +21,22 @@ LOCK = "lock"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
+    """`storage` has the environment variables of its object store, if it has one."""
+
     pid: int
     database_url: str
     redis_url: str
     local_url: str
     public_url: str
+    storage: Mapping[str, str] = field(default_factory=dict)
+
+    def storage_settings(self, settings: Settings) -> Settings:
+        """Returns the settings with the storage of this instance, whose keys go into the environment."""
+        if not self.storage:
+            return settings
+        os.environ.update(self.storage)
+        url = parse_storage(self.storage["DAGUERRE_STORAGE"])
+        return settings.model_copy(update={"storage": url, "renditions_dir": None})
 
 
 def find(data: Path, wait_s: float = 15) -> Instance | None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,13 +26,14 @@ from service.launcher.embedded.data_folder import DataFolder
 from service.launcher.embedded.first_key import FirstKey
 from service.launcher.embedded.instance import Instance
 from service.launcher.embedded.log_file import LogFile
+from service.launcher.embedded.object_store import ObjectStoreServer
 from service.launcher.embedded.postgres import Postgres, server_user
 from service.launcher.embedded.terminal import Terminal
 from service.launcher.embedded.valkey import Valkey
 from service.launcher.supervisor import Stopped, Supervisor
 from service.schema.applied import SchemaMismatch
 from service.schema.changes import create_schema, upgrade_schema
-from service.storage.backends import open_originals
+from service.storage.backends import open_setup
 from service.telemetry import metric_files
 from service.verification.pairing import require_pair
 
@@ -53,18 +55,34 @@ _PORT_RETRY_S = 10
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @click.option("--new-database", is_flag=True, help="Start with an empty database although the storage has images.")
-def up(*, port: int | None, host: str | None, data: Path | None, workers: int, new_database: bool) -> None:
+@click.option(
+    "--storage",
+    type=click.Choice(["s3"]),
+    help="Start an object store, too, and keep the images in it; to try it. Later starts on the same data do so again.",
+)
+def up(
+    *, port: int | None, host: str | None, data: Path | None, workers: int, new_database: bool, storage: str | None
+) -> None:
     """Start everything: PostgreSQL, Valkey, the API and a worker. Ctrl-C stops it."""
     terminal = Terminal(sys.stdout)
     try:
         settings = configuration.load(port=port, host=host, data=data)
-        sys.exit(run(settings, workers=workers, terminal=terminal, is_new_database=new_database))
+        options = Options(workers=workers, is_new_database=new_database, has_object_store=storage is not None)
+        sys.exit(run(settings, options, terminal))
     except (StartError, configuration.SettingsError) as error:
         raise click.ClickException(str(error)) from None
 
 
-def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class Options:
+    workers: int
+    is_new_database: bool = False
+    has_object_store: bool = False
+
+
+def run(settings: Settings, options: Options, terminal: Terminal) -> int:
     """Starts everything, and returns the exit code after it has stopped. Raises StartError if it cannot start."""
+    workers = options.workers
     own_postgres = "database_url" not in settings.model_fields_set
     was_ready = False
     notes: list[str] = []
@@ -80,13 +98,12 @@ def run(settings: Settings, *, workers: int, terminal: Terminal, is_new_database
         supervisor = stack.enter_context(Supervisor(report=partial(_report, terminal, log)))
         try:
             local_url = listening.local_url(listener)
-            addresses = _start_servers(settings, workers, folder, supervisor, terminal, local_url=local_url)
+            addresses = _start_servers(settings, options, folder, supervisor, terminal, local_url=local_url)
             is_new = not first_key.path(folder.path).exists()
             with terminal.step("Schema and first account"):
-                storage = open_originals(settings.storage or folder.path / "storage")
-                _run_until_done(
-                    supervisor, require_pair(addresses.database_url, storage, is_new_database=is_new_database)
-                )
+                storage = open_setup(addresses.storage_settings(settings.model_copy(update={"data": folder.path})))
+                pairing = require_pair(addresses.database_url, storage, is_new_database=options.is_new_database)
+                _run_until_done(supervisor, pairing)
                 tables = _prepare_tables(addresses.database_url, is_own=own_postgres, report=notes.append)
                 _run_until_done(supervisor, tables)
                 first = _run_until_done(supervisor, first_key.prepare(addresses.database_url, folder.path))
@@ -123,19 +140,21 @@ def _prepare_tables(url: str, *, is_own: bool, report: Callable[[str], None]) ->
 
 def _start_servers(
     settings: Settings,
-    workers: int,
+    options: Options,
     folder: DataFolder,
     supervisor: Supervisor,
     terminal: Terminal,
     *,
     local_url: str,
 ) -> Instance:
-    """Starts PostgreSQL and Valkey, each unless its address is configured. Returns the addresses of all."""
+    """Starts PostgreSQL and Valkey, each unless its address is configured, and an object store if there is one. Returns
+    the addresses of all.
+    """
     configured = settings.model_fields_set
     database_url, redis_url = settings.database_url, settings.redis_url
     if "database_url" not in configured:
         with terminal.step("PostgreSQL"):
-            connections = max(100, database_connections(workers, settings))
+            connections = max(100, database_connections(options.workers, settings))
             postgres = Postgres(
                 folder.postgres,
                 socket_folder=folder.run / "postgres",
@@ -150,7 +169,15 @@ def _start_servers(
             supervisor.start([valkey.program()])
         redis_url = valkey.url
     public_url = settings.public_url if "public_url" in configured else local_url
-    return Instance(os.getpid(), database_url, redis_url, local_url, public_url)
+    storage = {}
+    if options.has_object_store or folder.object_store.exists():
+        with terminal.step("SeaweedFS"):
+            store = ObjectStoreServer(
+                folder.object_store, socket_folder=folder.run, log=folder.logs / "object-store.log"
+            )
+            supervisor.start([store.program()])
+        storage = {"DAGUERRE_STORAGE": store.url, **store.environment()}
+    return Instance(os.getpid(), database_url, redis_url, local_url, public_url, storage)
 
 
 def database_connections(workers: int, settings: Settings) -> int:
@@ -162,6 +189,7 @@ def _environment(data: Path, addresses: Instance, log_format: str) -> dict[str, 
     """Returns the environment of Daguerre's own processes: this one's, and the addresses of the servers."""
     return {
         **os.environ,
+        **addresses.storage,
         "DAGUERRE_DATA": str(data),
         "DAGUERRE_DATABASE_URL": addresses.database_url,
         "DAGUERRE_REDIS_URL": addresses.redis_url,

@@ -13,7 +13,6 @@ import secrets
 import stat
 import tempfile
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,20 +26,15 @@ from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.storage.files import in_thread
 from service.storage.interface import StorageUnavailable
+from service.storage.shards import NUM_SHARDS, shard_name, shard_of
 
 Result = TypeVar("Result")
 
-NUM_SHARDS = 256
 INCOMING = "incoming"
 
 # What `link` raises on file systems without hard links (exFAT, SMB, some of FUSE), and under Linux's
 # fs.protected_hardlinks for a file of another user.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
-
-
-def shard_of(image_id: ImageId) -> str:
-    """Returns the name of one of the 256 folders."""
-    return f"{zlib.crc32(image_id.encode()) % NUM_SHARDS:02x}"
 
 
 def publish(source: Path, target: Path) -> None:
@@ -151,19 +145,15 @@ class StorageFolders:
 
     def shard_folder(self, number: int) -> Path:
         """Returns one of the folders of published files, 0 to 255."""
-        return self.folder / f"{number:02x}"
+        return self.folder / shard_name(number)
 
-    def list_shard(self, number: int) -> list[Path]:
-        """Returns the files in one of these folders. Blocks; raises OSError."""
-        return list(self.shard_folder(number).iterdir())
-
-    def find_any_file(self) -> Path | None:
-        """Returns a published file, or None if there is none. Folders that cannot be read are skipped. Blocks."""
+    def find_any_file(self) -> str | None:
+        """Returns the path of a published file, or None. Folders that cannot be read are skipped. Blocks."""
         for shard in range(NUM_SHARDS):
             with suppress(OSError), os.scandir(self.shard_folder(shard)) as entries:
                 for entry in entries:
                     if IMAGE_ID_PATTERN.fullmatch(entry.name) and entry.is_file():
-                        return Path(entry.path)
+                        return entry.path
         return None
 
     def is_new(self) -> bool:
@@ -312,12 +302,14 @@ def read_folder_id(path: Path) -> str | None:
         return None
 
 
-def create_id(path: Path) -> str:
-    """Writes a new id into a folder that has none. Returns the id of the folder. Blocks; raises OSError."""
+def create_id(path: Path, storage_id: str | None = None) -> str:
+    """Writes an id, by default a new one, into a folder that has none. Returns the id of the folder. Blocks; raises
+    OSError.
+    """
     draft = path / f".{ID_FILE}-{secrets.token_hex(8)}"
     try:
         with draft.open("x") as file:
-            file.write(f"{secrets.token_hex(16)}\n")
+            file.write(f"{storage_id or secrets.token_hex(16)}\n")
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):  # another process created it first

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from service.config.settings import Disk
+
 # Others, such as NFS, CIFS and FUSE, may take seconds for a call, or hang.
 _LOCAL_TYPES = frozenset(
     {"bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "vfat", "xfs", "zfs"}
@@ -13,6 +15,11 @@ _MOUNTS = Path("/proc/self/mountinfo")
 # proc_pid_mountinfo(5): the fifth field is the mount point, and the one after the separator is the type.
 _MOUNT = re.compile(r"(?:\S+ ){4}(?P<point>\S+) .* - (?P<type>\S+) ")
 _OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def is_local_disk(folder: Path, disk: Disk) -> bool:
+    """Returns whether short calls to the disk of the folder may run on the event loop."""
+    return is_local(folder) if disk == "auto" else disk == "local"
 
 
 def is_local(folder: Path, mounts: Path = _MOUNTS) -> bool:

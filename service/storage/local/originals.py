@@ -7,10 +7,9 @@ is the journal of unfinished uploads, no sweep has to list the folders of publis
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,8 +19,10 @@ from typing import BinaryIO, cast
 
 import structlog
 
+from service.dependencies.reasons import Unready
 from service.errors import ServiceError
 from service.ids import ImageId
+from service.storage.clock import FolderClock
 from service.storage.files import (
     LoopCalls,
     ShortCalls,
@@ -33,7 +34,6 @@ from service.storage.files import (
 )
 from service.storage.interface import Failures, StorageUnavailable, StoredFile, UploadFile
 from service.storage.local import disk
-from service.storage.local.clock import FolderClock
 from service.storage.local.disk import ID_FILE, StorageFolders, StorageRoot, create_id, publish, read_folder_id
 from service.storage.local.publishing import Publisher, for_each
 from service.storage.local.quarantine import Quarantine
@@ -54,9 +54,10 @@ class LocalOriginals(StorageFolders):
         is_local: bool = False,
     ) -> None:
         super().__init__(folder)
-        self.quarantine = Quarantine(folder / "unclaimed")
-        self.publisher = Publisher(self, self.quarantine)
+        self.unclaimed = Quarantine(folder / "unclaimed")
+        self.publisher = Publisher(self, self.unclaimed)
         self.threads = disk_threads("storage")
+        self.is_local = is_local
         self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
         self.root = StorageRoot(folder, load_id, self.threads)
         self._clock = FolderClock(self.incoming)
@@ -65,11 +66,19 @@ class LocalOriginals(StorageFolders):
     def id(self) -> str | None:
         return self.root.id
 
+    @property
+    def location(self) -> str:
+        return str(self.folder)
+
+    @property
+    def disks(self) -> Mapping[str, Path]:
+        return {"storage": self.folder}
+
     def read_own_id(self) -> str | None:
         return read_folder_id(self.folder)
 
-    def create_own_id(self) -> str:
-        return create_id(self.folder)
+    def create_own_id(self, storage_id: str | None = None) -> str:
+        return create_id(self.folder, storage_id)
 
     def adopt_command(self, storage_id: str | None) -> str:
         folder = shlex.quote(str(self.folder))
@@ -81,9 +90,17 @@ class LocalOriginals(StorageFolders):
 
     async def check(self) -> None:
         """Raises OSError if nothing can be written, or the storage of the database is not mounted. Until its id is
-        loaded, any writable folder is accepted.
+        loaded, any writable folder is accepted. Raises Unready if the disk has no inode left.
         """
-        await self.root.call(lambda _: disk.try_write(self.incoming), needs_id=False)
+        try:
+            await self.root.call(lambda _: disk.try_write(self.incoming), needs_id=False)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and await in_thread(self.threads, self._count_free_inodes) == 0:
+                raise Unready("its disk has no inode left") from error
+            raise
+
+    def _count_free_inodes(self) -> int:
+        return os.statvfs(self.folder).f_ffree
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
@@ -148,11 +165,11 @@ class LocalOriginals(StorageFolders):
             log.warning("storage.move_failed", image_id=image_id, error=repr(error))
         return [image_id for image_id, error in failures.items() if isinstance(error, FileNotFoundError)]
 
-    async def list_stale_uploads(self, age_s: float, limit: int, *, skip: Container[str] = ()) -> list[ImageId]:
+    async def list_stale_uploads(self, age_s: float, limit: int, *, skip: Collection[str] = ()) -> list[ImageId]:
         """Ages are by the clock of the storage's file system."""
         return await self.root.call(lambda _: list(self._find_stale_uploads(age_s, limit, skip)))
 
-    def _find_stale_uploads(self, age_s: float, limit: int, skip: Container[str]) -> Iterator[ImageId]:
+    def _find_stale_uploads(self, age_s: float, limit: int, skip: Collection[str]) -> Iterator[ImageId]:
         before = self._clock.read(age_s) - age_s
         with os.scandir(self.incoming) as entries:
             for entry in entries:
@@ -195,8 +212,11 @@ class LocalOriginals(StorageFolders):
     def locate(self, image_id: ImageId) -> str:
         return str(self.path(image_id))
 
-    def paths_for_decoding(self, image_id: ImageId) -> tuple[str, str, str]:
+    async def paths_for_decoding(self, image_id: ImageId) -> tuple[str, str, str]:
         return self.candidate_paths(image_id)
+
+    async def sign(self, image_id: ImageId, seconds: int) -> None:
+        """A disk has no URLs."""
 
     def open_file(self, image_id: ImageId) -> BufferedReader:
         for path in self.candidate_paths(image_id):
@@ -206,17 +226,9 @@ class LocalOriginals(StorageFolders):
             raise StorageUnavailable(errno.EAGAIN, "the storage was not mounted, and is mounted again")
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
 
-    def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
-        """Returns the size and, with `read`, the SHA-256 of an image's file. Blocks; raises what `open_file` does."""
-        with self.open_file(image_id) as file:
-            size = os.fstat(file.fileno()).st_size
-            return size, hashlib.file_digest(file, "sha256").digest() if read else None
-
-    async def remove(self, image_id: ImageId) -> None:
-        """Removes the file of an image from both folders, if it is there. Raises OSError if the storage is not mounted,
-        and `database-unavailable`.
-        """
-        await self.root.call(partial(disk.remove, image_id))
+    async def remove(self, image_ids: Sequence[ImageId]) -> Failures:
+        """Removes them from both folders."""
+        return await self.root.call(lambda root: for_each(image_ids, partial(disk.remove, root=root)))
 
 
 class LocalUploadFile:

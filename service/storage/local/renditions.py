@@ -6,9 +6,8 @@ import errno
 import itertools
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,12 @@ import structlog
 from service.config.settings import SettingsError
 from service.folders import make_folder
 from service.ids import ImageId
+from service.storage.clock import read_clock
 from service.storage.files import (
     SMALL_BYTES,
     LoopCalls,
     ShortCalls,
-    check_patch,
+    copy_patched,
     disk_threads,
     in_thread,
     read_file,
@@ -31,12 +31,11 @@ from service.storage.files import (
     storage_errors,
 )
 from service.storage.interface import RenditionKey, StoredFile
-from service.storage.local.clock import read_clock
-from service.storage.local.disk import INCOMING, NUM_SHARDS, shard_of
+from service.storage.local.disk import INCOMING
+from service.storage.shards import NUM_SHARDS, shard_name, shard_of
 from service.telemetry.metrics import metrics
 
 Owner = TypeVar("Owner", bound=Hashable)
-Result = TypeVar("Result")
 
 log = structlog.get_logger("service")
 
@@ -44,7 +43,6 @@ _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Errors of a failing disk: its renditions are rendered again, and sent without being stored.
 _CANNOT_READ = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP})
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_COPY_BYTES = 1 << 20
 
 
 class LocalRenditions:
@@ -52,7 +50,7 @@ class LocalRenditions:
     being written. `device` is the disk that the folder is on, if it is known. `is_local` means that short calls may run
     on the event loop.
 
-    Methods without `async` block and raise OSError.
+    Methods without `async` block, except for `path`, and raise OSError.
     """
 
     num_shards = NUM_SHARDS
@@ -62,7 +60,7 @@ class LocalRenditions:
         self.device = device
         self._incoming = root / INCOMING
         # Built once, because joining paths would be a large part of a search.
-        self._shards = {name: root / name for name in map("{:02x}".format, range(NUM_SHARDS))}
+        self._shards = {name: root / name for name in map(shard_name, range(NUM_SHARDS))}
         self.threads = disk_threads("renditions")
         self._short_calls = ShortCalls(self.threads, LoopCalls(is_local=is_local))
         self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
@@ -70,6 +68,10 @@ class LocalRenditions:
     @property
     def location(self) -> str:
         return str(self.root)
+
+    @property
+    def disks(self) -> Mapping[str, Path]:
+        return {"renditions": self.root}
 
     def prepare(self) -> None:
         """Creates the folders, and records their disk.
@@ -116,10 +118,11 @@ class LocalRenditions:
             path.unlink()
         return None
 
-    async def run(self, call: Callable[[], Result], *, size: int) -> Result:
-        return await (self._short_calls.run(call) if size <= SMALL_BYTES else in_thread(self.threads, call))
+    async def write(self, key: RenditionKey, data: bytes) -> StoredFile:
+        write = partial(self._write_data, key, data)
+        return await (self._short_calls.run(write) if len(data) <= SMALL_BYTES else in_thread(self.threads, write))
 
-    def write(self, key: RenditionKey, data: bytes) -> StoredFile:
+    def _write_data(self, key: RenditionKey, data: bytes) -> StoredFile:
         def fill(descriptor: int) -> None:
             rest = memoryview(data)
             while rest:
@@ -127,15 +130,13 @@ class LocalRenditions:
 
         return self._write(key, fill, data if len(data) <= SMALL_BYTES else None)
 
-    def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
+    async def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
+        return await in_thread(self.threads, partial(self._write_patched, key, source, patches))
+
+    def _write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
         def fill(descriptor: int) -> None:
-            with source.open("rb") as original, open(descriptor, "wb", closefd=False) as file:
-                shutil.copyfileobj(original, file, _COPY_BYTES)
-                size = file.tell()
-                for offset, data in patches:
-                    check_patch(offset, data, size)
-                    file.seek(offset)
-                    file.write(data)
+            with open(descriptor, "wb", closefd=False) as file:
+                copy_patched(source, file, patches)
 
         return self._write(key, fill)
 
@@ -198,13 +199,17 @@ class LocalRenditions:
             except FileNotFoundError as error:
                 raise OSError(errno.ENODEV, f"the folder {self.root} is missing") from error
 
-    def remove(self, keys: Iterable[RenditionKey]) -> set[RenditionKey]:
-        keys = list(keys)
-        if keys:
-            self._require_mounted()
+    async def remove(self, keys: Collection[RenditionKey]) -> set[RenditionKey]:
+        return await in_thread(self.threads, partial(self._remove, list(keys))) if keys else set()
+
+    def _remove(self, keys: Sequence[RenditionKey]) -> set[RenditionKey]:
+        self._require_mounted()
         return _log_failures(_remove_each((key, self.path(key)) for key in keys))
 
-    def remove_for_images(self, image_ids: Iterable[ImageId]) -> set[ImageId]:
+    async def remove_for_images(self, image_ids: Collection[ImageId]) -> set[ImageId]:
+        return await in_thread(self.threads, partial(self._remove_for_images, image_ids))
+
+    def _remove_for_images(self, image_ids: Collection[ImageId]) -> set[ImageId]:
         if self.device is not None:  # in a command, the folder may not exist yet
             self._require_mounted()
         failures: dict[ImageId, OSError] = {}
@@ -220,8 +225,11 @@ class LocalRenditions:
             return [Path(entry.path) for entry in entries if entry.name.startswith(f"{image_id}-")]
         return []
 
-    def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
-        folder = self.root / f"{number:02x}"
+    async def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
+        return await in_thread(self.threads, partial(self._list_shard, number, age_s))
+
+    def _list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
+        folder = self.root / shard_name(number)
         sizes = {}
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             before = read_clock(folder) - age_s
@@ -232,7 +240,10 @@ class LocalRenditions:
                         sizes[RenditionKey(ImageId(image_id), digest)] = size_on_disk(status)
         return sizes
 
-    def remove_stale_drafts(self, age_s: float) -> None:
+    async def remove_stale_drafts(self, age_s: float) -> None:
+        await in_thread(self.threads, partial(self._remove_stale_drafts, age_s))
+
+    def _remove_stale_drafts(self, age_s: float) -> None:
         folder, stale = self._incoming, []
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             before = read_clock(folder) - age_s

@@ -23,7 +23,7 @@ from service.api.openapi.parts import Parameter
 from service.api.openapi.renditions import RENDITION
 from service.config.settings import Settings
 from service.errors import CATALOGUE, ServiceError
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 from service.renditions.parameters import NAMES
 from service.renditions.parsing import parse
 from tests.conftest import Client, NewTenant, Tenant

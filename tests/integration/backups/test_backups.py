@@ -54,9 +54,7 @@ async def new_settings(servers: Servers, settings: Settings, tmp_path: Path) -> 
 
 
 async def back_up(settings: Settings, target: Path, write: Callable[[str], None] = lambda _: None) -> int:
-    return await make_backup(
-        settings.database_url, settings.storage_folder, target, first_key=settings.data / "first-key", write=write
-    )
+    return await make_backup(settings, target, first_key=settings.data / "first-key", write=write)
 
 
 async def restore(settings: Settings, source: Path) -> tuple[bool, list[str]]:

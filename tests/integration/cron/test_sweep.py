@@ -90,7 +90,7 @@ async def test_worker_alone_beside_a_wrong_database_sweeps_nothing(
 ) -> None:
     """Even if it replaces the right database while the worker runs."""
     await insert(connection, tenant, "ready", age_s=10, image_id="CCCCCCC")
-    rendition = resources.renditions.write(RenditionKey(ID, "0" * 32), b"x").path
+    rendition = (await resources.renditions.write(RenditionKey(ID, "0" * 32), b"x")).path
     os.utime(rendition, (0, 0))
     await resources.storage.require_available()
     if wrong == "no id":
@@ -268,7 +268,7 @@ async def test_stuck_rendition_stops_no_removal(
     stuck.parent.mkdir(exist_ok=True)
     block(stuck)
     other = RenditionKey(ID, digest)
-    resources.renditions.write(other, b"x")
+    await resources.renditions.write(other, b"x")
     await connection.execute(
         "insert into renditions (image_id, digest, watermark_id, size)"
         " values ('STUCK01', $1, 'MARK001', 1), ('AAAAAAA', $1, null, 1)",

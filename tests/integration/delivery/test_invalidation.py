@@ -126,9 +126,9 @@ async def test_changed_file_is_found_again(
         stored = await find(self, key, is_complete)
         match next(changes, None):
             case "evicted":
-                self.remove([key])
+                await self.remove([key])
             case "made anew":
-                self.write(key, longer)
+                await self.write(key, longer)
         return stored
 
     monkeypatch.setattr(LocalRenditions, "find", find_and_change)

@@ -18,7 +18,8 @@ from service.errors import ServiceError
 from service.ids import ImageId
 from service.images import pending
 from service.images.models import IdempotencyKey
-from service.images.pending import IdTaken, KeyTaken, insert_pending
+from service.images.pending import KeyTaken, insert_pending
+from service.storage.interface import IdTaken
 from service.uploads import receiving
 from tests.conftest import Client, NewTenant, Tenant
 from tests.support.idempotency import OTHER, new_image, post

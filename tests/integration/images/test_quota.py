@@ -18,7 +18,8 @@ from service.errors import ServiceError
 from service.ids import AccountId, ImageId
 from service.images import pending
 from service.images.models import NewImage
-from service.images.pending import IdTaken, insert_pending, mark_failed, new_image_id
+from service.images.pending import insert_pending, mark_failed, new_image_id
+from service.storage.interface import IdTaken
 from tests.conftest import NewTenant
 
 

@@ -179,7 +179,7 @@ async def test_least_recently_used_are_evicted_first(settings: Settings, connect
     async with open_resources(changed, redis) as resources:
         keys = [RenditionKey(ID, f"{number:032x}") for number in range(12)]
         for age, key in enumerate(keys):
-            size = resources.renditions.write(key, b"x" * 100).size
+            size = (await resources.renditions.write(key, b"x" * 100)).size
             assert await insert_renditions(resources.database, [NewRendition(key, None, size)]) == [True]
             await connection.execute(
                 "update renditions set used_at = now() - $1 * interval '1 hour' where digest = $2", age, key.digest
@@ -215,7 +215,7 @@ async def test_size_on_disk_counts_whole_blocks(tmp_path: Path, size: int, least
     store = LocalRenditions(tmp_path / "renditions")
     store.prepare()
     key = RenditionKey(ID, "0" * 32)
-    written = store.write(key, b"x" * size)
+    written = await store.write(key, b"x" * size)
     assert await store.find(key, lambda _: True) == written
     assert written.size == size
     assert max(least, store.path(key).stat().st_blocks * 512) == written.disk_size
@@ -229,7 +229,7 @@ async def test_sizes_of_older_rows_are_corrected(settings: Settings, connection:
     async with open_resources(settings, redis) as resources:
         keys = [RenditionKey(ID, digit * 32) for digit in "123"]
         for key in keys:
-            resources.renditions.write(key, b"x" * 100)
+            await resources.renditions.write(key, b"x" * 100)
             os.utime(resources.renditions.path(key), (0, 0))
         await insert_renditions(resources.database, [NewRendition(key, None, 100) for key in keys])
         shard = int(resources.renditions.path(keys[0]).parent.name, 16)
@@ -265,14 +265,14 @@ async def test_rendition_made_during_eviction_stays(
     async with open_resources(changed, redis) as resources:
         for one in (key, other):
             await insert_renditions(
-                resources.database, [NewRendition(one, None, resources.renditions.write(one, b"x" * 100).size)]
+                resources.database, [NewRendition(one, None, (await resources.renditions.write(one, b"x" * 100)).size)]
             )
-        loop, remove = asyncio.get_running_loop(), LocalRenditions.remove
+        remove = LocalRenditions.remove
 
-        def remove_and_make_again(self: LocalRenditions, keys: Any) -> Any:
-            stuck = remove(self, keys)
-            again = NewRendition(key, None, self.write(key, b"x" * 100).size)
-            asyncio.run_coroutine_threadsafe(insert_renditions(resources.database, [again]), loop).result(5)
+        async def remove_and_make_again(self: LocalRenditions, keys: Any) -> Any:
+            stuck = await remove(self, keys)
+            again = NewRendition(key, None, (await self.write(key, b"x" * 100)).size)
+            await insert_renditions(resources.database, [again])
             return stuck
 
         with monkeypatch.context() as patched:
@@ -350,7 +350,7 @@ async def test_stuck_renditions_stop_no_eviction(settings: Settings, connection:
             if number < 3:
                 block(resources.renditions.path(key))
             else:
-                resources.renditions.write(key, b"x")
+                await resources.renditions.write(key, b"x")
             await connection.execute(
                 "insert into renditions (image_id, digest, size, used_at)"
                 " values ($1, $2, 30, now() - $3 * interval '1 hour')",
@@ -373,7 +373,7 @@ async def test_file_without_row_is_removed(settings: Settings, connection: Any, 
     async with open_resources(settings, redis) as resources:
         kept, unknown, young = (RenditionKey(ID, digit * 32) for digit in "123")
         for key in (kept, unknown, young):
-            resources.renditions.write(key, b"x")
+            await resources.renditions.write(key, b"x")
             if key != young:
                 os.utime(resources.renditions.path(key), (0, 0))
         await insert_renditions(resources.database, [NewRendition(kept, None, 1)])
@@ -423,7 +423,7 @@ async def test_what_is_there_is_not_made_again(settings: Settings, image_id: str
     order = RenderOrder.rendition(ImageId(image_id), RED)
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
-        resources.renditions.write(RenditionKey(order.image_id, order.digest), pictures.encode("png"))
+        await resources.renditions.write(RenditionKey(order.image_id, order.digest), pictures.encode("png"))
         context = {"resources": resources, "job_try": 2, "score": 0}
         before = Scrape(metrics.render(None).decode())
         end = await render_image(context, encode_order(order), request_id="x")
@@ -446,7 +446,7 @@ async def test_files_of_a_killed_worker_are_removed(
     order = RenderOrder.rendition(ImageId(image_id), Transformation("png", 100, width=10, watermark=Watermark(over)))
     redis = jobs.open_redis(settings.redis_url)
     async with open_resources(settings, redis) as resources:
-        resources.renditions.write(RenditionKey(order.image_id, order.digest), pictures.encode("png"))
+        await resources.renditions.write(RenditionKey(order.image_id, order.digest), pictures.encode("png"))
         context = {"resources": resources, "job_try": 2, "score": 0}
         await render_image(context, encode_order(order), request_id="x")
     await redis.aclose(close_connection_pool=True)
@@ -478,15 +478,15 @@ async def test_order_is_retried_while_storage_is_away(settings: Settings, image_
     await redis.aclose(close_connection_pool=True)
 
 
-def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_patched_copy_has_the_patches_and_a_wrong_patch_leaves_nothing(tmp_path: Path) -> None:
     store = LocalRenditions(tmp_path / "renditions")
     store.prepare()
     source = tmp_path / "source"
     source.write_bytes(b"0123456789")
     key = RenditionKey(ID, "0" * 32)
-    assert store.write_patched(key, source, [(2, b"xx"), (9, b"y")]).size == 10
+    assert (await store.write_patched(key, source, [(2, b"xx"), (9, b"y")])).size == 10
     assert store.path(key).read_bytes() == b"01xx45678y"
     for patch in ((9, b"yy"), (-1, b"y")):
         with pytest.raises(OSError, match="outside"):
-            store.write_patched(RenditionKey(ID, "1" * 32), source, [patch])
+            await store.write_patched(RenditionKey(ID, "1" * 32), source, [patch])
     assert [path.name for path in store.root.rglob("*") if path.is_file()] == [store.path(key).name]

@@ -277,7 +277,7 @@ async def test_probes_are_the_same_in_the_sandbox(pool: DecoderPool, tmp_path: P
     storage = LocalOriginals(tmp_path)
     storage.prepare()
     imaging.prepare()
-    original, incoming, *_ = storage.paths_for_decoding(ImageId("picture"))
+    original, incoming, *_ = await storage.paths_for_decoding(ImageId("picture"))
     for name, data in (pictures.every_format() | {"svg, text": TEXT}).items():
         for path, other in ((incoming, original), (original, incoming)):
             Path(other).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.config.settings import Settings
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 from tests.conftest import Client, Tenant
 from tests.support import hostile_pictures as hostile
 from tests.support import pictures

@@ -111,13 +111,13 @@ async def test_sha256_decides_which_file_is_the_image(storage: LocalOriginals, s
 async def test_deletion_between_two_names_is_complete(storage: LocalOriginals, settings: Settings) -> None:
     put(storage.incoming_path(ID), b"image")
     os.link(storage.incoming_path(ID), storage.path(ID))
-    await storage.remove(ID)
+    await storage.remove([ID])
     assert stored_files(settings) == []
 
 
 async def test_quarantine_overwrites_nothing(storage: LocalOriginals, settings: Settings) -> None:
     for content in (b"first", b"second", b"third"):
-        storage.quarantine.add(put(storage.path(ID), content))
+        storage.unclaimed.add(put(storage.path(ID), content))
     assert {path.read_bytes() for path in stored_files(settings)} == {b"first", b"second", b"third"}
 
 
@@ -149,3 +149,36 @@ async def test_upload_gets_a_third_id_if_two_are_taken(
     assert (await answer.json())["response"]["id"] == "CCCCCCC"
     assert other.read_bytes() == b"another upload"
     assert storage.path(ImageId("CCCCCCC")).read_bytes() == jpeg()
+
+
+async def upload(storage: LocalOriginals, content: bytes) -> None:
+    async with storage.receive(ID) as file:
+        await file.finish([content])
+    assert await storage.sync_batch([file]) == [None]
+
+
+def read(storage: LocalOriginals) -> bytes:
+    with storage.open_file(ID) as file:
+        return file.read()
+
+
+async def test_orphan_gives_way(storage: LocalOriginals) -> None:
+    """The row was inserted just now, so the file that was there belongs to no image."""
+    for content in (b"orphan", b"image"):
+        await upload(storage, content)
+        assert await storage.publish([ID]) == frozenset()
+    assert read(storage) == b"image"
+
+
+@pytest.mark.parametrize("image", [b"published", b"unpublished"])
+async def test_sha256_decides_between_two_files(storage: LocalOriginals, image: bytes) -> None:
+    await upload(storage, b"published")
+    assert await storage.publish([ID]) == frozenset()
+    await upload(storage, b"unpublished")
+    assert await storage.reconcile({ID: hashlib.sha256(image).digest()}) == {}
+    assert read(storage) == image
+    assert await storage.list_stale_uploads(0, 100) == []
+
+
+def test_prepared_folder_has_no_id_yet(storage: LocalOriginals) -> None:
+    assert storage.read_own_id() is None

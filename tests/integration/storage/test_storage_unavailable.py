@@ -99,7 +99,7 @@ async def test_delete_waits_for_the_renditions_disk(
     api: Client, image_id: ImageId, settings: Settings, tenant: Tenant, connection: Any, instead: str
 ) -> None:
     folder, key = settings.renditions_folder, RenditionKey(image_id, "0" * 32)
-    resources_of(api).delivery.files.write(key, b"x")
+    await resources_of(api).delivery.files.write(key, b"x")
     await insert_renditions(resources_of(api).database, [NewRendition(key, None, 4096)])
     disk = folder.rename(folder.with_name("disk"))
     if instead == "other disk":
@@ -191,9 +191,9 @@ async def test_file_is_not_missing_while_storage_is_away(settings: Settings, api
     storage = on_disk(resources_of(api).storage)
     await storage.require_available()
     with unmounted(settings.storage_folder, "folders"), pytest.raises(StorageUnavailable):
-        storage.examine(ImageId("AAAAAAA"), read=False)
+        storage.open_file(ImageId("AAAAAAA"))
     with pytest.raises(FileNotFoundError):
-        storage.examine(ImageId("AAAAAAA"), read=False)
+        storage.open_file(ImageId("AAAAAAA"))
 
 
 @ways

@@ -145,7 +145,7 @@ class TestQuarantine:
         self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
         for content in (b"other", PICTURE[:-1] + b"x", PICTURE):
-            storage.quarantine.add(put(storage.path(ID), content))
+            storage.unclaimed.add(put(storage.path(ID), content))
         await insert(connection, tenant)
         assert (await verify(settings, repair=True)).is_well
         assert storage.path(ID).read_bytes() == PICTURE
@@ -154,7 +154,7 @@ class TestQuarantine:
     async def test_damaged_file_is_replaced(
         self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
-        storage.quarantine.add(put(storage.path(ID)))
+        storage.unclaimed.add(put(storage.path(ID)))
         put(storage.path(ID), b"damaged")
         await insert(connection, tenant)
         result = await verify(settings, repair=True)
@@ -167,7 +167,7 @@ class TestQuarantine:
     async def test_other_content_is_never_restored(
         self, settings: Settings, storage: LocalOriginals, connection: Any, tenant: Tenant
     ) -> None:
-        storage.quarantine.add(put(storage.path(ID), b"of an image that had the id before"))
+        storage.unclaimed.add(put(storage.path(ID), b"of an image that had the id before"))
         aside(settings, f"{ID}.7").symlink_to("/etc/passwd")
         aside(settings, f"{ID}.8").mkdir()
         os.mkfifo(aside(settings, f"{ID}.9"))

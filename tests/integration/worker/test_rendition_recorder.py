@@ -48,9 +48,9 @@ def count_rows(connection: Any) -> Callable[[], Any]:
     return lambda: connection.fetchval("select count(*) from renditions")
 
 
-def write(files: LocalRenditions, digit: str, image_id: ImageId = IMAGE) -> NewRendition:
+async def write(files: LocalRenditions, digit: str, image_id: ImageId = IMAGE) -> NewRendition:
     key = RenditionKey(image_id, digit * 32)
-    return NewRendition(key, None, files.write(key, b"x").size)
+    return NewRendition(key, None, (await files.write(key, b"x")).size)
 
 
 def block(path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_row_is_written_when_database_is_back(
 
     monkeypatch.setattr(rendition_recorder, "insert_renditions", fail)
     async with RenditionRecorder.open(database, files, gather_s=0.01, retry_s=0.01) as recorder:
-        recorder.record(write(files, "1"))
+        recorder.record(await write(files, "1"))
         await until(count_rows)
         assert failures < 0
         await until(lambda: not recorder.backlog)
@@ -83,9 +83,9 @@ async def test_file_of_a_deleted_image_is_removed(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
     async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
-        orphan = write(files, "1", DELETED)
+        orphan = await write(files, "1", DELETED)
         recorder.record(orphan)
-        recorder.record(write(files, "2"))
+        recorder.record(await write(files, "2"))
         await until(count_rows)
         await until(lambda: not files.path(orphan.key).exists())
 
@@ -94,8 +94,8 @@ async def test_backlog_is_written_at_shutdown(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any]
 ) -> None:
     async with RenditionRecorder.open(database, files, gather_s=60) as recorder:
-        recorder.record(write(files, "1"))
-        recorder.record(write(files, "2"))
+        recorder.record(await write(files, "1"))
+        recorder.record(await write(files, "2"))
         assert await count_rows() == 0
     assert await count_rows() == 2
 
@@ -112,7 +112,7 @@ async def test_shutdown_waits_for_no_database(
 
     monkeypatch.setattr(rendition_recorder, "insert_renditions", fail)
     async with RenditionRecorder.open(database, files) as recorder:
-        recorder.record(write(files, "1"))
+        recorder.record(await write(files, "1"))
         await until(lambda: calls)
     assert calls > 1  # once more at the end, and no longer
 
@@ -125,10 +125,10 @@ async def test_stuck_file_stops_no_other_row(
         block(files.path(stuck))
         recorder.record(NewRendition(stuck, None, 1))
         for digit in "123":
-            recorder.record(write(files, digit))
+            recorder.record(await write(files, digit))
         await until(lambda: not recorder.backlog)
         assert await count_rows() == 3
-        recorder.record(write(files, "4"))
+        recorder.record(await write(files, "4"))
         await until(lambda: not recorder.backlog)
         assert await count_rows() == 4
 
@@ -136,14 +136,14 @@ async def test_stuck_file_stops_no_other_row(
 async def test_folder_that_is_away_stops_no_row(
     database: Database, files: LocalRenditions, count_rows: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: LocalRenditions, keys: Any) -> set[RenditionKey]:
+    async def fail(self: LocalRenditions, keys: Any) -> set[RenditionKey]:
         raise OSError("the folder is away")
 
     monkeypatch.setattr(LocalRenditions, "remove", fail)
     async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         recorder.record(NewRendition(RenditionKey(DELETED, "1" * 32), None, 1))
         for digit in "12":
-            recorder.record(write(files, digit))
+            recorder.record(await write(files, digit))
             await until(lambda: not recorder.backlog)
         assert await count_rows() == 2
 
@@ -154,7 +154,7 @@ async def test_row_that_is_refused_stops_no_other(
     """Rows are written one by one if PostgreSQL refuses the batch, e.g. because of a size beyond its type."""
     async with RenditionRecorder.open(database, files, gather_s=0.01) as recorder:
         recorder.record(NewRendition(RenditionKey(IMAGE, "9" * 32), None, 1 << 70))
-        recorder.record(write(files, "1"))
-        recorder.record(write(files, "2"))
+        recorder.record(await write(files, "1"))
+        recorder.record(await write(files, "2"))
         await until(lambda: not recorder.backlog)
         assert await count_rows() == 2

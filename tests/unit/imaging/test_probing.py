@@ -13,12 +13,11 @@ import pytest
 import pyvips
 from PIL import Image
 
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES, sniff
 from tests.support import hostile_pictures, pictures
 from tests.support.imaging import ProbeBytes
 from tests.unit.imaging.probes import near, open_preview
 from worker import imaging
-from worker.file_headers import sniff
 
 CORPUS = Path(__file__).parents[4] / "shared" / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of public test suites is not here")

@@ -9,7 +9,7 @@ import pytest
 
 from service.ids import AccountId, ImageId
 from service.images.models import Image
-from service.images.probe import MIME_TYPES
+from service.media_types import MIME_TYPES
 from service.renditions.costs import TOKEN_S, count_tokens, estimate_copy_s, estimate_rendition_s
 from service.renditions.normalize import normalize
 from service.renditions.parsing import parse

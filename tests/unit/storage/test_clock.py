@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.local.clock import FolderClock, read_clock
+from service.storage.clock import FolderClock, read_clock
 from tests.support.disks import mounted
 
 HOUR_S = 3600

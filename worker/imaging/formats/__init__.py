@@ -11,7 +11,7 @@ import pi_heif
 import pyvips
 
 from service.images.probe import Rejected
-from worker.file_headers import HEAD_BYTES, sniff
+from service.media_types import HEAD_BYTES, sniff
 from worker.imaging.containers.svg import is_svg
 from worker.imaging.formats import avif, gif, heic, jpeg, png, svg, tiff, webp
 from worker.imaging.formats.format import Format, FrameSelection, Original

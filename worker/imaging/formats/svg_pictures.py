@@ -14,7 +14,8 @@ from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
 
 from service.images.probe import Rejected
-from worker.file_headers import HEAD_BYTES, avif_size, gif_size, sniff, webp_size
+from service.media_types import HEAD_BYTES, sniff
+from worker.file_headers import avif_size, gif_size, webp_size
 from worker.imaging.formats import jpeg, png
 
 # The maximum nesting of documents. Documents of editors contain a photo, or a drawing with a photo.

@@ -1,0 +1,297 @@
+"""Originals as objects of a store.
+
+A body is written to a local draft, recorded in the journal, and sent to the store under the image's id, where nothing
+is ever overwritten. The draft then becomes the local copy, which the workers of this machine read. Once the row of the
+image is committed, the journal forgets the upload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from service.errors import ServiceError
+from service.ids import ImageId
+from service.storage.files import in_thread, read_file, storage_errors
+from service.storage.interface import Failures, IdTaken, StorageUnavailable, StoredFile, UploadFile
+from service.storage.object_store.cache import FileCache
+from service.storage.object_store.client import Attributes, ObjectStore
+from service.storage.object_store.journal import Journal
+from service.storage.object_store.setup import ID_OBJECT, ObjectSetup, decode_id
+from service.storage.object_store.upload_file import ObjectUploadFile
+from service.storage.shards import shard_of
+
+log = structlog.get_logger("service")
+
+# The id of the store is read at most once in this time.
+_ID_TTL_S = 5.0
+# Shorter than the time limit of a check, so that a database that hangs does not look like a store that hangs.
+_LOAD_TIMEOUT_S = 1.0
+
+
+def object_name(image_id: ImageId) -> str:
+    return f"{shard_of(image_id)}/{image_id}"
+
+
+class ObjectOriginals(ObjectSetup):
+    """The `OriginalStorage` of an object store, in which an object has the name that its file would have in a folder.
+
+    `load_id` loads the id of the database's storage. The object `storage-id` has it too, so that a wrong bucket is
+    noticed; without `load_id`, any bucket is accepted.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        cache: FileCache,
+        journal: Journal,
+        load_id: Callable[[], Awaitable[str | None]] | None = None,
+    ) -> None:
+        super().__init__(store, cache)
+        self.id: str | None = None
+        self._journal = journal
+        self._load_id = load_id
+        self._id_read_at = -_ID_TTL_S
+
+    @property
+    def disks(self) -> Mapping[str, Path]:
+        return {"cache": self._cache.folder}
+
+    @property
+    def threads(self) -> Executor:
+        return self._cache.threads
+
+    @property
+    def is_local(self) -> bool:
+        return self._cache.is_local
+
+    # The store of this database
+
+    async def require_available(self) -> None:
+        """Raises StorageUnavailable if the store has another id than the database, OSError, and `database-unavailable`
+        if the id has to be loaded.
+        """
+        await self._require_own(self._load)
+
+    async def check(self) -> None:
+        await in_thread(self.threads, self._cache.try_write)
+        self._id_read_at = -_ID_TTL_S
+        await self._require_own(self._load_soon)
+
+    async def _require_own(self, load: Callable[[], Awaitable[bool]]) -> None:
+        if self.id is None:
+            await load()
+        if time.monotonic() - self._id_read_at < _ID_TTL_S:
+            return
+        own_id = await self._load_own_id()
+        if self._load_id is not None and own_id != self.id and (not await load() or own_id != self.id):
+            raise StorageUnavailable(
+                errno.ENODEV, f"its {ID_OBJECT} is {own_id}, and that of this database's storage is {self.id}"
+            )
+        self._id_read_at = time.monotonic()
+
+    async def _load_own_id(self) -> str | None:
+        try:
+            return decode_id(await self._store.read(ID_OBJECT))
+        except FileNotFoundError:
+            return None
+
+    async def _load(self) -> bool:
+        """Returns whether the id has changed, e.g. because the database was restored."""
+        if self._load_id is None:
+            return False
+        before, self.id = self.id, await self._load_id()
+        return self.id != before
+
+    async def _load_soon(self) -> bool:
+        try:
+            async with asyncio.timeout(_LOAD_TIMEOUT_S):
+                return await self._load()
+        except (ServiceError, TimeoutError):
+            return False
+
+    # Uploads
+
+    @asynccontextmanager
+    async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
+        file = ObjectUploadFile(image_id, self._cache.draft_path(), self._cache.short_calls)
+        try:
+            yield file
+        except BaseException:
+            file.abandon()
+            raise
+
+    async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[Exception | None]:
+        """Records the uploads in the journal with one statement, and then sends them to the store."""
+        received = cast("Sequence[ObjectUploadFile]", files)  # created by `receive`
+        with storage_errors():
+            await self.require_available()
+        await self._record([file for file in received if not file.is_recorded])
+        return await asyncio.gather(*map(self._send, received))
+
+    async def _record(self, files: Sequence[ObjectUploadFile]) -> None:
+        if not files:
+            return
+        by_id = {file.image_id: file for file in files}
+        for image_id in await self._journal.begin({image_id: file.token for image_id, file in by_id.items()}):
+            by_id[image_id].is_recorded = True
+
+    async def _send(self, file: ObjectUploadFile) -> Exception | None:
+        if not file.is_recorded:
+            return IdTaken(file.image_id)
+        if file.is_stored:  # the batch is tried again
+            return None
+        try:
+            with storage_errors():
+                if not await self._create(file):
+                    await self._forget([file.image_id])
+                    file.is_recorded = False
+                    return IdTaken(file.image_id)
+        except ServiceError as error:
+            file.abandon()
+            return error
+        file.is_stored = True
+        with suppress(OSError):  # without the copy, workers read the object
+            file.path = await self._cache.short_calls.run(
+                partial(self._cache.add, object_name(file.image_id), file.path)
+            )
+        return None
+
+    async def _create(self, file: ObjectUploadFile) -> bool:
+        """Returns False if the object of another upload has this name."""
+        name, attributes = object_name(file.image_id), Attributes(file.media_type, note=file.token)
+        try:
+            if file.content is not None:
+                await self._store.put(name, file.content, attributes)
+            else:
+                await self._store.put_file(name, file.path, file.size, attributes)
+        except FileExistsError:  # perhaps by this request, whose response was lost and which was repeated
+            return await self._has_token(file.image_id, file.token)
+        return True
+
+    async def _has_token(self, image_id: ImageId, token: str) -> bool:
+        found = await self._store.find(object_name(image_id))
+        return found is not None and found[1].note == token
+
+    async def rename_upload(self, file: UploadFile, to: ImageId) -> bool:
+        """Accepts any id: `sync_batch` finds out whether it is free."""
+        received = cast("ObjectUploadFile", file)
+        with storage_errors():
+            if received.is_stored:
+                await in_thread(self.threads, partial(received.move, self._cache.draft_path()))
+                await self._remove_unfinished(received.image_id)
+        received.image_id, received.is_recorded, received.is_stored = to, False, False
+        return True
+
+    async def discard(self, file: UploadFile) -> None:
+        """If the store failed, the object may exist nevertheless. Then it is left for the sweep."""
+        received = cast("ObjectUploadFile", file)
+        with suppress(OSError):
+            await in_thread(self.threads, received.abandon)
+        if received.is_stored:
+            with suppress(OSError, ServiceError):
+                await self._remove_unfinished(received.image_id)
+
+    async def _remove_unfinished(self, image_id: ImageId) -> None:
+        await self._store.delete([object_name(image_id)])
+        await self._forget([image_id])
+
+    async def _forget(self, image_ids: Sequence[ImageId]) -> None:
+        with suppress(ServiceError):  # the sweep does it later
+            await self._journal.finish(image_ids)
+
+    async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """An upload that the journal does not have took so long that the sweep may have removed it."""
+        try:
+            finished = await self._journal.finish(image_ids)
+            unknown = [image_id for image_id in image_ids if image_id not in finished]
+            return await self.find_missing(unknown) if unknown else frozenset()
+        except (OSError, ServiceError) as error:
+            log.warning("storage.publish_failed", images=len(image_ids), error=repr(error))
+            return frozenset()
+
+    async def list_stale_uploads(self, age_s: float, limit: int, *, skip: Collection[str] = ()) -> list[ImageId]:
+        """Ages are by the clock of PostgreSQL."""
+        await self.require_available()
+        return await self._journal.list_stale(age_s, limit, skip=skip)
+
+    async def reconcile(self, expected: Mapping[ImageId, bytes]) -> Failures:
+        missing = await self.find_missing(list(expected))
+        await self._journal.finish(list(expected))
+        return {image_id: FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id) for image_id in missing}
+
+    async def remove_stale_uploads(self, image_ids: Sequence[ImageId]) -> Failures:
+        tokens = await self._journal.find_tokens(image_ids)
+        results = await asyncio.gather(*(self._remove_stale(*upload) for upload in tokens.items()))
+        return {image_id: error for image_id, error in zip(tokens, results, strict=True) if error is not None}
+
+    async def _remove_stale(self, image_id: ImageId, token: str) -> OSError | None:
+        """Removes the object if it is that of the upload, and not one that had its name before."""
+        try:
+            if await self._has_token(image_id, token):
+                await self._store.delete([object_name(image_id)])
+        except OSError as error:
+            return error
+        await self._forget([image_id])
+        return None
+
+    # Reading and removing
+
+    async def find(self, image_id: ImageId) -> StoredFile | None:
+        with storage_errors():
+            try:
+                path = await self._fetch(image_id)
+                return await self._cache.short_calls.run(partial(read_file, path))
+            except FileNotFoundError:
+                if await self.find_missing([image_id]):
+                    return None
+                raise StorageUnavailable(errno.EAGAIN, "the object was missing for a moment") from None
+
+    async def paths_for_decoding(self, image_id: ImageId) -> tuple[str]:
+        """Fetches the file if this machine has no copy. Raises FileNotFoundError if it is lost, and OSError."""
+        return (str(await self._fetch(image_id)),)
+
+    async def _fetch(self, image_id: ImageId) -> Path:
+        name = object_name(image_id)
+
+        async def download(path: Path) -> int:
+            return (await self._store.download(name, path))[0].modified_ns
+
+        return await self._cache.fetch(name, download)
+
+    async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        await self.require_available()
+        present = set(await self.list_present(image_ids))
+        return frozenset(image_id for image_id in image_ids if image_id not in present)
+
+    async def list_present(self, image_ids: Sequence[ImageId]) -> list[ImageId]:
+        found = await asyncio.gather(*(self._store.find(object_name(image_id)) for image_id in image_ids))
+        return [image_id for image_id, one in zip(image_ids, found, strict=True) if one is not None]
+
+    async def sign(self, image_id: ImageId, seconds: int) -> str:
+        return await self._store.sign(object_name(image_id), seconds)
+
+    def open_file(self, image_id: ImageId) -> BufferedReader:
+        return self._store.open_now(object_name(image_id))
+
+    def locate(self, image_id: ImageId) -> str:
+        return f"{self._store.url}/{object_name(image_id)}"
+
+    async def remove(self, image_ids: Sequence[ImageId]) -> Failures:
+        names = list(map(object_name, image_ids))
+        await self.require_available()
+        await self._store.delete(names)
+        await in_thread(self.threads, partial(self._cache.remove, names))
+        await self._journal.finish(image_ids)
+        return {}

@@ -1,0 +1,71 @@
+"""Copies all originals to another storage, while Daguerre runs on the present one.
+
+Each run copies what the other storage does not have yet, so the command can be interrupted and repeated. The other
+storage gets the id of this database's storage when it is complete, and no process uses it before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from service.config.settings import Settings, SettingsError
+from service.config.values import StoreUrl
+from service.database import Database
+from service.storage.backends import open_inventory
+from service.storage.identity import load_id
+from service.storage.interface import OriginalInventory
+from service.transfers.copies import Copies
+
+_COMMAND_TIMEOUT_S = 60
+_PROGRESS_INTERVAL_S = 5.0
+
+
+async def copy_storage(settings: Settings, target: Path | StoreUrl, *, write: Callable[[str], None]) -> bool:
+    """Copies the originals of all rows from the storage of the settings. Returns whether all of them are there now.
+
+    Files whose SHA-256 is not that of their row are reported, and copied nevertheless. Raises SettingsError,
+    ServiceError and OSError.
+    """
+    async with Database.open(
+        settings.database_url,
+        connections=1,
+        command_timeout_s=_COMMAND_TIMEOUT_S,
+        pooler=settings.database_pooler,
+    ) as database:
+        source = open_inventory(settings, database, partial(load_id, database))
+        await source.require_available()
+        other = open_inventory(settings.model_copy(update={"storage": target}), database)
+        await _require_free(source, other)
+        await asyncio.to_thread(other.prepare_target)
+        is_complete = await _copy(database, Copies(source, other, reads_source=True), write)
+        if is_complete:
+            await asyncio.to_thread(os.sync)
+            await asyncio.to_thread(other.create_own_id, source.id)
+    return is_complete
+
+
+async def _require_free(source: OriginalInventory, target: OriginalInventory) -> None:
+    """Raises SettingsError if the target is the source itself, or the storage of another database."""
+    if source.location == target.location:
+        raise SettingsError(f"{target.location} is the storage that is in use: name another one")
+    own_id = await asyncio.to_thread(target.read_own_id)
+    if own_id not in {None, source.id}:
+        raise SettingsError(f"{target.location} is the storage of another database: name an empty one")
+
+
+async def _copy(database: Database, copies: Copies, write: Callable[[str], None]) -> bool:
+    is_complete, shown_at = True, time.monotonic()
+    async for faults in copies.add_all(database):
+        for image_id, fault in faults.items():
+            is_complete = False
+            write(f"image {image_id}: {fault}")
+        if time.monotonic() - shown_at >= _PROGRESS_INTERVAL_S:
+            shown_at = time.monotonic()
+            write(copies.describe())
+    write(copies.describe())
+    return is_complete
