@@ -101,7 +101,7 @@ def read_profile(environment: Mapping[str, str]) -> dict[str, str]:
         try:
             parser.read(path)
         except (configparser.Error, UnicodeDecodeError, OSError) as error:
-            raise SettingsError(f"{variable}: {path} cannot be read: {error}") from None
+            raise SettingsError(f"{variable}: {path} cannot be read: {_explain(error)}") from None
         if parser.has_section(section):
             values |= parser[section]
     if name and "aws_access_key_id" not in values:
@@ -112,3 +112,13 @@ def read_profile(environment: Mapping[str, str]) -> dict[str, str]:
             )
         raise SettingsError(f"AWS_PROFILE: there is no profile {name} with an aws_access_key_id")
     return values
+
+
+def _explain(error: Exception) -> str:
+    """Returns the reason without the text of a line, which may be a key."""
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    numbers = [number for number, _ in getattr(error, "errors", [])] or [getattr(error, "lineno", None)]
+    return f"line {numbers[0]} is not `name = value` in a [section], or repeats an earlier one"

@@ -150,3 +150,17 @@ class TestProfile:
 def test_missing_certificates_are_refused(write_aws: WriteAws) -> None:
     with pytest.raises(SettingsError, match="DAGUERRE_STORAGE: s3://bucket cannot be opened"):
         open_store(URL, write_aws(AWS_CA_BUNDLE="/nowhere.pem"))
+
+
+@pytest.mark.parametrize(
+    ("credentials", "number"),
+    [
+        ("aws_secret_access_key = hidden\n", 1),
+        ("[default]\naws_access_key_id = key\naws_secret_access_key hidden\n", 3),
+        ("[default]\naws_access_key_id = key\naws_access_key_id = hidden\n", 3),
+    ],
+)
+def test_error_of_a_file_shows_no_key(write_aws: WriteAws, credentials: str, number: int) -> None:
+    with pytest.raises(SettingsError, match=f"AWS_SHARED_CREDENTIALS_FILE: .* cannot be read: line {number}") as caught:
+        read_profile(write_aws(credentials=credentials))
+    assert "hidden" not in str(caught.value)
