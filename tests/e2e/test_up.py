@@ -157,3 +157,38 @@ class TestUp:
             assert running is not None
             assert (running.database_url, running.redis_url) == (database_url, redis_url)
             assert started.get("/readyz")[0] == 200
+
+
+class TestObjectStore:
+    def test_images_stay_in_it(self, server_folder: Path) -> None:
+        data = server_folder / "data"
+        with up(data, "--storage", "s3", env={"AWS_SESSION_TOKEN": "of other keys"}) as first:
+            status, body = first.get(f"/v1/images?key={first.key}", first.sample.read_bytes())
+            image = re.search(r'"id":"(\w+)"', body)
+            assert (status, image is not None) == (200, True), body
+            first.process.kill()
+        assert image
+        with up(data) as again:
+            assert "SeaweedFS" in again.text
+            assert again.get(f"/v1/images/{image[1]}?key={again.key}")[0] == 200
+        metric_files.remove(Settings(data=data).metrics_folder)
+
+    def test_trying_it_beside_a_folder_changes_nothing(self, server_folder: Path) -> None:
+        data = server_folder / "data"
+        with up(data) as first:
+            _, body = first.get(f"/v1/images?key={first.key}", first.sample.read_bytes())
+            image = re.search(r'"id":"(\w+)"', body)
+            assert image, body
+        with up(data, "--storage", "s3", ready=False) as refused:
+            assert refused.process.wait(60) == 1
+        assert "Daguerre's folders are missing, though images are stored" in refused.text
+        with up(data) as again:
+            assert "SeaweedFS" not in again.text
+            assert again.get(f"/v1/images/{image[1]}?key={again.key}")[0] == 200
+        metric_files.remove(Settings(data=data).metrics_folder)
+
+    def test_another_storage_is_refused(self, server_folder: Path) -> None:
+        env = {"DAGUERRE_STORAGE": str(server_folder / "storage")}
+        with up(server_folder / "data", "--storage", "s3", env=env, ready=False) as refused:
+            assert refused.process.wait(60) == 1
+        assert "--storage s3 starts an object store of its own: unset DAGUERRE_STORAGE" in refused.text

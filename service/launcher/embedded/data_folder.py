@@ -43,6 +43,11 @@ class DataFolder:
         return self.path / "object-store"
 
     @property
+    def object_store_mark(self) -> Path:
+        """The path of a file that exists if the images are in the object store."""
+        return self.object_store / "in-use"
+
+    @property
     def logs(self) -> Path:
         return self.path / "log"
 

@@ -48,6 +48,7 @@ class ObjectStoreServer(Server):
             "AWS_REGION": _REGION,
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_SESSION_TOKEN": "",  # that of the user belongs to other keys
         }
 
     def program(self) -> Program:
@@ -82,10 +83,18 @@ class ObjectStoreServer(Server):
         }
         return Program(
             name="SeaweedFS",
-            argv=[binaries.seaweedfs(), "server", "-s3", *(f"-{name}={value}" for name, value in options.items())],
+            argv=[
+                binaries.seaweedfs(),
+                "-logtostderr=true",
+                "server",
+                "-s3",
+                *(f"-{name}={value}" for name, value in options.items()),
+            ],
             log=self.log,
-            # It takes half a minute to stop by itself, and loses nothing that it has acknowledged.
+            # It takes half a minute to stop by itself, during which no other one can use its files. It loses nothing
+            # that it has acknowledged.
             stop_signal=signal.SIGKILL,
+            death_signal=signal.SIGKILL,
             ready=self._is_ready,
         )
 
@@ -94,8 +103,10 @@ class ObjectStoreServer(Server):
         path = self.folder / "keys"
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            draft = path.with_suffix(".partial")
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n")
+            draft.rename(path)
         key, secret = path.read_text().split()
         return key, secret
 

@@ -104,6 +104,8 @@ def run(settings: Settings, options: Options, terminal: Terminal) -> int:
                 storage = open_setup(addresses.storage_settings(settings.model_copy(update={"data": folder.path})))
                 pairing = require_pair(addresses.database_url, storage, is_new_database=options.is_new_database)
                 _run_until_done(supervisor, pairing)
+                if addresses.storage:
+                    folder.object_store_mark.touch()
                 tables = _prepare_tables(addresses.database_url, is_own=own_postgres, report=notes.append)
                 _run_until_done(supervisor, tables)
                 first = _run_until_done(supervisor, first_key.prepare(addresses.database_url, folder.path))
@@ -170,7 +172,7 @@ def _start_servers(
         redis_url = valkey.url
     public_url = settings.public_url if "public_url" in configured else local_url
     storage = {}
-    if options.has_object_store or folder.object_store.exists():
+    if _needs_object_store(settings, options, folder):
         with terminal.step("SeaweedFS"):
             store = ObjectStoreServer(
                 folder.object_store, socket_folder=folder.run, log=folder.logs / "object-store.log"
@@ -178,6 +180,17 @@ def _start_servers(
             supervisor.start([store.program()])
         storage = {"DAGUERRE_STORAGE": store.url, **store.environment()}
     return Instance(os.getpid(), database_url, redis_url, local_url, public_url, storage)
+
+
+def _needs_object_store(settings: Settings, options: Options, folder: DataFolder) -> bool:
+    """Raises EmbeddedError if another storage is configured, too."""
+    if "storage" not in settings.model_fields_set:
+        return options.has_object_store or folder.object_store_mark.exists()
+    if options.has_object_store:
+        raise EmbeddedError(
+            "--storage s3 starts an object store of its own: unset DAGUERRE_STORAGE, or omit the option"
+        )
+    return False
 
 
 def database_connections(workers: int, settings: Settings) -> int:
