@@ -99,6 +99,11 @@ class Copies:
                     return fault
             except FileNotFoundError:  # it was deleted meanwhile, or is lost
                 pass
+            except FileExistsError:  # by another run, or by this one, and the response was lost
+                if await self.target.find_size(row.id) != row.size:
+                    raise
+                self.present += 1
+                return None
             except UnreadableFile as error:
                 return f"its file cannot be read: {(error.strerror or str(error)).lower()}"
             finally:

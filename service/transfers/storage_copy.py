@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,7 @@ async def copy_storage(settings: Settings, target: Path | StoreUrl, *, write: Ca
         command_timeout_s=_COMMAND_TIMEOUT_S,
         pooler=settings.database_pooler,
     ) as database:
+        _require_apart(settings.object_store or settings.storage_folder, target)
         source = open_inventory(settings, database, partial(load_id, database))
         await source.require_available()
         other = open_inventory(settings.model_copy(update={"storage": target}), database)
@@ -49,10 +50,27 @@ async def copy_storage(settings: Settings, target: Path | StoreUrl, *, write: Ca
     return is_complete
 
 
+def _require_apart(source: Path | StoreUrl, target: Path | StoreUrl) -> None:
+    """Raises SettingsError if one is the other or inside it, because its folders may have the names of shards."""
+    places = [_parts_of(source), _parts_of(target)]
+    shorter, longer = sorted(places, key=len)
+    if longer == shorter:
+        raise SettingsError(f"{target} is the storage that is in use: name another one")
+    if longer[: len(shorter)] == shorter:
+        raise SettingsError(
+            f"{source} is the storage that is in use, and {target} is not apart from it: name another one"
+        )
+
+
+def _parts_of(place: Path | StoreUrl) -> Sequence[str]:
+    """Returns the names on the way to a storage. Symbolic links are followed."""
+    if isinstance(place, Path):
+        return place.resolve().parts
+    return (f"{place.scheme}://{place.bucket}", *filter(None, place.prefix.split("/")))
+
+
 async def _require_free(source: OriginalInventory, target: OriginalInventory) -> None:
-    """Raises SettingsError if the target is the source itself, or the storage of another database."""
-    if source.location == target.location:
-        raise SettingsError(f"{target.location} is the storage that is in use: name another one")
+    """Raises SettingsError if the target is the storage of another database."""
     own_id = await asyncio.to_thread(target.read_own_id)
     if own_id not in {None, source.id}:
         raise SettingsError(f"{target.location} is the storage of another database: name an empty one")
