@@ -10,7 +10,7 @@ from service.spelling import find_nearest
 PREFIX = "DAGUERRE_"
 
 # Variables that only `./run`, compose.yaml and the tests read.
-OTHERS = frozenset({"COMMAND", "PUBLISH", "DATABASE_PASSWORD", "TEST_REQUIRE"})
+OTHERS = frozenset({"COMMAND", "PUBLISH", "DATABASE_PASSWORD", "OBJECT_STORE_PASSWORD", "TEST_REQUIRE"})
 
 # Former names of settings, for which the nearest name would be another setting.
 RENAMED = {

