@@ -369,14 +369,22 @@ def resources_of(api: Client) -> Resources:
     return api.server.app[RESOURCES]
 
 
-@pytest.fixture
-async def port(settings: Settings) -> AsyncIterator[int]:
+@asynccontextmanager
+async def serve_api(settings: Settings) -> AsyncIterator[int]:
     """Yields the port of the application in the HTTP server that is used in production."""
     runner = Runner(create_app(settings), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield runner.addresses[0][1]
-    await runner.cleanup()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def port(settings: Settings) -> AsyncIterator[int]:
+    async with serve_api(settings) as port:
+        yield port
 
 
 @asynccontextmanager

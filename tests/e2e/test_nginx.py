@@ -11,7 +11,9 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from yarl import URL
 
 from service.config.settings import Settings
 from service.errors import CATALOGUE
-from tests.conftest import Tenant
+from tests.conftest import Tenant, serve_api
 from tests.support.forms import FILE, field
 from tests.support.samples import jpeg
 from tests.support.waiting import until
@@ -71,12 +73,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configure(
-    folder: Path, settings: Settings, certificate: Path, *, port: int, http_port: int, https_port: int
+    folder: Path, settings: Settings, certificate: Path, *, ports: Sequence[int], http_port: int, https_port: int
 ) -> Path:
     """Writes the configuration with the addresses and folders of the test. Returns the path of the main file."""
     conf = re.sub(r" *listen \[::\].*\n", "", CONF)
     for old, new in {
-        "server 127.0.0.1:8080;": f"server 127.0.0.1:{port};",
+        "server 127.0.0.1:8080;": " ".join(f"server 127.0.0.1:{port};" for port in ports),
+        '"status":"$status",': '"status":"$status","servers":"$upstream_addr",',
         "listen 80;": f"listen 127.0.0.1:{http_port};",
         "listen 443 ": f"listen 127.0.0.1:{https_port} ",
         "/etc/letsencrypt/live/img.example.com": str(certificate),
@@ -102,10 +105,16 @@ def configure(
 
 @pytest.fixture
 async def proxy(tmp_path: Path, settings: Settings, certificate: Path, port: int) -> AsyncIterator[Proxy]:
-    folder = tmp_path / "nginx"
+    async with run_nginx(tmp_path / "nginx", settings, certificate, [port]) as proxy:
+        yield proxy
+
+
+@asynccontextmanager
+async def run_nginx(folder: Path, settings: Settings, certificate: Path, ports: Sequence[int]) -> AsyncIterator[Proxy]:
+    """Yields an nginx in front of the API hosts on these ports."""
     folder.mkdir()
     http_port, https_port = free_port(), free_port()
-    main = configure(folder, settings, certificate, port=port, http_port=http_port, https_port=https_port)
+    main = configure(folder, settings, certificate, ports=ports, http_port=http_port, https_port=https_port)
     process = await asyncio.create_subprocess_exec("nginx", "-p", folder, "-c", main)
     try:
         context = ssl.create_default_context(cafile=str(certificate / "fullchain.pem"))
@@ -218,6 +227,63 @@ async def test_no_log_of_nginx_has_a_key(proxy: Proxy, tenant: Tenant, settings:
     log = proxy.read_access_log()
     assert {"/v1/account", "[key]", "/v1/images", "/"} <= {line["path"] for line in log}
     assert all(line["status"].isdigit() for line in log)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_several_hosts_share_the_requests(
+    tmp_path: Path, settings: Settings, certificate: Path, port: int, tenant: Tenant
+) -> None:
+    async with (
+        serve_api(settings) as other,
+        run_nginx(tmp_path / "nginx", settings, certificate, [port, other]) as proxy,
+    ):
+        for _ in range(4):
+            assert (await upload(proxy, tenant, jpeg())).status == 200
+        servers = {line["servers"] for line in proxy.read_access_log()}
+        assert servers == {f"127.0.0.1:{port}", f"127.0.0.1:{other}"}
+
+
+@pytest.mark.usefixtures("worker")
+async def test_stopped_host_gets_no_requests(
+    tmp_path: Path, settings: Settings, certificate: Path, port: int, tenant: Tenant
+) -> None:
+    async with serve_api(settings) as stopped:
+        pass
+    async with run_nginx(tmp_path / "nginx", settings, certificate, [stopped, port]) as proxy:
+        for number in range(10):
+            response = await upload(proxy, tenant, jpeg() + bytes(number << 10))
+            assert response.status == 200, await response.text()
+            image_id = (await response.json())["response"]["id"]
+            assert (await proxy.session.get(f"/i/{image_id}")).status == 200
+        tried = [line for line in proxy.read_access_log() if f":{stopped}" in line["servers"]]
+        assert 1 <= len(tried) <= 2
+
+
+async def test_host_without_a_network_delays_one_request(
+    tmp_path: Path, settings: Settings, certificate: Path, port: int, tenant: Tenant
+) -> None:
+    """A host that is cut off refuses no connection, so nginx waits for it, but not for its default of a minute."""
+    started = time.monotonic()
+    with unresponsive_host() as silent:
+        async with run_nginx(tmp_path / "nginx", settings, certificate, [silent, port]) as proxy:
+            for _ in range(10):
+                response = await proxy.session.get("/v1/account", headers=tenant.headers)
+                assert response.status == 200
+            assert any(f":{silent}" in line["servers"] for line in proxy.read_access_log())
+    assert time.monotonic() - started < 10
+
+
+@contextmanager
+def unresponsive_host() -> Iterator[int]:
+    """Yields a port on which connections are neither accepted nor refused, because its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(listener.getsockname())
+        yield int(listener.getsockname()[1])
 
 
 def test_nginx_errors_look_like_the_api() -> None:
