@@ -106,12 +106,14 @@ async def _render_and_store(worker: Resources, order: RenderOrder, account: str,
 
 
 async def _write(worker: Resources, order: RenderOrder, key: RenditionKey, account: str, usage: Usage) -> Rendition:
-    paths = await worker.storage.paths_for_decoding(order.image_id)
+    paths = await worker.storage.paths_for_decoding(order.image_id, order.size or None)
     writer = worker.rendition_writer
     if order.transformation is None:
         patches = await worker.renderers.find_locations(paths, size=order.size, account=account)
         return await writer.write_patched(key, paths, patches)
-    watermark = await worker.storage.paths_for_decoding(order.watermark_id) if order.watermark_id else None
+    watermark = None
+    if order.watermark_id:
+        watermark = await worker.storage.paths_for_decoding(order.watermark_id, order.watermark_size or None)
     sizes = order.size, order.watermark_size
     data = await worker.renderers.render(
         paths, order.transformation, watermark, sizes=sizes, account=account, usage=usage

@@ -159,11 +159,14 @@ async def _find_redirect(request: PictureRequest, image: Image, caching: CachePo
     context = request.context
     if not (context.redirects and request.may_be_redirected) or image.size <= SMALL_BYTES or image.format == "svg":
         return None
+    valid_s = _REDIRECT_VALID_S  # but no longer than the signature of the request
+    if caching.expires is not None:
+        valid_s = max(1, min(valid_s, caching.expires - int(time.time())))
     with storage_errors():
-        url = await context.storage.sign(image.id, _REDIRECT_VALID_S)
+        url = await context.storage.sign(image.id, valid_s)
     if url is None:
         return None
-    return Redirect(url, caching._replace(max_age_s=min(caching.max_age_s, _REDIRECT_VALID_S // 2)))
+    return Redirect(url, caching._replace(max_age_s=min(caching.max_age_s, valid_s // 2)))
 
 
 async def _find_rendition(
@@ -214,7 +217,7 @@ async def _find_original(
 ) -> ServedPicture:
     """Raises `image-lost` and `image-damaged`."""
     image, context = served.image, request.context
-    stored = await context.storage.find(image.id)
+    stored = await context.storage.find(image.id, image.size)
     if stored is None:
         context.image_cache.invalidate([image.id])
         is_deleted = await context.image_cache.find(image.id) is None

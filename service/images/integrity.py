@@ -97,13 +97,16 @@ async def find_sha256(connection: Connection, image_ids: Sequence[ImageId]) -> d
     return {ImageId(row[0]): row[1] for row in await connection.fetch(_SHA256, valid_ids)}
 
 
-# The commit that deletes or fails a row records the removal of its file. So a file with neither is an orphan.
-_ORPHANS = """
+# The commit that deletes or fails a row records the removal of its file.
+_NEITHER_ROW_NOR_REMOVAL = """
 select name from unnest($1::text[]) as name
 where not exists (select from images where id = name) and not exists (select from removals where image_id = name)
 """
-# Another statement with a plan of its own, because plans are cached.
+# In an object store, the file of an upload has its name before the row of the image is committed.
+_ORPHANS = f"{_NEITHER_ROW_NOR_REMOVAL} and not exists (select from unfinished_uploads where image_id = name)"
+# Other statements with plans of their own, because plans are cached.
 _ORPHANS_BY_SCAN = f"{_ORPHANS}  -- of the whole table"
+_UPLOADS_BY_SCAN = f"{_NEITHER_ROW_NOR_REMOVAL}  -- of the whole table"
 _SCAN = """
 set local enable_seqscan = on;
 set local enable_indexscan = off;
@@ -112,15 +115,24 @@ set local enable_indexonlyscan = off
 
 
 async def find_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Returns the names of files that have neither a row nor a recorded removal, according to the indexes."""
+    """Returns the names of files of no row, recorded removal or unfinished upload, according to the indexes."""
     return [row[0] for row in await connection.fetch(_ORPHANS, names)]
 
 
 async def scan_orphans(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Returns the same by reading both tables as a whole, because a damaged index can hide rows."""
+    """Returns the same by reading the tables as a whole, because a damaged index can hide rows."""
+    return await _scan(connection, _ORPHANS_BY_SCAN, names)
+
+
+async def scan_uploads(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Returns the names of unfinished uploads that have neither a row nor a recorded removal, in the same way."""
+    return await _scan(connection, _UPLOADS_BY_SCAN, names)
+
+
+async def _scan(connection: Connection, query: str, names: Sequence[str]) -> list[str]:
     async with connection.transaction():
         await connection.execute(_SCAN)
-        return [row[0] for row in await connection.fetch(_ORPHANS_BY_SCAN, names)]
+        return [row[0] for row in await connection.fetch(query, names)]
 
 
 _WITHOUT_ROW = "select name from unnest($1::text[]) as name where not exists (select from images where id = name)"

@@ -123,8 +123,10 @@ class OriginalStorage(Protocol):
 
     # Published files, and those that are still to be published.
 
-    async def find(self, image_id: ImageId) -> StoredFile | None:
-        """Returns the file of an image, or None if it is lost. Raises `storage-unavailable`."""
+    async def find(self, image_id: ImageId, size: int | None = None) -> StoredFile | None:
+        """Returns the file of an image, or None if it is lost. A local copy that does not have the `size` is fetched
+        again. Raises `storage-unavailable`.
+        """
 
     async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
         """Returns the images whose files are lost. Raises OSError if the storage cannot be reached."""
@@ -144,8 +146,10 @@ class OriginalStorage(Protocol):
     def locate(self, image_id: ImageId) -> str:
         """Returns where the published file is, for the log. Does not block."""
 
-    async def paths_for_decoding(self, image_id: ImageId) -> tuple[str, ...]:
-        """Returns the local paths of an image's file for the sandbox, which opens the first that exists."""
+    async def paths_for_decoding(self, image_id: ImageId, size: int | None = None) -> tuple[str, ...]:
+        """Returns the local paths of an image's file for the sandbox, which opens the first that exists. `size` is as
+        for `find`.
+        """
 
     async def remove(self, image_ids: Sequence[ImageId]) -> Failures:
         """Removes the files of images, as far as they exist. Raises OSError if the storage cannot be reached, and
@@ -344,6 +348,9 @@ class RenditionStorage(Protocol):
         Returns the images that still have one, because it could not be removed. Raises OSError if the storage cannot be
         reached.
         """
+
+    async def list_images(self, number: int) -> list[ImageId]:
+        """Returns the images that have renditions in one of the 256 shards. Raises OSError."""
 
     async def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
         """Returns the renditions in one shard that are older than `age_s`, with their sizes on disk."""

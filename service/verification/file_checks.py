@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 
 from service.deletion.removals import list_removals, remove_files
 from service.ids import IMAGE_ID_PATTERN, ImageId
-from service.images.integrity import find_orphans, find_sha256, find_without_row, scan_orphans
+from service.images.integrity import find_orphans, find_sha256, find_without_row, scan_orphans, scan_uploads
 from service.storage.interface import BadFolder, StoredName
+from service.storage.shards import NUM_SHARDS
 from service.verification.context import DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
 # Longer than what the sweep, which runs every few seconds, leaves unfinished.
@@ -41,7 +42,9 @@ async def _repair_folder(context: Context, folder: BadFolder) -> Problem:
 
 
 async def check_files(context: Context) -> Problems:
-    """Checks that every file has a row or a recorded removal. With `repair`, the others are moved to the quarantine."""
+    """Checks that every file belongs to a row, a recorded removal or an upload in flight. With `repair`, the others are
+    moved to the quarantine.
+    """
     orphans: list[StoredName] = []
     num_files = 0
     async for batch in _list_files(context):
@@ -143,13 +146,29 @@ async def _repair_orphan(context: Context, file: StoredName, *, may_move: bool) 
     return Problem(f"file {printable(file.location)}", what, repair)
 
 
+async def check_renditions(context: Context) -> Problems:
+    """Checks that the images of renditions exist, if no periodic job does so. With `repair`, the others are removed."""
+    if context.renditions.num_shards:
+        return
+    for shard in range(NUM_SHARDS):
+        image_ids = [name for name in await context.renditions.list_images(shard) if IMAGE_ID_PATTERN.fullmatch(name)]
+        async with context.database.connection() as connection:
+            deleted = [ImageId(name) for name in await find_orphans(connection, image_ids)]
+        may_remove = context.options.repair and context.are_rows_complete
+        may_remove = may_remove and context.may_change(len(deleted), len(image_ids))
+        stuck = await context.renditions.remove_for_images(deleted) if may_remove else set(deleted)
+        for image_id in deleted:
+            repair = "" if image_id in stuck else "removed"
+            yield Problem(f"renditions of image {image_id}", "the image was deleted", repair)
+
+
 async def check_uploads(context: Context) -> Problems:
     """Checks that no upload stays unfinished. With `repair`, its file is published or removed."""
     stale = await context.storage.list_stale_uploads(_STALE_UPLOAD_S, _MAX_UNFINISHED)
     async with context.database.connection() as connection:
         stored = await find_sha256(connection, stale)
         unknown = [name for name in stale if name not in stored and IMAGE_ID_PATTERN.fullmatch(name)]
-        orphans = [ImageId(name) for name in await scan_orphans(connection, unknown)] if unknown else []
+        orphans = [ImageId(name) for name in await scan_uploads(connection, unknown)] if unknown else []
     conflicts = await context.storage.find_conflicts(stored)
     may_change = context.options.repair and context.are_rows_complete
     may_remove = may_change and context.may_change(len(orphans), len(stored) + context.num_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -128,8 +129,9 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
     readers = asyncio.Semaphore(_READERS)
     results = await asyncio.gather(*(_examine(context, row, readers) for row in rows))
     faults = [fault for fault in results if fault is not None]
-    if any(fault.is_missing for fault in faults):
-        await context.storage.require_available()
+    missing = [fault.row.id for fault in faults if fault.is_missing]
+    if missing and await context.storage.find_missing(missing) != frozenset(missing):
+        raise StorageUnavailable(errno.EAGAIN, "files were missing for a moment")
     if not faults:
         return []
     try:

@@ -20,7 +20,13 @@ from service.storage.backends import open_inventory, open_renditions
 from service.storage.identity import load_id
 from service.storage.interface import OriginalInventory, StorageUnavailable
 from service.verification.context import DATABASE_ERRORS, Context, Options, Problem, Problems
-from service.verification.file_checks import check_files, check_folders, check_removals, check_uploads
+from service.verification.file_checks import (
+    check_files,
+    check_folders,
+    check_removals,
+    check_renditions,
+    check_uploads,
+)
 from service.verification.image_checks import check_images
 from service.verification.row_checks import check_accounts, check_expected, check_pending, check_tables
 
@@ -105,6 +111,7 @@ async def _check_all(context: Context, expected: Mapping[ImageId, bytes]) -> Pro
         ("images", check_images(context)),
         ("expected images", check_expected(context, expected)),
         ("files", check_files(context)),
+        ("renditions", check_renditions(context)),
         ("unfinished uploads", check_uploads(context)),
         ("removals", check_removals(context)),
         ("pending images", check_pending(context)),

@@ -15,12 +15,14 @@ class Forwarder:
     """Forwards connections to a port of loopback, or to a Unix socket.
 
     In the mode `refuse` it closes connections at once, in `hang` it accepts and forwards nothing more, and in
-    `lose responses` requests arrive, but no response comes back. `delay_s` is added to each chunk.
+    `lose responses` requests arrive, but no response comes back. `delay_s` is added to each chunk. `answer` is the HTTP
+    response to each request on a new connection, in place of forwarding.
     """
 
     def __init__(self, target: int | Path) -> None:
         self.mode: Literal["forward", "refuse", "hang", "lose responses"] = "forward"
         self.delay_s = 0.0
+        self.answer: bytes | None = None
         self.port = 0
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
@@ -46,7 +48,11 @@ class Forwarder:
         self.drop_connections()
 
     def restore(self) -> None:
-        self.mode = "forward"
+        self.mode, self.answer = "forward", None
+        self.drop_connections()
+
+    def answer_all(self, status: str, body: str = "") -> None:
+        self.answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
         self.drop_connections()
 
     def drop_connections(self) -> None:
@@ -58,6 +64,9 @@ class Forwarder:
             writer.transport.abort()
             return
         self._writers.add(writer)
+        if self.answer is not None:
+            await self._answer(reader, writer, self.answer)
+            return
         with suppress(OSError, asyncio.CancelledError):  # asyncio would log the end of the test
             other_reader, other_writer = await self._connect()
             self._writers.add(other_writer)
@@ -70,6 +79,15 @@ class Forwarder:
                 for each in (writer, other_writer):
                     self._writers.discard(each)
                     each.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
+        with suppress(OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            while await reader.read(_CHUNK_BYTES):  # the rest of the request: a reset would lose the response
+                pass
+        self._writers.discard(writer)
+        writer.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self._target, Path):

@@ -186,7 +186,7 @@ class LocalOriginals(StorageFolders):
     async def remove_stale_uploads(self, image_ids: Sequence[ImageId]) -> Failures:
         return await in_thread(self.threads, partial(for_each, image_ids, self.publisher.remove_upload))
 
-    async def find(self, image_id: ImageId) -> StoredFile | None:
+    async def find(self, image_id: ImageId, size: int | None = None) -> StoredFile | None:  # noqa: ARG002 - no copies
         """Returns the file of an image, or None if it is lost. Raises `storage-unavailable`, `database-unavailable`."""
         with storage_errors():
             file = await in_thread(self.threads, partial(self._find, image_id))
@@ -212,7 +212,11 @@ class LocalOriginals(StorageFolders):
     def locate(self, image_id: ImageId) -> str:
         return str(self.path(image_id))
 
-    async def paths_for_decoding(self, image_id: ImageId) -> tuple[str, str, str]:
+    async def paths_for_decoding(
+        self,
+        image_id: ImageId,
+        size: int | None = None,  # noqa: ARG002 - there are no copies
+    ) -> tuple[str, str, str]:
         return self.candidate_paths(image_id)
 
     async def sign(self, image_id: ImageId, seconds: int) -> None:

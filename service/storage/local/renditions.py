@@ -225,6 +225,10 @@ class LocalRenditions:
             return [Path(entry.path) for entry in entries if entry.name.startswith(f"{image_id}-")]
         return []
 
+    async def list_images(self, number: int) -> list[ImageId]:
+        keys = await self.list_shard(number, 0)
+        return sorted({key.image_id for key in keys})
+
     async def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:
         return await in_thread(self.threads, partial(self._list_shard, number, age_s))
 

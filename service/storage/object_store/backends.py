@@ -30,7 +30,8 @@ def open_object_originals(
 def open_object_inventory(
     url: StoreUrl, settings: Settings, database: Database, load_id: Callable[[], Awaitable[str | None]] | None
 ) -> ObjectInventory:
-    return ObjectInventory(ObjectStore(url), _open_cache(settings), Journal(database), load_id)
+    store = ObjectStore(url, fails_fast=False)
+    return ObjectInventory(store, _open_cache(settings), Journal(database), load_id)
 
 
 def open_object_renditions(url: StoreUrl, settings: Settings) -> ObjectRenditions:

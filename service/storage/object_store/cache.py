@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import itertools
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -25,21 +28,29 @@ from service.storage.files import LoopCalls, ShortCalls, disk_threads
 
 log = structlog.get_logger("service")
 
-_FILES, _INCOMING, _LOCK = "files", "incoming", "lock"
+_FILES, _INCOMING, _LOCK, _BOOT, _OLD = "files", "incoming", "lock", "boot-id", "old-"
 # The copies are measured when a process has added this part of the maximum, and then trimmed to `_TARGET_PART` of it.
 _ADDED_PART, _TARGET_PART = 1 / 32, 0.9
 # The use of a copy is recorded at most once in this time, and a copy used since then is not removed.
 _USE_INTERVAL_S = 60
 # Longer than any upload takes (settings.upload_timeout_s).
 _STALE_DRAFT_S = 3600
+# Drafts of a crash are looked for this often.
+_TRIM_INTERVAL_S = 600
+# The copies give way if less than this is free: a part of the disk, and at most so many bytes.
+_FREE_PART, _MAX_FREE_BYTES = 0.05, 1 << 30
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# It changes when the machine starts. Only Linux has it.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class FileCache:
     """Copies by the names of their objects, of at most about `max_bytes`. Removes the least recently used first.
 
-    A copy is complete or missing, since it is written as a draft and then renamed. The access time of its file is the
-    time of its last use; it is set here, because most systems do not record it. `is_local` means that short calls may
-    run on the event loop. Methods without `async` block and raise OSError.
+    A copy is complete or missing, since it is written as a draft and then renamed. It is not synced, so all copies are
+    removed after the machine was restarted, which may be after a power cut. The access time of its file is the time of
+    its last use; it is set here, because most systems do not record it. `is_local` means that short calls may run on
+    the event loop. Methods without `async` block and raise OSError.
     """
 
     def __init__(self, folder: Path, max_bytes: int, *, is_local: bool) -> None:
@@ -52,25 +63,47 @@ class FileCache:
         self._max_bytes = max_bytes
         self._added_bytes = 0
         self._is_trimming = False
+        self._trim_at = 0.0
         self._downloads: dict[str, asyncio.Task[Path]] = {}
         self._draft_name, self._draft_numbers = secrets.token_hex(8), itertools.count()
 
     def prepare(self) -> None:
         """Creates the folders. Raises SettingsError if they cannot be used."""
         try:
-            for folder in (self._files, self._incoming):
-                make_folder(folder)
+            make_folder(self.folder)
+            self._remove_unsynced()
+            make_folder(self._files)
             self.try_write()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise SettingsError(f"DAGUERRE_CACHE: {self.folder} cannot be used: {reason}") from error
         self._trim_later()
 
+    def _remove_unsynced(self) -> None:
+        """Removes all copies if the machine was restarted since the first of them. `trim` deletes their files."""
+        try:
+            boot_id = _BOOT_ID.read_text()
+        except FileNotFoundError:
+            return
+        recorded = self.folder / _BOOT
+        with (self.folder / _LOCK).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if recorded.exists() and recorded.read_text() == boot_id:
+                return
+            with suppress(FileNotFoundError):
+                self._files.rename(self.folder / f"{_OLD}{secrets.token_hex(8)}")
+            recorded.write_text(boot_id)
+
     def try_write(self) -> None:
-        """Writes and removes a file."""
-        with tempfile.TemporaryFile(dir=self._incoming) as file:
-            file.write(b"x")
-            file.flush()
+        """Writes and removes a file. Creates the folder again if it was removed, and makes room if the disk is full."""
+        try:
+            make_folder(self._incoming)
+            with tempfile.TemporaryFile(dir=self._incoming) as file:
+                file.write(b"x")
+                file.flush()
+        except OSError as error:
+            self.make_room(error)
+            raise
 
     def path(self, name: str) -> Path:
         """Returns the path that the copy has or would have. Does not block."""
@@ -78,6 +111,8 @@ class FileCache:
 
     def draft_path(self) -> Path:
         """Returns the path of a new file, which `add` takes. Does not block."""
+        if time.monotonic() >= self._trim_at:
+            self._trim_later(is_grown=False)
         return self._incoming / f"{self._draft_name}-{next(self._draft_numbers)}"
 
     def use(self, name: str) -> bool:
@@ -113,10 +148,12 @@ class FileCache:
     async def _download(self, name: str, download: Callable[[Path], Awaitable[int]]) -> Path:
         draft = self.draft_path()
         try:
+            await self.short_calls.run(partial(make_folder, self._incoming))  # which may have been removed
             modified_ns = await download(draft)
             return await self.short_calls.run(partial(self.add, name, draft, modified_ns))
-        except BaseException:
+        except BaseException as error:
             draft.unlink(missing_ok=True)
+            self.make_room(error)
             raise
 
     def _finish(self, name: str, task: asyncio.Task[Path]) -> None:
@@ -132,7 +169,7 @@ class FileCache:
         try:
             draft.rename(path)
         except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             draft.rename(path)
         self._added_bytes += status.st_size
         if self._added_bytes > self._max_bytes * _ADDED_PART:
@@ -151,39 +188,53 @@ class FileCache:
                 if entry.name.startswith(start):
                     Path(entry.path).unlink(missing_ok=True)
 
-    def _trim_later(self) -> None:
-        self._added_bytes = 0
+    def make_room(self, error: BaseException) -> None:
+        """Removes copies if the error is that of a full disk. Does not block."""
+        if isinstance(error, OSError) and error.errno in _FULL:
+            self._trim_later()
+
+    def _trim_later(self, *, is_grown: bool = True) -> None:
+        self._trim_at = time.monotonic() + _TRIM_INTERVAL_S
+        if is_grown:
+            self._added_bytes = 0
         if not self._is_trimming:
             self._is_trimming = True
-            self.threads.submit(self._trim_and_log)
+            self.threads.submit(self._trim_and_log, is_grown=is_grown)
 
-    def _trim_and_log(self) -> None:
+    def _trim_and_log(self, *, is_grown: bool) -> None:
         try:
             with _lock(self.folder / _LOCK) as is_locked:
                 if is_locked:  # otherwise another process trims
-                    self.trim()
+                    self.trim(is_grown=is_grown)
         except OSError as error:
             log.warning("cache.trim_failed", folder=str(self.folder), error=repr(error))
         finally:
             self._is_trimming = False
 
-    def trim(self) -> None:
-        """Removes the least recently used copies if there are too many, and drafts that a crash left.
+    def trim(self, *, is_grown: bool = True) -> None:
+        """Removes the least recently used copies if there are too many or the disk is nearly full, and drafts that a
+        crash left.
 
-        Only the sizes by the time of use are kept in memory, so the number of copies does not matter.
+        Only the sizes by the time of use are kept in memory, so the number of copies does not matter. If the copies
+        have not grown, they are measured only if the disk is nearly full.
         """
+        for folder in self.folder.glob(f"{_OLD}*"):
+            shutil.rmtree(folder, ignore_errors=True)
         stale_before = self._clock.read(_STALE_DRAFT_S) - _STALE_DRAFT_S
         for entry in _scan(self._incoming):
             if entry.stat().st_ctime < stale_before:  # the other times may be those of the object
                 Path(entry.path).unlink(missing_ok=True)
+        if not is_grown and self._find_shortage() <= 0:
+            return
         sizes: Counter[int] = Counter()
         for entry in _scan(self._files):
             status = entry.stat()
             sizes[int(status.st_atime // _USE_INTERVAL_S)] += status.st_size
         total = sum(sizes.values())
-        if total <= self._max_bytes:
+        max_bytes = min(self._max_bytes, total - self._find_shortage())
+        if total <= max_bytes:
             return
-        excess = total - int(self._max_bytes * _TARGET_PART)
+        excess = total - int(max_bytes * _TARGET_PART)
         last, removed, now = 0, 0, time.time()  # the clock of `use`
         for used in sorted(sizes):
             if excess <= 0 or used > now // _USE_INTERVAL_S - 2:  # a copy that was used just now is needed
@@ -195,6 +246,17 @@ class FileCache:
                 Path(entry.path).unlink(missing_ok=True)
                 removed += 1
         log.info("cache.trimmed", files=removed, bytes_before=format_size(total))
+
+    def _find_shortage(self) -> int:
+        """Returns the bytes that the disk lacks, or a number up to 0 if enough are free."""
+        disk = shutil.disk_usage(self.folder)
+        return min(int(disk.total * _FREE_PART), _MAX_FREE_BYTES) - disk.free
+
+
+def create_draft(path: Path) -> BinaryIO:
+    """Opens a new draft, unbuffered. Creates its folder again if that was removed. Blocks; raises OSError."""
+    make_folder(path.parent)
+    return path.open("xb", buffering=0)
 
 
 def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:

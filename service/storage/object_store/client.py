@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
 from service.config.values import StoreUrl
+from service.storage.interface import StorageUnavailable
 from service.storage.object_store.connection import open_store
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ _PARTS_IN_FLIGHT = 2
 # Requests in flight of one process. Bodies are in memory, so those of larger ones have fewer slots.
 _SMALL_BYTES = 256 << 10
 _MAX_REQUESTS, _MAX_LARGE_UPLOADS, _MAX_DOWNLOADS = 64, 4, 16
+# The maximum time to wait for a slot. A store that is so slow accepts requests faster than it finishes them.
+_MAX_SLOT_WAIT_S = 60.0
 _CHUNK_BYTES = 1 << 20
 # While the store does not respond, it is tried this often.
 _TRY_INTERVAL_S = 1.0
+# A request that fails sooner may fail because of its object alone. Several in a row are an outage.
+_QUICK_S, _MAX_QUICK_FAILURES = 2.0, 3
 _LIST_CHUNK = 1000
 _MAX_ERROR_CHARACTERS = 300
 
@@ -64,16 +69,22 @@ class ObjectInfo(NamedTuple):
 class ObjectStore:
     """The objects below the prefix of a URL.
 
-    Raises FileNotFoundError for an object that does not exist, and OSError. Methods without `async` block.
+    Raises FileNotFoundError for an object that does not exist, StorageUnavailable if the store does not respond or
+    refuses a request, and OSError. Methods without `async` block.
+
+    With `fails_fast`, requests fail at once while the store does not respond. A command needs each answer, and sends
+    few requests at a time.
     """
 
-    def __init__(self, url: StoreUrl, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, url: StoreUrl, environment: Mapping[str, str] = os.environ, *, fails_fast: bool = True) -> None:
         """Does not connect. Raises SettingsError if the credentials of the environment cannot be used."""
         self.url = url
+        self._fails_fast = fails_fast
         self._store = open_store(url, environment)
         self._requests = asyncio.Semaphore(_MAX_REQUESTS)
         self._large_uploads = asyncio.Semaphore(_MAX_LARGE_UPLOADS)
         self._downloads = asyncio.Semaphore(_MAX_DOWNLOADS)
+        self._failures = 0  # in a row
         self._is_failing = False
         self._try_again_at = 0.0
 
@@ -90,12 +101,13 @@ class ObjectStore:
         """Like `put`, for a local file of this size."""
         if size < MULTIPART_BYTES:
             async with self._request(name, self._choose_slots(size), writes=True):
-                await self._put(name, await asyncio.to_thread(path.read_bytes), attributes, replace=replace)
+                await self._put(name, await asyncio.to_thread(_read_draft, path), attributes, replace=replace)
             return
         # A store has no condition for an upload in parts. The caller reserves its names, so that this check is enough.
         if not replace and await self.find(name) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         async with self._request(name, self._large_uploads, writes=True):
+            await asyncio.to_thread(_require_draft, path)
             await obstore.put_async(
                 self._store,
                 name,
@@ -135,7 +147,7 @@ class ObjectStore:
         """Writes the content of an object to a new local file."""
         async with self._request(name, self._downloads):
             result = await obstore.get_async(self._store, name)
-            file = await asyncio.to_thread(path.open, "xb")
+            file = await asyncio.to_thread(_create, path)
             with file:
                 async for chunk in result.stream(_CHUNK_BYTES):
                     await asyncio.to_thread(file.write, chunk)
@@ -182,8 +194,8 @@ class ObjectStore:
             yield [_info(meta) for meta in chunk]
 
     async def sign(self, name: str, seconds: int) -> str:
-        """Returns a URL at which anyone can read the object for this long."""
-        async with self._request(name, self._requests):
+        """Returns a URL at which anyone can read the object for this long. Does not ask the store."""
+        with _errors(name):
             return await obstore.sign_async(self._store, "GET", name, timedelta(seconds=seconds))
 
     def read_now(self, name: str) -> bytes:
@@ -220,22 +232,43 @@ class ObjectStore:
         """Waits for a slot. While the store does not respond, one request a second tries it, and all others fail at
         once: otherwise each would wait for the time limit.
         """
-        async with slots:
-            now = time.monotonic()
-            if now < self._try_again_at:
-                raise OSError(NO_RESPONSE, "the object store did not respond to earlier requests")
+        async with self._slot(slots):
+            started_at = time.monotonic()
+            if started_at < self._try_again_at:
+                raise StorageUnavailable(NO_RESPONSE, "the object store did not respond to earlier requests")
             if self._is_failing:
-                self._try_again_at = now + _TRY_INTERVAL_S
+                self._try_again_at = started_at + _TRY_INTERVAL_S
             try:
                 with _errors(name, writes=writes):
                     yield
             except OSError as error:
                 if error.errno == NO_RESPONSE:
-                    self._is_failing, self._try_again_at = True, time.monotonic() + _TRY_INTERVAL_S
+                    self._count_failure(started_at)
                 else:  # it has responded
-                    self._is_failing, self._try_again_at = False, 0.0
+                    self._count_success()
                 raise
-            self._is_failing, self._try_again_at = False, 0.0
+            self._count_success()
+
+    @asynccontextmanager
+    async def _slot(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_MAX_SLOT_WAIT_S if self._fails_fast and slots.locked() else None):
+                await slots.acquire()
+        except TimeoutError:
+            raise StorageUnavailable(NO_RESPONSE, "the object store is too slow for all requests") from None
+        try:
+            yield
+        finally:
+            slots.release()
+
+    def _count_failure(self, started_at: float) -> None:
+        now = time.monotonic()
+        self._failures += 1
+        if self._fails_fast and (now - started_at > _QUICK_S or self._failures >= _MAX_QUICK_FAILURES):
+            self._is_failing, self._try_again_at = True, now + _TRY_INTERVAL_S
+
+    def _count_success(self) -> None:
+        self._failures, self._is_failing, self._try_again_at = 0, False, 0.0
 
 
 class _Reader(RawIOBase):
@@ -285,15 +318,35 @@ def _errors(name: str, *, writes: bool = False) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if writes:  # only the bucket can be missing
-            raise OSError(NO_BUCKET, "the bucket does not exist") from error
+            raise StorageUnavailable(NO_BUCKET, "the bucket does not exist") from error
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
     except AlreadyExistsError:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         reason = "the object store refuses the credentials, or what they ask for"
-        raise OSError(REFUSED, f"{reason}: {_shorten(error)}") from error
+        raise StorageUnavailable(REFUSED, f"{reason}: {_shorten(error)}") from error
     except BaseError as error:
-        raise OSError(NO_RESPONSE, f"the object store does not respond: {_shorten(error)}") from error
+        raise StorageUnavailable(NO_RESPONSE, f"the object store does not respond: {_shorten(error)}") from error
+
+
+def _read_draft(path: Path) -> bytes:
+    """Blocks; raises OSError."""
+    _require_draft(path)
+    return path.read_bytes()
+
+
+def _require_draft(path: Path) -> None:
+    """Raises OSError if a local file is missing, which is no missing bucket. Blocks."""
+    if not path.exists():
+        raise OSError(errno.ESTALE, "the local file was removed", str(path))
+
+
+def _create(path: Path) -> BinaryIO:
+    """Opens a new local file. A missing folder is no missing object. Blocks; raises OSError."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError as error:
+        raise OSError(errno.ESTALE, "the folder was removed", str(path.parent)) from error
 
 
 def _shorten(error: BaseError) -> str:

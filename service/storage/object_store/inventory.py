@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.storage.files import in_thread
-from service.storage.interface import BadFolder, StoredName
+from service.storage.interface import BadFolder, StorageUnavailable, StoredName, UnreadableFile
 from service.storage.object_store.client import Attributes
 from service.storage.object_store.originals import ObjectOriginals, object_name
 from service.storage.shards import NUM_SHARDS, shard_name, shard_of
+
+Result = TypeVar("Result")
 
 _QUARANTINE = "unclaimed"
 
@@ -42,9 +46,20 @@ class ObjectInventory(ObjectOriginals):
             yield [StoredName(name, self._locate(f"{shard}/{name}"), _is_misplaced(name, shard)) for name in names]
 
     async def examine(self, image_id: ImageId, *, read: bool) -> tuple[int, bytes | None]:
+        name = object_name(image_id)
         if read:
-            return await self._store.digest(object_name(image_id))
-        return await self._store.size(object_name(image_id)), None
+            return await self._read(partial(self._store.digest, name))
+        return await self._read(partial(self._store.size, name)), None
+
+    async def _read(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Returns the result of reading an object. Raises UnreadableFile if that fails twice and the store responds."""
+        with suppress(StorageUnavailable):
+            return await call()
+        await self._require_available_now()
+        try:
+            return await call()
+        except StorageUnavailable as error:
+            raise UnreadableFile(*error.args) from error
 
     async def has_file(self, file: StoredName) -> bool:
         return await self._store.find(self._name_at(file.location)) is not None
@@ -92,7 +107,11 @@ class ObjectInventory(ObjectOriginals):
         return None if found is None else found[0].size
 
     async def export(self, image_id: ImageId, path: Path) -> None:
-        await self._store.download(object_name(image_id), path)
+        async def download() -> None:
+            await in_thread(self.threads, partial(path.unlink, missing_ok=True))  # from a download that failed
+            await self._store.download(object_name(image_id), path)
+
+        await self._read(download)
 
     def draft_path(self, image_id: ImageId) -> Path:  # noqa: ARG002 - a draft has no name
         return self._cache.draft_path()

@@ -36,6 +36,8 @@ log = structlog.get_logger("service")
 
 # The id of the store is read at most once in this time.
 _ID_TTL_S = 5.0
+# No image is inserted later after its journal began, because the sweep removes what began an hour ago.
+_MAX_UNFINISHED_S = 1800
 # Shorter than the time limit of a check, so that a database that hangs does not look like a store that hangs.
 _LOAD_TIMEOUT_S = 1.0
 
@@ -83,6 +85,11 @@ class ObjectOriginals(ObjectSetup):
         if the id has to be loaded.
         """
         await self._require_own(self._load)
+
+    async def _require_available_now(self) -> None:
+        """Like `require_available`, but always asks the store."""
+        self._id_read_at = -_ID_TTL_S
+        await self.require_available()
 
     async def check(self) -> None:
         await in_thread(self.threads, self._cache.try_write)
@@ -138,14 +145,16 @@ class ObjectOriginals(ObjectSetup):
         with storage_errors():
             await self.require_available()
         await self._record([file for file in received if not file.is_recorded])
-        return await asyncio.gather(*map(self._send, received))
+        errors = await asyncio.gather(*map(self._send, received))
+        return [error or _find_delay(file) for file, error in zip(received, errors, strict=True)]
 
     async def _record(self, files: Sequence[ObjectUploadFile]) -> None:
         if not files:
             return
         by_id = {file.image_id: file for file in files}
+        began_at = time.monotonic()
         for image_id in await self._journal.begin({image_id: file.token for image_id, file in by_id.items()}):
-            by_id[image_id].is_recorded = True
+            by_id[image_id].is_recorded, by_id[image_id].began_at = True, began_at
 
     async def _send(self, file: ObjectUploadFile) -> Exception | None:
         if not file.is_recorded:
@@ -248,32 +257,45 @@ class ObjectOriginals(ObjectSetup):
 
     # Reading and removing
 
-    async def find(self, image_id: ImageId) -> StoredFile | None:
+    async def find(self, image_id: ImageId, size: int | None = None) -> StoredFile | None:
         with storage_errors():
-            try:
-                path = await self._fetch(image_id)
-                return await self._cache.short_calls.run(partial(read_file, path))
-            except FileNotFoundError:
+            for _ in range(2):
+                with suppress(FileNotFoundError):
+                    path = await self._fetch(image_id, size)
+                    return await self._cache.short_calls.run(partial(read_file, path))
                 if await self.find_missing([image_id]):
                     return None
-                raise StorageUnavailable(errno.EAGAIN, "the object was missing for a moment") from None
+                # the copy was removed before it was read
+            raise StorageUnavailable(errno.EAGAIN, "the object was missing for a moment")
 
-    async def paths_for_decoding(self, image_id: ImageId) -> tuple[str]:
+    async def paths_for_decoding(self, image_id: ImageId, size: int | None = None) -> tuple[str]:
         """Fetches the file if this machine has no copy. Raises FileNotFoundError if it is lost, and OSError."""
-        return (str(await self._fetch(image_id)),)
+        return (str(await self._fetch(image_id, size)),)
 
-    async def _fetch(self, image_id: ImageId) -> Path:
+    async def _fetch(self, image_id: ImageId, size: int | None) -> Path:
         name = object_name(image_id)
 
         async def download(path: Path) -> int:
             return (await self._store.download(name, path))[0].modified_ns
 
-        return await self._cache.fetch(name, download)
+        path = await self._cache.fetch(name, download)
+        if size is not None and (await self._cache.short_calls.run(path.stat)).st_size != size:
+            await self._cache.short_calls.run(partial(self._cache.remove, [name]))
+            path = await self._cache.fetch(name, download)
+        return path
 
     async def find_missing(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
         await self.require_available()
+        missing = await self._list_absent(image_ids)
+        if not missing:
+            return frozenset()
+        # What is in front of a store may say of everything that it does not exist. Then the store has no id either.
+        await self._require_available_now()
+        return frozenset(await self._list_absent(missing))
+
+    async def _list_absent(self, image_ids: Sequence[ImageId]) -> list[ImageId]:
         present = set(await self.list_present(image_ids))
-        return frozenset(image_id for image_id in image_ids if image_id not in present)
+        return [image_id for image_id in image_ids if image_id not in present]
 
     async def list_present(self, image_ids: Sequence[ImageId]) -> list[ImageId]:
         found = await asyncio.gather(*(self._store.find(object_name(image_id)) for image_id in image_ids))
@@ -295,3 +317,10 @@ class ObjectOriginals(ObjectSetup):
         await in_thread(self.threads, partial(self._cache.remove, names))
         await self._journal.finish(image_ids)
         return {}
+
+
+def _find_delay(file: ObjectUploadFile) -> ServiceError | None:
+    """Returns `storage-unavailable` if the upload took so long that the sweep may remove its object at any moment."""
+    if time.monotonic() - file.began_at < _MAX_UNFINISHED_S:
+        return None
+    return ServiceError("storage-unavailable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import structlog
 
+from service.folders import make_folder
 from service.ids import ImageId
-from service.storage.files import copy_patched, in_thread, read_file, storage_errors
+from service.storage.files import SMALL_BYTES, copy_patched, in_thread, read_file, storage_errors
 from service.storage.interface import RenditionKey, StoredFile
 from service.storage.object_store.cache import FileCache
 from service.storage.object_store.client import Attributes, ObjectStore
-from service.storage.shards import shard_of
+from service.storage.shards import shard_name, shard_of
 from service.telemetry.metrics import metrics
 
 log = structlog.get_logger("service")
@@ -44,7 +45,7 @@ class ObjectRenditions:
     the ETag of a response, and so must be the same on all machines.
 
     No shard is compared with the rows, because that would list the bucket. So a rendition whose worker was killed
-    before its row was written stays until its image is deleted.
+    before its row was written stays until its image is deleted; if that was before, until `daguerre verify --repair`.
     """
 
     num_shards = 0
@@ -91,27 +92,34 @@ class ObjectRenditions:
         return int(attributes.note) if attributes.note.isdecimal() else info.modified_ns
 
     async def write(self, key: RenditionKey, data: bytes) -> StoredFile:
-        return await self._store_draft(key, lambda draft: draft.write_bytes(data))
+        run = self._cache.short_calls.run if len(data) <= SMALL_BYTES else partial(in_thread, self.threads)
+        return await self._store_draft(key, lambda draft: draft.write_bytes(data), run)
 
     async def write_patched(self, key: RenditionKey, source: Path, patches: Sequence[tuple[int, bytes]]) -> StoredFile:
         def write(draft: Path) -> None:
             with draft.open("xb") as file:
                 copy_patched(source, file, patches)
 
-        return await self._store_draft(key, write)
+        return await self._store_draft(key, write, partial(in_thread, self.threads))
 
-    async def _store_draft(self, key: RenditionKey, write: Callable[[Path], object]) -> StoredFile:
+    async def _store_draft(
+        self,
+        key: RenditionKey,
+        write: Callable[[Path], object],
+        run: Callable[[Callable[[], StoredFile]], Awaitable[StoredFile]],
+    ) -> StoredFile:
         draft = self._cache.draft_path()
         try:
-            file = await self._cache.short_calls.run(partial(_write_and_read, draft, write))
+            file = await run(partial(_write_and_read, draft, write))
             attributes = Attributes(note=str(file.modified_ns))
             if file.data is not None:
                 await self._store.put(_name(key), file.data, attributes, replace=True)
             else:
                 await self._store.put_file(_name(key), draft, file.size, attributes, replace=True)
             path = await self._cache.short_calls.run(partial(self._cache.add, _copy_name(key), draft))
-        except BaseException:
+        except BaseException as error:
             draft.unlink(missing_ok=True)
+            self._cache.make_room(error)
             raise
         return replace(file, path=path)
 
@@ -129,6 +137,12 @@ class ObjectRenditions:
             await self._store.delete([one.name for one in objects])
         await in_thread(self.threads, partial(self._cache.remove_prefix, f"{_folder(image_id)}-"))
 
+    async def list_images(self, number: int) -> list[ImageId]:
+        image_ids: set[ImageId] = set()
+        async for objects in self._store.list_all(f"{_FOLDER}/{shard_name(number)}"):
+            image_ids.update(ImageId(one.name.split("/")[2]) for one in objects)
+        return sorted(image_ids)
+
     async def list_shard(self, number: int, age_s: float) -> dict[RenditionKey, int]:  # noqa: ARG002 - there is none
         return {}
 
@@ -137,6 +151,7 @@ class ObjectRenditions:
 
 
 def _write_and_read(path: Path, write: Callable[[Path], object]) -> StoredFile:
-    """Blocks; raises OSError."""
+    """Creates the folder again if it was removed. Blocks; raises OSError."""
+    make_folder(path.parent)
     write(path)
     return read_file(path)

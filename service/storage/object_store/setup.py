@@ -66,10 +66,17 @@ class ObjectSetup:
             return None
 
     def create_own_id(self, storage_id: str | None = None) -> str:
-        with suppress(FileExistsError):  # it has one
-            self._store.create_now(ID_OBJECT, f"{storage_id or secrets.token_hex(16)}\n".encode())
+        own_id = self.read_own_id() or self._create_own_id(storage_id or secrets.token_hex(16))
+        with suppress(FileExistsError):
+            self._store.create_now(ID_OBJECT, _encode_id(own_id))
+            raise OSError(errno.ENOTSUP, "it replaces objects that it should only create (If-None-Match: *)")
+        return own_id
+
+    def _create_own_id(self, new_id: str) -> str:
+        with suppress(FileExistsError):  # another process was faster
+            self._store.create_now(ID_OBJECT, _encode_id(new_id))
         own_id = self.read_own_id()
-        if not own_id:
+        if own_id is None:
             raise OSError(errno.EIO, f"the object {ID_OBJECT} cannot be read")
         return own_id
 
@@ -79,6 +86,10 @@ class ObjectSetup:
 
     def unusable(self, reason: str) -> SettingsError:
         return SettingsError(f"DAGUERRE_STORAGE: {self._store.url} cannot be used: {reason}")
+
+
+def _encode_id(storage_id: str) -> bytes:
+    return f"{storage_id}\n".encode()
 
 
 def decode_id(content: bytes) -> str | None:

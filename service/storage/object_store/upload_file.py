@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from service.ids import ImageId
 from service.media_types import HEAD_BYTES, MIME_TYPES, sniff
 from service.storage.files import SMALL_BYTES, ShortCalls, storage_errors
+from service.storage.object_store.cache import create_draft
 
 
 class ObjectUploadFile:
@@ -19,7 +21,7 @@ class ObjectUploadFile:
 
     `token` is in the journal and in the object, so that the object can be recognised. `media_type` is that of the first
     bytes, for clients that get the object from the store. `content` is the whole body if it is small. `is_recorded` and
-    `is_stored` say whether the journal and the store have the upload.
+    `is_stored` say whether the journal and the store have the upload. The journal has it since `began_at`.
     """
 
     def __init__(self, image_id: ImageId, path: Path, short_calls: ShortCalls) -> None:
@@ -30,6 +32,7 @@ class ObjectUploadFile:
         self.media_type = "application/octet-stream"
         self.content: bytes | None = None
         self.is_recorded = self.is_stored = False
+        self.began_at = math.inf
         self._short_calls = short_calls
         self._file: BinaryIO | None = None
 
@@ -45,7 +48,7 @@ class ObjectUploadFile:
 
     def _write(self, chunks: Sequence[bytes]) -> None:
         if self._file is None:
-            self._file = self.path.open("xb", buffering=0)
+            self._file = create_draft(self.path)
         if not self.size and chunks:
             self.media_type = MIME_TYPES.get(sniff(chunks[0][:HEAD_BYTES]) or "", self.media_type)
         for chunk in chunks:

@@ -92,8 +92,8 @@ async def test_original_moved_before_sending_is_found(
     image_id = ImageId(await upload(data))
     find, places = LocalOriginals.find, iter(["incoming"])
 
-    async def find_where_it_was(self: LocalOriginals, image_id: ImageId) -> StoredFile | None:
-        stored = await find(self, image_id)
+    async def find_where_it_was(self: LocalOriginals, image_id: ImageId, size: int) -> StoredFile | None:
+        stored = await find(self, image_id, size)
         if stored is not None and next(places, None):
             return dataclasses.replace(stored, path=self.incoming_path(image_id))
         return stored

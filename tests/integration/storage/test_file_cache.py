@@ -12,6 +12,7 @@ import pytest
 from service.config.settings import SettingsError
 from service.storage.clock import FolderClock
 from service.storage.object_store.cache import FileCache
+from tests.support.disks import fill, mounted
 
 HOUR_S = 3600
 
@@ -67,7 +68,7 @@ async def test_failed_download_leaves_nothing(cache: FileCache) -> None:
 
     results = await asyncio.gather(*(cache.fetch("ab/name", fail) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [ConnectionResetError] * 3
-    assert [path for path in cache.folder.rglob("*") if path.is_file() and path.name != "lock"] == []
+    assert [path for path in cache.folder.glob("*/**/*") if path.is_file()] == []
     assert (await cache.fetch("ab/name", download)).read_bytes() == b"content"
 
 
@@ -87,15 +88,17 @@ async def test_cancelled_request_disturbs_no_other(cache: FileCache) -> None:
 
 
 def test_least_recently_used_copies_are_removed(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path, max_bytes=1000)
+    cache = open_cache(tmp_path)
     paths = [add(cache, f"ab/{number}", age_s=(20 - number) * HOUR_S) for number in range(15)]
+    cache._max_bytes = 1000  # so that no addition trims them
     cache.trim()
     assert [path.exists() for path in paths] == [False] * 6 + [True] * 9
 
 
 def test_use_keeps_a_copy(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path, max_bytes=1000)
+    cache = open_cache(tmp_path)
     paths = [add(cache, f"ab/{number}", age_s=(20 - number) * HOUR_S) for number in range(11)]
+    cache._max_bytes = 1000  # so that no addition trims them
     assert cache.use("ab/0")
     assert paths[0].stat().st_mtime_ns == 1_000
     cache.trim()
@@ -142,3 +145,42 @@ def test_unusable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(SettingsError, match=r"DAGUERRE_CACHE: .*cache cannot be used"):
         open_cache(tmp_path)
+
+
+def test_copies_are_removed_after_a_restart_of_the_machine(tmp_path: Path) -> None:
+    """They were not synced, so a power cut may have left a part of each."""
+    cache = open_cache(tmp_path)
+    path = add(cache, "ab/name")
+    open_cache(tmp_path)
+    assert path.exists()
+    (cache.folder / "boot-id").write_text("of another start")
+    open_cache(tmp_path)
+    assert not path.exists()
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["boot-id", "files", "incoming", "lock"]
+
+
+def test_copies_give_way_on_a_full_disk(tmp_path: Path) -> None:
+    with mounted(tmp_path / "cache", "8m"):
+        cache = open_cache(tmp_path)
+        old = add(cache, "ab/old", 1 << 20, age_s=HOUR_S)
+        fill(cache.folder)
+        with pytest.raises(OSError, match="No space left"):
+            cache.try_write()
+        while cache._is_trimming:
+            time.sleep(0.001)
+        assert not old.exists()
+        cache.try_write()
+
+
+def test_drafts_are_looked_for_again_and_again(cache: FileCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = cache.draft_path()
+    draft.write_bytes(b"x")
+    read = FolderClock.read
+    monkeypatch.setattr(FolderClock, "read", lambda self, span_s: read(self, span_s) + 2 * HOUR_S)
+    cache.draft_path()
+    assert draft.exists()
+    cache._trim_at = 0
+    cache.draft_path()
+    while cache._is_trimming:
+        time.sleep(0.001)
+    assert not draft.exists()

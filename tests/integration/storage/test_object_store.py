@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from service.accounts.policies import set_policy
+from service.accounts.signing_keys import create_signing_key
 from service.api.app import create_app
 from service.api.resources import open_resources as open_api
 from service.config.settings import Settings, SettingsError
 from service.config.values import StoreUrl
 from service.dependencies.outages import STORAGE
+from service.errors import ServiceError
 from service.ids import ImageId
 from service.launcher.embedded.object_store import BUCKET, ObjectStoreServer
 from service.queue import jobs
+from service.renditions.signatures import sign
+from service.storage.interface import StorageUnavailable
 from service.storage.object_store.client import Attributes, ObjectStore
 from service.storage.object_store.originals import object_name
 from tests.conftest import Client, Tenant, resources_of, run_worker
@@ -181,6 +186,30 @@ class TestFlow:
         assert (await api.get(f"/i/{image_id}?width=32&format=png")).status == 200
 
     @pytest.mark.usefixtures("worker")
+    async def test_damaged_copies_are_fetched_again(self, api: Client, tenant: Tenant, settings: Settings) -> None:
+        body = jpeg(640, 480)
+        image_id = await image_id_of(await upload(api, tenant, body))
+        path = settings.cache_folder / "files" / object_name(ImageId(image_id))
+        for damaged in (b"", body[:1000]):
+            path.write_bytes(damaged)
+            assert (await api.get(f"/i/{image_id}?width={len(damaged) + 10}&format=png")).status == 200
+            path.write_bytes(damaged)
+            resources_of(api).delivery.memory_cache.invalidate_all()
+            assert await (await api.get(f"/i/{image_id}")).read() == body
+
+    @pytest.mark.usefixtures("worker")
+    async def test_lost_cache_is_created_again(self, api: Client, tenant: Tenant, settings: Settings) -> None:
+        body = jpeg() + bytes(1 << 20)
+        image_id = await image_id_of(await upload(api, tenant, body))
+        resources_of(api).delivery.memory_cache.invalidate_all()
+        for path in (f"/i/{image_id}", f"/i/{image_id}?width=32&format=png"):
+            shutil.rmtree(settings.cache_folder)
+            assert (await api.get(path)).status == 200
+        shutil.rmtree(settings.cache_folder)
+        assert (await upload(api, tenant, body)).status == 200
+        assert stat.S_IMODE((settings.cache_folder / "files").stat().st_mode) == 0o700
+
+    @pytest.mark.usefixtures("worker")
     async def test_eviction_goes_by_rows(
         self, api: Client, tenant: Tenant, settings: Settings, store: ObjectStore, connection: Any
     ) -> None:
@@ -224,6 +253,18 @@ class TestRedirect:
         large = await image_id_of(await upload(api, tenant, jpeg(900, 900, quality=98)))
         for path in (f"/i/{small}", f"/i/{large}?width=300&format=png"):
             assert (await api.get(path, allow_redirects=False)).status == 200
+
+    @pytest.mark.usefixtures("worker")
+    async def test_redirect_is_valid_no_longer_than_the_signed_url(
+        self, api: Client, tenant: Tenant, connection: Any
+    ) -> None:
+        image_id = await image_id_of(await upload(api, tenant, jpeg(900, 900, quality=98)))
+        secret = await create_signing_key(connection, tenant.name)
+        for seconds in (20, 10_000):
+            path = sign(f"/i/{image_id}", secret, expires=int(time.time()) + seconds)
+            redirect = await api.get(path, allow_redirects=False)
+            valid_s = int(parse_qs(urlsplit(redirect.headers["Location"]).query)["X-Amz-Expires"][0])
+            assert min(seconds, 600) - 5 <= valid_s <= min(seconds, 600)
 
     @pytest.mark.usefixtures("worker")
     async def test_locations_are_never_in_the_store_for_clients(
@@ -289,11 +330,48 @@ class TestCrash:
         await store.put("ab/BBBBBBB", b"foreign", Attributes())
         await connection.execute("update unfinished_uploads set started_at = started_at - interval '2 hours'")
         found = await verify(settings)
-        assert len(found.problems) == 3, found.problems
+        assert len(found.problems) == 2, found.problems
         assert (await verify(settings, repair=True, force=True)).is_well
         assert (await verify(settings)).problems == []
         assert object_name(ImageId(kept)) in await list_names(store)
         assert "unclaimed/BBBBBBB/0" in await list_names(store)
+        assert object_name(file.image_id) not in await list_names(store)
+
+    async def test_upload_in_flight_is_no_file_without_an_image(
+        self, api: Client, settings: Settings, tenant: Tenant, store: ObjectStore
+    ) -> None:
+        async with run_worker(settings):
+            await image_id_of(await upload(api, tenant))
+        file = await self.receive(api, ImageId("AAAAAAA"))
+        await resources_of(api).storage.sync_batch([file])
+        assert (await verify(settings, repair=True, force=True)).problems == []
+        assert object_name(file.image_id) in await list_names(store)
+
+    async def test_rendition_of_a_deleted_image_is_removed(
+        self, api: Client, settings: Settings, tenant: Tenant, store: ObjectStore, connection: Any
+    ) -> None:
+        """Its worker was killed before it wrote the row, or the store was slow to accept it."""
+        async with run_worker(settings):
+            image_id = await image_id_of(await upload(api, tenant))
+            assert (await api.get(f"/i/{image_id}?width=32&format=png")).status == 200
+            await until(lambda: connection.fetchval("select count(*) = 1 from renditions"))
+        before = await list_names(store)
+        for digest in ("0" * 32, "1" * 32):
+            await store.put(f"renditions/{object_name(ImageId('AAAAAAA'))}/{digest}", b"late", Attributes())
+        assert (await verify(settings)).problems == ["renditions of image AAAAAAA: the image was deleted"]
+        assert (await verify(settings, repair=True)).is_well
+        assert await list_names(store) == before
+        assert (await verify(settings)).problems == []
+
+    async def test_upload_that_took_too_long_is_not_inserted(self, api: Client) -> None:
+        """The sweep of a worker may be about to remove its object."""
+        storage = resources_of(api).storage
+        file = await self.receive(api, ImageId("AAAAAAA"))
+        assert await storage.sync_batch([file]) == [None]
+        file.began_at -= 3600
+        [error] = await storage.sync_batch([file])
+        assert isinstance(error, ServiceError)
+        assert error.code == "storage-unavailable"
 
 
 class TestFailingStore:
@@ -344,6 +422,49 @@ class TestFailingStore:
         forwarder.mode = "forward"
         assert (await sending).status == 200
         assert len(await list_names(store)) == 2
+
+    @pytest.mark.usefixtures("worker")
+    async def test_store_that_finds_nothing_loses_no_image(
+        self, api: Client, tenant: Tenant, forwarder: Forwarder, connection: Any
+    ) -> None:
+        """E.g. a proxy whose upstream is away."""
+        image_id = ImageId(await image_id_of(await upload(api, tenant)))
+        storage = resources_of(api).storage
+        await storage.require_available()  # its id is not read again for some seconds
+        forwarder.answer_all("404 Not Found")
+        with pytest.raises(StorageUnavailable):
+            await storage.find_missing([image_id])
+        assert await code(await upload(api, tenant)) == (503, "storage-unavailable")
+        forwarder.restore()
+        assert await storage.find_missing([image_id, ImageId("AAAAAAA")]) == {"AAAAAAA"}
+        assert await connection.fetchval("select count(*) from images where state = 'failed'") == 0
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize(
+        "status", ["403 Forbidden", "404 Not Found", "429 Too Many Requests", "500 Oops", "301 Moved"]
+    )
+    async def test_any_refusal_is_a_503(
+        self, api: Client, tenant: Tenant, forwarder: Forwarder, connection: Any, settings: Settings, status: str
+    ) -> None:
+        image_id = await image_id_of(await upload(api, tenant))
+        shutil.rmtree(settings.cache_folder / "files")
+        resources_of(api).delivery.memory_cache.invalidate_all()
+        forwarder.answer_all(status)
+        for body in (jpeg(), jpeg() + bytes(1 << 20), jpeg() + bytes(17 << 20)):
+            assert await code(await upload(api, tenant, body)) == (503, "storage-unavailable")
+        assert await code(await api.get(f"/i/{image_id}")) == (503, "storage-unavailable")
+        ready = await api.get("/readyz")
+        assert ready.status == 503
+        assert "secret" not in (await ready.text()).lower()
+        assert (await api.delete(f"/v1/images/{image_id}", headers=tenant.headers)).status == 200
+        forwarder.restore()
+
+        async def works() -> bool:
+            return bool((await upload(api, tenant)).status == 200)
+
+        await until(works)
+        await run_sweep(settings, connection)
+        assert (await verify(settings)).problems == []
 
     @pytest.mark.usefixtures("worker")
     async def test_slow_store_only_takes_longer(self, api: Client, tenant: Tenant, forwarder: Forwarder) -> None:

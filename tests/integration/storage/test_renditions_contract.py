@@ -16,6 +16,7 @@ from service.storage.interface import RenditionKey, RenditionStorage, StoredFile
 from service.storage.local.renditions import LocalRenditions
 from service.storage.object_store.cache import FileCache
 from service.storage.object_store.renditions import ObjectRenditions
+from service.storage.shards import shard_of
 from tests.conftest import NewObjectStore
 from tests.support.waiting import until
 
@@ -64,6 +65,16 @@ async def test_written_rendition_is_found(renditions: RenditionStorage, size: in
     assert file == written
     assert file.path.read_bytes() == data
     assert file.disk_size >= size
+
+
+async def test_images_of_a_shard_are_listed(renditions: RenditionStorage) -> None:
+    for key in (*KEYS, OTHER_KEY):
+        await renditions.write(key, b"x")
+
+    async def is_listed() -> bool:
+        return await renditions.list_images(int(shard_of(ID), 16)) == [ID]
+
+    await until(is_listed)  # by the clock of the disk
 
 
 async def test_unknown_rendition_is_not_found(renditions: RenditionStorage) -> None:
