@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from bench import machine, wrk
+from bench.figures import recording
 from bench.photographs import SIZES
 from bench.rows import (
     accept,
     connections,
     faults,
     floor,
+    footprint,
     growth,
     memory,
     previews,
@@ -48,6 +52,7 @@ ROWS: dict[str, Callable[..., None]] = {
     "prices": prices.run,
     "growth": growth.run,
     "workers": workers.run,
+    "footprint": footprint.run,
     "storm": storm.run,
     "slow": slow.run,
     "connections": connections.run,
@@ -87,6 +92,13 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         default="disk",
         help="of memory and uploads: s3 measures Daguerre on an object store, beside Daguerre on the disk (disk)",
     )
+    parser.add_argument(
+        "--loaded",
+        type=int,
+        default=footprint.IMAGES,
+        help=f"of footprint: images in the database ({footprint.IMAGES})",
+    )
+    parser.add_argument("--json", type=Path, help="add the tables to this file, e.g. bench/figures.json")
     options = parser.parse_args(arguments)
     # Not `choices`: argparse of Python 3.11 checks the default list against them as if it were one row.
     unknown = [row for row in options.rows if row not in ROWS]
@@ -102,6 +114,7 @@ def main() -> None:
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
         "renditions": {"only": options.work.split(";")},
         "workers": {"count": options.jobs},
+        "footprint": {"images": options.loaded},
         "memory": {"count": options.uploads or memory.UPLOADS, "on_s3": options.storage == "s3"},
         "uploads": {"on_s3": options.storage == "s3"},
         "storm": {"count": options.uploads or storm.UPLOADS},
@@ -110,16 +123,17 @@ def main() -> None:
     }
     try:
         wrk.require()
-        print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")
-        for number, row in enumerate(options.rows):
-            if number:
-                os.sync()
-                time.sleep(_PAUSE_S)
-            with temporary_folder() as folder:
-                sizes = options.sizes.split(",")
-                ROWS[row](
-                    folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **row_options.get(row, {})
-                )
+        with recording(options.json, shlex.join(["./run", "bench", *sys.argv[1:]])):
+            print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}")
+            for number, row in enumerate(options.rows):
+                if number:
+                    os.sync()
+                    time.sleep(_PAUSE_S)
+                with temporary_folder() as folder:
+                    sizes = options.sizes.split(",")
+                    ROWS[row](
+                        folder, rounds=options.rounds, seconds=options.seconds, sizes=sizes, **row_options.get(row, {})
+                    )
     except wrk.BenchError as error:
         sys.exit(f"bench: {error}")
 

@@ -43,7 +43,8 @@ def run(
             method="POST",
             body=body,
         )
-        print(f"\nMemory under {count} concurrent uploads: {body.stat().st_size / 1e6:.1f} MB each\n")
+        store = ", on S3" if on_s3 else ""
+        print(f"\nMemory under {count} concurrent uploads{store}: {body.stat().st_size / 1e6:.1f} MB each\n")
         print(
             "| turn | uploads | API: peak so far MB | API: after the turn MB | peak MB of the largest libvips, worker |"
         )

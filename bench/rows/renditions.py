@@ -1,4 +1,4 @@
-"""Renditions: uncached, of 100 different photographs, cached, and 500 concurrent requests for one.
+"""Renditions: uncached, of 100 different photographs, cached in memory and on disk, and 500 requests at once for one.
 
 Uncached renditions are compared with sharp and thumbor, the 100 photographs with thumbor, cached renditions with bare
 aiohttp. 500 concurrent requests for one rendition must render it once.
@@ -92,6 +92,8 @@ def run(
             _measure_uncached(folder / work.name, work, rounds, seconds, in_flight)
     if "cached".startswith(prefixes):
         _measure_cached(folder / "cached", photograph("m"), rounds, seconds)
+    if "cached on disk".startswith(prefixes):
+        _measure_on_disk(folder / "disk", photograph("m"), rounds, seconds)
     if "at once".startswith(prefixes):
         _measure_concurrent(folder / "concurrent", photograph("m"), rounds)
 
@@ -169,6 +171,24 @@ def _measure_cached(folder: Path, picture: bytes, rounds: int, seconds: float) -
             [first, other],
         )
         turns.print_ratio(first, other, MIN_RATE_OF_BARE)
+
+
+def _measure_on_disk(folder: Path, picture: bytes, rounds: int, seconds: float) -> None:
+    """Cached renditions without the cache in memory: the API process finds and reads the file for each request."""
+    env = {**_UNLIMITED, "DAGUERRE_API_PROCESSES": "1", "DAGUERRE_RENDITIONS_MEMORY": "1"}
+    with daguerre(folder, env=env) as ours:
+        path = f"/i/{upload_all(ours, picture, 1)[0]}?width={_WIDTH}&{_QUERY}"
+        rendition = _fetch(ours, path, (_WIDTH, _HEIGHT))
+        series = turns.measure(
+            [ours],
+            lambda _: wrk.Requests([path], [], jpeg=True),
+            connections=CONNECTIONS,
+            seconds=seconds,
+            rounds=rounds,
+        )
+        turns.print_table(
+            f"Cached on disk, {len(rendition) / 1000:.1f} KB, {CONNECTIONS} connections, one process", series
+        )
 
 
 def _measure_concurrent(folder: Path, picture: bytes, rounds: int) -> None:

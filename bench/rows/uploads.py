@@ -59,7 +59,8 @@ def _measure(folder: Path, size: str, targets: Sequence[Target], rounds: int, se
         after_turn=truncate_files,
     )
     kilobytes = body.stat().st_size // 1000
-    turns.print_table(f"Uploads {size}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", series)
+    name = f"Uploads {size}, on S3" if series[0].target.name == DAGUERRE_S3 else f"Uploads {size}"
+    turns.print_table(f"{name}: {width} x {height}, {kilobytes} KB, {CONNECTIONS} connections", series)
     return series
 
 

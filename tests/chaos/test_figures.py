@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import Figures
 from tests.support.comparators import command_of
 
 
@@ -52,6 +53,16 @@ def test_workers() -> None:
     for workers in (1, 2, 4):
         assert f"\n| {workers} | " in printed
     assert "\nIt saturates at " in printed or "\nIt does not saturate " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_footprint(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    run_row("footprint", "--loaded", "2000", "--json", str(file))
+    figures = Figures.load(file)
+    assert figures.table("Footprint, rows").value("images_pkey", "bytes per row") > 8
+    assert figures.table("Footprint, writes").line("Private memory of a connection, median, MB") > 0
+    assert figures.table("Footprint, queue").value("16", "all") > 0
 
 
 @pytest.mark.needs("wrk")
@@ -165,6 +176,12 @@ def test_renditions_cached() -> None:
     for name in ("Daguerre", "bare aiohttp"):
         assert f"\n| {name} | " in printed
     assert "\nDaguerre / bare aiohttp: " in printed
+
+
+@pytest.mark.needs("wrk")
+def test_renditions_cached_on_disk() -> None:
+    printed = run_row("renditions", "--work", "cached on disk")
+    assert "\nCached on disk, 8.8 KB, 16 connections, one process\n" in printed
 
 
 @pytest.mark.needs("wrk")
