@@ -1,0 +1,1 @@
+"""Computes what a number of uploads a second, or of images, needs: from figures that the benchmark measured."""
