@@ -64,6 +64,8 @@ async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int
         probe = await worker.probers.probe(*await worker.storage.paths_for_decoding(image_id), account=account)
         image = await worker.probe_results.submit((image_id, probe))
     except Rejected as error:
+        if await worker.storage.drop_damaged_copy(image_id):
+            raise Retry(defer=RETRY_S) from error
         log.info("probe.refused", code=error.code, kind=error.kind)
         image = await _fail(worker, image_id, error.code, error.kind)
     except FileNotFoundError:

@@ -334,4 +334,6 @@ def load(**overrides: object) -> Settings:
         raise SettingsError(errors.explain(error, Settings.model_fields)) from None
     if settings.object_store is not None and settings.renditions_dir is not None:
         raise SettingsError("DAGUERRE_RENDITIONS_DIR: must be unset, because renditions are in the object store")
+    if settings.object_store is not None and settings.x_accel_redirect:
+        raise SettingsError("DAGUERRE_X_ACCEL_REDIRECT: must be unset, because the pictures are in the object store")
     return settings

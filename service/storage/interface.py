@@ -151,6 +151,12 @@ class OriginalStorage(Protocol):
         for `find`.
         """
 
+    async def drop_damaged_copy(self, image_id: ImageId) -> bool:
+        """Removes this machine's copy of an image's file if it has another size. Returns whether it did.
+
+        Raises OSError.
+        """
+
     async def remove(self, image_ids: Sequence[ImageId]) -> Failures:
         """Removes the files of images, as far as they exist. Raises OSError if the storage cannot be reached, and
         `database-unavailable`.
@@ -222,6 +228,7 @@ class OriginalInventory(OriginalStorage, StorageSetup, Protocol):
     """
 
     num_shards: int
+    max_readers: int  # of different files at the same time
 
     def require_any(self) -> None:
         """Raises SettingsError if there is nothing of the storage to verify. Blocks."""

@@ -26,7 +26,6 @@ from service.images.updates import delete_images
 from service.storage.interface import StorageUnavailable
 from service.verification.context import BATCH_SIZE, DATABASE_ERRORS, Context, Problem, Problems, explain, printable
 
-_READERS = 4
 _BLOCK_BATCH_SIZE = 64
 _MAX_BAD_BLOCKS = 1000
 
@@ -126,7 +125,7 @@ async def _find_faults(context: Context, rows: Sequence[StoredRow]) -> list[_Fau
     """Skips images that were deleted meanwhile. Raises OSError if the storage can no longer be reached."""
     context.num_images += len(rows)
     context.num_bytes += sum(row.size for row in rows)
-    readers = asyncio.Semaphore(_READERS)
+    readers = asyncio.Semaphore(context.storage.max_readers)
     results = await asyncio.gather(*(_examine(context, row, readers) for row in rows))
     faults = [fault for fault in results if fault is not None]
     missing = [fault.row.id for fault in faults if fault.is_missing]

@@ -25,6 +25,7 @@ class LocalInventory(LocalOriginals):
     """The `OriginalInventory` of a disk."""
 
     num_shards = NUM_SHARDS
+    max_readers = 4
 
     def require_any(self) -> None:
         if not any(os.access(self.shard_folder(shard), os.F_OK) for shard in range(NUM_SHARDS)):

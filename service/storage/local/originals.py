@@ -230,6 +230,10 @@ class LocalOriginals(StorageFolders):
             raise StorageUnavailable(errno.EAGAIN, "the storage was not mounted, and is mounted again")
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image_id)
 
+    async def drop_damaged_copy(self, image_id: ImageId) -> bool:  # noqa: ARG002
+        """There are no copies."""
+        return False
+
     async def remove(self, image_ids: Sequence[ImageId]) -> Failures:
         """Removes them from both folders."""
         return await self.root.call(lambda root: for_each(image_ids, partial(disk.remove, root=root)))

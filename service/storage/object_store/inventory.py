@@ -25,6 +25,7 @@ class ObjectInventory(ObjectOriginals):
     """The `OriginalInventory` of an object store. The quarantine has a folder for each name, with numbered objects."""
 
     num_shards = NUM_SHARDS
+    max_readers = 32
 
     def require_any(self) -> None:
         self.require()

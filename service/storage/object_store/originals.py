@@ -38,6 +38,7 @@ log = structlog.get_logger("service")
 _ID_TTL_S = 5.0
 # No image is inserted later after its journal began, because the sweep removes what began an hour ago.
 _MAX_UNFINISHED_S = 1800
+_MAX_BATCHED_BYTES = 1 << 20
 # Shorter than the time limit of a check, so that a database that hangs does not look like a store that hangs.
 _LOAD_TIMEOUT_S = 1.0
 
@@ -132,12 +133,23 @@ class ObjectOriginals(ObjectSetup):
 
     @asynccontextmanager
     async def receive(self, image_id: ImageId) -> AsyncIterator[UploadFile]:
+        """Sends a large file at the end of the block, because all of a batch wait for the slowest of its files."""
         file = ObjectUploadFile(image_id, self._cache.draft_path(), self._cache.short_calls)
         try:
             yield file
+            if file.size > _MAX_BATCHED_BYTES:
+                await self._send_alone(file)
         except BaseException:
             file.abandon()
             raise
+
+    async def _send_alone(self, file: ObjectUploadFile) -> None:
+        with storage_errors():
+            await self.require_available()
+        await self._record([file])
+        error = await self._send(file)
+        if error is not None and not isinstance(error, IdTaken):  # `sync_batch` finds that out again
+            raise error
 
     async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[Exception | None]:
         """Records the uploads in the journal with one statement, and then sends them to the store."""
@@ -271,6 +283,20 @@ class ObjectOriginals(ObjectSetup):
     async def paths_for_decoding(self, image_id: ImageId, size: int | None = None) -> tuple[str]:
         """Fetches the file if this machine has no copy. Raises FileNotFoundError if it is lost, and OSError."""
         return (str(await self._fetch(image_id, size)),)
+
+    async def drop_damaged_copy(self, image_id: ImageId) -> bool:
+        name = object_name(image_id)
+        path = self._cache.path(name)
+        found = await self._store.find(name)
+        try:
+            size = (await self._cache.short_calls.run(path.stat)).st_size
+        except FileNotFoundError:
+            return False
+        if found is None or found[0].size == size:
+            return False
+        log.warning("cache.copy_damaged", path=str(path), size=size, expected=found[0].size)
+        await self._cache.short_calls.run(partial(self._cache.remove, [name]))
+        return True
 
     async def _fetch(self, image_id: ImageId, size: int | None) -> Path:
         name = object_name(image_id)

@@ -197,6 +197,16 @@ class TestFlow:
             resources_of(api).delivery.memory_cache.invalidate_all()
             assert await (await api.get(f"/i/{image_id}")).read() == body
 
+    async def test_picture_is_not_refused_for_a_damaged_copy(
+        self, api: Client, tenant: Tenant, settings: Settings, connection: Any
+    ) -> None:
+        sending = asyncio.create_task(upload(api, tenant))
+        await until(lambda: connection.fetchval("select count(*) = 1 from images"))
+        image_id = await connection.fetchval("select id from images")
+        (settings.cache_folder / "files" / object_name(image_id)).write_bytes(b"damaged")
+        async with run_worker(settings):
+            assert await image_id_of(await sending) == image_id
+
     @pytest.mark.usefixtures("worker")
     async def test_lost_cache_is_created_again(self, api: Client, tenant: Tenant, settings: Settings) -> None:
         body = jpeg() + bytes(1 << 20)
@@ -465,6 +475,18 @@ class TestFailingStore:
         await until(works)
         await run_sweep(settings, connection)
         assert (await verify(settings)).problems == []
+
+    @pytest.mark.usefixtures("worker")
+    async def test_large_upload_to_a_slow_store_delays_no_small_one(
+        self, api: Client, tenant: Tenant, forwarder: Forwarder, connection: Any
+    ) -> None:
+        forwarder.delay_s = 0.1
+        large = asyncio.create_task(upload(api, tenant, jpeg() + bytes(4 << 20)))
+        await until(lambda: connection.fetchval("select count(*) = 1 from unfinished_uploads"))
+        assert (await upload(api, tenant)).status == 200
+        assert not large.done()
+        forwarder.delay_s = 0
+        assert (await large).status == 200
 
     @pytest.mark.usefixtures("worker")
     async def test_slow_store_only_takes_longer(self, api: Client, tenant: Tenant, forwarder: Forwarder) -> None:

@@ -59,8 +59,16 @@ def test_settings_have_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.object_store == StoreUrl("s3", "bucket", "prefix")
     assert settings.cache_folder == tmp_path / "cache"
     assert Settings(data=tmp_path, storage=tmp_path).object_store is None
-    monkeypatch.setenv("DAGUERRE_RENDITIONS_DIR", str(tmp_path))
-    with pytest.raises(SettingsError, match="DAGUERRE_RENDITIONS_DIR: must be unset"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DAGUERRE_RENDITIONS_DIR", "/renditions"), ("DAGUERRE_X_ACCEL_REDIRECT", "/protected")]
+)
+def test_settings_of_folders_are_refused_beside_a_store(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    configuration.load()
+    monkeypatch.setenv("DAGUERRE_STORAGE", "s3://bucket/prefix")
+    with pytest.raises(SettingsError, match=f"{name}: must be unset"):
         configuration.load()
 
 
