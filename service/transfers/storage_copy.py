@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from service.config.settings import Settings, SettingsError
 from service.config.values import StoreUrl
 from service.database import Database
+from service.ids import IMAGE_ID_PATTERN
+from service.images.integrity import find_orphans, scan_orphans
 from service.storage.backends import open_inventory
 from service.storage.identity import load_id
-from service.storage.interface import OriginalInventory
+from service.storage.interface import OriginalInventory, StoredName
 from service.transfers.copies import Copies
 
 _COMMAND_TIMEOUT_S = 60
 _PROGRESS_INTERVAL_S = 5.0
+# Deleted images whose copies are moved after one scan of the table.
+_MAX_CANDIDATES = 50_000
 
 
 async def copy_storage(settings: Settings, target: Path | StoreUrl, *, write: Callable[[str], None]) -> bool:
@@ -45,6 +49,8 @@ async def copy_storage(settings: Settings, target: Path | StoreUrl, *, write: Ca
         await asyncio.to_thread(other.prepare_target)
         is_complete = await _copy(database, Copies(source, other, reads_source=True), write)
         if is_complete:
+            if num_moved := await _quarantine_deleted(database, other):
+                write(f"copies of deleted images, moved to `unclaimed`: {num_moved}")
             await asyncio.to_thread(os.sync)
             await asyncio.to_thread(other.create_own_id, source.id)
     return is_complete
@@ -87,3 +93,36 @@ async def _copy(database: Database, copies: Copies, write: Callable[[str], None]
             write(copies.describe())
     write(copies.describe())
     return is_complete
+
+
+async def _quarantine_deleted(database: Database, target: OriginalInventory) -> int:
+    """Quarantines files whose images were deleted after an earlier run copied them, or after the target was in use.
+
+    They are not deleted, because an older backup of the database may need them. Returns their number.
+    """
+    candidates: dict[str, StoredName] = {}
+    num_moved = 0
+    for shard in range(target.num_shards):
+        async for files in target.list_shard(shard):
+            candidates |= await _find_candidates(database, files)
+        if len(candidates) > _MAX_CANDIDATES or shard == target.num_shards - 1:
+            num_moved += await _quarantine(database, target, candidates)
+            candidates = {}
+    return num_moved
+
+
+async def _find_candidates(database: Database, files: Sequence[StoredName]) -> dict[str, StoredName]:
+    by_name = {file.name: file for file in files if IMAGE_ID_PATTERN.fullmatch(file.name)}
+    async with database.connection() as connection:
+        return {name: by_name[name] for name in await find_orphans(connection, list(by_name))}
+
+
+async def _quarantine(database: Database, target: OriginalInventory, candidates: Mapping[str, StoredName]) -> int:
+    """Reads the tables as a whole first, as `daguerre verify` does."""
+    if not candidates:
+        return 0
+    async with database.connection() as connection:
+        orphans = await scan_orphans(connection, list(candidates))
+    for name in orphans:
+        await target.quarantine(candidates[name])
+    return len(orphans)

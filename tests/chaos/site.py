@@ -94,6 +94,20 @@ class Site:
         self.workers.append(self.daguerre.start_worker(clock))
         return self.workers[-1]
 
+    async def stop(self) -> None:
+        """Stops the API, which finishes its requests, and then the workers."""
+        for part in (self.serve, *self.workers):
+            part.send(signal.SIGTERM)
+            assert await part.exit_code() == 0
+
+    def use_storage(self, storage: Path | StoreUrl) -> None:
+        """Changes the setting, for processes that start later."""
+        self.settings = self.daguerre.settings = self.settings.model_copy(update={"storage": storage})
+
+    async def copy_storage(self, target: Path | StoreUrl) -> None:
+        result = await asyncio.to_thread(self._run, "storage", "copy", "--to", str(target))
+        assert result.returncode == 0, f"{result.stdout}{result.stderr}"
+
     async def wait_ready(self) -> None:
         await until(self._is_ready, RECOVERY_TIMEOUT_S)
 
@@ -154,8 +168,11 @@ class Site:
             await asyncio.sleep(1)
 
     def _verify(self, expected: str) -> subprocess.CompletedProcess[str]:
+        return self._run("verify", "--expect", "-", text=expected)
+
+    def _run(self, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "service.cli", "verify", "--expect", "-"],
+            [sys.executable, "-P", "-m", "service.cli", *words],
             env={
                 "PATH": os.environ["PATH"],
                 "DAGUERRE_DATABASE_URL": self.settings.database_url,
@@ -164,7 +181,7 @@ class Site:
                 "DAGUERRE_CACHE": str(self.settings.cache_folder),
                 **(self.object_store.environment() if self.object_store else {}),
             },
-            input=expected,
+            input=text,
             capture_output=True,
             text=True,
             timeout=60,

@@ -201,6 +201,7 @@ async def test_labels_are_bounded(api: Client, tenant: Tenant) -> None:
         "202",
         "204",
         "206",
+        "302",
         "304",
         "499",
     }

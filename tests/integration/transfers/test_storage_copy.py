@@ -105,6 +105,22 @@ async def test_images_move_to_a_store_and_back(
         assert await store.find(object_name(image_id)) is not None
 
 
+async def test_copies_of_deleted_images_are_quarantined(
+    api: Client, tenant: Tenant, settings: Settings, url: StoreUrl
+) -> None:
+    lines: list[str] = []
+    async with run_worker(settings):
+        deleted, kept = [await upload(api, tenant, width) for width in (40, 41)]
+        assert await copy_storage(settings, url, write=lines.append)
+        assert (await api.delete(f"/v1/images/{deleted}", headers=tenant.headers)).status == 200
+        assert await copy_storage(settings, url, write=lines.append)
+    assert lines[-1] == "copies of deleted images, moved to `unclaimed`: 1"
+    store = ObjectStore(url)
+    assert await store.find(object_name(deleted)) is None
+    assert await store.find(object_name(kept)) is not None
+    assert (await verify(on(settings, url))).problems == []
+
+
 async def test_damaged_and_lost_files_are_named(
     api: Client, tenant: Tenant, settings: Settings, url: StoreUrl, connection: Any
 ) -> None:
