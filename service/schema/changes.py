@@ -128,20 +128,23 @@ async def _drop_invalid(connection: Connection, index: str) -> None:
 async def _lock(connection: Connection, report: Report) -> AsyncIterator[None]:
     """Lets one process at a time change the tables: holds a lock in a transaction of `connection` during the block.
 
-    The transaction may be idle for long. A lock of a session instead would not work behind PgBouncer. It is polled,
-    because a statement that waits for it would make `create index concurrently` wait for that statement.
+    The transaction may be idle for long. A lock of a session instead would not work behind PgBouncer. The lock is
+    polled, each time in a new transaction, because creating an index concurrently waits for all older transactions and
+    statements.
     """
-    async with connection.transaction(isolation="read_committed"):
-        is_reported = False
-        while not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _LOCK):
-            if not is_reported:
-                report("Another process is changing the tables: waiting for it")
-                is_reported = True
-            await asyncio.sleep(_LOCK_POLL_S)
-        # It must come last: the portal of asyncpg's query holds a snapshot until the next statement, and creating an
-        # index concurrently waits for all snapshots.
-        await connection.execute("set local idle_in_transaction_session_timeout = 0")
-        yield
+    is_reported = False
+    while True:
+        async with connection.transaction(isolation="read_committed"):
+            if await connection.fetchval("select pg_try_advisory_xact_lock($1)", _LOCK):
+                # It must come last: the portal of asyncpg's query holds a snapshot until the next statement, which
+                # creating an index would wait for as well.
+                await connection.execute("set local idle_in_transaction_session_timeout = 0")
+                yield
+                return
+        if not is_reported:
+            report("Another process is changing the tables: waiting for it")
+            is_reported = True
+        await asyncio.sleep(_LOCK_POLL_S)
 
 
 @asynccontextmanager

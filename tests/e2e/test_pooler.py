@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import redis as sync_redis
 from service.config.settings import Settings
 from service.database import Database
 from service.errors import ServiceError
-from service.schema.changes import create_schema
+from service.schema.changes import create_schema, upgrade_schema
+from service.schema.definition import Schema, Step
 from tests.conftest import Servers
 from tests.e2e.conftest import OwnedDatabase
 from tests.support.journey import run, travel
@@ -108,6 +109,21 @@ async def test_nothing_is_left_in_a_session(pooled: Pooled) -> None:
     finally:
         for other in others:
             await other.close()
+
+
+async def test_several_upgrades_at_once(pooled: Pooled) -> None:
+    current = Schema.load()
+    index = "create index concurrently if not exists images_by_size on images (size)"
+    newer = replace(
+        current,
+        version=current.version + 1,
+        steps=[*current.steps, Step(current.version + 1, "images by size", index)],
+    )
+    first = current.steps[0]
+    await create_schema(pooled.url(), schema=Schema(first.text, first.version, [first]))
+    versions = await asyncio.gather(*(upgrade_schema(pooled.url(), schema=newer) for _ in range(2)))
+    assert versions == [newer.version] * 2
+    assert await create_schema(pooled.url(), schema=newer) == newer.version
 
 
 async def test_failed_statement_leaves_no_transaction(pooled: Pooled) -> None:

@@ -233,6 +233,12 @@ class TestConcurrentIndexes:
         await upgrading
         assert await self.is_valid(older)
 
+    async def test_index_does_not_wait_for_processes_that_wait_for_it(self, older: OtherDatabase) -> None:
+        schema = with_step("create index concurrently if not exists images_once on images (size);")
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(upgrade_schema(older.url, schema=schema) for _ in range(3)))
+        assert await self.is_valid(older)
+
     async def test_invalid_index_is_made_again(self, older: OtherDatabase) -> None:
         schema = with_step(self.STEP)
         with pytest.raises(asyncpg.UniqueViolationError):  # it leaves what an interruption leaves
