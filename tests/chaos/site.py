@@ -109,12 +109,7 @@ class Site:
         assert result.returncode == 0, f"{result.stdout}{result.stderr}"
 
     async def wait_ready(self) -> None:
-        await until(self._is_ready, RECOVERY_TIMEOUT_S)
-
-    async def _is_ready(self) -> bool:
-        with contextlib.suppress(aiohttp.ClientError):
-            return (await self.daguerre.get("/readyz")).status == 200
-        return False
+        await self.daguerre.wait_ready(RECOVERY_TIMEOUT_S)
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[list[ChaosClient]]:

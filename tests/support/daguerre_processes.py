@@ -194,7 +194,12 @@ class Daguerre(Client):
 
     async def wait_ready(self, timeout_s: float = 20) -> None:
         """Returns when /readyz is 200."""
-        await self.wait_unavailable(timeout_s=timeout_s)
+        await until(self._is_ready, timeout_s)
+
+    async def _is_ready(self) -> bool:
+        with contextlib.suppress(aiohttp.ClientConnectionError):  # it does not listen yet
+            return (await self.get("/readyz")).status == 200
+        return False
 
     async def wait_unavailable(self, *names: str, timeout_s: float = 20) -> None:
         """Returns when these checks of /readyz fail and no others."""

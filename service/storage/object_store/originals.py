@@ -39,6 +39,7 @@ _ID_TTL_S = 5.0
 # No image is inserted later after its journal began, because the sweep removes what began an hour ago.
 _MAX_UNFINISHED_S = 1800
 _MAX_BATCHED_BYTES = 1 << 20
+_FINISH_WAIT_S = 1.0
 # Shorter than the time limit of a check, so that a database that hangs does not look like a store that hangs.
 _LOAD_TIMEOUT_S = 1.0
 
@@ -66,6 +67,7 @@ class ObjectOriginals(ObjectSetup):
         self._journal = journal
         self._load_id = load_id
         self._id_read_at = -_ID_TTL_S
+        self._finishing: set[asyncio.Task[frozenset[ImageId]]] = set()
 
     @property
     def disks(self) -> Mapping[str, Path]:
@@ -233,6 +235,14 @@ class ObjectOriginals(ObjectSetup):
             await self._journal.finish(image_ids)
 
     async def publish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
+        """The clients of the images wait for this, so it goes on without them if the database hangs."""
+        finishing = asyncio.create_task(self._finish(image_ids))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._finishing.discard)
+        done, _ = await asyncio.wait([finishing], timeout=_FINISH_WAIT_S)
+        return finishing.result() if done else frozenset()
+
+    async def _finish(self, image_ids: Sequence[ImageId]) -> frozenset[ImageId]:
         """An upload that the journal does not have took so long that the sweep may have removed it."""
         try:
             finished = await self._journal.finish(image_ids)
