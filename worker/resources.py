@@ -18,9 +18,9 @@ from service.images.pending import mark_ready
 from service.images.probe import Probe
 from service.queue.jobs import JobQueue
 from service.storage.backends import open_originals, open_renditions
+from service.storage.identity import load_id
 from service.storage.interface import OriginalStorage, RenditionStorage
 from service.telemetry.metrics import metrics
-from service.verification.pairing import load_or_record_id
 from worker.rendition_recorder import RenditionRecorder
 from worker.rendition_writer import RenditionWriter
 from worker.sandbox.decoder import DEFAULT_LIMITS, DecoderLimits
@@ -66,7 +66,7 @@ async def open_resources(
                 pooler=settings.database_pooler,
             )
         )
-        storage = open_originals(settings, database, lambda: load_or_record_id(storage, database))
+        storage = open_originals(settings, database, partial(load_id, database))
         probers = DecoderPool(
             settings.probe_processes + SPARE_DECODERS,
             share=settings.probe_processes,
