@@ -48,7 +48,7 @@ _ACCOUNTS = 20
 _TAGS = [f"tag-{number}" for number in range(1000)]
 _LOAD_BATCH_SIZE = 256
 _FIRST_VACUUM = 5000
-_JOBS_PER_SIZE = 10_000
+_MAX_JOBS = 10_000
 _JOBS_IN_FLIGHT = 16
 _LEASE_S = 50  # below MAX_DEFER_S of worker/queue/claims.py, and longer than all claims take
 # After a checkpoint, the first change of a page writes all of it to the WAL. With as few images as this, most pages of
@@ -69,7 +69,7 @@ def run(folder: Path, *, rounds: int, seconds: float, sizes: Sequence[str], imag
     with Postgres(folder / "pg", settings={"autovacuum": "off"}) as postgres, Valkey(folder / "valkey") as valkey:
         asyncio.run(create_schema(postgres.dsn))
         asyncio.run(_measure_database(postgres, probe, images, rounds, seconds / 4))
-        asyncio.run(_measure_queue(valkey, rounds))
+        asyncio.run(_measure_queue(valkey, rounds, min(images, _MAX_JOBS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,17 +263,17 @@ def _kilobytes(line: str) -> int:
     return int(line.split()[1])
 
 
-async def _measure_queue(valkey: Valkey, rounds: int) -> None:
+async def _measure_queue(valkey: Valkey, rounds: int, num_jobs: int) -> None:
     assert valkey.process is not None
     roots = [valkey.process.pid]
     async with _redis(valkey.url) as redis:
         queue, claims = JobQueue(redis), Claims(redis, PROBE_QUEUE, WAKEUP_KEY, lease_s=_LEASE_S)
         await queue.enqueue([])  # loads the script
-        print(f"\nFootprint, queue: {_JOBS_PER_SIZE:,} jobs, {_JOBS_IN_FLIGHT} clients\n")
+        print(f"\nFootprint, queue: {num_jobs:,} jobs, {_JOBS_IN_FLIGHT} clients\n")
         print("| jobs in one script | Valkey CPU ms per job: enqueue | claim | finish | all |\n|---|---|---|---|---|")
         job_bytes = 0.0
         for batch_size in BATCH_SIZES[:2]:
-            costs = [await _time_jobs(roots, redis, queue, claims, batch_size) for _ in range(rounds)]
+            costs = [await _time_jobs(roots, redis, queue, claims, batch_size, num_jobs) for _ in range(rounds)]
             enqueue_ms, claim_ms, finish_ms, job_bytes = (min(values) for values in zip(*costs, strict=True))
             total_ms = enqueue_ms + claim_ms + finish_ms
             print(f"| {batch_size} | {enqueue_ms:.3f} | {claim_ms:.3f} | {finish_ms:.3f} | {total_ms:.3f} |")
@@ -281,19 +281,19 @@ async def _measure_queue(valkey: Valkey, rounds: int) -> None:
 
 
 async def _time_jobs(
-    roots: Sequence[int], redis: Any, queue: JobQueue, claims: Claims, batch_size: int
+    roots: Sequence[int], redis: Any, queue: JobQueue, claims: Claims, batch_size: int, num_jobs: int
 ) -> tuple[float, float, float, float]:
     """Returns the CPU ms of Valkey for a job: to enqueue, claim and finish it; and the bytes of a waiting job."""
     before = int((await redis.info("memory"))["used_memory"])
     probe_jobs = [
         ProbeJob(new_image_id(), AccountId(number % _ACCOUNTS), "daguerre:replies:0123456789abcdef", "bench")
-        for number in range(_JOBS_PER_SIZE)
+        for number in range(num_jobs)
     ]
-    enqueue_ms = await _time_queue(roots, _enqueue_all(queue, probe_jobs, batch_size))
-    job_bytes = (int((await redis.info("memory"))["used_memory"]) - before) / _JOBS_PER_SIZE
+    enqueue_ms = await _time_queue(roots, _enqueue_all(queue, probe_jobs, batch_size)) / num_jobs
+    job_bytes = (int((await redis.info("memory"))["used_memory"]) - before) / num_jobs
     claimed: list[ClaimedJob] = []
-    claim_ms = await _time_queue(roots, _claim_all(claims, claimed, batch_size))
-    finish_ms = await _time_queue(roots, _finish_all(claims, claimed, batch_size))
+    claim_ms = await _time_queue(roots, _claim_all(claims, claimed, batch_size, num_jobs)) / num_jobs
+    finish_ms = await _time_queue(roots, _finish_all(claims, claimed, batch_size)) / num_jobs
     return enqueue_ms, claim_ms, finish_ms, job_bytes
 
 
@@ -307,10 +307,10 @@ async def _redis(url: str) -> AsyncIterator[Any]:
 
 
 async def _time_queue(roots: Sequence[int], work: Awaitable[None]) -> float:
-    """Returns the CPU ms of Valkey for each job."""
+    """Returns the CPU ms of Valkey."""
     before = usage.by_part(roots)["valkey"].cpu_s
     await work
-    return (usage.by_part(roots)["valkey"].cpu_s - before) * 1000 / _JOBS_PER_SIZE
+    return (usage.by_part(roots)["valkey"].cpu_s - before) * 1000
 
 
 async def _enqueue_all(queue: JobQueue, probe_jobs: Sequence[ProbeJob], batch_size: int) -> None:
@@ -318,10 +318,10 @@ async def _enqueue_all(queue: JobQueue, probe_jobs: Sequence[ProbeJob], batch_si
     await _in_flight(lambda: _next(batches, queue.enqueue))
 
 
-async def _claim_all(claims: Claims, claimed: list[ClaimedJob], batch_size: int) -> None:
+async def _claim_all(claims: Claims, claimed: list[ClaimedJob], batch_size: int, num_jobs: int) -> None:
     """One worker claims; its commands cannot be concurrent."""
     deadline = time.monotonic() + _TIMEOUT_S
-    while len(claimed) < _JOBS_PER_SIZE and time.monotonic() < deadline:
+    while len(claimed) < num_jobs and time.monotonic() < deadline:
         claimed += await claims.claim(batch_size, ClaimLimits(batch_size), wait_s=0)
 
 

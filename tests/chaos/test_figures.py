@@ -151,41 +151,22 @@ def test_storm() -> None:
 def test_renditions_uncached() -> None:
     for name in ("bare_sharp", "thumbor"):
         command_of(name)
-    printed = run_row("renditions", "--work", "uncached, 4")
+    printed = run_row("renditions", "--work", "uncached, 4;photographs, 2")
     for name in ("Daguerre", "sharp", "thumbor"):
         assert f"\n| {name} | " in printed
+    assert "\nPhotographs, 100 of 2040 x 1530, 522 KB, to 512 x 384, 2 in flight; bytes: Daguerre " in printed
     assert "\nUncached, 2000 x 1500, 254 KB, to 300 x 225, 4 in flight; " in printed
     assert "\nCPU of Daguerre / sharp: " in printed
     assert "\nDaguerre / thumbor: " in printed
 
 
 @pytest.mark.needs("wrk")
-@pytest.mark.timeout(240)  # pip install
-def test_renditions_of_photographs() -> None:
-    command_of("thumbor")
-    printed = run_row("renditions", "--work", "photographs, 2")
-    assert "\nPhotographs, 100 of 2040 x 1530, 522 KB, to 512 x 384, 2 in flight; bytes: Daguerre " in printed
-    for name in ("Daguerre", "thumbor"):
-        assert f"\n| {name} | " in printed
-    assert "\nDaguerre / thumbor: " in printed
-
-
-@pytest.mark.needs("wrk")
+@pytest.mark.timeout(120)
 def test_renditions_cached() -> None:
-    printed = run_row("renditions", "--work", "cached")
+    printed = run_row("renditions", "--work", "cached;at once")
     for name in ("Daguerre", "bare aiohttp"):
         assert f"\n| {name} | " in printed
     assert "\nDaguerre / bare aiohttp: " in printed
-
-
-@pytest.mark.needs("wrk")
-def test_renditions_cached_on_disk() -> None:
-    printed = run_row("renditions", "--work", "cached on disk")
     assert "\nCached on disk, 8.8 KB, 16 connections, one process\n" in printed
-
-
-@pytest.mark.needs("wrk")
-def test_renditions_at_once() -> None:
-    printed = run_row("renditions", "--work", "at once")
     assert "\n| 1 | 500 x 200 | " in printed
     assert "\nRenders for 500 requests at once: " in printed

@@ -218,4 +218,5 @@ async def test_rate_limit_holds_for_all_hosts_together(site: Site, tmp_path: Pat
 
         await asyncio.gather(*(request(host) for host in hosts for _ in range(4)))
         elapsed_s = time.monotonic() - started
-        assert 0.5 * rate.per_s * elapsed_s < admitted <= rate.burst + rate.per_s * elapsed_s + 1
+        # Requests are not limited while Valkey is slow, and two separate limits would admit twice as many.
+        assert 0.5 * rate.per_s * elapsed_s < admitted <= 1.3 * (rate.burst + rate.per_s * elapsed_s)

@@ -99,16 +99,6 @@ def redis_tls(folder: Path, authority: Authority) -> Iterator[Tls]:
         yield Tls(port, url)
 
 
-@pytest.mark.needs("redis-server")
-async def test_everything_works_on_redis_with_tls(
-    redis_tls: Tls, settings: Settings, empty_database: object, tmp_path: Path
-) -> None:
-    url = redis_tls.url()
-    changed = settings.model_copy(update={"redis_url": url, "wait_s": 2, "rate_limit": "1000/s"})
-    with sync_redis.Redis.from_url(redis_tls.url(user="root", password="root")) as client:
-        await travel(Settings(**changed.model_dump(exclude_unset=True)), tmp_path / "logs", lose_jobs=client.flushdb)
-
-
 async def find_reason(settings: Settings, tenant: Tenant, logs: Path, name: str) -> str:
     """Returns the reason in /readyz of an API process with these settings. Asserts that its log has no traceback."""
     async with processes_of(settings, tenant.key, logs) as daguerre:
@@ -209,11 +199,13 @@ def postgres_tls(folder: Path, authority: Authority) -> Iterator[Tls]:
         yield Tls(port, url)
 
 
-async def test_everything_works_on_postgres_with_tls(postgres_tls: Tls, settings: Settings, tmp_path: Path) -> None:
-    """The first of two hosts is down."""
-    url = postgres_tls.url(host="127.0.0.1:1,127.0.0.1", target_session_attrs="read-write")
-    changed = settings.model_copy(update={"database_url": url, "wait_s": 2})
-    with sync_redis.Redis.from_url(settings.redis_url) as client:
+@pytest.mark.needs("redis-server")
+async def test_everything_works_with_tls(postgres_tls: Tls, redis_tls: Tls, settings: Settings, tmp_path: Path) -> None:
+    """The first of two hosts of PostgreSQL is down."""
+    database_url = postgres_tls.url(host="127.0.0.1:1,127.0.0.1", target_session_attrs="read-write")
+    changes = {"database_url": database_url, "redis_url": redis_tls.url(), "wait_s": 2, "rate_limit": "1000/s"}
+    changed = Settings(**settings.model_copy(update=changes).model_dump(exclude_unset=True))
+    with sync_redis.Redis.from_url(redis_tls.url(user="root", password="root")) as client:
         await travel(changed, tmp_path / "logs", lose_jobs=client.flushdb)
     succeed(changed, "backup", str(tmp_path / "backup"))
     encrypted = "select count(*) from pg_stat_ssl where ssl and client_dn like '%shop%' and pid = pg_backend_pid()"
