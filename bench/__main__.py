@@ -90,7 +90,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         "--storage",
         choices=["disk", "s3"],
         default="disk",
-        help="of memory and uploads: s3 measures Daguerre on an object store, beside Daguerre on the disk (disk)",
+        help="of memory, uploads and renditions cached on disk: s3 measures Daguerre on an object store, beside"
+        " Daguerre on the disk (disk)",
     )
     parser.add_argument(
         "--loaded",
@@ -112,7 +113,7 @@ def main() -> None:
     options = read_options(sys.argv[1:])
     row_options: dict[str, dict[str, Any]] = {
         "growth": {"images": [int(count) for count in options.images.split(",")], "only": options.work.split(";")},
-        "renditions": {"only": options.work.split(";")},
+        "renditions": {"only": options.work.split(";"), "on_s3": options.storage == "s3"},
         "workers": {"count": options.jobs},
         "footprint": {"images": options.loaded},
         "memory": {"count": options.uploads or memory.UPLOADS, "on_s3": options.storage == "s3"},

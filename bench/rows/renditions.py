@@ -30,6 +30,7 @@ from service.launcher.embedded.postgres import Postgres
 
 REQUESTS = 500
 MIN_RATE_OF_BARE = 0.6
+MIN_RATE_OF_DISK = 0.95  # as fast, but for the noise
 MIN_RATE_OF_THUMBOR = {"uncached": 1.0, "photographs": 1.3}
 _WIDTH, _HEIGHT = 300, 225
 _QUERY = "format=jpeg&quality=80"
@@ -84,6 +85,7 @@ def run(
     seconds: float,
     sizes: Sequence[str],  # noqa: ARG001 - one size
     only: Sequence[str] = ("",),
+    on_s3: bool = False,
 ) -> None:
     prefixes = tuple(only)
     for work in (UNCACHED, PHOTOGRAPHS):
@@ -93,7 +95,7 @@ def run(
     if "cached".startswith(prefixes):
         _measure_cached(folder / "cached", photograph("m"), rounds, seconds)
     if "cached on disk".startswith(prefixes):
-        _measure_on_disk(folder / "disk", photograph("m"), rounds, seconds)
+        _measure_on_disk(folder / "disk", photograph("m"), rounds, seconds, on_s3=on_s3)
     if "at once".startswith(prefixes):
         _measure_concurrent(folder / "concurrent", photograph("m"), rounds)
 
@@ -173,22 +175,29 @@ def _measure_cached(folder: Path, picture: bytes, rounds: int, seconds: float) -
         turns.print_ratio(first, other, MIN_RATE_OF_BARE)
 
 
-def _measure_on_disk(folder: Path, picture: bytes, rounds: int, seconds: float) -> None:
-    """Cached renditions without the cache in memory: the API process finds and reads the file for each request."""
+def _measure_on_disk(folder: Path, picture: bytes, rounds: int, seconds: float, *, on_s3: bool) -> None:
+    """Cached renditions without the cache in memory: the API process finds and reads the file for each request.
+
+    On S3 the file is a local copy. Daguerre on the disk is measured beside it.
+    """
     env = {**_UNLIMITED, "DAGUERRE_API_PROCESSES": "1", "DAGUERRE_RENDITIONS_MEMORY": "1"}
-    with daguerre(folder, env=env) as ours:
-        path = f"/i/{upload_all(ours, picture, 1)[0]}?width={_WIDTH}&{_QUERY}"
-        rendition = _fetch(ours, path, (_WIDTH, _HEIGHT))
+    with ExitStack() as stack:
+        targets = [stack.enter_context(daguerre(folder, env=env, on_s3=True))] if on_s3 else []
+        targets.append(stack.enter_context(daguerre(folder, env=env)))
+        paths = {target.name: f"/i/{upload_all(target, picture, 1)[0]}?width={_WIDTH}&{_QUERY}" for target in targets}
+        for target in targets:
+            rendition = _fetch(target, paths[target.name], (_WIDTH, _HEIGHT))
         series = turns.measure(
-            [ours],
-            lambda _: wrk.Requests([path], [], jpeg=True),
+            targets,
+            lambda target: wrk.Requests([paths[target.name]], [], jpeg=True),
             connections=CONNECTIONS,
             seconds=seconds,
             rounds=rounds,
         )
-        turns.print_table(
-            f"Cached on disk, {len(rendition) / 1000:.1f} KB, {CONNECTIONS} connections, one process", series
-        )
+        kilobytes = len(rendition) / 1000
+        turns.print_table(f"Cached on disk, {kilobytes:.1f} KB, {CONNECTIONS} connections, one process", series)
+        if on_s3:
+            turns.print_ratio(series[0], series[1], MIN_RATE_OF_DISK)
 
 
 def _measure_concurrent(folder: Path, picture: bytes, rounds: int) -> None:
