@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -101,7 +102,7 @@ class ObjectStore:
         """Like `put`, for a local file of this size."""
         if size < MULTIPART_BYTES:
             async with self._request(name, self._choose_slots(size), writes=True):
-                await self._put(name, await asyncio.to_thread(_read_draft, path), attributes, replace=replace)
+                await self._put(name, await asyncio.to_thread(_read_draft, path, size), attributes, replace=replace)
             return
         # A store has no condition for an upload in parts. The caller reserves its names, so that this check is enough.
         if not replace and await self.find(name) is not None:
@@ -117,7 +118,7 @@ class ObjectStore:
                 max_concurrency=_PARTS_IN_FLIGHT,
             )
 
-    async def _put(self, name: str, data: bytes, attributes: Attributes, *, replace: bool) -> None:
+    async def _put(self, name: str, data: bytes | mmap.mmap, attributes: Attributes, *, replace: bool) -> None:
         await obstore.put_async(
             self._store,
             name,
@@ -329,10 +330,18 @@ def _errors(name: str, *, writes: bool = False) -> Iterator[None]:
         raise StorageUnavailable(NO_RESPONSE, f"the object store does not respond: {_shorten(error)}") from error
 
 
-def _read_draft(path: Path) -> bytes:
-    """Blocks; raises OSError."""
+def _read_draft(path: Path, size: int) -> mmap.mmap | bytes:
+    """Returns the content in memory that goes back to the system afterwards. Of what malloc gives to several threads,
+    much would stay with the process. Blocks; raises OSError.
+    """
     _require_draft(path)
-    return path.read_bytes()
+    if not size:
+        return b""
+    content = mmap.mmap(-1, size)
+    with path.open("rb") as file:
+        if file.readinto(content) != size:
+            raise OSError(errno.ESTALE, "the local file is shorter than it was", str(path))
+    return content
 
 
 def _require_draft(path: Path) -> None:
