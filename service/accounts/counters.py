@@ -98,3 +98,8 @@ async def _measure(connection: Connection, account_id: AccountId) -> _Measuremen
     if row is None:
         raise AccountUnknown(account_id)
     return _Measurement(Drift(account_id, *row[:2]), *row[2:])
+
+
+async def count_images(connection: Connection) -> int:
+    """Returns the number of images of all accounts, by their counters."""
+    return int(await connection.fetchval("select coalesce(sum(num_images), 0)::bigint from accounts"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from service.accounts.counters import count_images
 from service.config.settings import Settings, SettingsError
 from service.config.values import StoreUrl
 from service.database import Database
@@ -84,13 +85,15 @@ async def _require_free(source: OriginalInventory, target: OriginalInventory) ->
 
 async def _copy(database: Database, copies: Copies, write: Callable[[str], None]) -> bool:
     is_complete, shown_at = True, time.monotonic()
+    async with database.connection() as connection:
+        total = await count_images(connection)
     async for faults in copies.add_all(database):
         for image_id, fault in faults.items():
             is_complete = False
             write(f"image {image_id}: {fault}")
         if time.monotonic() - shown_at >= _PROGRESS_INTERVAL_S:
             shown_at = time.monotonic()
-            write(copies.describe())
+            write(f"{copies.copied + copies.present} of {total} images: {copies.describe()}")
     write(copies.describe())
     return is_complete
 

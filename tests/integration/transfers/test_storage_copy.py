@@ -15,6 +15,7 @@ from service.launcher.embedded.object_store import BUCKET, ObjectStoreServer
 from service.storage.interface import StorageUnavailable
 from service.storage.object_store.client import ObjectStore
 from service.storage.object_store.originals import object_name
+from service.transfers import storage_copy
 from service.transfers.storage_copy import copy_storage
 from tests.conftest import Client, Tenant, run_worker
 from tests.support.samples import jpeg
@@ -103,6 +104,17 @@ async def test_images_move_to_a_store_and_back(
     store = ObjectStore(url)
     for image_id in (*image_ids, later):
         assert await store.find(object_name(image_id)) is not None
+
+
+async def test_progress_is_shown(
+    api: Client, tenant: Tenant, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_copy, "_PROGRESS_INTERVAL_S", 0)
+    async with run_worker(settings):
+        await upload(api, tenant)
+    lines: list[str] = []
+    assert await copy_storage(settings, tmp_path / "other", write=lines.append)
+    assert lines[0].startswith("1 of 1 images: 1 files copied")
 
 
 async def test_copies_of_deleted_images_are_quarantined(
