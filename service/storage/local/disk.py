@@ -6,7 +6,6 @@ file look missing.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.config.settings import SettingsError
-from service.errors import ServiceError
 from service.folders import make_folder
 from service.ids import IMAGE_ID_PATTERN, ImageId
 from service.storage.files import in_thread
 from service.storage.interface import StorageUnavailable
+from service.storage.recorded_id import RecordedId
 from service.storage.shards import NUM_SHARDS, shard_name, shard_of
 
 Result = TypeVar("Result")
@@ -206,8 +205,6 @@ class StorageFolders:
 
 ID_FILE = "storage-id"
 _MAX_ID_BYTES = 64
-# Shorter than the time limit of a check, so that a database that hangs does not look like a disk that hangs.
-_LOAD_TIMEOUT_S = 1.0
 
 
 class StorageRoot:
@@ -223,8 +220,7 @@ class StorageRoot:
 
     def __init__(self, path: Path, load_id: Callable[[], Awaitable[str | None]] | None, threads: Executor) -> None:
         self.path = path
-        self.id: str | None = None
-        self._load_id = load_id
+        self.recorded_id = RecordedId(load_id)
         self._threads = threads
 
     async def call(self, do: Callable[[int], Result], *, needs_id: bool = True) -> Result:
@@ -233,8 +229,8 @@ class StorageRoot:
         Raises StorageUnavailable, OSError, and `database-unavailable` if the id has to be loaded. Without `needs_id`,
         the last id is used if the database does not respond soon.
         """
-        load = self._load if needs_id else self._load_soon
-        if self.id is None:
+        load = self.recorded_id.load if needs_id else self.recorded_id.load_soon
+        if self.recorded_id.value is None:
             await load()
         try:
             return await in_thread(self._threads, partial(self.run, do))
@@ -255,24 +251,10 @@ class StorageRoot:
             self._require_id(root)
             return do(root)
 
-    async def _load(self) -> bool:
-        """Returns whether the id has changed, e.g. because the database was restored."""
-        if self._load_id is None:
-            return False
-        before, self.id = self.id, await self._load_id()
-        return self.id != before
-
-    async def _load_soon(self) -> bool:
-        try:
-            async with asyncio.timeout(_LOAD_TIMEOUT_S):
-                return await self._load()
-        except (ServiceError, TimeoutError):
-            return False
-
     def _require_id(self, root: int) -> None:
-        own_id = None if self._load_id is None else read_id(root)
-        if own_id != self.id:
-            raise _unavailable(f"its {ID_FILE} is {own_id}, and that of this database's storage is {self.id}")
+        own_id, recorded = read_id(root) if self.recorded_id.is_required else None, self.recorded_id.value
+        if own_id != recorded:
+            raise _unavailable(f"its {ID_FILE} is {own_id}, and that of this database's storage is {recorded}")
         if own_id is None and not has_folder(INCOMING, root):
             raise _unavailable(f"its folder {INCOMING} is missing")
 

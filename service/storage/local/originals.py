@@ -64,7 +64,7 @@ class LocalOriginals(StorageFolders):
 
     @property
     def id(self) -> str | None:
-        return self.root.id
+        return self.root.recorded_id.value
 
     @property
     def location(self) -> str:

@@ -30,6 +30,7 @@ from service.storage.object_store.client import Attributes, ObjectStore
 from service.storage.object_store.journal import Journal
 from service.storage.object_store.setup import ID_OBJECT, ObjectSetup, decode_id
 from service.storage.object_store.upload_file import ObjectUploadFile
+from service.storage.recorded_id import RecordedId
 from service.storage.shards import shard_of
 
 log = structlog.get_logger("service")
@@ -40,8 +41,6 @@ _ID_TTL_S = 5.0
 _MAX_UNFINISHED_S = 1800
 _MAX_BATCHED_BYTES = 1 << 20
 _FINISH_WAIT_S = 1.0
-# Shorter than the time limit of a check, so that a database that hangs does not look like a store that hangs.
-_LOAD_TIMEOUT_S = 1.0
 
 
 def object_name(image_id: ImageId) -> str:
@@ -63,11 +62,14 @@ class ObjectOriginals(ObjectSetup):
         load_id: Callable[[], Awaitable[str | None]] | None = None,
     ) -> None:
         super().__init__(store, cache)
-        self.id: str | None = None
         self._journal = journal
-        self._load_id = load_id
+        self._recorded_id = RecordedId(load_id)
         self._id_read_at = -_ID_TTL_S
         self._finishing: set[asyncio.Task[frozenset[ImageId]]] = set()
+
+    @property
+    def id(self) -> str | None:
+        return self._recorded_id.value
 
     @property
     def disks(self) -> Mapping[str, Path]:
@@ -87,7 +89,7 @@ class ObjectOriginals(ObjectSetup):
         """Raises StorageUnavailable if the store has another id than the database, OSError, and `database-unavailable`
         if the id has to be loaded.
         """
-        await self._require_own(self._load)
+        await self._require_own(self._recorded_id.load)
 
     async def _require_available_now(self) -> None:
         """Like `require_available`, but always asks the store."""
@@ -97,7 +99,7 @@ class ObjectOriginals(ObjectSetup):
     async def check(self) -> None:
         await in_thread(self.threads, self._cache.try_write)
         self._id_read_at = -_ID_TTL_S
-        await self._require_own(self._load_soon)
+        await self._require_own(self._recorded_id.load_soon)
 
     async def _require_own(self, load: Callable[[], Awaitable[bool]]) -> None:
         if self.id is None:
@@ -105,7 +107,7 @@ class ObjectOriginals(ObjectSetup):
         if time.monotonic() - self._id_read_at < _ID_TTL_S:
             return
         own_id = await self._load_own_id()
-        if self._load_id is not None and own_id != self.id and (not await load() or own_id != self.id):
+        if self._recorded_id.is_required and own_id != self.id and (not await load() or own_id != self.id):
             raise StorageUnavailable(
                 errno.ENODEV, f"its {ID_OBJECT} is {own_id}, and that of this database's storage is {self.id}"
             )
@@ -116,20 +118,6 @@ class ObjectOriginals(ObjectSetup):
             return decode_id(await self._store.read(ID_OBJECT))
         except FileNotFoundError:
             return None
-
-    async def _load(self) -> bool:
-        """Returns whether the id has changed, e.g. because the database was restored."""
-        if self._load_id is None:
-            return False
-        before, self.id = self.id, await self._load_id()
-        return self.id != before
-
-    async def _load_soon(self) -> bool:
-        try:
-            async with asyncio.timeout(_LOAD_TIMEOUT_S):
-                return await self._load()
-        except (ServiceError, TimeoutError):
-            return False
 
     # Uploads
 

@@ -242,14 +242,14 @@ async def test_id_is_recorded_after_the_tables_exist(api: Client, settings: Sett
     async with open_api(settings) as second:
         storages.append(on_disk(second.storage))
         for storage in storages:
-            storage.root.id = None
+            storage.root.recorded_id.value = None
             await storage.check()
         assert not (settings.storage_folder / ID_FILE).exists()
         await connection.execute("alter table others rename to storage")
         await asyncio.gather(*(storage.check() for storage in storages * 3))
     recorded = await connection.fetchval("select id from storage")
     assert recorded == (settings.storage_folder / ID_FILE).read_text().strip()
-    assert {storage.root.id for storage in storages} == {recorded}
+    assert {storage.root.recorded_id.value for storage in storages} == {recorded}
 
 
 async def test_id_of_a_wrong_folder_is_not_recorded(
@@ -259,7 +259,7 @@ async def test_id_of_a_wrong_folder_is_not_recorded(
     storage = on_disk(resources_of(api).storage)
     await connection.execute("delete from storage")
     (settings.storage_folder / ID_FILE).unlink()
-    storage.root.id = None
+    storage.root.recorded_id.value = None
     with unmounted(settings.storage_folder, "folders"):
         with pytest.raises(StorageUnavailable, match="none of the files"):
             await storage.check()
