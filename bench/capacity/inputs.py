@@ -39,7 +39,7 @@ class Inputs:
     wal_mb_s: float = _value(250, "MB of WAL a second that its disk and its standbys take")
     store_puts: float = _value(3500, "PUTs a second of one partition of S3, as Amazon documents it")
     store_gets: float = _value(5500, "GETs a second of one partition of S3, likewise")
-    verify_mb_s: float = _value(200, "MB a second that `daguerre verify` reads, four files at a time")
+    verify_mb_s: float = _value(200, "MB a second that `daguerre verify` reads")
 
     def mean(self, by_size: Mapping[str, float]) -> float:
         """Returns the mean over the uploads of a value for each size of photograph."""
