@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import shutil
 import stat
@@ -382,6 +383,45 @@ class TestCrash:
         [error] = await storage.sync_batch([file])
         assert isinstance(error, ServiceError)
         assert error.code == "storage-unavailable"
+
+
+class TestManyObjects:
+    COUNT = 10_000
+    CONTENT = b"content"
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(240)
+    @pytest.mark.usefixtures("api")
+    async def test_verify_lists_all_of_them(
+        self, settings: Settings, tenant: Tenant, store: ObjectStore, connection: Any
+    ) -> None:
+        image_ids = [ImageId(f"{number:07}") for number in range(self.COUNT)]
+        # One shard has more than a page of the list.
+        crowded = [f"00/{number:07}-foreign" for number in range(1100)]
+        await connection.execute(
+            "insert into images (id, account_id, size, sha256, state)"
+            " select id, $2, $3, $4, 'ready' from unnest($1::text[]) as id",
+            *(image_ids, tenant.id, len(self.CONTENT), hashlib.sha256(self.CONTENT).digest()),
+        )
+        await connection.execute(
+            "update accounts set num_images = $2, used_bytes = $3 where id = $1",
+            *(tenant.id, self.COUNT, self.COUNT * len(self.CONTENT)),
+        )
+        *present, missing = image_ids
+        await self.put_all(store, [*map(object_name, present), *crowded])
+        image_problem, *file_problems = (await verify(settings, read=False)).problems
+        assert image_problem == f"image {missing}: its file is missing"
+        assert len(file_problems) == len(crowded)
+        assert all("-foreign: no image belongs to it" in problem for problem in file_problems)
+
+    async def put_all(self, store: ObjectStore, names: list[str]) -> None:
+        rest = iter(names)
+
+        async def put_rest() -> None:
+            for name in rest:
+                await store.put(name, self.CONTENT, Attributes())
+
+        await asyncio.gather(*(put_rest() for _ in range(32)))
 
 
 class TestFailingStore:
