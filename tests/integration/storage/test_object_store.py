@@ -9,7 +9,9 @@ import shutil
 import stat
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -386,7 +388,7 @@ class TestCrash:
 
 
 class TestManyObjects:
-    COUNT = 10_000
+    NUM_OBJECTS, NUM_IMAGES = 10_000, 300
     CONTENT = b"content"
 
     @pytest.mark.slow
@@ -395,9 +397,12 @@ class TestManyObjects:
     async def test_verify_lists_all_of_them(
         self, settings: Settings, tenant: Tenant, store: ObjectStore, connection: Any
     ) -> None:
-        image_ids = [ImageId(f"{number:07}") for number in range(self.COUNT)]
-        # One shard has more than a page of the list.
-        crowded = [f"00/{number:07}-foreign" for number in range(1100)]
+        image_ids = [ImageId(f"{number:07}") for number in range(self.NUM_IMAGES)]
+        # A fifth is in one shard, which is more than a page of the list has.
+        foreign = [
+            f"{number % 256 if number % 5 else 0:02x}/{number:07}-foreign"
+            for number in range(self.NUM_IMAGES, self.NUM_OBJECTS)
+        ]
         await connection.execute(
             "insert into images (id, account_id, size, sha256, state)"
             " select id, $2, $3, $4, 'ready' from unnest($1::text[]) as id",
@@ -405,23 +410,18 @@ class TestManyObjects:
         )
         await connection.execute(
             "update accounts set num_images = $2, used_bytes = $3 where id = $1",
-            *(tenant.id, self.COUNT, self.COUNT * len(self.CONTENT)),
+            *(tenant.id, self.NUM_IMAGES, self.NUM_IMAGES * len(self.CONTENT)),
         )
         *present, missing = image_ids
-        await self.put_all(store, [*map(object_name, present), *crowded])
+        await asyncio.to_thread(self.put_all, store, [*map(object_name, present), *foreign])
         image_problem, *file_problems = (await verify(settings, read=False)).problems
         assert image_problem == f"image {missing}: its file is missing"
-        assert len(file_problems) == len(crowded)
+        assert len(file_problems) == len(foreign)
         assert all("-foreign: no image belongs to it" in problem for problem in file_problems)
 
-    async def put_all(self, store: ObjectStore, names: list[str]) -> None:
-        rest = iter(names)
-
-        async def put_rest() -> None:
-            for name in rest:
-                await store.put(name, self.CONTENT, Attributes())
-
-        await asyncio.gather(*(put_rest() for _ in range(32)))
+    def put_all(self, store: ObjectStore, names: list[str]) -> None:
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(partial(store.create_now, data=self.CONTENT), names))
 
 
 class TestFailingStore:
