@@ -1,4 +1,7 @@
-"""PostgreSQL of a provider: an ordinary role owns the database, and may do nothing else on the server."""
+"""PostgreSQL of a provider: an ordinary role owns the database, and may do nothing else on the server.
+
+`test_tls.py` and `test_pooler.py` use such roles for everything else.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-import redis as sync_redis
 
 from service.config.settings import Settings
 from service.schema.changes import create_schema
 from service.schema.definition import Schema
 from tests.conftest import Servers
 from tests.e2e.conftest import OwnedDatabase
-from tests.support.journey import succeed, travel
+from tests.support.journey import succeed
 
 pytestmark = pytest.mark.slow
-
-
-async def test_everything_works_without_a_superuser(
-    servers: Servers, owned_database: OwnedDatabase, settings: Settings, tmp_path: Path
-) -> None:
-    changes = {"database_url": owned_database.url(servers), "wait_s": 2}
-    with sync_redis.Redis.from_url(settings.redis_url) as client:
-        await travel(settings.model_copy(update=changes), tmp_path / "logs", lose_jobs=client.flushdb)
 
 
 async def test_backup_is_restored_without_a_superuser(

@@ -201,7 +201,7 @@ def postgres_tls(folder: Path, authority: Authority) -> Iterator[Tls]:
 
 @pytest.mark.needs("redis-server")
 async def test_everything_works_with_tls(postgres_tls: Tls, redis_tls: Tls, settings: Settings, tmp_path: Path) -> None:
-    """The first of two hosts of PostgreSQL is down."""
+    """An ordinary role owns the database. The first of two hosts of PostgreSQL is down."""
     database_url = postgres_tls.url(host="127.0.0.1:1,127.0.0.1", target_session_attrs="read-write")
     changes = {"database_url": database_url, "redis_url": redis_tls.url(), "wait_s": 2, "rate_limit": "1000/s"}
     changed = Settings(**settings.model_copy(update=changes).model_dump(exclude_unset=True))
