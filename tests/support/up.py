@@ -69,9 +69,10 @@ class Up:
 def terminal(log: Path) -> Iterator[int]:
     """Yields the descriptor of a terminal whose output is written to the log."""
     ours, theirs = pty.openpty()
+    file = log.open("wb", buffering=0)  # here, so that nobody reads what an earlier run wrote
 
     def copy() -> None:
-        with log.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # EIO at the end
+        with file, contextlib.suppress(OSError):  # EIO at the end
             while chunk := os.read(ours, 4096):
                 file.write(chunk)
 

@@ -115,7 +115,7 @@ async def wait_counted(daguerre: Daguerre, requests: int, *, in_flight: int) -> 
     """Returns when all processes show these values. Each uses the text of a scrape again for a second."""
 
     async def are_counted() -> bool:
-        scrapes = [await scrape(daguerre) for _ in range(10)]  # so that each process is asked
+        scrapes = [await scrape(daguerre) for _ in range(40)]  # so that each process is asked
         return all(
             (total(shown), shown.value("daguerre_uploads_in_flight")) == (requests, in_flight) for shown in scrapes
         )
