@@ -30,7 +30,10 @@ from tests.support.scrapes import Scrape
 from tests.support.servers import free_port
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="libfaketime"),
+    pytest.mark.timeout(180),  # a dozen processes have to start, on a busy machine
+]
 
 _CLIENTS_PER_HOST = 4
 _RECOVERY_TIMEOUT_S = 30

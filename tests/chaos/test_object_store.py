@@ -21,7 +21,10 @@ from tests.support.waiting import until
 
 _NUM_MOVED = 1000
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture
