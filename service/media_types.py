@@ -1,4 +1,4 @@
-"""The eight formats: their media types, and how the first bytes of a file tell them apart."""
+"""The eight formats: their media types, and how the first bytes of a file distinguish them."""
 
 from __future__ import annotations
 

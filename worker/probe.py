@@ -64,8 +64,6 @@ async def _finish(worker: Resources, image_id: ImageId, account: str, tries: int
         probe = await worker.probers.probe(*await worker.storage.paths_for_decoding(image_id), account=account)
         image = await worker.probe_results.submit((image_id, probe))
     except Rejected as error:
-        if await worker.storage.drop_damaged_copy(image_id):
-            raise Retry(defer=RETRY_S) from error
         log.info("probe.refused", code=error.code, kind=error.kind)
         image = await _fail(worker, image_id, error.code, error.kind)
     except FileNotFoundError:
@@ -105,7 +103,12 @@ async def _load(worker: Resources, image_id: ImageId) -> Image | None:
 
 
 async def _fail(worker: Resources, image_id: ImageId, code: str, kind: str | None = None) -> Image | None:
-    """Writes the error code to the row and removes the file. Returns the row, or None if the image was finished."""
+    """Writes the error code to the row and removes the file. Returns the row, or None if the image was finished.
+
+    If the local copy was damaged, the picture is not blamed: it is fetched and probed again.
+    """
+    if code != FILE_MISSING and await worker.storage.drop_damaged_copy(image_id):
+        raise Retry(defer=RETRY_S)
     async with worker.database.connection() as connection:
         image = await mark_failed(connection, image_id, code, kind)
     if image is not None:

@@ -55,7 +55,7 @@ _LEASE_S = 50  # below MAX_DEFER_S of worker/queue/claims.py, and longer than al
 # the indexes that are hit at random are changed for the first time, as always in a large table.
 _IMAGES_AFTER_CHECKPOINT = 256
 _TIMEOUT_S = 600
-_RELOAD_S = 1  # the checkpointer gets the new setting, and tells the others
+_RELOAD_S = 1  # the checkpointer passes the new setting on
 # The size of the reply to a job: the metadata of an image with its EXIF and preview.
 _REPLY = bytes(1000)
 

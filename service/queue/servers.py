@@ -90,7 +90,7 @@ def _parse(url: str) -> dict[str, Any]:
 
 
 def _set_tls(options: dict[str, Any]) -> None:
-    """redis-py 5 does not compare the host with the certificate unless it is told to."""
+    """redis-py 5 does not compare the host with the certificate by default."""
     if options.get("ssl_cert_reqs", "required") == "required":
         options.setdefault("ssl_check_hostname", True)
     if "ssl_certfile" in options:

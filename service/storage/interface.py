@@ -89,7 +89,10 @@ class OriginalStorage(Protocol):
     # An upload: receive, sync_batch, then the commit of its row, then publish.
 
     def receive(self, image_id: ImageId) -> AbstractAsyncContextManager[UploadFile]:
-        """Opens a file for the body of an upload, which is finished within the block, or removed if the block fails."""
+        """Opens a file for the body of an upload, which is finished within the block, or removed if the block fails.
+
+        The end of the block may send a large file, and raises `storage-unavailable` and `database-unavailable`.
+        """
 
     async def sync_batch(self, files: Sequence[UploadFile]) -> Sequence[Exception | None]:
         """Makes finished files durable. Returns None, `storage-unavailable` or IdTaken for each.

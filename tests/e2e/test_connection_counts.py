@@ -59,18 +59,18 @@ async def test_connections_stay_within_their_bounds(
 
 async def count_until(load: Awaitable[Any], valkey: Valkey, connection: Any) -> tuple[int, int]:
     """Returns the most connections to Redis and to PostgreSQL until the load is over."""
-    task, most_redis, most_database = asyncio.ensure_future(load), 0, 0
+    task, max_redis, max_database = asyncio.ensure_future(load), 0, 0
     statement = """
         select count(*) from pg_stat_activity
         where application_name = 'daguerre' and datname = current_database() and pid <> pg_backend_pid()
     """
     with sync_redis.Redis.from_url(valkey.url) as client:
         while not task.done():
-            most_redis = max(most_redis, len(client.client_list()) - 1)
-            most_database = max(most_database, await connection.fetchval(statement))
+            max_redis = max(max_redis, len(client.client_list()) - 1)
+            max_database = max(max_database, await connection.fetchval(statement))
             await asyncio.sleep(0.02)
     await task
-    return most_redis, most_database
+    return max_redis, max_database
 
 
 async def put_load_on(daguerre: Daguerre, number: int) -> None:

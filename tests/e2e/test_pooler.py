@@ -111,7 +111,7 @@ async def test_nothing_is_left_in_a_session(pooled: Pooled) -> None:
             await other.close()
 
 
-async def test_several_upgrades_at_once(pooled: Pooled) -> None:
+async def test_concurrent_upgrades(pooled: Pooled) -> None:
     current = Schema.load()
     index = "create index concurrently if not exists images_by_size on images (size)"
     newer = replace(

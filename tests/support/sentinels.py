@@ -38,7 +38,7 @@ class Sentinels:
         raise AssertionError("no sentinel answers")
 
     def fail_over(self) -> None:
-        """Tells the sentinels to demote the primary, although it works."""
+        """Makes the sentinels demote the primary, although it works."""
         with _sentinel(self.sentinels[0].port) as client:
             client.execute_command("SENTINEL", "FAILOVER", NAME)
 
